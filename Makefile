@@ -1,0 +1,62 @@
+# make latency | make test | make check | make sanitize: each sets up what it needs.
+#   make test PYTHON=python3 VENV=     use the installed Python, torch and build tools; no network
+
+VENV ?= .venv
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
+TORCH = 2.13.0
+# A machine without an NVIDIA GPU takes the CPU wheel: from the configured index if it has one, else from PyTorch's.
+CPU_INDEX = https://download.pytorch.org/whl/cpu
+
+ifeq ($(strip $(VENV)),)
+PY := $(PYTHON)
+READY := build/.checked
+else
+PY := $(VENV)/bin/python
+READY := $(VENV)/.ready
+endif
+
+PATHS = pearl_rt bench tests kernels setup.py
+CPP = $(shell find csrc -name '*.cpp' -o -name '*.h')
+CLANG_FORMAT = $(firstword $(wildcard $(dir $(PY))clang-format) clang-format)
+RUN = PYTHONPATH=$(CURDIR) $(PY)
+
+.PHONY: latency test check sanitize build clean
+.DELETE_ON_ERROR:
+
+latency: build
+	$(RUN) bench/latency.py $(ARGS)
+
+test: build
+	$(RUN) -m pytest $(ARGS)
+
+check: $(READY)
+	$(PY) -m ruff check $(PATHS)
+	$(PY) -m ruff format --check $(PATHS)
+	$(PY) -m mypy
+	$(CLANG_FORMAT) --dry-run -Werror $(CPP)
+	$(RUN) -m pytest -q tests/test_imports.py
+
+build: $(READY)
+	$(PY) setup.py -q build_ext --inplace
+
+ifeq ($(strip $(VENV)),)
+build/.checked: setup.py
+	@$(PY) -c "import numpy, pybind11, safetensors, setuptools, tokenizers, torch, tqdm" || \
+	  { echo "VENV= uses what $(PYTHON) has installed, and the module above is missing from it"; exit 1; }
+	@mkdir -p build && touch $@
+else
+$(VENV)/.ready: requirements-dev.txt Makefile
+	$(PYTHON) -m venv $(VENV)
+	@if command -v nvidia-smi >/dev/null; then \
+	  $(PY) -m pip install -q torch==$(TORCH) triton; \
+	else \
+	  $(PY) -m pip install -q torch==$(TORCH)+cpu 2>/dev/null || \
+	  $(PY) -m pip install -q torch==$(TORCH)+cpu --index-url $(CPU_INDEX) || \
+	  { echo "no CPU wheel of torch to be had: taking the default one, several GB"; $(PY) -m pip install torch==$(TORCH); }; \
+	fi
+	$(PY) -m pip install -q -r requirements-dev.txt
+	touch $@
+endif
+
+clean:
+	rm -rf build dist *.egg-info pearl_rt/_C*.so pearl_rt/kernels
