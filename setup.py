@@ -18,6 +18,11 @@ ROOT = Path(__file__).resolve().parent
 class CMakeBuild(build_ext):
     """`setup.py build_ext`: configure once, then let Ninja rebuild what changed."""
 
+    def run(self) -> None:
+        super().run()
+        if self.inplace:
+            self.link_kernels()
+
     def build_extension(self, ext: Extension) -> None:
         output_dir = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build_dir = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
@@ -38,8 +43,6 @@ class CMakeBuild(build_ext):
         ]
         subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
         subprocess.run([self.tool("cmake"), "--build", str(build_dir)], check=True)
-        if self.inplace:
-            self.link_kernels()
 
     @staticmethod
     def tool(name: str) -> str:

@@ -49,7 +49,7 @@ def test_imports_point_down(path: Path) -> None:
         return
     here = floor_of(module)
     assert here is not None, (
-        f"pearl_rt/{module} stands on no floor: add it to FLOORS in {Path(__file__).name}"
+        f"pearl_rt.{module} stands on no floor: add it to FLOORS"
     )
     for name in imported_modules(path):
         there = floor_of(name)
