@@ -1,0 +1,33 @@
+// The seam between lanes and forward passes. It knows nothing of strategies, sampling or threads.
+#pragma once
+
+#include <cstdint>
+
+namespace pearl {
+
+// Consecutive tokens of one sequence.
+struct Segment {
+  int slot;                  // which KV cache slot
+  const int32_t* token_ids;  // [num_tokens]
+  int num_tokens;
+  int64_t start;   // position of token_ids[0]; KV rows [start, start + num_tokens) are written, rows
+                   // below are read
+  int num_logits;  // logits of the last num_logits tokens are wanted (0..num_tokens)
+  float* logits;   // [num_logits, vocab_size] fp32, row-major, owned by the caller
+};
+
+// A model and its KV cache.
+class Executor {
+ public:
+  virtual ~Executor() = default;
+
+  // Any total number of tokens (a prefill is cut as the executor likes); synchronous; called by any
+  // one thread at a time. The bits of a row do not depend on what else is in the call.
+  virtual void forward(const Segment* segments, int num_segments) = 0;
+
+  virtual int vocab_size() const = 0;
+  virtual int64_t max_model_len() const = 0;  // KV rows of a slot
+  virtual int num_slots() const = 0;
+};
+
+}  // namespace pearl
