@@ -1,7 +1,7 @@
 """What can go wrong, by whose fault: five errors, each of which names the value and the way out.
 
-Whoever calls pearl_rt needs to catch only `PearlError`. A message says what was found, what was expected and what to
-do; it never says only that something failed.
+Whoever calls pearl_rt needs to catch only `PearlError`. A message says what was found, what was expected and
+what to do; it never says only that something failed.
 """
 
 
@@ -10,7 +10,7 @@ class PearlError(Exception):
 
 
 class ConfigError(PearlError, ValueError):
-    """A model or an engine is described in a way that cannot be run: an architecture, a rope type, an option."""
+    """A model or an engine is described in a way that cannot be run: an architecture, an option."""
 
 
 class CheckpointError(PearlError, ValueError):

@@ -1,0 +1,1 @@
+"""Model definitions in torch, and the rotary tables that every backend shares."""
