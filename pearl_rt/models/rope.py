@@ -1,7 +1,7 @@
 """Rotary position tables: cos and sin of every position, with the scaling of the rope type folded in.
 
-Bit for bit what transformers computes (torch, fp32), so that a model sees the angles it was trained with. Knows
-the configuration, and nothing about attention: whoever applies the tables rotates x[:half] with x[half:].
+Bit for bit what transformers computes (torch, fp32), so that a model sees the angles it was trained with.
+Knows the configuration, and nothing about attention: whoever applies them rotates x[:half] with x[half:].
 """
 
 import math
@@ -50,9 +50,9 @@ def _llama3(inv_freq: torch.Tensor, scaling: RopeScaling) -> torch.Tensor:
 
 
 def _yarn(wavelengths: torch.Tensor, config: ModelConfig, scaling: RopeScaling) -> torch.Tensor:
-    """NTK by parts (arXiv 2309.00071, section 3.2), by rotations within the original context: dimensions with
-    more than beta_fast keep their frequency, those with less than beta_slow are slowed by factor, and a linear
-    ramp over dimensions lies between."""
+    """NTK by parts (arXiv 2309.00071, section 3.2), by rotations within the original context: dimensions
+    with more than beta_fast keep their frequency, those with less than beta_slow are slowed by factor, and
+    a linear ramp over dimensions lies between."""
     context = scaling.original_max_position_embeddings
     assert context is not None  # held by RopeScaling
 
