@@ -12,6 +12,6 @@ void bind_coordinator(py::module_& m);  // coordinator/bind_coordinator.cpp: lan
 PYBIND11_MODULE(_C, m) {
   m.doc() = "Native half of pearl_rt: the CPU executor, lanes and the coordinator. Links neither torch nor CUDA.";
   pearl::bind_sampling(m);
+  pearl::bind_coordinator(m);  // before the executors: it binds their base class
   pearl::bind_executor(m);
-  pearl::bind_coordinator(m);
 }

@@ -1,0 +1,60 @@
+// Programs as data: for each lane a list of ops that runs once, and one that runs every round.
+// The lists themselves are written in pearl_rt/program.py.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace pearl {
+
+enum class OpKind {
+  kPrefill,         // feed the whole prompt; keep the logits of its last token
+  kPrefillContext,  // feed the prompt but for its last token
+  kFirst,           // commit the first token from the prefill's logits
+  kDraft,           // fill the next window
+  kScore,           // logits of the pending positions and one more
+  kScoreWindow,     // the same, and of the new window's
+  kVerify,          // judge, commit, publish
+  kRecord,          // event += 1
+  kWait,            // until the event has been recorded once more than this lane has waited for it
+};
+
+inline const char* op_name(OpKind kind) {
+  switch (kind) {
+    case OpKind::kPrefill:
+    case OpKind::kPrefillContext:
+      return "prefill";
+    case OpKind::kFirst:
+      return "first";
+    case OpKind::kDraft:
+      return "draft";
+    case OpKind::kScore:
+    case OpKind::kScoreWindow:
+      return "score";
+    case OpKind::kVerify:
+      return "verify";
+    case OpKind::kRecord:
+      return "record";
+    case OpKind::kWait:
+      return "wait";
+  }
+  return "?";
+}
+
+struct Op {
+  OpKind kind;
+  int event = -1;  // record and wait only
+};
+
+struct LaneProgram {
+  std::vector<Op> prologue;
+  std::vector<Op> body;
+  bool empty() const { return prologue.empty() && body.empty(); }
+};
+
+struct Program {
+  int num_events = 0;
+  std::vector<LaneProgram> lanes;  // [num_lanes], lane 0 is the target's
+};
+
+}  // namespace pearl

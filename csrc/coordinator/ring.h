@@ -1,0 +1,104 @@
+// Verdicts from the target's lane to the host: one producer, one consumer, bounded.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <vector>
+
+#include "coordinator/event.h"
+
+namespace pearl {
+
+enum class FinishReason : uint8_t { kIdle, kRunning, kStop, kLength };
+
+// What one round committed for one sequence.
+struct RoundResult {
+  int32_t round = 0;  // 0: the first token, after the prefill
+  int32_t slot = 0;
+  std::vector<int32_t> token_ids;  // verified only; cut exactly at EOS, stop id or limit
+  int32_t accept_len = 0;          // judged tokens that passed (before the cut)
+  int32_t num_judged = 0;
+  int32_t pending_before = 0;  // of the judged, how many were drafted in the window before
+  FinishReason finish_reason = FinishReason::kRunning;
+  int64_t t_ns = 0;  // steady clock, when the verdict was known
+};
+
+// The producer asks for room *before* it judges, so that what was committed is always published;
+// it sleeps when there is none (back-pressure). close() lets both ends go.
+class ResultRing {
+ public:
+  ResultRing(size_t capacity, size_t max_tokens) : entries_(capacity) {
+    for (RoundResult& entry : entries_) entry.token_ids.reserve(max_tokens);
+  }
+
+  // Producer: true once there is room for n results, false if the ring was closed first.
+  bool wait_for_room(size_t n) {
+    for (;;) {
+      const uint32_t seen = room_.value();
+      if (entries_.size() - size() >= n) return true;
+      if (closed_.load(std::memory_order_acquire)) return false;
+      room_.wait(seen, std::chrono::microseconds(0));
+    }
+  }
+
+  void push(const RoundResult& result) {
+    const uint64_t head = head_.load(std::memory_order_relaxed);
+    entries_[head % entries_.size()] = result;
+    head_.store(head + 1, std::memory_order_seq_cst);
+    // A reader that wants many results is not woken for each.
+    if (size() >= wanted_.load(std::memory_order_seq_cst)) results_.raise();
+  }
+
+  void close() {
+    closed_.store(true, std::memory_order_release);
+    room_.raise();
+    results_.raise();
+  }
+
+  // Consumer: appends what is there.
+  void drain(std::vector<RoundResult>* out) {
+    uint64_t tail = tail_.load(std::memory_order_relaxed);
+    const uint64_t head = head_.load(std::memory_order_acquire);
+    if (tail == head) return;
+    for (; tail != head; ++tail) out->push_back(entries_[tail % entries_.size()]);
+    tail_.store(tail, std::memory_order_seq_cst);
+    room_.raise();
+  }
+
+  // Consumer: returns at >= n results, at close(), or at the deadline.
+  void wait_for_results(size_t n, Clock::time_point deadline) {
+    wanted_.store(n < entries_.size() / 2 ? n : entries_.size() / 2, std::memory_order_seq_cst);
+    for (;;) {
+      const uint32_t seen = results_.value();
+      if (size() >= wanted_.load(std::memory_order_relaxed)) return;
+      if (closed_.load(std::memory_order_acquire)) return;
+      if (!results_.wait_until(seen, deadline, std::chrono::microseconds(0))) return;
+    }
+  }
+
+  // Only while nobody uses it.
+  void reset() {
+    head_.store(0, std::memory_order_relaxed);
+    tail_.store(0, std::memory_order_relaxed);
+    wanted_.store(1, std::memory_order_relaxed);
+    closed_.store(false, std::memory_order_release);
+  }
+
+  size_t capacity() const { return entries_.size(); }
+
+ private:
+  size_t size() const {
+    const uint64_t tail = tail_.load(std::memory_order_seq_cst);
+    return static_cast<size_t>(head_.load(std::memory_order_seq_cst) - tail);
+  }
+
+  std::vector<RoundResult> entries_;
+  alignas(64) std::atomic<uint64_t> head_{0};  // written by the producer
+  alignas(64) std::atomic<uint64_t> tail_{0};  // written by the consumer
+  alignas(64) std::atomic<uint64_t> wanted_{1};
+  std::atomic<bool> closed_{false};
+  Signal room_;
+  Signal results_;
+};
+
+}  // namespace pearl

@@ -1,0 +1,89 @@
+// Everything that a round reads and writes: one struct of arrays [B] with one writer each.
+// Plain memory: whoever reads a field is ordered after its writer by an event of the program.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "coordinator/ring.h"
+#include "cpu/judge.h"
+
+namespace pearl {
+
+struct State {
+  State(int num_slots, int gamma_max, int64_t capacity, int vocab_size, int draft_vocab_size)
+      : num_slots(num_slots),
+        gamma_max(gamma_max),
+        capacity(capacity),
+        vocab_size(vocab_size),
+        draft_vocab_size(draft_vocab_size),
+        prompt_len(num_slots),
+        max_total_len(num_slots),
+        gamma(num_slots),
+        temperature(num_slots),
+        seed(num_slots),
+        stop_token_ids(num_slots),
+        token_ids(static_cast<size_t>(num_slots) * capacity),
+        committed(num_slots),
+        pending(num_slots),
+        finish_reason(num_slots, FinishReason::kIdle),
+        draft_token_ids(static_cast<size_t>(num_slots) * gamma_max),
+        num_draft_tokens(num_slots),
+        num_rows(num_slots),
+        draft_logits_(new float[static_cast<size_t>(num_slots) * 2 * gamma_max * draft_vocab_size]),
+        target_logits_(new float[static_cast<size_t>(num_slots) * (gamma_max + 1) * vocab_size]) {}
+
+  bool running(int slot) const { return finish_reason[slot] == FinishReason::kRunning; }
+  bool any_running() const {
+    for (int slot = 0; slot < num_slots; ++slot) {
+      if (running(slot)) return true;
+    }
+    return false;
+  }
+
+  int32_t* tokens(int slot) { return token_ids.data() + slot * capacity; }         // [capacity]
+  int32_t* window(int slot) { return draft_token_ids.data() + slot * gamma_max; }  // [gamma_max]
+  float* target_rows(int slot) {                                                   // [gamma_max + 1, V]
+    return target_logits_.get() + static_cast<size_t>(slot) * (gamma_max + 1) * vocab_size;
+  }
+  // A ring by position: pending tokens of the last window (gamma - 1) and the new window (gamma) never meet.
+  float* draft_row(int slot, int64_t position) {  // [Vd]
+    const size_t row = static_cast<size_t>(slot) * 2 * gamma_max + position % (2 * gamma_max);
+    return draft_logits_.get() + row * draft_vocab_size;
+  }
+
+  const int num_slots;  // B
+  const int gamma_max;
+  const int64_t capacity;      // tokens of a sequence, prompt included
+  const int vocab_size;        // V, the target's
+  const int draft_vocab_size;  // Vd; the draft samples ids below min(V, Vd) only
+
+  // Set by start.
+  JudgeKind judge = JudgeKind::kRejection;
+  std::vector<int64_t> prompt_len;     // [B] 0 in an idle slot
+  std::vector<int64_t> max_total_len;  // [B] <= capacity; no position at or past it is fed or judged
+  std::vector<int32_t> gamma;          // [B] the longest window wanted
+  std::vector<float> temperature;      // [B] 0 = greedy
+  std::vector<uint64_t> seed;          // [B]
+  std::vector<std::vector<int32_t>> stop_token_ids;  // [B][] EOS ids (unless ignored) and stop ids
+
+  // Set by start, then by verify. token_ids[b, :committed + pending] holds both kinds.
+  std::vector<int32_t> token_ids;           // [B, capacity]
+  std::vector<int64_t> committed;           // [B] final tokens
+  std::vector<int64_t> pending;             // [B] drafted after them, not judged yet
+  std::vector<FinishReason> finish_reason;  // [B]
+
+  // Set by draft. The window follows token committed + pending.
+  std::vector<int32_t> draft_token_ids;   // [B, gamma_max]
+  std::vector<int32_t> num_draft_tokens;  // [B] length of the window, 0..gamma
+
+  // Set by score.
+  std::vector<int32_t> num_rows;  // [B] rows of target_rows; row r is for position committed + r
+
+ private:
+  std::unique_ptr<float[]> draft_logits_;   // [B, 2 * gamma_max, Vd], set by draft
+  std::unique_ptr<float[]> target_logits_;  // [B, gamma_max + 1, V], set by prefill and score
+};
+
+}  // namespace pearl

@@ -1,0 +1,103 @@
+#include "cpu/cpu_lane.h"
+
+#include <algorithm>
+#include <new>
+
+namespace pearl {
+
+CpuLane::CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Executor> executor)
+    : name_(std::move(name)), device_(std::move(device)), executor_(std::move(executor)) {}
+
+CpuLane::~CpuLane() { join(); }
+
+void CpuLane::submit(const LaneProgram& program, int64_t max_rounds, State* state, Run* run) {
+  program_ = program;
+  max_rounds_ = max_rounds;
+  run_ = run;
+  steps_.emplace(executor_.get(), state, run);
+  round_ = 0;
+  next_ = 0;
+  waiting_since_ns_ = 0;
+  int num_events = 0;
+  for (const auto* ops : {&program.prologue, &program.body}) {
+    for (const Op& op : *ops) num_events = std::max(num_events, op.event + 1);
+  }
+  waits_.assign(num_events, 0);
+  trace_.reset(program.prologue.size() + program.body.size() * static_cast<size_t>(max_rounds));
+  if (!program.empty()) device_->submit(this);
+}
+
+const Op* CpuLane::next_op() {
+  for (;;) {
+    const std::vector<Op>& ops = round_ == 0 ? program_.prologue : program_.body;
+    if (next_ < ops.size()) return &ops[next_];
+    if (round_ == max_rounds_ || program_.body.empty()) return nullptr;
+    ++round_;
+    next_ = 0;
+  }
+}
+
+Progress CpuLane::advance() {
+  if (run_->halted()) return Progress::kEnded;
+  const Op* op = next_op();
+  if (op == nullptr) return Progress::kEnded;
+  if (op->kind == OpKind::kWait) {
+    if (waiting_since_ns_ == 0) waiting_since_ns_ = now_ns();
+    if (!pass(op->event)) return Progress::kBlocked;
+    trace_.add(op->kind, static_cast<int>(round_), waiting_since_ns_, now_ns());
+    waiting_since_ns_ = 0;
+  } else if (op->kind == OpKind::kRecord) {
+    run_->record(op->event);
+  } else {
+    const int64_t begin_ns = now_ns();
+    perform(*op);
+    trace_.add(op->kind, static_cast<int>(round_), begin_ns, now_ns());
+  }
+  ++next_;
+  return Progress::kAdvanced;
+}
+
+bool CpuLane::pass(int event) {
+  if (run_->recorded(event) <= waits_[event]) return false;
+  ++waits_[event];
+  return true;
+}
+
+void CpuLane::perform(const Op& op) {
+  try {
+    switch (op.kind) {
+      case OpKind::kPrefill:
+        return steps_->prefill(true);
+      case OpKind::kPrefillContext:
+        return steps_->prefill(false);
+      case OpKind::kFirst:
+        return steps_->first();
+      case OpKind::kDraft:
+        return steps_->draft();
+      case OpKind::kScore:
+        return steps_->score(false);
+      case OpKind::kScoreWindow:
+        return steps_->score(true);
+      case OpKind::kVerify:
+        return steps_->verify(static_cast<int>(round_));
+      case OpKind::kRecord:
+      case OpKind::kWait:
+        return;
+    }
+  } catch (const Failure& failure) {
+    run_->fail(failure);
+  } catch (const std::bad_alloc&) {
+    fail(op, FailureKind::kResource, "out of memory");
+  } catch (const std::exception& error) {
+    fail(op, FailureKind::kExecutor, error.what());
+  } catch (...) {
+    fail(op, FailureKind::kExecutor, "an unknown exception");
+  }
+}
+
+void CpuLane::fail(const Op& op, FailureKind kind, const std::string& what) {
+  run_->fail(Failure(kind, what + " (in step " + op_name(op.kind) + " of the " + name_ + " lane, round " +
+                               std::to_string(round_) + ")"));
+}
+
+}  // namespace pearl

@@ -1,0 +1,55 @@
+// The ops of a round on the CPU: what draft, score and verify do with an executor and the state.
+// Knows nothing of threads or order; each op loops over the slots and skips those that do not run.
+#pragma once
+
+#include <vector>
+
+#include "coordinator/executor.h"
+#include "coordinator/run.h"
+#include "coordinator/state.h"
+
+namespace pearl {
+
+class CpuSteps {
+ public:
+  CpuSteps(Executor* executor, State* state, Run* run);
+
+  // Feeds the prompt to the executor, in chunks so that a stop is heard. with_last: its last token too, and
+  // its logits go to target row 0; without, all but the last (nothing, for a prompt of one token).
+  void prefill(bool with_last);
+
+  // Commits token prompt_len, sampled from target row 0.
+  void first();
+
+  // Fills the window that follows token committed + pending. Its first step feeds the last two tokens that it
+  // continues from: after a bonus token the draft's cache lacks both, else one row is written again
+  // unchanged.
+  void draft();
+
+  // Row r of the target is for position committed + r: r = 0..pending, and with the window up to its end.
+  // Rows stop at max_total_len: no position at or past it is ever fed or judged.
+  void score(bool include_window);
+
+  // Judges as many rows as were scored: pending tokens first, then the window's. A row without a candidate
+  // gives a bonus token. Commits, cuts at the first stop id or at the limit, publishes, and ends the run when
+  // no slot is left. Rollback is writing two integers.
+  void verify(int round);
+
+ private:
+  void judge_slot(int slot, int round);
+  // Commits tokens already in token_ids up to `committed`, or fewer: publishes what stands.
+  void commit(int slot, int64_t committed, int64_t pending, RoundResult* result);
+  [[noreturn]] void bad_logits(const char* step, const char* lane, int slot, int64_t position) const;
+
+  Executor* const executor_;
+  State* const state_;
+  Run* const run_;
+  std::vector<Segment> segments_;
+  std::vector<int32_t> window_len_;       // [B]
+  std::vector<int32_t> fed_;              // [B, gamma_max + 1] last committed token and the window
+  std::vector<int32_t> candidates_;       // [2 * gamma_max]
+  std::vector<const float*> draft_rows_;  // [2 * gamma_max]
+  RoundResult result_;
+};
+
+}  // namespace pearl

@@ -1,0 +1,198 @@
+"""Strategies as data: what each lane does, op by op, and which events order the lanes.
+
+A program is two short lists per lane, `prologue` (once) and `body` (every round). The coordinator (C++) runs
+it for as many rounds as the request takes, with no Python in between. It knows nothing of models, devices or how
+an op works; those who run it know nothing of strategies.
+
+Ops: `prefill` (whole prompt, logits of its last token), `prefill context` (all but the last token), `first`
+(commit the first token), `draft`, `score` (pending tokens and one row more), `score window` (the new window
+too), `verify`, `record e`, `wait e`. A lane's k-th wait for an event needs its k-th record. The target is first.
+
+`sd` and `pearl` differ in where the target waits for `d`, the draft's window (arXiv 2408.11850, section 3).
+"""
+
+from dataclasses import dataclass
+
+from pearl_rt.errors import ConfigError
+
+STRATEGIES = ("ar", "sd", "pearl")
+PLACEMENTS = ("shared", "split")
+LANES = ("target", "draft")
+
+BODIES: dict[str, dict[str, str]] = {
+    "ar": {"target": "score; verify"},
+    "sd": {
+        "target": "wait d; score window; verify; record v",
+        "draft": "draft; record d; wait v",
+    },
+    "pearl": {
+        "target": "score; wait d; verify; record v",
+        "draft": "draft; record d; wait v",
+    },
+}
+
+# On two devices both prefill at once; on one, the draft's prefill must not delay the first token. Either way
+# the draft begins behind the first token, which is the target's alone.
+PROLOGUES: dict[str, dict[str, str]] = {
+    "shared": {"target": "prefill; first; record v", "draft": "wait v; prefill context"},
+    "split": {"target": "prefill; first; record v", "draft": "prefill context; wait v"},
+}
+
+ORDERING = ("record", "wait")
+
+# What an op reads and writes of the shared state: conflicts must be ordered by events.
+READS = {
+    "prefill": {"prompt"},
+    "prefill context": {"prompt"},
+    "first": {"token_ids", "target_logits"},
+    "draft": {"token_ids"},
+    "score": {"token_ids"},
+    "score window": {"token_ids", "draft_token_ids"},
+    "verify": {"token_ids", "target_logits", "draft_token_ids"},
+}
+WRITES = {
+    "prefill": {"target_logits"},
+    "prefill context": set[str](),
+    "first": {"token_ids"},
+    "draft": {"draft_token_ids"},
+    "score": {"target_logits"},
+    "score window": {"target_logits"},
+    "verify": {"token_ids"},
+}
+
+
+@dataclass(frozen=True)
+class Op:
+    """One step of a lane: `record` and `wait` name an event, the others do not."""
+
+    kind: str
+    event: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Op":
+        """`"wait d"` -> Op("wait", "d"); `"score window"` -> Op("score window")."""
+        kind, _, event = text.partition(" ")
+        op = cls(kind, event.strip()) if kind in ORDERING else cls(text)
+        if (op.kind in ORDERING) != bool(op.event) or op.kind not in (*ORDERING, *READS):
+            raise ConfigError(
+                f"{text!r} is not an op; known are {', '.join(READS)}, record EVENT, wait EVENT"
+            )
+        return op
+
+
+def parse_ops(text: str) -> tuple[Op, ...]:
+    """`"score; wait d"` -> its ops."""
+    return tuple(Op.parse(part.strip()) for part in text.split(";") if part.strip())
+
+
+@dataclass(frozen=True)
+class LaneProgram:
+    """The lists of one lane."""
+
+    prologue: tuple[Op, ...]
+    body: tuple[Op, ...]
+
+    def ops(self, rounds: int) -> tuple[tuple[int, Op], ...]:
+        """(round, op) in order, the prologue as round 0."""
+        once = tuple((0, op) for op in self.prologue)
+        return once + tuple((r, op) for r in range(1, rounds + 1) for op in self.body)
+
+
+@dataclass(frozen=True)
+class Program:
+    """The lists of all lanes, target first. Built by `program()`; checked by `check()`."""
+
+    name: str
+    lanes: tuple[LaneProgram, ...]
+
+    @property
+    def events(self) -> tuple[str, ...]:
+        """The names of its events, sorted."""
+        ops = (op for lane in self.lanes for op in (*lane.prologue, *lane.body))
+        return tuple(sorted({op.event for op in ops if op.event}))
+
+    def native(self) -> tuple[int, list[tuple[list[tuple[str, int]], list[tuple[str, int]]]]]:
+        """What `_C.Coordinator.start` reads: (number of events, per lane its two lists of (op, event index or -1))."""
+        index = {name: i for i, name in enumerate(self.events)}
+        index[""] = -1
+
+        def rows(ops: tuple[Op, ...]) -> list[tuple[str, int]]:
+            return [(op.kind, index[op.event]) for op in ops]
+
+        return len(self.events), [(rows(lane.prologue), rows(lane.body)) for lane in self.lanes]
+
+
+def program(strategy: str, placement: str = "shared") -> Program:
+    """The program of a strategy. placement: "shared" (one device) or "split" (draft and target on two)."""
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"strategy is {strategy!r}; known are {', '.join(STRATEGIES)}")
+    if placement not in PLACEMENTS:
+        raise ConfigError(f"placement is {placement!r}; known are {', '.join(PLACEMENTS)}")
+    body, prologue = BODIES[strategy], PROLOGUES[placement]
+    if strategy == "ar":
+        prologue = {"target": "prefill; first"}
+    lanes = tuple(
+        LaneProgram(parse_ops(prologue[name]), parse_ops(body[name])) for name in LANES if name in body
+    )
+    return Program(f"{strategy}/{placement}", lanes)
+
+
+def check(candidate: Program, rounds: int = 4) -> None:
+    """Refuses a program that can deadlock or race: ConfigError names the op, or two ops and what they share.
+
+    Waits only count, so one order of execution decides for all: if it ends, none can deadlock. Races are found
+    with vector clocks: of two ops of different lanes, one of which writes what the other touches, one must be
+    known to have ended before the other begins, through a chain of record and wait.
+    """
+    clocks = [[0] * len(candidate.lanes) for _ in candidate.lanes]
+    records: dict[str, list[list[int]]] = {name: [] for name in candidate.events}
+    waits = [dict.fromkeys(candidate.events, 0) for _ in candidate.lanes]
+    todo = [list(lane.ops(rounds)) for lane in candidate.lanes]
+    done: list[tuple[int, int, Op, list[int]]] = []  # (lane, round, op, clock at its begin)
+    moved = True
+    while moved:
+        moved = False
+        for lane, ops in enumerate(todo):
+            while ops:
+                at, op = ops[0]
+                if op.kind == "wait":
+                    seen = waits[lane][op.event]
+                    if len(records[op.event]) <= seen:
+                        break
+                    waits[lane][op.event] += 1
+                    clocks[lane] = [
+                        max(pair) for pair in zip(clocks[lane], records[op.event][seen], strict=True)
+                    ]
+                elif op.kind == "record":
+                    records[op.event].append(list(clocks[lane]))
+                else:
+                    done.append((lane, at, op, list(clocks[lane])))
+                    clocks[lane][lane] += 1
+                del ops[0]
+                moved = True
+    for lane, ops in enumerate(todo):
+        if ops:
+            at, op = ops[0]
+            raise ConfigError(
+                f"{candidate.name} deadlocks: in round {at} the {LANES[lane]} lane waits for {op.event!r}, "
+                "which nobody records"
+            )
+    _check_races(candidate, done)
+
+
+def _check_races(candidate: Program, done: list[tuple[int, int, Op, list[int]]]) -> None:
+    for lane, at, op, clock in done:
+        for other_lane, other_at, other, other_clock in done:
+            if other_lane <= lane:
+                continue
+            shared = (WRITES[op.kind] & (READS[other.kind] | WRITES[other.kind])) | (
+                READS[op.kind] & WRITES[other.kind]
+            )
+            # Clock entry i counts the ops of lane i that are known to have ended.
+            ordered = other_clock[lane] > clock[lane] or clock[other_lane] > other_clock[other_lane]
+            if shared and not ordered:
+                raise ConfigError(
+                    f"{candidate.name} races: {op.kind!r} of the {LANES[lane]} lane (round {at}) and "
+                    f"{other.kind!r} of the {LANES[other_lane]} lane (round {other_at}) share "
+                    f"{', '.join(sorted(shared))} and no event orders them"
+                )
