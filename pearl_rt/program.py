@@ -1,12 +1,13 @@
 """Strategies as data: what each lane does, op by op, and which events order the lanes.
 
 A program is two short lists per lane, `prologue` (once) and `body` (every round). The coordinator (C++) runs
-it for as many rounds as the request takes, with no Python in between. It knows nothing of models, devices or how
-an op works; those who run it know nothing of strategies.
+it for as many rounds as the request takes, with no Python in between. It knows nothing of models, devices or
+how an op works; those who run it know nothing of strategies.
 
 Ops: `prefill` (whole prompt, logits of its last token), `prefill context` (all but the last token), `first`
 (commit the first token), `draft`, `score` (pending tokens and one row more), `score window` (the new window
-too), `verify`, `record e`, `wait e`. A lane's k-th wait for an event needs its k-th record. The target is first.
+too), `verify`, `record e`, `wait e`. A lane's k-th wait for an event needs its k-th record. Lane 0 is the
+target's.
 
 `sd` and `pearl` differ in where the target waits for `d`, the draft's window (arXiv 2408.11850, section 3).
 """
@@ -112,7 +113,7 @@ class Program:
         return tuple(sorted({op.event for op in ops if op.event}))
 
     def native(self) -> tuple[int, list[tuple[list[tuple[str, int]], list[tuple[str, int]]]]]:
-        """What `_C.Coordinator.start` reads: (number of events, per lane its two lists of (op, event index or -1))."""
+        """What `_C.Coordinator.start` reads: (number of events, per lane two lists of (op, event or -1))."""
         index = {name: i for i, name in enumerate(self.events)}
         index[""] = -1
 
@@ -140,9 +141,9 @@ def program(strategy: str, placement: str = "shared") -> Program:
 def check(candidate: Program, rounds: int = 4) -> None:
     """Refuses a program that can deadlock or race: ConfigError names the op, or two ops and what they share.
 
-    Waits only count, so one order of execution decides for all: if it ends, none can deadlock. Races are found
-    with vector clocks: of two ops of different lanes, one of which writes what the other touches, one must be
-    known to have ended before the other begins, through a chain of record and wait.
+    Waits only count, so one order of execution decides for all: if it ends, none can deadlock. Races are
+    found with vector clocks: of two ops of different lanes, one of which writes what the other touches, one
+    must be known to have ended before the other begins, through a chain of record and wait.
     """
     clocks = [[0] * len(candidate.lanes) for _ in candidate.lanes]
     records: dict[str, list[list[int]]] = {name: [] for name in candidate.events}
