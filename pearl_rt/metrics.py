@@ -1,0 +1,149 @@
+"""What one request cost: when each token came, what was accepted, and how busy each lane was.
+
+Knows rounds and trace rows only by their fields. Times are seconds from the request's start unless a name
+says ns.
+
+Two figures that look alike and are not to be compared: `mean_acceptance_length` counts per verify step
+(serial speculation's usual figure, 1 to gamma + 1), `mean_accepted_tokens` counts from one rejection to the
+next (the MAT of PEARL, arXiv 2408.11850, which may pass gamma).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+
+class RoundRecord(Protocol):
+    """What a coordinator says of a round: tokens it made final, drafts it judged, when it ended."""
+
+    @property
+    def token_ids(self) -> Sequence[int]: ...
+    @property
+    def accept_len(self) -> int: ...
+    @property
+    def num_judged(self) -> int: ...
+    @property
+    def t_ns(self) -> int: ...
+
+
+class TraceRow(NamedTuple):
+    """One step of a lane ("draft" or "target"), or one of its waits (op "wait"); monotonic ns."""
+
+    lane: str
+    op: str
+    round: int
+    begin_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True)
+class RequestMetrics:
+    """Figures of one request. Everything derived is a property, so that they cannot disagree.
+
+    `judged` counts the drafts that were looked at: those accepted, and the first one rejected in a round.
+    Drafts behind a rejection are discarded unjudged, so `acceptance_rate` compares across gamma and
+    strategies.
+    """
+
+    strategy: str
+    gamma: int  # drafts per window, 0 for ar
+    placement: str
+    num_prompt_tokens: int
+    start_ns: int
+    token_times: tuple[float, ...]  # [generated], when each was verified; tokens of one round share a time
+    rounds: int  # verify steps; the first token comes from prefill and needs none
+    accepted: int
+    judged: int
+    rejections: int
+    trace: tuple[TraceRow, ...] = ()
+
+    @property
+    def ttft(self) -> float:
+        """Seconds to the first token; NaN if there is none."""
+        return self.token_times[0] if self.token_times else float("nan")
+
+    @property
+    def tpot(self) -> float:
+        """Mean seconds a token after the first; NaN with fewer than two."""
+        if len(self.token_times) < 2:
+            return float("nan")
+        return (self.token_times[-1] - self.token_times[0]) / (len(self.token_times) - 1)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """1 / tpot: decoding only, the prompt's time left out."""
+        return 1 / self.tpot if self.tpot > 0 else float("nan")
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted over judged drafts; NaN if nothing was judged."""
+        return self.accepted / self.judged if self.judged else float("nan")
+
+    @property
+    def mean_acceptance_length(self) -> float:
+        """1 + accepted drafts per verify step; 1 for ar."""
+        return 1 + self.accepted / self.rounds if self.rounds else float("nan")
+
+    @property
+    def tokens_per_round(self) -> float:
+        """Tokens made final per verify step, the first token left out."""
+        return (len(self.token_times) - 1) / self.rounds if self.rounds else float("nan")
+
+    @property
+    def mean_accepted_tokens(self) -> float:
+        """PEARL's MAT: accepted drafts in a row, mean over the runs that a rejection ended, with the token
+        that replaced the rejected one. Without any rejection the only run is the whole request.
+        """
+        return self.accepted / max(self.rejections, 1) + 1 if self.judged else float("nan")
+
+    @property
+    def draft_busy(self) -> float:
+        """Share of the decoding time in which the draft lane worked."""
+        return self._busy("draft")
+
+    @property
+    def target_busy(self) -> float:
+        """Share of the decoding time in which the target lane worked."""
+        return self._busy("target")
+
+    def _busy(self, lane: str) -> float:
+        if len(self.token_times) < 2:
+            return float("nan")
+        begin, end = (self.start_ns + round(t * 1e9) for t in (self.token_times[0], self.token_times[-1]))
+        if end <= begin:
+            return float("nan")
+        steps = (row for row in self.trace if row.lane == lane and row.op != "wait")
+        inside = sum(max(0, min(row.end_ns, end) - max(row.begin_ns, begin)) for row in steps)
+        return inside / (end - begin)
+
+
+def measure(
+    rounds: Sequence[RoundRecord],
+    *,
+    start_ns: int,
+    num_prompt_tokens: int,
+    strategy: str,
+    gamma: int,
+    placement: str,
+    trace: Iterable[TraceRow] = (),
+) -> RequestMetrics:
+    """The figures of one request from its rounds in order, the first of which is prefill (one token, none
+    judged).
+    """
+    times = [(record.t_ns - start_ns) * 1e-9 for record in rounds for _ in record.token_ids]
+    verified = rounds[1:]
+    rejections = sum(record.accept_len < record.num_judged for record in verified)
+    accepted = sum(record.accept_len for record in verified)
+    return RequestMetrics(
+        strategy=strategy,
+        gamma=gamma,
+        placement=placement,
+        num_prompt_tokens=num_prompt_tokens,
+        start_ns=start_ns,
+        token_times=tuple(times),
+        rounds=len(verified),
+        accepted=accepted,
+        judged=accepted + rejections,
+        rejections=rejections,
+        trace=tuple(trace),
+    )

@@ -1,0 +1,130 @@
+"""The planner against closed forms, a simulation of the chain, and its choices where the answer is plain."""
+
+import math
+import random
+
+import pytest
+
+from pearl_rt import planner
+from pearl_rt.planner import Acceptance, StepTimes, plan, plans
+
+ACCEPTANCES = (0.0, 0.3, 0.7, 0.95, 1.0)
+
+
+def simulate(strategy: str, acceptance: float, gamma: int, rounds: int) -> tuple[float, float]:
+    """(tokens per round, share of rounds that begin with drafts pending) of the rules, played out."""
+    rng = random.Random(f"{strategy} {acceptance} {gamma}")
+    tokens = post = pending = 0
+    for _ in range(rounds):
+        judged = gamma if strategy == "sd" else pending + 1
+        post += pending > 0
+        accepted = 0
+        while accepted < judged and rng.random() < acceptance:
+            accepted += 1
+        if strategy == "sd":
+            tokens += accepted + 1
+        elif accepted == judged:
+            tokens += judged
+            pending = gamma - 1
+        else:
+            tokens += accepted + 1
+            pending = 0
+    return tokens / rounds, post / rounds
+
+
+@pytest.mark.parametrize("gamma", (1, 2, 5, 8))
+@pytest.mark.parametrize("acceptance", ACCEPTANCES)
+def test_sd_tokens_are_the_closed_form_and_what_happens(acceptance: float, gamma: int) -> None:
+    expected = planner.sd_tokens(acceptance, gamma)
+    if acceptance < 1:
+        assert expected == pytest.approx((1 - acceptance ** (gamma + 1)) / (1 - acceptance))
+    # 40000 rounds: the mean's standard error is below gamma / 2 / 200, fixed seeds.
+    assert simulate("sd", acceptance, gamma, 40_000)[0] == pytest.approx(expected, abs=4 * gamma / 400 + 1e-9)
+
+
+@pytest.mark.parametrize("gamma", (1, 2, 5, 8))
+@pytest.mark.parametrize("acceptance", ACCEPTANCES)
+def test_pearl_chain_is_what_happens(acceptance: float, gamma: int) -> None:
+    tokens, post = simulate("pearl", acceptance, gamma, 40_000)
+    assert tokens == pytest.approx(planner.pearl_tokens(acceptance, gamma), abs=8 * gamma / 400 + 1e-3)
+    if gamma > 1:
+        assert post == pytest.approx(planner.pearl_post_share(acceptance, gamma), abs=0.03)
+
+
+def test_pearl_with_a_perfect_draft_gives_a_whole_window_a_round() -> None:
+    assert planner.pearl_tokens(1.0, 5) == 5
+    assert planner.sd_tokens(1.0, 5) == 6
+
+
+def test_round_times() -> None:
+    times = StepTimes({1: 10.0, 6: 11.0}, draft=2.0, beside_draft={1: 10.0, 6: 11.0}, beside_target=2.0)
+    assert plan("ar", 0, "split", times, 0.5).seconds_per_round == 10
+    assert plan("sd", 5, "split", times, 0.5).seconds_per_round == 5 * 2 + 11
+    # No contention: the longer of the two, 10 in either state (5 rows are 10.8 by interpolation).
+    assert plan("pearl", 5, "split", times, 0.0).seconds_per_round == pytest.approx(10)
+    assert plan("pearl", 5, "split", times, 1.0).seconds_per_round == pytest.approx(10.8)
+    # Lanes that take turns: the sum.
+    assert plan("pearl", 5, "shared", StepTimes({1: 10.0}, 2.0), 0.0).seconds_per_round == pytest.approx(20)
+
+
+def test_side_by_side_lets_the_longer_step_go_on_alone() -> None:
+    assert planner.side_by_side(4, 4, 10, 10) == 10
+    # The short step ends after 8; half of the long one is left and runs at its own speed.
+    assert planner.side_by_side(4, 8, 10, 16) == pytest.approx(8 + 0.5 * 10)
+    assert planner.side_by_side(10, 16, 4, 8) == pytest.approx(8 + 0.5 * 10)
+
+
+def test_times_between_measured_sizes() -> None:
+    table = {1: 1.0, 5: 3.0, 9: 3.0}
+    assert planner.seconds(table, 3) == pytest.approx(2.0)
+    assert planner.seconds(table, 20) == pytest.approx(3.0)
+    assert planner.seconds({2: 1.0}, 8) == pytest.approx(4.0)
+    assert planner.seconds({2: 1.0}, 1) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "draft", "beside", "wanted"),
+    [
+        (0.05, 4.0, 1.3, "ar"),  # hardly anything is accepted
+        (0.8, 0.1, 1.0, "sd"),  # a draft that is nearly free: no wait to hide, and a bonus token
+        (0.95, 2.5, 1.0, "pearl"),  # t_target / t_draft = 4, no contention
+        (0.95, 2.5, 2.0, "sd"),  # the same pair on one memory bus
+    ],
+    ids=("poor-draft", "free-draft", "two-devices", "one-bus"),
+)
+def test_choice(acceptance: float, draft: float, beside: float, wanted: str) -> None:
+    target = {1: 10.0, 17: 10.0}
+    shared = StepTimes(target, draft)
+    split = StepTimes(target, draft, {n: t * beside for n, t in target.items()}, draft * beside)
+    found = plans({"shared": shared, "split": split}, acceptance)
+    assert found[0].strategy == wanted
+    assert found == sorted(found, key=lambda p: -p.tokens_per_second)
+
+
+def test_plans_keep_to_what_is_allowed() -> None:
+    times = {"shared": StepTimes({1: 10.0}, 1.0)}
+    assert {p.strategy for p in plans(times, 0.9, strategies=("sd",))} == {"sd"}
+    assert [p.gamma for p in plans(times, 0.9, strategies=("sd",), gammas=(3,))] == [3]
+    assert [p.gamma for p in plans(times, 0.9, strategies=("ar",), gammas=(3,))] == [0]
+
+
+def test_equal_plans_choose_the_simpler() -> None:
+    assert plans({"shared": StepTimes({1: 1.0, 2: 1.0}, 0.0)}, 0.0, gammas=(1,))[0].strategy == "ar"
+
+
+def test_acceptance_learns_forgets_and_hopes_again() -> None:
+    acceptance = Acceptance()
+    assert acceptance.rate == pytest.approx(0.7)
+    for _ in range(20):
+        acceptance.update(10, 100)
+    assert acceptance.rate == pytest.approx(0.1, abs=0.02)
+    for _ in range(20):
+        acceptance.update(90, 100)
+    assert acceptance.rate == pytest.approx(0.9, abs=0.06)
+    for _ in range(20):
+        acceptance.update(0, 100)
+    poor = acceptance.rate
+    for _ in range(60):
+        acceptance.update(0, 0)
+    assert acceptance.rate > max(0.3, poor)
+    assert not math.isnan(acceptance.rate)
