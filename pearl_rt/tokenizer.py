@@ -26,7 +26,7 @@ class Tokenizer:
     def __init__(
         self, tokenizer: tokenizers.Tokenizer, *, vocab_size: int = 0, bos_token_id: int | None = None
     ) -> None:
-        """`vocab_size`: rows of the model, if more than tokens; `bos_token_id`: put first unless it is there."""
+        """`vocab_size`: rows of the model, if more than tokens; `bos_token_id`: put first unless it is."""
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
@@ -67,7 +67,7 @@ class Tokenizer:
         return cls(tokenizer, vocab_size=rows if isinstance(rows, int) else 0, bos_token_id=bos_token_id)
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, with its beginning-of-text token. Raises RequestError for what is not text."""
+        """Token ids of a prompt, beginning-of-text token first. Raises RequestError for what is not text."""
         try:
             return self._prefix + self._tokenizer.encode(text).ids
         except (TypeError, UnicodeError) as error:
