@@ -1,0 +1,182 @@
+"""The main job: how fast each program writes the same tokens, on this machine, now.
+
+    python bench/latency.py                                  the shipped pair on held-out prompts
+    python bench/latency.py --pair planted:88m+8m@0.8        random weights of a true size
+    python bench/latency.py --target DIR --draft DIR         anyone's checkpoints
+
+Prints a card, the executor's speed, one table a temperature, and as its last line the same figures as JSON.
+Exit status 1, and no speed-ups, if any two programs wrote different tokens. Progress goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if sys.path[0] == str(ROOT / "bench"):
+    sys.path[0] = str(ROOT)  # run as a script: our modules are bench.*, and none of them may shadow another's
+
+from tqdm import tqdm  # noqa: E402
+
+from bench.card import bandwidth_card, format_card, machine_card  # noqa: E402
+from bench.measure import Measured, Program, Workload, tokens_per_second  # noqa: E402
+from bench.peers import HuggingFace  # noqa: E402
+from bench.section import GAMMAS, Section, fit_workload, format_section, num_runs, run_section  # noqa: E402
+from bench.steps import format_steps, measure_steps, to_dict  # noqa: E402
+from bench.subject import Subject, open_subject  # noqa: E402
+from bench.timeline import draw, write_chrome_trace  # noqa: E402
+from pearl_rt.errors import PearlError  # noqa: E402
+from pearl_rt.metrics import RequestMetrics  # noqa: E402
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Latency of ar, sd, pearl and auto on the same tokens.")
+    models = parser.add_argument_group("models")
+    models.add_argument("--target", type=Path, help="checkpoint directory (default: models/target)")
+    models.add_argument("--draft", type=Path, help="checkpoint directory (default: models/draft)")
+    models.add_argument(
+        "--pair", help="planted:TARGET+DRAFT@ALPHA, as planted:88m+8m@0.8, instead of checkpoints"
+    )
+    models.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
+    work = parser.add_argument_group("work")
+    work.add_argument("--prompts", type=Path, help="text, or JSONL of HumanEval, GSM8K, MGSM or MT-bench")
+    work.add_argument("--num-prompts", type=int, default=8)
+    work.add_argument("--max-tokens", type=int, default=128)
+    work.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
+    work.add_argument("--gammas", type=int, nargs="+", default=list(GAMMAS))
+    work.add_argument("--repeats", type=int, default=1)
+    work.add_argument("--seed", type=int, default=0)
+    work.add_argument("--budget", type=float, default=100.0, help="seconds of decoding to stay within, about")
+    work.add_argument("--pearl-shared", action="store_true", help="pearl on shared cores too")
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--isa", help="force an instruction set")
+    machine.add_argument("--threads", type=int, help="cores to use")
+    output = parser.add_argument_group("output")
+    output.add_argument(
+        "--peers", choices=("hf",), help="Hugging Face generate on the same checkpoints and prompts"
+    )
+    output.add_argument("--trace", type=Path, help="write a Chrome/Perfetto trace of one prompt's lanes")
+    output.add_argument("--plot", type=Path, help="write a PNG of sd's lanes above pearl's")
+    output.add_argument("--json-out", type=Path, help="write the JSON of the last line, indented")
+    arguments = parser.parse_args(argv)
+    if arguments.pair and (arguments.target or arguments.draft or arguments.prompts):
+        parser.error(
+            "--pair makes both models and their prompts: give it alone, or --target, --draft and --prompts"
+        )
+    if bool(arguments.target) != bool(arguments.draft):
+        parser.error("--target and --draft go together")
+    for name in ("num_prompts", "max_tokens", "repeats"):
+        if getattr(arguments, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} {getattr(arguments, name)} would measure nothing")
+    return arguments
+
+
+def seconds_per_token(subject: Subject) -> float:
+    """One decode step of ar, from a short run that also warms the engine."""
+    workload = Workload(subject.prompts[:1], 12)
+    return max(subject.run(Program("ar"), workload, 0).tpot, 1e-6)
+
+
+def traced_runs(results: list[Measured]) -> dict[str, RequestMetrics]:
+    """The first prompt of the best pearl, after the best sd's, on the same placement if it ran there."""
+    found: dict[str, RequestMetrics] = {}
+    pearl = [r for r in results if r.program.strategy == "pearl" and r.program.judge == "coupled"]
+    best = max(pearl, key=tokens_per_second)
+    serial = [r for r in results if r.program.strategy == "sd" and r.program.judge == "coupled"]
+    same = [r for r in serial if r.program.placement == best.program.placement]
+    for result in (max(same or serial, key=tokens_per_second), best):
+        metrics = result.samples[0].metrics
+        assert metrics is not None
+        found[
+            f"{result.program.strategy}, {result.program.placement} cores, gamma {result.program.gamma}"
+        ] = metrics
+    return found
+
+
+def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
+    """Everything after the models are loaded: prints the report, returns the figures."""
+    from pearl_rt import _C
+
+    isa = options.isa or _C.detect_isa()
+    dtype = "bfloat16" if options.dtype == "auto" else options.dtype
+    machine = machine_card(isa=isa, cpus=subject.cores, dtype=dtype)
+    bandwidth = bandwidth_card(_C.CoreSet(subject.cores), subject.figures)
+    print(format_card(machine, subject.figures, bandwidth), *subject.notes, sep="\n")
+    engine = subject.engine
+    models = [engine.target, engine.draft]
+    speeds = [
+        measure_steps(model, figures, subject.cores, bandwidth[figures.name])
+        for model, figures in zip(models, subject.figures, strict=True)
+    ]
+    print(format_steps(speeds), flush=True)
+
+    split = len(subject.cores) > 1
+    whole = Workload(subject.prompts, options.max_tokens, seed=options.seed)
+    workload = fit_workload(
+        whole, seconds_per_token(subject), options.budget, len(options.temperature), len(options.gammas)
+    )
+    sections: list[Section] = []
+    with ExitStack() as stack:
+        peer = None
+        if options.peers:
+            peer = HuggingFace(*stack.enter_context(subject.checkpoint_directories()), len(subject.cores))
+            machine["transformers"] = peer.version
+        bar = stack.enter_context(tqdm(total=0, unit="run", file=sys.stderr, dynamic_ncols=True))
+        bar.total = len(options.temperature) * num_runs(
+            3, len(options.gammas), 7, len(workload.prompts), options.repeats
+        )
+        for temperature in options.temperature:
+            at = Workload(workload.prompts, workload.max_tokens, temperature, options.seed)
+            section, results = run_section(
+                subject.run,
+                at,
+                gammas=tuple(options.gammas),
+                split=split,
+                pearl_shared=options.pearl_shared,
+                repeats=options.repeats,
+                peer=peer,
+                bar=bar,
+            )
+            if not sections and options.trace:
+                write_chrome_trace(options.trace, traced_runs(results))
+            if not sections and options.plot:
+                draw(options.plot, traced_runs(results))
+            sections.append(section)
+            tqdm.write(f"\n{format_section(section)}", file=sys.stdout)
+    figures = {
+        "machine": machine,
+        "bandwidth_gb_per_second": bandwidth,
+        "models": [asdict(m) for m in subject.figures],
+        "notes": subject.notes,
+        "steps": to_dict(speeds),
+        "sections": [section.to_dict() for section in sections],
+        "outputs_equal": all(section.difference is None for section in sections),
+    }
+    print(json.dumps(figures))
+    if options.json_out:
+        options.json_out.write_text(json.dumps(figures, indent=1) + "\n")
+    return figures
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse_arguments(argv)
+    try:
+        subject = open_subject(options)
+        with subject.engine:
+            return 0 if run(options, subject)["outputs_equal"] else 1
+    except PearlError as error:
+        print(f"latency: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("latency: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

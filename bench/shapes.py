@@ -1,0 +1,82 @@
+"""The shapes of real Llama-family models, by size: what decides speed, without the weights.
+
+Knows nothing of weights. Sources are the published config.json files, except 8m and 88m, which are ours:
+88m is the shape that the speed lines of this project are stated for, 8m a thin draft for it. Every shape is
+used with an untied head, because a planted pair (see pairs.py) needs one; a decode step reads the same
+bytes either way, since of a tied matrix it reads all of it once, as the head, and of an embedding one row.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pearl_rt.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One model's dimensions, in the order of a config.json."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    vocab_size: int
+    rope_theta: float = 10000.0
+    max_position_embeddings: int = 2048
+
+    @property
+    def num_params(self) -> int:
+        """Parameters with an untied head."""
+        head_dim = self.hidden_size // self.num_attention_heads
+        kv_size = self.num_key_value_heads * head_dim
+        attention = 2 * self.hidden_size * self.hidden_size + 2 * self.hidden_size * kv_size
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        embeddings = 2 * self.vocab_size * self.hidden_size
+        return self.num_hidden_layers * layer + embeddings + self.hidden_size
+
+    def config_dict(self, vocab_size: int) -> dict[str, Any]:
+        """The content of config.json for this shape over a vocabulary of vocab_size ids."""
+        return {
+            "architectures": ["LlamaForCausalLM"],
+            "model_type": "llama",
+            "vocab_size": vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_key_value_heads,
+            "head_dim": self.hidden_size // self.num_attention_heads,
+            "hidden_act": "silu",
+            "rms_norm_eps": 1e-5,
+            "rope_theta": self.rope_theta,
+            "max_position_embeddings": self.max_position_embeddings,
+            "attention_bias": False,
+            "mlp_bias": False,
+            "tie_word_embeddings": False,
+            "torch_dtype": "bfloat16",
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        }
+
+
+SHAPES = {
+    "8m": Shape(256, 1024, 4, 4, 2, 8192),
+    "68m": Shape(768, 3072, 2, 12, 12, 32000),
+    "88m": Shape(768, 2048, 12, 12, 4, 8192),
+    "135m": Shape(576, 1536, 30, 9, 3, 49152),
+    "1b": Shape(2048, 8192, 16, 32, 8, 128256, rope_theta=500000.0),
+    "1.1b": Shape(2048, 5632, 22, 32, 4, 32000),
+    "7b": Shape(4096, 11008, 32, 32, 32, 32000),
+    "8b": Shape(4096, 14336, 32, 32, 8, 128256, rope_theta=500000.0),
+    "13b": Shape(5120, 13824, 40, 40, 40, 32000),
+}
+
+
+def shape_named(name: str) -> Shape:
+    """The shape of that name; ConfigError lists the names there are."""
+    if name not in SHAPES:
+        raise ConfigError(f"no model shape is called {name!r}; there are {', '.join(SHAPES)}")
+    return SHAPES[name]
