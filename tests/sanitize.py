@@ -1,0 +1,112 @@
+"""Runs the coordinator's tests on a ThreadSanitizer and on an AddressSanitizer + UBSan build of _C.
+
+    python tests/sanitize.py [thread|address ...]
+
+The sanitized module stands in a package of its own (build/sanitize-MODE/pearl_rt), with the plain-Python modules
+that the tests need and no torch: only our code is under test. Then programs with one wait missing are run on the
+ThreadSanitizer build, each of which it must report.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pybind11
+
+ROOT = Path(__file__).resolve().parents[1]
+MODULES = ("errors", "program", "noise", "judge", "round")
+LIBRARIES = {"thread": ("libtsan.so",), "address": ("libasan.so", "libubsan.so", "libstdc++.so")}
+OPTIONS = {
+    "thread": {"TSAN_OPTIONS": "exitcode=66 history_size=7"},
+    "address": {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
+}
+RACES = [(strategy, lane) for strategy in ("sd", "pearl") for lane in ("target", "draft")]
+
+
+def tool(name: str) -> str:
+    """The program of that name beside this interpreter, or on the PATH."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else shutil.which(name) or name
+
+
+def build(mode: str) -> Path:
+    """Builds _C for the mode -> the folder to put on the Python path."""
+    home = ROOT / "build" / f"sanitize-{mode}"
+    package = home / "pearl_rt"
+    package.mkdir(parents=True, exist_ok=True)
+    (package / "__init__.py").write_text("")
+    for name in MODULES:
+        source = ROOT / "pearl_rt" / f"{name}.py"
+        if source.exists():
+            shutil.copy(source, package)
+    configure = [tool("cmake"), "-S", ROOT, "-B", home / "cmake", "-G", "Ninja"]
+    configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}"]
+    configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package}"]
+    configure += [f"-DPEARL_SANITIZE={mode}"]
+    subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run([tool("cmake"), "--build", home / "cmake"], check=True)
+    return home
+
+
+def environment(mode: str, home: Path) -> dict[str, str]:
+    """The runtime libraries go in front: Python itself is not instrumented."""
+    compiler = os.environ.get("CXX", "g++")
+    found = [
+        subprocess.run(
+            [compiler, f"-print-file-name={name}"], check=True, capture_output=True, text=True
+        ).stdout
+        for name in LIBRARIES[mode]
+    ]
+    path = {"PYTHONPATH": str(home), "PYTHONSAFEPATH": "1", "LD_PRELOAD": " ".join(p.strip() for p in found)}
+    return {**os.environ, **OPTIONS[mode], **path}
+
+
+def race(strategy: str, lane: str) -> None:
+    """Runs a program whose `lane` does not wait for the other. In a process of its own: it ends badly."""
+    sys.path.insert(0, str(ROOT / "tests"))
+    from scripted import Bench
+
+    from pearl_rt import _C
+    from pearl_rt.errors import PearlError
+    from pearl_rt.program import LANES, LaneProgram, Program, program
+
+    base = program(strategy, "split")
+    lanes = list(base.lanes)
+    at = LANES.index(lane)
+    body = tuple(op for op in lanes[at].body if op.kind != "wait")
+    lanes[at] = LaneProgram(lanes[at].prologue, body)
+    for seed in range(20):
+        delays = {"delay_us": (0, 20), "delay_seed": seed}
+        draft = {"rule": 1, "divergence": 0.4, **delays}
+        bench = Bench.build("split", target={"rule": 1, **delays}, draft=draft)
+        try:
+            bench.run(Program("racy", tuple(lanes)), _C.Request([1], gamma=4, max_tokens=60))
+        except PearlError as error:  # what a race may lead to
+            print(error)
+
+
+def main(modes: list[str]) -> None:
+    """Stops at the first mode that fails, with its status."""
+    for mode in modes:
+        home = build(mode)
+        env = environment(mode, home)
+        tests = [ROOT / "tests" / "test_coordinator.py", "-q", "-p", "no:cacheprovider"]
+        status = subprocess.run([sys.executable, "-m", "pytest", *tests], env=env, cwd=home).returncode
+        if status:
+            sys.exit(f"{mode}: the tests failed with status {status}")
+        for strategy, lane in RACES if mode == "thread" else []:
+            command = [sys.executable, __file__, "race", strategy, lane]
+            result = subprocess.run(command, env=env, cwd=home, capture_output=True, text=True)
+            if result.returncode != 66 or "WARNING: ThreadSanitizer: data race" not in result.stderr:
+                sys.exit(f"{mode}: {strategy} without the {lane}'s wait passed for clean:\n{result.stderr}")
+            print(f"{mode}: {strategy} without the {lane}'s wait is reported, as it must be")
+        print(f"{mode}: clean")
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["race"]:
+        race(*sys.argv[2:4])
+    else:
+        main(sys.argv[1:] or list(LIBRARIES))
