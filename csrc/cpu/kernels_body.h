@@ -1,0 +1,277 @@
+// The kernels themselves, once for every instruction set: included inside the anonymous namespace of a
+// kernels_*.cpp, which has defined Vec (16 fp32 lanes), its arithmetic, Weights, kIsa, kMaxRows and
+// blocks_of. Nothing in here may have external linkage: the linker would keep one copy, for one instruction
+// set, for all. (No #pragma once, no #include: it is a body.)
+
+#if defined(__GNUC__)
+#define PEARL_OPAQUE(x) \
+  __asm__ volatile("" : "+r"(x))  // keeps the compiler from making a register of each row's address
+#else
+#define PEARL_OPAQUE(x)
+#endif
+
+inline void store_as(float* p, Vec a) { store(p, a); }
+inline Vec load_as(const float* p) { return load(p); }
+
+constexpr int pair_of(const uint16_t*) { return 2; }  // elements of K in one step
+constexpr int pair_of(const float*) { return 1; }
+
+// A fixed tree over the lanes.
+inline float sum_lanes(Vec a) {
+  float lane[kLanes];
+  store(lane, a);
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  }
+  return lane[0];
+}
+
+inline float max_lanes(Vec a) {
+  float lane[kLanes];
+  store(lane, a);
+  float best = lane[0];
+  for (int i = 1; i < kLanes; ++i) best = lane[i] > best ? lane[i] : best;
+  return best;
+}
+
+// exp(x) to 2 ulp; 0 < result from x = -87 down (clamped there), +inf never: x is at most 88.
+inline Vec exp_vec(Vec x) {
+  const Vec inside = min(set1(88.0f), max(set1(-87.0f), x));  // NaN passes
+  const Vec magic = set1(0x1.8p+23f);                         // adding 1.5 * 2^23 rounds to an integer
+  const Vec n = sub(add(mul(inside, set1(0x1.715476p+0f)), magic), magic);
+  const Vec r = fma(n, set1(-0x1.2fefa2p-17f), fma(n, set1(-0x1.62e3p-1f), inside));
+  Vec series = set1(1.0f / 720.0f);
+  series = fma(series, r, set1(1.0f / 120.0f));
+  series = fma(series, r, set1(1.0f / 24.0f));
+  series = fma(series, r, set1(1.0f / 6.0f));
+  series = fma(series, r, set1(0.5f));
+  series = fma(series, r, set1(1.0f));
+  series = fma(series, r, set1(1.0f));
+  return scale_by_power(series, n);
+}
+
+inline Vec silu(Vec x) { return div(x, add(set1(1.0f), exp_vec(sub(set1(0.0f), x)))); }
+
+// Raw sums of ROWS rows and BLOCKS column blocks, tile[m][16 b ..]. `ahead` is fetched while w is used up:
+// this distance ahead in w, then the start of what comes after it.
+template <int ROWS, int BLOCKS, class T>
+inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, const T* next,
+                       int64_t next_stride, float* tile) {
+  constexpr int kStep = pair_of(static_cast<const T*>(nullptr));
+  constexpr int kLine = kStep * kLanes;          // elements of w in one step: 64 bytes
+  constexpr int kAhead = BLOCKS >= 4 ? 16 : 32;  // steps
+  Vec sum[ROWS][BLOCKS];
+#pragma GCC unroll 16
+  for (int m = 0; m < ROWS; ++m) {
+#pragma GCC unroll 4
+    for (int b = 0; b < BLOCKS; ++b) sum[m][b] = set1(0.0f);
+  }
+  const T* x8 = x + 8 * x_stride;
+  int64_t x3 = 3 * x_stride, x5 = 5 * x_stride, x7 = 7 * x_stride;
+  int64_t w3 = 3 * w_stride, next3 = 3 * next_stride;
+  PEARL_OPAQUE(x3);
+  PEARL_OPAQUE(x5);
+  PEARL_OPAQUE(x7);
+  PEARL_OPAQUE(w3);
+  PEARL_OPAQUE(next3);
+  const int steps = k / kStep;
+  int left = steps > kAhead ? steps - kAhead : 0;
+  const T* ahead = w + kAhead * kLine;
+  int64_t ahead_stride = w_stride, ahead3 = w3;
+  for (int part = 0; part < 2; ++part) {
+    for (; left > 0; --left) {
+      decltype(load_weights(w)) weights[BLOCKS];
+      const int64_t w_at[4] = {0, w_stride, 2 * w_stride, w3};
+      const int64_t ahead_at[4] = {0, ahead_stride, 2 * ahead_stride, ahead3};
+#pragma GCC unroll 4
+      for (int b = 0; b < BLOCKS; ++b) {
+        weights[b] = load_weights(w + w_at[b]);
+        prefetch(reinterpret_cast<const char*>(ahead + ahead_at[b]));
+      }
+      const int64_t x_at[8] = {0, x_stride, 2 * x_stride, x3, 4 * x_stride, x5, 2 * x3, x7};
+#pragma GCC unroll 16
+      for (int m = 0; m < ROWS; ++m) {
+        const T* row = (m < 8 ? x : x8) + x_at[m % 8];
+#pragma GCC unroll 4
+        for (int b = 0; b < BLOCKS; ++b) sum[m][b] = multiply_add(sum[m][b], weights[b], row);
+      }
+      x += kStep;
+      x8 += kStep;
+      w += kLine;
+      ahead += kLine;
+      PEARL_OPAQUE(x);
+      PEARL_OPAQUE(x8);
+      PEARL_OPAQUE(w);
+    }
+    left = steps > kAhead ? kAhead : steps;
+    ahead = next;
+    ahead_stride = next_stride;
+    ahead3 = next3;
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < ROWS; ++m) {
+#pragma GCC unroll 4
+    for (int b = 0; b < BLOCKS; ++b) store(tile + m * kPanel * kLanes + b * kLanes, sum[m][b]);
+  }
+}
+
+// The raw sums of one panel, ROWS rows.
+template <int ROWS, class T>
+void panel(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, int num_blocks, const T* next,
+           int64_t next_stride, float* tile) {
+  constexpr int kBlocks = blocks_of(ROWS);
+  int b = 0;
+  for (; b + kBlocks <= num_blocks; b += kBlocks) {
+    const bool last = b + 2 * kBlocks > num_blocks;
+    const T* after = last ? next : w + (b + kBlocks) * w_stride;
+    accumulate<ROWS, kBlocks>(x, x_stride, w + b * w_stride, w_stride, k, after,
+                              last ? next_stride : w_stride, tile + b * kLanes);
+  }
+  if constexpr (kBlocks == 4) {
+    if (b + 2 <= num_blocks) {
+      accumulate<ROWS, 2>(x, x_stride, w + b * w_stride, w_stride, k, next, next_stride, tile + b * kLanes);
+      b += 2;
+    }
+  }
+  for (; b < num_blocks; ++b) {
+    accumulate<ROWS, 1>(x, x_stride, w + b * w_stride, w_stride, k, next, next_stride, tile + b * kLanes);
+  }
+}
+
+// panel for 1..kMaxRows rows known only now.
+template <int ROWS, class T>
+inline void panel_of(int rows, const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k,
+                     int num_blocks, const T* next, int64_t next_stride, float* tile) {
+  if constexpr (ROWS > 1) {
+    if (rows < ROWS) {
+      panel_of<ROWS - 1>(rows, x, x_stride, w, w_stride, k, num_blocks, next, next_stride, tile);
+      return;
+    }
+  }
+  panel<ROWS>(x, x_stride, w, w_stride, k, num_blocks, next, next_stride, tile);
+}
+
+// The epilogue of raw sums, tile[m][16 kPanel].
+template <class T>
+void finish(const MatmulArgs& a, const float* tile, int first_row, int rows, int first_block,
+            int num_blocks) {
+  for (int m = 0; m < rows; ++m) {
+    const float* sums = tile + m * kPanel * kLanes;
+    const int64_t row = first_row + m;
+    for (int b = 0; b < num_blocks; ++b) {
+      const int column = (first_block + b) * kLanes;
+      Vec sum = load(sums + b * kLanes);
+      if (a.epilogue == Epilogue::kSiluMul) {
+        if (b % 2 == 0) continue;
+        T* out = static_cast<T*>(a.out) + row * a.out_stride + (column - kLanes) / 2;
+        store_as(out, mul(silu(load(sums + (b - 1) * kLanes)), sum));
+        continue;
+      }
+      float* out =
+          a.out_rows ? a.out_rows[row] + a.out_column : static_cast<float*>(a.out) + row * a.out_stride;
+      if (a.epilogue == Epilogue::kAdd) {
+        store(out + column, add(load(out + column), sum));
+        continue;
+      }
+      if (a.bias) sum = add(sum, load(a.bias + column));
+      if (column + kLanes <= a.num_cols) {
+        store(out + column, sum);
+      } else {
+        float lane[kLanes];
+        store(lane, sum);
+        for (int i = 0; column + i < a.num_cols; ++i) out[column + i] = lane[i];
+      }
+    }
+  }
+}
+
+template <class T>
+void matmul(const MatmulArgs& a) {
+  alignas(64) float tile[kMaxRows * kPanel * kLanes];
+  const T* x = static_cast<const T*>(a.x);
+  const T* w = static_cast<const T*>(a.w);
+  for (int first = 0; first < a.num_blocks; first += kPanel) {
+    const int blocks = a.num_blocks - first < kPanel ? a.num_blocks - first : kPanel;
+    const T* here = w + first * a.w_stride;
+    for (int row = 0; row < a.rows; row += kMaxRows) {
+      const int rows = a.rows - row < kMaxRows ? a.rows - row : kMaxRows;
+      const bool again = row + kMaxRows < a.rows;  // the same panel, for the next rows
+      const bool last = first + kPanel >= a.num_blocks;
+      const T* next = again ? here : last ? static_cast<const T*>(a.next_w) : here + kPanel * a.w_stride;
+      if (next == nullptr) next = here;
+      const int64_t next_stride = !again && last && a.next_w ? a.next_w_stride : a.w_stride;
+      panel_of<kMaxRows>(rows, x + row * a.x_stride, a.x_stride, here, a.w_stride, a.k, blocks, next,
+                         next_stride, tile);
+      finish<T>(a, tile, row, rows, first, blocks);
+    }
+  }
+}
+
+template <class T>
+void softmax(const SoftmaxArgs& a) {
+  const int padded = (a.num_positions + kLanes - 1) / kLanes * kLanes;
+  const Vec scale = set1(a.scale);
+  for (int m = 0; m < a.rows; ++m) {
+    const float* scores = a.scores + m * a.stride;
+    T* p = static_cast<T*>(a.p) + m * a.stride;
+    const int visible = a.visible[m];
+    const int whole = visible / kLanes * kLanes;
+    Vec best = set1(-__builtin_inff());
+    for (int i = 0; i < whole; i += kLanes) best = max(best, load(scores + i));
+    if (whole < visible) {
+      best = max(best, first_lanes(load(scores + whole), visible - whole, -__builtin_inff()));
+    }
+    const Vec top = set1(max_lanes(best));
+    Vec sum = set1(0.0f);
+    int i = 0;
+    for (; i < whole; i += kLanes) {
+      store_as(p + i, exp_vec(mul(sub(load(scores + i), top), scale)));
+      sum = add(sum, load_as(p + i));
+    }
+    if (whole < visible) {
+      const Vec e = exp_vec(mul(sub(load(scores + i), top), scale));
+      store_as(p + i, first_lanes(e, visible - whole, 0.0f));
+      sum = add(sum, load_as(p + i));
+      i += kLanes;
+    }
+    for (; i < padded; i += kLanes) store_as(p + i, set1(0.0f));
+    a.inverse_sum[m] = 1.0f / sum_lanes(sum);
+  }
+}
+
+template <class T>
+void rms_norm(const float* x, const float* weight, int n, float eps, void* out) {
+  Vec squares = set1(0.0f);
+  for (int i = 0; i < n; i += kLanes) squares = fma(load(x + i), load(x + i), squares);
+  const Vec scale = set1(1.0f / __builtin_sqrtf(sum_lanes(squares) / static_cast<float>(n) + eps));
+  T* y = static_cast<T*>(out);
+  for (int i = 0; i < n; i += kLanes) store_as(y + i, mul(mul(load(x + i), scale), load(weight + i)));
+}
+
+template <class T>
+void convert(const float* x, float factor, int n, void* out) {
+  T* y = static_cast<T*>(out);
+  int i = 0;
+  for (; i + kLanes <= n; i += kLanes) store_as(y + i, mul(load(x + i), set1(factor)));
+  if (i < n) {
+    float lane[kLanes] = {};
+    T rounded[kLanes];
+    for (int j = 0; i + j < n; ++j) lane[j] = x[i + j];
+    store_as(rounded, mul(load(lane), set1(factor)));
+    for (int j = 0; i + j < n; ++j) y[i + j] = rounded[j];
+  }
+}
+
+#undef PEARL_OPAQUE
+
+template <class T>
+constexpr Kernels make_table(DType dtype) {
+  return {kIsa, dtype, nullptr, matmul<T>, matmul<T>, finish<T>, softmax<T>, rms_norm<T>, convert<T>};
+}
+
+constexpr Kernels kBfloat16Table = make_table<uint16_t>(DType::kBfloat16);
+constexpr Kernels kFloat32Table = make_table<float>(DType::kFloat32);
+
+inline const Kernels& table_of(DType dtype) {
+  return dtype == DType::kBfloat16 ? kBfloat16Table : kFloat32Table;
+}

@@ -1,0 +1,280 @@
+#include "cpu/llama.h"
+
+#include <algorithm>
+#include <chrono>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace pearl {
+namespace {
+
+constexpr int kStepRows = 128;  // of one pass over the weights: a prefill reads them once for so many tokens
+
+// Row length in elements of an activation buffer: an odd number of cache lines, so that 16 rows fall into
+// different sets of the first-level cache.
+int64_t padded_stride(int64_t n, int64_t element_bytes) {
+  const int64_t lines = round_up(round_up(n, kDepthAlign) * element_bytes, 64) / 64;
+  return (lines | 1) * 64 / element_bytes;
+}
+
+void refuse(int segment, const std::string& what) {
+  throw std::invalid_argument("segment " + std::to_string(segment) + ": " + what);
+}
+
+}  // namespace
+
+LlamaExecutor::LlamaExecutor(std::shared_ptr<const LlamaWeights> weights, std::shared_ptr<CoreSet> core_set,
+                             int num_slots, int64_t max_model_len, const float* cos, const float* sin)
+    : weights_(std::move(weights)),
+      core_set_(std::move(core_set)),
+      cache_(weights_->config(), weights_->dtype(), num_slots, max_model_len) {
+  const LlamaConfig& c = weights_->config();
+  const DType dtype = weights_->dtype();
+  const int64_t table = max_model_len * (c.head_dim / 2);
+  cos_.assign(cos, cos + table);
+  sin_.assign(sin, sin + table);
+
+  int64_t total = 0;
+  const auto place = [&](int64_t columns, int64_t element_bytes) {
+    const Rows rows{reinterpret_cast<void*>(total), padded_stride(columns, element_bytes)};
+    total += kStepRows * rows.stride * element_bytes;
+    return rows;
+  };
+  const int64_t element = size_of(dtype);
+  residual_ = place(c.hidden_size, 4);
+  qkv_ = place(c.q_size() + 2 * c.kv_size(), 4);
+  normed_ = place(c.hidden_size, element);
+  attended_ = place(c.q_size(), element);
+  activated_ = place(c.intermediate_size, element);
+  const int64_t queries = total;
+  total += int64_t{kStepRows} * c.q_size() * element;
+  buffer_ = HugeBuffer(total, "the buffers of a step");
+  for (Rows* rows : {&residual_, &qkv_, &normed_, &attended_, &activated_}) {
+    rows->data = buffer_.as<char>(reinterpret_cast<int64_t>(rows->data));
+  }
+  queries_ = buffer_.as<char>(queries);
+  for (int i = 0; i < core_set_->size(); ++i) {
+    workers_.push_back({AttentionScratch(c, dtype, max_model_len),
+                        HugeBuffer(kTileRows * normed_.stride * element, "the buffers of a step")});
+  }
+}
+
+void LlamaExecutor::check(const Segment* segments, int num_segments) const {
+  std::vector<bool> taken(num_slots());
+  for (int i = 0; i < num_segments; ++i) {
+    const Segment& s = segments[i];
+    if (s.slot < 0 || s.slot >= num_slots()) {
+      refuse(i, "slot " + std::to_string(s.slot) + " is not in [0, " + std::to_string(num_slots()) + ")");
+    }
+    if (taken[s.slot]) refuse(i, "slot " + std::to_string(s.slot) + " is in this call twice");
+    taken[s.slot] = true;
+    if (s.num_tokens < 1) refuse(i, "num_tokens is " + std::to_string(s.num_tokens) + "; it is at least 1");
+    if (s.start < 0 || s.start + s.num_tokens > max_model_len()) {
+      refuse(i, "positions [" + std::to_string(s.start) + ", " + std::to_string(s.start + s.num_tokens) +
+                    ") are not within max_model_len " + std::to_string(max_model_len()));
+    }
+    if (s.num_logits < 0 || s.num_logits > s.num_tokens) {
+      refuse(i, "num_logits " + std::to_string(s.num_logits) + " is not in [0, " +
+                    std::to_string(s.num_tokens) + "]");
+    }
+    for (int t = 0; t < s.num_tokens; ++t) {
+      if (s.token_ids[t] < 0 || s.token_ids[t] >= vocab_size()) {
+        refuse(i, "token id " + std::to_string(s.token_ids[t]) + " at position " +
+                      std::to_string(s.start + t) + " is not in [0, " + std::to_string(vocab_size()) + ")");
+      }
+    }
+  }
+}
+
+void LlamaExecutor::forward(const Segment* segments, int num_segments) {
+  check(segments, num_segments);
+  pieces_.clear();
+  token_rows_.clear();
+  for (int i = 0; i < num_segments; ++i) {
+    const Segment& s = segments[i];
+    for (int done = 0; done < s.num_tokens;) {
+      const int used = static_cast<int>(token_rows_.size());
+      const int take = std::min(s.num_tokens - done, kStepRows - used);
+      pieces_.push_back({s.slot, used, take, s.start + done});
+      for (int t = done; t < done + take; ++t) {
+        const int wanted = t - (s.num_tokens - s.num_logits);
+        token_rows_.push_back(
+            {s.token_ids[t], wanted < 0 ? nullptr : s.logits + int64_t{wanted} * vocab_size()});
+      }
+      done += take;
+      if (used + take == kStepRows) run_step();
+    }
+  }
+  if (!token_rows_.empty()) run_step();
+}
+
+void LlamaExecutor::run_step() {
+  wanted_rows_.clear();
+  logits_rows_.clear();
+  for (size_t row = 0; row < token_rows_.size(); ++row) {
+    if (token_rows_[row].logits == nullptr) continue;
+    wanted_rows_.push_back(static_cast<int>(row));
+    logits_rows_.push_back(token_rows_[row].logits);
+  }
+  core_set_->run([this](int index) { step(index); });
+  pieces_.clear();
+  token_rows_.clear();
+}
+
+void LlamaExecutor::share_of(const PackedMatrix& matrix, int index, int* first, int* count) const {
+  const int64_t pairs = (matrix.num_blocks + 1) / 2,
+                n = core_set_->size();  // a gate block and its up block together
+  const int begin = static_cast<int>(2 * (pairs * index / n));
+  const int end = std::min(matrix.num_blocks, static_cast<int>(2 * (pairs * (index + 1) / n)));
+  *first = begin;
+  *count = end - begin;
+}
+
+void LlamaExecutor::apply(const Linear& linear, int rows, int index) const {
+  const int64_t element = size_of(weights_->dtype());
+  const auto start_of = [&](const PackedMatrix& matrix, int block) {
+    return static_cast<const char*>(weights_->data(matrix)) + block * matrix.block_stride() * element;
+  };
+  int first, count;
+  MatmulArgs a{};
+  if (linear.next) {
+    share_of(*linear.next, index, &first, &count);
+    a.next_w = start_of(*linear.next, first);
+    a.next_w_stride = linear.next->block_stride();
+  }
+  share_of(linear.matrix, index, &first, &count);
+  if (count == 0) return;
+  a.x = linear.x.data;
+  a.x_stride = linear.x.stride;
+  a.rows = rows;
+  a.w = start_of(linear.matrix, first);
+  a.w_stride = linear.matrix.block_stride();
+  a.k = linear.matrix.k;
+  a.num_blocks = count;
+  a.num_cols = linear.matrix.n - first * kLanes;
+  a.epilogue = linear.epilogue;
+  a.bias = linear.bias ? linear.bias + first * kLanes : nullptr;
+  const int64_t out_bytes =
+      linear.epilogue == Epilogue::kSiluMul ? kLanes / 2 * element : kLanes * int64_t{4};
+  a.out = linear.out_rows ? nullptr : static_cast<char*>(linear.out.data) + first * out_bytes;
+  a.out_stride = linear.out.stride;
+  a.out_rows = linear.out_rows;
+  a.out_column = first * kLanes;
+  weights_->kernels().matmul(a);
+}
+
+// RMSNorm of every row of the step: each thread for itself if there is one row, together otherwise.
+LlamaExecutor::Rows LlamaExecutor::norm(const float* weight, int index) {
+  const LlamaConfig& c = weights_->config();
+  const int64_t element = size_of(weights_->dtype());
+  const int rows = static_cast<int>(token_rows_.size()), threads = core_set_->size();
+  const bool alone = rows == 1;
+  const Rows out = alone ? Rows{workers_[index].normed.as<void>(), normed_.stride} : normed_;
+  for (int row = alone ? 0 : index; row < rows; row += threads) {
+    weights_->kernels().rms_norm(static_cast<const float*>(residual_.data) + row * residual_.stride, weight,
+                                 c.hidden_size, c.rms_norm_eps,
+                                 static_cast<char*>(out.data) + row * out.stride * element);
+  }
+  if (!alone) core_set_->barrier();
+  return out;
+}
+
+void LlamaExecutor::step(int index) {
+  const LlamaConfig& c = weights_->config();
+  const Kernels& kernels = weights_->kernels();
+  const int rows = static_cast<int>(token_rows_.size()), threads = core_set_->size();
+  const std::vector<LayerWeights>& layers = weights_->layers();
+  if (kernels.prepare_thread) kernels.prepare_thread();
+
+  float* residual = static_cast<float*>(residual_.data);
+  for (int row = index; row < rows; row += threads) {
+    weights_->embed(token_rows_[row].token_id, residual + row * residual_.stride);
+  }
+  core_set_->barrier();
+
+  for (int i = 0; i < c.num_hidden_layers; ++i) {
+    const LayerWeights& layer = layers[i];
+    const PackedMatrix& after = i + 1 < c.num_hidden_layers ? layers[i + 1].qkv : weights_->lm_head();
+
+    const Rows x = norm(layer.input_norm, index);
+    apply({layer.qkv, x, Epilogue::kStore, qkv_, layer.qkv_bias, nullptr, &layer.o}, rows, index);
+    core_set_->barrier();
+
+    const AttentionStep attention{c,
+                                  kernels,
+                                  cache_,
+                                  i,
+                                  pieces_.data(),
+                                  static_cast<int>(pieces_.size()),
+                                  kStepRows,
+                                  cos_.data(),
+                                  sin_.data(),
+                                  layer.q_norm,
+                                  layer.k_norm,
+                                  static_cast<const float*>(qkv_.data),
+                                  qkv_.stride,
+                                  queries_,
+                                  attended_.data,
+                                  attended_.stride};
+    rope_and_store(attention, workers_[index].attention, index, threads);
+    core_set_->barrier();
+    attend(attention, workers_[index].attention, index, threads);
+    core_set_->barrier();
+    apply({layer.o, attended_, Epilogue::kAdd, residual_, nullptr, nullptr, &layer.gate_up}, rows, index);
+    core_set_->barrier();
+
+    const Rows y = norm(layer.post_attention_norm, index);
+    apply({layer.gate_up, y, Epilogue::kSiluMul, activated_, nullptr, nullptr, &layer.down}, rows, index);
+    core_set_->barrier();
+    apply({layer.down, activated_, Epilogue::kAdd, residual_, nullptr, nullptr, &after}, rows, index);
+    core_set_->barrier();
+  }
+
+  const int wanted = static_cast<int>(wanted_rows_.size());
+  if (wanted == 0) return;
+  const int64_t element = size_of(weights_->dtype());
+  for (int i = index; i < wanted; i += threads) {
+    kernels.rms_norm(residual + wanted_rows_[i] * residual_.stride, weights_->final_norm(), c.hidden_size,
+                     c.rms_norm_eps, static_cast<char*>(normed_.data) + i * normed_.stride * element);
+  }
+  core_set_->barrier();
+  apply({weights_->lm_head(), normed_, Epilogue::kStore, {}, nullptr, logits_rows_.data()}, wanted, index);
+}
+
+double LlamaExecutor::time_linears(int rows, int repeats) {
+  if (rows < 1 || rows > kStepRows) {
+    throw std::invalid_argument("rows is " + std::to_string(rows) + "; a step has 1 to " +
+                                std::to_string(kStepRows));
+  }
+  std::vector<float> logits(int64_t{rows} * vocab_size());
+  std::vector<float*> logits_rows(rows);
+  for (int i = 0; i < rows; ++i) logits_rows[i] = logits.data() + int64_t{i} * vocab_size();
+  const std::vector<LayerWeights>& layers = weights_->layers();
+  const auto pass = [&](int index) {
+    if (weights_->kernels().prepare_thread) weights_->kernels().prepare_thread();
+    for (size_t i = 0; i < layers.size(); ++i) {
+      const LayerWeights& layer = layers[i];
+      const PackedMatrix& after = i + 1 < layers.size() ? layers[i + 1].qkv : weights_->lm_head();
+      apply({layer.qkv, normed_, Epilogue::kStore, qkv_, layer.qkv_bias, nullptr, &layer.o}, rows, index);
+      core_set_->barrier();
+      apply({layer.o, attended_, Epilogue::kAdd, residual_, nullptr, nullptr, &layer.gate_up}, rows, index);
+      core_set_->barrier();
+      apply({layer.gate_up, normed_, Epilogue::kSiluMul, activated_, nullptr, nullptr, &layer.down}, rows,
+            index);
+      core_set_->barrier();
+      apply({layer.down, activated_, Epilogue::kAdd, residual_, nullptr, nullptr, &after}, rows, index);
+      core_set_->barrier();
+    }
+    apply({weights_->lm_head(), normed_, Epilogue::kStore, {}, nullptr, logits_rows.data()}, rows, index);
+  };
+  double best = 1e30;
+  for (int i = 0; i < repeats; ++i) {
+    const auto begin = std::chrono::steady_clock::now();
+    core_set_->run(pass);
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
+  }
+  return best;
+}
+
+}  // namespace pearl
