@@ -2,9 +2,9 @@
 
     python tests/sanitize.py [thread|address ...]
 
-The sanitized module stands in a package of its own (build/sanitize-MODE/pearl_rt), with the plain-Python modules
-that the tests need and no torch: only our code is under test. Then programs with one wait missing are run on the
-ThreadSanitizer build, each of which it must report.
+The sanitized module stands in a package of its own (build/sanitize-MODE/pearl_rt), with the plain-Python
+modules that the tests need and no torch: only our code is under test. Then programs with one wait missing are
+run on the ThreadSanitizer build, each of which it must report.
 """
 
 import os
