@@ -75,8 +75,8 @@ def save_checkpoint(
     for name in sorted(expected.keys() | shapes.keys()):
         if expected.get(name) != shapes.get(name):
             raise CheckpointError(
-                f"tensor {name!r} does not fit the configuration: "
-                f"expected shape {expected.get(name)}, got {shapes.get(name)} (None: no such tensor)"
+                f"tensor {name!r} does not fit the configuration (None means no such tensor): "
+                f"expected shape {expected.get(name)}, got shape {shapes.get(name)}"
             )
     directory.mkdir(parents=True, exist_ok=True)
     dtypes = {t.dtype for t in tensors.values()}
