@@ -98,11 +98,6 @@ void bind_executor(py::module_& m) {
       .def_property_readonly("weight_bytes", &LlamaWeights::step_bytes)
       .def_property_readonly("memory_bytes", &LlamaWeights::memory_bytes);
 
-  py::class_<Executor, std::shared_ptr<Executor>>(m, "Executor")
-      .def_property_readonly("vocab_size", &Executor::vocab_size)
-      .def_property_readonly("max_model_len", &Executor::max_model_len)
-      .def_property_readonly("num_slots", &Executor::num_slots);
-
   py::class_<LlamaExecutor, Executor, std::shared_ptr<LlamaExecutor>>(m, "LlamaExecutor")
       .def(py::init([](std::shared_ptr<LlamaWeights> weights, std::shared_ptr<CoreSet> core_set,
                        int num_slots, int64_t max_model_len, uintptr_t cos, uintptr_t sin) {
@@ -114,12 +109,6 @@ void bind_executor(py::module_& m) {
            py::arg("cos_ptr"), py::arg("sin_ptr"))
       .def("forward_batch", &forward_batch, py::arg("segments"),
            "[(slot, token_ids, start, num_logits)] -> [logits [num_logits, vocab_size]]")
-      .def(
-          "forward",
-          [](LlamaExecutor& e, int slot, const std::vector<int32_t>& ids, int64_t start, int num_logits) {
-            return forward_batch(e, {{slot, ids, start, num_logits}}).front();
-          },
-          py::arg("slot"), py::arg("token_ids"), py::arg("start"), py::arg("num_logits"))
       .def("time_linears", &LlamaExecutor::time_linears, py::arg("rows"), py::arg("repeats"),
            py::call_guard<py::gil_scoped_release>(),
            "Seconds of the linear layers of one step, best of repeats")
