@@ -101,13 +101,14 @@ class Bench:
         num_slots: int = 1,
         gamma_max: int = 8,
         ring_capacity: int = 1024,
+        spin_us: int = 2000,
     ) -> "Bench":
         """target, draft: arguments of their scripts."""
         shape = {"vocab_size": VOCAB, "max_model_len": CAPACITY, "num_slots": num_slots}
         target_executor = _C.ScriptedExecutor(**{**shape, **(target or {})})
         draft_executor = _C.ScriptedExecutor(**{**shape, **(draft or {})})
-        device = _C.Device([])
-        draft_device = device if placement == "shared" else _C.Device([])
+        device = _C.Device([], spin_us)
+        draft_device = device if placement == "shared" else _C.Device([], spin_us)
         coordinator = _C.Coordinator(
             target_executor,
             device,

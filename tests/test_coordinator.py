@@ -5,6 +5,8 @@ import itertools
 import os
 import random
 import re
+import subprocess
+import sys
 import threading
 import time
 from typing import Any
@@ -171,8 +173,9 @@ def test_overlap_in_the_trace(strategy: str, placement: str, overlap: bool) -> N
         assert any(op == "wait" for _, op, *_ in rows)
 
 
-def test_two_thousand_random_schedules() -> None:
-    """Delays of 0 to 30 us on both lanes, all programs and placements: none hangs, none changes a token."""
+@pytest.mark.parametrize("spin_us", [0, 10, 2000])
+def test_two_thousand_random_schedules(spin_us: int) -> None:
+    """Delays of 0 to 30 us on both lanes, waits that sleep or spin: none hangs, none changes a token."""
     expected = tokens_of(Bench.build(target={"rule": 1}).run("ar", _C.Request([1, 2], max_tokens=12)))
     for placement in PLACEMENTS:
         for lanes in ((0, 30), (30, 0), (8, 8), (2, 1)):
@@ -180,11 +183,33 @@ def test_two_thousand_random_schedules() -> None:
                 placement,
                 target={"rule": 1, "delay_us": (0, lanes[0]), "delay_seed": lanes[0]},
                 draft={**HALF_RIGHT, "delay_us": (0, lanes[1]), "delay_seed": lanes[1] + 1},
+                spin_us=spin_us,
             )
             for i in range(125):
                 for strategy in SPECULATIVE:
                     request = _C.Request([1, 2], gamma=1 + i % 8, max_tokens=12)
                     assert tokens_of(bench.run(strategy, request)) == expected
+
+
+def test_parked_threads_use_no_time() -> None:
+    bench = Bench.build(target={"rule": 1}, draft=HALF_RIGHT)
+    bench.run("pearl", _C.Request([1], gamma=3, max_tokens=30))
+    time.sleep(0.01)
+    begin = time.process_time()
+    time.sleep(0.2)
+    assert time.process_time() - begin < 0.02
+
+
+def test_exit_in_the_middle_of_a_run() -> None:
+    """The interpreter ends with lanes at work and nobody reading: a clean exit."""
+    script = (
+        "from scripted import Bench, _C\n"
+        "bench = Bench.build(target={'delay_us': (50, 50)}, ring_capacity=2)\n"
+        "bench.start('pearl', _C.Request([1], gamma=4, max_tokens=60))\n"
+    )
+    paths = [os.path.dirname(__file__), *sys.path]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
+    subprocess.run([sys.executable, "-c", script], env=env, check=True, timeout=60)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -121,7 +121,7 @@ void bind_coordinator(py::module_& m) {
       .def(py::init([](std::vector<int> cpus, int spin_us) {
              return std::make_shared<CpuDevice>(std::move(cpus), std::chrono::microseconds(spin_us));
            }),
-           py::arg("cpus") = std::vector<int>{}, py::arg("spin_us") = 100)
+           py::arg("cpus") = std::vector<int>{}, py::arg("spin_us") = 2000)
       .def_property_readonly("cpus", &CpuDevice::cpus);
 
   py::class_<RoundResult>(m, "RoundResult", "What one round committed for one sequence.")

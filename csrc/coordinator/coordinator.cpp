@@ -136,9 +136,14 @@ void Coordinator::start(const Program& program, JudgeKind judge, const std::vect
   }
   run_.reset(program.num_events);
   const LaneProgram nothing;
-  for (size_t i = 0; i < lanes_.size(); ++i) {
-    const LaneProgram& own = i < program.lanes.size() ? program.lanes[i] : nothing;
-    lanes_[i]->submit(own, max_rounds, state_.get(), &run_);
+  try {
+    for (size_t i = 0; i < lanes_.size(); ++i) {
+      const LaneProgram& own = i < program.lanes.size() ? program.lanes[i] : nothing;
+      lanes_[i]->submit(own, max_rounds, state_.get(), &run_);
+    }
+  } catch (...) {
+    stop();
+    throw;
   }
 }
 

@@ -12,6 +12,12 @@
 
 namespace pearl {
 
+namespace {
+
+constexpr std::chrono::microseconds kIdleSpin{50};  // between requests
+
+}  // namespace
+
 CpuDevice::CpuDevice(std::vector<int> cpus, std::chrono::microseconds spin)
     : cpus_(std::move(cpus)), spin_(spin), thread_([this] { serve(); }) {
   try {
@@ -95,7 +101,7 @@ void CpuDevice::serve() {
         ended_.notify_all();  // under the lock: the task, not the device, may be destroyed at once
       }
     }
-    if (!advanced) bell_.wait(seen, spin_);
+    if (!advanced) bell_.wait(seen, tasks.empty() ? std::min(kIdleSpin, spin_) : spin_);
   }
 }
 

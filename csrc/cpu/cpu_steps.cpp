@@ -10,7 +10,7 @@ namespace pearl {
 
 namespace {
 
-constexpr int64_t kPrefillChunk = 512;  // tokens; multiples of it are where prompts are cut
+constexpr int64_t kPrefillChunk = 256;  // tokens; multiples of it are where prompts are cut
 
 }  // namespace
 
