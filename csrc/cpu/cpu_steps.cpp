@@ -21,7 +21,16 @@ CpuSteps::CpuSteps(Executor* executor, State* state, Run* run)
   fed_.resize(static_cast<size_t>(state->num_slots) * (state->gamma_max + 1));
   candidates_.resize(2 * state->gamma_max);
   draft_rows_.resize(2 * state->gamma_max);
+  if (executor->vocab_size() < state->vocab_size) known_.resize(state->num_slots * kPrefillChunk);
   result_.token_ids.reserve(state->gamma_max + 1);
+}
+
+const int32_t* CpuSteps::known(int slot, const int32_t* token_ids, int64_t count) {
+  const int vocab = executor_->vocab_size();
+  if (vocab >= state_->vocab_size) return token_ids;
+  int32_t* out = known_.data() + slot * kPrefillChunk;
+  for (int64_t i = 0; i < count; ++i) out[i] = std::min(token_ids[i], vocab - 1);
+  return out;
 }
 
 void CpuSteps::prefill(bool with_last) {
@@ -34,8 +43,8 @@ void CpuSteps::prefill(bool with_last) {
       const int64_t stop = std::min(end, start + kPrefillChunk);
       if (start >= stop) continue;
       const int num_logits = with_last && stop == end ? 1 : 0;
-      segments_.push_back({b, s.tokens(b) + start, static_cast<int>(stop - start), start, num_logits,
-                           num_logits > 0 ? s.target_rows(b) : nullptr});
+      segments_.push_back({b, known(b, s.tokens(b) + start, stop - start), static_cast<int>(stop - start),
+                           start, num_logits, num_logits > 0 ? s.target_rows(b) : nullptr});
     }
     if (segments_.empty()) return;
     executor_->forward(segments_.data(), static_cast<int>(segments_.size()));
@@ -69,7 +78,7 @@ void CpuSteps::draft() {
       const int64_t position = s.committed[b] + s.pending[b] + j;
       float* row = s.draft_row(b, position);
       if (j == 0) {
-        segments_.push_back({b, s.tokens(b) + position - 2, 2, position - 2, 1, row});
+        segments_.push_back({b, known(b, s.tokens(b) + position - 2, 2), 2, position - 2, 1, row});
       } else {
         segments_.push_back({b, s.window(b) + j - 1, 1, position - 1, 1, row});
       }

@@ -36,6 +36,9 @@ class CpuSteps {
   void verify(int round);
 
  private:
+  // The ids as this model can be fed them: a draft padded to fewer rows than the target has no row for some
+  // of the target's ids, and gets its last one instead.
+  const int32_t* known(int slot, const int32_t* token_ids, int64_t count);
   void judge_slot(int slot, int round);
   // Commits tokens already in token_ids up to `committed`, or fewer: publishes what stands.
   void commit(int slot, int64_t committed, int64_t pending, RoundResult* result);
@@ -47,6 +50,7 @@ class CpuSteps {
   std::vector<Segment> segments_;
   std::vector<int32_t> window_len_;       // [B]
   std::vector<int32_t> fed_;              // [B, gamma_max + 1] last committed token and the window
+  std::vector<int32_t> known_;            // [B, prefill chunk], only if ids have to be replaced
   std::vector<int32_t> candidates_;       // [2 * gamma_max]
   std::vector<const float*> draft_rows_;  // [2 * gamma_max]
   RoundResult result_;
