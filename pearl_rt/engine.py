@@ -1,0 +1,409 @@
+"""The front door: loads a pair once, then generates with the program that pays, and says from which figures.
+
+Knows lanes, the planner and tokenizers; not what a round does. Everything returned or streamed is verified.
+
+The choice of program is never a choice of text: greedy output, and sampled output with judge="coupled", are
+the same bits for every strategy, window, placement and number of threads. With judge="rejection" at
+temperature > 0 the distribution is the same, not the tokens. Requests run one after another.
+"""
+
+import os
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import pearl_rt._C as _C
+from pearl_rt.config import Environment, ModelConfig
+from pearl_rt.errors import RequestError
+from pearl_rt.lane import POLL_MS, Lanes, Model, check_memory, choose_cores
+from pearl_rt.loader import load_tensors
+from pearl_rt.metrics import measure
+from pearl_rt.options import (
+    JUDGES,
+    Limits,
+    Wanted,
+    check_vocabularies,
+    choice,
+    max_length,
+    own_dtype,
+    threads,
+)
+from pearl_rt.outputs import GenerationInterrupted, RequestOutput, StreamChunk
+from pearl_rt.planner import Acceptance, Plan, StepTimes, plan, plans
+from pearl_rt.request import Prompt, prepare_prompt, prompt_list
+from pearl_rt.sampling_params import SamplingParams
+from pearl_rt.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Engine:
+    """A target model, perhaps a draft, and the lanes that run them.
+
+    strategy       "auto" picks the program with the best expected tokens per second before each request;
+                   "ar",
+                   "sd" and "pearl" fix it
+    gamma          drafts per window, 1 to 16; None: the planner's choice
+    judge          at temperature > 0: "rejection" (highest acceptance) or "coupled" (tokens depend on the
+                   seed and
+                   the target alone)
+    dtype          of weights and KV cache; "auto" is each checkpoint's own, unless that is float16
+    placement      "shared" (all cores for both models), "split" (one core for the draft, the rest for the
+                   target)
+                   or "auto"
+    max_model_len  tokens of prompt and answer; None: what both models were made for, but 4096 at most
+    num_threads    cores to use; None: all that this process may use
+    isa            instruction set of the executor; None: the best that this machine has
+
+    Not for use from several threads at once. `last_output` is the latest answer, whole or interrupted.
+    """
+
+    def __init__(
+        self,
+        target_config: ModelConfig,
+        target_tensors: "Mapping[str, torch.Tensor]",
+        draft_config: ModelConfig | None = None,
+        draft_tensors: "Mapping[str, torch.Tensor] | None" = None,
+        *,
+        tokenizer: Tokenizer | None = None,
+        draft_tokenizer: Tokenizer | None = None,
+        strategy: str = "auto",
+        gamma: int | None = None,
+        judge: str = "rejection",
+        device: str = "auto",
+        dtype: str = "auto",
+        placement: str = "auto",
+        max_model_len: int | None = None,
+        num_threads: int | None = None,
+        isa: str | None = None,
+    ) -> None:
+        """From tensors in memory, by their Hugging Face names. The tensors are packed, and may be dropped."""
+        environment = Environment.read()
+        choice("device", device, ("auto", "cpu"))
+        choice("judge", judge, JUDGES)
+        self._isa = isa or environment.isa
+        if self._isa is not None:
+            choice("isa", self._isa, _C.available_isas())
+        self._cores = choose_cores(threads(num_threads, environment.num_threads))
+        has_draft = draft_config is not None and draft_tensors is not None
+        self._limits = Limits(has_draft, len(self._cores))
+        self._wanted = Wanted.checked(strategy, gamma, placement, self._limits)
+        self._judge = judge
+        self._tokenizer = tokenizer
+        self._config = target_config
+        parts = [("target", target_config, target_tensors)]
+        if draft_config is not None and draft_tensors is not None:
+            check_vocabularies(target_config, draft_config, tokenizer, draft_tokenizer)
+            parts.append(("draft", draft_config, draft_tensors))
+        self.max_model_len = max_length(max_model_len, [config for _, config, _ in parts])
+        candidates = self._wanted.narrowed(self._limits)
+        described = [(name, config, own_dtype(name, dtype, config)) for name, config, _ in parts]
+        check_memory(described, max_model_len=self.max_model_len, num_placements=len(candidates.placements))
+
+        packed = [
+            Model.pack(config, tensors, name=name, dtype=own, isa=self._isa, max_model_len=self.max_model_len)
+            for (name, config, own), (_, _, tensors) in zip(described, parts, strict=True)
+        ]
+        self.target, self.draft = packed[0], packed[1] if has_draft else None
+        self._lanes: dict[str, Lanes] = {}
+        self._times: dict[str, StepTimes] = {}
+        self._acceptance: dict[str, Acceptance] = {}
+        self._observed: dict[tuple[str, int, str], float] = {}
+        self._last_plan: Plan | None = None
+        self._num_requests = 0
+        self._closed = False
+        self._in_use = threading.Lock()
+        self.last_output: RequestOutput | None = None
+        if candidates.only is None:
+            for name in candidates.placements:
+                self._step_times(name)
+
+    @classmethod
+    def from_pretrained(
+        cls, target: str | os.PathLike[str], draft: str | os.PathLike[str] | None = None, **options: Any
+    ) -> "Engine":
+        """From checkpoint directories in the Hugging Face layout. `options` are those of Engine.
+
+        Raises CheckpointError for what cannot be read, ConfigError for what cannot be run, ResourceError for
+        what this machine has not got.
+        """
+        config, tokenizer = ModelConfig.from_pretrained(target), Tokenizer.from_pretrained(target)
+        if draft is None:
+            return cls(config, load_tensors(target, config), tokenizer=tokenizer, **options)
+        draft_config, draft_tokenizer = ModelConfig.from_pretrained(draft), Tokenizer.from_pretrained(draft)
+        return cls(
+            config,
+            load_tensors(target, config),
+            draft_config,
+            load_tensors(draft, draft_config),
+            tokenizer=tokenizer,
+            draft_tokenizer=draft_tokenizer,
+            **options,
+        )
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The target's tokenizer, if the engine was built with one."""
+        return self._tokenizer
+
+    def generate(
+        self,
+        prompts: Any,
+        params: SamplingParams | None = None,
+        *,
+        strategy: str | None = None,
+        gamma: int | None = None,
+        placement: str | None = None,
+        judge: str | None = None,
+    ) -> list[RequestOutput]:
+        """One output for each prompt: a text, a list of token ids, or a list of either.
+
+        strategy, gamma, placement and judge override the engine's own for this call. Raises RequestError for
+        what cannot run, before anything has run; NumericsError if logits are NaN or infinite;
+        GenerationInterrupted (a KeyboardInterrupt) on Ctrl-C, with the outputs so far.
+        """
+        params = _checked_params(params)
+        wanted = self._wanted.override(strategy, gamma, placement, self._limits)
+        judge = self._judge if judge is None else choice("judge", judge, JUDGES, RequestError)
+        prepared = [self._prepare(prompt, params) for prompt in prompt_list(prompts)]
+        outputs: list[RequestOutput] = []
+        with self._use():
+            for prompt in prepared:
+                answer = self._answer(prompt, params, wanted, judge, min_results=64)
+                try:
+                    for _ in answer:
+                        pass
+                except KeyboardInterrupt:
+                    answer.close()
+                    cut = [o for o in (self.last_output,) if o is not None and o not in outputs]
+                    raise GenerationInterrupted([*outputs, *cut]) from None
+                assert self.last_output is not None
+                outputs.append(self.last_output)
+        return outputs
+
+    def stream(
+        self,
+        prompt: Any,
+        params: SamplingParams | None = None,
+        *,
+        strategy: str | None = None,
+        gamma: int | None = None,
+        placement: str | None = None,
+        judge: str | None = None,
+    ) -> Generator[StreamChunk, None, None]:
+        """Chunks of one answer, each as soon as it is verified. Arguments and errors as in generate().
+
+        The engine is in use until the iterator is exhausted or closed; `last_output` is then the answer.
+        """
+        params = _checked_params(params)
+        wanted = self._wanted.override(strategy, gamma, placement, self._limits)
+        judge = self._judge if judge is None else choice("judge", judge, JUDGES, RequestError)
+        listed = prompt_list(prompt)
+        if len(listed) != 1:
+            raise RequestError(f"stream takes one prompt, got {len(listed)}: call generate() for several")
+        return self._stream(self._prepare(listed[0], params), params, wanted, judge)
+
+    def stats(self) -> dict[str, Any]:
+        """What was chosen last, what would be chosen now, and the figures behind it. Times are in seconds."""
+        self._check_open()
+        candidates = self._wanted.narrowed(self._limits)
+        regimes = {name: a.rate for name, a in self._acceptance.items()} or {"greedy": Acceptance().rate}
+        regime = next(reversed(regimes))
+        times = {name: self._times[name] for name in candidates.placements if name in self._times}
+        expected = plans(times, regimes[regime], strategies=candidates.strategies, gammas=candidates.gammas)
+        return {
+            "strategy": self._wanted.strategy,
+            "chosen": None if self._last_plan is None else _described(self._last_plan),
+            "next": _described(expected[0]) if expected else None,
+            "requests": self._num_requests,
+            "acceptance": regimes,
+            "step_times": {name: asdict(t) for name, t in self._times.items()},
+            "candidates": [_described(p) for p in expected],
+            "observed": [
+                {"strategy": s, "gamma": g, "placement": p, "tokens_per_second": rate}
+                for (s, g, p), rate in self._observed.items()
+            ],
+            "cores": {
+                name: {"target": lanes.target_cores, "draft": lanes.draft_cores if lanes.has_draft else []}
+                for name, lanes in self._lanes.items()
+            },
+            "dtype": {
+                name: model.dtype
+                for name, model in (("target", self.target), ("draft", self.draft))
+                if model is not None
+            },
+            "isa": self.target.weights.isa,
+            "judge": self._judge,
+            "max_model_len": self.max_model_len,
+        }
+
+    def close(self) -> None:
+        """Stops what runs, joins the threads and gives the memory back. Calling it again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        for lanes in self._lanes.values():
+            lanes.coordinator.stop()
+        self._lanes = {}
+        del self.target, self.draft
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @contextmanager
+    def _use(self) -> Iterator[None]:
+        self._check_open()
+        if not self._in_use.acquire(blocking=False):
+            raise RequestError(
+                "the engine is in use, by another thread or by a stream that was not read to its end: wait, "
+                "close() the stream, or give each thread its own engine"
+            )
+        try:
+            yield
+        finally:
+            self._in_use.release()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RequestError("the engine is closed: build another one")
+
+    def _prepare(self, prompt: Any, params: SamplingParams) -> Prompt:
+        self._check_open()
+        vocab_size = self._config.vocab_size
+        for token_id in params.stop_token_ids:
+            if token_id >= vocab_size:
+                raise RequestError(
+                    f"stop_token_ids has {token_id}, out of range: the vocabulary has {vocab_size} ids"
+                )
+        return prepare_prompt(prompt, self._tokenizer, vocab_size, self.max_model_len)
+
+    def _stream(
+        self, prompt: Prompt, params: SamplingParams, wanted: Wanted, judge: str
+    ) -> Generator[StreamChunk, None, None]:
+        with self._use():
+            yield from self._answer(prompt, params, wanted, judge, min_results=1)
+
+    def _answer(
+        self, prompt: Prompt, params: SamplingParams, wanted: Wanted, judge: str, *, min_results: int
+    ) -> Generator[StreamChunk, None, None]:
+        """Runs one request. However it ends, lanes are idle and `last_output` holds what was verified."""
+        regime = judge if params.temperature > 0 else "greedy"
+        chosen = self._choose(wanted, regime)
+        lanes = self._placed(chosen.placement)
+        answer = _Answer(prompt, self._tokenizer)
+        request = _C.Request(
+            list(prompt.token_ids),
+            gamma=chosen.gamma,
+            temperature=params.temperature,
+            seed=params.seed,
+            max_tokens=min(params.max_tokens, self.max_model_len),
+            eos_ids=list(self._config.eos_token_ids),
+            stop_ids=list(params.stop_token_ids),
+            ignore_eos=params.ignore_eos,
+        )
+        answer.start_ns = time.monotonic_ns()
+        lanes.start(chosen.strategy, request, judge)
+        try:
+            while (results := lanes.coordinator.next(POLL_MS, min_results)) is not None:
+                if results:
+                    yield answer.add(results)
+        finally:
+            lanes.coordinator.stop()
+            while (results := lanes.coordinator.next(0)) is not None:
+                answer.add(results)
+            self.last_output = answer.output(chosen, lanes)
+            self._learn(chosen, regime, self.last_output)
+
+    def _choose(self, wanted: Wanted, regime: str) -> Plan:
+        candidates = wanted.narrowed(self._limits)
+        acceptance = self._acceptance.setdefault(regime, Acceptance()).rate
+        if candidates.only is not None:
+            strategy, gamma, placement = candidates.only
+            times = self._times.get(placement, StepTimes({1: float("nan")}))
+            return plan(strategy, gamma, placement, times, acceptance)
+        times_of = {name: self._step_times(name) for name in candidates.placements}
+        return plans(times_of, acceptance, strategies=candidates.strategies, gammas=candidates.gammas)[0]
+
+    def _learn(self, chosen: Plan, regime: str, output: RequestOutput) -> None:
+        self._last_plan = chosen
+        self._num_requests += 1
+        self._acceptance[regime].update(output.metrics.accepted, output.metrics.judged)
+        rate = output.metrics.tokens_per_second
+        if rate == rate:
+            self._observed[chosen.strategy, chosen.gamma, chosen.placement] = rate
+
+    def _placed(self, placement: str) -> Lanes:
+        if placement not in self._lanes:
+            self._check_open()
+            self._lanes[placement] = Lanes(placement, self._cores, self.target, self.draft)
+        return self._lanes[placement]
+
+    def _step_times(self, placement: str) -> StepTimes:
+        if placement not in self._times:
+            self._times[placement] = self._placed(placement).measure()
+        return self._times[placement]
+
+
+class _Answer:
+    """One answer as it grows: rounds in order, and their text."""
+
+    def __init__(self, prompt: Prompt, tokenizer: Tokenizer | None) -> None:
+        self.start_ns = 0
+        self._prompt = prompt
+        self._decoder = None if tokenizer is None else tokenizer.decoder(after=prompt.token_ids)
+        self._rounds: list[Any] = []  # of _C.RoundResult
+        self._texts: list[str] = []
+
+    def add(self, results: Sequence[Any]) -> StreamChunk:
+        """Takes rounds, returns what they add."""
+        self._rounds += results
+        ids = [token_id for result in results for token_id in result.token_ids]
+        reason = results[-1].finish_reason or None
+        text = ""
+        if self._decoder is not None:
+            text = self._decoder.push(ids)
+            if reason is not None:
+                text += self._decoder.finish()
+        self._texts.append(text)
+        return StreamChunk(ids, text, reason)
+
+    def output(self, chosen: Plan, lanes: Lanes) -> RequestOutput:
+        """The whole answer. One that no verdict ended was interrupted."""
+        reason = self._rounds[-1].finish_reason if self._rounds else ""
+        if not reason and self._decoder is not None:
+            self._texts.append(self._decoder.finish())
+        return RequestOutput(
+            prompt=self._prompt.text,
+            prompt_token_ids=list(self._prompt.token_ids),
+            token_ids=[token_id for record in self._rounds for token_id in record.token_ids],
+            text="".join(self._texts),
+            finish_reason=reason or "abort",
+            metrics=measure(
+                self._rounds,
+                start_ns=self.start_ns,
+                num_prompt_tokens=len(self._prompt.token_ids),
+                strategy=chosen.strategy,
+                gamma=chosen.gamma,
+                placement=chosen.placement,
+                trace=lanes.trace(),
+            ),
+        )
+
+
+def _described(chosen: Plan) -> dict[str, Any]:
+    return {**asdict(chosen), "tokens_per_second": chosen.tokens_per_second}
+
+
+def _checked_params(params: SamplingParams | None) -> SamplingParams:
+    if params is None:
+        return SamplingParams()
+    if not isinstance(params, SamplingParams):
+        raise RequestError(f"params must be pearl_rt.SamplingParams, got {params!r}")
+    return params

@@ -1,0 +1,295 @@
+"""Where a pair runs: cores and memory, packed weights, and the native lanes of each placement with their step
+times.
+
+Knows core sets, executors and the coordinator; not prompts, text, or which program is wanted. A placement is
+
+  shared   both lanes on all cores, taking turns
+  split    disjoint cores, so that draft and target are two devices: one core for the draft, the rest for the
+           target
+"""
+
+import math
+import os
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pearl_rt._C as _C
+from pearl_rt.config import ModelConfig
+from pearl_rt.errors import ConfigError, PearlError, ResourceError
+from pearl_rt.loader import loading_bar
+from pearl_rt.metrics import TraceRow
+from pearl_rt.models.llama import tensor_shapes
+from pearl_rt.models.rope import rope_tables
+from pearl_rt.planner import MAX_GAMMA, StepTimes, seconds
+from pearl_rt.program import program
+
+if TYPE_CHECKING:
+    import torch
+
+ITEM_BYTES = {"bfloat16": 2, "float32": 4}
+POLL_MS = 50  # how long a wait may keep Python from seeing Ctrl-C
+
+
+@contextmanager
+def native_errors() -> Iterator[None]:
+    """What the executor refuses, as our errors: memory that cannot be had, sizes that do not fit."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ResourceError(f"{error}: lower max_model_len, or take smaller models") from None
+    except PearlError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to run: packed weights, shared by the executors of all placements, and rotary tables."""
+
+    config: ModelConfig
+    dtype: str
+    weights: Any  # _C.LlamaWeights
+    cos: "torch.Tensor"  # [max_model_len, head_dim / 2] fp32
+    sin: "torch.Tensor"  # [max_model_len, head_dim / 2] fp32
+
+    @classmethod
+    def pack(
+        cls,
+        config: ModelConfig,
+        tensors: Mapping[str, "torch.Tensor"],
+        *,
+        dtype: str,
+        isa: str | None,
+        max_model_len: int,
+        name: str = "model",
+    ) -> "Model":
+        """Packs `tensors` (HF names) once; they may be dropped afterwards. `name` labels the progress bar."""
+        held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        views = {
+            key: (tensor.data_ptr(), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
+            for key, tensor in held.items()
+        }
+        size = weight_bytes(config, dtype)
+        with native_errors(), loading_bar(f"packing the {name}", size) as advance:
+            weights = _C.LlamaWeights(
+                native_config(config), views, dtype, isa, lambda _, layers: advance(size // layers)
+            )
+        cos, sin = rope_tables(config, max_model_len)
+        return cls(config, dtype, weights, cos.contiguous(), sin.contiguous())
+
+    def executor(self, cores: Sequence[int]) -> Any:
+        """A _C.LlamaExecutor with its own KV cache on these cores."""
+        length = self.cos.shape[0]
+        with native_errors():
+            return _C.LlamaExecutor(
+                self.weights, _C.CoreSet(list(cores)), 1, length, self.cos.data_ptr(), self.sin.data_ptr()
+            )
+
+
+def native_config(config: ModelConfig) -> dict[str, Any]:
+    """The part of a configuration that the executor reads."""
+    names = (
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *(
+            "num_key_value_heads",
+            "head_dim",
+            "rms_norm_eps",
+            "attention_bias",
+            "qk_norm",
+            "tie_word_embeddings",
+        ),
+    )
+    return {name: getattr(config, name) for name in names}
+
+
+def choose_cores(num_threads: int | None) -> list[int]:
+    """The first `num_threads` cores that this process may use, or all. Raises ResourceError if there are
+    fewer.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if num_threads is None:
+        return cores
+    if num_threads > len(cores):
+        raise ResourceError(
+            f"num_threads {num_threads} asked for, but this process may use {len(cores)} cores: "
+            f"pass num_threads={len(cores)} or less"
+        )
+    return cores[:num_threads]
+
+
+def split_cores(cores: Sequence[int]) -> tuple[list[int], list[int]]:
+    """(target's cores, draft's core), disjoint. Raises ResourceError with fewer than two."""
+    if len(cores) < 2:
+        raise ResourceError(
+            f"placement 'split' needs 2 cores, one for the draft and the rest for the target; there "
+            f"is {len(cores)}: pass placement='shared', or more threads"
+        )
+    return list(cores[:-1]), [cores[-1]]
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping: MemAvailable, or less where a cgroup allows less. None:
+    unknown.
+    """
+    limits = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(int(line.split()[1]) * 1024)
+        group = Path("/sys/fs/cgroup")
+        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        pass
+    return min(limits, default=None)
+
+
+def weight_bytes(config: ModelConfig, dtype: str) -> int:
+    """Bytes of a model's packed weights; a tied head and embedding are one."""
+    return sum(math.prod(shape) for shape in tensor_shapes(config).values()) * ITEM_BYTES[dtype]
+
+
+def kv_bytes(config: ModelConfig, dtype: str, max_model_len: int) -> int:
+    """Bytes of one sequence's keys and values."""
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return per_token * max_model_len * ITEM_BYTES[dtype]
+
+
+def check_memory(
+    models: Sequence[tuple[str, ModelConfig, str]], *, max_model_len: int, num_placements: int
+) -> None:
+    """Raises ResourceError before anything is allocated if weights and KV caches cannot fit.
+
+    models: (name, configuration, dtype) of each; every placement has its own KV caches and logits.
+    """
+    available = available_memory()
+    weights = {name: weight_bytes(config, dtype) for name, config, dtype in models}
+    caches = num_placements * sum(kv_bytes(config, dtype, max_model_len) for _, config, dtype in models)
+    logits = num_placements * (3 * MAX_GAMMA + 1) * 4 * max(config.vocab_size for _, config, _ in models)
+    needed = sum(weights.values()) + caches + logits
+    if available is None or needed <= available:
+        return
+    parts = [f"{_gib(size)} for the {name}'s weights" for name, size in weights.items()]
+    parts.append(f"{_gib(caches)} for {max_model_len} tokens of KV cache")
+    remedies = "lower max_model_len"
+    if any(dtype == "float32" for _, _, dtype in models):
+        remedies += ", pass dtype='bfloat16'"
+    if num_placements > 1:
+        remedies += ", fix the placement so that only one is built"
+    raise ResourceError(
+        f"not enough memory: {_gib(needed)} needed ({', '.join(parts)}), {_gib(available)} available: "
+        f"{remedies}, or take smaller models"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
+class Lanes:
+    """The native side of one placement: executors on their cores and the coordinator that drives them."""
+
+    def __init__(self, placement: str, cores: Sequence[int], target: Model, draft: Model | None) -> None:
+        self.placement = placement
+        self.has_draft = draft is not None
+        self.target_cores, self.draft_cores = list(cores), list(cores)
+        if placement == "split":
+            self.target_cores, self.draft_cores = split_cores(cores)
+        self.vocab_size = min(m.config.vocab_size for m in (target, draft) if m is not None)
+        self.max_model_len = target.cos.shape[0]
+        target_device = _C.Device(self.target_cores)
+        draft_device = None
+        if draft is not None:
+            draft_device = target_device if placement == "shared" else _C.Device(self.draft_cores)
+        self.coordinator = _C.Coordinator(
+            target.executor(self.target_cores),
+            target_device,
+            draft.executor(self.draft_cores) if draft is not None else None,
+            draft_device,
+            num_slots=1,
+            gamma_max=MAX_GAMMA if draft is not None else 0,
+            capacity=self.max_model_len,
+        )
+
+    def start(self, strategy: str, request: Any, judge: str) -> None:
+        """Starts a program for one _C.Request. Returns at once."""
+        self.coordinator.start(program(strategy, self.placement), [request], judge)
+
+    def trace(self) -> list[TraceRow]:
+        """What each lane did in the last request, once it has ended."""
+        return [TraceRow(*row) for row in self.coordinator.trace()]
+
+    def measure(self) -> StepTimes:
+        """Runs a few rounds of each program on a made-up prompt and reads the step times from the trace."""
+        target = dict(self._sample("ar", 0, 8).target)
+        if not self.has_draft:
+            return StepTimes(target)
+        slow = target[1] > 0.1
+        draft: list[float] = []
+        for gamma in (4, MAX_GAMMA) if slow else (1, 4, 8, MAX_GAMMA):
+            sample = self._sample("sd", gamma, 2 if slow else 4)
+            target |= sample.target
+            draft += sample.draft
+        alone = statistics.median(draft)
+        if self.placement == "shared":
+            return StepTimes(target, alone)
+        # A window of 16 keeps the draft's cores busy for the whole of a score; a window of 1 is over within
+        # one.
+        under_load = self._sample("pearl", MAX_GAMMA, 3 if slow else 8).target
+        slowdown = max(1.0, statistics.median(t / seconds(target, rows) for rows, t in under_load.items()))
+        beside_target = statistics.median(self._sample("pearl", 1, 3 if slow else 8).draft)
+        return StepTimes(
+            target, alone, {rows: t * slowdown for rows, t in target.items()}, max(alone, beside_target)
+        )
+
+    def _sample(self, strategy: str, gamma: int, rounds: int) -> "_Sample":
+        prompt = [(7 * i + 1) % self.vocab_size for i in range(min(16, self.max_model_len // 4 or 1))]
+        limit = self.max_model_len - len(prompt)
+        self.start(strategy, _C.Request(prompt, gamma=gamma, max_tokens=limit, ignore_eos=True), "rejection")
+        results: list[Any] = []
+        while len(results) <= rounds:
+            more = self.coordinator.next(POLL_MS, rounds + 1)
+            if more is None:
+                break
+            results += more
+        self.coordinator.stop()
+        while self.coordinator.next(0) is not None:
+            pass
+        return _Sample.read(strategy, gamma, results, self.trace())
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Step times of one short run: target rows -> median seconds of score and verify; seconds of each draft
+    token.
+    """
+
+    target: dict[int, float]
+    draft: list[float]
+
+    @classmethod
+    def read(cls, strategy: str, gamma: int, results: Sequence[Any], trace: Sequence[TraceRow]) -> "_Sample":
+        rows: dict[int, int] = {}  # round -> tokens that its score fed
+        for result in results:
+            if result.round > 0:
+                rows[result.round] = result.num_judged + 1 if strategy == "sd" else result.pending_before + 1
+        spent: dict[int, float] = dict.fromkeys(rows, 0.0)
+        draft = []
+        for row in trace:
+            duration = (row.end_ns - row.begin_ns) * 1e-9
+            if row.round not in rows:
+                continue
+            if row.op in ("score", "verify"):
+                spent[row.round] += duration
+            elif row.op == "draft":
+                draft.append(duration / gamma)
+        by_rows: dict[int, list[float]] = {}
+        for number, count in rows.items():
+            by_rows.setdefault(count, []).append(spent[number])
+        # The first round of a run is still warming caches up.
+        median = {count: statistics.median(times[1:] or times) for count, times in by_rows.items()}
+        return cls(median, draft[1:] or draft)
