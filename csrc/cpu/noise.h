@@ -27,19 +27,23 @@ struct PhiloxWords {
   uint32_t w[4];
 };
 
-PEARL_INLINE PhiloxWords philox4x32_10(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0,
+// Each word sits in 64 bits whose upper half may hold what is left of a product: xors then need no masks and
+// a loop over counters vectorises without shuffles.
+PEARL_INLINE PhiloxWords philox4x32_10(uint64_t c0, uint64_t c1, uint64_t c2, uint64_t c3, uint32_t k0,
                                        uint32_t k1) {
+#pragma GCC unroll 10
   for (int round = 0; round < 10; ++round) {
-    const uint64_t product0 = uint64_t{0xD2511F53u} * c0;
-    const uint64_t product1 = uint64_t{0xCD9E8D57u} * c2;
-    c0 = static_cast<uint32_t>(product1 >> 32) ^ c1 ^ k0;
-    c1 = static_cast<uint32_t>(product1);
-    c2 = static_cast<uint32_t>(product0 >> 32) ^ c3 ^ k1;
-    c3 = static_cast<uint32_t>(product0);
+    const uint64_t product0 = uint64_t{0xD2511F53u} * (c0 & 0xFFFFFFFFu);
+    const uint64_t product1 = uint64_t{0xCD9E8D57u} * (c2 & 0xFFFFFFFFu);
+    c0 = (product1 >> 32) ^ c1 ^ k0;
+    c1 = product1;
+    c2 = (product0 >> 32) ^ c3 ^ k1;
+    c3 = product0;
     k0 += 0x9E3779B9u;
     k1 += 0xBB67AE85u;
   }
-  return {{c0, c1, c2, c3}};
+  return {{static_cast<uint32_t>(c0), static_cast<uint32_t>(c1), static_cast<uint32_t>(c2),
+           static_cast<uint32_t>(c3)}};
 }
 
 // The four words of indices 4 * group .. 4 * group + 3.
