@@ -36,6 +36,9 @@ check: $(READY)
 	$(CLANG_FORMAT) --dry-run -Werror $(CPP)
 	$(RUN) -m pytest -q tests/test_imports.py
 
+sanitize: $(READY)
+	$(PY) tests/sanitize.py $(ARGS)
+
 build: $(READY)
 	$(PY) setup.py -q build_ext --inplace
 

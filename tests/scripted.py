@@ -21,12 +21,12 @@ Round = tuple[
 
 
 def greedy(**script: Any) -> Next:
-    """prefix -> the token that a scripted executor of this script puts after it."""
+    """prefix -> the token that this script puts after it; ids that it lacks read as its last one."""
     executor = _C.ScriptedExecutor(vocab_size=script.pop("vocab_size", VOCAB), max_model_len=256, **script)
     known: dict[tuple[int, ...], int] = {}
 
     def after(prefix: Sequence[int]) -> int:
-        key = tuple(prefix)
+        key = tuple(min(token, executor.vocab_size - 1) for token in prefix)
         if key not in known:
             logits = executor.forward(0, list(key), 0, 1)[0][:VOCAB]
             known[key] = int(logits.argmax())

@@ -36,7 +36,7 @@ def cases(draw: Any) -> dict[str, Any]:
         "rule": draw(st.integers(0, 1000)),
         "draft": draw(st.sampled_from(["equal", "half", "mostly", "unrelated"])),
         "stops": draw(st.lists(st.integers(0, VOCAB - 1), max_size=2)),
-        "draft_vocab": draw(st.sampled_from([VOCAB, VOCAB + 5])),
+        "draft_vocab": draw(st.sampled_from([VOCAB, VOCAB + 5, VOCAB - 5])),
         "delay": draw(st.sampled_from([0, 0, 20])),
     }
 
