@@ -47,6 +47,11 @@ float exponential(float u) { return exponential_of(u); }
 float log_of(float x) { return log_f32(x); }
 float exp_of(float x) { return exp_f32(x); }
 
+double row_sum(const Rows& logits, float temperature) {
+  const auto vocab = static_cast<int>(logits.size());
+  return exp_sum(logits.data(), vocab, scan_row(logits.data(), vocab).max, inverse_temperature(temperature));
+}
+
 int32_t sample_row(const Rows& logits, float temperature, uint64_t seed, int64_t position, uint32_t purpose) {
   if (logits.ndim() != 1 || logits.size() == 0)
     throw std::invalid_argument("logits must be [vocab], vocab >= 1");
@@ -107,6 +112,8 @@ void bind_sampling(py::module_& m) {
   m.def("exponential", &mapped<float, exponential>, py::arg("u"), "-log(1 - u) for u in (0, 1].");
   m.def("log", &mapped<float, log_of>, py::arg("x"), "log of normal x > 0 and +inf.");
   m.def("exp", &mapped<float, exp_of>, py::arg("x"), "exp of x <= 0; 0 below -87.");
+  m.def("exp_sum", &row_sum, py::arg("logits"), py::arg("temperature"),
+        "sum of exp((logit - max) / temperature).");
   m.def("sample", &sample_row, py::arg("logits"), py::arg("temperature"), py::arg("seed"),
         py::arg("position"), py::arg("purpose"),
         "The token of one row, or -1 if it holds NaN, +inf or only -inf.");

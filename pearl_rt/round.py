@@ -1,0 +1,172 @@
+"""One round as a pure rule: what is fed, what is judged, what becomes final. No torch, devices or threads.
+
+Per sequence there are two integers: `committed`, the number of final tokens, and `pending`, the number of
+drafted tokens behind them that no one has judged. With a window of gamma draft tokens:
+
+    pearl  score while the window is drafted; judge the pending tokens and the window's first token
+           all accepted -> pending = gamma - 1 (post-verify); a rejection -> pending = 0 (pre-verify)
+    sd     draft the window, score it, judge all of it; a bonus token if all stand
+    ar     no window: the bonus row alone
+
+No mode flag: PEARL's two modes (arXiv 2408.11850, section 3) are pending == 0 and pending == gamma - 1.
+`max_total_len` bounds prompt and answer together: no position at or past it is drafted, scored or judged, so
+that near it windows are shorter. `decode` runs the rule over plain functions: the oracle of every backend.
+"""
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+PLACEHOLDER_TOKEN_ID = -1
+
+LogitsFn = Callable[[Sequence[int]], Any]  # prefix -> one row of logits, of whatever type the judge reads
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Where a sequence ends. stop_token_ids: EOS (unless ignored) and stop ids."""
+
+    max_total_len: int
+    stop_token_ids: Collection[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class RoundState:
+    """committed: final tokens, prompt included. pending: drafted tokens behind them, not judged."""
+
+    committed: int
+    pending: int = 0
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What one round does: `window` tokens are drafted, `num_draft_tokens` candidates judged, in order, from
+    position `committed` on; `has_bonus` says that one target row more gives a token if all of them stand."""
+
+    window: int
+    num_draft_tokens: int
+    has_bonus: bool
+
+    @property
+    def num_rows(self) -> int:
+        """Target rows that are computed and may be read."""
+        return self.num_draft_tokens + self.has_bonus
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """accept_len: candidates that stand. next_token: recovered or bonus, or -1 if all stand and there is no
+    bonus row. bad_row: -1, or the row whose logits or candidate cannot be used; the rest is void then."""
+
+    accept_len: int
+    next_token: int
+    bad_row: int = -1
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What one round committed: verified tokens only, cut at the end of the sequence.
+
+    finish_reason: "", "stop" or "length". Round 0 is the first token, which is the target's alone."""
+
+    token_ids: tuple[int, ...]
+    accept_len: int
+    num_judged: int
+    pending_before: int
+    finish_reason: str
+
+
+class Judge(Protocol):
+    """Sampling and judging, with the randomness inside."""
+
+    def draft_token(self, logits: Any, position: int) -> int:
+        """The draft's token at a position, from its logits."""
+
+    def verdict(
+        self,
+        target_logits: Sequence[Any],
+        draft_logits: Sequence[Any],
+        draft_token_ids: Sequence[int],
+        position: int,
+    ) -> Verdict:
+        """The verdict on candidates at position ..; one row of target_logits more is the bonus row."""
+
+
+def plan(strategy: str, state: RoundState, gamma: int, max_total_len: int) -> RoundPlan:
+    """What the next round does. strategy: "ar", "sd" or "pearl"; gamma >= 1 but for ar."""
+    room = max_total_len - state.committed
+    window = 0 if strategy == "ar" else min(gamma, room - state.pending)
+    rows = min(room, state.pending + 1 + (window if strategy == "sd" else 0))
+    judged = min(rows, state.pending + window)
+    return RoundPlan(window, judged, rows > judged)
+
+
+def advance(state: RoundState, todo: RoundPlan, accept_len: int) -> RoundState:
+    """The state after a verdict: rollback is two integers."""
+    if accept_len < todo.num_rows:  # a recovered or a bonus token follows
+        return RoundState(state.committed + accept_len + 1, 0)
+    return RoundState(state.committed + accept_len, state.pending + todo.window - accept_len)
+
+
+def cut(token_ids: Sequence[int], start: int, limits: Limits) -> tuple[int, str]:
+    """How many of the newly committed tokens are kept, and why the sequence ends there ("" if it goes on).
+
+    start: position of the first of them. A stop token is kept; at the limit it is "stop", not "length".
+
+        cut([5, 2, 7], 10, Limits(12, {7})) -> (2, "length")
+    """
+    for kept, token in enumerate(token_ids, 1):
+        if token in limits.stop_token_ids:
+            return kept, "stop"
+        if start + kept >= limits.max_total_len:
+            return kept, "length"
+    return len(token_ids), ""
+
+
+def decode(
+    target_fn: LogitsFn,
+    draft_fn: LogitsFn | None,
+    prompt: Sequence[int],
+    strategy: str,
+    gamma: int,
+    limits: Limits,
+    judge: Judge,
+) -> list[RoundResult]:
+    """A whole generation, round by round. draft_fn may be None for "ar". prompt: at least one token, shorter
+    than max_total_len. Raises ValueError where a judge finds logits that cannot be used."""
+    if not 0 < len(prompt) < limits.max_total_len:
+        raise ValueError(f"a prompt of {len(prompt)} tokens leaves nothing below {limits.max_total_len}")
+    tokens = list(prompt)
+    pending: list[int] = []
+    pending_logits: list[Any] = []
+    rounds: list[RoundResult] = []
+
+    def run(candidates: list[int], candidate_logits: list[Any], todo: RoundPlan) -> Verdict:
+        judged = candidates[: todo.num_draft_tokens]
+        rows = [target_fn(tokens + judged[:row]) for row in range(todo.num_rows)]
+        verdict = judge.verdict(rows, candidate_logits[: len(judged)], judged, len(tokens))
+        if verdict.bad_row >= 0:
+            raise ValueError(f"logits of position {len(tokens) + verdict.bad_row} cannot be used")
+        new = judged[: verdict.accept_len]
+        if verdict.accept_len < todo.num_rows:
+            new.append(verdict.next_token)
+        kept, reason = cut(new, len(tokens), limits)
+        rounds.append(RoundResult(tuple(new[:kept]), verdict.accept_len, len(judged), len(pending), reason))
+        tokens.extend(new[:kept])
+        return verdict
+
+    run([], [], RoundPlan(window=0, num_draft_tokens=0, has_bonus=True))
+    while not rounds[-1].finish_reason:
+        state = RoundState(len(tokens), len(pending))
+        todo = plan(strategy, state, gamma, limits.max_total_len)
+        candidates, candidate_logits = list(pending), list(pending_logits)
+        for _ in range(todo.window):
+            assert draft_fn is not None, f"{strategy} needs a draft"
+            row = draft_fn(tokens + candidates)
+            candidate_logits.append(row)
+            candidates.append(judge.draft_token(row, len(tokens) + len(candidates)))
+        verdict = run(candidates, candidate_logits, todo)
+        after = advance(state, todo, verdict.accept_len)
+        pending = candidates[len(candidates) - after.pending :]
+        pending_logits = candidate_logits[len(candidates) - after.pending :]
+    return rounds
