@@ -26,8 +26,17 @@ from tqdm import tqdm  # noqa: E402
 
 from bench.card import bandwidth_card, format_card, machine_card  # noqa: E402
 from bench.measure import Measured, Program, Workload, tokens_per_second  # noqa: E402
+from bench.pairs import describe  # noqa: E402
 from bench.peers import HuggingFace  # noqa: E402
-from bench.section import GAMMAS, Section, fit_workload, format_section, num_runs, run_section  # noqa: E402
+from bench.section import (  # noqa: E402
+    GAMMAS,
+    Section,
+    fit_workload,
+    format_section,
+    num_runs,
+    run_section,
+    speculative_kinds,
+)
 from bench.steps import format_steps, measure_steps, to_dict  # noqa: E402
 from bench.subject import Subject, open_subject  # noqa: E402
 from bench.timeline import draw, write_chrome_trace  # noqa: E402
@@ -111,7 +120,7 @@ def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
     engine = subject.engine
     models = [engine.target, engine.draft]
     speeds = [
-        measure_steps(model, figures, subject.cores, bandwidth[figures.name])
+        measure_steps(model, figures, subject.cores)
         for model, figures in zip(models, subject.figures, strict=True)
     ]
     print(format_steps(speeds), flush=True)
@@ -128,8 +137,17 @@ def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
             peer = HuggingFace(*stack.enter_context(subject.checkpoint_directories()), len(subject.cores))
             machine["transformers"] = peer.version
         bar = stack.enter_context(tqdm(total=0, unit="run", file=sys.stderr, dynamic_ncols=True))
-        bar.total = len(options.temperature) * num_runs(
-            3, len(options.gammas), 7, len(workload.prompts), options.repeats
+        bar.total = sum(
+            num_runs(
+                speculative_kinds(split=split, pearl_shared=options.pearl_shared),
+                len(options.gammas),
+                len(workload.prompts),
+                options.repeats,
+                split=split,
+                sampled=temperature > 0,
+                num_peers=3 if peer is not None and temperature == 0 else 0,
+            )
+            for temperature in options.temperature
         )
         for temperature in options.temperature:
             at = Workload(workload.prompts, workload.max_tokens, temperature, options.seed)
@@ -154,6 +172,7 @@ def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
         "bandwidth_gb_per_second": bandwidth,
         "models": [asdict(m) for m in subject.figures],
         "notes": subject.notes,
+        "planted": describe(subject.planted) if subject.planted else None,
         "steps": to_dict(speeds),
         "sections": [section.to_dict() for section in sections],
         "outputs_equal": all(section.difference is None for section in sections),

@@ -5,6 +5,7 @@ The order is the rule of the house: run everything, compare the tokens, and only
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -60,9 +61,20 @@ def speculative_kinds(*, split: bool, pearl_shared: bool) -> list[Program]:
     return kinds
 
 
-def num_runs(num_kinds: int, num_gammas: int, num_programs: int, num_prompts: int, repeats: int) -> int:
-    """Calls of progress that one section makes."""
-    return num_kinds * num_gammas * SWEEP_PROMPTS + num_programs * num_prompts * repeats
+def num_runs(
+    kinds: Sequence[Program],
+    num_gammas: int,
+    num_prompts: int,
+    repeats: int,
+    *,
+    split: bool,
+    sampled: bool,
+    num_peers: int = 0,
+) -> int:
+    """Calls of progress that one section makes: the sweep, then all its programs over all prompts."""
+    swept = len(kinds) * num_gammas * min(SWEEP_PROMPTS, num_prompts)
+    num_programs = (2 if split else 1) + len(kinds) + 1 + (2 if sampled else num_peers)
+    return swept + num_programs * num_prompts * repeats
 
 
 def fit_workload(

@@ -18,19 +18,20 @@ from bench.card import ModelFigures
 
 CONTEXT = 256
 ROWS = (1, 8, 16)
-SECONDS_PER_SIZE = 0.6
+TURNS = 3  # memory, then the step, then memory again: both are measured under the same neighbours
+SECONDS_PER_TURN = 0.2
 
 
 @dataclass(frozen=True)
 class StepSpeed:
-    """One model on one set of cores."""
+    """One model on one set of cores. Shares are of what a buffer as large as the weights is read at."""
 
     name: str
     cores: int
     milliseconds: dict[int, float]  # rows -> median step
     gigabytes_per_second: float  # weights read by a step over one row
-    share_of_memory: float  # of what a buffer of that size reads at
-    linear_share: float | None  # the same for the linear layers alone; None where the executor doesn't say
+    step_share: float
+    linear_share: float  # the linear layers alone
 
 
 @contextmanager
@@ -44,45 +45,56 @@ def pinned_to(cpu: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def time_steps(executor: Any, vocab_size: int, rows: int, seconds: float = SECONDS_PER_SIZE) -> float:
-    """Median seconds of a step over `rows` tokens after CONTEXT tokens."""
-    ids = [(7 * i + 1) % vocab_size for i in range(CONTEXT + rows)]
-    executor.forward(0, ids[:CONTEXT], 0, 1)
+def time_steps(executor: Any, ids: Sequence[int], rows: int) -> float:
+    """Median seconds of a step over `rows` tokens after CONTEXT tokens, which are in the cache."""
+    step = list(ids[CONTEXT : CONTEXT + rows])
     samples: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while len(samples) < 5 or (time.perf_counter() < deadline and len(samples) < 2000):
+    deadline = time.perf_counter() + SECONDS_PER_TURN
+    while len(samples) < 3 or (time.perf_counter() < deadline and len(samples) < 1000):
         begin = time.perf_counter()
-        executor.forward(0, ids[CONTEXT:], CONTEXT, rows)
+        executor.forward(0, step, CONTEXT, rows)
         samples.append(time.perf_counter() - begin)
     return statistics.median(samples)
 
 
-def measure_steps(model: Any, figures: ModelFigures, cores: Sequence[int], bandwidth: float) -> StepSpeed:
-    """model: pearl_rt.lane.Model; bandwidth: GB/s of a buffer of the model's size on these cores."""
-    executor = model.executor(cores)
+def measure_steps(model: Any, figures: ModelFigures, cores: Sequence[int]) -> StepSpeed:
+    """model: pearl_rt.lane.Model. A share is the median over turns of two figures taken in succession."""
+    from pearl_rt import _C
+
+    executor, core_set = model.executor(cores), _C.CoreSet(list(cores))
+    ids = [(7 * i + 1) % model.config.vocab_size for i in range(CONTEXT + max(ROWS))]
+    times: dict[int, list[float]] = {rows: [] for rows in ROWS}
+    step_shares, linear_shares = [], []
     with pinned_to(cores[0]):
-        times = {rows: time_steps(executor, model.config.vocab_size, rows) for rows in ROWS}
-    rate = figures.bytes_per_step / times[1] / 1e9
+        executor.forward(0, ids[:CONTEXT], 0, 1)
+        for _ in range(TURNS):
+            bandwidth = _C.measure_bandwidth(core_set, figures.bytes_per_step, SECONDS_PER_TURN)
+            for rows in ROWS:
+                times[rows].append(time_steps(executor, ids, rows))
+            step_shares.append(figures.bytes_per_step / times[1][-1] / bandwidth)
+            linear_shares.append(figures.bytes_per_step / executor.time_linears(1, 10) / bandwidth)
+    medians = {rows: statistics.median(values) for rows, values in times.items()}
     return StepSpeed(
         figures.name,
         len(cores),
-        {rows: t * 1e3 for rows, t in times.items()},
-        rate,
-        rate / bandwidth,
-        linear_share=None,
+        {rows: t * 1e3 for rows, t in medians.items()},
+        figures.bytes_per_step / medians[1] / 1e9,
+        statistics.median(step_shares),
+        statistics.median(linear_shares),
     )
 
 
 def format_steps(speeds: Sequence[StepSpeed]) -> str:
-    """One line a model."""
+    """Two lines a model."""
     lines = []
     for s in speeds:
         times = " / ".join(f"{s.milliseconds[rows]:.3f}" for rows in ROWS)
-        lines.append(
+        lines += [
             f"step of {s.name} over {' / '.join(map(str, ROWS))} tokens at context {CONTEXT}: {times} ms; "
-            f"{s.gigabytes_per_second:.1f} GB/s = {s.share_of_memory:.0%} of what memory gives; "
-            f"16 tokens cost {s.milliseconds[16] / s.milliseconds[1]:.2f}x one"
-        )
+            f"16 tokens cost {s.milliseconds[16] / s.milliseconds[1]:.2f}x one",
+            f"  over one it reads weights at {s.gigabytes_per_second:.1f} GB/s, {s.step_share:.0%} of what "
+            f"memory gives; its linear layers alone {s.linear_share:.0%}",
+        ]
     return "\n".join(lines)
 
 

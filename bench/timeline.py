@@ -15,7 +15,7 @@ from pearl_rt.metrics import RequestMetrics, TraceRow
 
 LANES = ("draft", "target")  # top to bottom
 COLORS = {"draft": "#2a78b8", "score": "#e08a1e", "verify": "#7a3e00", "wait": "#ececec"}
-INK = "#222222"
+INK, FAINT = "#222222", "#8a8a8a"
 SKIPPED_ROUNDS = 2  # the first rounds after prefill
 
 
@@ -114,41 +114,34 @@ def draw(path: Path, runs: Mapping[str, RequestMetrics], *, num_rounds: int = 10
     from matplotlib.patches import Rectangle
 
     span = rounds_length(list(runs.values())[-1], num_rounds)
-    figure, panels = pyplot.subplots(len(runs), 1, figsize=(11, 1.9 * len(runs) + 0.5), sharex=True, dpi=150)
+    figure, panels = pyplot.subplots(len(runs), 1, figsize=(11, 1.75 * len(runs) + 0.8), sharex=True, dpi=150)
     figure.patch.set_facecolor("white")
     for panel, (name, metrics) in zip(panels, runs.items(), strict=True):
         window = cut_window(metrics, span)
         for lane, op, begin, end in window.bars:
             y = len(LANES) - 1 - LANES.index(lane)
-            panel.add_patch(
-                Rectangle(
-                    (begin, y - 0.36), end - begin, 0.72, facecolor=COLORS.get(op, "#999999"), linewidth=0
-                )
-            )
+            width = max(end - begin, 0.0015 * span) if op == "verify" else end - begin
+            color = COLORS.get(op, "#999999")
+            panel.add_patch(Rectangle((begin, y - 0.36), width, 0.72, facecolor=color, linewidth=0))
             if op == "wait" and end - begin > 0.045 * span:
-                panel.text(
-                    (begin + end) / 2, y, "waits", ha="center", va="center", fontsize=8, color="#8a8a8a"
-                )
+                panel.text((begin + end) / 2, y, "waits", ha="center", va="center", fontsize=8, color=FAINT)
         for when, count in window.arrivals:
             panel.text(when, -0.46, f"+{count}", ha="center", va="top", fontsize=8, color=INK)
-        panel.set_title(
-            f"{name}:  {window.num_tokens} tokens,  both lanes at work {window.both_busy:.0%} of the time",
-            loc="left",
-            fontsize=10.5,
-            color=INK,
-        )
+        overlap = f"both lanes at work {window.both_busy:.0%} of it"
+        title = f"{name}:  {window.num_tokens} tokens in {span:.3g} ms,  {overlap}"
+        panel.set_title(title, loc="left", fontsize=10.5, color=INK)
         panel.set_yticks(range(len(LANES)), reversed(LANES), fontsize=10, color=INK)
         panel.set_ylim(-0.85, len(LANES) - 0.55)
         panel.tick_params(axis="y", length=0)
-        for side in ("top", "right", "left"):
+        last = panel is panels[-1]
+        panel.tick_params(axis="x", length=3 if last else 0, colors=INK)
+        for side in ("top", "right", "left") if last else ("top", "right", "left", "bottom"):
             panel.spines[side].set_visible(False)
     panels[-1].set_xlim(0, span)
-    panels[-1].set_xlabel("milliseconds;  +n: tokens verified at that moment", fontsize=9, color=INK)
+    panels[-1].set_xlabel("milliseconds", fontsize=9, color=INK)
     handles = [Rectangle((0, 0), 1, 1, facecolor=COLORS[op]) for op in COLORS]
-    names = ["draft a window", "score it", "verify", "wait for the other lane"]
-    figure.legend(
-        handles, names, loc="lower right", ncols=4, fontsize=8.5, frameon=False, bbox_to_anchor=(0.99, 0.0)
-    )
-    figure.tight_layout(rect=(0, 0.02, 1, 1))
+    names = ["draft a window", "score a window", "verify (+n tokens)", "wait for the other lane"]
+    figure.legend(handles, names, loc="lower center", ncols=4, fontsize=9, frameon=False)
+    figure.tight_layout(rect=(0, 0.055, 1, 1))
     figure.savefig(path)
     pyplot.close(figure)

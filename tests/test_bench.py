@@ -299,8 +299,12 @@ def test_progress_is_told_of_every_run() -> None:
         def update(self) -> None:
             told.append(1)
 
-    section.run_section(FakeRunner(SPEED), WORK, gammas=(2, 4), bar=Bar())  # type: ignore[arg-type]
-    assert len(told) == section.num_runs(3, 2, 6, 4, 1)
+    hot = m.Workload(WORK.prompts, 40, temperature=0.8)
+    for work in (WORK, hot):
+        told.clear()
+        section.run_section(FakeRunner(SPEED), work, gammas=(2, 4), bar=Bar())  # type: ignore[arg-type]
+        kinds = section.speculative_kinds(split=True, pearl_shared=False)
+        assert len(told) == section.num_runs(kinds, 2, 4, 1, split=True, sampled=work is hot)
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.001, (8, 128)), (0.02, (3, 128)), (10.0, (3, 32))])
