@@ -7,6 +7,7 @@ weight is for. A damaged or foreign checkpoint is refused with the tensor's name
 import json
 import mmap
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ SINGLE = "model.safetensors"
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 _SECONDS_UNTIL_PROGRESS = 2.0
+_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # the mmap module does not name it
 
 
 @dataclass(frozen=True)
@@ -246,8 +248,11 @@ def _check_tied(head: torch.Tensor, embedding: torch.Tensor) -> None:
 
 
 def _map(path: Path) -> mmap.mmap:
+    """Private, so that writing to a tensor leaves the file alone; no swap is set aside for that, or a file
+    larger than the memory could not be mapped."""
     with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
+        return mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
 
 
 def _view(mapping: mmap.mmap, entry: _Entry) -> torch.Tensor:
