@@ -312,7 +312,7 @@ def _refuse_unsupported(d: Mapping[str, Any]) -> None:
 
 def _read_rope(d: Mapping[str, Any], max_position_embeddings: int) -> tuple[float, RopeScaling | None]:
     """(rope_theta, scaling or None) from `rope_parameters` (new) or `rope_theta` and `rope_scaling` (old)."""
-    rope = d.get("rope_parameters") or d.get("rope_scaling") or {}
+    rope = d.get("rope_scaling") or d.get("rope_parameters") or {}
     if not isinstance(rope, dict):
         raise ConfigError(f"rope_scaling must be an object, got {rope!r}")
     if any(isinstance(value, dict) for value in rope.values()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,24 @@ def test_spellings_of_rope_mean_the_same(rope: dict[str, Any]) -> None:
     oldest = ModelConfig.from_dict(LLAMA | {"rope_theta": 7000.0, "rope_scaling": as_type})
     assert new == old == oldest and new.rope_theta == 7000.0
     assert (new.rope_scaling is None) == (rope["rope_type"] == "default")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"rope_scaling": ROPES["linear"], "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+        {"rope_theta": 1e6, "rope_parameters": {"rope_type": "default"}},
+        {"rope_theta": 1e6, "rope_scaling": ROPES["linear"], "rope_parameters": ROPES["yarn"]},
+        {"rope_scaling": YARN | {"type": "linear"}},
+        {"original_max_position_embeddings": 128, "rope_scaling": YARN},
+    ],
+    ids=["scaling", "theta-inside", "theta-outside", "all-three", "rope_type", "original-outside"],
+)
+def test_of_contradictions_the_same_side_wins_as_in_transformers(told: dict[str, Any]) -> None:
+    reference = LlamaRotaryEmbedding(LlamaConfig(**copy.deepcopy(LLAMA | told)))  # which writes into told
+    cos, _ = rope_tables(ModelConfig.from_dict(LLAMA | told), 512)
+    assert torch.equal(cos, reference(torch.zeros(1), torch.arange(512)[None])[0][0, :, :8])
 
 
 def test_dtype_spellings_mean_the_same() -> None:
