@@ -32,7 +32,7 @@ from pearl_rt.options import (
     threads,
 )
 from pearl_rt.outputs import GenerationInterrupted, RequestOutput, StreamChunk
-from pearl_rt.planner import Acceptance, Plan, StepTimes, plan, plans
+from pearl_rt.planner import Acceptance, Plan, StepTimes, plans
 from pearl_rt.request import Prompt, prepare_prompt, prompt_list
 from pearl_rt.sampling_params import SamplingParams
 from pearl_rt.tokenizer import Tokenizer
@@ -114,13 +114,13 @@ class Engine:
         self._acceptance: dict[str, Acceptance] = {}
         self._observed: dict[tuple[str, int, str], float] = {}
         self._last_plan: Plan | None = None
+        self._last_regime = "greedy"
         self._num_requests = 0
         self._closed = False
         self._in_use = threading.Lock()
         self.last_output: RequestOutput | None = None
-        if candidates.only is None:
-            for name in candidates.placements:
-                self._step_times(name)
+        for name in candidates.placements:
+            self._step_times(name)
 
     @classmethod
     def from_pretrained(
@@ -211,16 +211,16 @@ class Engine:
         """What was chosen last, what would be chosen now, and the figures behind it. Times are in seconds."""
         self._check_open()
         candidates = self._wanted.narrowed(self._limits)
-        regimes = {name: a.rate for name, a in self._acceptance.items()} or {"greedy": Acceptance().rate}
-        regime = next(reversed(regimes))
+        rates = {name: acceptance.rate for name, acceptance in self._acceptance.items()}
+        rate = rates.get(self._last_regime, Acceptance().rate)
         times = {name: self._times[name] for name in candidates.placements if name in self._times}
-        expected = plans(times, regimes[regime], strategies=candidates.strategies, gammas=candidates.gammas)
+        expected = plans(times, rate, strategies=candidates.strategies, gammas=candidates.gammas)
         return {
             "strategy": self._wanted.strategy,
             "chosen": None if self._last_plan is None else _described(self._last_plan),
             "next": _described(expected[0]) if expected else None,
             "requests": self._num_requests,
-            "acceptance": regimes,
+            "acceptance": rates,
             "step_times": {name: asdict(t) for name, t in self._times.items()},
             "candidates": [_described(p) for p in expected],
             "observed": [
@@ -324,15 +324,11 @@ class Engine:
     def _choose(self, wanted: Wanted, regime: str) -> Plan:
         candidates = wanted.narrowed(self._limits)
         acceptance = self._acceptance.setdefault(regime, Acceptance()).rate
-        if candidates.only is not None:
-            strategy, gamma, placement = candidates.only
-            times = self._times.get(placement, StepTimes({1: float("nan")}))
-            return plan(strategy, gamma, placement, times, acceptance)
-        times_of = {name: self._step_times(name) for name in candidates.placements}
-        return plans(times_of, acceptance, strategies=candidates.strategies, gammas=candidates.gammas)[0]
+        times = {name: self._step_times(name) for name in candidates.placements}
+        return plans(times, acceptance, strategies=candidates.strategies, gammas=candidates.gammas)[0]
 
     def _learn(self, chosen: Plan, regime: str, output: RequestOutput) -> None:
-        self._last_plan = chosen
+        self._last_plan, self._last_regime = chosen, regime
         self._num_requests += 1
         self._acceptance[regime].update(output.metrics.accepted, output.metrics.judged)
         rate = output.metrics.tokens_per_second

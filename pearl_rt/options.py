@@ -106,14 +106,6 @@ class Candidates:
     placements: tuple[str, ...]
     gammas: tuple[int, ...]
 
-    @property
-    def only(self) -> tuple[str, int, str] | None:
-        """(strategy, gamma, placement) if there is but one."""
-        gammas = (0,) if self.strategies == ("ar",) else self.gammas
-        if len(self.strategies) == len(gammas) == len(self.placements) == 1:
-            return self.strategies[0], gammas[0], self.placements[0]
-        return None
-
 
 def threads(num_threads: Any, from_environment: int | None) -> int | None:
     """The number of cores asked for, by argument before environment; None is all."""

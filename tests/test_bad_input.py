@@ -229,7 +229,6 @@ def test_environment_sets_cores_and_isa(monkeypatch: pytest.MonkeyPatch) -> None
 def test_nan_in_the_target(strategy: str, dtype: str) -> None:
     pair = Pair.make("half-right")
     pair.target["model.embed_tokens.weight"][200] = float("nan")
-    # A pair whose text never meets token 200 by itself.
     options: dict[str, Any] = {"strategy": strategy, "gamma": 3, "placement": "shared"}
     with pair.engine(max_model_len=64, dtype=dtype, **options) as engine:
         clean = engine.generate([5, 6, 7], FEW)[0].token_ids
@@ -243,12 +242,21 @@ def test_nan_in_the_target(strategy: str, dtype: str) -> None:
 @pytest.mark.parametrize("strategy", ("sd", "pearl"))
 def test_nan_in_the_draft(strategy: str) -> None:
     pair = Pair.make("half-right")
-    pair.draft["model.norm.weight"][:] = float("inf")
+    pair.draft["model.embed_tokens.weight"][200] = float("inf")
     options: dict[str, Any] = {"strategy": strategy, "gamma": 3, "placement": "shared"}
     with pair.engine(max_model_len=64, **options) as engine:
         with pytest.raises(NumericsError, match="step draft of the draft lane"):
-            engine.generate([1, 2], FEW)
-        assert len(engine.generate([1, 2], FEW, strategy="ar")[0].token_ids) == 4
+            engine.generate([1, 200, 2], FEW)
+        assert len(engine.last_output.token_ids) == 1  # the target's own first token was verified
+        assert len(engine.generate([1, 2], FEW)[0].token_ids) == 4
+
+
+@pytest.mark.parametrize("model", ("target", "draft"))
+def test_a_model_of_nan_does_not_load(model: str) -> None:
+    pair = Pair.make("half-right")
+    getattr(pair, model)["lm_head.weight"][7, 7] = float("nan")
+    with pytest.raises(NumericsError, match=f"NaN or infinite logits in step .* of the {model}"):
+        pair.engine(max_model_len=64)
 
 
 def test_checkpoints_that_are_none(tmp_path: Path) -> None:
