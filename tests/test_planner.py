@@ -1,4 +1,4 @@
-"""The planner against closed forms, a simulation of the chain, and its choices where the answer is plain."""
+"""The planner against closed forms, the round's rule played out, and plain choices."""
 
 import math
 import random
@@ -6,30 +6,25 @@ import random
 import pytest
 
 from pearl_rt import planner
+from pearl_rt import round as rule
 from pearl_rt.planner import Acceptance, StepTimes, plan, plans
 
 ACCEPTANCES = (0.0, 0.3, 0.7, 0.95, 1.0)
 
 
 def simulate(strategy: str, acceptance: float, gamma: int, rounds: int) -> tuple[float, float]:
-    """(tokens per round, share of rounds that begin with drafts pending) of the rules, played out."""
+    """(tokens per round, share of rounds that begin with drafts pending) of the rule, played out."""
     rng = random.Random(f"{strategy} {acceptance} {gamma}")
-    tokens = post = pending = 0
+    state = rule.RoundState(committed=1)
+    post = 0
     for _ in range(rounds):
-        judged = gamma if strategy == "sd" else pending + 1
-        post += pending > 0
+        todo = rule.plan(strategy, state, gamma, max_total_len=10**9)
+        post += state.pending > 0
         accepted = 0
-        while accepted < judged and rng.random() < acceptance:
+        while accepted < todo.num_draft_tokens and rng.random() < acceptance:
             accepted += 1
-        if strategy == "sd":
-            tokens += accepted + 1
-        elif accepted == judged:
-            tokens += judged
-            pending = gamma - 1
-        else:
-            tokens += accepted + 1
-            pending = 0
-    return tokens / rounds, post / rounds
+        state = rule.advance(state, todo, accepted)
+    return (state.committed - 1) / rounds, post / rounds
 
 
 @pytest.mark.parametrize("gamma", (1, 2, 5, 8))
