@@ -1,33 +1,16 @@
 #include "cpu/bandwidth.h"
 
+#include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "cpu/kernels.h"
 #include "cpu/memory.h"
 
 namespace pearl {
-namespace {
-
-// XOR of every word of `lines` cache lines, in four streams.
-uint64_t read_lines(const uint64_t* data, int64_t lines) {
-  constexpr int kStreams = 4, kWords = 8, kAhead = 16;  // words of a line, lines of each stream
-  const int64_t stream_lines = lines / kStreams;
-  uint64_t sum[kWords] = {};
-  for (int64_t line = 0; line < stream_lines; ++line) {
-    for (int s = 0; s < kStreams; ++s) {
-      const uint64_t* words = data + (s * stream_lines + line) * kWords;
-      __builtin_prefetch(words + kAhead * kWords);
-      for (int i = 0; i < kWords; ++i) sum[i] ^= words[i];
-    }
-  }
-  uint64_t all = 0;
-  for (uint64_t one : sum) all ^= one;
-  return all;
-}
-
-}  // namespace
 
 double measure_bandwidth(CoreSet& core_set, int64_t bytes, double seconds) {
   constexpr int64_t kPanel = 96 * 1024;  // four streams of a panel, then the next: as a matmul goes
@@ -37,12 +20,12 @@ double measure_bandwidth(CoreSet& core_set, int64_t bytes, double seconds) {
                                 std::to_string(kPanel * core_set.size()) + " for " +
                                 std::to_string(core_set.size()) + " cores");
   }
-  const HugeBuffer buffer(panels * kPanel * core_set.size(), "the bandwidth measurement");
-  std::vector<uint64_t> sums(core_set.size() * 8);
-  core_set.run([&](int index) {
-    char* own = buffer.as<char>(index * panels * kPanel);
-    for (int64_t i = 0; i < panels * kPanel; i += 64)
-      own[i] = static_cast<char>(i);  // untouched pages are all one page
+  const int64_t own = panels * kPanel;  // of each core
+  const HugeBuffer buffer(own * core_set.size() + kPanel, "the bandwidth measurement");
+  const Kernels& kernels = kernels_of(choose_isa(""), DType::kFloat32);
+  std::vector<float> sums(core_set.size() * 16);
+  core_set.run([&](int index) {  // pages that nobody has written are all the same page
+    std::memset(buffer.as<char>(index * own), 0, own);
   });
   using Clock = std::chrono::steady_clock;
   const auto start = Clock::now();
@@ -52,14 +35,14 @@ double measure_bandwidth(CoreSet& core_set, int64_t bytes, double seconds) {
     const auto begin = Clock::now();
     core_set.run([&](int index) {
       for (int64_t i = 0; i < panels; ++i) {
-        sums[index * 8] ^= read_lines(buffer.as<uint64_t>((index * panels + i) * kPanel), kPanel / 64);
+        sums[index * 16] += kernels.read_panel(buffer.as<char>(index * own + i * kPanel), kPanel / 64);
       }
     });
     const double taken = std::chrono::duration<double>(Clock::now() - begin).count();
-    best = std::max(best, static_cast<double>(buffer.bytes()) / taken);
+    best = std::max(best, static_cast<double>(own * core_set.size()) / taken);
   }
-  volatile uint64_t keep = 0;  // so that the reads are not dropped
-  for (uint64_t sum : sums) keep = keep ^ sum;
+  volatile float keep = 0;  // so that the reads are not dropped
+  for (float sum : sums) keep = keep + sum;
   return best;
 }
 

@@ -42,7 +42,6 @@ struct MatmulArgs {
   float* const* out_rows;  // kStore: where each row goes, instead of out; null elsewhere
   int64_t out_column;      // added to each of out_rows
   const void* next_w;      // what this thread reads after w, to be fetched early; or null
-  int64_t next_w_stride;
 };
 
 // p[m, :] = softmax of (scores[m, :visible[m]] * scale) before its division; zeros from visible[m] to
@@ -78,6 +77,9 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, void* out);
   // out[i] = x[i] * factor, rounded to the element; i < n, any n
   void (*convert)(const float* x, float factor, int n, void* out);
+  // Reads `lines` cache lines (a multiple of 4) as a matmul does, and fetches as many after them; returns a
+  // sum.
+  float (*read_panel)(const char* data, int64_t lines);
 };
 
 // The table of an instruction set that runs here (choose_isa checks that).

@@ -44,7 +44,7 @@ void configure_tiles() {
 
 const Kernels& base() { return avx512_kernels(DType::kBfloat16); }
 
-inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 
 #include "cpu/tile_matmul_body.h"
 

@@ -56,7 +56,7 @@ void tile_dot() {
 
 const Kernels& base() { return portable_kernels(DType::kBfloat16); }
 
-inline void prefetch(const char* p) { __builtin_prefetch(p); }
+inline void prefetch(const char* p) { __builtin_prefetch(p, 0, 2); }
 
 #include "cpu/tile_matmul_body.h"
 

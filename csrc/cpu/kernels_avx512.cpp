@@ -45,7 +45,7 @@ inline Vec multiply_add(Vec sum, __m512i w, const uint16_t* x) {
 inline Vec load_weights(const float* p) { return load(p); }
 inline Vec multiply_add(Vec sum, Vec w, const float* x) { return fma(w, set1(*x), sum); }
 
-inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 
 #include "cpu/kernels_body.h"
 

@@ -52,14 +52,14 @@ inline Vec exp_vec(Vec x) {
 
 inline Vec silu(Vec x) { return div(x, add(set1(1.0f), exp_vec(sub(set1(0.0f), x)))); }
 
-// Raw sums of ROWS rows and BLOCKS column blocks, tile[m][16 b ..]. `ahead` is fetched while w is used up:
-// this distance ahead in w, then the start of what comes after it.
+// Raw sums of ROWS rows and BLOCKS column blocks, tile[m][16 b ..]. For each line of w that is used, one of
+// `ahead` is fetched into the second-level cache, in memory order: the panel after this one, so that reading
+// memory and arithmetic overlap whatever the number of rows, and memory sees a single stream.
 template <int ROWS, int BLOCKS, class T>
-inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, const T* next,
-                       int64_t next_stride, float* tile) {
+inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, const T* ahead,
+                       float* tile) {
   constexpr int kStep = pair_of(static_cast<const T*>(nullptr));
-  constexpr int kLine = kStep * kLanes;          // elements of w in one step: 64 bytes
-  constexpr int kAhead = BLOCKS >= 4 ? 16 : 32;  // steps
+  constexpr int kLine = kStep * kLanes;  // elements of w in one step: 64 bytes
   Vec sum[ROWS][BLOCKS];
 #pragma GCC unroll 16
   for (int m = 0; m < ROWS; ++m) {
@@ -67,46 +67,33 @@ inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_strid
     for (int b = 0; b < BLOCKS; ++b) sum[m][b] = set1(0.0f);
   }
   const T* x8 = x + 8 * x_stride;
-  int64_t x3 = 3 * x_stride, x5 = 5 * x_stride, x7 = 7 * x_stride;
-  int64_t w3 = 3 * w_stride, next3 = 3 * next_stride;
+  int64_t x3 = 3 * x_stride, x5 = 5 * x_stride, x7 = 7 * x_stride, w3 = 3 * w_stride;
   PEARL_OPAQUE(x3);
   PEARL_OPAQUE(x5);
   PEARL_OPAQUE(x7);
   PEARL_OPAQUE(w3);
-  PEARL_OPAQUE(next3);
-  const int steps = k / kStep;
-  int left = steps > kAhead ? steps - kAhead : 0;
-  const T* ahead = w + kAhead * kLine;
-  int64_t ahead_stride = w_stride, ahead3 = w3;
-  for (int part = 0; part < 2; ++part) {
-    for (; left > 0; --left) {
-      decltype(load_weights(w)) weights[BLOCKS];
-      const int64_t w_at[4] = {0, w_stride, 2 * w_stride, w3};
-      const int64_t ahead_at[4] = {0, ahead_stride, 2 * ahead_stride, ahead3};
+  for (int left = k / kStep; left > 0; --left) {
+    decltype(load_weights(w)) weights[BLOCKS];
+    const int64_t w_at[4] = {0, w_stride, 2 * w_stride, w3};
 #pragma GCC unroll 4
-      for (int b = 0; b < BLOCKS; ++b) {
-        weights[b] = load_weights(w + w_at[b]);
-        prefetch(reinterpret_cast<const char*>(ahead + ahead_at[b]));
-      }
-      const int64_t x_at[8] = {0, x_stride, 2 * x_stride, x3, 4 * x_stride, x5, 2 * x3, x7};
-#pragma GCC unroll 16
-      for (int m = 0; m < ROWS; ++m) {
-        const T* row = (m < 8 ? x : x8) + x_at[m % 8];
-#pragma GCC unroll 4
-        for (int b = 0; b < BLOCKS; ++b) sum[m][b] = multiply_add(sum[m][b], weights[b], row);
-      }
-      x += kStep;
-      x8 += kStep;
-      w += kLine;
-      ahead += kLine;
-      PEARL_OPAQUE(x);
-      PEARL_OPAQUE(x8);
-      PEARL_OPAQUE(w);
+    for (int b = 0; b < BLOCKS; ++b) {
+      weights[b] = load_weights(w + w_at[b]);
+      prefetch(reinterpret_cast<const char*>(ahead + b * kLine));
     }
-    left = steps > kAhead ? kAhead : steps;
-    ahead = next;
-    ahead_stride = next_stride;
-    ahead3 = next3;
+    const int64_t x_at[8] = {0, x_stride, 2 * x_stride, x3, 4 * x_stride, x5, 2 * x3, x7};
+#pragma GCC unroll 16
+    for (int m = 0; m < ROWS; ++m) {
+      const T* row = (m < 8 ? x : x8) + x_at[m % 8];
+#pragma GCC unroll 4
+      for (int b = 0; b < BLOCKS; ++b) sum[m][b] = multiply_add(sum[m][b], weights[b], row);
+    }
+    x += kStep;
+    x8 += kStep;
+    w += kLine;
+    ahead += BLOCKS * kLine;
+    PEARL_OPAQUE(x);
+    PEARL_OPAQUE(x8);
+    PEARL_OPAQUE(w);
   }
 #pragma GCC unroll 16
   for (int m = 0; m < ROWS; ++m) {
@@ -115,40 +102,45 @@ inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_strid
   }
 }
 
-// The raw sums of one panel, ROWS rows.
+// Column blocks of a panel: two panels, this one and the one being fetched, fit into a second-level cache of
+// 1 MiB.
+constexpr int panel_blocks(int64_t k, int64_t element_bytes) {
+  return k * element_bytes * kLanes * kPanel <= (384 << 10) ? kPanel : kPanel / 2;
+}
+
+// The raw sums of one panel, ROWS rows, in the widest tiles that fit.
 template <int ROWS, class T>
-void panel(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, int num_blocks, const T* next,
-           int64_t next_stride, float* tile) {
+void panel(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, int num_blocks, const T* ahead,
+           float* tile) {
   constexpr int kBlocks = blocks_of(ROWS);
+  const int64_t block = int64_t{k} * kLanes;  // elements
   int b = 0;
+  const auto at = [&] { return w + b * w_stride; };
   for (; b + kBlocks <= num_blocks; b += kBlocks) {
-    const bool last = b + 2 * kBlocks > num_blocks;
-    const T* after = last ? next : w + (b + kBlocks) * w_stride;
-    accumulate<ROWS, kBlocks>(x, x_stride, w + b * w_stride, w_stride, k, after,
-                              last ? next_stride : w_stride, tile + b * kLanes);
+    accumulate<ROWS, kBlocks>(x, x_stride, at(), w_stride, k, ahead + b * block, tile + b * kLanes);
   }
   if constexpr (kBlocks == 4) {
     if (b + 2 <= num_blocks) {
-      accumulate<ROWS, 2>(x, x_stride, w + b * w_stride, w_stride, k, next, next_stride, tile + b * kLanes);
+      accumulate<ROWS, 2>(x, x_stride, at(), w_stride, k, ahead + b * block, tile + b * kLanes);
       b += 2;
     }
   }
   for (; b < num_blocks; ++b) {
-    accumulate<ROWS, 1>(x, x_stride, w + b * w_stride, w_stride, k, next, next_stride, tile + b * kLanes);
+    accumulate<ROWS, 1>(x, x_stride, at(), w_stride, k, ahead + b * block, tile + b * kLanes);
   }
 }
 
-// panel for 1..kMaxRows rows known only now.
+// panel for 1..ROWS rows known only now.
 template <int ROWS, class T>
 inline void panel_of(int rows, const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k,
-                     int num_blocks, const T* next, int64_t next_stride, float* tile) {
+                     int num_blocks, const T* ahead, float* tile) {
   if constexpr (ROWS > 1) {
     if (rows < ROWS) {
-      panel_of<ROWS - 1>(rows, x, x_stride, w, w_stride, k, num_blocks, next, next_stride, tile);
+      panel_of<ROWS - 1>(rows, x, x_stride, w, w_stride, k, num_blocks, ahead, tile);
       return;
     }
   }
-  panel<ROWS>(x, x_stride, w, w_stride, k, num_blocks, next, next_stride, tile);
+  panel<ROWS>(x, x_stride, w, w_stride, k, num_blocks, ahead, tile);
 }
 
 // The epilogue of raw sums, tile[m][16 kPanel].
@@ -190,18 +182,16 @@ void matmul(const MatmulArgs& a) {
   alignas(64) float tile[kMaxRows * kPanel * kLanes];
   const T* x = static_cast<const T*>(a.x);
   const T* w = static_cast<const T*>(a.w);
-  for (int first = 0; first < a.num_blocks; first += kPanel) {
-    const int blocks = a.num_blocks - first < kPanel ? a.num_blocks - first : kPanel;
+  const int width = panel_blocks(a.k, sizeof(T));
+  for (int first = 0; first < a.num_blocks; first += width) {
+    const int blocks = a.num_blocks - first < width ? a.num_blocks - first : width;
+    const bool last = first + width >= a.num_blocks;
     const T* here = w + first * a.w_stride;
+    const T* after = last ? static_cast<const T*>(a.next_w) : here + width * a.w_stride;
     for (int row = 0; row < a.rows; row += kMaxRows) {
       const int rows = a.rows - row < kMaxRows ? a.rows - row : kMaxRows;
-      const bool again = row + kMaxRows < a.rows;  // the same panel, for the next rows
-      const bool last = first + kPanel >= a.num_blocks;
-      const T* next = again ? here : last ? static_cast<const T*>(a.next_w) : here + kPanel * a.w_stride;
-      if (next == nullptr) next = here;
-      const int64_t next_stride = !again && last && a.next_w ? a.next_w_stride : a.w_stride;
-      panel_of<kMaxRows>(rows, x + row * a.x_stride, a.x_stride, here, a.w_stride, a.k, blocks, next,
-                         next_stride, tile);
+      panel_of<kMaxRows>(rows, x + row * a.x_stride, a.x_stride, here, a.w_stride, a.k, blocks,
+                         row == 0 && after ? after : here, tile);
       finish<T>(a, tile, row, rows, first, blocks);
     }
   }
@@ -264,9 +254,27 @@ void convert(const float* x, float factor, int n, void* out) {
 
 #undef PEARL_OPAQUE
 
+// What the matmul of one row does to memory and nothing else: four streams of `lines` cache lines in all are
+// read while the same number after them is fetched. Returns the sum of their fp32 words.
+float read_panel(const char* data, int64_t lines) {
+  const int64_t stream = lines / 4 * 64;  // bytes
+  Vec sum[4] = {set1(0.0f), set1(0.0f), set1(0.0f), set1(0.0f)};
+  const char* ahead = data + lines * 64;
+  for (int64_t at = 0; at < stream; at += 64) {
+#pragma GCC unroll 4
+    for (int s = 0; s < 4; ++s) {
+      prefetch(ahead + s * 64);
+      sum[s] = add(sum[s], load(reinterpret_cast<const float*>(data + s * stream + at)));
+    }
+    ahead += 4 * 64;
+  }
+  return sum_lanes(add(add(sum[0], sum[1]), add(sum[2], sum[3])));
+}
+
 template <class T>
 constexpr Kernels make_table(DType dtype) {
-  return {kIsa, dtype, nullptr, matmul<T>, matmul<T>, finish<T>, softmax<T>, rms_norm<T>, convert<T>};
+  return {kIsa,      dtype,      nullptr,     matmul<T>,  matmul<T>,
+          finish<T>, softmax<T>, rms_norm<T>, convert<T>, read_panel};
 }
 
 constexpr Kernels kBfloat16Table = make_table<uint16_t>(DType::kBfloat16);

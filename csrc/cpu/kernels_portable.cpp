@@ -114,7 +114,7 @@ inline Vec multiply_add(const Vec& sum, const Vec& w, const float* x) {
 
 #undef PEARL_EACH
 
-inline void prefetch(const char* p) { __builtin_prefetch(p); }
+inline void prefetch(const char* p) { __builtin_prefetch(p, 0, 2); }
 
 #include "cpu/kernels_body.h"
 

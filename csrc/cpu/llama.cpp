@@ -141,7 +141,6 @@ void LlamaExecutor::apply(const Linear& linear, int rows, int index) const {
   if (linear.next) {
     share_of(*linear.next, index, &first, &count);
     a.next_w = start_of(*linear.next, first);
-    a.next_w_stride = linear.next->block_stride();
   }
   share_of(linear.matrix, index, &first, &count);
   if (count == 0) return;
@@ -239,7 +238,8 @@ void LlamaExecutor::step(int index) {
                      c.rms_norm_eps, static_cast<char*>(normed_.data) + i * normed_.stride * element);
   }
   core_set_->barrier();
-  apply({weights_->lm_head(), normed_, Epilogue::kStore, {}, nullptr, logits_rows_.data()}, wanted, index);
+  apply({weights_->lm_head(), normed_, Epilogue::kStore, {}, nullptr, logits_rows_.data(), &layers[0].qkv},
+        wanted, index);
 }
 
 double LlamaExecutor::time_linears(int rows, int repeats) {
@@ -266,7 +266,8 @@ double LlamaExecutor::time_linears(int rows, int repeats) {
       apply({layer.down, activated_, Epilogue::kAdd, residual_, nullptr, nullptr, &after}, rows, index);
       core_set_->barrier();
     }
-    apply({weights_->lm_head(), normed_, Epilogue::kStore, {}, nullptr, logits_rows.data()}, rows, index);
+    apply({weights_->lm_head(), normed_, Epilogue::kStore, {}, nullptr, logits_rows.data(), &layers[0].qkv},
+          rows, index);
   };
   double best = 1e30;
   for (int i = 0; i < repeats; ++i) {

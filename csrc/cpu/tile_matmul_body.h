@@ -7,45 +7,42 @@
 constexpr int kDepth = 32;  // K of one tile
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kSumsStride = kPanel * kLanes * 4;  // bytes from row to row of raw sums
-constexpr int64_t kAheadSteps = 2;                    // tiles between a fetch and its use
 
 inline void prefetch_tile(const char* p) {
   for (int line = 0; line < 16; ++line) prefetch(p + line * 64);
 }
 
-// Raw sums of 16 rows and up to 4 blocks: for steps that memory bounds. Strides in bytes.
+// Raw sums of 16 rows and up to 4 blocks: for steps that memory bounds. Strides in bytes; a tile of `ahead`
+// is fetched for each that is used, in memory order.
 void four_blocks(const char* x, int64_t x_stride, const char* w, int64_t w_stride, int steps, int num_blocks,
-                 const char* next, int64_t next_stride, float* sums) {
+                 const char* ahead, float* sums) {
   tile_zero<0>();
   tile_zero<1>();
   tile_zero<2>();
   tile_zero<3>();
   for (int step = 0; step < steps; ++step) {
-    const bool inside = step + kAheadSteps < steps;
-    const char* ahead =
-        inside ? w + kAheadSteps * kTileBytes : next + (step + kAheadSteps - steps) * kTileBytes;
-    const int64_t ahead_stride = inside ? w_stride : next_stride;
     tile_load<4>(x, x_stride);
     tile_load<5>(w, 64);
     prefetch_tile(ahead);
     tile_dot<0, 4, 5>();
     if (num_blocks > 1) {
       tile_load<6>(w + w_stride, 64);
-      prefetch_tile(ahead + ahead_stride);
+      prefetch_tile(ahead + kTileBytes);
       tile_dot<1, 4, 6>();
     }
     if (num_blocks > 2) {
       tile_load<7>(w + 2 * w_stride, 64);
-      prefetch_tile(ahead + 2 * ahead_stride);
+      prefetch_tile(ahead + 2 * kTileBytes);
       tile_dot<2, 4, 7>();
     }
     if (num_blocks > 3) {
       tile_load<5>(w + 3 * w_stride, 64);
-      prefetch_tile(ahead + 3 * ahead_stride);
+      prefetch_tile(ahead + 3 * kTileBytes);
       tile_dot<3, 4, 5>();
     }
     x += kDepth * 2;
     w += kTileBytes;
+    ahead += num_blocks * kTileBytes;
   }
   tile_store<0>(sums, kSumsStride);
   if (num_blocks > 1) tile_store<1>(sums + kLanes, kSumsStride);
@@ -55,7 +52,7 @@ void four_blocks(const char* x, int64_t x_stride, const char* w, int64_t w_strid
 
 // Raw sums of 32 rows and 1 or 2 blocks, each tile used twice: for a prefill, which arithmetic bounds.
 void two_by_two(const char* x, int64_t x_stride, const char* w, int64_t w_stride, int steps, int num_blocks,
-                float* sums) {
+                const char* ahead, float* sums) {
   tile_zero<0>();
   tile_zero<1>();
   tile_zero<2>();
@@ -64,15 +61,18 @@ void two_by_two(const char* x, int64_t x_stride, const char* w, int64_t w_stride
     tile_load<4>(x, x_stride);
     tile_load<5>(x + kTileRows * x_stride, x_stride);
     tile_load<6>(w, 64);
+    prefetch_tile(ahead);
     tile_dot<0, 4, 6>();
     tile_dot<2, 5, 6>();
     if (num_blocks > 1) {
       tile_load<7>(w + w_stride, 64);
+      prefetch_tile(ahead + kTileBytes);
       tile_dot<1, 4, 7>();
       tile_dot<3, 5, 7>();
     }
     x += kDepth * 2;
     w += kTileBytes;
+    ahead += num_blocks * kTileBytes;
   }
   float* below = sums + kTileRows * kPanel * kLanes;
   tile_store<0>(sums, kSumsStride);
@@ -88,22 +88,22 @@ void tile_matmul(const MatmulArgs& a) {
   alignas(64) float sums[2 * kTileRows * kPanel * kLanes];
   const char* x = static_cast<const char*>(a.x);
   const char* w = static_cast<const char*>(a.w);
-  const int64_t x_stride = a.x_stride * 2, w_stride = a.w_stride * 2, next_stride = a.next_w_stride * 2;
+  const int64_t x_stride = a.x_stride * 2, w_stride = a.w_stride * 2;
   const int steps = a.k / kDepth;
   const int width = a.rows > kTileRows ? 2 : kPanel;  // blocks between two epilogues
   for (int first = 0; first < a.num_blocks; first += width) {
     const int blocks = a.num_blocks - first < width ? a.num_blocks - first : width;
-    const char* here = w + first * w_stride;
     const bool last = first + width >= a.num_blocks;
+    const char* here = w + first * w_stride;
+    const char* after = last ? static_cast<const char*>(a.next_w) : here + width * w_stride;
     for (int row = 0; row < a.rows;) {
+      const char* ahead = row == 0 && after ? after : here;
       const int left = a.rows - row;
       const int rows = left < 2 * kTileRows ? left : 2 * kTileRows;
       if (left > kTileRows) {
-        two_by_two(x + row * x_stride, x_stride, here, w_stride, steps, blocks, sums);
+        two_by_two(x + row * x_stride, x_stride, here, w_stride, steps, blocks, ahead, sums);
       } else {
-        const char* next = !last ? here + width * w_stride : static_cast<const char*>(a.next_w);
-        four_blocks(x + row * x_stride, x_stride, here, w_stride, steps, blocks, next ? next : here,
-                    last && next ? next_stride : w_stride, sums);
+        four_blocks(x + row * x_stride, x_stride, here, w_stride, steps, blocks, ahead, sums);
       }
       base().finish(a, sums, row, rows, first, blocks);
       row += rows;
