@@ -1,0 +1,259 @@
+"""`python -m pearl_rt.train COMMAND`: tokenizer, prompts, pretrain, distill, evaluate, plot.
+
+Every training command can be killed and given again: it goes on. See docs/training.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from pearl_rt.config import ModelConfig
+from pearl_rt.errors import PearlError
+from pearl_rt.train.bpe import save_tokenizer, train_tokenizer
+from pearl_rt.train.card import acceptance_table, plot_curves, read_card, thinned, write_card
+from pearl_rt.train.corpus import STDLIB, read_corpus
+from pearl_rt.train.distill import SOURCES, DistillSettings, distill
+from pearl_rt.train.divergence import DIVERGENCES
+from pearl_rt.train.evaluate import acceptance_report, text_loss
+from pearl_rt.train.export import export
+from pearl_rt.train.heldout import held_out_prompts, write_prompts
+from pearl_rt.train.material import Material, read_material
+from pearl_rt.train.optimizer import Schedule
+from pearl_rt.train.pretrain import PretrainSettings, pretrain
+from pearl_rt.train.prune import best_pruned
+from pearl_rt.train.run import Run
+from pearl_rt.train.session import Machine
+from pearl_rt.train.sizes import SIZES, draft_config, new_model, sized_config
+from pearl_rt.train.stream import PackedStream
+
+
+def _machine(arguments: argparse.Namespace) -> Machine:
+    return Machine.named(arguments.device, arguments.threads)
+
+
+def _given(kind: type, arguments: argparse.Namespace, **more: Any) -> dict[str, Any]:
+    """The fields of a settings class that the command line gives."""
+    told = {f.name: getattr(arguments, f.name, None) for f in fields(kind)}
+    return {name: value for name, value in told.items() if value is not None} | more
+
+
+def _material(arguments: argparse.Namespace, directory: Path) -> Material:
+    config = directory / "config.json"
+    eos_ids = ModelConfig.from_pretrained(directory).eos_token_ids if config.exists() else ()
+    return read_material(arguments.data, directory, eos_ids[0] if eos_ids else None)
+
+
+def _finish(arguments: argparse.Namespace, name: str, run: Run) -> None:
+    print(f"{name}: {run.step} steps, {run.tokens:,} tokens, {run.seconds / 60:.1f} min -> {arguments.out}")
+    if run.interrupted:
+        print("interrupted: give the same command to go on")
+    elif arguments.card:
+        curve = {"minutes": round(run.seconds / 60, 1), "tokens": run.tokens, "curve": thinned(run.curve())}
+        write_card(arguments.card, **{name: curve | {"settings": run.settings}})
+
+
+def run_tokenizer(arguments: argparse.Namespace) -> None:
+    corpus = read_corpus(arguments.data)
+    # Tests are written for a machine: they count less, here as in training.
+    seen = [d for i, d in enumerate(corpus.train) if d.weight == 1.0 or i % 8 == 0]
+    tokenizer = train_tokenizer(seen, arguments.vocab_size)
+    save_tokenizer(tokenizer, arguments.out)
+    tokens = sum(len(tokenizer.encode(d.text).ids) for d in corpus.held_out)
+    characters = sum(len(d.text) for d in corpus.held_out)
+    mean = f"{characters / tokens:.2f} characters a token on held-out files"
+    print(f"{tokenizer.get_vocab_size()} tokens -> {arguments.out}; {mean}")
+
+
+def run_prompts(arguments: argparse.Namespace) -> None:
+    material = read_material(arguments.data, arguments.tokenizer)
+    prompts = held_out_prompts(material.tokenizer, material.corpus.held_out, arguments.count)
+    write_prompts(arguments.out, prompts)
+    print(f"{len(prompts)} prompts -> {arguments.out}")
+
+
+def run_pretrain(arguments: argparse.Namespace) -> None:
+    machine = _machine(arguments)
+    material = read_material(arguments.data, arguments.tokenizer)
+    begin_with = machine.load(arguments.begin_with) if arguments.begin_with else None
+    config = sized_config(
+        arguments.size or "13m",
+        material.tokenizer.get_vocab_size(),
+        material.eos_id,
+        arguments.max_position_embeddings,
+    )
+    if begin_with is not None and arguments.size is None:
+        config = begin_with.config
+    schedule = Schedule(decay=arguments.decay)
+    settings = PretrainSettings(**_given(PretrainSettings, arguments, schedule=schedule))
+    run = pretrain(
+        config,
+        material,
+        machine,
+        settings,
+        minutes=arguments.minutes,
+        run_directory=arguments.run,
+        out=arguments.out,
+        begin_with=begin_with,
+    )
+    _finish(arguments, arguments.name, run)
+
+
+def run_distill(arguments: argparse.Namespace) -> None:
+    machine = _machine(arguments)
+    material = _material(arguments, arguments.target)
+    target = machine.load(arguments.target)
+    if arguments.draft:
+        draft = machine.load(arguments.draft)
+    else:
+        draft = new_model(draft_config(arguments.size, target.config), machine.device)
+    schedule = Schedule(decay=arguments.decay)
+    settings = DistillSettings(**_given(DistillSettings, arguments, schedule=schedule))
+    run = distill(
+        target,
+        draft,
+        material,
+        machine,
+        settings,
+        minutes=arguments.minutes,
+        run_directory=arguments.run,
+        out=arguments.out,
+    )
+    _finish(arguments, arguments.name, run)
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    machine = _machine(arguments)
+    material = _material(arguments, arguments.target)
+    target = machine.load(arguments.target)
+    models = {"target": target} | {Path(p).name: machine.load(Path(p)) for p in arguments.draft}
+    losses, reports = {}, {}
+    for name, model in models.items():
+        loss = text_loss(model, machine, material.corpus.held_out, material.held_out, material.eos_id)
+        losses[name] = vars(loss) | {"parameters": sum(p.numel() for p in model.parameters())}
+        print(f"{name}: {loss.nats_per_token:.3f} nats per token, {loss.bits_per_byte:.3f} bits per byte")
+        if name != "target":
+            reports[name] = acceptance_report(target, model, machine, material.held_out)
+    if reports:
+        print(acceptance_table(reports))
+    if arguments.card:
+        write_card(arguments.card, held_out=losses, acceptance=reports)
+
+
+def run_prune(arguments: argparse.Namespace) -> None:
+    machine = _machine(arguments)
+    material = _material(arguments, arguments.target)
+    target = machine.load(arguments.target)
+    length = min(512, target.config.max_position_embeddings)
+    rows = PackedStream(material.train, material.weights, length, seed=0).batch(0, 4).to(machine.device)
+    draft = best_pruned(target, arguments.layers, arguments.intermediate_size, machine, rows)
+    export(draft, material.tokenizer, arguments.out)
+    print(f"{sum(p.numel() for p in draft.parameters()):,} parameters -> {arguments.out}")
+
+
+def run_plot(arguments: argparse.Namespace) -> None:
+    runs = {
+        k: v["curve"] for k, v in read_card(arguments.card).items() if isinstance(v, dict) and "curve" in v
+    }
+    plot_curves(runs, arguments.out)
+    print(f"{len(runs)} curves -> {arguments.out}")
+
+
+def _add_training(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--minutes", type=float, required=True, help="wall-clock time of the whole run")
+    parser.add_argument("--run", type=Path, required=True, help="checkpoint and curve; the same one goes on")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the model, as pearl_rt and transformers load it"
+    )
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--embedding-lr", type=float)
+    parser.add_argument("--tokens-per-step", type=int)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--compile", action="store_true", default=None, help="torch.compile: 50 s, then 1.2x")
+    parser.add_argument("--card", type=Path, help="training.json that gets the curve")
+    parser.add_argument("--name", default=None, help="the run's name in the card")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pearl_rt.train", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(function=function)
+        sub.add_argument("--data", default=STDLIB, help="'stdlib', or a directory of text files")
+        sub.add_argument("--device", default="cpu", help="cpu or cuda")
+        sub.add_argument("--threads", type=int)
+        return sub
+
+    sub = command("tokenizer", run_tokenizer, "train a byte-level BPE tokenizer")
+    sub.add_argument("--vocab-size", type=int, default=4096)
+    sub.add_argument("--out", type=Path, required=True)
+
+    sub = command("prompts", run_prompts, "cut benchmark prompts from held-out files")
+    sub.add_argument("--tokenizer", type=Path, required=True, help="directory with tokenizer.json")
+    sub.add_argument("--count", type=int, default=12)
+    sub.add_argument("--out", type=Path, required=True)
+
+    sub = command("pretrain", run_pretrain, "train a model on text, from random weights")
+    sub.add_argument("--tokenizer", type=Path, required=True, help="directory with tokenizer.json")
+    sub.add_argument("--size", choices=SIZES, help="13m, or that of --begin-with")
+    sub.add_argument("--begin-with", type=Path, help="a model of this shape, or a shallower one to grow")
+    sub.add_argument("--max-position-embeddings", type=int, default=2048)
+    sub.add_argument(
+        "--decay", type=float, default=0.3, help="share of the run in which the rate goes to zero"
+    )
+    sub.add_argument(
+        "--long-from", type=float, help="share of the run after which rows have the whole length"
+    )
+    _add_training(sub)
+
+    sub = command("distill", run_distill, "teach a draft what its target would say")
+    sub.add_argument("--target", type=Path, required=True)
+    sub.add_argument("--draft", type=Path, help="begin with this model")
+    sub.add_argument("--size", choices=SIZES, default="3m", help="without --draft: a new one of this size")
+    sub.add_argument("--divergence", choices=DIVERGENCES)
+    sub.add_argument("--cross-entropy", type=float)
+    sub.add_argument("--text-share", type=float)
+    sub.add_argument("--samples-from", choices=SOURCES)
+    sub.add_argument("--sample-temperature", type=float)
+    sub.add_argument(
+        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
+    )
+    _add_training(sub)
+
+    sub = command("prune", run_prune, "cut a draft to begin with out of its target")
+    sub.add_argument("--target", type=Path, required=True)
+    sub.add_argument("--layers", type=int, required=True)
+    sub.add_argument("--intermediate-size", type=int, required=True)
+    sub.add_argument("--out", type=Path, required=True)
+
+    sub = command("evaluate", run_evaluate, "held-out loss, and acceptance of each draft")
+    sub.add_argument("--target", type=Path, required=True)
+    sub.add_argument("--draft", action="append", default=[], help="may be given more than once")
+    sub.add_argument("--card", type=Path, help="training.json that gets the figures")
+
+    sub = command("plot", run_plot, "draw the loss curves of a training.json")
+    sub.add_argument("--card", type=Path, required=True)
+    sub.add_argument("--out", type=Path, required=True)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    if getattr(arguments, "name", "") is None:
+        arguments.name = arguments.command
+    try:
+        arguments.function(arguments)
+    except PearlError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""Teaches a draft its target's next-token distribution, on text and on what the draft itself writes.
+
+DistillSpec (arXiv 2310.08461): a draft is asked for tokens after its own tokens, so that is where it must
+agree. Text keeps it from drifting; the target's own samples serve where no text suits the target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from pearl_rt.errors import ConfigError, RequestError
+from pearl_rt.models.llama import LlamaForCausalLM
+from pearl_rt.train.divergence import DIVERGENCES
+from pearl_rt.train.export import export
+from pearl_rt.train.material import Material
+from pearl_rt.train.optimizer import Optimizers, Schedule
+from pearl_rt.train.pretrain import BAR_FORMAT
+from pearl_rt.train.run import Run
+from pearl_rt.train.sampler import sample_rows
+from pearl_rt.train.session import LOGIT_ROWS, Machine, compile_layers
+from pearl_rt.train.stream import PackedStream
+
+SOURCES = ("text", "draft", "target")
+
+
+@dataclass(frozen=True)
+class DistillSettings:
+    """A step's rows are text (share `text_share`), or begin as text and go on as `samples_from` writes."""
+
+    divergence: str = "forward_kl"
+    cross_entropy: float = 0.0  # weight of the text's own next token, on text rows
+    text_share: float = 0.5
+    samples_from: str = "draft"
+    sample_temperature: float = 1.0
+    text_length: int = 512
+    prompt_length: int = 64
+    sample_length: int = 192  # after the prompt
+    tokens_per_step: int = 4096
+    lr: float = 1.5e-3
+    embedding_lr: float = 1.5e-3
+    schedule: Schedule = field(default_factory=lambda: Schedule(decay=0.5))
+    seed: int = 1
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        if self.divergence not in DIVERGENCES:
+            raise RequestError(f"--divergence {self.divergence!r}: give one of {', '.join(DIVERGENCES)}")
+        if self.samples_from not in SOURCES:
+            raise RequestError(f"--samples-from {self.samples_from!r}: give one of {', '.join(SOURCES)}")
+        if not 0 <= self.text_share <= 1:
+            raise RequestError(f"--text-share {self.text_share}: give a share from 0 to 1")
+
+    def is_text_step(self, step: int) -> bool:
+        """Spread evenly, so that any stretch of steps has the share asked for."""
+        return self.samples_from == "text" or int((step + 1) * self.text_share) > int(step * self.text_share)
+
+
+def check_pair(target: LlamaForCausalLM, draft: LlamaForCausalLM) -> None:
+    """Raises ConfigError if the two cannot be compared token by token."""
+    sizes = target.config.vocab_size, draft.config.vocab_size
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"the target's vocab_size is {sizes[0]} and the draft's {sizes[1]}: "
+            "a draft needs its target's tokenizer"
+        )
+
+
+def distillation_loss(
+    target: LlamaForCausalLM,
+    draft: LlamaForCausalLM,
+    rows: Tensor,  # [B, T+1]
+    divergence: str,
+    cross_entropy: float,
+) -> Tensor:
+    """Mean over positions of (1 - c) * divergence(p, q) - c * log q(next token), c = `cross_entropy`."""
+    inputs, wanted = rows[:, :-1], rows[:, 1:].flatten()
+    with torch.no_grad():
+        states = target.hidden_states(inputs).flatten(0, 1)
+    own = draft.hidden_states(inputs).flatten(0, 1)
+    total = own.new_zeros((), dtype=torch.float32)
+    parts = (x.split(LOGIT_ROWS) for x in (states, own, wanted))
+    for theirs, ours, token in zip(*parts, strict=True):
+        with torch.no_grad():
+            p = F.linear(theirs, target.head_weight)
+        q = F.linear(ours, draft.head_weight)
+        total = total + (1 - cross_entropy) * DIVERGENCES[divergence](p, q).sum()
+        if cross_entropy:
+            total = total + cross_entropy * F.cross_entropy(q.float(), token, reduction="sum")
+    return total / wanted.numel()
+
+
+def distill(
+    target: LlamaForCausalLM,
+    draft: LlamaForCausalLM,
+    material: Material,
+    machine: Machine,
+    settings: DistillSettings,
+    *,
+    minutes: float,
+    run_directory: Path,
+    out: Path,
+) -> Run:
+    """Trains `draft` in place, goes on with what `run_directory` holds, writes it to `out`."""
+    check_pair(target, draft)
+    target.requires_grad_(False)
+    optimizers = Optimizers(draft, settings.lr, settings.embedding_lr)
+    told = {k: v for k, v in asdict(settings).items() if k != "compile"}
+    run = Run(run_directory, {"stage": "distill", "config": draft.config.to_dict(), **told}, minutes)
+    run.resume(draft, optimizers)
+    if settings.compile:
+        compile_layers(target)
+        compile_layers(draft)
+    text_rows = max(1, settings.tokens_per_step // settings.text_length)
+    sample_length = settings.prompt_length + settings.sample_length
+    sample_count = max(1, settings.tokens_per_step // sample_length)
+    texts = PackedStream(material.train, material.weights, settings.text_length, settings.seed)
+    prompts = PackedStream(material.train, material.weights, settings.prompt_length, settings.seed + 1)
+    writer = draft if settings.samples_from == "draft" else target
+    bar = tqdm(total=run.budget, initial=run.seconds, unit="s", desc="distill", bar_format=BAR_FORMAT)
+    with run.until_interrupted(), bar:
+        while not run.is_over:
+            is_text = settings.is_text_step(run.step)
+            if is_text:
+                rows = texts.batch(run.step * text_rows, text_rows).to(machine.device)
+            else:
+                start = prompts.batch(run.step * sample_count, sample_count)[:, :-1].to(machine.device)
+                chance = machine.generator(settings.seed + run.step)
+                rows = sample_rows(
+                    writer, machine, start, settings.sample_length + 1, settings.sample_temperature, chance
+                )
+            weight = settings.cross_entropy if is_text else 0.0
+            with machine.autocast():
+                loss = distillation_loss(target, draft, rows, settings.divergence, weight)
+            loss.backward()
+            multiplier = settings.schedule.multiplier(run.step, run.progress)
+            optimizers.step(multiplier)
+            name = "loss_text" if is_text else "loss_samples"
+            run.tick(rows.numel() - len(rows), **{name: loss.item(), "lr": settings.lr * multiplier})
+            bar.set_postfix_str(f"{name} {loss.item():.3f}", refresh=False)
+            bar.update(min(run.seconds, run.budget) - bar.n)
+            if run.save_if_due(draft, optimizers):
+                export(draft, material.tokenizer, out)
+    run.save(draft, optimizers)
+    export(draft, material.tokenizer, out)
+    return run

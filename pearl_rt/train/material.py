@@ -1,0 +1,49 @@
+"""A corpus as one tokenizer sees it: what a training stage reads and what evaluation reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from pearl_rt.errors import RequestError
+from pearl_rt.train.bpe import EOS, encode_documents, read_tokenizer
+from pearl_rt.train.corpus import Corpus, read_corpus
+
+
+@dataclass(frozen=True)
+class Material:
+    """Token arrays lie beside their documents, in the same order; each ends with `eos_id`."""
+
+    tokenizer: Tokenizer
+    eos_id: int
+    corpus: Corpus
+    train: list[np.ndarray]
+    held_out: list[np.ndarray]
+
+    @property
+    def weights(self) -> list[float]:
+        return [d.weight for d in self.corpus.train]
+
+    @property
+    def num_train_tokens(self) -> int:
+        return sum(len(a) for a in self.train)
+
+
+def read_material(data: str, tokenizer_directory: Path, eos_id: int | None = None) -> Material:
+    """Reads and encodes `data`. `eos_id`: None takes the tokenizer's own <|endoftext|>."""
+    tokenizer = read_tokenizer(tokenizer_directory)
+    if eos_id is None:
+        eos_id = tokenizer.token_to_id(EOS)
+    if eos_id is None:
+        raise RequestError(f"the tokenizer in {tokenizer_directory} has no {EOS} to end documents with")
+    corpus = read_corpus(data)
+    return Material(
+        tokenizer,
+        eos_id,
+        corpus,
+        encode_documents(tokenizer, corpus.train, eos_id),
+        encode_documents(tokenizer, corpus.held_out, eos_id),
+    )
