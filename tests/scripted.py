@@ -1,85 +1,46 @@
-"""Scripted executors behind the real coordinator, and the round's rule written again in 40 lines of Python.
-
-The rule here is greedy and slow on purpose: it asks what follows a prefix, one prefix at a time.
-"""
+"""Scripted executors behind the real coordinator, and the pure rule (`pearl_rt.round`) over the same scripts."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from pearl_rt import _C
+from pearl_rt.judge import ReferenceJudge
 from pearl_rt.program import Program, program
+from pearl_rt.round import Limits, RoundResult, decode
 
 TIMEOUT_MS = 20_000
 VOCAB = 12
 CAPACITY = 64
 
-Next = Callable[[Sequence[int]], int]
-Round = tuple[
-    list[int], int, int, int, str
-]  # token_ids, accept_len, num_judged, pending_before, finish_reason
+Logits = Callable[[Sequence[int]], np.ndarray]
 
 
-def greedy(**script: Any) -> Next:
-    """prefix -> the token that this script puts after it; ids that it lacks read as its last one."""
+def logits_after(**script: Any) -> Logits:
+    """prefix -> the logits that this script puts after it; ids that it lacks read as its last one."""
     executor = _C.ScriptedExecutor(vocab_size=script.pop("vocab_size", VOCAB), max_model_len=256, **script)
-    known: dict[tuple[int, ...], int] = {}
+    known: dict[tuple[int, ...], np.ndarray] = {}
 
-    def after(prefix: Sequence[int]) -> int:
+    def after(prefix: Sequence[int]) -> np.ndarray:
         key = tuple(min(token, executor.vocab_size - 1) for token in prefix)
         if key not in known:
-            logits = executor.forward(0, list(key), 0, 1)[0][:VOCAB]
-            known[key] = int(logits.argmax())
+            known[key] = executor.forward(0, list(key), 0, 1)[0][:VOCAB]
         return known[key]
 
     return after
 
 
 def expected_rounds(
-    strategy: str,
-    target: Next,
-    draft: Next,
-    prompt: Sequence[int],
-    gamma: int,
-    limit: int,
-    stops: Iterable[int],
-) -> list[Round]:
-    """What every round commits and judges; `limit` bounds prompt and answer together."""
-    tokens, pending, stops = list(prompt), list[int](), set(stops)
-    rounds: list[Round] = []
-
-    def commit(new: list[int], accepted: int, judged: int, before: int) -> bool:
-        reason = ""
-        for i, token in enumerate(new):
-            if token in stops or len(tokens) + i + 1 == limit:
-                new, reason = new[: i + 1], "stop" if token in stops else "length"
-                break
-        tokens.extend(new)
-        rounds.append((new, accepted, judged, before, reason))
-        return reason != ""
-
-    over = commit([target(tokens)], 0, 0, 0)
-    while not over:
-        before = len(pending)
-        line = tokens + pending
-        room = limit - len(line)
-        window: list[int] = []
-        if strategy != "ar":
-            for _ in range(min(gamma, room)):
-                window.append(draft(line + window))
-        candidates = pending + window
-        rows = min(before + 1 + (len(window) if strategy == "sd" else 0), limit - len(tokens))
-        judged = min(rows, len(candidates))
-        accepted = 0
-        while accepted < judged and target(tokens + candidates[:accepted]) == candidates[accepted]:
-            accepted += 1
-        if accepted < rows:  # recovered or bonus
-            pending = []
-            new = [*candidates[:accepted], target(tokens + candidates[:accepted])]
-        else:
-            new, pending = candidates[:judged], candidates[judged:]
-        over = commit(new, accepted, judged, before)
-    return rounds
+    strategy: str, target: Logits, draft: Logits, request: dict[str, Any], judge: str = "coupled"
+) -> list[RoundResult]:
+    """What the rule says of a request, given as the arguments of _C.Request."""
+    prompt = request["prompt_ids"]
+    stops = {*request.get("stop_ids", ()), *request.get("eos_ids", ())}
+    limits = Limits(min(len(prompt) + request["max_tokens"], CAPACITY), stops)
+    reference = ReferenceJudge(judge, request.get("temperature", 0.0), request.get("seed", 0))
+    return decode(target, draft, prompt, strategy, request["gamma"], limits, reference)
 
 
 @dataclass
@@ -101,7 +62,7 @@ class Bench:
         num_slots: int = 1,
         gamma_max: int = 8,
         ring_capacity: int = 1024,
-        spin_us: int = 2000,
+        spin_us: int = 100,
     ) -> "Bench":
         """target, draft: arguments of their scripts."""
         shape = {"vocab_size": VOCAB, "max_model_len": CAPACITY, "num_slots": num_slots}
@@ -140,10 +101,10 @@ class Bench:
         return self.finish()
 
 
-def rounds_of(results: Iterable[Any], slot: int = 0) -> list[Round]:
-    """Results as the oracle writes them."""
+def rounds_of(results: Iterable[Any], slot: int = 0) -> list[RoundResult]:
+    """Results as the rule writes them."""
     return [
-        (r.token_ids, r.accept_len, r.num_judged, r.pending_before, r.finish_reason)
+        RoundResult(tuple(r.token_ids), r.accept_len, r.num_judged, r.pending_before, r.finish_reason)
         for r in results
         if r.slot == slot
     ]

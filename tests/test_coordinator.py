@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import CAPACITY, TIMEOUT_MS, VOCAB, Bench, expected_rounds, greedy, rounds_of, tokens_of
+from scripted import CAPACITY, TIMEOUT_MS, VOCAB, Bench, expected_rounds, logits_after, rounds_of, tokens_of
 
 from pearl_rt import _C
 from pearl_rt.errors import NumericsError, PearlError, RequestError, ResourceError
@@ -26,16 +26,21 @@ SPECULATIVE = [s for s in STRATEGIES if s != "ar"]
 
 @st.composite
 def cases(draw: Any) -> dict[str, Any]:
-    prompt = draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9))
+    temperature = draw(st.sampled_from([0.0, 0.0, 0.7, 1.5]))
     return {
-        "prompt": prompt,
+        "request": {
+            "prompt_ids": draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=9)),
+            "gamma": draw(st.integers(1, 8)),
+            "max_tokens": draw(st.sampled_from([1, 2, 3, 5, 8, 13, 30, 1000])),
+            "eos_ids": draw(st.lists(st.integers(0, VOCAB - 1), max_size=2)),
+            "temperature": temperature,
+            "seed": draw(st.integers(0, 2**64 - 1)) if temperature else 0,
+        },
+        "judge": draw(st.sampled_from(["rejection", "coupled"])),
         "strategy": draw(st.sampled_from(STRATEGIES)),
         "placement": draw(st.sampled_from(PLACEMENTS)),
-        "gamma": draw(st.integers(1, 8)),
-        "max_tokens": draw(st.sampled_from([1, 2, 3, 5, 8, 13, 30, 1000])),
         "rule": draw(st.integers(0, 1000)),
         "draft": draw(st.sampled_from(["equal", "half", "mostly", "unrelated"])),
-        "stops": draw(st.lists(st.integers(0, VOCAB - 1), max_size=2)),
         "draft_vocab": draw(st.sampled_from([VOCAB, VOCAB + 5, VOCAB - 5])),
         "delay": draw(st.sampled_from([0, 0, 20])),
     }
@@ -46,28 +51,21 @@ def draft_script(kind: str, rule: int) -> dict[str, Any]:
     return {"rule": rule + 7777 if kind == "unrelated" else rule, "divergence": divergence}
 
 
-@settings(max_examples=250, deadline=None, derandomize=True)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(cases())
 def test_rounds_are_the_rules(case: dict[str, Any]) -> None:
+    """Token for token and verdict for verdict, at every temperature, with both judges."""
+    target, request = {"rule": case["rule"]}, case["request"]
     draft = {**draft_script(case["draft"], case["rule"]), "vocab_size": case["draft_vocab"]}
     delay = {"delay_us": (0, case["delay"]), "delay_seed": case["rule"]}
-    bench = Bench.build(case["placement"], target={"rule": case["rule"], **delay}, draft={**draft, **delay})
-    request = _C.Request(
-        case["prompt"], gamma=case["gamma"], max_tokens=case["max_tokens"], eos_ids=case["stops"]
-    )
-    results = bench.run(case["strategy"], request, judge="rejection")
-    limit = min(len(case["prompt"]) + case["max_tokens"], CAPACITY)
+    bench = Bench.build(case["placement"], target={**target, **delay}, draft={**draft, **delay})
+    results = bench.run(case["strategy"], _C.Request(**request), judge=case["judge"])
     expected = expected_rounds(
-        case["strategy"],
-        greedy(rule=case["rule"]),
-        greedy(**draft),
-        case["prompt"],
-        case["gamma"],
-        limit,
-        case["stops"],
+        case["strategy"], logits_after(**target), logits_after(**draft), request, case["judge"]
     )
     assert rounds_of(results) == expected
     assert [r.round for r in results] == list(range(len(expected)))
+    limit = min(len(request["prompt_ids"]) + request["max_tokens"], CAPACITY)
     assert max(bench.target.max_position, bench.draft.max_position) < limit - 1
 
 
@@ -93,48 +91,30 @@ def test_rejection_with_an_equal_draft_accepts_all(strategy: str) -> None:
     assert len(tokens_of(results)) == 50
 
 
-def test_rejection_keeps_draft_logits_of_pending_tokens() -> None:
-    """Each placement and each delay gives the same T > 0 tokens: pending rows are not overwritten early."""
-    answers = set()
-    for placement in PLACEMENTS:
-        for delay in ((0, 0), (0, 200)):
-            bench = Bench.build(placement, target={"rule": 5}, draft={**HALF_RIGHT, "delay_us": delay})
-            request = _C.Request([3, 1], gamma=5, max_tokens=60, temperature=1.0, seed=4)
-            answers.add(tuple(tokens_of(bench.run("pearl", request, judge="rejection"))))
-    assert len(answers) == 1
-
-
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_ragged_batch_of_four(strategy: str, placement: str) -> None:
-    """Every slot in another state, in 30 mixes: each sequence is what it would be alone."""
+@pytest.mark.parametrize("judge", ["rejection", "coupled"])
+def test_ragged_batch_of_four(judge: str, strategy: str, placement: str) -> None:
+    """Every slot in another state, in 20 mixes: each sequence is what it would be alone."""
     rng = random.Random(11)
-    scripts = {"target": {"rule": 1}, "draft": HALF_RIGHT}
-    bench = Bench.build(placement, num_slots=4, **scripts)
-    for _ in range(30):
-        shapes = [
+    target, draft = {"rule": 1}, HALF_RIGHT
+    bench = Bench.build(placement, num_slots=4, target=target, draft=draft)
+    rules = logits_after(**target), logits_after(**draft)
+    for _ in range(20):
+        requests = [
             {
                 "prompt_ids": [rng.randrange(VOCAB) for _ in range(rng.randint(1, 9))],
                 "gamma": rng.randint(1, 8),
                 "max_tokens": rng.choice([1, 2, 7, 20, 100]),
                 "stop_ids": [rng.randrange(VOCAB)] if rng.random() < 0.5 else [],
+                "temperature": rng.choice([0.0, 0.5, 1.0]),
+                "seed": rng.randrange(2**64),
             }
             for _ in range(rng.randint(1, 4))
         ]
-        results = bench.run(strategy, *(_C.Request(**shape) for shape in shapes))
-        for slot, shape in enumerate(shapes):
-            prompt = shape["prompt_ids"]
-            limit = min(len(prompt) + shape["max_tokens"], CAPACITY)
-            expected = expected_rounds(
-                strategy,
-                greedy(**scripts["target"]),
-                greedy(**scripts["draft"]),
-                prompt,
-                shape["gamma"],
-                limit,
-                shape["stop_ids"],
-            )
-            assert rounds_of(results, slot) == expected
+        results = bench.run(strategy, *(_C.Request(**request) for request in requests), judge=judge)
+        for slot, request in enumerate(requests):
+            assert rounds_of(results, slot) == expected_rounds(strategy, *rules, request, judge)
 
 
 def test_ignore_eos_keeps_stop_ids() -> None:
@@ -156,7 +136,7 @@ def intervals(trace: list[tuple[str, str, int, int, int]], op: str) -> list[tupl
     [("pearl", "split", True), ("pearl", "shared", False), ("sd", "split", False), ("sd", "shared", False)],
 )
 def test_overlap_in_the_trace(strategy: str, placement: str, overlap: bool) -> None:
-    delays = {"delay_us": (400, 400)}
+    delays = {"delay_us": (1000, 1000)}
     bench = Bench.build(placement, target={"rule": 1, **delays}, draft={**HALF_RIGHT, **delays})
     bench.run(strategy, _C.Request([1], gamma=2, max_tokens=30))
     trace = bench.coordinator.trace()
@@ -165,7 +145,7 @@ def test_overlap_in_the_trace(strategy: str, placement: str, overlap: bool) -> N
     both = [(d, s) for d in drafts for s in scores if max(d[0], s[0]) < min(d[1], s[1])]
     assert bool(both) == overlap
     if overlap:
-        assert len(both) >= len(scores) - 2  # the last windows may be empty
+        assert len(both) > 3  # not all: the last windows may be empty, and a busy machine takes cores away
     for lane in ("target", "draft"):
         rows = [row for row in trace if row[0] == lane]
         assert all(begin <= end for *_, begin, end in rows)
@@ -173,7 +153,7 @@ def test_overlap_in_the_trace(strategy: str, placement: str, overlap: bool) -> N
         assert any(op == "wait" for _, op, *_ in rows)
 
 
-@pytest.mark.parametrize("spin_us", [0, 10, 2000])
+@pytest.mark.parametrize("spin_us", [0, 10, 300])
 def test_two_thousand_random_schedules(spin_us: int) -> None:
     """Delays of 0 to 30 us on both lanes, waits that sleep or spin: none hangs, none changes a token."""
     expected = tokens_of(Bench.build(target={"rule": 1}).run("ar", _C.Request([1, 2], max_tokens=12)))
@@ -317,6 +297,7 @@ def test_executor_exceptions_end_all_lanes(
 @pytest.mark.parametrize("moment_ms", [0, 1, 5])
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_destruction_at_any_time(placement: str, moment_ms: int) -> None:
+    gc.collect()
     threads = len(os.listdir("/proc/self/task"))
     for _ in range(20):
         bench = Bench.build(
@@ -326,7 +307,7 @@ def test_destruction_at_any_time(placement: str, moment_ms: int) -> None:
         time.sleep(moment_ms / 1000)
         del bench
         gc.collect()
-    assert len(os.listdir("/proc/self/task")) == threads
+    assert len(os.listdir("/proc/self/task")) <= threads
 
 
 def test_a_second_thread_is_refused() -> None:
