@@ -1,4 +1,4 @@
-"""Scripted executors behind the real coordinator, and the pure rule (`pearl_rt.round`) over the same scripts."""
+"""Scripted executors behind the real coordinator, and the pure rule over the same scripts."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
