@@ -7,6 +7,7 @@ is not hidden_size / num_attention_heads, and positions pass the original contex
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,12 @@ from pearl_rt.lane import Model
 from pearl_rt.loader import load_tensors
 
 PROMPT_LEN, NUM_TOKENS, MAX_LEN = 70, 64, 160
+ENGINE: dict[str, Any] = {
+    "dtype": "float32",
+    "max_model_len": MAX_LEN,
+    "placement": "shared",
+    "num_threads": 1,  # threads change no bit, and one does not wait for others on a busy machine
+}
 SIZES = {
     "vocab_size": 111,
     "hidden_size": 96,
@@ -133,6 +140,15 @@ def write(path: Path, hf_config: Any, *, dtype: torch.dtype = torch.float32, **s
     return Checkpoint(path, reference.eval(), prompt)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """Two threads of OpenMP that wait for each other take ten times as long on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module", params=ARCHITECTURES.keys())
 def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     return write(tmp_path_factory.mktemp(request.param), ARCHITECTURES[request.param])
@@ -161,8 +177,7 @@ def test_greedy_tokens_equal_those_of_transformers(checkpoint: Checkpoint) -> No
     assert len(set(expected)) > 8  # no short loop
     config, tensors = checkpoint.load()
     params = pearl_rt.SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True)
-    options: dict[str, Any] = {"dtype": "float32", "max_model_len": MAX_LEN, "placement": "shared"}
-    with pearl_rt.Engine(config, tensors, config, tensors, gamma=3, strategy="pearl", **options) as engine:
+    with pearl_rt.Engine(config, tensors, config, tensors, gamma=3, strategy="pearl", **ENGINE) as engine:
         for strategy in ("ar", "pearl"):
             (output,) = engine.generate(checkpoint.prompt, params, strategy=strategy)
             assert output.token_ids == expected, strategy
@@ -196,7 +211,7 @@ def test_the_end_of_text_ends_the_text(tmp_path: Path) -> None:
     checkpoint.model.save_pretrained(tmp_path)
     config, tensors = checkpoint.load()
     assert config.eos_token_ids == tuple(ends)
-    with pearl_rt.Engine(config, tensors, dtype="float32", max_model_len=MAX_LEN, strategy="ar") as engine:
+    with pearl_rt.Engine(config, tensors, strategy="ar", **ENGINE) as engine:
         (output,) = engine.generate(checkpoint.prompt, pearl_rt.SamplingParams(max_tokens=NUM_TOKENS))
     expected = greedy[: min(greedy.index(e) for e in ends if e in greedy) + 1]
     assert (output.token_ids, output.finish_reason) == (expected, "stop")
