@@ -22,6 +22,7 @@ from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen3.configuration_qwen3 import Qwen3Config
 
 import pearl_rt
+from pearl_rt import _C
 from pearl_rt.config import ModelConfig
 from pearl_rt.lane import Model
 from pearl_rt.loader import load_tensors
@@ -154,9 +155,11 @@ def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     return write(tmp_path_factory.mktemp(request.param), ARCHITECTURES[request.param])
 
 
-def prefill(config: ModelConfig, tensors: dict[str, torch.Tensor], prompt: list[int]) -> np.ndarray:
+def prefill(
+    config: ModelConfig, tensors: dict[str, torch.Tensor], prompt: list[int], isa: str | None = None
+) -> np.ndarray:
     """Our logits of every prompt position, in fp32: [len(prompt), vocab]."""
-    model = Model.pack(config, tensors, dtype="float32", isa=None, max_model_len=MAX_LEN)
+    model = Model.pack(config, tensors, dtype="float32", isa=isa, max_model_len=MAX_LEN)
     (logits,) = model.executor([0]).forward_batch([(0, prompt, 0, len(prompt))])
     return np.asarray(logits)
 
@@ -169,7 +172,9 @@ def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
 def test_logits_equal_those_of_transformers(checkpoint: Checkpoint) -> None:
     theirs = checkpoint.reference_logits()
     assert theirs.std(-1).min() > 0.5  # not flat
-    assert relative_error(prefill(*checkpoint.load(), checkpoint.prompt), theirs) < 1e-4
+    for isa in _C.available_isas():
+        ours = prefill(*checkpoint.load(), checkpoint.prompt, isa)
+        assert relative_error(ours, theirs) < 1e-4, isa
 
 
 def test_greedy_tokens_equal_those_of_transformers(checkpoint: Checkpoint) -> None:
