@@ -12,10 +12,10 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pearl_rt._C as _C
+from pearl_rt.chooser import Chooser
 from pearl_rt.config import Environment, ModelConfig
 from pearl_rt.errors import RequestError
 from pearl_rt.lane import POLL_MS, Lanes, Model, check_memory, choose_cores
@@ -32,7 +32,7 @@ from pearl_rt.options import (
     threads,
 )
 from pearl_rt.outputs import GenerationInterrupted, RequestOutput, StreamChunk
-from pearl_rt.planner import Acceptance, Plan, StepTimes, plans
+from pearl_rt.planner import Plan
 from pearl_rt.request import Prompt, prepare_prompt, prompt_list
 from pearl_rt.sampling_params import SamplingParams
 from pearl_rt.tokenizer import Tokenizer
@@ -110,17 +110,12 @@ class Engine:
         ]
         self.target, self.draft = packed[0], packed[1] if has_draft else None
         self._lanes: dict[str, Lanes] = {}
-        self._times: dict[str, StepTimes] = {}
-        self._acceptance: dict[str, Acceptance] = {}
-        self._observed: dict[tuple[str, int, str], float] = {}
-        self._last_plan: Plan | None = None
-        self._last_regime = "greedy"
-        self._num_requests = 0
+        self._chooser = Chooser()
         self._closed = False
         self._in_use = threading.Lock()
         self.last_output: RequestOutput | None = None
         for name in candidates.placements:
-            self._step_times(name)
+            self._placed(name)
 
     @classmethod
     def from_pretrained(
@@ -210,23 +205,9 @@ class Engine:
     def stats(self) -> dict[str, Any]:
         """What was chosen last, what would be chosen now, and the figures behind it. Times are in seconds."""
         self._check_open()
-        candidates = self._wanted.narrowed(self._limits)
-        rates = {name: acceptance.rate for name, acceptance in self._acceptance.items()}
-        rate = rates.get(self._last_regime, Acceptance().rate)
-        times = {name: self._times[name] for name in candidates.placements if name in self._times}
-        expected = plans(times, rate, strategies=candidates.strategies, gammas=candidates.gammas)
         return {
             "strategy": self._wanted.strategy,
-            "chosen": None if self._last_plan is None else _described(self._last_plan),
-            "next": _described(expected[0]) if expected else None,
-            "requests": self._num_requests,
-            "acceptance": rates,
-            "step_times": {name: asdict(t) for name, t in self._times.items()},
-            "candidates": [_described(p) for p in expected],
-            "observed": [
-                {"strategy": s, "gamma": g, "placement": p, "tokens_per_second": rate}
-                for (s, g, p), rate in self._observed.items()
-            ],
+            **self._chooser.described(self._wanted.narrowed(self._limits)),
             "cores": {
                 name: {"target": lanes.target_cores, "draft": lanes.draft_cores if lanes.has_draft else []}
                 for name, lanes in self._lanes.items()
@@ -295,7 +276,10 @@ class Engine:
     ) -> Generator[StreamChunk, None, None]:
         """Runs one request. However it ends, lanes are idle and `last_output` holds what was verified."""
         regime = judge if params.temperature > 0 else "greedy"
-        chosen = self._choose(wanted, regime)
+        candidates = wanted.narrowed(self._limits)
+        for name in candidates.placements:
+            self._placed(name)
+        chosen = self._chooser.choose(candidates, regime)
         lanes = self._placed(chosen.placement)
         answer = _Answer(prompt, self._tokenizer)
         request = _C.Request(
@@ -319,32 +303,16 @@ class Engine:
             while (results := lanes.coordinator.next(0)) is not None:
                 answer.add(results)
             self.last_output = answer.output(chosen, lanes)
-            self._learn(chosen, regime, self.last_output)
-
-    def _choose(self, wanted: Wanted, regime: str) -> Plan:
-        candidates = wanted.narrowed(self._limits)
-        acceptance = self._acceptance.setdefault(regime, Acceptance()).rate
-        times = {name: self._step_times(name) for name in candidates.placements}
-        return plans(times, acceptance, strategies=candidates.strategies, gammas=candidates.gammas)[0]
-
-    def _learn(self, chosen: Plan, regime: str, output: RequestOutput) -> None:
-        self._last_plan, self._last_regime = chosen, regime
-        self._num_requests += 1
-        self._acceptance[regime].update(output.metrics.accepted, output.metrics.judged)
-        rate = output.metrics.tokens_per_second
-        if rate == rate:
-            self._observed[chosen.strategy, chosen.gamma, chosen.placement] = rate
+            self._chooser.learn(chosen, regime, self.last_output.metrics)
 
     def _placed(self, placement: str) -> Lanes:
+        """The lanes of a placement, built and measured when they are first needed."""
         if placement not in self._lanes:
             self._check_open()
-            self._lanes[placement] = Lanes(placement, self._cores, self.target, self.draft)
+            lanes = Lanes(placement, self._cores, self.target, self.draft)
+            self._chooser.times[placement] = lanes.measure()
+            self._lanes[placement] = lanes
         return self._lanes[placement]
-
-    def _step_times(self, placement: str) -> StepTimes:
-        if placement not in self._times:
-            self._times[placement] = self._placed(placement).measure()
-        return self._times[placement]
 
 
 class _Answer:
@@ -391,10 +359,6 @@ class _Answer:
                 trace=lanes.trace(),
             ),
         )
-
-
-def _described(chosen: Plan) -> dict[str, Any]:
-    return {**asdict(chosen), "tokens_per_second": chosen.tokens_per_second}
 
 
 def _checked_params(params: SamplingParams | None) -> SamplingParams:

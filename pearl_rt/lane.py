@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import torch
 
 ITEM_BYTES = {"bfloat16": 2, "float32": 4}
+MEASURED_GAMMAS = (1, 4, 8, 15)
 POLL_MS = 50  # how long a wait may keep Python from seeing Ctrl-C
 
 
@@ -225,26 +226,28 @@ class Lanes:
 
     def measure(self) -> StepTimes:
         """Runs a few rounds of each program on a made-up prompt and reads the step times from the trace."""
-        target = dict(self._sample("ar", 0, 8).target)
+        target = dict(self._sample("ar", 0, 4).target)
+        rounds = min(12, max(3, int(0.01 / target[1])))
+        target |= self._sample("ar", 0, rounds).target
         if not self.has_draft:
             return StepTimes(target)
-        slow = target[1] > 0.1
-        draft: list[float] = []
-        for gamma in (4, MAX_GAMMA) if slow else (1, 4, 8, MAX_GAMMA):
-            sample = self._sample("sd", gamma, 2 if slow else 4)
-            target |= sample.target
-            draft += sample.draft
-        alone = statistics.median(draft)
+        window: dict[int, float] = {}
+        for gamma in MEASURED_GAMMAS:
+            sample = self._sample("sd", gamma, rounds)
+            target = sample.target | target
+            window[gamma] = sample.window
         if self.placement == "shared":
-            return StepTimes(target, alone)
-        # A window of 16 keeps the draft's cores busy for the whole of a score; a window of 1 is over within
-        # one.
-        under_load = self._sample("pearl", MAX_GAMMA, 3 if slow else 8).target
-        slowdown = max(1.0, statistics.median(t / seconds(target, rows) for rows, t in under_load.items()))
-        beside_target = statistics.median(self._sample("pearl", 1, 3 if slow else 8).draft)
-        return StepTimes(
-            target, alone, {rows: t * slowdown for rows, t in target.items()}, max(alone, beside_target)
-        )
+            return StepTimes(target, window)
+        beside_target: dict[int, float] = {}
+        beside_window: dict[int, float] = {}
+        for gamma in MEASURED_GAMMAS:
+            sample = self._sample("pearl", gamma, rounds)
+            beside_target |= sample.target
+            beside_window[gamma] = sample.window
+        # A draft that is never right shows only scores of one token: the others slow down alike.
+        slowdown = statistics.median(t / seconds(target, rows) for rows, t in beside_target.items())
+        beside_target = {rows: t * slowdown for rows, t in target.items()} | beside_target
+        return StepTimes(target, window, beside_target, beside_window)
 
     def _sample(self, strategy: str, gamma: int, rounds: int) -> "_Sample":
         prompt = [(7 * i + 1) % self.vocab_size for i in range(min(16, self.max_model_len // 4 or 1))]
@@ -259,26 +262,24 @@ class Lanes:
         self.coordinator.stop()
         while self.coordinator.next(0) is not None:
             pass
-        return _Sample.read(strategy, gamma, results, self.trace())
+        return _Sample.read(strategy, results, self.trace())
 
 
 @dataclass(frozen=True)
 class _Sample:
-    """Step times of one short run: target rows -> median seconds of score and verify; seconds of each draft
-    token.
-    """
+    """Median step times of one short run."""
 
-    target: dict[int, float]
-    draft: list[float]
+    target: dict[int, float]  # tokens in the forward -> seconds of score and verify
+    window: float  # seconds of a window; NaN without a draft
 
     @classmethod
-    def read(cls, strategy: str, gamma: int, results: Sequence[Any], trace: Sequence[TraceRow]) -> "_Sample":
+    def read(cls, strategy: str, results: Sequence[Any], trace: Sequence[TraceRow]) -> "_Sample":
         rows: dict[int, int] = {}  # round -> tokens that its score fed
         for result in results:
             if result.round > 0:
                 rows[result.round] = result.num_judged + 1 if strategy == "sd" else result.pending_before + 1
         spent: dict[int, float] = dict.fromkeys(rows, 0.0)
-        draft = []
+        windows: list[float] = []
         for row in trace:
             duration = (row.end_ns - row.begin_ns) * 1e-9
             if row.round not in rows:
@@ -286,10 +287,10 @@ class _Sample:
             if row.op in ("score", "verify"):
                 spent[row.round] += duration
             elif row.op == "draft":
-                draft.append(duration / gamma)
+                windows.append(duration)
         by_rows: dict[int, list[float]] = {}
         for number, count in rows.items():
             by_rows.setdefault(count, []).append(spent[number])
-        # The first round of a run is still warming caches up.
-        median = {count: statistics.median(times[1:] or times) for count, times in by_rows.items()}
-        return cls(median, draft[1:] or draft)
+        # The first round of a run still warms caches up.
+        target = {count: statistics.median(times[1:] or times) for count, times in by_rows.items()}
+        return cls(target, statistics.median(windows[1:] or windows) if windows else math.nan)

@@ -16,6 +16,7 @@ from pearl_rt.tokenizer import Tokenizer
 
 JUDGES = ("rejection", "coupled")
 DTYPES = ("auto", "bfloat16", "float32")
+MIN_MODEL_LEN = 8
 DEFAULT_MAX_MODEL_LEN = 4096  # the KV cache is allocated at load: more has to be asked for
 
 
@@ -141,8 +142,10 @@ def max_length(asked: Any, configs: Sequence[ModelConfig]) -> int:
         length = integer("max_model_len", asked)
     except RequestError as refused:
         raise ConfigError(str(refused)) from None
-    if length < 2:
-        raise ConfigError(f"max_model_len {length} has no room for a prompt and an answer: pass 2 or more")
+    if length < MIN_MODEL_LEN:
+        raise ConfigError(
+            f"max_model_len {length} has no room for a prompt and an answer: pass {MIN_MODEL_LEN} or more"
+        )
     for config in configs:
         config.check_max_model_len(length)
     return length

@@ -5,34 +5,37 @@ Pure arithmetic: it knows no engine, no lane and no clock. The model takes every
 with the same probability a, independently (Leviathan et al., arXiv 2211.17192):
 
   ar     one token per t_T(1)
-  sd     1 + a + .. + a^g = (1 - a^(g+1)) / (1 - a) tokens per g t_d + t_T(g+1)
+  sd     1 + a + .. + a^g = (1 - a^(g+1)) / (1 - a) tokens per t_D(g) + t_T(g+1)
   pearl  two states (arXiv 2408.11850), a Markov chain:
            pre    one draft judged,  1 token;                   -> post with probability a
            post   g drafts judged,   1 + a + .. + a^(g-1);      -> post with probability a^g
-         so post holds a / (a + 1 - a^g) of the rounds; a round drafts g tokens beside a score of 1 or g rows.
+         so post holds a / (a + 1 - a^g) of the rounds; one takes max(t_D(g), t_T(1 or g)), both measured side
+         by side, or their sum where lanes share cores.
+
+t_T(n) is the time of a score over n tokens, t_D(g) that of a window of g drafts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 STRATEGIES = ("ar", "sd", "pearl")
 PLACEMENTS = ("shared", "split")
 MAX_GAMMA = 16
-GAMMAS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 16)  # windows that the planner looks at
+GAMMAS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15)  # windows that the planner looks at
 
 
 @dataclass(frozen=True)
 class StepTimes:
     """Seconds that the steps of one placement take.
 
-    `beside_draft` and `beside_target` are the same steps while the other lane is at work on its own cores, or
-    None where lanes share their cores and take turns.
+    The `beside_` tables are the same steps while the other lane is at work on its own cores, as they are in
+    pearl; None where lanes share their cores and take turns.
     """
 
-    target: Mapping[int, float]  # tokens in the forward -> seconds, target alone
-    draft: float = 0.0  # one draft token, draft alone
-    beside_draft: Mapping[int, float] | None = None  # tokens -> seconds of the target beside a busy draft
-    beside_target: float | None = None  # one draft token beside a busy target
+    target: Mapping[int, float]  # tokens in the forward -> seconds to score and judge
+    window: Mapping[int, float] | None = None  # gamma -> seconds to draft a window; None: no draft
+    beside_target: Mapping[int, float] | None = None
+    beside_window: Mapping[int, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,10 @@ class Plan:
     @property
     def tokens_per_second(self) -> float:
         return self.tokens_per_round / self.seconds_per_round
+
+    def slowed(self, factor: float) -> "Plan":
+        """The same program if its rounds take `factor` times as long."""
+        return replace(self, seconds_per_round=self.seconds_per_round * factor)
 
 
 @dataclass
@@ -107,35 +114,21 @@ def pearl_tokens(acceptance: float, gamma: int) -> float:
     return (1 - post) + post * sum(acceptance**k for k in range(gamma))
 
 
-def side_by_side(first: float, first_beside: float, second: float, second_beside: float) -> float:
-    """Seconds until two steps that start together are both done, given each one's time alone and beside the
-    other.
-
-    Once one is done, what is left of the other goes on at its own speed. Without contention this is the
-    maximum.
-    """
-    if first_beside > second_beside:
-        first, first_beside, second, second_beside = second, second_beside, first, first_beside
-    return first_beside + (1 - first_beside / second_beside) * second
-
-
 def plan(strategy: str, gamma: int, placement: str, times: StepTimes, acceptance: float) -> Plan:
     """What one program is expected to do with these step times and this acceptance rate."""
     if strategy == "ar":
         return Plan("ar", 0, placement, 1.0, seconds(times.target, 1))
-    window = gamma * times.draft
+    assert times.window is not None, f"{strategy} needs a draft"
+    window = seconds(times.window, gamma)
     if strategy == "sd":
         return Plan(
             "sd", gamma, placement, sd_tokens(acceptance, gamma), window + seconds(times.target, gamma + 1)
         )
 
     def round_seconds(pending: int) -> float:
-        score = seconds(times.target, pending + 1)
-        if times.beside_draft is None or times.beside_target is None:
-            return window + score
-        return side_by_side(
-            window, gamma * times.beside_target, score, seconds(times.beside_draft, pending + 1)
-        )
+        if times.beside_target is None or times.beside_window is None:
+            return window + seconds(times.target, pending + 1)
+        return max(seconds(times.beside_window, gamma), seconds(times.beside_target, pending + 1))
 
     post = pearl_post_share(acceptance, gamma)
     mean_seconds = (1 - post) * round_seconds(0) + post * round_seconds(gamma - 1)
@@ -148,14 +141,19 @@ def plans(
     *,
     strategies: Iterable[str] = STRATEGIES,
     gammas: Sequence[int] = GAMMAS,
+    slowdowns: Mapping[tuple[str, str], float] | None = None,
 ) -> list[Plan]:
     """Every program that these allow, best first; among equals the simpler one, which comes first in
     STRATEGIES.
 
-    times: placement -> its step times; only the placements in it are considered.
+    times: placement -> its step times; only the placements in it are considered. slowdowns: (strategy,
+    placement) -> seconds that rounds took over what was expected, where that is known.
     """
+    known = slowdowns or {}
     found = [
-        plan(strategy, gamma, placement, times[placement], acceptance)
+        plan(strategy, gamma, placement, times[placement], acceptance).slowed(
+            known.get((strategy, placement), 1.0)
+        )
         for strategy in STRATEGIES
         if strategy in strategies
         for placement in times

@@ -14,7 +14,7 @@ FLOORS = [
     {"_C", "kernels", "errors"},
     {"config", "sampling_params", "outputs", "round", "noise", "judge", "program", "metrics", "models.rope"},
     {"loader", "tokenizer", "models.llama"},
-    {"planner", "lane", "options", "request"},
+    {"planner", "lane", "options", "request", "chooser"},
     {"engine"},
     {"train", "cli"},
 ]

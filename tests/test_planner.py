@@ -52,21 +52,23 @@ def test_pearl_with_a_perfect_draft_gives_a_whole_window_a_round() -> None:
 
 
 def test_round_times() -> None:
-    times = StepTimes({1: 10.0, 6: 11.0}, draft=2.0, beside_draft={1: 10.0, 6: 11.0}, beside_target=2.0)
+    target, window = {1: 10.0, 6: 11.0}, {5: 9.0, 10: 18.0}
+    times = StepTimes(target, window, {1: 12.0, 6: 12.0}, {5: 10.0, 10: 20.0})
     assert plan("ar", 0, "split", times, 0.5).seconds_per_round == 10
-    assert plan("sd", 5, "split", times, 0.5).seconds_per_round == 5 * 2 + 11
-    # No contention: the longer of the two, 10 in either state (5 rows are 10.8 by interpolation).
-    assert plan("pearl", 5, "split", times, 0.0).seconds_per_round == pytest.approx(10)
-    assert plan("pearl", 5, "split", times, 1.0).seconds_per_round == pytest.approx(10.8)
-    # Lanes that take turns: the sum.
-    assert plan("pearl", 5, "shared", StepTimes({1: 10.0}, 2.0), 0.0).seconds_per_round == pytest.approx(20)
+    assert plan("sd", 5, "split", times, 0.5).seconds_per_round == 9 + 11
+    # The longer of the two, as they are side by side.
+    assert plan("pearl", 5, "split", times, 0.9).seconds_per_round == pytest.approx(12)
+    assert plan("pearl", 10, "split", times, 0.9).seconds_per_round == pytest.approx(20)
+    # Lanes that take turns: the sum; 5 rows are 10.8 by interpolation.
+    shared = StepTimes(target, window)
+    assert plan("pearl", 5, "shared", shared, 0.0).seconds_per_round == pytest.approx(9 + 10)
+    assert plan("pearl", 5, "shared", shared, 1.0).seconds_per_round == pytest.approx(9 + 10.8)
 
 
-def test_side_by_side_lets_the_longer_step_go_on_alone() -> None:
-    assert planner.side_by_side(4, 4, 10, 10) == 10
-    # The short step ends after 8; half of the long one is left and runs at its own speed.
-    assert planner.side_by_side(4, 8, 10, 16) == pytest.approx(8 + 0.5 * 10)
-    assert planner.side_by_side(10, 16, 4, 8) == pytest.approx(8 + 0.5 * 10)
+def test_a_program_that_proved_slower_is_passed_over() -> None:
+    times = {"shared": StepTimes({1: 10.0, 17: 10.0}, {1: 1.0, 15: 15.0})}
+    assert plans(times, 0.8)[0].strategy == "sd"
+    assert plans(times, 0.8, slowdowns={("sd", "shared"): 4.0})[0].strategy != "sd"
 
 
 def test_times_between_measured_sizes() -> None:
@@ -88,23 +90,24 @@ def test_times_between_measured_sizes() -> None:
     ids=("poor-draft", "free-draft", "two-devices", "one-bus"),
 )
 def test_choice(acceptance: float, draft: float, beside: float, wanted: str) -> None:
-    target = {1: 10.0, 17: 10.0}
-    shared = StepTimes(target, draft)
-    split = StepTimes(target, draft, {n: t * beside for n, t in target.items()}, draft * beside)
+    target, window = {1: 10.0, 17: 10.0}, {gamma: draft * gamma for gamma in (1, 15)}
+    shared = StepTimes(target, window)
+    slowed = [{n: t * beside for n, t in table.items()} for table in (target, window)]
+    split = StepTimes(target, window, *slowed)
     found = plans({"shared": shared, "split": split}, acceptance)
     assert found[0].strategy == wanted
     assert found == sorted(found, key=lambda p: -p.tokens_per_second)
 
 
 def test_plans_keep_to_what_is_allowed() -> None:
-    times = {"shared": StepTimes({1: 10.0}, 1.0)}
+    times = {"shared": StepTimes({1: 10.0}, {1: 1.0})}
     assert {p.strategy for p in plans(times, 0.9, strategies=("sd",))} == {"sd"}
     assert [p.gamma for p in plans(times, 0.9, strategies=("sd",), gammas=(3,))] == [3]
     assert [p.gamma for p in plans(times, 0.9, strategies=("ar",), gammas=(3,))] == [0]
 
 
 def test_equal_plans_choose_the_simpler() -> None:
-    assert plans({"shared": StepTimes({1: 1.0, 2: 1.0}, 0.0)}, 0.0, gammas=(1,))[0].strategy == "ar"
+    assert plans({"shared": StepTimes({1: 1.0, 2: 1.0}, {1: 0.0})}, 0.0, gammas=(1,))[0].strategy == "ar"
 
 
 def test_acceptance_learns_forgets_and_hopes_again() -> None:

@@ -1,0 +1,84 @@
+"""What an engine has learned about its pair, and the program that it picks from that.
+
+Holds measured step times, acceptance by kind of sampling, and how far requests were from what was expected;
+the arithmetic is the planner's. Knows nothing of lanes, and of requests only their figures.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pearl_rt.metrics import RequestMetrics
+from pearl_rt.options import Candidates
+from pearl_rt.planner import Acceptance, Plan, StepTimes, plan, plans
+
+MIN_TOKENS_TO_LEARN = 16  # shorter answers time little but noise
+LEARNING_RATE = 0.3
+
+
+class Chooser:
+    """Picks programs between requests.
+
+    A regime is a kind of sampling with an acceptance of its own: "greedy", "rejection" or "coupled".
+    """
+
+    def __init__(self) -> None:
+        self.times: dict[str, StepTimes] = {}  # placement -> what was measured at load
+        self._acceptance: dict[str, Acceptance] = {}  # by regime
+        self._slowdowns: dict[tuple[str, str], float] = {}  # (strategy, placement) -> seconds over expected
+        self._observed: dict[tuple[str, int, str], float] = {}  # (strategy, gamma, placement) -> tokens/s
+        self._last: tuple[Plan, str] | None = None  # what ran last, and in which regime
+        self._num_requests = 0
+
+    def choose(self, candidates: Candidates, regime: str) -> Plan:
+        """The program with the best expected tokens per second. Times of all placements must be known."""
+        return self._plans(candidates, regime)[0]
+
+    def learn(self, chosen: Plan, regime: str, metrics: RequestMetrics) -> None:
+        """Takes in one request."""
+        self._last = chosen, regime
+        self._num_requests += 1
+        self._acceptance.setdefault(regime, Acceptance()).update(metrics.accepted, metrics.judged)
+        if len(metrics.token_times) < MIN_TOKENS_TO_LEARN:
+            return
+        strategy, gamma, placement = chosen.strategy, chosen.gamma, chosen.placement
+        self._observed[strategy, gamma, placement] = metrics.tokens_per_second
+        acceptance = metrics.acceptance_rate if metrics.judged else 0.0
+        expected = plan(strategy, gamma, placement, self.times[placement], acceptance)
+        slowdown = min(max(expected.tokens_per_second / metrics.tokens_per_second, 0.5), 2.0)
+        known = self._slowdowns.get((strategy, placement), 1.0)
+        self._slowdowns[strategy, placement] = known + LEARNING_RATE * (slowdown - known)
+
+    def described(self, candidates: Candidates) -> dict[str, Any]:
+        """What ran last, what would run next, and every figure behind it. Times are in seconds."""
+        expected = self._plans(candidates, self._last[1] if self._last else "greedy")
+        return {
+            "chosen": _plan_dict(self._last[0]) if self._last else None,
+            "next": _plan_dict(expected[0]),
+            "requests": self._num_requests,
+            "acceptance": {regime: acceptance.rate for regime, acceptance in self._acceptance.items()},
+            "step_times": {placement: asdict(times) for placement, times in self.times.items()},
+            "slowdowns": [
+                {"strategy": strategy, "placement": placement, "factor": factor}
+                for (strategy, placement), factor in self._slowdowns.items()
+            ],
+            "candidates": [_plan_dict(candidate) for candidate in expected],
+            "observed": [
+                {"strategy": strategy, "gamma": gamma, "placement": placement, "tokens_per_second": rate}
+                for (strategy, gamma, placement), rate in self._observed.items()
+            ],
+        }
+
+    def _plans(self, candidates: Candidates, regime: str) -> list[Plan]:
+        times: Mapping[str, StepTimes] = {name: self.times[name] for name in candidates.placements}
+        return plans(
+            times,
+            self._acceptance.get(regime, Acceptance()).rate,
+            strategies=candidates.strategies,
+            gammas=candidates.gammas,
+            slowdowns=self._slowdowns,
+        )
+
+
+def _plan_dict(chosen: Plan) -> dict[str, Any]:
+    return {**asdict(chosen), "tokens_per_second": chosen.tokens_per_second}
