@@ -61,7 +61,8 @@ def measure_steps(model: Any, figures: ModelFigures, cores: Sequence[int]) -> St
     """model: pearl_rt.lane.Model. A share is the median over turns of two figures taken in succession."""
     from pearl_rt import _C
 
-    executor, core_set = model.executor(cores), _C.CoreSet(list(cores))
+    core_set = _C.CoreSet(list(cores))
+    executor = model.executor(core_set)
     ids = [(7 * i + 1) % model.config.vocab_size for i in range(CONTEXT + max(ROWS))]
     times: dict[int, list[float]] = {rows: [] for rows in ROWS}
     step_shares, linear_shares = [], []

@@ -83,12 +83,17 @@ class Model:
         cos, sin = rope_tables(config, max_model_len)
         return cls(config, dtype, weights, cos.contiguous(), sin.contiguous())
 
-    def executor(self, cores: Sequence[int]) -> Any:
-        """A _C.LlamaExecutor with its own KV cache on these cores."""
+    def executor(self, cores: Any) -> Any:
+        """A _C.LlamaExecutor with its own KV cache on these cores: numbers, or a _C.CoreSet.
+
+        Executors that take turns on the same cores share one CoreSet: the helpers of two would poll against
+        each other, and `sd` take twice as long (measured on two cores).
+        """
+        core_set = cores if isinstance(cores, _C.CoreSet) else _C.CoreSet(list(cores))
         length = self.cos.shape[0]
         with native_errors():
             return _C.LlamaExecutor(
-                self.weights, _C.CoreSet(list(cores)), 1, length, self.cos.data_ptr(), self.sin.data_ptr()
+                self.weights, core_set, 1, length, self.cos.data_ptr(), self.sin.data_ptr()
             )
 
 
@@ -202,15 +207,15 @@ class Lanes:
             self.target_cores, self.draft_cores = split_cores(cores)
         self.vocab_size = min(m.config.vocab_size for m in (target, draft) if m is not None)
         self.max_model_len = target.cos.shape[0]
-        target_device = _C.Device(self.target_cores)
-        draft_device = None
-        if draft is not None:
-            draft_device = target_device if placement == "shared" else _C.Device(self.draft_cores)
+        target_set, target_device = _C.CoreSet(self.target_cores), _C.Device(self.target_cores)
+        draft_set, draft_device = target_set, target_device
+        if placement == "split":
+            draft_set, draft_device = _C.CoreSet(self.draft_cores), _C.Device(self.draft_cores)
         self.coordinator = _C.Coordinator(
-            target.executor(self.target_cores),
+            target.executor(target_set),
             target_device,
-            draft.executor(self.draft_cores) if draft is not None else None,
-            draft_device,
+            draft.executor(draft_set) if draft is not None else None,
+            draft_device if draft is not None else None,
             num_slots=1,
             gamma_max=MAX_GAMMA if draft is not None else 0,
             capacity=self.max_model_len,
