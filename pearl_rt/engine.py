@@ -25,6 +25,7 @@ from pearl_rt.options import (
     JUDGES,
     Limits,
     Wanted,
+    check_tokenizer,
     check_vocabularies,
     choice,
     max_length,
@@ -99,6 +100,7 @@ class Engine:
         if draft_config is not None and draft_tensors is not None:
             check_vocabularies(target_config, draft_config, tokenizer, draft_tokenizer)
             parts.append(("draft", draft_config, draft_tensors))
+        check_tokenizer(target_config, tokenizer)
         self.max_model_len = max_length(max_model_len, [config for _, config, _ in parts])
         candidates = self._wanted.narrowed(self._limits)
         described = [(name, config, own_dtype(name, dtype, config)) for name, config, _ in parts]
@@ -174,7 +176,8 @@ class Engine:
                         pass
                 except KeyboardInterrupt:
                     answer.close()
-                    cut = [o for o in (self.last_output,) if o is not None and o not in outputs]
+                    last = self.last_output
+                    cut = [] if last is None or any(last is output for output in outputs) else [last]
                     raise GenerationInterrupted([*outputs, *cut]) from None
                 assert self.last_output is not None
                 outputs.append(self.last_output)
@@ -275,6 +278,7 @@ class Engine:
         self, prompt: Prompt, params: SamplingParams, wanted: Wanted, judge: str, *, min_results: int
     ) -> Generator[StreamChunk, None, None]:
         """Runs one request. However it ends, lanes are idle and `last_output` holds what was verified."""
+        self.last_output = None
         regime = judge if params.temperature > 0 else "greedy"
         candidates = wanted.narrowed(self._limits)
         for name in candidates.placements:
@@ -292,9 +296,10 @@ class Engine:
             stop_ids=list(params.stop_token_ids),
             ignore_eos=params.ignore_eos,
         )
+        lanes.coordinator.stop()  # a second Ctrl-C may have left it at work
         answer.start_ns = time.monotonic_ns()
-        lanes.start(chosen.strategy, request, judge)
         try:
+            lanes.start(chosen.strategy, request, judge)
             while (results := lanes.coordinator.next(POLL_MS, min_results)) is not None:
                 if results:
                     yield answer.add(results)

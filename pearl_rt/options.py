@@ -163,3 +163,13 @@ def check_vocabularies(
             f"a draft "
             "of the same family, or distil one with `python -m pearl_rt.train`"
         )
+
+
+def check_tokenizer(target: ModelConfig, tokenizer: Tokenizer | None) -> None:
+    """A model may emit any of its ids, so its tokenizer must know what to do with each."""
+    if tokenizer is not None and tokenizer.vocab_size < target.vocab_size:
+        raise ConfigError(
+            f"the tokenizer knows {tokenizer.vocab_size} ids, the model has {target.vocab_size}: build it "
+            f"with "
+            f"Tokenizer(..., vocab_size={target.vocab_size}) if the others stand for no text"
+        )

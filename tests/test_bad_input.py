@@ -171,6 +171,11 @@ def test_draft_with_another_vocabulary() -> None:
         Engine(TINY, target, TINY, target, tokenizer=mine, draft_tokenizer=Tokenizer(other), max_model_len=32)
 
 
+def test_a_tokenizer_that_does_not_know_every_id() -> None:
+    with pytest.raises(ConfigError, match=r"knows 256 ids, the model has 288.*vocab_size=288"):
+        Engine(TINY, random_tensors(TINY, 0), tokenizer=Tokenizer(byte_tokenizer()), max_model_len=32)
+
+
 @pytest.mark.parametrize("rows", (256, 300), ids=lambda rows: f"draft-rows-{rows}")
 def test_a_draft_padded_to_another_size_is_fine(rows: int) -> None:
     """Both have 256 tokens; the target has 288 rows and emits ids that the smaller draft has no row for."""
