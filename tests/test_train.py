@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,9 +16,9 @@ import torch
 from pearl_rt.config import ModelConfig
 from pearl_rt.errors import ConfigError, RequestError
 from pearl_rt.models.llama import KVCache, LlamaForCausalLM, tensor_shapes
-from pearl_rt.train.__main__ import main
+from pearl_rt.train.__main__ import build_parser, main
 from pearl_rt.train.bpe import save_tokenizer, train_tokenizer
-from pearl_rt.train.card import thinned, write_card
+from pearl_rt.train.card import readme, thinned, write_card
 from pearl_rt.train.corpus import is_held_out, read_corpus
 from pearl_rt.train.distill import SOURCES, DistillSettings, distill
 from pearl_rt.train.divergence import (
@@ -374,23 +376,23 @@ class TestEvaluation:
         assert 0.0 < figures.coupled["1.0"] < figures.rejection["1.0"] < 1.0
 
 
+@pytest.fixture(scope="module")
+def settings() -> PretrainSettings:
+    return PretrainSettings(lr=1e-2, embedding_lr=1e-2, tokens_per_step=512, schedule=Schedule(2, 0.5))
+
+
+@pytest.fixture(scope="module")
+def trained(
+    material: Material, settings: PretrainSettings, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, Run]:
+    run_directory, out = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("model")
+    config = sized_config("tiny", 300, 0, 256)
+    run = pretrain(config, material, MACHINE, settings, minutes=0.12, run_directory=run_directory, out=out)
+    return run_directory, out, run
+
+
 class TestTraining:
     """A few seconds of each stage; the loss must fall and a run must go on where it stopped."""
-
-    @pytest.fixture(scope="class")
-    def settings(self) -> PretrainSettings:
-        return PretrainSettings(lr=1e-2, embedding_lr=1e-2, tokens_per_step=512, schedule=Schedule(2, 0.5))
-
-    @pytest.fixture(scope="class")
-    def trained(
-        self, material: Material, settings: PretrainSettings, tmp_path_factory: pytest.TempPathFactory
-    ) -> tuple[Path, Path, Run]:
-        run_directory, out = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("model")
-        config = sized_config("tiny", 300, 0, 256)
-        run = pretrain(
-            config, material, MACHINE, settings, minutes=0.12, run_directory=run_directory, out=out
-        )
-        return run_directory, out, run
 
     def test_loss_falls_and_the_model_loads_in_transformers(self, trained, material: Material) -> None:
         _, out, run = trained
@@ -476,7 +478,38 @@ class TestTraining:
             )
 
 
+def documented_commands() -> list[list[str]]:
+    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text().replace("\\\n", " ")
+    lines = [
+        line.strip() for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()
+    ]
+    starts = ("$T ", "python -m pearl_rt.train ")
+    return [shlex.split(line[len(start) :]) for start in starts for line in lines if line.startswith(start)]
+
+
 class TestProgram:
+    @pytest.mark.parametrize("argv", documented_commands(), ids=lambda argv: argv[0])
+    def test_documented_commands_are_understood(self, argv: list[str]) -> None:
+        assert build_parser().parse_args(argv).command == argv[0]
+
+    def test_documents_show_every_command(self) -> None:
+        shown = {argv[0] for argv in documented_commands()}
+        assert shown == {"tokenizer", "pretrain", "prune", "distill", "evaluate", "prompts", "report"}
+
+    def test_readme_is_written_from_the_card(self) -> None:
+        curve = {"minutes": 1.5, "tokens": 1000, "curve": [{"loss": 2.25}], "settings": {"stage": "pretrain"}}
+        loss = {"nats_per_token": 3.0, "bits_per_byte": 1.125, "tokens": 10, "bytes": 40, "parameters": 7}
+        rates = {"1.0": 0.61, "0.8": 0.62}
+        place = {"greedy": 0.7, "rejection": rates, "coupled": rates}
+        card = {
+            "target": curve,
+            "held_out": {"target": loss},
+            "acceptance": {"draft": {"held_out_text": place}},
+        }
+        text = readme(card)
+        for figure in ("2.250", "1,000", "1.125", "4.00 bytes", "0.610", "0.700"):
+            assert figure in text
+
     def test_prompts_are_held_out_text(
         self, text_directory: Path, tokenizer_directory: Path, tmp_path: Path
     ) -> None:

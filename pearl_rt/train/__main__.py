@@ -1,4 +1,4 @@
-"""`python -m pearl_rt.train COMMAND`: tokenizer, prompts, pretrain, distill, evaluate, plot.
+"""`python -m pearl_rt.train COMMAND`: tokenizer, prompts, pretrain, prune, distill, evaluate, report.
 
 Every training command can be killed and given again: it goes on. See docs/training.md.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from pearl_rt.config import ModelConfig
 from pearl_rt.errors import PearlError
 from pearl_rt.train.bpe import save_tokenizer, train_tokenizer
-from pearl_rt.train.card import acceptance_table, plot_curves, read_card, thinned, write_card
+from pearl_rt.train.card import acceptance_table, plot_curves, read_card, readme, thinned, write_card
 from pearl_rt.train.corpus import STDLIB, read_corpus
 from pearl_rt.train.distill import SOURCES, DistillSettings, distill
 from pearl_rt.train.divergence import DIVERGENCES
@@ -88,7 +88,7 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     )
     if begin_with is not None and arguments.size is None:
         config = begin_with.config
-    schedule = Schedule(decay=arguments.decay)
+    schedule = Schedule(arguments.warmup_steps, arguments.decay)
     settings = PretrainSettings(**_given(PretrainSettings, arguments, schedule=schedule))
     run = pretrain(
         config,
@@ -111,7 +111,7 @@ def run_distill(arguments: argparse.Namespace) -> None:
         draft = machine.load(arguments.draft)
     else:
         draft = new_model(draft_config(arguments.size, target.config), machine.device)
-    schedule = Schedule(decay=arguments.decay)
+    schedule = Schedule(arguments.warmup_steps, arguments.decay)
     settings = DistillSettings(**_given(DistillSettings, arguments, schedule=schedule))
     run = distill(
         target,
@@ -155,12 +155,14 @@ def run_prune(arguments: argparse.Namespace) -> None:
     print(f"{sum(p.numel() for p in draft.parameters()):,} parameters -> {arguments.out}")
 
 
-def run_plot(arguments: argparse.Namespace) -> None:
-    runs = {
-        k: v["curve"] for k, v in read_card(arguments.card).items() if isinstance(v, dict) and "curve" in v
-    }
-    plot_curves(runs, arguments.out)
-    print(f"{len(runs)} curves -> {arguments.out}")
+def run_report(arguments: argparse.Namespace) -> None:
+    card = read_card(arguments.card)
+    if arguments.plot:
+        plot_curves(
+            {k: v["curve"] for k, v in card.items() if isinstance(v, dict) and "curve" in v}, arguments.plot
+        )
+    arguments.out.write_text(readme(card))
+    print(f"{arguments.card} -> {arguments.out}")
 
 
 def _add_training(parser: argparse.ArgumentParser) -> None:
@@ -172,13 +174,14 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lr", type=float)
     parser.add_argument("--embedding-lr", type=float)
     parser.add_argument("--tokens-per-step", type=int)
+    parser.add_argument("--warmup-steps", type=int, default=30)
     parser.add_argument("--seed", type=int)
     parser.add_argument("--compile", action="store_true", default=None, help="torch.compile: 50 s, then 1.2x")
     parser.add_argument("--card", type=Path, help="training.json that gets the curve")
     parser.add_argument("--name", default=None, help="the run's name in the card")
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pearl_rt.train", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -237,14 +240,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--draft", action="append", default=[], help="may be given more than once")
     sub.add_argument("--card", type=Path, help="training.json that gets the figures")
 
-    sub = command("plot", run_plot, "draw the loss curves of a training.json")
+    sub = command("report", run_report, "write the README of a training.json, and draw its loss curves")
     sub.add_argument("--card", type=Path, required=True)
     sub.add_argument("--out", type=Path, required=True)
+    sub.add_argument("--plot", type=Path, help="PNG; needs matplotlib")
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser().parse_args(argv)
     if getattr(arguments, "name", "") is None:
         arguments.name = arguments.command
     try:

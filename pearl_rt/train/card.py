@@ -83,3 +83,46 @@ def acceptance_table(reports: dict[str, dict[str, Any]]) -> str:
             columns = " | ".join(f"{x:.3f}" for x in figures)
             lines.append(f"| {place.replace('_', ' ')} | {stage} | {columns} |")
     return "\n".join(lines)
+
+
+def loss_table(held_out: dict[str, Any]) -> str:
+    """Markdown: one row per model, on files that no training stage read."""
+    lines = ["| model | parameters | nats a token | bits a byte |", "| --- | --- | --- | --- |"]
+    for name, loss in held_out.items():
+        figures = f"{loss['nats_per_token']:.3f} | {loss['bits_per_byte']:.3f}"
+        lines.append(f"| {name} | {loss['parameters']:,} | {figures} |")
+    return "\n".join(lines)
+
+
+def run_table(card: dict[str, Any]) -> str:
+    """Markdown: one row per training run, in the order in which they were made."""
+    lines = ["| run | stage | minutes | tokens | last loss |", "| --- | --- | --- | --- | --- |"]
+    for name, run in card.items():
+        if isinstance(run, dict) and "curve" in run:
+            last = run["curve"][-1] if run["curve"] else {}
+            losses = ", ".join(f"{v:.3f}" for k, v in last.items() if k.startswith("loss"))
+            stage = run.get("settings", {}).get("stage", "")
+            lines.append(f"| {name} | {stage} | {run['minutes']} | {run['tokens']:,} | {losses} |")
+    return "\n".join(lines)
+
+
+def readme(card: dict[str, Any]) -> str:
+    """The README of a models directory, from its training.json."""
+    parts = [
+        "# The pair\n\nA target and a draft of the Llama architecture, trained with "
+        "`python -m pearl_rt.train` (the commands are in docs/training.md) "
+        "on the source of Python's standard library, which is under "
+        "the [PSF licence](https://docs.python.org/3/license.html). Weights are bf16. "
+        "`heldout/prompts.jsonl` holds prompts from files that no training stage read. "
+        "This page is written from `training.json`.",
+        "## Training\n\n" + run_table(card),
+    ]
+    if card.get("held_out"):
+        loss = next(iter(card["held_out"].values()))
+        size = f"{loss['tokens']:,} tokens, {loss['bytes'] / loss['tokens']:.2f} bytes each"
+        parts.append(f"## On held-out files\n\n{size}.\n\n" + loss_table(card["held_out"]))
+    if card.get("acceptance"):
+        parts.append(
+            "## How often the target accepts a drafted token\n\n" + acceptance_table(card["acceptance"])
+        )
+    return "\n\n".join(parts) + "\n"

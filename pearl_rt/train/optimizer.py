@@ -29,7 +29,7 @@ class Schedule:
 
     def multiplier(self, step: int, progress: float) -> float:
         """`step` counts from 0."""
-        warm = min(1.0, (step + 1) / self.warmup_steps)
+        warm = min(1.0, (step + 1) / max(1, self.warmup_steps))
         return warm * min(1.0, max(0.0, (1.0 - progress) / self.decay)) if self.decay else warm
 
 
