@@ -193,6 +193,15 @@ def test_strange_temperatures_give_valid_tokens(temperature: float) -> None:
                 assert 0 <= got.next_token < 40 and rows[got.accept_len][got.next_token] > -np.inf
 
 
+def test_the_only_finite_logit_wins_even_with_noise_of_minus_infinity() -> None:
+    """Seed 0, position 25180, bonus, index 326 is one of the 1 in 33 million words whose uniform is 1."""
+    row = np.full(1024, -np.inf, dtype=np.float32)
+    row[326] = 1.0
+    assert noise.gumbel(noise.uniform(noise.words(0, 25180, Purpose.BONUS, 327)))[326] == -np.inf
+    assert _C.sample(row, 1.0, 0, 25180, Purpose.BONUS) == 326
+    assert sample(row, 1.0, 0, 25180, Purpose.BONUS) == 326
+
+
 def test_temperature_at_its_ends() -> None:
     """1e-5 is greedy wherever logits differ by 0.001; 1e5 is uniform."""
     row = np.random.default_rng(1).permutation(1000).astype(np.float32) * 0.001
