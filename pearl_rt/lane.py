@@ -232,7 +232,7 @@ class Lanes:
     def measure(self) -> StepTimes:
         """Runs a few rounds of each program on a made-up prompt and reads the step times from the trace."""
         target = dict(self._sample("ar", 0, 4).target)
-        rounds = min(12, max(3, int(0.01 / target[1])))
+        rounds = min(12, max(3, int(0.05 / target[1])))
         target |= self._sample("ar", 0, rounds).target
         if not self.has_draft:
             return StepTimes(target)
@@ -241,6 +241,7 @@ class Lanes:
             sample = self._sample("sd", gamma, rounds)
             target = sample.target | target
             window[gamma] = sample.window
+        target = dict(sorted(target.items()))
         if self.placement == "shared":
             return StepTimes(target, window)
         beside_target: dict[int, float] = {}
