@@ -57,6 +57,7 @@ WALK_LEN = 224
 POOL_SIZE = (1 << 24) + 43  # an odd length: no two rows of a matrix are cut from the same place
 ALPHA_RANGE = (0.05, 0.98)
 NUM_BISECTIONS = 7
+NUM_STEPS = NUM_BISECTIONS + 2
 
 
 @dataclass(frozen=True)
@@ -98,9 +99,9 @@ class PlantedPair:
     successor: np.ndarray  # [vocab] int64, the rule
     # set by the calibration
     noise_norm: float
-    alpha: float  # agreement along the target's text, drawn apart from the calibration's text
+    alpha: float  # agreement along the rule's text, which is the target's; not the calibration's draws
     alpha_error: float  # its standard error
-    rule_kept: float  # how often the target follows the rule
+    rule_kept: float  # how often the target follows the rule: 1 if its text is the rule's
 
     def prompts(self, count: int, length: int, seed: int) -> list[list[int]]:
         """count prompts of random ids [length]."""
@@ -226,33 +227,42 @@ def walks(successor: np.ndarray, count: int, seed: int) -> list[list[int]]:
     return sequences
 
 
-def agreement(predicted: list[np.ndarray], expected: list[np.ndarray]) -> float:
-    """How often two predictions of the walks' tokens are the same."""
-    hits = [p[PROMPT_LEN - 1 :] == e[PROMPT_LEN - 1 :] for p, e in zip(predicted, expected, strict=True)]
-    return float(np.concatenate(hits).mean())
-
-
 def num_walks(num_params: int, flops: float) -> int:
     """Walks that a model can be scored on within a budget of floating-point operations, 2 to 24."""
     return int(min(max(flops / (2 * num_params * (PROMPT_LEN + WALK_LEN)), 2), 24))
 
 
+def follows(
+    predict: Predict, config: ModelConfig, tensors: Tensors, successor: np.ndarray, flops: float, seed: int
+) -> np.ndarray:
+    """[texts, WALK_LEN] bool: where a model's greedy choice is the rule's, along texts that follow it."""
+    params = sum(tensor.numel() for tensor in tensors.values())
+    text = walks(successor, num_walks(params, flops), seed)
+    predicted = np.stack(predict(config, tensors, text))[:, PROMPT_LEN - 1 : -1]
+    return predicted == np.asarray(text)[:, PROMPT_LEN:]
+
+
 def calibrate(
-    config: ModelConfig, successor: np.ndarray, alpha: float, seed: int, predict: Predict, flops: float
+    config: ModelConfig,
+    successor: np.ndarray,
+    alpha: float,
+    seed: int,
+    predict: Predict,
+    flops: float,
+    tell: Callable[[str], None],
 ) -> tuple[Tensors, float]:
-    """A draft that agrees with the rule at rate alpha, and its noise norm, by bisection on the latter."""
+    """A draft that agrees with the rule at rate alpha, and its noise norm, which is bisected."""
     tensors = plant(config, successor, 1.0, DRAFT_HEAD_SCALE, seed)
     pool = RandomPool(seed)
-    params = sum(t.numel() for t in tensors.values())
-    text = walks(successor, num_walks(params, flops), seed)
-    rule = [successor[np.asarray(ids)] for ids in text]
     first = noise_of_ratio(ratio_of_agreement(alpha, config.vocab_size), config.hidden_size)
     low, high = first / 2, first * 2
     norm = first
     for _ in range(NUM_BISECTIONS):
         set_noise(tensors, config, norm, pool)
-        reached = agreement(predict(config, tensors, text), rule)
-        if abs(reached - alpha) < 0.5 / (len(text) * WALK_LEN):
+        hits = follows(predict, config, tensors, successor, flops, seed)
+        reached = float(hits.mean())
+        tell(f"draft's noise {norm:.2f}, agreement {reached:.3f}")
+        if abs(reached - alpha) < 0.5 / hits.size:
             break
         low, high = (norm, high) if reached > alpha else (low, norm)
         norm = exp((log(low) + log(high)) / 2)
@@ -264,8 +274,16 @@ def make_config(shape: Shape, vocab_size: int) -> ModelConfig:
     return ModelConfig.from_dict(shape.config_dict(vocab_size))
 
 
-def make_pair(spec: PairSpec, predict: Predict, *, seed: int = 0, flops: float = 4e11) -> PlantedPair:
-    """Generate both models and calibrate the draft; flops is the budget of one scoring of the text.
+def make_pair(
+    spec: PairSpec,
+    predict: Predict,
+    *,
+    seed: int = 0,
+    flops: float = 4e11,
+    tell: Callable[[str], None] = lambda _: None,
+) -> PlantedPair:
+    """Generate both models and calibrate the draft; flops is the budget of one scoring of the text, and tell
+    hears what is being done, NUM_STEPS times at most.
 
     Deterministic in (spec, seed) on one machine: the same executor gives the same bits.
     """
@@ -273,6 +291,7 @@ def make_pair(spec: PairSpec, predict: Predict, *, seed: int = 0, flops: float =
     vocab_size = target_shape.vocab_size
     successor = successor_cycle(vocab_size, seed)
     target_config, draft_config = make_config(target_shape, vocab_size), make_config(draft_shape, vocab_size)
+    tell(f"weights of {spec.target}")
     target_tensors = plant(
         target_config,
         successor,
@@ -280,10 +299,13 @@ def make_pair(spec: PairSpec, predict: Predict, *, seed: int = 0, flops: float =
         target_head_scale(vocab_size),
         seed=2 * seed + 1,
     )
-    draft_tensors, noise_norm = calibrate(draft_config, successor, spec.alpha, 2 * seed + 2, predict, flops)
-    text = walks(successor, num_walks(target_shape.num_params, flops), seed=seed + 1000)
-    target_says = predict(target_config, target_tensors, text)
-    alpha = agreement(predict(draft_config, draft_tensors, text), target_says)
+    draft_tensors, noise_norm = calibrate(
+        draft_config, successor, spec.alpha, 2 * seed + 2, predict, flops, tell
+    )
+    tell("agreement of the pair")
+    kept = follows(predict, target_config, target_tensors, successor, flops, seed + 1000)
+    hits = follows(predict, draft_config, draft_tensors, successor, flops, seed + 1000)
+    alpha = float(hits.mean())
     return PlantedPair(
         spec,
         target_config,
@@ -293,8 +315,8 @@ def make_pair(spec: PairSpec, predict: Predict, *, seed: int = 0, flops: float =
         successor,
         noise_norm=noise_norm,
         alpha=alpha,
-        alpha_error=sqrt(alpha * (1 - alpha) / (len(text) * WALK_LEN)),
-        rule_kept=agreement(target_says, [successor[np.asarray(ids)] for ids in text]),
+        alpha_error=sqrt(alpha * (1 - alpha) / hits.size),
+        rule_kept=float(kept.mean()),
     )
 
 

@@ -2,7 +2,7 @@
 
 Knows no tokenizer. What each field becomes:
 
-    prompt    HumanEval, and our own files: the text as it is, outer white space stripped
+    prompt    HumanEval, our own files: the text, without empty lines before it and white space after it
     question  GSM8K, MGSM: "Question: ...\n\nAnswer:"
     turns     MT-bench: the first turn
 
@@ -37,7 +37,7 @@ def prompt_of(record: dict[str, Any], place: str) -> str:
         )
     if not isinstance(text, str) or not text.strip():
         raise RequestError(f"{place} holds no prompt: its text is {text!r}")
-    return text.strip()
+    return text.strip("\n").rstrip()
 
 
 def read_prompts(path: Path, limit: int | None = None) -> list[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from bench.card import ModelFigures
 from bench.measure import Program, Sample, Workload, timed
-from bench.pairs import PairSpec, PlantedPair, Tensors, describe, make_pair
+from bench.pairs import NUM_STEPS, PairSpec, PlantedPair, Tensors, describe, make_pair
 from bench.prompts import read_prompts
 from bench.steps import pinned_to
 from pearl_rt.config import ModelConfig
@@ -98,7 +100,14 @@ class NativePredict:
 def planted_subject(options: argparse.Namespace) -> Subject:
     """The pair that --pair names, with prompts of random ids."""
     cores = choose_cores(options.threads)
-    pair = make_pair(PairSpec.parse(options.pair), NativePredict(cores, options.isa), seed=options.seed)
+    spec = PairSpec.parse(options.pair)
+    with tqdm(total=NUM_STEPS, desc="planting", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
+
+        def tell(what: str) -> None:
+            bar.set_postfix_str(what)
+            bar.update()
+
+        pair = make_pair(spec, NativePredict(cores, options.isa), seed=options.seed, tell=tell)
     engine = Engine(
         pair.target_config,
         pair.target_tensors,

@@ -120,9 +120,12 @@ def draw(path: Path, runs: Mapping[str, RequestMetrics], *, num_rounds: int = 10
         window = cut_window(metrics, span)
         for lane, op, begin, end in window.bars:
             y = len(LANES) - 1 - LANES.index(lane)
-            width = max(end - begin, 0.0015 * span) if op == "verify" else end - begin
-            color = COLORS.get(op, "#999999")
-            panel.add_patch(Rectangle((begin, y - 0.36), width, 0.72, facecolor=color, linewidth=0))
+            if op == "verify":
+                begin = min(begin, end - 0.0015 * span)  # microseconds long: drawn so that it can be seen
+            bar = Rectangle(
+                (begin, y - 0.36), end - begin, 0.72, facecolor=COLORS.get(op, "#999999"), linewidth=0
+            )
+            panel.add_patch(bar).set_zorder(3 if op == "verify" else 2)
             if op == "wait" and end - begin > 0.045 * span:
                 panel.text((begin + end) / 2, y, "waits", ha="center", va="center", fontsize=8, color=FAINT)
         for when, count in window.arrivals:
