@@ -88,6 +88,7 @@ void attend_rows(const AttentionStep& s, const AttentionScratch& scratch, const 
   qk.k = dim;
   qk.num_blocks = blocks;
   qk.num_cols = blocks * kLanes;
+  qk.from_memory = s.from_memory;
   qk.epilogue = Epilogue::kStore;
   qk.out = scratch.scores();
   qk.out_stride = scratch.stride();
@@ -115,6 +116,7 @@ void attend_rows(const AttentionStep& s, const AttentionScratch& scratch, const 
   pv.k = dtype == DType::kBfloat16 ? static_cast<int>(round_up(context, 2)) : context;
   pv.num_blocks = s.cache.value_blocks();
   pv.num_cols = static_cast<int>(padded_dim);
+  pv.from_memory = s.from_memory;
   pv.epilogue = Epilogue::kStore;
   pv.out = scratch.sums();
   pv.out_stride = padded_dim;

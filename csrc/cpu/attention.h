@@ -22,6 +22,7 @@ struct AttentionStep {
   const LlamaConfig& config;
   const Kernels& kernels;
   const KvCache& cache;
+  bool from_memory;  // as a MatmulArgs'
   int layer;
   const Piece* pieces;
   int num_pieces;

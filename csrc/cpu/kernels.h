@@ -41,6 +41,7 @@ struct MatmulArgs {
   int64_t out_stride;      // elements from row to row
   float* const* out_rows;  // kStore: where each row goes, instead of out; null elsewhere
   int64_t out_column;      // added to each of out_rows
+  bool from_memory;        // w is fetched ahead of its use; better not if it comes out of a cache
   const void* next_w;      // what this thread reads after w, to be fetched early; or null
 };
 

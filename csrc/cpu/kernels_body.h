@@ -55,7 +55,7 @@ inline Vec silu(Vec x) { return div(x, add(set1(1.0f), exp_vec(sub(set1(0.0f), x
 // Raw sums of ROWS rows and BLOCKS column blocks, tile[m][16 b ..]. For each line of w that is used, one of
 // `ahead` is fetched into the second-level cache, in memory order: the panel after this one, so that reading
 // memory and arithmetic overlap whatever the number of rows, and memory sees a single stream.
-template <int ROWS, int BLOCKS, class T>
+template <int ROWS, int BLOCKS, bool FETCH, class T>
 inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, const T* ahead,
                        float* tile) {
   constexpr int kStep = pair_of(static_cast<const T*>(nullptr));
@@ -78,7 +78,7 @@ inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_strid
 #pragma GCC unroll 4
     for (int b = 0; b < BLOCKS; ++b) {
       weights[b] = load_weights(w + w_at[b]);
-      prefetch(reinterpret_cast<const char*>(ahead + b * kLine));
+      if constexpr (FETCH) prefetch(reinterpret_cast<const char*>(ahead + b * kLine));
     }
     const int64_t x_at[8] = {0, x_stride, 2 * x_stride, x3, 4 * x_stride, x5, 2 * x3, x7};
 #pragma GCC unroll 16
@@ -90,7 +90,7 @@ inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_strid
     x += kStep;
     x8 += kStep;
     w += kLine;
-    ahead += BLOCKS * kLine;
+    if constexpr (FETCH) ahead += BLOCKS * kLine;
     PEARL_OPAQUE(x);
     PEARL_OPAQUE(x8);
     PEARL_OPAQUE(w);
@@ -109,7 +109,7 @@ constexpr int panel_blocks(int64_t k, int64_t element_bytes) {
 }
 
 // The raw sums of one panel, ROWS rows, in the widest tiles that fit.
-template <int ROWS, class T>
+template <int ROWS, bool FETCH, class T>
 void panel(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, int num_blocks, const T* ahead,
            float* tile) {
   constexpr int kBlocks = blocks_of(ROWS);
@@ -117,20 +117,20 @@ void panel(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, in
   int b = 0;
   const auto at = [&] { return w + b * w_stride; };
   for (; b + kBlocks <= num_blocks; b += kBlocks) {
-    accumulate<ROWS, kBlocks>(x, x_stride, at(), w_stride, k, ahead + b * block, tile + b * kLanes);
+    accumulate<ROWS, kBlocks, FETCH>(x, x_stride, at(), w_stride, k, ahead + b * block, tile + b * kLanes);
   }
   if constexpr (kBlocks == 4) {
     if (b + 2 <= num_blocks) {
-      accumulate<ROWS, 2>(x, x_stride, at(), w_stride, k, ahead + b * block, tile + b * kLanes);
+      accumulate<ROWS, 2, FETCH>(x, x_stride, at(), w_stride, k, ahead + b * block, tile + b * kLanes);
       b += 2;
     }
   }
   for (; b < num_blocks; ++b) {
-    accumulate<ROWS, 1>(x, x_stride, at(), w_stride, k, ahead + b * block, tile + b * kLanes);
+    accumulate<ROWS, 1, FETCH>(x, x_stride, at(), w_stride, k, ahead + b * block, tile + b * kLanes);
   }
 }
 
-// panel for 1..ROWS rows known only now.
+// panel for 1..ROWS rows known only now; nothing is fetched if ahead is null.
 template <int ROWS, class T>
 inline void panel_of(int rows, const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k,
                      int num_blocks, const T* ahead, float* tile) {
@@ -140,7 +140,11 @@ inline void panel_of(int rows, const T* x, int64_t x_stride, const T* w, int64_t
       return;
     }
   }
-  panel<ROWS>(x, x_stride, w, w_stride, k, num_blocks, ahead, tile);
+  if (ahead) {
+    panel<ROWS, true>(x, x_stride, w, w_stride, k, num_blocks, ahead, tile);
+  } else {
+    panel<ROWS, false>(x, x_stride, w, w_stride, k, num_blocks, w, tile);
+  }
 }
 
 // The epilogue of raw sums, tile[m][16 kPanel].
@@ -191,7 +195,7 @@ void matmul(const MatmulArgs& a) {
     for (int row = 0; row < a.rows; row += kMaxRows) {
       const int rows = a.rows - row < kMaxRows ? a.rows - row : kMaxRows;
       panel_of<kMaxRows>(rows, x + row * a.x_stride, a.x_stride, here, a.w_stride, a.k, blocks,
-                         row == 0 && after ? after : here, tile);
+                         row == 0 && a.from_memory ? after : nullptr, tile);
       finish<T>(a, tile, row, rows, first, blocks);
     }
   }

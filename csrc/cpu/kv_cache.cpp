@@ -1,5 +1,7 @@
 #include "cpu/kv_cache.h"
 
+#include <algorithm>
+#include <cstring>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -36,32 +38,50 @@ void* KvCache::at(int layer, int slot, int kv_head, int64_t element) const {
   return buffer_.as<char>((head * head_elements_ + element) * size_of(dtype_));
 }
 
-template <class T>
-void KvCache::store_as(int layer, int slot, int kv_head, int64_t position, const T* key,
-                       const T* value) const {
-  constexpr int64_t kPair = 4 / sizeof(T);  // elements that share a word
-  T* keys_out = static_cast<T*>(keys(layer, slot, kv_head)) + position / kLanes * key_stride();
+// A key and a value of bf16: one word for two dimensions of a key, or for one dimension of two positions'
+// values.
+void KvCache::store_bf16(char* keys, char* values, int64_t position, const char* key,
+                         const char* value) const {
   const int64_t column = position % kLanes;
-  for (int64_t d = 0; d < head_dim_; ++d)
-    keys_out[(d / kPair * kLanes + column) * kPair + d % kPair] = key[d];
-  T* values_out = static_cast<T*>(values(layer, slot, kv_head)) + position / kPair * kPair * kLanes;
-  const int64_t half = position % kPair;
+  for (int64_t pair = 0; pair < head_dim_ / 2; ++pair) {
+    std::memcpy(keys + (pair * kLanes + column) * 4, key + pair * 4, 4);
+  }
+  values += position / 2 * kLanes * 4;
+  for (int64_t first = 0; first < head_dim_; first += kLanes) {
+    const int64_t count = std::min<int64_t>(kLanes, head_dim_ - first);
+    char* words = values + first / kLanes * value_stride() * 2;
+    for (int64_t i = 0; i < count; ++i) {
+      uint16_t one;
+      uint32_t word = 0;
+      std::memcpy(&one, value + (first + i) * 2, 2);
+      if (position % 2 == 1) std::memcpy(&word, words + i * 4, 4);
+      word = position % 2 == 1 ? (word & 0xFFFF) | static_cast<uint32_t>(one) << 16 : one;
+      std::memcpy(words + i * 4, &word, 4);
+    }
+  }
+}
+
+void KvCache::store_fp32(char* keys, char* values, int64_t position, const char* key,
+                         const char* value) const {
   for (int64_t d = 0; d < head_dim_; ++d) {
-    T* word = values_out + d / kLanes * value_stride() + d % kLanes * kPair;
-    word[half] = value[d];
-    if (half + 1 < kPair) word[half + 1] = T{};
+    std::memcpy(keys + (d * kLanes + position % kLanes) * 4, key + d * 4, 4);
+  }
+  for (int64_t first = 0; first < head_dim_; first += kLanes) {
+    const int64_t count = std::min<int64_t>(kLanes, head_dim_ - first);
+    std::memcpy(values + (first / kLanes * value_stride() + position * kLanes) * 4, value + first * 4,
+                count * 4);
   }
 }
 
 void KvCache::store(int layer, int slot, int kv_head, int64_t position, const void* key,
                     const void* value) const {
-  if (dtype_ == DType::kBfloat16) {
-    store_as(layer, slot, kv_head, position, static_cast<const uint16_t*>(key),
-             static_cast<const uint16_t*>(value));
-  } else {
-    store_as(layer, slot, kv_head, position, static_cast<const float*>(key),
-             static_cast<const float*>(value));
-  }
+  char* block =
+      static_cast<char*>(keys(layer, slot, kv_head)) + position / kLanes * key_stride() * size_of(dtype_);
+  char* rows = static_cast<char*>(values(layer, slot, kv_head));
+  const auto* k = static_cast<const char*>(key);
+  const auto* v = static_cast<const char*>(value);
+  dtype_ == DType::kBfloat16 ? store_bf16(block, rows, position, k, v)
+                             : store_fp32(block, rows, position, k, v);
 }
 
 void KvCache::poison(int slot, int64_t position) const {

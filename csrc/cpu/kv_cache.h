@@ -37,8 +37,9 @@ class KvCache {
 
  private:
   void* at(int layer, int slot, int kv_head, int64_t element) const;
-  template <class T>
-  void store_as(int layer, int slot, int kv_head, int64_t position, const T* key, const T* value) const;
+  // keys: the block of the position; values: of the whole head.
+  void store_bf16(char* keys, char* values, int64_t position, const char* key, const char* value) const;
+  void store_fp32(char* keys, char* values, int64_t position, const char* key, const char* value) const;
 
   DType dtype_;
   int num_layers_, num_slots_, num_kv_heads_, head_dim_, value_blocks_;

@@ -138,6 +138,7 @@ void LlamaExecutor::apply(const Linear& linear, int rows, int index) const {
   };
   int first, count;
   MatmulArgs a{};
+  a.from_memory = weights_->in_memory();
   if (linear.next) {
     share_of(*linear.next, index, &first, &count);
     a.next_w = start_of(*linear.next, first);
@@ -203,6 +204,7 @@ void LlamaExecutor::step(int index) {
     const AttentionStep attention{c,
                                   kernels,
                                   cache_,
+                                  weights_->in_memory(),
                                   i,
                                   pieces_.data(),
                                   static_cast<int>(pieces_.size()),

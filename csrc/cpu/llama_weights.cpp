@@ -109,6 +109,8 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, DT
       2 * vector_bytes(hidden) + vector_bytes(q + 2 * kv) + 2 * vector_bytes(c.head_dim);
   int64_t vectors = plan.take(c.num_hidden_layers * per_layer + vector_bytes(hidden));
   buffer_ = HugeBuffer(plan.total(), "the packed model");
+  in_memory_ = step_bytes_ + step_bytes_ / 4 >
+               last_level_cache_bytes();  // a quarter is left to the KV cache and others
 
   const auto read_vector = [&](const std::string& name, int64_t n, float* out) {
     const SourceTensor& tensor = tensor_of(tensors, name, {n});

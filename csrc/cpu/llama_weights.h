@@ -64,6 +64,9 @@ class LlamaWeights {
   void embed(int token_id, float* out) const;
 
   int64_t step_bytes() const { return step_bytes_; }  // read by a decode step: all matrices, once
+  bool in_memory() const {
+    return in_memory_;
+  }  // too large to stay in the last-level cache from step to step
   int64_t memory_bytes() const { return buffer_.bytes(); }
 
  private:
@@ -75,6 +78,7 @@ class LlamaWeights {
   const float* final_norm_ = nullptr;
   int64_t embedding_offset_ = -1;  // rows as they are, if untied; else rows are read out of lm_head
   int64_t step_bytes_ = 0;
+  bool in_memory_ = true;
 };
 
 }  // namespace pearl

@@ -43,6 +43,16 @@ int64_t available_bytes() {
   return available;
 }
 
+int64_t last_level_cache_bytes() {
+  for (int index = 4; index >= 0;
+       --index) {  // sysconf counts every die of a socket; the kernel, what a CPU sees
+    const std::string path = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size";
+    const int64_t kibibytes = number_in(path.c_str());
+    if (kibibytes != kUnknown) return kibibytes * 1024;
+  }
+  return 0;
+}
+
 HugeBuffer::HugeBuffer(int64_t bytes, const std::string& purpose) : bytes_(bytes) {
   // Linux hands out more than it has, and kills later: ask first.
   const int64_t available = available_bytes();

@@ -22,6 +22,9 @@ class OutOfMemory : public std::bad_alloc {
 // largest number where neither can be read.
 int64_t available_bytes();
 
+// The size of the last-level cache; 0 where it is not known.
+int64_t last_level_cache_bytes();
+
 // `bytes` of zeroed memory, aligned to 2 MiB and backed by huge pages where the kernel has them. Throws
 // OutOfMemory, which names `purpose`, if the machine cannot hold it.
 class HugeBuffer {
