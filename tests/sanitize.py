@@ -17,6 +17,7 @@ import pybind11
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = ("errors", "program", "noise", "judge", "round")
+TESTS = ("coordinator", "native_lanes")
 LIBRARIES = {"thread": ("libtsan.so",), "address": ("libasan.so", "libubsan.so", "libstdc++.so")}
 OPTIONS = {
     "thread": {"TSAN_OPTIONS": "exitcode=66 history_size=7"},
@@ -92,8 +93,9 @@ def main(modes: list[str]) -> None:
     for mode in modes:
         home = build(mode)
         env = environment(mode, home)
-        tests = [ROOT / "tests" / "test_coordinator.py", "-q", "-p", "no:cacheprovider"]
-        status = subprocess.run([sys.executable, "-m", "pytest", *tests], env=env, cwd=home).returncode
+        tests = [ROOT / "tests" / f"test_{name}.py" for name in TESTS]
+        command = [sys.executable, "-m", "pytest", *tests, "-q", "-p", "no:cacheprovider"]
+        status = subprocess.run(command, env=env, cwd=home).returncode
         if status:
             sys.exit(f"{mode}: the tests failed with status {status}")
         for strategy, lane in RACES if mode == "thread" else []:
