@@ -88,8 +88,8 @@ def run_generate(options: argparse.Namespace) -> int:
         try:
             for chunk in stream:
                 sys.stdout.write(chunk.text)
-                sys.stdout.flush()
                 printed += len(chunk.text)
+                sys.stdout.flush()  # where a reader that is slow makes us wait, and Ctrl-C finds us
         except KeyboardInterrupt:
             interrupted = True
         finally:

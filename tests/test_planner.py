@@ -7,6 +7,9 @@ import pytest
 
 from pearl_rt import planner
 from pearl_rt import round as rule
+from pearl_rt.chooser import Chooser
+from pearl_rt.metrics import RequestMetrics
+from pearl_rt.options import Candidates
 from pearl_rt.planner import Acceptance, StepTimes, plan, plans
 
 ACCEPTANCES = (0.0, 0.3, 0.7, 0.95, 1.0)
@@ -126,3 +129,45 @@ def test_acceptance_learns_forgets_and_hopes_again() -> None:
         acceptance.update(0, 0)
     assert acceptance.rate > max(0.3, poor)
     assert not math.isnan(acceptance.rate)
+
+
+def request(tokens_per_second: float, accepted: int, rejected: int) -> RequestMetrics:
+    """Figures of 101 tokens at that speed."""
+    times = tuple(i / tokens_per_second for i in range(101))
+    judged = accepted + rejected
+    return RequestMetrics("sd", 4, "shared", 1, 0, times, rejected + 1, accepted, judged, rejected)
+
+
+def test_chooser_gives_up_a_useless_draft_and_tries_it_again() -> None:
+    chooser = Chooser()
+    chooser.times["shared"] = StepTimes({1: 10.0, 17: 10.0}, {1: 1.0, 15: 15.0})
+    candidates = Candidates(("ar", "sd"), ("shared",), planner.GAMMAS)
+    first = chooser.choose(candidates, "greedy")
+    assert first.strategy == "sd"
+    rate = plan("sd", first.gamma, "shared", chooser.times["shared"], 0.02).tokens_per_second
+    for _ in range(5):
+        chooser.learn(first, "greedy", request(rate, 2, 98))
+    assert chooser.choose(candidates, "greedy").strategy == "ar"
+    assert chooser.choose(candidates, "coupled").strategy == "sd"  # of which nothing is known yet
+    for _ in range(100):
+        chooser.learn(chooser.choose(candidates, "greedy"), "greedy", request(0.1, 0, 0))
+        if chooser.choose(candidates, "greedy").strategy == "sd":
+            break
+    else:
+        pytest.fail("the draft was never tried again")
+    described = chooser.described(candidates)
+    assert described["acceptance"]["greedy"] < 0.7
+    assert described["next"]["strategy"] == "sd"
+
+
+def test_chooser_passes_over_a_program_that_is_slower_than_expected() -> None:
+    chooser = Chooser()
+    chooser.times["shared"] = StepTimes({1: 10.0, 17: 10.0}, {1: 1.0, 15: 15.0})
+    candidates = Candidates(("ar", "sd"), ("shared",), planner.GAMMAS)
+    chosen = chooser.choose(candidates, "greedy")
+    for _ in range(8):  # half as fast as it should be, though as much is accepted as was hoped
+        rate = plan("sd", chosen.gamma, "shared", chooser.times["shared"], 0.7).tokens_per_second
+        chooser.learn(chosen, "greedy", request(rate / 2, 70, 30))
+    [slowdown] = chooser.described(candidates)["slowdowns"]
+    assert slowdown["factor"] == pytest.approx(2, abs=0.15)
+    assert chooser.choose(candidates, "greedy").tokens_per_second < chosen.tokens_per_second
