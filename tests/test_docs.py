@@ -1,0 +1,87 @@
+"""What the documents say is run: README's commands and its ten lines, and DESIGN's map against the tree."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny_pairs import Pair
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+DESIGN = (ROOT / "DESIGN.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of that language, in order."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+def commands() -> list[str]:
+    """Each shell line of README, without its comment."""
+    lines = [line.split("  #")[0].strip() for block in blocks(README, "bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Puts a tiny random pair where README writes TARGET and DRAFT."""
+    target, draft = Pair.make("half-right", vocab_size=256).save(tmp_path_factory.mktemp("pair"))
+    return lambda text: text.replace("TARGET", str(target)).replace("DRAFT", str(draft))
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make")])
+def test_readme_make_targets_exist(command: str) -> None:
+    target = shlex.split(command)[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), command
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python -m")])
+def test_readme_module_commands_run(command: str, tiny: Callable[[str], str]) -> None:
+    result = run([sys.executable, *shlex.split(tiny(command))[1:]])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python bench")])
+def test_readme_bench_flags_are_known(command: str) -> None:
+    flags = [word for word in shlex.split(command) if word.startswith("--")]
+    help_text = run([sys.executable, "bench/latency.py", "--help"]).stdout
+    assert flags and all(flag in help_text for flag in flags), command
+
+
+def test_readme_ten_lines_run(tiny: Callable[[str], str]) -> None:
+    [code] = blocks(README, "python")
+    result = run([sys.executable, "-c", tiny(code)])
+    assert result.returncode == 0, result.stderr
+    assert "'strategy'" in result.stdout  # stats(), the last line
+
+
+def test_readme_names_files_that_exist() -> None:
+    named = re.findall(r"`((?:pearl_rt|csrc|docs|bench|models)/[\w./-]+)`", README)
+    assert len(named) > 8
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing, missing
+
+
+def test_design_map_has_every_file() -> None:
+    """One sentence per source file, and no sentence about a file that is gone."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not tracked:
+        pytest.fail("git ls-files names nothing: the tests run in a checkout")
+    rooms = ("csrc/", "pearl_rt/", "kernels/", "bench/", "examples/")
+    sources = [f for f in tracked if f.startswith(rooms) and f.endswith((".py", ".cpp", ".h"))]
+    stems = {re.sub(r"\.(py|cpp|h)$", "", f) for f in sources if not f.endswith("__init__.py")}
+    mapped = set(re.findall(r"^\| `([\w/]+)` \|", DESIGN, re.M))
+    assert mapped == stems, f"not in the map: {sorted(stems - mapped)}; gone: {sorted(mapped - stems)}"
