@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pearl_rt._C as _C
 from pearl_rt.chooser import Chooser
 from pearl_rt.config import Environment, ModelConfig
-from pearl_rt.errors import RequestError
+from pearl_rt.errors import ConfigError, RequestError
 from pearl_rt.lane import POLL_MS, Lanes, Model, check_memory, choose_cores
 from pearl_rt.loader import load_tensors
 from pearl_rt.metrics import measure
@@ -91,6 +91,8 @@ class Engine:
             choice("isa", self._isa, _C.available_isas())
         self._cores = choose_cores(threads(num_threads, environment.num_threads))
         has_draft = draft_config is not None and draft_tensors is not None
+        if not has_draft and (draft_config is not None or draft_tensors is not None):
+            raise ConfigError("a draft is a configuration and tensors: pass both, or neither")
         self._limits = Limits(has_draft, len(self._cores))
         self._wanted = Wanted.checked(strategy, gamma, placement, self._limits)
         self._judge = judge

@@ -145,6 +145,12 @@ def test_speculation_without_a_draft(options: dict[str, Any]) -> None:
         assert engine.generate([1], FEW)[0].metrics.strategy == "ar"
 
 
+def test_half_a_draft() -> None:
+    pair = Pair.make("equal")
+    with pytest.raises(ConfigError, match="pass both, or neither"):
+        Engine(pair.config, pair.target, pair.config)
+
+
 def test_parameters_that_are_none(engine: Engine) -> None:
     with pytest.raises(RequestError, match="SamplingParams"):
         engine.generate([1], {"max_tokens": 3})  # type: ignore[arg-type]
