@@ -1,7 +1,7 @@
 """The main job: how fast each program writes the same tokens, on this machine, now.
 
-    python bench/latency.py                                  the pair in models/ on held-out prompts; while there
-                                                             is none, the planted pair below, and says so
+    python bench/latency.py                                  the pair in models/ on held-out prompts; while it
+                                                             is not there, the planted pair below
     python bench/latency.py --pair planted:88m+8m@0.8        random weights of a true size
     python bench/latency.py --target DIR --draft DIR         anyone's checkpoints
 
