@@ -10,7 +10,8 @@ void bind_coordinator(py::module_& m);  // coordinator/bind_coordinator.cpp: lan
 }  // namespace pearl
 
 PYBIND11_MODULE(_C, m) {
-  m.doc() = "Native half of pearl_rt: the CPU executor, lanes and the coordinator. Links neither torch nor CUDA.";
+  m.doc() =
+      "Native half of pearl_rt: the CPU executor, lanes and the coordinator. Links neither torch nor CUDA.";
   pearl::bind_sampling(m);
   pearl::bind_coordinator(m);  // before the executors: it binds their base class
   pearl::bind_executor(m);
