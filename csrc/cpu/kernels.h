@@ -41,8 +41,11 @@ struct MatmulArgs {
   int64_t out_stride;      // elements from row to row
   float* const* out_rows;  // kStore: where each row goes, instead of out; null elsewhere
   int64_t out_column;      // added to each of out_rows
-  bool from_memory;        // w is fetched ahead of its use; better not if it comes out of a cache
   const void* next_w;      // what this thread reads after w, to be fetched early; or null
+  int64_t next_w_stride;
+  // w comes from memory: fetch it a panel ahead and in memory order, so that memory sees a single stream and
+  // works while there is arithmetic to do. From a cache a short distance ahead is better if rows are few.
+  bool from_memory;
 };
 
 // p[m, :] = softmax of (scores[m, :visible[m]] * scale) before its division; zeros from visible[m] to

@@ -46,6 +46,7 @@ inline Vec load_weights(const float* p) { return load(p); }
 inline Vec multiply_add(Vec sum, Vec w, const float* x) { return fma(w, set1(*x), sum); }
 
 inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+inline void prefetch_near(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
 #include "cpu/kernels_body.h"
 

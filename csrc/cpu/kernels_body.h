@@ -52,12 +52,26 @@ inline Vec exp_vec(Vec x) {
 
 inline Vec silu(Vec x) { return div(x, add(set1(1.0f), exp_vec(sub(set1(0.0f), x)))); }
 
-// Raw sums of ROWS rows and BLOCKS column blocks, tile[m][16 b ..]. For each line of w that is used, one of
-// `ahead` is fetched into the second-level cache, in memory order: the panel after this one, so that reading
-// memory and arithmetic overlap whatever the number of rows, and memory sees a single stream.
-template <int ROWS, int BLOCKS, bool FETCH, class T>
-inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, const T* ahead,
-                       float* tile) {
+// What is fetched beside each line of w that is used; see MatmulArgs::from_memory.
+template <class T>
+struct Ahead {
+  const T* next;   // the panel after this one
+  int64_t stride;  // elements from block to block of it
+  bool near;  // kNear steps ahead in each block, into the first-level cache; else a panel ahead, in memory
+              // order
+};
+constexpr int kNear = 16;
+constexpr int kNearRows = 2;  // with more rows arithmetic hides the second-level cache
+
+template <int BLOCKS>
+struct Width {
+  static constexpr int kBlocks = BLOCKS;
+};
+
+// Raw sums of ROWS rows and BLOCKS column blocks, tile[m][16 b ..].
+template <int ROWS, int BLOCKS, bool NEAR, class T>
+inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, const T* next,
+                       int64_t next_stride, float* tile) {
   constexpr int kStep = pair_of(static_cast<const T*>(nullptr));
   constexpr int kLine = kStep * kLanes;  // elements of w in one step: 64 bytes
   Vec sum[ROWS][BLOCKS];
@@ -72,28 +86,41 @@ inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_strid
   PEARL_OPAQUE(x5);
   PEARL_OPAQUE(x7);
   PEARL_OPAQUE(w3);
-  for (int left = k / kStep; left > 0; --left) {
-    decltype(load_weights(w)) weights[BLOCKS];
-    const int64_t w_at[4] = {0, w_stride, 2 * w_stride, w3};
-#pragma GCC unroll 4
-    for (int b = 0; b < BLOCKS; ++b) {
-      weights[b] = load_weights(w + w_at[b]);
-      if constexpr (FETCH) prefetch(reinterpret_cast<const char*>(ahead + b * kLine));
+  const int steps = k / kStep;
+  const int first_steps = NEAR && steps > kNear ? steps - kNear : 0;
+  const T* ahead = NEAR ? w + kNear * kLine : next;
+  int64_t ahead_stride = NEAR ? w_stride : kLine, ahead3 = NEAR ? w3 : 3 * kLine;
+  for (int part = NEAR ? 0 : 1; part < 2; ++part) {
+    if (NEAR && part == 1) {
+      ahead = next;
+      ahead_stride = next_stride;
+      ahead3 = 3 * next_stride;
     }
-    const int64_t x_at[8] = {0, x_stride, 2 * x_stride, x3, 4 * x_stride, x5, 2 * x3, x7};
+    for (int left = part == 0 ? first_steps : steps - first_steps; left > 0; --left) {
+      decltype(load_weights(w)) weights[BLOCKS];
+      const int64_t w_at[4] = {0, w_stride, 2 * w_stride, w3};
+      const int64_t ahead_at[4] = {0, ahead_stride, 2 * ahead_stride, ahead3};
+#pragma GCC unroll 4
+      for (int b = 0; b < BLOCKS; ++b) {
+        weights[b] = load_weights(w + w_at[b]);
+        const char* line = reinterpret_cast<const char*>(ahead + ahead_at[b]);
+        NEAR ? prefetch_near(line) : prefetch(line);
+      }
+      const int64_t x_at[8] = {0, x_stride, 2 * x_stride, x3, 4 * x_stride, x5, 2 * x3, x7};
 #pragma GCC unroll 16
-    for (int m = 0; m < ROWS; ++m) {
-      const T* row = (m < 8 ? x : x8) + x_at[m % 8];
+      for (int m = 0; m < ROWS; ++m) {
+        const T* row = (m < 8 ? x : x8) + x_at[m % 8];
 #pragma GCC unroll 4
-      for (int b = 0; b < BLOCKS; ++b) sum[m][b] = multiply_add(sum[m][b], weights[b], row);
+        for (int b = 0; b < BLOCKS; ++b) sum[m][b] = multiply_add(sum[m][b], weights[b], row);
+      }
+      x += kStep;
+      x8 += kStep;
+      w += kLine;
+      ahead += NEAR ? kLine : BLOCKS * kLine;
+      PEARL_OPAQUE(x);
+      PEARL_OPAQUE(x8);
+      PEARL_OPAQUE(w);
     }
-    x += kStep;
-    x8 += kStep;
-    w += kLine;
-    if constexpr (FETCH) ahead += BLOCKS * kLine;
-    PEARL_OPAQUE(x);
-    PEARL_OPAQUE(x8);
-    PEARL_OPAQUE(w);
   }
 #pragma GCC unroll 16
   for (int m = 0; m < ROWS; ++m) {
@@ -109,42 +136,41 @@ constexpr int panel_blocks(int64_t k, int64_t element_bytes) {
 }
 
 // The raw sums of one panel, ROWS rows, in the widest tiles that fit.
-template <int ROWS, bool FETCH, class T>
-void panel(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, int num_blocks, const T* ahead,
-           float* tile) {
+template <int ROWS, bool NEAR, class T>
+void panel(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, int num_blocks,
+           const Ahead<T>& ahead, float* tile) {
   constexpr int kBlocks = blocks_of(ROWS);
-  const int64_t block = int64_t{k} * kLanes;  // elements
   int b = 0;
-  const auto at = [&] { return w + b * w_stride; };
-  for (; b + kBlocks <= num_blocks; b += kBlocks) {
-    accumulate<ROWS, kBlocks, FETCH>(x, x_stride, at(), w_stride, k, ahead + b * block, tile + b * kLanes);
-  }
-  if constexpr (kBlocks == 4) {
-    if (b + 2 <= num_blocks) {
-      accumulate<ROWS, 2, FETCH>(x, x_stride, at(), w_stride, k, ahead + b * block, tile + b * kLanes);
-      b += 2;
+  const auto tiles = [&](auto width) {
+    constexpr int kWidth = decltype(width)::kBlocks;
+    for (; b + kWidth <= num_blocks; b += kWidth) {
+      const T* next = ahead.next + b * (NEAR ? ahead.stride : int64_t{k} * kLanes);
+      accumulate<ROWS, kWidth, NEAR>(x, x_stride, w + b * w_stride, w_stride, k, next, ahead.stride,
+                                     tile + b * kLanes);
     }
-  }
-  for (; b < num_blocks; ++b) {
-    accumulate<ROWS, 1, FETCH>(x, x_stride, at(), w_stride, k, ahead + b * block, tile + b * kLanes);
-  }
+  };
+  tiles(Width<kBlocks>{});
+  if constexpr (kBlocks > 2) tiles(Width<2>{});
+  if constexpr (kBlocks > 1) tiles(Width<1>{});
 }
 
-// panel for 1..ROWS rows known only now; nothing is fetched if ahead is null.
+// panel for 1..ROWS rows known only now.
 template <int ROWS, class T>
 inline void panel_of(int rows, const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k,
-                     int num_blocks, const T* ahead, float* tile) {
+                     int num_blocks, const Ahead<T>& ahead, float* tile) {
   if constexpr (ROWS > 1) {
     if (rows < ROWS) {
       panel_of<ROWS - 1>(rows, x, x_stride, w, w_stride, k, num_blocks, ahead, tile);
       return;
     }
   }
-  if (ahead) {
-    panel<ROWS, true>(x, x_stride, w, w_stride, k, num_blocks, ahead, tile);
-  } else {
-    panel<ROWS, false>(x, x_stride, w, w_stride, k, num_blocks, w, tile);
+  if constexpr (ROWS <= kNearRows) {
+    if (ahead.near) {
+      panel<ROWS, true>(x, x_stride, w, w_stride, k, num_blocks, ahead, tile);
+      return;
+    }
   }
+  panel<ROWS, false>(x, x_stride, w, w_stride, k, num_blocks, ahead, tile);
 }
 
 // The epilogue of raw sums, tile[m][16 kPanel].
@@ -194,8 +220,10 @@ void matmul(const MatmulArgs& a) {
     const T* after = last ? static_cast<const T*>(a.next_w) : here + width * a.w_stride;
     for (int row = 0; row < a.rows; row += kMaxRows) {
       const int rows = a.rows - row < kMaxRows ? a.rows - row : kMaxRows;
-      panel_of<kMaxRows>(rows, x + row * a.x_stride, a.x_stride, here, a.w_stride, a.k, blocks,
-                         row == 0 && a.from_memory ? after : nullptr, tile);
+      const bool again = row > 0 || after == nullptr;  // nothing more to fetch than what is here
+      const Ahead<T> ahead = {again ? here : after, !again && last ? a.next_w_stride : a.w_stride,
+                              !a.from_memory};
+      panel_of<kMaxRows>(rows, x + row * a.x_stride, a.x_stride, here, a.w_stride, a.k, blocks, ahead, tile);
       finish<T>(a, tile, row, rows, first, blocks);
     }
   }

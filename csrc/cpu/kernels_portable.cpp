@@ -115,6 +115,7 @@ inline Vec multiply_add(const Vec& sum, const Vec& w, const float* x) {
 #undef PEARL_EACH
 
 inline void prefetch(const char* p) { __builtin_prefetch(p, 0, 2); }
+inline void prefetch_near(const char* p) { __builtin_prefetch(p); }
 
 #include "cpu/kernels_body.h"
 

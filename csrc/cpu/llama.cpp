@@ -142,6 +142,7 @@ void LlamaExecutor::apply(const Linear& linear, int rows, int index) const {
   if (linear.next) {
     share_of(*linear.next, index, &first, &count);
     a.next_w = start_of(*linear.next, first);
+    a.next_w_stride = linear.next->block_stride();
   }
   share_of(linear.matrix, index, &first, &count);
   if (count == 0) return;

@@ -97,7 +97,7 @@ void tile_matmul(const MatmulArgs& a) {
     const char* here = w + first * w_stride;
     const char* after = last ? static_cast<const char*>(a.next_w) : here + width * w_stride;
     for (int row = 0; row < a.rows;) {
-      const char* ahead = row == 0 && a.from_memory && after ? after : here;
+      const char* ahead = row == 0 && after ? after : here;
       const int left = a.rows - row;
       const int rows = left < 2 * kTileRows ? left : 2 * kTileRows;
       if (left > kTileRows) {
