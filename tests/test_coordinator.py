@@ -58,7 +58,9 @@ def test_rounds_are_the_rules(case: dict[str, Any]) -> None:
     target, request = {"rule": case["rule"]}, case["request"]
     draft = {**draft_script(case["draft"], case["rule"]), "vocab_size": case["draft_vocab"]}
     delay = {"delay_us": (0, case["delay"]), "delay_seed": case["rule"]}
-    bench = Bench.build(case["placement"], target={**target, **delay}, draft={**draft, **delay})
+    bench = Bench.build(
+        case["placement"], target={**target, **delay}, draft={**draft, **delay}, gamma_max=request["gamma"]
+    )
     results = bench.run(case["strategy"], _C.Request(**request), judge=case["judge"])
     expected = expected_rounds(
         case["strategy"], logits_after(**target), logits_after(**draft), request, case["judge"]
