@@ -117,6 +117,8 @@ void attend_rows(const AttentionStep& s, const AttentionScratch& scratch, const 
   pv.num_blocks = s.cache.value_blocks();
   pv.num_cols = static_cast<int>(padded_dim);
   pv.from_memory = s.from_memory;
+  pv.next_w = s.next_w;
+  pv.next_w_stride = s.next_w_stride;
   pv.epilogue = Epilogue::kStore;
   pv.out = scratch.sums();
   pv.out_stride = padded_dim;

@@ -22,7 +22,9 @@ struct AttentionStep {
   const LlamaConfig& config;
   const Kernels& kernels;
   const KvCache& cache;
-  bool from_memory;  // as a MatmulArgs'
+  bool from_memory;    // as a MatmulArgs'
+  const void* next_w;  // this thread's part of the projection that follows
+  int64_t next_w_stride;
   int layer;
   const Piece* pieces;
   int num_pieces;

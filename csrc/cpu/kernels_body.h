@@ -4,8 +4,8 @@
 // set, for all. (No #pragma once, no #include: it is a body.)
 
 #if defined(__GNUC__)
-#define PEARL_OPAQUE(x) \
-  __asm__ volatile("" : "+r"(x))  // keeps the compiler from making a register of each row's address
+// Keeps the compiler from making a register of each row's address.
+#define PEARL_OPAQUE(x) __asm__ volatile("" : "+r"(x))
 #else
 #define PEARL_OPAQUE(x)
 #endif
@@ -55,10 +55,9 @@ inline Vec silu(Vec x) { return div(x, add(set1(1.0f), exp_vec(sub(set1(0.0f), x
 // What is fetched beside each line of w that is used; see MatmulArgs::from_memory.
 template <class T>
 struct Ahead {
-  const T* next;   // the panel after this one
+  const T* next;   // what is read after this panel; its lines in memory order, unless near
   int64_t stride;  // elements from block to block of it
-  bool near;  // kNear steps ahead in each block, into the first-level cache; else a panel ahead, in memory
-              // order
+  bool near;       // fetch kNear steps ahead in each block, into the first-level cache
 };
 constexpr int kNear = 16;
 constexpr int kNearRows = 2;  // with more rows arithmetic hides the second-level cache
@@ -129,8 +128,7 @@ inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_strid
   }
 }
 
-// Column blocks of a panel: two panels, this one and the one being fetched, fit into a second-level cache of
-// 1 MiB.
+// Column blocks of a panel: this one and the one being fetched fit into a second-level cache of 1 MiB.
 constexpr int panel_blocks(int64_t k, int64_t element_bytes) {
   return k * element_bytes * kLanes * kPanel <= (384 << 10) ? kPanel : kPanel / 2;
 }
@@ -212,10 +210,11 @@ void matmul(const MatmulArgs& a) {
   alignas(64) float tile[kMaxRows * kPanel * kLanes];
   const T* x = static_cast<const T*>(a.x);
   const T* w = static_cast<const T*>(a.w);
+  const bool packed = a.w_stride == int64_t{a.k} * kLanes;  // else memory order is not the order of use
   const int width = panel_blocks(a.k, sizeof(T));
   for (int first = 0; first < a.num_blocks; first += width) {
     const int blocks = a.num_blocks - first < width ? a.num_blocks - first : width;
-    const bool last = first + width >= a.num_blocks;
+    const bool last = first + width >= a.num_blocks || (!packed && a.from_memory);
     const T* here = w + first * a.w_stride;
     const T* after = last ? static_cast<const T*>(a.next_w) : here + width * a.w_stride;
     for (int row = 0; row < a.rows; row += kMaxRows) {

@@ -131,25 +131,28 @@ void LlamaExecutor::share_of(const PackedMatrix& matrix, int index, int* first, 
   *count = end - begin;
 }
 
+const void* LlamaExecutor::start_of_share(const PackedMatrix& matrix, int index) const {
+  int first, count;
+  share_of(matrix, index, &first, &count);
+  return static_cast<const char*>(weights_->data(matrix)) +
+         first * matrix.block_stride() * size_of(weights_->dtype());
+}
+
 void LlamaExecutor::apply(const Linear& linear, int rows, int index) const {
   const int64_t element = size_of(weights_->dtype());
-  const auto start_of = [&](const PackedMatrix& matrix, int block) {
-    return static_cast<const char*>(weights_->data(matrix)) + block * matrix.block_stride() * element;
-  };
   int first, count;
+  share_of(linear.matrix, index, &first, &count);
+  if (count == 0) return;
   MatmulArgs a{};
   a.from_memory = weights_->in_memory();
   if (linear.next) {
-    share_of(*linear.next, index, &first, &count);
-    a.next_w = start_of(*linear.next, first);
+    a.next_w = start_of_share(*linear.next, index);
     a.next_w_stride = linear.next->block_stride();
   }
-  share_of(linear.matrix, index, &first, &count);
-  if (count == 0) return;
   a.x = linear.x.data;
   a.x_stride = linear.x.stride;
   a.rows = rows;
-  a.w = start_of(linear.matrix, first);
+  a.w = start_of_share(linear.matrix, index);
   a.w_stride = linear.matrix.block_stride();
   a.k = linear.matrix.k;
   a.num_blocks = count;
@@ -206,6 +209,8 @@ void LlamaExecutor::step(int index) {
                                   kernels,
                                   cache_,
                                   weights_->in_memory(),
+                                  start_of_share(layer.o, index),
+                                  layer.o.block_stride(),
                                   i,
                                   pieces_.data(),
                                   static_cast<int>(pieces_.size()),

@@ -70,6 +70,7 @@ class LlamaExecutor : public Executor {
   void apply(const Linear& linear, int rows, int index) const;
   Rows norm(const float* weight, int index);
   void share_of(const PackedMatrix& matrix, int index, int* first, int* count) const;
+  const void* start_of_share(const PackedMatrix& matrix, int index) const;
 
   std::shared_ptr<const LlamaWeights> weights_;
   std::shared_ptr<CoreSet> core_set_;
