@@ -5,6 +5,7 @@ The order is the rule of the house: run everything, compare the tokens, and only
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -28,6 +29,7 @@ from bench.table import format_sweep, format_table
 GAMMAS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 SWEEP_PROMPTS, SWEEP_TOKENS = 2, 48
 MIN_PROMPTS, MIN_TOKENS = 3, 32
+PEER_REST = 0.3  # seconds: OpenMP threads spin on for a while, on the cores of whoever runs next
 
 
 @dataclass
@@ -109,14 +111,17 @@ def peer_agreement(ours: Measured, theirs: Measured) -> dict[str, Any]:
 
 
 class Peered:
-    """A runner that hands a peer's programs to the peer."""
+    """A runner that hands a peer's programs to the peer, and lets its threads fall asleep after each."""
 
     def __init__(self, ours: Runner, peer: Any) -> None:
         self.ours, self.peer = ours, peer
 
     def __call__(self, program: Program, workload: Workload, prompt: int) -> Any:
-        runner = self.peer if program.strategy.startswith("hf") else self.ours
-        return runner(program, workload, prompt)
+        if not program.strategy.startswith("hf"):
+            return self.ours(program, workload, prompt)
+        sample = self.peer(program, workload, prompt)
+        time.sleep(PEER_REST)
+        return sample
 
 
 def run_section(

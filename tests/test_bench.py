@@ -280,7 +280,8 @@ class FakePeer(FakeRunner):
         return [m.Program("hf ar"), m.Program("hf assisted", "shared", gamma)]
 
 
-def test_peers_are_rows_and_their_tokens_are_reported() -> None:
+def test_peers_are_rows_and_their_tokens_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(section, "PEER_REST", 0)
     peer = FakePeer({"hf ar/shared": 0.02, "hf assisted/shared": 0.015}, liar="hf ar")
     found, _ = section.run_section(FakeRunner(SPEED), WORK, gammas=(4,), peer=peer)
     assert found.difference is None, "a peer's tokens don't close the gate"
