@@ -19,10 +19,9 @@ constexpr int kTileRows = 16;    // rows that AMX always reads: activation buffe
 constexpr int kDepthAlign = 32;  // K of a packed matrix and row length of an activation buffer
 
 enum class Epilogue {
-  kStore,    // out[m, n] = sum + bias[n]                                     fp32
-  kAdd,      // out[m, n] += sum                                              fp32
-  kSiluMul,  // out[m, n / 2] = silu(sum of an even block) * sum of the odd block after it     activation
-             // dtype
+  kStore,    // out[m, n] = sum + bias[n]                       fp32
+  kAdd,      // out[m, n] += sum                                fp32
+  kSiluMul,  // out[m, j] = silu(even block) * odd block        element
 };
 
 // out[m, n] = epilogue(sum_k x[m, k] * w[n, k]); "element" is bf16 or fp32, as the table's dtype.
@@ -66,8 +65,8 @@ struct Kernels {
   Isa isa;
   DType dtype;
 
-  void (
-      *prepare_thread)();  // each thread, before its matmuls of a run (AMX: tile configuration); may be null
+  // Each thread, before its matmuls of a run (AMX: tile configuration); may be null.
+  void (*prepare_thread)();
   void (*matmul)(const MatmulArgs&);
   // The same without tiles: for attention, whose K is any even number.
   void (*matmul_any_k)(const MatmulArgs&);
