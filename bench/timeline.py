@@ -146,5 +146,5 @@ def draw(path: Path, runs: Mapping[str, RequestMetrics], *, num_rounds: int = 10
     names = ["draft a window", "score a window", "verify (+n tokens)", "wait for the other lane"]
     figure.legend(handles, names, loc="lower center", ncols=4, fontsize=9, frameon=False)
     figure.tight_layout(rect=(0, 0.055, 1, 1))
-    figure.savefig(path)
+    figure.savefig(path, format="png")
     pyplot.close(figure)

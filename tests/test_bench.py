@@ -362,3 +362,59 @@ def test_plot_is_drawn(tmp_path: Path) -> None:
     runs = {name: overlapping_run(m.Program(name, "split", 4), name == "pearl") for name in ("sd", "pearl")}
     timeline.draw(tmp_path / "lanes.png", runs)
     assert (tmp_path / "lanes.png").read_bytes().startswith(b"\x89PNG")
+
+
+# the whole
+
+
+def test_a_planted_pair_from_command_line_to_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real engine over tiny shapes: equal outputs at both temperatures, every file written."""
+    from bench import latency
+
+    monkeypatch.setitem(SHAPES, "88m", TINY["target"])
+    monkeypatch.setitem(SHAPES, "8m", TINY["draft"])
+    monkeypatch.setattr(pairs, "NUM_BISECTIONS", 3)
+    command = "--pair planted:88m+8m@0.7 --num-prompts 2 --max-tokens 24 --gammas 2 4 --temperature 0 0.8"
+    files = [f"--{name}={tmp_path / name}" for name in ("json-out", "trace", "plot")]
+    assert latency.main([*command.split(), *files]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    figures = json.loads(printed[-1])
+    assert figures == json.loads((tmp_path / "json-out").read_text())
+    assert figures["outputs_equal"] is True
+    assert [s["temperature"] for s in figures["sections"]] == [0.0, 0.8]
+    rows = figures["sections"][0]["rows"]
+    assert {(r["strategy"], r["placement"]) for r in rows} >= {
+        ("ar", "shared"),
+        ("sd", "shared"),
+        ("auto", "auto"),
+    }
+    assert all(r["tokens_per_second"] > 0 and r["x_ar"] > 0 for r in rows)
+    assert (tmp_path / "plot").exists() and (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--pair", "planted:88m+8m@2"], "0.05 to 0.98"),
+        (["--target", "nowhere", "--draft", "nowhere"], "nowhere"),
+    ],
+    ids=["alpha", "no-model"],
+)
+def test_bad_input_is_one_line(arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]) -> None:
+    from bench import latency
+
+    assert latency.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert reason in error and "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--max-tokens", "0"], ["--target", "a"], ["--pair", "x", "--draft", "y"]]
+)
+def test_bad_options_are_refused(arguments: list[str]) -> None:
+    from bench import latency
+
+    with pytest.raises(SystemExit):
+        latency.main(arguments)
