@@ -77,7 +77,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     output.add_argument("--plot", type=Path, help="write a PNG of sd's lanes above pearl's")
     output.add_argument("--json-out", type=Path, help="write the JSON of the last line, indented")
     arguments = parser.parse_args(argv)
-    if not (arguments.pair or arguments.target or (ROOT / "models" / "target").exists()):
+    asked = arguments.pair or arguments.target or arguments.draft or arguments.prompts
+    if not asked and not (ROOT / "models" / "target").exists():
         print(f"no trained pair in models/ yet: running {PLANTED_PAIR}", file=sys.stderr)
         arguments.pair = PLANTED_PAIR
     if arguments.pair and (arguments.target or arguments.draft or arguments.prompts):
