@@ -46,16 +46,13 @@ class Engine:
     """A target model, perhaps a draft, and the lanes that run them.
 
     strategy       "auto" picks the program with the best expected tokens per second before each request;
-                   "ar",
-                   "sd" and "pearl" fix it
+                   "ar", "sd" and "pearl" fix it
     gamma          drafts per window, 1 to 16; None: the planner's choice
     judge          at temperature > 0: "rejection" (highest acceptance) or "coupled" (tokens depend on the
-                   seed and
-                   the target alone)
+                   seed and the target alone)
     dtype          of weights and KV cache; "auto" is each checkpoint's own, unless that is float16
     placement      "shared" (all cores for both models), "split" (one core for the draft, the rest for the
-                   target)
-                   or "auto"
+                   target) or "auto"
     max_model_len  tokens of prompt and answer; None: what both models were made for, but 4096 at most
     num_threads    cores to use; None: all that this process may use
     isa            instruction set of the executor; None: the best that this machine has

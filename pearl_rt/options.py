@@ -1,5 +1,4 @@
-"""How an engine may be told to run: strategy, window, placement, dtype, length and cores, each checked by
-name.
+"""How an engine may be told to run: strategy, window, placement, dtype, length, cores, each checked by name.
 
 Knows configurations and the planner's range; not lanes, and nothing of requests but that they may override.
 """
@@ -23,7 +22,7 @@ DEFAULT_MAX_MODEL_LEN = 4096  # the KV cache is allocated at load: more has to b
 def choice(name: str, value: Any, allowed: Sequence[str], error: type[PearlError] = ConfigError) -> str:
     """`value` if it is one of `allowed`; else an error that lists them."""
     if not isinstance(value, str) or value not in allowed:
-        raise error(f"{name} {value!r} is not known: pass one of {', '.join(map(repr, allowed))}")
+        raise error(f"{name} {value!r} is not supported: pass one of {', '.join(map(repr, allowed))}")
     return value
 
 
