@@ -15,7 +15,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-PATHS = pearl_rt bench tests kernels setup.py
+PATHS = pearl_rt bench tests kernels examples setup.py
 CPP = $(shell find csrc -name '*.cpp' -o -name '*.h')
 CLANG_FORMAT = $(firstword $(wildcard $(dir $(PY))clang-format) clang-format)
 RUN = PYTHONPATH=$(CURDIR) $(PY)

@@ -1,6 +1,6 @@
 """Lets the engine choose its program, and prints what it chose and why as it learns.
 
-python examples/choose.py [TARGET DRAFT]
+python examples/choose.py TARGET DRAFT
 """
 
 import sys
@@ -11,7 +11,9 @@ PROMPTS = ("class Stack:\n", "import json\n\n\ndef load(", "def quicksort(items)
 
 
 def main() -> None:
-    target, draft = sys.argv[1:3] if len(sys.argv) > 2 else ("models/target", "models/draft")
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    target, draft = sys.argv[1:]
     with pearl_rt.Engine.from_pretrained(target, draft, strategy="auto") as engine:
         for prompt in PROMPTS:
             [output] = engine.generate(prompt, pearl_rt.SamplingParams(temperature=0.8, max_tokens=128))

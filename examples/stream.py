@@ -1,6 +1,6 @@
 """Streams an answer by each strategy in turn, and shows that they wrote the same.
 
-python examples/stream.py [TARGET DRAFT]
+python examples/stream.py TARGET DRAFT
 """
 
 import sys
@@ -9,7 +9,9 @@ import pearl_rt
 
 
 def main() -> None:
-    target, draft = sys.argv[1:3] if len(sys.argv) > 2 else ("models/target", "models/draft")
+    if len(sys.argv) != 3:
+        raise SystemExit(__doc__)
+    target, draft = sys.argv[1:]
     params = pearl_rt.SamplingParams(max_tokens=64)
     answers = set()
     with pearl_rt.Engine.from_pretrained(target, draft) as engine:

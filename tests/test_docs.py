@@ -68,6 +68,14 @@ def test_readme_ten_lines_run(tiny: Callable[[str], str]) -> None:
     assert "'strategy'" in result.stdout  # stats(), the last line
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+def test_examples_run(path: Path, tiny: Callable[[str], str]) -> None:
+    result = run([sys.executable, str(path), tiny("TARGET"), tiny("DRAFT")])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+    assert "TARGET DRAFT" in run([sys.executable, str(path)]).stderr
+
+
 def test_readme_names_files_that_exist() -> None:
     named = re.findall(r"`((?:pearl_rt|csrc|docs|bench|models)/[\w./-]+)`", README)
     assert len(named) > 8
