@@ -91,9 +91,9 @@ def start(arguments: list[str]) -> "subprocess.Popen[bytes]":
     )
 
 
-def test_ctrl_c_prints_what_was_verified(pair: list[str]) -> None:
-    """4000 tokens through a pipe that nobody reads until later: still at work when the signal comes."""
-    process = start([*pair, "--prompt", "a", "--max-tokens", "4000", "--ignore-eos", "--strategy", "ar"])
+def interrupted(arguments: list[str]) -> tuple[int, bytes, bytes]:
+    """(return code, stdout, stderr) of a generation that gets Ctrl-C behind its first byte."""
+    process = start(arguments)
     assert process.stdout is not None
     first = process.stdout.read(1)
     process.send_signal(signal.SIGINT)
@@ -101,14 +101,22 @@ def test_ctrl_c_prints_what_was_verified(pair: list[str]) -> None:
     out, err = process.communicate(timeout=20)
     assert time.monotonic() - began < 10
     assert b"Traceback" not in err
-    if process.returncode == 0:
-        pytest.skip("the answer was complete before the signal arrived")
-    assert process.returncode == 130
+    return process.returncode, first + out, err
+
+
+def test_ctrl_c_prints_what_was_verified(pair: list[str]) -> None:
+    """Where the answer was complete before the signal came, once more: five times at most."""
+    arguments = [*pair, "--prompt", "a", "--max-tokens", "4000", "--ignore-eos", "--strategy", "ar"]
+    for _ in range(5):
+        code, out, err = interrupted(arguments)
+        if code != 0:
+            break
+    assert code == 130
     counted = re.match(rb"\[(\d+) tokens, abort; ar; ", err)
     assert counted, err
     with Engine.from_pretrained(pair[1]) as engine:
         params = SamplingParams(max_tokens=int(counted[1]), ignore_eos=True)
-        assert (first + out).decode() == engine.generate("a", params)[0].text + "\n"
+        assert out.decode() == engine.generate("a", params)[0].text + "\n"
 
 
 def test_a_reader_that_goes_away_is_no_error(pair: list[str]) -> None:

@@ -340,6 +340,19 @@ def test_ctrl_c_stops_within_a_round_and_keeps_what_was_verified(strategy: str) 
         assert again[0].token_ids == first.token_ids
 
 
+def test_what_was_verified_but_not_yet_read_is_kept() -> None:
+    """The lanes run ahead of a slow reader: closing the stream gives up none of it."""
+    engine = engine_of("equal", "float32")
+    stream = engine.stream([1, 2, 3], SamplingParams(max_tokens=64, ignore_eos=True), strategy="ar")
+    read = next(stream).token_ids
+    time.sleep(1)  # 63 steps of some 20 us are long done
+    stream.close()
+    assert engine.last_output is not None
+    kept = engine.last_output.token_ids
+    assert kept[: len(read)] == list(read)
+    assert len(kept) == 64
+
+
 def test_closing_twice_is_fine_and_use_afterwards_is_told() -> None:
     engine = Pair.make("equal").engine(max_model_len=64)
     threads = threading.active_count()
