@@ -325,6 +325,7 @@ class _Answer:
     def __init__(self, prompt: Prompt, tokenizer: Tokenizer | None) -> None:
         self.start_ns = 0
         self._prompt = prompt
+        self._tokenizer = tokenizer
         self._decoder = None if tokenizer is None else tokenizer.decoder(after=prompt.token_ids)
         self._rounds: list[Any] = []  # of _C.RoundResult
         self._texts: list[str] = []
@@ -344,13 +345,17 @@ class _Answer:
 
     def output(self, chosen: Plan, lanes: Lanes) -> RequestOutput:
         """The whole answer. One that no verdict ended was interrupted."""
+        # Ctrl-C may have hit between a read of the ring and add(): what follows the gap is no answer.
+        self._rounds = [record for place, record in enumerate(self._rounds) if record.round == place]
         reason = self._rounds[-1].finish_reason if self._rounds else ""
-        if not reason and self._decoder is not None:
-            self._texts.append(self._decoder.finish())
+        ids = [token_id for record in self._rounds for token_id in record.token_ids]
+        if not reason and self._tokenizer is not None:  # Ctrl-C may have hit between tokens and their text
+            decoder = self._tokenizer.decoder(after=self._prompt.token_ids)
+            self._texts = [decoder.push(ids), decoder.finish()]
         return RequestOutput(
             prompt=self._prompt.text,
             prompt_token_ids=list(self._prompt.token_ids),
-            token_ids=[token_id for record in self._rounds for token_id in record.token_ids],
+            token_ids=ids,
             text="".join(self._texts),
             finish_reason=reason or "abort",
             metrics=measure(
