@@ -1,7 +1,6 @@
 """The main job: how fast each program writes the same tokens, on this machine, now.
 
-    python bench/latency.py                                  the pair in models/ on held-out prompts; while it
-                                                             is not there, the planted pair below
+    python bench/latency.py                                  the pair in models/ on held-out prompts
     python bench/latency.py --pair planted:88m+8m@0.8        random weights of a true size
     python bench/latency.py --target DIR --draft DIR         anyone's checkpoints
 
@@ -44,13 +43,11 @@ from bench.timeline import draw, write_chrome_trace  # noqa: E402
 from pearl_rt.errors import PearlError  # noqa: E402
 from pearl_rt.metrics import RequestMetrics  # noqa: E402
 
-PLANTED_PAIR = "planted:88m+8m@0.8"  # what runs while models/ has no trained pair
-
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Latency of ar, sd, pearl and auto on the same tokens.")
     models = parser.add_argument_group("models")
-    models.add_argument("--target", type=Path, help="checkpoint directory (default: models/target, if there)")
+    models.add_argument("--target", type=Path, help="checkpoint directory (default: models/target)")
     models.add_argument("--draft", type=Path, help="checkpoint directory (default: models/draft)")
     models.add_argument(
         "--pair", help="planted:TARGET+DRAFT@ALPHA, as planted:88m+8m@0.8, instead of checkpoints"
@@ -77,10 +74,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     output.add_argument("--plot", type=Path, help="write a PNG of sd's lanes above pearl's")
     output.add_argument("--json-out", type=Path, help="write the JSON of the last line, indented")
     arguments = parser.parse_args(argv)
-    asked = arguments.pair or arguments.target or arguments.draft or arguments.prompts
-    if not asked and not (ROOT / "models" / "target").exists():
-        print(f"no trained pair in models/ yet: running {PLANTED_PAIR}", file=sys.stderr)
-        arguments.pair = PLANTED_PAIR
     if arguments.pair and (arguments.target or arguments.draft or arguments.prompts):
         parser.error(
             "--pair makes both models and their prompts: give it alone, or --target, --draft and --prompts"

@@ -7,11 +7,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny_pairs import Pair
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,13 +32,6 @@ def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """Puts a tiny random pair where README writes TARGET and DRAFT."""
-    target, draft = Pair.make("half-right", vocab_size=256).save(tmp_path_factory.mktemp("pair"))
-    return lambda text: text.replace("TARGET", str(target)).replace("DRAFT", str(draft))
-
-
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make")])
 def test_readme_make_targets_exist(command: str) -> None:
     target = shlex.split(command)[1]
@@ -48,8 +39,8 @@ def test_readme_make_targets_exist(command: str) -> None:
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python -m")])
-def test_readme_module_commands_run(command: str, tiny: Callable[[str], str]) -> None:
-    result = run([sys.executable, *shlex.split(tiny(command))[1:]])
+def test_readme_module_commands_run(command: str) -> None:
+    result = run([sys.executable, *shlex.split(command)[1:]])
     assert result.returncode == 0, result.stderr
     assert result.stdout
 
@@ -61,16 +52,16 @@ def test_readme_bench_flags_are_known(command: str) -> None:
     assert flags and all(flag in help_text for flag in flags), command
 
 
-def test_readme_ten_lines_run(tiny: Callable[[str], str]) -> None:
+def test_readme_ten_lines_run() -> None:
     [code] = blocks(README, "python")
-    result = run([sys.executable, "-c", tiny(code)])
+    result = run([sys.executable, "-c", code])
     assert result.returncode == 0, result.stderr
     assert "'strategy'" in result.stdout  # stats(), the last line
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
-def test_examples_run(path: Path, tiny: Callable[[str], str]) -> None:
-    result = run([sys.executable, str(path), tiny("TARGET"), tiny("DRAFT")])
+def test_examples_run(path: Path) -> None:
+    result = run([sys.executable, str(path), "models/target", "models/draft"])
     assert result.returncode == 0, result.stderr
     assert result.stdout
     assert "TARGET DRAFT" in run([sys.executable, str(path)]).stderr
