@@ -1,9 +1,16 @@
 # make latency | make test | make check | make sanitize: each sets up what it needs.
 #   make test PYTHON=python3 VENV=     use the installed Python, torch and build tools; no network
+#   make gpu [RESULTS_DIR=DIR]         with a GPU: builds, tests and measures with what is installed; no network
 
+ifneq ($(filter gpu,$(MAKECMDGOALS)),)
+VENV ?=
+PYTHON ?= python3
+endif
+RESULTS_DIR ?= bench/results
 VENV ?= .venv
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
 TORCH = 2.13.0
+TRITON = 3.6.0
 # A machine without an NVIDIA GPU takes the CPU wheel: from the configured index if it has one, else from PyTorch's.
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 
@@ -20,7 +27,7 @@ CPP = $(shell find csrc -name '*.cpp' -o -name '*.h')
 CLANG_FORMAT = $(firstword $(wildcard $(dir $(PY))clang-format) clang-format)
 RUN = PYTHONPATH=$(CURDIR) $(PY)
 
-.PHONY: latency test check sanitize build clean
+.PHONY: latency test check sanitize gpu build clean
 .DELETE_ON_ERROR:
 
 latency: build
@@ -29,22 +36,31 @@ latency: build
 test: build
 	$(RUN) -m pytest $(ARGS)
 
-check: $(READY)
+check: $(READY) pearl_rt/kernels
 	$(PY) -m ruff check $(PATHS)
 	$(PY) -m ruff format --check $(PATHS)
 	$(PY) -m mypy
 	$(CLANG_FORMAT) --dry-run -Werror $(CPP)
 	$(RUN) -m pytest -q tests/test_imports.py
 
+# What a build makes too: mypy follows imports of the kernels through it.
+pearl_rt/kernels:
+	ln -s ../kernels $@
+
 sanitize: $(READY)
 	$(PY) tests/sanitize.py $(ARGS)
+
+# No prerequisites: the first thing asked is whether there is a GPU, and the build is a part like the others.
+gpu:
+	@$(PY) -c "import torch, triton" || { echo "make gpu uses what $(PYTHON) has installed: torch and triton"; exit 2; }
+	RESULTS_DIR=$(RESULTS_DIR) $(RUN) bench/gpu.py $(ARGS)
 
 build: $(READY)
 	$(PY) setup.py -q build_ext --inplace
 
 ifeq ($(strip $(VENV)),)
 build/.checked: setup.py
-	@$(PY) -c "import numpy, pybind11, safetensors, setuptools, tokenizers, torch, tqdm" || \
+	@$(PY) -c "import numpy, safetensors, setuptools, tokenizers, torch, tqdm" || \
 	  { echo "VENV= uses what $(PYTHON) has installed, and the module above is missing from it"; exit 1; }
 	@mkdir -p build && touch $@
 else
@@ -58,6 +74,7 @@ $(VENV)/.ready: requirements-dev.txt Makefile
 	  { echo "no CPU wheel of torch to be had: taking the default one, several GB"; $(PY) -m pip install torch==$(TORCH); }; \
 	fi
 	$(PY) -m pip install -q -r requirements-dev.txt
+	@$(PY) -c "import triton" 2>/dev/null || $(PY) -m pip install -q triton==$(TRITON)  # torch's CPU wheel has none
 	touch $@
 endif
 

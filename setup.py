@@ -6,9 +6,9 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
-import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -19,9 +19,9 @@ class CMakeBuild(build_ext):
     """`setup.py build_ext`: configure once, then let Ninja rebuild what changed."""
 
     def run(self) -> None:
-        super().run()
         if self.inplace:
-            self.link_kernels()
+            self.link_kernels()  # first: kernels need no C++
+        super().run()
 
     def build_extension(self, ext: Extension) -> None:
         output_dir = Path(self.get_ext_fullpath(ext.name)).resolve().parent
@@ -37,12 +37,27 @@ class CMakeBuild(build_ext):
             "Ninja",
             f"-DCMAKE_MAKE_PROGRAM={self.tool('ninja')}",
             f"-DPython_EXECUTABLE={sys.executable}",
-            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            *self.pybind11_headers(),
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={output_dir}",
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
         subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
         subprocess.run([self.tool("cmake"), "--build", str(build_dir)], check=True)
+
+    @staticmethod
+    def pybind11_headers() -> list[str]:
+        """Where CMake finds pybind11: its own package, or else the headers that every torch carries."""
+        if find_spec("pybind11"):
+            import pybind11
+
+            return [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", "-DPYBIND11_HEADERS="]
+        torch = find_spec("torch")
+        include = Path(torch.origin).parent / "include" if torch and torch.origin else None
+        if include is None or not (include / "pybind11" / "pybind11.h").exists():
+            raise SystemExit(
+                "pearl_rt needs pybind11's headers to build its C++ extension: pip install pybind11"
+            )
+        return [f"-DPYBIND11_HEADERS={include}"]
 
     @staticmethod
     def tool(name: str) -> str:
@@ -64,7 +79,14 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    packages=["pearl_rt", "pearl_rt.models", "pearl_rt.train", "pearl_rt.kernels"],
+    packages=[
+        "pearl_rt",
+        "pearl_rt.adapters",
+        "pearl_rt.kernels",
+        "pearl_rt.kernels.reference",
+        "pearl_rt.models",
+        "pearl_rt.train",
+    ],
     package_dir={"pearl_rt.kernels": "kernels"},
     ext_modules=[Extension("pearl_rt._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

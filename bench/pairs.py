@@ -42,7 +42,7 @@ from bench.shapes import Shape, shape_named
 from pearl_rt.config import ModelConfig
 from pearl_rt.errors import ConfigError
 from pearl_rt.loader import save_checkpoint
-from pearl_rt.models.llama import tensor_shapes
+from pearl_rt.models.shapes import tensor_shapes
 
 Tensors = dict[str, torch.Tensor]
 # (config, tensors, sequences of ids) -> the greedy next id after every token of every sequence.

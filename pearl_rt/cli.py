@@ -44,7 +44,11 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--dtype", default="auto", help="auto, bfloat16 or float32; default: the checkpoint's"
     )
-    generate.add_argument("--device", default="auto", help="auto or cpu")
+    generate.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, or interpret (the kernels in their interpreter: slow, for tests)",
+    )
     generate.add_argument("--max-model-len", type=int, help="tokens of prompt and answer")
     generate.add_argument("--threads", type=int, help="cores to use; default all")
     generate.add_argument("--isa", help="instruction set of the executor; see `info`")

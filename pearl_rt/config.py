@@ -7,6 +7,7 @@ cannot run exactly is refused here, by name, before a single weight is read.
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -231,7 +232,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Environment:
-    """What environment variables say; None where they say nothing. The only reader of `os.environ`."""
+    """What environment variables say; None where they say nothing. The only owner of `os.environ`."""
 
     isa: str | None = None  # PEARL_ISA: the instruction set of the CPU executor, for instance "portable"
     num_threads: int | None = None  # PEARL_NUM_THREADS: cores to use at most
@@ -249,6 +250,19 @@ class Environment:
         if progress not in (None, "0", "1"):
             raise ConfigError(f"PEARL_PROGRESS={progress!r} is neither 0 nor 1: set one of them, or unset it")
         return cls(isa, int(threads) if threads else None, None if progress is None else progress == "1")
+
+    @staticmethod
+    def interpret_kernels() -> None:
+        """Has Triton run kernels in its interpreter: sets TRITON_INTERPRET=1, which it reads on import.
+
+        Raises ConfigError if it was imported without, so that its functions are compiled ones already.
+        """
+        if os.environ.get("TRITON_INTERPRET") != "1" and "triton" in sys.modules:
+            raise ConfigError(
+                "triton was imported before kernels were to be interpreted, and compiles them now: set "
+                "TRITON_INTERPRET=1 before Python starts, or use device='interpret' first"
+            )
+        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def model_directory(path: str | os.PathLike[str]) -> Path:

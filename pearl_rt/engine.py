@@ -18,10 +18,11 @@ import pearl_rt._C as _C
 from pearl_rt.chooser import Chooser
 from pearl_rt.config import Environment, ModelConfig
 from pearl_rt.errors import ConfigError, RequestError
-from pearl_rt.lane import POLL_MS, Lanes, Model, check_memory, choose_cores
+from pearl_rt.lane import POLL_MS, Lanes, backend, check_memory, choose_cores
 from pearl_rt.loader import load_tensors
 from pearl_rt.metrics import measure
 from pearl_rt.options import (
+    DEVICES,
     JUDGES,
     Limits,
     Wanted,
@@ -29,12 +30,11 @@ from pearl_rt.options import (
     check_vocabularies,
     choice,
     max_length,
-    own_dtype,
     threads,
 )
 from pearl_rt.outputs import GenerationInterrupted, RequestOutput, StreamChunk
 from pearl_rt.planner import Plan
-from pearl_rt.request import Prompt, prepare_prompt, prompt_list
+from pearl_rt.request import Prompt, Request, prepare_prompt, prompt_list
 from pearl_rt.sampling_params import SamplingParams
 from pearl_rt.tokenizer import Tokenizer
 
@@ -48,9 +48,11 @@ class Engine:
     strategy       "auto" picks the program with the best expected tokens per second before each request;
                    "ar", "sd" and "pearl" fix it
     gamma          drafts per window, 1 to 16; None: the planner's choice
+    device         "cpu", which is also "auto"; "interpret": the kernels in Triton's interpreter, for tests
     judge          at temperature > 0: "rejection" (highest acceptance) or "coupled" (tokens depend on the
                    seed and the target alone)
-    dtype          of weights and KV cache; "auto" is each checkpoint's own, unless that is float16
+    dtype          of weights and KV cache; "auto" is each checkpoint's own, unless that is float16 (float32
+                   on "interpret")
     placement      "shared" (all cores for both models), "split" (one core for the draft, the rest for the
                    target) or "auto"
     max_model_len  tokens of prompt and answer; None: what both models were made for, but 4096 at most
@@ -81,16 +83,16 @@ class Engine:
     ) -> None:
         """From tensors in memory, by their Hugging Face names. The tensors are packed, and may be dropped."""
         environment = Environment.read()
-        choice("device", device, ("auto", "cpu"))
+        choice("device", device, DEVICES)
         choice("judge", judge, JUDGES)
-        self._isa = isa or environment.isa
-        if self._isa is not None:
-            choice("isa", self._isa, _C.available_isas())
-        self._cores = choose_cores(threads(num_threads, environment.num_threads))
+        isa = isa or environment.isa
+        if isa is not None:
+            choice("isa", isa, _C.available_isas())
+        cores = choose_cores(threads(num_threads, environment.num_threads))
         has_draft = draft_config is not None and draft_tensors is not None
         if not has_draft and (draft_config is not None or draft_tensors is not None):
             raise ConfigError("a draft is a configuration and tensors: pass both, or neither")
-        self._limits = Limits(has_draft, len(self._cores))
+        self._limits = Limits(has_draft, len(cores))
         self._wanted = Wanted.checked(strategy, gamma, placement, self._limits)
         self._judge = judge
         self._tokenizer = tokenizer
@@ -102,11 +104,12 @@ class Engine:
         check_tokenizer(target_config, tokenizer)
         self.max_model_len = max_length(max_model_len, [config for _, config, _ in parts])
         candidates = self._wanted.narrowed(self._limits)
-        described = [(name, config, own_dtype(name, dtype, config)) for name, config, _ in parts]
+        self._backend = backend(device, cores, isa)
+        described = [(name, config, self._backend.dtype(name, dtype, config)) for name, config, _ in parts]
         check_memory(described, max_model_len=self.max_model_len, num_placements=len(candidates.placements))
 
         packed = [
-            Model.pack(config, tensors, name=name, dtype=own, isa=self._isa, max_model_len=self.max_model_len)
+            self._backend.pack(config, tensors, name=name, dtype=own, max_model_len=self.max_model_len)
             for (name, config, own), (_, _, tensors) in zip(described, parts, strict=True)
         ]
         self.target, self.draft = packed[0], packed[1] if has_draft else None
@@ -219,7 +222,7 @@ class Engine:
                 for name, model in (("target", self.target), ("draft", self.draft))
                 if model is not None
             },
-            "isa": self.target.weights.isa,
+            "isa": self.target.isa,
             "judge": self._judge,
             "max_model_len": self.max_model_len,
         }
@@ -285,14 +288,14 @@ class Engine:
         chosen = self._chooser.choose(candidates, regime)
         lanes = self._placed(chosen.placement)
         answer = _Answer(prompt, self._tokenizer)
-        request = _C.Request(
-            list(prompt.token_ids),
+        request = Request(
+            prompt.token_ids,
             gamma=chosen.gamma,
             temperature=params.temperature,
             seed=params.seed,
             max_tokens=min(params.max_tokens, self.max_model_len),
-            eos_ids=list(self._config.eos_token_ids),
-            stop_ids=list(params.stop_token_ids),
+            eos_ids=self._config.eos_token_ids,
+            stop_ids=params.stop_token_ids,
             ignore_eos=params.ignore_eos,
         )
         lanes.coordinator.stop()  # a second Ctrl-C may have left it at work
@@ -313,7 +316,7 @@ class Engine:
         """The lanes of a placement, built and measured when they are first needed."""
         if placement not in self._lanes:
             self._check_open()
-            lanes = Lanes(placement, self._cores, self.target, self.draft)
+            lanes = self._backend.lanes(placement, self.target, self.draft)
             self._chooser.times[placement] = lanes.measure()
             self._lanes[placement] = lanes
         return self._lanes[placement]

@@ -18,14 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pearl_rt._C as _C
-from pearl_rt.config import ModelConfig
+from pearl_rt.config import Environment, ModelConfig
 from pearl_rt.errors import ConfigError, PearlError, ResourceError
 from pearl_rt.loader import loading_bar
 from pearl_rt.metrics import TraceRow
-from pearl_rt.models.llama import tensor_shapes
 from pearl_rt.models.rope import rope_tables
+from pearl_rt.models.shapes import tensor_shapes
+from pearl_rt.options import own_dtype
 from pearl_rt.planner import MAX_GAMMA, StepTimes, seconds
 from pearl_rt.program import program
+from pearl_rt.request import Request
 
 if TYPE_CHECKING:
     import torch
@@ -57,6 +59,11 @@ class Model:
     weights: Any  # _C.LlamaWeights
     cos: "torch.Tensor"  # [max_model_len, head_dim / 2] fp32
     sin: "torch.Tensor"  # [max_model_len, head_dim / 2] fp32
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that the weights are packed for."""
+        return str(self.weights.isa)
 
     @classmethod
     def pack(
@@ -221,9 +228,9 @@ class Lanes:
             capacity=self.max_model_len,
         )
 
-    def start(self, strategy: str, request: Any, judge: str) -> None:
-        """Starts a program for one _C.Request. Returns at once."""
-        self.coordinator.start(program(strategy, self.placement), [request], judge)
+    def start(self, strategy: str, request: Request, judge: str) -> None:
+        """Starts a program for one request. Returns at once."""
+        self.coordinator.start(program(strategy, self.placement), [_C.Request(**vars(request))], judge)
 
     def trace(self) -> list[TraceRow]:
         """What each lane did in the last request, once it has ended."""
@@ -258,7 +265,7 @@ class Lanes:
     def _sample(self, strategy: str, gamma: int, rounds: int) -> "_Sample":
         prompt = [(7 * i + 1) % self.vocab_size for i in range(min(16, self.max_model_len // 4 or 1))]
         limit = self.max_model_len - len(prompt)
-        self.start(strategy, _C.Request(prompt, gamma=gamma, max_tokens=limit, ignore_eos=True), "rejection")
+        self.start(strategy, Request(prompt, gamma=gamma, max_tokens=limit, ignore_eos=True), "rejection")
         results: list[Any] = []
         while len(results) <= rounds:
             more = self.coordinator.next(POLL_MS, rounds + 1)
@@ -300,3 +307,47 @@ class _Sample:
         # The first round of a run still warms caches up.
         target = {count: statistics.median(times[1:] or times) for count, times in by_rows.items()}
         return cls(target, statistics.median(windows[1:] or windows) if windows else math.nan)
+
+
+class CpuBackend:
+    """What an engine asks of device="cpu": models packed for an instruction set, and lanes on cores."""
+
+    def __init__(self, cores: Sequence[int], isa: str | None) -> None:
+        self._cores = cores
+        self._isa = isa
+
+    def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
+        """What a model computes in. Raises ConfigError for what the executor does not compute in."""
+        return own_dtype(name, dtype, config)
+
+    def pack(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, "torch.Tensor"],
+        *,
+        name: str,
+        dtype: str,
+        max_model_len: int,
+    ) -> Model:
+        """A model's weights; the tensors may be dropped afterwards."""
+        return Model.pack(config, tensors, name=name, dtype=dtype, isa=self._isa, max_model_len=max_model_len)
+
+    def lanes(self, placement: str, target: Model, draft: Model | None) -> Lanes:
+        """The lanes of one placement."""
+        return Lanes(placement, self._cores, target, draft)
+
+
+def backend(device: str, cores: Sequence[int], isa: str | None) -> Any:
+    """The back end of a device: `dtype`, `pack` and `lanes`, as CpuBackend has them."""
+    if device in ("auto", "cpu"):
+        return CpuBackend(cores, isa)
+    Environment.interpret_kernels()
+    try:
+        from pearl_rt.interpret_lane import InterpretBackend
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"device {device!r} needs {error.name}, which is not installed: `pip install 'pearl_rt[gpu]'`, "
+            "or pass "
+            "device='cpu'"
+        ) from None
+    return InterpretBackend()

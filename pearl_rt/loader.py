@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from pearl_rt.config import Environment, ModelConfig, model_directory, read_json
 from pearl_rt.errors import CheckpointError
-from pearl_rt.models.llama import tensor_shapes
+from pearl_rt.models.shapes import tensor_shapes
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -13,6 +13,7 @@ from pearl_rt.planner import GAMMAS, MAX_GAMMA, PLACEMENTS, STRATEGIES
 from pearl_rt.sampling_params import integer
 from pearl_rt.tokenizer import Tokenizer
 
+DEVICES = ("auto", "cpu", "interpret")
 JUDGES = ("rejection", "coupled")
 DTYPES = ("auto", "bfloat16", "float32")
 MIN_MODEL_LEN = 8

@@ -1,8 +1,9 @@
-"""From what a caller passes as prompts to token ids that can run.
+"""From what a caller passes as prompts to token ids that can run, and the request made of them.
 
 Knows a tokenizer only by its encode(). Nothing here touches a lane: a refused request has cost nothing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,6 +15,20 @@ class Encoder(Protocol):
     """The part of a tokenizer that prompts need."""
 
     def encode(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to generate, as every coordinator takes it: `_C.Request` has the same names."""
+
+    prompt_ids: Sequence[int]
+    gamma: int = 0  # drafts per window
+    temperature: float = 0.0  # 0 is greedy
+    seed: int = 0
+    max_tokens: int = 128
+    eos_ids: Sequence[int] = ()
+    stop_ids: Sequence[int] = ()
+    ignore_eos: bool = False
 
 
 @dataclass(frozen=True)

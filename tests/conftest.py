@@ -1,5 +1,18 @@
-"""Reference models take one thread: on two busy cores torch's threads mostly wait for each other."""
+"""What every test shares: one thread for reference models, and the device that kernels run on."""
 
+import os
+
+import pytest
 import torch
 
+# On two busy cores torch's threads mostly wait for each other.
 torch.set_num_threads(1)
+# Kernels ask once, when they are imported.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """A GPU if there is one, else the CPU, where kernels run in Triton's interpreter."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")

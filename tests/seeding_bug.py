@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pybind11
 
 if TYPE_CHECKING:
     from law import Case
@@ -41,6 +40,8 @@ FLAGS = ("-std=c++20", "-O1", "-w", "-fPIC", "-fvisibility=hidden", "-ffp-contra
 
 def build() -> Path:
     """Compiles the coordinator with the bug -> the module. Kept until a source is newer."""
+    import pybind11  # only needed to build
+
     home = ROOT / "build" / "seeding-bug"
     home.mkdir(parents=True, exist_ok=True)
     module = home / "_C.so"

@@ -17,7 +17,7 @@ from tiny_pairs import TINY, Pair, byte_tokenizer, random_tensors
 from pearl_rt import CheckpointError, ConfigError, Engine, ResourceError, SamplingParams, cli
 from pearl_rt.config import ModelConfig
 from pearl_rt.loader import save_checkpoint
-from pearl_rt.models.llama import tensor_shapes
+from pearl_rt.models.shapes import tensor_shapes
 
 FOUR = SamplingParams(max_tokens=4)
 OPTIONS = {"strategy": "pearl", "gamma": 2, "placement": "shared", "max_model_len": 32, "num_threads": 1}

@@ -19,7 +19,7 @@ from pearl_rt import loader
 from pearl_rt.config import ModelConfig
 from pearl_rt.errors import CheckpointError
 from pearl_rt.loader import load_tensors, loading_bar, save_checkpoint
-from pearl_rt.models.llama import tensor_shapes
+from pearl_rt.models.shapes import tensor_shapes
 
 CONFIG = ModelConfig("llama", 111, 96, 128, 2, 6, 2, 24, bos_token_id=1, eos_token_ids=(2, 5))
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"

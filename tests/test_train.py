@@ -15,7 +15,7 @@ import torch
 
 from pearl_rt.config import ModelConfig
 from pearl_rt.errors import ConfigError, RequestError
-from pearl_rt.models.llama import KVCache, LlamaForCausalLM, tensor_shapes
+from pearl_rt.models.shapes import tensor_shapes
 from pearl_rt.train.__main__ import build_parser, main
 from pearl_rt.train.bpe import save_tokenizer, train_tokenizer
 from pearl_rt.train.card import readme, thinned, write_card
@@ -30,6 +30,7 @@ from pearl_rt.train.divergence import (
 )
 from pearl_rt.train.evaluate import acceptance, held_out_rows, text_loss
 from pearl_rt.train.grow import grown
+from pearl_rt.train.llama import KVCache, LlamaForCausalLM
 from pearl_rt.train.material import Material, read_material
 from pearl_rt.train.optimizer import Schedule
 from pearl_rt.train.pretrain import PretrainSettings, pretrain

@@ -9,7 +9,7 @@ import torch
 from pearl_rt.config import ModelConfig
 from pearl_rt.engine import Engine
 from pearl_rt.loader import save_checkpoint
-from pearl_rt.models.llama import tensor_shapes
+from pearl_rt.models.shapes import tensor_shapes
 
 DRAFTS = ("equal", "unrelated", "half-right")
 TINY = ModelConfig(

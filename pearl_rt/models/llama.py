@@ -1,218 +1,282 @@
-"""The Llama family in torch, trainable: Llama, Mistral, Qwen2 (biases on q, k, v), Qwen3 (norms on q and k).
+"""The Llama family on the kernels: packed weights, and a forward pass as launches on static buffers.
 
-The state dict has Hugging Face's names and shapes. This is the model that `pearl_rt.train` trains and samples
-from; nothing here knows of files, devices, optimisers, or of how a model is run fast.
+Llama, Mistral, Qwen2 (biases on q, k, v), Qwen3 (norms on q and k). It knows pages and rows; not tokens'
+meaning, sequences' states, or who waits for whom. A pass allocates nothing and never asks the device for
+anything, so that it can be captured; its buffers belong to one lane, and one pass runs at a time.
+
+    embedding
+    per layer   rms_norm, qkv_proj (linear), qkv_rope_store, attention, o_proj (linear, added to the residual)
+                rms_norm, gate_up_silu, down_proj (linear, added to the residual)
+    logits      gather rows, rms_norm, head (linear)
+
+The residual stream is fp32, and so are the sums of every kernel; in between, activations are the weights'
+dtype. The bits of a row do not depend on the other rows: a pass of more than MAX_ROWS rows runs its linear
+layers over blocks of MAX_ROWS, but for a prefill chunk, which always has the same number of rows and goes to
+torch.mm as one.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 
 from pearl_rt.config import ModelConfig
+from pearl_rt.kernels.attention import MAX_Q_LEN
+from pearl_rt.kernels.attention import workspace_size as attention_workspace
+from pearl_rt.kernels.embedding import embedding
+from pearl_rt.kernels.gate_up_silu import gate_up_silu
+from pearl_rt.kernels.gate_up_silu import workspace_size as gate_up_workspace
+from pearl_rt.kernels.linear import MAX_ROWS, linear
+from pearl_rt.kernels.linear import workspace_size as linear_workspace
+from pearl_rt.kernels.qkv_rope_store import qkv_rope_store
+from pearl_rt.kernels.rms_norm import rms_norm
+from pearl_rt.kv_cache import CacheShape, PagedKVCache
+from pearl_rt.models.attention_backends import attention_backend
+from pearl_rt.models.forward_batch import ForwardBatch
 from pearl_rt.models.rope import rope_tables
 
-
-def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor, named and ordered as Hugging Face does. Linear weights: [out, in]."""
-    hidden, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
-    q_size, kv_size = config.num_attention_heads * head, config.num_key_value_heads * head
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
-    for i in range(config.num_hidden_layers):
-        layer, attention = f"model.layers.{i}", f"model.layers.{i}.self_attn"
-        for name, size in (("q", q_size), ("k", kv_size), ("v", kv_size)):
-            shapes[f"{attention}.{name}_proj.weight"] = (size, hidden)
-            if config.attention_bias:
-                shapes[f"{attention}.{name}_proj.bias"] = (size,)
-        shapes[f"{attention}.o_proj.weight"] = (hidden, q_size)
-        if config.qk_norm:
-            shapes[f"{attention}.q_norm.weight"] = (head,)
-            shapes[f"{attention}.k_norm.weight"] = (head,)
-        shapes[f"{layer}.mlp.gate_proj.weight"] = (inner, hidden)
-        shapes[f"{layer}.mlp.up_proj.weight"] = (inner, hidden)
-        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
-        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
-        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
-    shapes["model.norm.weight"] = (hidden,)
-    if not config.tie_word_embeddings:
-        shapes["lm_head.weight"] = (config.vocab_size, hidden)
-    return shapes
+Tensor = torch.Tensor
 
 
-@dataclass
-class KVCache:
-    """Keys and values of `length` positions of a batch; forward appends. All rows are of one length."""
+@dataclass(frozen=True)
+class LayerWeights:
+    """One decoder layer. Linear weights are [out, in]."""
 
-    keys: list[Tensor]  # per layer [B, KV, capacity, D]
-    values: list[Tensor]
-    length: int = field(default=0)
+    input_layernorm: Tensor  # [H]
+    qkv_proj: Tensor  # [(Hq + 2 * Hkv) * D, H]: q rows, then k, then v
+    qkv_bias: Tensor | None  # [(Hq + 2 * Hkv) * D]
+    q_norm: Tensor | None  # [D]
+    k_norm: Tensor | None  # [D]
+    o_proj: Tensor  # [H, Hq * D]
+    post_attention_layernorm: Tensor  # [H]
+    gate_up_proj: Tensor  # [2 * I, H]: gate rows, then up rows
+    down_proj: Tensor  # [H, I]
+
+
+@dataclass(frozen=True)
+class LlamaWeights:
+    """A model's tensors on their device, in one dtype, packed as kernels read them. Immutable."""
+
+    embed_tokens: Tensor  # [V, H]
+    layers: tuple[LayerWeights, ...]
+    norm: Tensor  # [H]
+    lm_head: Tensor  # [V, H]; the embedding's own memory if the head is tied
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.device
 
     @classmethod
-    def empty(cls, config: ModelConfig, batch: int, capacity: int, like: Tensor) -> KVCache:
-        """Room for `capacity` positions, in the dtype and on the device of `like`."""
-        shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
-        keys, values = ([like.new_empty(shape) for _ in range(config.num_hidden_layers)] for _ in range(2))
-        return cls(keys, values)
+    def pack(
+        cls,
+        config: ModelConfig,
+        tensors: Mapping[str, Tensor],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> "LlamaWeights":
+        """From Hugging Face's tensors, which may be dropped afterwards.
+
+        advance: told the bytes of each layer once it is there.
+        """
+
+        def tensor(*names: str) -> Tensor:
+            parts = [tensors[name].detach().to(device, dtype) for name in names]
+            return (torch.cat(parts) if len(parts) > 1 else parts[0].clone()).contiguous()
+
+        def layer(index: int) -> LayerWeights:
+            prefix = f"model.layers.{index}"
+            projections = [f"{prefix}.self_attn.{name}_proj" for name in "qkv"]
+            weights = LayerWeights(
+                input_layernorm=tensor(f"{prefix}.input_layernorm.weight"),
+                qkv_proj=tensor(*(f"{name}.weight" for name in projections)),
+                qkv_bias=tensor(*(f"{name}.bias" for name in projections)) if config.attention_bias else None,
+                q_norm=tensor(f"{prefix}.self_attn.q_norm.weight") if config.qk_norm else None,
+                k_norm=tensor(f"{prefix}.self_attn.k_norm.weight") if config.qk_norm else None,
+                o_proj=tensor(f"{prefix}.self_attn.o_proj.weight"),
+                post_attention_layernorm=tensor(f"{prefix}.post_attention_layernorm.weight"),
+                gate_up_proj=tensor(f"{prefix}.mlp.gate_proj.weight", f"{prefix}.mlp.up_proj.weight"),
+                down_proj=tensor(f"{prefix}.mlp.down_proj.weight"),
+            )
+            advance(sum(t.nbytes for t in vars(weights).values() if t is not None))
+            return weights
+
+        embed_tokens = tensor("model.embed_tokens.weight")
+        advance(embed_tokens.nbytes)
+        layers = tuple(layer(index) for index in range(config.num_hidden_layers))
+        lm_head = embed_tokens if config.tie_word_embeddings else tensor("lm_head.weight")
+        return cls(embed_tokens, layers, tensor("model.norm.weight"), lm_head)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The most that a pass is ever given: what buffers are made for."""
+
+    step_tokens: int  # T: rows of a pass that drafts or scores, all sequences together
+    prefill_chunk: int  # rows of a pass that feeds a prompt, one sequence alone
+    logit_rows: int  # rows of one call of logits
+    max_sequences: int  # B
+    max_model_len: int  # positions of a sequence
 
     @property
-    def capacity(self) -> int:
-        return self.keys[0].shape[2]
+    def max_tokens(self) -> int:
+        """Rows of the largest pass."""
+        return max(self.step_tokens, self.prefill_chunk)
 
 
-class RMSNorm(nn.Module):
-    """x * weight / sqrt(mean(x^2) + eps) over the last dimension (arXiv 1910.07467)."""
+class Buffers:
+    """Every tensor that a pass writes but for the KV cache and the logits: one owner, fixed addresses."""
 
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-        self.eps = eps
+    def __init__(
+        self, config: ModelConfig, sizes: Sizes, weights: LlamaWeights, *, block_size: int, vocab_size: int
+    ) -> None:
+        heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        rows, hidden, inner = sizes.max_tokens, config.hidden_size, config.intermediate_size
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        def empty(*shape: int, dtype: torch.dtype = weights.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=weights.device)
 
+        self.residual = empty(rows, hidden, dtype=torch.float32)
+        self.normed = empty(rows, hidden)
+        self.qkv = empty(rows, (heads + 2 * kv_heads) * head_dim, dtype=torch.float32)
+        self.q = empty(rows, heads, head_dim)
+        self.attended = empty(rows, heads, head_dim)
+        self.activated = empty(rows, inner)
+        self.gathered = empty(sizes.logit_rows, hidden, dtype=torch.float32)
+        self.gathered_normed = empty(sizes.logit_rows, hidden)
+        positions = -(-sizes.max_model_len // block_size) * block_size
+        num_bytes = workspace_bytes(config, sizes, vocab_size=vocab_size, positions=positions)
+        self.workspace = empty(max(num_bytes, 16), dtype=torch.uint8)
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (arXiv 2104.09864), halves rotated together. x: [B, H, T, D]; cos, sin: [T, D/2]."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
-
-
-class Attention(nn.Module):
-    """Causal grouped-query attention."""
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        hidden, head = config.hidden_size, config.head_dim
-        q_size, kv_size = config.num_attention_heads * head, config.num_key_value_heads * head
-        self.layer, self.head_dim = layer, head
-        self.groups = config.num_attention_heads // config.num_key_value_heads
-        self.q_proj = nn.Linear(hidden, q_size, bias=config.attention_bias)
-        self.k_proj = nn.Linear(hidden, kv_size, bias=config.attention_bias)
-        self.v_proj = nn.Linear(hidden, kv_size, bias=config.attention_bias)
-        self.o_proj = nn.Linear(q_size, hidden, bias=False)
-        self.q_norm = RMSNorm(head, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-        self.k_norm = RMSNorm(head, config.rms_norm_eps) if config.qk_norm else nn.Identity()
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.head_dim))  # [B, T, H, D]
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        q = self.q_norm(self._heads(self.q_proj(x))).transpose(1, 2)
-        k = self.k_norm(self._heads(self.k_proj(x))).transpose(1, 2)
-        v = self._heads(self.v_proj(x)).transpose(1, 2)  # [B, KV, T, D]
-        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        num_new, num_past = q.shape[2], 0
-        if cache is not None:
-            num_past = cache.length
-            k_rows, v_rows = cache.keys[self.layer], cache.values[self.layer]
-            k_rows[:, :, num_past : num_past + num_new] = k
-            v_rows[:, :, num_past : num_past + num_new] = v
-            k, v = k_rows[:, :, : num_past + num_new], v_rows[:, :, : num_past + num_new]
-        k, v = k.repeat_interleave(self.groups, dim=1), v.repeat_interleave(self.groups, dim=1)
-        mask = None
-        if num_past and num_new > 1:  # row i sees num_past + i + 1 keys
-            mask = torch.ones(num_new, num_past + num_new, dtype=torch.bool, device=x.device).tril(num_past)
-        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=num_past == 0 and num_new > 1)
-        return self.o_proj(out.transpose(1, 2).flatten(2))
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(t.nbytes for t in vars(self).values())
 
 
-class MLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+def workspace_bytes(config: ModelConfig, sizes: Sizes, *, vocab_size: int, positions: int) -> int:
+    """What the hungriest launch of a pass needs; they run one after another and share it.
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class DecoderLayer(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
-
-    def __init__(self, config: ModelConfig, layer: int) -> None:
-        super().__init__()
-        self.self_attn = Attention(config, layer)
-        self.mlp = MLP(config)
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
-        return x + self.mlp(self.post_attention_layernorm(x))
-
-
-class Decoder(nn.Module):
-    """Embedding, layers and final norm: everything before the head."""
-
-    cos: Tensor
-    sin: Tensor
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        cos, sin = rope_tables(config, config.max_position_embeddings)
-        self.register_buffer("cos", cos, persistent=False)
-        self.register_buffer("sin", sin, persistent=False)
-
-    def forward(self, token_ids: Tensor, cache: KVCache | None) -> Tensor:
-        start = 0 if cache is None else cache.length
-        end = start + token_ids.shape[1]
-        room = self.cos.shape[0] if cache is None else min(self.cos.shape[0], cache.capacity)
-        assert end <= room, f"position {end - 1} asked for, room for {room}"
-        x = self.embed_tokens(token_ids)
-        kind = x.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        cos, sin = self.cos[start:end].to(dtype), self.sin[start:end].to(dtype)
-        for layer in self.layers:
-            x = layer(x, cos, sin, cache)
-        if cache is not None:
-            cache.length = end
-        return self.norm(x)
-
-
-class LlamaForCausalLM(nn.Module):
-    """token ids [B, T] int64 -> logits [B, T, V], in the dtype of the weights (or of autocast).
-
-    A tied head is the embedding itself and has no tensor of its own in the state dict.
+    positions: those of a block table's row, a multiple of the block size.
     """
+    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    hidden, inner = config.hidden_size, config.intermediate_size
+    linears = (
+        ((heads + 2 * kv_heads) * head_dim, hidden),
+        (hidden, heads * head_dim),
+        (hidden, inner),
+    )
+    # Rows of the linear layers' blocks, and of a prefill chunk that is one block by itself.
+    blocks = {min(sizes.max_tokens, MAX_ROWS), sizes.prefill_chunk}
+    # Splits of attention are for short queries: a chunk of more rows has no workspace.
+    rows = max(sizes.step_tokens, sizes.prefill_chunk if sizes.prefill_chunk <= MAX_Q_LEN else 0)
+    return max(
+        *(linear_workspace(num_rows, n, k) for n, k in linears for num_rows in blocks),
+        *(gate_up_workspace(num_rows, inner, hidden) for num_rows in blocks),
+        linear_workspace(min(sizes.logit_rows, MAX_ROWS), vocab_size, hidden),
+        attention_workspace(rows, heads, head_dim, positions),
+    )
 
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+
+def row_blocks(num_rows: int) -> list[slice]:
+    """Rows in blocks that the linear kernel takes: it computes more than MAX_ROWS with other bits."""
+    return [slice(at, min(at + MAX_ROWS, num_rows)) for at in range(0, num_rows, MAX_ROWS)]
+
+
+class Llama:
+    """One model of one lane: weights, rotary tables, pages and buffers."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: LlamaWeights,
+        sizes: Sizes,
+        *,
+        num_blocks: int | None = None,
+        block_size: int = 16,
+        backend: str = "triton",
+        vocab_size: int | None = None,
+    ) -> None:
+        """num_blocks: pages of the KV cache; None: enough for every sequence at its longest.
+        vocab_size: columns of the logits, the first of the head's; None: all. A draft must not say what its
+        target has no id for.
+        """
         self.config = config
-        self.model = Decoder(config)
-        if not config.tie_word_embeddings:
-            self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.vocab_size = min(config.vocab_size, vocab_size or config.vocab_size)
+        self._head = weights.lm_head[: self.vocab_size]
+        self.weights = weights
+        self.sizes = sizes
+        shape = CacheShape.covering(
+            sizes.max_sequences,
+            sizes.max_model_len,
+            num_layers=config.num_hidden_layers,
+            block_size=block_size,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            dtype=weights.dtype,
+            num_blocks=num_blocks,
+        )
+        self._attention = attention_backend(backend, shape, config.num_attention_heads)
+        self.kv_cache = PagedKVCache(shape, weights.device)
+        self.buffers = Buffers(config, sizes, weights, block_size=block_size, vocab_size=self.vocab_size)
+        cos, sin = rope_tables(config, sizes.max_model_len)
+        self.cos, self.sin = cos.contiguous().to(weights.device), sin.contiguous().to(weights.device)
 
-    @property
-    def head_weight(self) -> Tensor:
-        """[V, hidden]."""
-        return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
+    def forward(self, batch: ForwardBatch) -> Tensor:
+        """The residual stream behind the last layer, [T, H] fp32, in a buffer that the next pass overwrites.
 
-    def hidden_states(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What the head multiplies: [B, T, hidden]."""
-        return self.model(token_ids, cache)
+        Stores keys and values by slot_mapping. Rows of padding hold garbage.
+        """
+        rows = batch.num_tokens
+        if rows > self.sizes.max_tokens:
+            raise ValueError(
+                f"the batch has {rows} rows, the buffers {self.sizes.max_tokens}: build larger ones"
+            )
+        own, weights, eps = self.buffers, self.weights, self.config.rms_norm_eps
+        residual, normed, qkv = own.residual[:rows], own.normed[:rows], own.qkv[:rows]
+        q, attended, activated = own.q[:rows], own.attended[:rows], own.activated[:rows]
+        blocks = [slice(0, rows)] if batch.max_q_len > MAX_ROWS else row_blocks(rows)
+        embedding(batch.input_ids, weights.embed_tokens, residual)
+        for layer, k_cache, v_cache in zip(
+            weights.layers, self.kv_cache.keys, self.kv_cache.values, strict=True
+        ):
+            rms_norm(residual, layer.input_layernorm, eps, normed, None)
+            for block in blocks:
+                linear(normed[block], layer.qkv_proj, qkv[block], layer.qkv_bias, None, own.workspace)
+            qkv_rope_store(
+                qkv,
+                batch.positions,
+                self.cos,
+                self.sin,
+                batch.slot_mapping,
+                q,
+                k_cache,
+                v_cache,
+                layer.q_norm,
+                layer.k_norm,
+                eps,
+            )
+            self._attention(q, k_cache, v_cache, batch, attended, own.workspace)
+            flat = attended.view(rows, -1)
+            for block in blocks:
+                linear(flat[block], layer.o_proj, None, None, residual[block], own.workspace)
+            rms_norm(residual, layer.post_attention_layernorm, eps, normed, None)
+            for block in blocks:
+                gate_up_silu(normed[block], layer.gate_up_proj, activated[block], own.workspace)
+            for block in blocks:
+                linear(activated[block], layer.down_proj, None, None, residual[block], own.workspace)
+        return residual
 
-    def forward(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        return F.linear(self.hidden_states(token_ids, cache), self.head_weight)
-
-    @torch.no_grad()
-    def init_weights(self, generator: torch.Generator | None = None) -> None:
-        """Normal, 1/sqrt(fan in); embeddings 0.02; what is added to the residual stream starts at zero."""
-        for name, parameter in self.named_parameters():
-            if name.endswith("norm.weight"):
-                parameter.fill_(1.0)
-            elif parameter.dim() == 1 or name.endswith(("o_proj.weight", "down_proj.weight")):
-                parameter.zero_()
-            else:
-                is_embedding = name.endswith("embed_tokens.weight")
-                parameter.normal_(
-                    0, 0.02 if is_embedding else parameter.shape[1] ** -0.5, generator=generator
-                )
+    def logits(self, hidden: Tensor, rows: Tensor, out: Tensor) -> None:
+        """out [R, V] fp32 = the head of rows `rows` [R] int32 of `hidden` [T, H] fp32."""
+        num_rows = rows.shape[0]
+        gathered, normed = self.buffers.gathered[:num_rows], self.buffers.gathered_normed[:num_rows]
+        torch.index_select(hidden, 0, rows, out=gathered)
+        rms_norm(gathered, self.weights.norm, self.config.rms_norm_eps, normed, None)
+        for block in row_blocks(num_rows):
+            linear(normed[block], self._head, out[block], None, None, self.buffers.workspace)

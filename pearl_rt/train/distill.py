@@ -15,9 +15,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pearl_rt.errors import ConfigError, RequestError
-from pearl_rt.models.llama import LlamaForCausalLM
 from pearl_rt.train.divergence import DIVERGENCES
 from pearl_rt.train.export import export
+from pearl_rt.train.llama import LlamaForCausalLM
 from pearl_rt.train.material import Material
 from pearl_rt.train.optimizer import Optimizers, Schedule
 from pearl_rt.train.pretrain import BAR_FORMAT

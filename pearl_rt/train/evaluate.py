@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pearl_rt.models.llama import LlamaForCausalLM
 from pearl_rt.train.corpus import Document
+from pearl_rt.train.llama import LlamaForCausalLM
 from pearl_rt.train.sampler import sample_rows
 from pearl_rt.train.session import LOGIT_ROWS, Machine
 

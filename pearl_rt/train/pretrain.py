@@ -12,9 +12,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pearl_rt.config import ModelConfig
-from pearl_rt.models.llama import LlamaForCausalLM
 from pearl_rt.train.export import export
 from pearl_rt.train.grow import grown
+from pearl_rt.train.llama import LlamaForCausalLM
 from pearl_rt.train.material import Material
 from pearl_rt.train.optimizer import Optimizers, Schedule
 from pearl_rt.train.run import Run

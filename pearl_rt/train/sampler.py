@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pearl_rt.models.llama import KVCache, LlamaForCausalLM
+from pearl_rt.train.llama import KVCache, LlamaForCausalLM
 from pearl_rt.train.session import Machine
 
 

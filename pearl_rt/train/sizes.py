@@ -8,7 +8,7 @@ import torch
 
 from pearl_rt.config import ModelConfig
 from pearl_rt.errors import RequestError
-from pearl_rt.models.llama import LlamaForCausalLM
+from pearl_rt.train.llama import LlamaForCausalLM
 
 # name -> hidden, intermediate, layers, heads, KV heads; heads are 64 wide
 SIZES = {

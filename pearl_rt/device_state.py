@@ -1,0 +1,115 @@
+"""What a round reads and writes, on a device: the tensors of kernels/state.py, as the host sees them.
+
+Knows requests and sizes; not models, programs or how a round works. A run has one window for all of its
+requests, and sees the same memory with exactly as many rows as that window needs: `windowed`.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from pearl_rt.kernels.state import BAD_LOGITS, IDLE, RING_HEADER, RUNNING, State
+from pearl_rt.request import Request
+
+__all__ = ["BAD_LOGITS", "FINISH_NAMES", "IDLE", "RUNNING", "DeviceState", "RoundRow", "StateSizes"]
+FINISH_NAMES = ("", "", "stop", "length", "")  # of a finish_reason, for callers
+
+
+@dataclass(frozen=True)
+class StateSizes:
+    """What a state has room for."""
+
+    num_slots: int  # B
+    gamma_max: int  # G; 0: there is no draft
+    capacity: int  # C: tokens of a sequence, prompt included
+    vocab_size: int  # V
+    draft_vocab_size: int  # Vd: the draft samples ids below min(V, Vd) only
+    max_stop_ids: int = 32
+    ring_size: int = 64  # rounds of results that may wait for the host
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """An entry of the result ring: what one round committed for one slot."""
+
+    round: int
+    accept_len: int
+    num_judged: int
+    pending_before: int
+    finish_reason: int
+    token_ids: list[int]
+
+
+class DeviceState:
+    """The tensors, each at a fixed address for as long as this lives."""
+
+    def __init__(self, sizes: StateSizes, device: torch.device) -> None:
+        self.sizes = sizes
+        self.whole = State.allocate(
+            sizes.num_slots,
+            sizes.gamma_max,
+            sizes.capacity,
+            sizes.vocab_size,
+            sizes.draft_vocab_size,
+            sizes.max_stop_ids,
+            sizes.ring_size,
+            device,
+        )
+        # The windows as they are sampled, step by step: [G, B], set by draft.
+        self.drafted = torch.zeros(sizes.gamma_max, sizes.num_slots, dtype=torch.int32, device=device)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in (*vars(self.whole).values(), self.drafted))
+
+    def windowed(self, gamma: int) -> State:
+        """The state for windows of gamma: the same memory, in tensors of its shape."""
+        sizes, whole = self.sizes, self.whole
+        if not 0 <= gamma <= sizes.gamma_max:
+            raise ValueError(f"gamma is {gamma}, this state has room for 0 to {sizes.gamma_max}")
+
+        def first(tensor: torch.Tensor, *shape: int) -> torch.Tensor:
+            size = 1
+            for length in shape:
+                size *= length
+            return tensor.flatten()[:size].view(shape)
+
+        slots = sizes.num_slots
+        return replace(
+            whole,
+            ring=first(whole.ring, sizes.ring_size, slots, RING_HEADER + gamma + 1),
+            draft_token_ids=first(whole.draft_token_ids, slots, gamma),
+            draft_logits=first(whole.draft_logits, slots, 2 * max(gamma, 1), sizes.draft_vocab_size),
+            target_logits=first(whole.target_logits, slots, gamma + 1, sizes.vocab_size),
+        )
+
+    def start(self, requests: list[Request]) -> None:
+        """Request i takes slot i; the others are idle. The host's only write, while nothing runs."""
+        sizes, state = self.sizes, self.whole
+        for tensor in (state.prompt_len, state.pending, state.num_draft_tokens, state.num_rows, state.round):
+            tensor.zero_()
+        state.finish_reason.fill_(IDLE)
+        state.ring.fill_(-1)
+        for slot, request in enumerate(requests):
+            prompt = torch.tensor(request.prompt_ids, dtype=torch.int32)
+            stops = [*request.stop_ids, *(() if request.ignore_eos else request.eos_ids)]
+            row = torch.full((sizes.max_stop_ids,), -1, dtype=torch.int32)
+            row[: len(stops)] = torch.tensor(stops, dtype=torch.int32)
+            state.token_ids[slot, : len(prompt)].copy_(prompt)
+            state.stop_token_ids[slot].copy_(row)
+            state.prompt_len[slot] = len(prompt)
+            state.max_total_len[slot] = min(sizes.capacity - len(prompt), request.max_tokens) + len(prompt)
+            state.gamma[slot] = request.gamma
+            state.temperature[slot] = request.temperature
+            state.seed[slot] = request.seed - (1 << 64 if request.seed >= 1 << 63 else 0)
+            state.committed[slot] = len(prompt)
+            state.finish_reason[slot] = RUNNING
+
+    def read(self, gamma: int, number: int, slot: int) -> RoundRow | None:
+        """Round `number` of a slot, or None if it is not there (yet)."""
+        entry = self.windowed(gamma).ring[number % self.sizes.ring_size, slot].tolist()
+        found, accept_len, num_judged, pending_before, finish_reason, num_new, *tokens = entry
+        if found != number:
+            return None
+        return RoundRow(number, accept_len, num_judged, pending_before, finish_reason, tokens[:num_new])

@@ -1,0 +1,188 @@
+"""Ahead-of-time compilation: every shipped configuration fits its chips, and the checks see what doesn't."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from pearl_rt.kernels.compile import SHARED_LIMITS, CompileCase, Compiled, problems, read_listing
+from pearl_rt.kernels.report import MODULES
+
+ROOT = Path(__file__).resolve().parents[2]
+FITS = Compiled(registers=90, shared=98304, spills=0, widest_load=16, narrowest_copy=16)
+LISTING = """
+ Function some_kernel:
+  REG:90 STACK:{stack} SHARED:1024 LOCAL:0 CONSTANT[0]:584 TEXTURE:0 SURFACE:0 SAMPLER:0
+        /*07b0*/                   LDGSTS.E.BYPASS.LTC128B.128 [R39+0xc000], desc[UR10][R26.64], P2 ;
+        /*07c0*/              @!P4 LDGSTS.E.{copy} [R39+0xc400], desc[UR10][R26.64], P2 ;
+        /*2e70*/               @P0 LDG.E.U16 R12, desc[UR10][R4.64] ;
+        /*2e80*/                   {spill} R12, [R4.64] ;
+        /*2e90*/               @P0 LDG.E.64.CONSTANT R12, desc[UR10][R4.64] ;
+"""
+
+
+def compiled_python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs Python where kernels are compiled: tests themselves may run in the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(ROOT)
+    command = [sys.executable, *(["-c", program] if program else []), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_every_shipped_configuration_fits_every_chip() -> None:
+    run = compiled_python("", "-m", "pearl_rt.kernels.report")
+    assert run.returncode == 0, f"{run.stdout[-6000:]}\n{run.stderr[-4000:]}"
+    report = json.loads(run.stdout.splitlines()[-1])
+    assert report["failures"] == []
+    lines = report["compiled"]
+    assert {(line["module"], line["arch"]) for line in lines} == {
+        (m, a) for m in MODULES for a in SHARED_LIMITS
+    }
+    for line in lines:
+        assert line["spills"] == 0, line
+        assert line["shared"] <= SHARED_LIMITS[line["arch"]], line
+    weights = [line for line in lines if line["kernel"] in ("linear_kernel", "gate_up_silu_kernel")]
+    assert weights
+    assert {line["narrowest_copy"] for line in weights} == {16}
+
+
+def a_case(load_bytes: int = 16) -> CompileCase:
+    def some_kernel() -> None: ...
+
+    return CompileCase("some case", some_kernel, {}, {}, load_bytes=load_bytes)
+
+
+@pytest.mark.parametrize(
+    ("arch", "found", "expected"),
+    [
+        (80, FITS, []),
+        (
+            90,
+            replace(FITS, spills=2),
+            ["some case, sm_90: registers are spilled: 2 accesses to local memory"],
+        ),
+        (
+            80,
+            replace(FITS, shared=166913),
+            ["some case, sm_80: 166913 bytes of shared memory, sm_80 has 166912"],
+        ),
+        (90, replace(FITS, shared=166913), []),
+        (100, replace(FITS, shared=232449), ["some case, sm_100: 232449 bytes of shared memory"]),
+        (80, replace(FITS, narrowest_copy=4), ["some case, sm_80: weights or KV are read by 4 bytes"]),
+        (
+            80,
+            replace(FITS, narrowest_copy=0, widest_load=8),
+            ["some case, sm_80: weights or KV are read by 8"],
+        ),
+        (80, replace(FITS, narrowest_copy=0), []),
+    ],
+    ids=["fits", "spills", "shared-80", "shared-90", "shared-100", "narrow-copy", "narrow-load", "wide-load"],
+)
+def test_what_may_not_ship(arch: int, found: Compiled, expected: list[str]) -> None:
+    said = problems(a_case(), arch, found)
+    assert len(said) == len(expected)
+    assert all(s.startswith(e) for s, e in zip(said, expected, strict=True)), said
+
+
+def test_a_kernel_that_streams_nothing_may_load_as_it_likes() -> None:
+    assert problems(a_case(load_bytes=0), 80, replace(FITS, narrowest_copy=4)) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ({}, Compiled(90, 5, 0, 16, 16)),
+        ({"copy": "BYPASS.64"}, Compiled(90, 5, 0, 16, 8)),
+        ({"copy": "LTC128B"}, Compiled(90, 5, 0, 16, 4)),
+        ({"stack": "8"}, Compiled(90, 5, 1, 16, 16)),
+        ({"spill": "STL.64"}, Compiled(90, 5, 1, 16, 16)),
+    ],
+    ids=["plain", "copy-of-8", "copy-of-4", "stack", "store"],
+)
+def test_reads_a_listing(words: dict[str, str], expected: Compiled) -> None:
+    listing = LISTING.format(**{"stack": "0", "copy": "BYPASS.128", "spill": "STG.E"} | words)
+    assert read_listing(listing, shared=5) == expected
+
+
+def test_an_empty_listing_is_an_error() -> None:
+    with pytest.raises(RuntimeError, match="no kernel in cuobjdump's listing"):
+        read_listing("cuobjdump: nothing here", shared=0)
+
+
+# Changes a shipped case so that it must fail, and prints what is said of it.
+CHANGED = """
+from dataclasses import replace
+from pearl_rt.kernels import linear, rms_norm
+from pearl_rt.kernels.compile import compile_case, problems
+case = {case}
+print(*problems(case, 90, compile_case(case, 90)), sep="\\n")
+"""
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        (
+            "replace(rms_norm.compile_cases()[-1], num_warps=1, options={'maxnreg': 24})",
+            "registers are spilled",
+        ),
+        ("replace(linear.compile_cases()[0], num_stages=30)", "bytes of shared memory, sm_90 has 232448"),
+        ("replace(linear.compile_cases()[0], divisible_by_16=())", "weights or KV are read by"),
+        ("replace(linear.compile_cases()[0], signature={})", "no type and no value for x_ptr, weight_ptr"),
+    ],
+    ids=["spills", "shared", "narrow", "incomplete"],
+)
+def test_sees_what_does_not_fit(case: str, said: str) -> None:
+    run = compiled_python(CHANGED.format(case=case))
+    assert said in run.stdout + run.stderr, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "said"),
+    [
+        (
+            "",
+            ["-m", "pearl_rt.kernels.report", "nothing"],
+            "no kernels in nothing: choose from rms_norm, linear",
+        ),
+        (
+            "import os; os.environ['TRITON_INTERPRET'] = '1'; import pearl_rt.kernels.report as r; r.main()",
+            [],
+            "TRITON_INTERPRET is set: unset it",
+        ),
+        (
+            "import pearl_rt.kernels.report as r; r.MODULES = ('rms_norm', 'gone'); r.main([])",
+            [],
+            "No module named 'pearl_rt.kernels.gone'",
+        ),
+    ],
+    ids=["unknown", "interpreted", "missing"],
+)
+def test_refuses(program: str, arguments: list[str], said: str) -> None:
+    run = compiled_python(program, *arguments)
+    assert run.returncode != 0
+    assert said in run.stderr
+
+
+def test_one_bad_case_does_not_hide_the_others() -> None:
+    program = """
+import pearl_rt.kernels.report as report
+from dataclasses import replace
+module = report.importlib.import_module("pearl_rt.kernels.rms_norm")
+good = module.compile_cases()[:1]
+broken, twin = replace(good[0], name="broken", signature={}), replace(good[0], name="twin")
+module.compile_cases = lambda: [*good, broken, twin]
+raise SystemExit(report.main(["rms_norm", "--arch", "80"]))
+"""
+    run = compiled_python(program)
+    assert run.returncode == 1, run.stderr
+    report = json.loads(run.stdout.splitlines()[-1])
+    assert [line["names"][1:] for line in report["compiled"]] == [["twin"]]
+    assert len(report["failures"]) == 1
+    assert report["failures"][0].startswith("broken, sm_80: ValueError: broken: no type and no value for")

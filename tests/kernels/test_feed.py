@@ -1,0 +1,146 @@
+"""feed against its definition, in every kind, over sequences in every state; poison behind all of them."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from pearl_rt.kernels.feed import DRAFT_FIRST, DRAFT_NEXT, KINDS, PREFILL, SCORE, SCORE_WINDOW, feed
+from pearl_rt.kernels.reference import feed as reference
+
+CAPACITY, MAX_BLOCKS, BLOCK_SIZE, GAMMA = 48, 3, 16, 5
+POISON_ID, POISON_PAGE, CANARY = -777, 2147480000, -99
+RUNNING = 1
+OUT = (
+    *("input_ids", "positions", "slot_mapping", "cu_seqlens_q", "context_lens", "logit_rows", "num_rows"),
+    *("num_draft_tokens", "sample_positions", "ring_rows"),
+)
+
+
+def arguments(kind: int, step: int, num_slots: int, seed: int, device: torch.device) -> dict[str, Any]:
+    """A made-up state in which every sequence is somewhere else, with room for what it is fed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape or (num_slots,), generator=generator, dtype=torch.int32)
+
+    committed, pending = draw(2, 30), draw(0, GAMMA)
+    max_total_len = torch.maximum(committed + pending + draw(0, 2 * GAMMA), committed + 1)
+    tokens = draw(0, 1000, num_slots, CAPACITY)
+    pages = torch.randperm(num_slots * MAX_BLOCKS, generator=generator).to(torch.int32).view(num_slots, -1)
+    chunk = torch.zeros(num_slots, 2, dtype=torch.int32)
+    for b in range(num_slots):
+        base = int(committed[b] + pending[b])
+        tokens[b, base:] = POISON_ID
+        pages[b, -(-(base + GAMMA) // BLOCK_SIZE) :] = POISON_PAGE
+    chunk[num_slots // 2] = torch.tensor([0, int(committed[num_slots // 2])])
+    max_q_len = {PREFILL: 32, SCORE: GAMMA, SCORE_WINDOW: 2 * GAMMA, DRAFT_FIRST: 2, DRAFT_NEXT: 1}[kind]
+    num_logits = max_q_len if kind in (SCORE, SCORE_WINDOW) else 1
+    num_tokens = max_q_len if kind == PREFILL else num_slots * max_q_len
+
+    def fresh(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.full(shape, CANARY, dtype=dtype)
+
+    found = {
+        "token_ids": tokens,
+        "committed": committed,
+        "pending": pending,
+        "max_total_len": max_total_len,
+        "gamma": draw(1, GAMMA + 1),
+        "finish_reason": torch.where(draw(0, 4) > 0, RUNNING, draw(0, 5)),
+        "window": draw(0, 1000, num_slots, GAMMA),
+        "chunk": chunk,
+        "block_table": pages,
+        "input_ids": fresh(num_tokens),
+        "positions": fresh(num_tokens),
+        "slot_mapping": fresh(num_tokens, dtype=torch.int64),
+        "cu_seqlens_q": fresh(num_slots + 1),
+        "context_lens": fresh(num_slots),
+        "logit_rows": fresh(num_slots, num_logits),
+        "num_rows": fresh(num_slots),
+        "num_draft_tokens": torch.minimum(draw(0, GAMMA + 1), max_total_len - committed - pending),
+        "sample_positions": fresh(num_slots, dtype=torch.int64),
+        "ring_rows": fresh(num_slots, dtype=torch.int64),
+    }
+    tensors = {name: tensor.to(device) for name, tensor in found.items()}
+    numbers = {"block_size": BLOCK_SIZE, "max_q_len": max_q_len, "ring_size": 2 * GAMMA}
+    return {"kind": kind, "step": step, **tensors, **numbers}
+
+
+def copied(args: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in args.items()}
+
+
+@pytest.mark.parametrize("num_slots", [1, 2, 5])
+@pytest.mark.parametrize("kind", range(len(KINDS)), ids=KINDS)
+def test_feed_is_its_definition(kind: int, num_slots: int, device: torch.device) -> None:
+    for seed in range(4):
+        args = arguments(kind, seed if kind == DRAFT_NEXT else 0, num_slots, seed, device)
+        expected = copied(args)
+        feed(**args)
+        reference.feed(**expected)
+        for name, value in args.items():
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(value, expected[name]), f"{name}, seed {seed}"
+        for ids in (args["input_ids"], args["slot_mapping"]):
+            assert (
+                int(ids.min()) >= -1 and int(ids.max()) < 10_000
+            )  # no poison was fed or turned into an address
+
+
+def test_the_example_of_the_docstring(device: torch.device) -> None:
+    for kind, step, positions, sampled in ((SCORE, 0, [4, 5], None), (DRAFT_NEXT, 2, [7], 8)):
+        args = arguments(kind, step, 1, 0, device)
+        for name, value in (("committed", 5), ("pending", 1), ("max_total_len", 40), ("num_draft_tokens", 4)):
+            args[name].fill_(value)
+        args["finish_reason"].fill_(RUNNING)
+        feed(**args)
+        assert args["positions"][: len(positions)].tolist() == positions
+        if sampled is not None:
+            assert args["input_ids"][0] == args["window"][0, step - 1]
+            assert args["sample_positions"].tolist() == [sampled]
+
+
+@pytest.mark.parametrize(("kind", "step"), [(DRAFT_FIRST, 0), (DRAFT_NEXT, 1), (DRAFT_NEXT, GAMMA - 1)])
+def test_a_window_that_ends_early_keeps_the_logits_of_pending_drafts(
+    kind: int, step: int, device: torch.device
+) -> None:
+    """Whatever a step writes behind the end of its window, pending tokens are still to be judged."""
+    for pending in range(GAMMA):
+        args = arguments(kind, step, 1, 0, device)
+        committed = int(args["committed"][0])
+        args["pending"].fill_(pending)
+        args["max_total_len"].fill_(committed + pending)
+        args["num_draft_tokens"].fill_(0)
+        args["finish_reason"].fill_(RUNNING)
+        feed(**args)
+        assert args["context_lens"].tolist() == [0]
+        kept = {(committed + i) % (2 * GAMMA) for i in range(pending)}
+        assert int(args["ring_rows"][0]) not in kept
+
+
+def test_a_window_may_be_strided(device: torch.device) -> None:
+    args = arguments(DRAFT_NEXT, 2, 3, 1, device)
+    expected = copied(args)
+    args["window"] = args["window"].t().contiguous().t()
+    feed(**args)
+    feed(**expected)
+    assert torch.equal(args["input_ids"], expected["input_ids"])
+
+
+def test_refusals_name_the_argument(device: torch.device) -> None:
+    args = arguments(SCORE, 0, 2, 0, device)
+    for change, message in (
+        ({"kind": 9}, r"kind 9 is not one of 0 to 4 \(PREFILL"),
+        ({"max_q_len": 6}, r"input_ids has 10 rows, 2 sequences of 6 may need 12"),
+        ({"committed": args["committed"].long()}, r"committed is torch.int64"),
+        ({"block_table": args["block_table"][:1]}, r"block_table has shape \[1, 3\]"),
+        ({"window": args["window"].long()}, r"window is torch.int64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            feed(**args | change)
+
+
+@pytest.mark.parametrize("kind", [SCORE_WINDOW, DRAFT_FIRST], ids=["SCORE_WINDOW", "DRAFT_FIRST"])
+def test_op(kind: int, device: torch.device) -> None:
+    torch.library.opcheck(torch.ops.pearl_rt.feed, (), arguments(kind, 0, 2, 3, device))

@@ -1,0 +1,211 @@
+"""The engine on the kernels, in the interpreter: every strategy gives the CPU executor's tokens."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from tiny_pairs import Pair, random_tensors
+
+from pearl_rt import Engine, RequestError, RequestOutput, SamplingParams
+from pearl_rt.config import Environment
+from pearl_rt.errors import ConfigError, NumericsError
+from pearl_rt.interpret_lane import InterpretLanes, InterpretModel
+from pearl_rt.program import program
+from pearl_rt.request import Request
+
+MAX_LEN = 24
+ONE, LONG = [7], list(range(3, 21))  # LONG crosses a prefill chunk and a page, and leaves room for 6 tokens
+PROGRAMS = (("ar", 1), ("sd", 1), ("sd", 2), ("sd", 4), ("pearl", 1), ("pearl", 2), ("pearl", 4))
+SMALL: dict[str, Any] = {  # every operator costs by its programs here, and these have few
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_key_value_heads": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": MAX_LEN,
+}
+
+
+@cache
+def pair_of(draft: str) -> Pair:
+    return Pair.make(draft, **SMALL)
+
+
+@cache
+def engine_of(device: str, draft: str = "half-right") -> Engine:
+    options = {"num_threads": 1} if device == "cpu" else {}
+    return pair_of(draft).engine(device=device, max_model_len=MAX_LEN, placement="shared", **options)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def closed_at_the_end() -> Iterator[None]:
+    yield
+    engine_of("cpu").close()
+    engine_of("interpret").close()
+    engine_of.cache_clear()
+
+
+def answer(device: str, prompt: list[int], params: SamplingParams, **options: Any) -> RequestOutput:
+    [output] = engine_of(device).generate(prompt, params, **options)
+    return output
+
+
+def text_of(output: RequestOutput) -> tuple[list[int], str]:
+    return output.token_ids, output.finish_reason
+
+
+def verdicts_of(output: RequestOutput) -> tuple[int, ...]:
+    metrics = output.metrics
+    return metrics.rounds, metrics.accepted, metrics.judged, metrics.rejections
+
+
+@pytest.mark.parametrize(("strategy", "gamma"), PROGRAMS)
+def test_greedy_tokens_and_verdicts_are_the_executors(strategy: str, gamma: int) -> None:
+    """To the number of tokens asked for, and to the end of max_model_len."""
+    options = {"strategy": strategy, "gamma": gamma}
+    for prompt, limit in ((ONE, 7), (LONG, 10**9)):
+        params = SamplingParams(max_tokens=limit)
+        output = answer("interpret", prompt, params, **options)
+        assert text_of(output) == text_of(answer("cpu", prompt, params, strategy="ar"))
+        assert verdicts_of(output) == verdicts_of(answer("cpu", prompt, params, **options))
+    assert len(output.token_ids) == MAX_LEN - len(LONG)
+    assert {row.lane for row in output.metrics.trace} == (
+        {"target"} if strategy == "ar" else {"target", "draft"}
+    )
+
+
+@pytest.mark.parametrize("judge", ["coupled", "rejection"])
+@pytest.mark.parametrize(("strategy", "gamma"), [("ar", 1), ("sd", 3), ("pearl", 3)])
+def test_sampled_tokens_are_the_executors(strategy: str, gamma: int, judge: str) -> None:
+    """With judge "rejection" too: both draw the same numbers."""
+    params = SamplingParams(temperature=0.8, seed=2**64 - 1, max_tokens=7)
+    output = answer("interpret", ONE, params, strategy=strategy, gamma=gamma, judge=judge)
+    native = answer("cpu", ONE, params, strategy=strategy, gamma=gamma, judge=judge)
+    assert text_of(output) == text_of(native)
+    assert verdicts_of(output) == verdicts_of(native)
+    if judge == "coupled":
+        assert text_of(output) == text_of(answer("cpu", ONE, params, strategy="ar", judge="coupled"))
+
+
+@pytest.mark.parametrize("strategy", ["sd", "pearl"])
+def test_a_stop_id_inside_a_window(strategy: str) -> None:
+    free = answer("cpu", ONE, SamplingParams(max_tokens=12), strategy="ar").token_ids
+    params = SamplingParams(max_tokens=12, stop_token_ids=(free[3],))
+    end = free.index(free[3]) + 1
+    assert text_of(answer("interpret", ONE, params, strategy=strategy, gamma=4)) == (free[:end], "stop")
+
+
+@pytest.mark.parametrize("strategy", ["sd", "pearl"])
+@pytest.mark.parametrize("limit", [1, 2, 3])
+def test_limits_inside_a_window(strategy: str, limit: int) -> None:
+    params = SamplingParams(max_tokens=limit)
+    expected = text_of(answer("cpu", ONE, params, strategy="ar"))
+    assert expected[1] == "length"
+    assert text_of(answer("interpret", ONE, params, strategy=strategy, gamma=4)) == expected
+
+
+def lanes_of(placement: str, num_slots: int = 1, draft_vocab_size: int | None = None) -> InterpretLanes:
+    """draft_vocab_size: the draft is another model then, padded to so many ids."""
+    pair = pair_of("half-right")
+    draft_config, draft_tensors = pair.config, pair.draft
+    if draft_vocab_size is not None:
+        draft_config = replace(pair.config, vocab_size=draft_vocab_size)
+        draft_tensors = random_tensors(draft_config, seed=9)
+    target = InterpretModel.pack(pair.config, pair.target, name="target", max_model_len=MAX_LEN)
+    draft = InterpretModel.pack(draft_config, draft_tensors, name="draft", max_model_len=MAX_LEN)
+    return InterpretLanes(placement, target, draft, num_slots)
+
+
+def check_alone(lanes: InterpretLanes, strategy: str, requests: list[Request]) -> None:
+    """Each request in its slot gives what the executor alone gives, with the shared noise of `coupled`."""
+    lanes.coordinator.start(program(strategy, lanes.placement), requests, "coupled")
+    found: list[list[int]] = [[] for _ in requests]
+    while (results := lanes.coordinator.next()) is not None:
+        for result in results:
+            found[result.slot] += result.token_ids
+    for tokens, request in zip(found, requests, strict=True):
+        params = SamplingParams(
+            max_tokens=request.max_tokens,
+            temperature=request.temperature,
+            seed=request.seed,
+            stop_token_ids=() if request.ignore_eos else tuple(request.eos_ids),
+        )
+        prompt = list(request.prompt_ids)
+        assert tokens == answer("cpu", prompt, params, strategy="ar", judge="coupled").token_ids
+
+
+@pytest.mark.parametrize(("strategy", "placement"), [("sd", "shared"), ("pearl", "split")])
+def test_every_sequence_of_a_batch_is_what_it_is_alone(strategy: str, placement: str) -> None:
+    """Three slots in different states, of which two end early; then one request more in the same slots."""
+    lanes = lanes_of(placement, num_slots=3)
+    eos = answer("cpu", ONE, SamplingParams(max_tokens=6), strategy="ar").token_ids[3]
+    requests = [
+        Request(ONE, gamma=2, max_tokens=6, eos_ids=[eos]),
+        Request(LONG[:5], gamma=4, max_tokens=2),
+        Request(LONG[3:7], gamma=3, max_tokens=5, temperature=0.7, seed=5),
+    ]
+    check_alone(lanes, strategy, requests)
+    check_alone(lanes, strategy, [Request(ONE, gamma=2, max_tokens=5, eos_ids=[eos], ignore_eos=True)])
+
+
+@pytest.mark.parametrize("draft_vocab_size", [24, 40])
+def test_a_draft_of_another_vocabulary(draft_vocab_size: int) -> None:
+    """It is fed ids that it has no row for, and must not say ids that the target has none for."""
+    lanes = lanes_of("shared", draft_vocab_size=draft_vocab_size)
+    prompt = [SMALL["vocab_size"] - 1, 3]
+    check_alone(lanes, "pearl", [Request(prompt, gamma=2, max_tokens=5, temperature=1.0, seed=1)])
+
+
+def test_a_stream_that_is_closed_leaves_a_working_engine() -> None:
+    params = SamplingParams(max_tokens=4)
+    engine = engine_of("interpret")
+    stream = engine.stream(ONE, params, strategy="sd", gamma=2)
+    first = next(stream)
+    stream.close()
+    assert engine.last_output is not None and engine.last_output.finish_reason == "abort"
+    expected = text_of(answer("cpu", ONE, params, strategy="ar"))
+    assert first.token_ids == expected[0][: len(first.token_ids)]
+    assert text_of(answer("interpret", ONE, params, strategy="sd", gamma=2)) == expected
+
+
+@pytest.mark.parametrize("broken", ["target", "draft"])
+def test_logits_that_are_nan_end_the_run_with_the_lanes_name(broken: str) -> None:
+    pair = Pair.make("half-right", **SMALL)
+    tensors = dict(getattr(pair, broken))
+    tensors["model.norm.weight"] = torch.full_like(tensors["model.norm.weight"], torch.nan)
+    setattr(pair, broken, tensors)
+    step = "prefill of the target" if broken == "target" else "draft of the draft"
+    with pair.engine(device="interpret", max_model_len=MAX_LEN, placement="shared") as engine:
+        for _ in range(2):
+            with pytest.raises(
+                NumericsError, match=f"NaN or infinite logits in step {step} lane, sequence 0"
+            ):
+                engine.generate(ONE, SamplingParams(max_tokens=6), strategy="sd", gamma=2)
+
+
+def test_what_the_interpreter_does_not_take() -> None:
+    pair = pair_of("half-right")
+    with pytest.raises(ConfigError, match=r"dtype 'bfloat16' is not computed rightly"):
+        pair.engine(device="interpret", dtype="bfloat16")
+    wide = Pair.make("half-right", vocab_size=64)
+    params = SamplingParams(stop_token_ids=tuple(range(33)))
+    with pytest.raises(RequestError, match=r"33 end-of-text and stop ids; this lane takes 32"):
+        wide.engine(device="interpret").generate(ONE, params, strategy="ar")
+
+
+def test_kernels_that_are_compiled_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(ConfigError, match=r"triton was imported before .* set TRITON_INTERPRET=1 before"):
+        Environment.interpret_kernels()
+    assert "TRITON_INTERPRET" not in os.environ
+
+
+def test_stats_name_the_interpreter() -> None:
+    stats = engine_of("interpret").stats()
+    assert stats["isa"] == "triton-interpreter"
+    assert stats["dtype"] == {"target": "float32", "draft": "float32"}

@@ -1,0 +1,250 @@
+"""linear against its definition: awkward shapes, split K, epilogues, poison, row invariance, bad input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from pearl_rt.kernels.compile import SHARED_LIMITS
+from pearl_rt.kernels.linear import MAX_ROWS, SLICES, config, linear, workspace_size
+from pearl_rt.kernels.reference.linear import linear as reference
+from pearl_rt.kernels.shapes import SHAPES
+
+FP16, FP32 = torch.float16, torch.float32
+
+
+def poisoned(*shape: int, dtype: torch.dtype, device: torch.device, seed: int) -> torch.Tensor:
+    """Normal values in the middle of a buffer of NaN."""
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    whole = torch.full((values.numel() + 2048,), torch.nan, dtype=dtype, device=device)
+    middle = whole[1024 : 1024 + values.numel()].view(shape)
+    return middle.copy_(values)
+
+
+def workspace_for(T: int, N: int, K: int, device: torch.device) -> torch.Tensor:
+    """All bytes 255, which is NaN as fp32."""
+    return torch.full((workspace_size(T, N, K),), 255, dtype=torch.uint8, device=device)
+
+
+class Case:
+    """Operands, guarded outputs, and what the definition says of them."""
+
+    def __init__(
+        self, T: int, N: int, K: int, device: torch.device, dtype: torch.dtype = FP16, bias: bool = False
+    ) -> None:
+        self.x = poisoned(T, K, dtype=dtype, device=device, seed=1)
+        self.weight = poisoned(N, K, dtype=dtype, device=device, seed=2)
+        self.bias = poisoned(N, dtype=dtype, device=device, seed=3) if bias else None
+        self.workspace = workspace_for(T, N, K, device)
+        self.stream = torch.randn(T, N, generator=torch.Generator().manual_seed(4)).to(device)
+        self.shape, self.device = (T, N), device
+
+    def run(self, function: Callable[..., None], out: torch.dtype | None) -> torch.Tensor:
+        """Into an `out` of that dtype, or, with None, into the residual."""
+        T, N = self.shape
+        whole = torch.full((T + 2, N), torch.nan, dtype=out or FP32, device=self.device)
+        result = whole[1:-1]
+        if out is None:
+            result.copy_(self.stream)
+            function(self.x, self.weight, None, self.bias, result, self.workspace)
+        else:
+            function(self.x, self.weight, result, self.bias, None, self.workspace)
+        assert whole[[0, -1]].isnan().all(), "a row beside the output was written"
+        return result.float()
+
+    def check(self, out: torch.dtype | None) -> None:
+        found, expected = self.run(linear, out), self.run(reference, FP32 if out else None)
+        error = (found - expected).abs().max().item()
+        assert error <= self.tolerance(expected, out), f"error {error}"
+
+    def tolerance(self, expected: torch.Tensor, out: torch.dtype | None) -> float:
+        """Of sums of K products in another order, and of one rounding of the result."""
+        order = 1e-6 * self.x.shape[1] ** 0.5 * 4
+        return order + (2**-10 * expected.abs().max().item() if out == FP16 else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("T", "N", "K"),
+    [(1, 1, 64), (5, 111, 64), (16, 40, 576), (17, 33, 128), (3, 63, 1000), (64, 16, 72)],
+    ids=lambda v: str(v),
+)
+def test_is_the_definition(T: int, N: int, K: int, device: torch.device) -> None:
+    Case(T, N, K, device).check(FP32)
+
+
+def test_worked_example(device: torch.device) -> None:
+    x = torch.tensor([[1.0, 2.0, 3.0, 4.0]], device=device)
+    weight = torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 1.0]], device=device)
+    out, bias = torch.empty(1, 2, device=device), torch.tensor([0.0, 10.0], device=device)
+    linear(x, weight, out, bias, None, workspace_for(1, 2, 4, device))
+    assert out.tolist() == [[1.0, 16.0]]
+
+
+@pytest.mark.parametrize(
+    ("N", "block_n"), [(17000, 64), (4300, 32), (3100, 32), (2200, 16)], ids=lambda v: str(v)
+)
+def test_every_width_of_the_table(N: int, block_n: int, device: torch.device) -> None:
+    assert config(N, 24, 2).block_n == block_n
+    Case(2, N, 24, device).check(FP32)
+
+
+def test_tables_differ_by_width() -> None:
+    assert len({config(N, 64, 2) for N in (17000, 4300, 3100, 2200, 111)}) == 5
+
+
+@pytest.mark.parametrize("dtype", [FP16, FP32], ids=["fp16", "fp32"])
+@pytest.mark.parametrize("out", [FP16, FP32, None], ids=["to-fp16", "to-fp32", "residual"])
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_epilogues(dtype: torch.dtype, out: torch.dtype | None, bias: bool, device: torch.device) -> None:
+    if (dtype, out) != (FP32, FP16):
+        Case(5, 50, 136, device, dtype, bias).check(out)
+
+
+@pytest.mark.parametrize(("K", "parts"), [(4096, 2), (8200, 4)], ids=["even", "tail"])
+@pytest.mark.parametrize("out", [FP16, None], ids=["to-fp16", "residual"])
+def test_split_k(K: int, parts: int, out: torch.dtype | None, device: torch.device) -> None:
+    assert config(40, K, 2).split_k == config(40, K, 4).split_k == parts
+    assert workspace_size(17, 40, K) == parts * 17 * 40 * 4
+    Case(17, 40, K, device, bias=True).check(out)
+
+
+def test_parts_are_added_in_the_order_of_their_index(device: torch.device) -> None:
+    N, K = 16, 8192
+    assert config(N, K, 2).split_k == 4
+    x, weight = torch.zeros(1, K, dtype=FP16, device=device), torch.ones(N, K, dtype=FP16, device=device)
+    x[0, 0], x[0, 2048], x[0, 4096], x[0, 6144] = 1.0, 2.0**15, -(2.0**15), 2.0**-14
+    weight[:, 2048] = weight[:, 4096] = 2.0**14  # 1 + 2**29 - 2**29 + 2**-14: in this order the 1 is lost
+    out = torch.empty(1, N, device=device)
+    linear(x, weight, out, None, None, workspace_for(1, N, K, device))
+    assert out.tolist() == [[2.0**-14] * N]
+
+
+@pytest.mark.parametrize("K", [200, 4096], ids=["whole", "split"])
+def test_a_row_has_the_same_bits_in_any_company(K: int, device: torch.device) -> None:
+    case = Case(64, 60, K, device, bias=True)
+    row = case.x[7:8].clone()
+    alone = torch.empty(1, 60, device=device)
+    linear(row, case.weight, alone, case.bias, None, workspace_for(1, 60, K, device))
+    for T, index in ((2, 1), (5, 4), (16, 0), (33, 32), (64, 40)):
+        x = case.x[:T].clone()
+        x[index] = row[0]
+        out = torch.empty(T, 60, device=device)
+        linear(x, case.weight, out, case.bias, None, workspace_for(T, 60, K, device))
+        assert torch.equal(out[index], alone[0]), f"row {index} of {T}"
+
+
+def test_a_bad_row_stays_alone(device: torch.device) -> None:
+    case = Case(6, 20, 64, device)
+    case.x[2, 5] = torch.inf
+    out = torch.empty(6, 20, device=device)
+    linear(case.x, case.weight, out, None, None, case.workspace)
+    assert not out[2].isfinite().any()
+    assert out[[0, 1, 3, 4, 5]].isfinite().all()
+
+
+@pytest.mark.parametrize("out", [FP16, FP32, None], ids=["to-fp16", "to-fp32", "residual"])
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_many_rows(out: torch.dtype | None, bias: bool, device: torch.device) -> None:
+    assert workspace_size(MAX_ROWS + 1, 48, 64) == 4 * (MAX_ROWS + 1) * 48
+    Case(MAX_ROWS + 1, 48, 64, device, bias=bias).check(out)
+
+
+def test_no_rows(device: torch.device) -> None:
+    case, out = Case(1, 20, 64, device), torch.empty(0, 20, device=device)
+    linear(case.x[:0], case.weight, out, None, None, case.workspace)
+
+
+def test_is_an_operator(device: torch.device) -> None:
+    for T, N, K in ((2, 20, 32), (1, 16, 4096), (MAX_ROWS + 1, 16, 32)):
+        case = Case(T, N, K, device, FP32, bias=True)
+        out, residual = torch.empty(T, N, device=device), torch.zeros(T, N, device=device)
+        linear_op = torch.ops.pearl_rt.linear
+        torch.library.opcheck(linear_op, (case.x, case.weight, out, None, None, case.workspace))
+        torch.library.opcheck(linear_op, (case.x, case.weight, None, case.bias, residual, case.workspace))
+
+
+def test_shipped_layers_fill_a_chip() -> None:
+    """60 KiB of weights, or all, are on their way to each program, and to 96 of them if there are 8 MB."""
+    for shape in SHAPES:
+        for N, K in shape.linears.values():
+            cut = config(N, K, 2)
+            step = SLICES * cut.slice_k * 2  # bytes of a row
+            buffers = cut.num_stages - 1
+            shared = buffers * step * (cut.block_n + 16)
+            assert shared <= min(SHARED_LIMITS.values()), (N, K)
+            programs = -(-N // cut.block_n) * cut.split_k
+            at_once = min(programs, 132 * (227 * 1024 // (shared + 1024)))
+            in_flight = at_once * buffers * step * cut.block_n
+            wanted = 96 if N * K * 2 >= 8 << 20 else min(96, programs)
+            assert in_flight >= min(60 * 1024 * wanted, N * K * 2), (N, K, in_flight)
+
+
+ARGUMENTS = {
+    "x": torch.zeros(2, 64),
+    "weight": torch.zeros(8, 64),
+    "out": torch.zeros(2, 8),
+    "bias": None,
+    "residual": None,
+    "workspace": torch.zeros(0, dtype=torch.uint8),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": torch.zeros(64)}, r"x has shape \[64\], expected \[\*, \*\]"),
+        ({"weight": torch.zeros(8, 60)}, r"weight has shape \[8, 60\], expected \[\*, 64\]"),
+        ({"weight": torch.zeros(8, 64).half()}, r"weight is torch.float16, expected torch.float32"),
+        ({"weight": torch.zeros(64, 8).t()}, r"weight has strides \(1, 8\): pass a contiguous tensor"),
+        (
+            {"x": torch.zeros(2, 5), "weight": torch.zeros(8, 5)},
+            r"K is 5, rows have 20 bytes, expected a multiple",
+        ),
+        ({"x": torch.zeros(129)[1:].view(2, 64)}, r"x starts at 0x\w+: align it to 16 bytes"),
+        ({"out": None}, r"neither of out and residual given, expected one"),
+        ({"residual": torch.zeros(2, 8)}, r"both of out and residual given, expected one"),
+        ({"out": torch.zeros(2, 9)}, r"out has shape \[2, 9\], expected \[2, 8\]"),
+        ({"out": torch.zeros(2, 8).half()}, r"out is torch.float16, expected torch.float32"),
+        (
+            {"out": None, "residual": torch.zeros(2, 8).double()},
+            r"residual is torch.float64, expected torch.float32",
+        ),
+        ({"bias": torch.zeros(9)}, r"bias has shape \[9\], expected \[8\]"),
+        ({"x": torch.zeros(1, 4096), "weight": torch.zeros(8, 4096), "out": torch.zeros(1, 8)}, r"needs 64"),
+        ({"x": torch.zeros(2, 64, device="meta")}, r"tensors on several devices \(x on meta"),
+    ],
+    ids=[
+        *("rank", "K", "dtypes", "strides", "row-bytes", "alignment", "neither", "both", "out-size"),
+        *("out-dtype", "residual-dtype", "bias-size", "workspace", "device"),
+    ],
+)
+def test_refuses(changes: dict[str, torch.Tensor | None], message: str, device: torch.device) -> None:
+    if device.type != "cpu" and "starts at" in message:
+        pytest.skip("a copy to another device is aligned")
+    moved = {n: t if t is None or t.is_meta else t.to(device) for n, t in (ARGUMENTS | changes).items()}
+    with pytest.raises(ValueError, match=message):
+        linear(**moved)
+
+
+def test_refuses_bf16_where_it_is_computed_wrongly(device: torch.device) -> None:
+    if device.type == "cuda":
+        pytest.skip("compiled kernels compute it rightly")
+    x, out = torch.zeros(1, 64, dtype=torch.bfloat16), torch.zeros(1, 1)
+    with pytest.raises(ValueError, match="which Triton's interpreter computes wrongly: use float16"):
+        linear(x, x, out, None, None, ARGUMENTS["workspace"])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, FP16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize(
+    ("T", "N", "K"), [(1, 4096, 4096), (8, 896, 4864), (16, 2048, 8192), (64, 32000, 576)]
+)
+def test_errs_no_more_than_torch(T: int, N: int, K: int, dtype: torch.dtype) -> None:
+    device = torch.device("cuda")
+    case = Case(T, N, K, device, dtype)
+    found, exact = case.run(linear, dtype), case.x.double() @ case.weight.double().t()
+    same = torch.mm(case.x, case.weight.t()).double()
+    assert (found - exact).abs().max() <= 2 * (same - exact).abs().max() + 1e-3
