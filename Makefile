@@ -1,8 +1,9 @@
-# make latency | make test | make check | make sanitize: each sets up what it needs.
+# make latency | make test | make exactness | make schedules | make soak | make check | make sanitize: each sets up what it needs.
 #   make test PYTHON=python3 VENV=     use the installed Python, torch and build tools; no network
 #   make gpu [RESULTS_DIR=DIR]         with a GPU: builds, tests and measures with what is installed; no network
+#   make gpu-latency                   with a GPU: the main job in full, half an hour
 
-ifneq ($(filter gpu,$(MAKECMDGOALS)),)
+ifneq ($(filter gpu gpu-latency,$(MAKECMDGOALS)),)
 VENV ?=
 PYTHON ?= python3
 endif
@@ -23,11 +24,11 @@ READY := $(VENV)/.ready
 endif
 
 PATHS = pearl_rt bench tests kernels examples setup.py
-CPP = $(shell find csrc -name '*.cpp' -o -name '*.h')
+CPP = tests/cuda_handles.cpp tests/driver_api_check.cpp $(shell find csrc tests/fakes -name '*.cpp' -o -name '*.h')
 CLANG_FORMAT = $(firstword $(wildcard $(dir $(PY))clang-format) clang-format)
 RUN = PYTHONPATH=$(CURDIR) $(PY)
 
-.PHONY: latency test check sanitize gpu build clean
+.PHONY: latency test exactness schedules soak check sanitize gpu gpu-latency build clean
 .DELETE_ON_ERROR:
 
 latency: build
@@ -35,6 +36,18 @@ latency: build
 
 test: build
 	$(RUN) -m pytest $(ARGS)
+
+# The long form of tests/exactness: a thousand random cases of each kind.
+exactness: build
+	$(RUN) -m pytest tests/exactness --long $(ARGS)
+
+# The long form of a test: 10,000 random schedules of each program on the fake CUDA driver.
+schedules: build
+	$(RUN) -m pytest -q tests/test_cuda_lane.py -k random_schedules --schedules 10000 $(ARGS)
+
+# Twenty minutes of requests that join, leave and fail: no wrong token, no growth.
+soak: build
+	$(RUN) tests/soak.py $(ARGS)
 
 check: $(READY) pearl_rt/kernels
 	$(PY) -m ruff check $(PATHS)
@@ -51,9 +64,9 @@ sanitize: $(READY)
 	$(PY) tests/sanitize.py $(ARGS)
 
 # No prerequisites: the first thing asked is whether there is a GPU, and the build is a part like the others.
-gpu:
-	@$(PY) -c "import torch, triton" || { echo "make gpu uses what $(PYTHON) has installed: torch and triton"; exit 2; }
-	RESULTS_DIR=$(RESULTS_DIR) $(RUN) bench/gpu.py $(ARGS)
+gpu gpu-latency:
+	@$(PY) -c "import torch, triton" || { echo "make $@ uses what $(PYTHON) has installed: torch and triton"; exit 2; }
+	RESULTS_DIR=$(RESULTS_DIR) $(RUN) bench/gpu.py $(if $(filter gpu-latency,$@),--long) $(ARGS)
 
 build: $(READY)
 	$(PY) setup.py -q build_ext --inplace

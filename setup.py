@@ -85,6 +85,7 @@ setup(
         "pearl_rt.kernels",
         "pearl_rt.kernels.reference",
         "pearl_rt.models",
+        "pearl_rt.serve",
         "pearl_rt.train",
     ],
     package_dir={"pearl_rt.kernels": "kernels"},

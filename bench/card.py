@@ -22,6 +22,7 @@ from pearl_rt.models.shapes import tensor_shapes
 
 MEMORY_BUFFER = 1 << 30  # larger than any last-level cache
 BANDWIDTH_SECONDS = 0.4
+ROLES = ("target", "draft")
 BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
 
@@ -65,13 +66,16 @@ def memory_gib() -> float:
 
 def machine_card(*, isa: str, cpus: Sequence[int], dtype: str) -> dict[str, Any]:
     """CPU, cores, caches, versions, date."""
+    return host_card(dtype=dtype) | {"cores": len(cpus), "isa": isa}
+
+
+def host_card(*, dtype: str) -> dict[str, Any]:
+    """CPU, caches, versions, date; not what is used of them."""
     import pearl_rt
 
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "cpu": cpu_model(),
-        "cores": len(cpus),
-        "isa": isa,
         "last_level_cache": last_level_cache(),
         "memory_gib": round(memory_gib(), 1),
         "dtype": dtype,
@@ -92,6 +96,18 @@ def bandwidth_card(core_set: Any, models: Sequence[ModelFigures]) -> dict[str, f
     return measured
 
 
+def format_models(models: Sequence[ModelFigures], bandwidth: float | None) -> str:
+    """Both models, and the ceiling of ar on a device that copies `bandwidth` bytes a second."""
+    lines = []
+    for role, model in zip(ROLES, models, strict=False):
+        size = f"{model.num_params / 1e6:.1f}M parameters, {model.bytes_per_step / 1e6:.1f} MB a step"
+        least = f", {model.bytes_per_step / bandwidth * 1e3:.3f} ms at least" if bandwidth else ""
+        lines.append(f"{role:<6} {model.name}: {size}{least}")
+    if bandwidth:
+        lines.append(f"ceiling of ar: {bandwidth / models[0].bytes_per_step:.0f} tok/s")
+    return "\n".join(lines)
+
+
 def format_card(machine: dict[str, Any], models: Sequence[ModelFigures], bandwidth: dict[str, float]) -> str:
     """The card as text, the ceiling of ar last."""
     m = machine
@@ -101,7 +117,7 @@ def format_card(machine: dict[str, Any], models: Sequence[ModelFigures], bandwid
         f"pearl_rt {m['pearl_rt']}, Python {m['python']}, torch {m['torch']}, {m['system']}; {m['dtype']}",
         f"memory bandwidth {bandwidth['memory']:.1f} GB/s on all cores (1 GiB read)",
     ]
-    for role, model in zip(("target", "draft"), models, strict=False):
+    for role, model in zip(ROLES, models, strict=False):
         rate = bandwidth[model.name]
         floor_ms = model.bytes_per_step / rate / 1e6
         lines.append(

@@ -1,4 +1,5 @@
-"""What the kernels are meant to reach on an H100, and whether a run reached it. Knows rows of figures only.
+"""What kernels and whole rounds are meant to reach on an H100, and whether a run reached it. Knows rows of
+figures only.
 
 A goal holds over every case that it applies to: the worst of them decides. A case that was wrong, failed or
 was left out decides too: a goal is met only by cases that ran.
@@ -21,9 +22,10 @@ class Goal:
 
     name: str
     applies: Callable[[Tags], bool]  # by the tags of a case
-    figure: str  # share (of the copy bandwidth), us, or x:PEER
+    figure: str  # share (of the copy bandwidth), of_model, us or NAME_us, or x:PEER
     limit: float
     at_least: bool = True
+    prediction: str = ""  # made before the first run; the arithmetic is in bench/LOG.md
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Verdict:
             "figure": goal.figure,
             "limit": goal.limit,
             "at_least": goal.at_least,
+            "prediction": goal.prediction,
             "found": self.found,
             "case": self.case,
             "met": self.met,
@@ -87,6 +90,82 @@ GOALS = (
 )
 
 
+def is_program(**wanted: Any) -> Callable[[Tags], bool]:
+    """A whole program whose tags have these values."""
+    return lambda t: t["op"] == "rounds" and all(t.get(key) == value for key, value in wanted.items())
+
+
+# Of bench/latency.py on one H100. Gaps and step times are those of the timed form, two streams and events.
+ROUND_GOALS = (
+    Goal(
+        "no lane works between rounds, median",
+        is_program(timed=True),
+        "between_us",
+        10.0,
+        at_least=False,
+        prediction="ar 3 to 6, sd and pearl 5 to 9: met",
+    ),
+    Goal(
+        "no lane works between rounds, 95 %: the host is not on the critical path",
+        is_program(timed=True),
+        "between_p95_us",
+        10.0,
+        at_least=False,
+        prediction="ar 4 to 8, sd and pearl 6 to 12: may be missed",
+    ),
+    Goal(
+        "host work a round",
+        is_program(timed=True),
+        "host_us",
+        30.0,
+        at_least=False,
+        prediction="ar 8 to 14, sd and pearl 12 to 20: met",
+    ),
+    Goal(
+        "8B ar against the copy bandwidth",
+        is_program(target="8b", strategy="ar", timed=True),
+        "share",
+        0.85,
+        prediction="82 to 88 %: open",
+    ),
+    Goal(
+        "8B ar against Hugging Face, eager",
+        is_program(target="8b", strategy="ar", timed=True),
+        "x:hf ar",
+        2.0,
+        prediction="4 to 5: met",
+    ),
+    Goal(
+        "8B ar against Hugging Face, static cache and torch.compile",
+        is_program(target="8b", strategy="ar", timed=True),
+        "x:hf compiled",
+        1.0,
+        prediction="1.2 to 1.4: met",
+    ),
+    Goal(
+        "sd against its own model",
+        is_program(strategy="sd", timed=True),
+        "of_model",
+        0.95,
+        prediction="96 to 99 %: met; 7B+68M the worst",
+    ),
+    Goal(
+        "pearl against its own model",
+        is_program(strategy="pearl", timed=True),
+        "of_model",
+        0.95,
+        prediction="96 to 99 %: met",
+    ),
+    Goal(
+        "pearl against sd, 8B+135M at 0.9",
+        is_program(strategy="pearl", pair="8b+135m", alpha=0.9, timed=True),
+        "x:sd",
+        1.0,
+        prediction="0.65 to 0.90: missed, see shared memory there",
+    ),
+)
+
+
 def figure_of(row: Mapping[str, Any], figure: str) -> float | None:
     """That figure of a row of the table, or None if it has none."""
     if figure.startswith("x:"):
@@ -122,9 +201,9 @@ def written(figure: str, value: float | None) -> str:
     """A figure as text, in the goal's own unit."""
     if value is None:
         return "-"
-    if figure == "share":
+    if figure in ("share", "of_model"):
         return f"{value:.0%}"
-    return f"{value:.1f} us" if figure == "us" else f"{value:.2f}x"
+    return f"{value:.1f} us" if figure.endswith("us") else f"{value:.2f}x"
 
 
 def format_goals(verdicts: Sequence[Verdict]) -> str:
@@ -136,6 +215,7 @@ def format_goals(verdicts: Sequence[Verdict]) -> str:
         sign = ">=" if v.goal.at_least else "<="
         wanted = f"{sign} {written(v.goal.figure, v.goal.limit)}"
         where = f"{v.case}; {v.note}" if v.case else v.note
+        where += f"; predicted {v.goal.prediction}" if v.goal.prediction else ""
         found = written(v.goal.figure, v.found)
         lines.append(f"{v.goal.name.ljust(width)}  {wanted:>11}  {found:>9}  {words[v.met]:<12}  ({where})")
     return "\n".join(lines)

@@ -1,10 +1,12 @@
 """Everything that only a GPU can answer, in one run: the build, the tests, memcheck, the kernels, the main
 job.
 
-    make gpu [RESULTS_DIR=DIR]        with the installed Python, torch and triton, and no network
+    make gpu [RESULTS_DIR=DIR]    eight minutes, with the installed Python, torch and triton, and no network
+    make gpu-latency              the main job over three pairs at three agreements with peers: half an hour
 
-Each part is a process of its own with a time limit. Writes DATE-GPU-PART.txt and .json, prints a line a part,
-and ends within eight minutes. Exit status 1 if a part failed, 2 if there is no GPU: then nothing was done.
+Each part is a process of its own with a time limit. Writes DATE-GPU-gpu.txt (all that was printed) and .json
+(what became of each part), and a .json, perhaps a .png, of each part with figures; prints a line a part.
+Exit status 1 if a part failed, 2 if there is no GPU: then nothing was done.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import datetime
 import json
 import os
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,18 +25,31 @@ ROOT = Path(__file__).resolve().parent.parent
 if sys.path[0] == str(ROOT / "bench"):
     sys.path[0] = str(ROOT)  # run as a script: our modules are bench.*, and none of them may shadow another's
 
-from bench.gpu_card import gpu_card, gpu_name, slug, why_no_gpu  # noqa: E402
+from bench.gpu_card import gpu_card, gpu_name, num_gpus, slug, why_no_gpu  # noqa: E402
 from bench.memcheck import NOTHING_TO_CHECK, TOOL, find_tool  # noqa: E402
 from bench.parts import Outcome, Part, run_parts, summary  # noqa: E402
 
 TOTAL_S = 460.0
+LONG_TOTAL_S = 1740.0
 NOTHING_COLLECTED = 5  # pytest's exit status
 KERNELS_BUDGET_S = 150
 ELSEWHERE = (
     "test_compile.py",
     "test_interpret.py",
 )  # kernel tests of compiler and interpreter: they need no GPU
-LATENCY = ("--pair", "planted:88m+8m@0.8", "--num-prompts", "2", "--max-tokens", "64", "--budget", "15")
+# The main job in little time: the pair for which two lanes on one GPU should pay.
+SHORT_PAIR = "planted:8b+135m@0.9"
+SHORT = (
+    *("--num-prompts", "3", "--max-tokens", "96", "--temperature", "0", "--gammas", "4", "8", "10", "13"),
+    *("--peers", "hf", "--peer-prompts", "1", "--budget", "25"),
+)
+# And in full. A target has the same seed for all of its drafts, and an agreement is a rewrite in place.
+LONG_PAIRS = ("8b+1b", "7b+68m", "8b+135m")
+LONG = (
+    *("--alphas", "0.6", "0.8", "0.9", "--num-prompts", "6", "--max-tokens", "128", "--temperature", "0"),
+    *("--gammas", "1", "2", "3", "4", "6", "8", "10", "12", "13", "15", "--peers", "all", "--budget", "180"),
+)
+TWO_GPUS = ("--draft-device", "cuda:1", "--forms", "events")
 IMPORTS = """
 import importlib, pathlib
 import torch, triton, pearl_rt
@@ -50,7 +67,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Build, tests, memcheck and benchmarks on a GPU.")
     default = os.environ.get("RESULTS_DIR") or str(ROOT / "bench" / "results")
     parser.add_argument("--results-dir", type=Path, default=Path(default), help="default: bench/results")
-    parser.add_argument("--total", type=float, default=TOTAL_S, help="seconds for all parts together")
+    parser.add_argument("--long", action="store_true", help="the main job in full, and no kernels")
+    parser.add_argument("--total", type=float, help="seconds for all parts together")
     parser.add_argument("--only", metavar="PART", nargs="+", help="these parts")
     return parser.parse_args(argv)
 
@@ -69,13 +87,43 @@ def gpu_tests_part(pytest: list[str]) -> Part:
     return Part("gpu-tests", [*pytest, "-m", "gpu", *names], 60.0, absent, nothing_status=NOTHING_COLLECTED)
 
 
-def parts_of(python: str) -> list[Part]:
-    """What there is to run, in order. The sum of the limits may pass the total: few parts need theirs."""
+def latency_part(
+    python: str, name: str, pair: str, options: Sequence[str], limit_s: float, stem: Path
+) -> Part:
+    """The main job on the GPU for one pair, with a picture if something here can draw."""
+    command = [python, "bench/latency.py", "--device", "cuda", "--pair", pair, *options]
+    if find_spec("matplotlib") is not None:
+        command += ["--plot", f"{stem}-{name}.png"]
+    return Part(name, command, limit_s, shown=30)
+
+
+def two_gpus_part(python: str, stem: Path) -> Part:
+    """The draft on a GPU of its own: the setting in which both models share nothing."""
+    part = latency_part(python, "two-gpus", "planted:8b+1b@0.8", (*SHORT, *TWO_GPUS), 100.0, stem)
+    return part if num_gpus() > 1 else replace(part, absent="there is one GPU")
+
+
+def parts_of(python: str, stem: Path, *, long: bool = False) -> list[Part]:
+    """What there is to run, in order. The sum of the limits may pass the total: few parts need theirs.
+
+    stem: what names of results begin with.
+    """
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     workers = ["-n", str(min(12, os.cpu_count() or 1))] if find_spec("xdist") else []
-    return [
+    first = [
         Part("build", [python, "setup.py", "-q", "build_ext", "--inplace"], 120.0),
         Part("imports", [python, "-c", IMPORTS], 40.0),
+    ]
+    if long:
+        pairs = [
+            latency_part(
+                python, f"latency-{pair.replace('+', '-')}", f"planted:{pair}@0.9", LONG, 540.0, stem
+            )
+            for pair in LONG_PAIRS
+        ]
+        return [*first, *pairs, two_gpus_part(python, stem)]
+    return [
+        *first,
         Part(
             "kernel-tests",
             [*pytest, *workers, "tests/kernels", *(f"--ignore=tests/kernels/{name}" for name in ELSEWHERE)],
@@ -90,20 +138,24 @@ def parts_of(python: str) -> list[Part]:
             shown=40,
         ),
         memcheck_part(python),
-        Part(
-            "latency",
-            [python, "bench/latency.py", *LATENCY, "--temperature", "0", "--gammas", "4", "8"],
-            75.0,
-        ),
+        latency_part(python, "latency", SHORT_PAIR, SHORT, 130.0, stem),
+        two_gpus_part(python, stem),
     ]
 
 
 def write_results(outcome: Outcome, stem: Path, card: dict[str, object]) -> None:
-    """The JSON beside a part's text."""
-    if outcome.returncode is None:
-        return
-    figures = {"card": card, **outcome.to_dict()}
-    stem.with_name(stem.name + ".json").write_text(json.dumps(figures, indent=1) + "\n")
+    """The JSON of a part that has figures."""
+    if outcome.figures() is not None:
+        write_json(Path(f"{stem}-{outcome.part.name}.json"), {"card": card, **outcome.to_dict()})
+
+
+def write_json(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def without_figures(outcome: Outcome) -> dict[str, object]:
+    """What became of a part; its figures have a file of their own."""
+    return {key: value for key, value in outcome.to_dict().items() if key != "figures"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -114,23 +166,33 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     card = gpu_card()
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    prefix = f"{date}-{slug(gpu_name())}"
+    stem = options.results_dir / f"{date}-{slug(gpu_name())}"
     options.results_dir.mkdir(parents=True, exist_ok=True)
     print(*(card[key] for key in ("gpu", "driver", "torch", "triton", "commit")), sep=", ")
+    log = Path(f"{stem}-{'gpu-latency' if options.long else 'gpu'}.txt")
+    log.unlink(missing_ok=True)
+    done: list[Outcome] = []
 
-    def stem(part: Part) -> Path:
-        return options.results_dir / f"{prefix}-{part.name}"
+    def log_of(part: Part) -> Path:
+        with log.open("a") as file:
+            file.write(f"== {part.name}\n")
+        return log
 
-    parts = parts_of(sys.executable)
+    def keep(outcome: Outcome) -> None:
+        done.append(outcome)
+        write_results(outcome, stem, card)
+        write_json(log.with_suffix(".json"), {"card": card, "parts": [without_figures(o) for o in done]})
+
+    parts = parts_of(sys.executable, stem, long=options.long)
     if options.only:
         parts = [part for part in parts if part.name in options.only]
     outcomes = run_parts(
         parts,
-        lambda part: stem(part).with_name(stem(part).name + ".txt"),
-        total_s=options.total,
+        log_of,
+        total_s=options.total or (LONG_TOTAL_S if options.long else TOTAL_S),
         cwd=ROOT,
         emit=lambda text: print(text, flush=True),
-        keep=lambda outcome: write_results(outcome, stem(outcome.part), card),
+        keep=keep,
     )
     print(f"\n{summary(outcomes)}\nresults in {options.results_dir}")
     return 1 if any(outcome.failed for outcome in outcomes) else 0

@@ -58,6 +58,10 @@ def gpu_name() -> str:
     return str(torch.cuda.get_device_name())
 
 
+def num_gpus() -> int:
+    return torch.cuda.device_count()
+
+
 def version_of(module: str) -> str | None:
     """The installed version of a package, without importing it, or None."""
     from importlib.metadata import PackageNotFoundError, version

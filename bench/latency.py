@@ -3,6 +3,8 @@
     python bench/latency.py                                  the pair in models/ on held-out prompts
     python bench/latency.py --pair planted:88m+8m@0.8        random weights of a true size
     python bench/latency.py --target DIR --draft DIR         anyone's checkpoints
+    python bench/latency.py --device cuda --pair planted:8b+135m@0.9 --peers all
+    python bench/latency.py --device interpret --pair planted:0.01m+0.01m@0.7 ...     the same path, no GPU
 
 Prints a card, the executor's speed, one table a temperature, and as its last line the same figures as JSON.
 Exit status 1, and no speed-ups, if any two programs wrote different tokens. Progress goes to stderr.
@@ -22,6 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if sys.path[0] == str(ROOT / "bench"):
     sys.path[0] = str(ROOT)  # run as a script: our modules are bench.*, and none of them may shadow another's
 
+import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from bench.card import bandwidth_card, format_card, machine_card  # noqa: E402
@@ -31,11 +34,11 @@ from bench.peers import HuggingFace  # noqa: E402
 from bench.section import (  # noqa: E402
     GAMMAS,
     Section,
+    cpu_menu,
     fit_workload,
     format_section,
     num_runs,
     run_section,
-    speculative_kinds,
 )
 from bench.steps import format_steps, measure_steps, to_dict  # noqa: E402
 from bench.subject import Subject, open_subject  # noqa: E402
@@ -45,6 +48,7 @@ from pearl_rt.metrics import RequestMetrics  # noqa: E402
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line; `device` is decided then."""
     parser = argparse.ArgumentParser(description="Latency of ar, sd, pearl and auto on the same tokens.")
     models = parser.add_argument_group("models")
     models.add_argument("--target", type=Path, help="checkpoint directory (default: models/target)")
@@ -55,6 +59,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     models.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
     work = parser.add_argument_group("work")
     work.add_argument("--prompts", type=Path, help="text, or JSONL of HumanEval, GSM8K, MGSM or MT-bench")
+    work.add_argument(
+        "--alphas",
+        type=float,
+        nargs="+",
+        help="agreements of a pair planted on a device, one after the other",
+    )
     work.add_argument("--num-prompts", type=int, default=8)
     work.add_argument("--max-tokens", type=int, default=128)
     work.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
@@ -64,12 +74,28 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     work.add_argument("--budget", type=float, default=100.0, help="seconds of decoding to stay within, about")
     work.add_argument("--pearl-shared", action="store_true", help="pearl on shared cores too")
     machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:N or interpret"
+    )
+    machine.add_argument("--draft-device", help="cuda:N, or cpu, for the draft of a target on a GPU")
+    machine.add_argument(
+        "--forms",
+        nargs="+",
+        default=["events", "graph"],
+        choices=("events", "graph", "eager"),
+        help="how rounds are launched on a GPU; gamma is swept in the first",
+    )
     machine.add_argument("--isa", help="force an instruction set")
     machine.add_argument("--threads", type=int, help="cores to use")
+    parser.set_defaults(max_num_seqs=1)  # throughput.py runs several
     output = parser.add_argument_group("output")
     output.add_argument(
-        "--peers", choices=("hf",), help="Hugging Face generate on the same checkpoints and prompts"
+        "--peers",
+        choices=("hf", "all"),
+        help="hf: Hugging Face generate on the same weights and prompts; all, on a GPU: compiled too, and "
+        "vLLM, SGLang, gpt-fast if installed",
     )
+    output.add_argument("--peer-prompts", type=int, default=2, help="prompts that peers run on a device")
     output.add_argument("--trace", type=Path, help="write a Chrome/Perfetto trace of one prompt's lanes")
     output.add_argument("--plot", type=Path, help="write a PNG of sd's lanes above pearl's")
     output.add_argument("--json-out", type=Path, help="write the JSON of the last line, indented")
@@ -80,10 +106,34 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         )
     if bool(arguments.target) != bool(arguments.draft):
         parser.error("--target and --draft go together")
-    for name in ("num_prompts", "max_tokens", "repeats"):
+    if arguments.device == "auto":
+        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
+    on_device = arguments.device != "cpu"
+    for name, needed in (("alphas", on_device and arguments.pair), ("draft_device", on_device)):
+        if getattr(arguments, name) and not needed:
+            parser.error(
+                f"--{name.replace('_', '-')} is for a device: pass --device cuda or interpret"
+                + (" and --pair" if name == "alphas" else "")
+            )
+    if arguments.peers == "all" and not on_device:
+        parser.error("--peers all is for a device: on a CPU pass --peers hf")
+    for name in ("num_prompts", "peer_prompts", "max_tokens", "repeats"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(arguments, name)} would measure nothing")
     return arguments
+
+
+def latency_on_device(options: argparse.Namespace) -> dict[str, Any]:
+    """The main job where kernels run."""
+    from bench.device_latency import run_on_device
+    from bench.device_subject import open_on_device
+    from bench.pairs import PairSpec
+
+    if options.pair:
+        options.alphas = options.alphas or [PairSpec.parse(options.pair).alpha]
+    subject = open_on_device(options)
+    with subject.engine:
+        return run_on_device(options, subject)
 
 
 def seconds_per_token(subject: Subject) -> float:
@@ -125,7 +175,7 @@ def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
     ]
     print(format_steps(speeds), flush=True)
 
-    split = len(subject.cores) > 1
+    menu = cpu_menu(split=len(subject.cores) > 1, pearl_shared=options.pearl_shared)
     whole = Workload(subject.prompts, options.max_tokens, seed=options.seed)
     workload = fit_workload(
         whole, seconds_per_token(subject), options.budget, len(options.temperature), len(options.gammas)
@@ -139,11 +189,10 @@ def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
         bar = stack.enter_context(tqdm(total=0, unit="run", file=sys.stderr, dynamic_ncols=True))
         bar.total = sum(
             num_runs(
-                speculative_kinds(split=split, pearl_shared=options.pearl_shared),
-                len(options.gammas),
+                menu,
+                options.gammas,
                 len(workload.prompts),
                 options.repeats,
-                split=split,
                 sampled=temperature > 0,
                 num_peers=3 if peer is not None and temperature == 0 else 0,
             )
@@ -155,8 +204,7 @@ def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
                 subject.run,
                 at,
                 gammas=tuple(options.gammas),
-                split=split,
-                pearl_shared=options.pearl_shared,
+                menu=menu,
                 repeats=options.repeats,
                 peer=peer,
                 bar=bar,
@@ -186,6 +234,8 @@ def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     options = parse_arguments(argv)
     try:
+        if options.device != "cpu":
+            return 0 if latency_on_device(options)["outputs_equal"] else 1
         subject = open_subject(options)
         with subject.engine:
             return 0 if run(options, subject)["outputs_equal"] else 1

@@ -25,13 +25,16 @@ import numpy as np
 
 from pearl_rt.metrics import RequestMetrics
 
+OWN = ("ar", "sd", "pearl", "auto")  # strategies; every other name is a peer's
+WARM_TOKENS = 8
+
 
 @dataclass(frozen=True)
 class Program:
     """One way to generate: a strategy, where its lanes sit, its window, how drafts are judged at T > 0."""
 
     strategy: str  # ar, sd, pearl, auto, or a peer's name
-    placement: str = "shared"
+    placement: str = "shared"  # where lanes sit, or, on a device, in which form rounds are launched
     gamma: int = 0  # 0: none, or the program chooses
     judge: str = "coupled"
 
@@ -137,12 +140,13 @@ def measure(
     *,
     repeats: int = 1,
     progress: Progress = lambda _: None,
+    warm_tokens: int = WARM_TOKENS,
 ) -> list[Measured]:
     """Every program over every prompt, `repeats` times, interleaved, after a short uncounted run of each."""
     results = [Measured(program) for program in programs]
-    warm = workload.part(1, 8)
-    for result in results:
-        runner(result.program, warm, 0)
+    if warm_tokens:
+        for result in results:
+            runner(result.program, workload.part(1, warm_tokens), 0)
     turn = 0
     for _ in range(repeats):
         for prompt in range(len(workload.prompts)):
@@ -160,12 +164,13 @@ def sweep(
     gammas: Sequence[int],
     workload: Workload,
     progress: Progress = lambda _: None,
+    warm_tokens: int = WARM_TOKENS,
 ) -> tuple[list[Program], dict[str, dict[int, float]]]:
     """The best gamma of each kind (strategy and placement), and tok/s of all that were tried."""
     programs = [Program(k.strategy, k.placement, gamma, k.judge) for k in kinds for gamma in gammas]
     rates: dict[str, dict[int, float]] = {}
     best: dict[tuple[str, str], Program] = {}
-    for result in measure(runner, programs, workload, progress=progress):
+    for result in measure(runner, programs, workload, progress=progress, warm_tokens=warm_tokens):
         rate = tokens_per_second(result)
         rates.setdefault("/".join(result.program.kind), {})[result.program.gamma] = rate
         held = best.get(result.program.kind)
@@ -233,8 +238,8 @@ def row_of(result: Measured, ar: Measured | None, sd: Measured | None) -> dict[s
 
 
 def rows_of(results: Sequence[Measured], *, equal: bool) -> list[dict[str, Any]]:
-    """All rows; speed-ups only if outputs were equal. x_ar is against ar/shared, x_sd against the best sd."""
-    ar = next((r for r in results if r.program.kind == ("ar", "shared")), None)
+    """All rows; speed-ups only if outputs were equal. x_ar: against the first ar, x_sd: the best sd."""
+    ar = next((r for r in results if r.program.strategy == "ar"), None)
     serial = [r for r in results if r.program.strategy == "sd" and r.program.judge == "coupled"]
     sd = max(serial, key=tokens_per_second, default=None)
     return [row_of(r, ar if equal else None, sd if equal else None) for r in results]

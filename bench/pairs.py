@@ -29,11 +29,11 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import exp, log, sqrt
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -44,7 +44,7 @@ from pearl_rt.errors import ConfigError
 from pearl_rt.loader import save_checkpoint
 from pearl_rt.models.shapes import tensor_shapes
 
-Tensors = dict[str, torch.Tensor]
+Tensors = Mapping[str, torch.Tensor]
 # (config, tensors, sequences of ids) -> the greedy next id after every token of every sequence.
 Predict = Callable[[ModelConfig, Tensors, list[list[int]]], list[np.ndarray]]
 
@@ -88,14 +88,10 @@ class PairSpec:
 
 
 @dataclass(frozen=True)
-class PlantedPair:
-    """Both models, and what was reached."""
+class Planting:
+    """What was asked of two models that agree, and what was reached."""
 
     spec: PairSpec
-    target_config: ModelConfig
-    target_tensors: Tensors
-    draft_config: ModelConfig
-    draft_tensors: Tensors
     successor: np.ndarray  # [vocab] int64, the rule
     # set by the calibration
     noise_norm: float
@@ -105,8 +101,17 @@ class PlantedPair:
 
     def prompts(self, count: int, length: int, seed: int) -> list[list[int]]:
         """count prompts of random ids [length]."""
-        rng = np.random.default_rng(seed)
-        return [rng.integers(2, len(self.successor), length).tolist() for _ in range(count)]
+        return random_prompts(len(self.successor), count, length, seed)
+
+
+@dataclass(frozen=True)
+class PlantedPair(Planting):
+    """The same with both models, on the host."""
+
+    target_config: ModelConfig
+    target_tensors: Tensors
+    draft_config: ModelConfig
+    draft_tensors: Tensors
 
     def save(self, directory: Path) -> tuple[Path, Path]:
         """Write both as checkpoint directories below directory; returns (target, draft)."""
@@ -114,6 +119,12 @@ class PlantedPair:
         save_checkpoint(paths[0], self.target_config, self.target_tensors)
         save_checkpoint(paths[1], self.draft_config, self.draft_tensors)
         return paths
+
+
+def random_prompts(vocab_size: int, count: int, length: int, seed: int) -> list[list[int]]:
+    """count prompts of random ids [length]."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(2, vocab_size, length).tolist() for _ in range(count)]
 
 
 def successor_cycle(vocab_size: int, seed: int) -> np.ndarray:
@@ -152,6 +163,13 @@ def target_head_scale(vocab_size: int) -> float:
     return MASS_TEMPERATURE * (TARGET_RATIO - sqrt(TARGET_RATIO**2 - 2 * goal))
 
 
+class Source(Protocol):
+    """Where weights come from."""
+
+    def cut(self, name: str, shape: tuple[int, ...], scale: float) -> torch.Tensor:
+        """A bf16 tensor of that shape and standard deviation, always the same for a name."""
+
+
 class RandomPool:
     """POOL_SIZE normal numbers, from which all weights are cut: 1e9 of them take seconds, not minutes."""
 
@@ -186,33 +204,46 @@ def weight_scale(name: str, config: ModelConfig) -> float:
     return into
 
 
+def planted_tensor(
+    name: str,
+    config: ModelConfig,
+    successor: np.ndarray,
+    noise_norm: float,
+    head_scale: float,
+    source: Source,
+) -> torch.Tensor:
+    """One tensor of a model that carries the rule, bf16."""
+    shape = tensor_shapes(config)[name]
+    if name.endswith("norm.weight"):
+        return torch.ones(shape, dtype=torch.bfloat16)
+    if name.startswith("model.layers."):
+        is_noise = name.endswith(("o_proj.weight", "down_proj.weight"))
+        return source.cut(name, shape, (noise_norm if is_noise else 1.0) * weight_scale(name, config))
+    embedding = source.cut("model.embed_tokens.weight", shape, 1.0).float()
+    embedding /= embedding.norm(dim=1, keepdim=True)
+    if name == "model.embed_tokens.weight":
+        return embedding.bfloat16()
+    head = torch.empty(shape, dtype=torch.bfloat16, device=embedding.device)
+    head[torch.from_numpy(successor).to(embedding.device)] = embedding.mul_(head_scale).bfloat16()
+    return head
+
+
 def plant(
     config: ModelConfig, successor: np.ndarray, noise_norm: float, head_scale: float, seed: int
 ) -> Tensors:
-    """All tensors of one model that carries the rule, bf16."""
+    """All tensors of one model that carries the rule, bf16, on the host."""
     pool = RandomPool(seed)
-    tensors: Tensors = {}
-    for name, shape in tensor_shapes(config).items():
-        if name.endswith("norm.weight"):
-            tensors[name] = torch.ones(shape, dtype=torch.bfloat16)
-        elif name.startswith("model.layers."):
-            tensors[name] = pool.cut(name, shape, weight_scale(name, config))
-    set_noise(tensors, config, noise_norm, pool)
-    embedding = pool.cut("model.embed_tokens.weight", (config.vocab_size, config.hidden_size), 1.0).float()
-    embedding /= embedding.norm(dim=1, keepdim=True)
-    head = torch.empty(embedding.shape, dtype=torch.bfloat16)
-    head[torch.from_numpy(successor)] = (embedding * head_scale).bfloat16()
-    tensors["model.embed_tokens.weight"] = embedding.bfloat16()
-    tensors["lm_head.weight"] = head
-    return tensors
+    return {
+        name: planted_tensor(name, config, successor, noise_norm, head_scale, pool)
+        for name in tensor_shapes(config)
+    }
 
 
-def set_noise(tensors: Tensors, config: ModelConfig, noise_norm: float, pool: RandomPool) -> None:
-    """Rewrite o_proj and down_proj of every layer so that the layers' noise has norm noise_norm."""
-    for name in tensors:
+def set_noise(tensors: Tensors, config: ModelConfig, noise_norm: float, source: Source) -> None:
+    """Rewrite o_proj and down_proj of every layer, in place: the layers' noise then has norm noise_norm."""
+    for name, tensor in tensors.items():
         if name.endswith(("o_proj.weight", "down_proj.weight")):
-            shape = tuple(tensors[name].shape)
-            tensors[name] = pool.cut(name, shape, noise_norm * weight_scale(name, config))
+            tensor.copy_(source.cut(name, tuple(tensor.shape), noise_norm * weight_scale(name, config)))
 
 
 def walks(successor: np.ndarray, count: int, seed: int) -> list[list[int]]:
@@ -242,23 +273,28 @@ def follows(
     return predicted == np.asarray(text)[:, PROMPT_LEN:]
 
 
+def first_noise(config: ModelConfig, alpha: float) -> float:
+    """The noise norm that the formula gives for an agreement, from which it is bisected."""
+    return noise_of_ratio(ratio_of_agreement(alpha, config.vocab_size), config.hidden_size)
+
+
 def calibrate(
     config: ModelConfig,
+    tensors: Tensors,
+    source: Source,
     successor: np.ndarray,
     alpha: float,
     seed: int,
     predict: Predict,
     flops: float,
     tell: Callable[[str], None],
-) -> tuple[Tensors, float]:
-    """A draft that agrees with the rule at rate alpha, and its noise norm, which is bisected."""
-    tensors = plant(config, successor, 1.0, DRAFT_HEAD_SCALE, seed)
-    pool = RandomPool(seed)
-    first = noise_of_ratio(ratio_of_agreement(alpha, config.vocab_size), config.hidden_size)
+) -> float:
+    """Bisects a planted draft's noise, in its tensors, until it agrees at rate alpha -> the noise's norm."""
+    first = first_noise(config, alpha)
     low, high = first / 2, first * 2
     norm = first
     for _ in range(NUM_BISECTIONS):
-        set_noise(tensors, config, norm, pool)
+        set_noise(tensors, config, norm, source)
         hits = follows(predict, config, tensors, successor, flops, seed)
         reached = float(hits.mean())
         tell(f"draft's noise {norm:.2f}, agreement {reached:.3f}")
@@ -266,8 +302,26 @@ def calibrate(
             break
         low, high = (norm, high) if reached > alpha else (low, norm)
         norm = exp((log(low) + log(high)) / 2)
-    set_noise(tensors, config, norm, pool)
-    return tensors, norm
+    set_noise(tensors, config, norm, source)
+    return norm
+
+
+def planting(
+    spec: PairSpec,
+    successor: np.ndarray,
+    noise_norm: float,
+    target: tuple[ModelConfig, Tensors],
+    draft: tuple[ModelConfig, Tensors],
+    seed: int,
+    predict: Predict,
+    flops: float,
+) -> Planting:
+    """What was reached, along texts that the calibration did not see."""
+    kept = follows(predict, *target, successor, flops, seed + 1000)
+    hits = follows(predict, *draft, successor, flops, seed + 1000)
+    alpha = float(hits.mean())
+    error = sqrt(alpha * (1 - alpha) / hits.size)
+    return Planting(spec, successor, noise_norm, alpha, error, float(kept.mean()))
 
 
 def make_config(shape: Shape, vocab_size: int) -> ModelConfig:
@@ -299,31 +353,44 @@ def make_pair(
         target_head_scale(vocab_size),
         seed=2 * seed + 1,
     )
-    draft_tensors, noise_norm = calibrate(
-        draft_config, successor, spec.alpha, 2 * seed + 2, predict, flops, tell
-    )
-    tell("agreement of the pair")
-    kept = follows(predict, target_config, target_tensors, successor, flops, seed + 1000)
-    hits = follows(predict, draft_config, draft_tensors, successor, flops, seed + 1000)
-    alpha = float(hits.mean())
-    return PlantedPair(
-        spec,
-        target_config,
-        target_tensors,
+    draft_seed = 2 * seed + 2
+    draft_tensors = plant(draft_config, successor, 1.0, DRAFT_HEAD_SCALE, draft_seed)
+    noise_norm = calibrate(
         draft_config,
         draft_tensors,
+        RandomPool(draft_seed),
         successor,
-        noise_norm=noise_norm,
-        alpha=alpha,
-        alpha_error=sqrt(alpha * (1 - alpha) / hits.size),
-        rule_kept=float(kept.mean()),
+        spec.alpha,
+        draft_seed,
+        predict,
+        flops,
+        tell,
+    )
+    tell("agreement of the pair")
+    reached = planting(
+        spec,
+        successor,
+        noise_norm,
+        (target_config, target_tensors),
+        (draft_config, draft_tensors),
+        seed,
+        predict,
+        flops,
+    )
+    return PlantedPair(
+        **vars(reached),
+        target_config=target_config,
+        target_tensors=target_tensors,
+        draft_config=draft_config,
+        draft_tensors=draft_tensors,
     )
 
 
-def describe(pair: PlantedPair) -> dict[str, Any]:
+def describe(pair: Planting) -> dict[str, Any]:
     """The figures of a pair for the card and the JSON."""
     return {
         "pair": str(pair.spec),
+        "asked": pair.spec.alpha,
         "alpha": round(pair.alpha, 4),
         "alpha_error": round(pair.alpha_error, 4),
         "rule_kept": round(pair.rule_kept, 5),

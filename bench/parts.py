@@ -70,14 +70,15 @@ class Outcome:
 
 
 def run_part(part: Part, log: Path, limit_s: float, *, cwd: Path) -> Outcome:
-    """Runs a part for at most limit_s seconds; its output goes to the file `log` as it comes."""
+    """Runs a part for at most limit_s seconds; its output goes to the end of the file `log` as it comes."""
     if part.absent is not None:
         return Outcome(part, ABSENT, note=part.absent)
     if limit_s <= 0:
         return Outcome(part, TIMED_OUT, note="no time was left for it")
     begin = time.perf_counter()
     timed_out = False
-    with log.open("wb") as file:
+    with log.open("ab") as file:
+        start = file.tell()
         try:
             process = subprocess.Popen(
                 list(part.command),
@@ -98,7 +99,7 @@ def run_part(part: Part, log: Path, limit_s: float, *, cwd: Path) -> Outcome:
             if process.poll() is None:
                 end_group(process)
     seconds = time.perf_counter() - begin
-    output = log.read_text(errors="replace")
+    output = log.read_bytes()[start:].decode(errors="replace")
     status, note = OK, ""
     if timed_out:
         status, note = TIMED_OUT, f"stopped after {limit_s:.0f} s"

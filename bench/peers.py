@@ -42,16 +42,19 @@ class HuggingFace:
 
         self.version: str = transformers.__version__
         load = transformers.AutoModelForCausalLM.from_pretrained
-        self.target = load(str(target), dtype=torch.bfloat16).eval()
-        self.draft = load(str(draft), dtype=torch.bfloat16).eval()
+        self.adopt(*(load(str(path), dtype=torch.bfloat16).eval() for path in (target, draft)))
         self.num_threads = num_threads
+
+    def adopt(self, target: Any, draft: Any) -> None:
+        """Takes two models of transformers, and has them write as many new tokens as we do."""
+        self.target, self.draft = target, draft
         self.defaults = (
-            self.draft.generation_config.num_assistant_tokens,
-            self.draft.generation_config.num_assistant_tokens_schedule,
-            self.draft.generation_config.assistant_confidence_threshold,
+            draft.generation_config.num_assistant_tokens,
+            draft.generation_config.num_assistant_tokens_schedule,
+            draft.generation_config.assistant_confidence_threshold,
         )
-        for model in (self.target, self.draft):
-            model.generation_config.eos_token_id = None  # as many new tokens as we write
+        for model in (target, draft):
+            model.generation_config.eos_token_id = None
             model.generation_config.pad_token_id = 0
 
     def programs(self, gamma: int) -> list[Program]:

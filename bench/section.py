@@ -13,9 +13,12 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.measure import (
+    OWN,
+    WARM_TOKENS,
     Difference,
     Measured,
     Program,
+    Progress,
     Runner,
     Workload,
     common_prefix,
@@ -30,6 +33,43 @@ GAMMAS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16)
 SWEEP_PROMPTS, SWEEP_TOKENS = 2, 48
 MIN_PROMPTS, MIN_TOKENS = 3, 32
 PEER_REST = 0.3  # seconds: OpenMP threads spin on for a while, on the cores of whoever runs next
+
+
+@dataclass(frozen=True)
+class Menu:
+    """Which programs a section measures."""
+
+    plain: tuple[Program, ...]  # ar, which has no window
+    swept: tuple[Program, ...]  # kinds whose gamma is swept
+    auto: Program
+    follow: tuple[str, ...] = ()  # placements where the swept kinds run too, with the gamma that was found
+
+    @property
+    def num_programs(self) -> int:
+        return len(self.plain) + len(self.swept) * (1 + len(self.follow)) + 1
+
+    def programs(self, best: Sequence[Program]) -> list[Program]:
+        """All of them, once the best gamma of each swept kind is known."""
+        follow = [Program(p.strategy, place, p.gamma, p.judge) for place in self.follow for p in best]
+        return [*self.plain, *best, *follow, self.auto]
+
+
+def cpu_menu(*, split: bool = True, pearl_shared: bool = False) -> Menu:
+    """split: there are two cores or more."""
+    plain = [Program("ar", "shared"), *([Program("ar", "split")] if split else [])]
+    swept = [Program("sd", "shared")]
+    if split:
+        swept += [Program("sd", "split"), Program("pearl", "split")]
+    if pearl_shared or not split:
+        swept.append(Program("pearl", "shared"))
+    return Menu(tuple(plain), tuple(swept), Program("auto", "auto"))
+
+
+def device_menu(forms: Sequence[str]) -> Menu:
+    """Forms of launching take the place of placements; gamma is swept in the first."""
+    first, *others = forms
+    plain = tuple(Program("ar", form) for form in forms)
+    return Menu(plain, (Program("sd", first), Program("pearl", first)), Program("auto", first), tuple(others))
 
 
 @dataclass
@@ -53,29 +93,18 @@ class Section:
         }
 
 
-def speculative_kinds(*, split: bool, pearl_shared: bool) -> list[Program]:
-    """The kinds of program whose gamma is swept."""
-    kinds = [Program("sd", "shared")]
-    if split:
-        kinds += [Program("sd", "split"), Program("pearl", "split")]
-    if pearl_shared or not split:
-        kinds.append(Program("pearl", "shared"))
-    return kinds
-
-
 def num_runs(
-    kinds: Sequence[Program],
-    num_gammas: int,
+    menu: Menu,
+    gammas: Sequence[int],
     num_prompts: int,
     repeats: int,
     *,
-    split: bool,
     sampled: bool,
     num_peers: int = 0,
 ) -> int:
     """Calls of progress that one section makes: the sweep, then all its programs over all prompts."""
-    swept = len(kinds) * num_gammas * min(SWEEP_PROMPTS, num_prompts)
-    num_programs = (2 if split else 1) + len(kinds) + 1 + (2 if sampled else num_peers)
+    swept = len(menu.swept) * len(gammas) * min(SWEEP_PROMPTS, num_prompts) if len(gammas) > 1 else 0
+    num_programs = menu.num_programs + (2 if sampled else num_peers)
     return swept + num_programs * num_prompts * repeats
 
 
@@ -117,11 +146,26 @@ class Peered:
         self.ours, self.peer = ours, peer
 
     def __call__(self, program: Program, workload: Workload, prompt: int) -> Any:
-        if not program.strategy.startswith("hf"):
+        if program.strategy in OWN:
             return self.ours(program, workload, prompt)
         sample = self.peer(program, workload, prompt)
         time.sleep(PEER_REST)
         return sample
+
+
+def chosen_programs(
+    runner: Runner,
+    menu: Menu,
+    gammas: Sequence[int],
+    workload: Workload,
+    progress: Progress,
+    warm_tokens: int,
+) -> tuple[list[Program], dict[str, dict[int, float]]]:
+    """The swept kinds with their best gamma, and tok/s of all that were tried: none if there is no choice."""
+    if len(gammas) == 1:
+        return [Program(k.strategy, k.placement, gammas[0], k.judge) for k in menu.swept], {}
+    short = workload.part(SWEEP_PROMPTS, SWEEP_TOKENS)
+    return sweep(runner, menu.swept, gammas, short, progress, warm_tokens)
 
 
 def run_section(
@@ -129,31 +173,32 @@ def run_section(
     workload: Workload,
     *,
     gammas: tuple[int, ...],
-    split: bool = True,
-    pearl_shared: bool = False,
+    menu: Menu | None = None,
     repeats: int = 1,
     peer: Any = None,
     bar: tqdm[Any] | None = None,
+    warm_tokens: int = WARM_TOKENS,
 ) -> tuple[Section, list[Measured]]:
-    """Sweep gamma, measure the best of each kind interleaved, compare tokens, and only then speeds."""
+    """Sweep gamma, measure the best of each kind interleaved, compare tokens, and only then speeds.
+
+    menu: None for that of two cores or more.
+    """
 
     def progress(what: str) -> None:
         if bar is not None:
             bar.set_postfix_str(f"T={workload.temperature:g} {what}", refresh=False)
             bar.update()
 
-    kinds = speculative_kinds(split=split, pearl_shared=pearl_shared)
-    best, rates = sweep(runner, kinds, gammas, workload.part(SWEEP_PROMPTS, SWEEP_TOKENS), progress)
-    programs = [
-        Program("ar", "shared"),
-        *([Program("ar", "split")] if split else []),
-        *best,
-        Program("auto", "auto"),
-    ]
+    menu = menu or cpu_menu()
+    best, rates = chosen_programs(runner, menu, gammas, workload, progress, warm_tokens)
+    programs = menu.programs(best)
     exact = len(programs)
     if workload.temperature > 0:
         lawful = [
-            max((p for p in best if p.strategy == s), key=lambda p: rates["/".join(p.kind)][p.gamma])
+            max(
+                (p for p in best if p.strategy == s),
+                key=lambda p: rates.get("/".join(p.kind), {}).get(p.gamma, 0.0),
+            )
             for s in ("sd", "pearl")
         ]
         programs += [Program(p.strategy, p.placement, p.gamma, "rejection") for p in lawful]
@@ -161,12 +206,12 @@ def run_section(
         tuned = next(p for p in best if p.strategy == "sd")
         programs += peer.programs(tuned.gamma)
     whole = Peered(runner, peer) if peer is not None else runner
-    results = measure(whole, programs, workload, repeats=repeats, progress=progress)
+    results = measure(whole, programs, workload, repeats=repeats, progress=progress, warm_tokens=warm_tokens)
     section = Section(workload.temperature, len(workload.prompts), workload.max_tokens, rates)
     section.difference = first_difference(results[:exact])
     section.rows = rows_of(results, equal=section.difference is None)
     section.peers = {
-        "agreement": [peer_agreement(results[0], r) for r in results if r.program.strategy.startswith("hf")]
+        "agreement": [peer_agreement(results[0], r) for r in results if r.program.strategy not in OWN]
     }
     return section, results
 
@@ -180,11 +225,9 @@ def format_section(section: Section) -> str:
     for row in rows:
         if row["judge"] == "rejection":
             row["strategy"] += " *"
-    lines += [
-        format_table(rows),
-        "gamma swept on short runs, tok/s (best in brackets):",
-        format_sweep(section.sweep),
-    ]
+    lines.append(format_table(rows))
+    if section.sweep:
+        lines += ["gamma swept on short runs, tok/s (best in brackets):", format_sweep(section.sweep)]
     auto = next((row for row in rows if row["ran"]), None)
     if auto:
         lines.append(f"auto ran {', '.join(auto['ran'])}")

@@ -1,7 +1,8 @@
 """The shapes of real Llama-family models, by size: what decides speed, without the weights.
 
-Knows nothing of weights. Sources are the published config.json files, except 8m and 88m, which are ours:
-88m is the shape that the speed lines of this project are stated for, 8m a thin draft for it. Every shape is
+Knows nothing of weights. Sources are the published config.json files, except 0.01m, 8m and 88m, which are
+ours: 88m is the shape that the speed lines of this project are stated for, 8m a thin draft for it, and 0.01m
+is for Triton's interpreter, in which even that takes a third of a second a pass. Every shape is
 used with an untied head, because a planted pair (see pairs.py) needs one; a decode step reads the same
 bytes either way, since of a tied matrix it reads all of it once, as the head, and of an embedding one row.
 """
@@ -72,6 +73,7 @@ SHAPES = {
     "7b": Shape(4096, 11008, 32, 32, 32, 32000),
     "8b": Shape(4096, 14336, 32, 32, 8, 128256, rope_theta=500000.0),
     "13b": Shape(5120, 13824, 40, 40, 40, 32000),
+    "0.01m": Shape(32, 64, 1, 2, 1, 96),
 }
 
 

@@ -184,7 +184,8 @@ class Step:
         self.rounding: float | None = None  # error of the plain step
 
     def ours(self) -> None:
-        self.model.logits(self.model.forward(self.batch), self.row_ids, self.logits)
+        hidden = self.model.forward(self.batch, self.batch.num_live)
+        self.model.logits(hidden, self.row_ids, self.logits, self.batch.num_live)
         self.sampling.sample(
             self.logits, self.greedy, self.seed, self.places, BONUS, self.tokens, None, self.workspace
         )

@@ -114,9 +114,11 @@ def planted_subject(options: argparse.Namespace) -> Subject:
         pair.draft_config,
         pair.draft_tensors,
         judge="coupled",
+        device="cpu",
         dtype=options.dtype,
         num_threads=options.threads,
         isa=options.isa,
+        max_num_seqs=options.max_num_seqs,
     )
     told = describe(pair)
     notes = [
@@ -144,7 +146,14 @@ def checkpoint_subject(options: argparse.Namespace) -> Subject:
     tokenizer = Tokenizer.from_pretrained(target)
     texts = read_prompts(prompts, options.num_prompts)
     engine = Engine.from_pretrained(
-        target, draft, judge="coupled", dtype=options.dtype, num_threads=options.threads, isa=options.isa
+        target,
+        draft,
+        judge="coupled",
+        device="cpu",
+        dtype=options.dtype,
+        num_threads=options.threads,
+        isa=options.isa,
+        max_num_seqs=options.max_num_seqs,
     )
     configs = ModelConfig.from_pretrained(target), ModelConfig.from_pretrained(draft)
     dtypes = [c.torch_dtype if options.dtype == "auto" else options.dtype for c in configs]

@@ -29,12 +29,12 @@ def cell(value: Any, form: str) -> str:
     return NO_VALUE if value is None else format(value, form)
 
 
-def format_table(rows: Sequence[dict[str, Any]]) -> str:
+def format_table(rows: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str, str]] = COLUMNS) -> str:
     """A heading, a rule, and one line a row; text to the left, numbers to the right."""
-    lines = [[heading for _, heading, _ in COLUMNS]]
-    lines += [[cell(row[key], form) for key, _, form in COLUMNS] for row in rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    left = [form == "s" for _, _, form in COLUMNS]
+    lines = [[heading for _, heading, _ in columns]]
+    lines += [[cell(row[key], form) for key, _, form in columns] for row in rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    left = [form == "s" for _, _, form in columns]
     text = [
         " | ".join(
             word.ljust(w) if is_left else word.rjust(w)

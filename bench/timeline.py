@@ -19,6 +19,11 @@ INK, FAINT = "#222222", "#8a8a8a"
 SKIPPED_ROUNDS = 2  # the first rounds after prefill
 
 
+def color_of(op: str) -> str:
+    """ "score window" is a score."""
+    return COLORS.get(op.split()[0], "#999999")
+
+
 def chrome_events(runs: Mapping[str, RequestMetrics]) -> list[dict[str, Any]]:
     """Trace events: one process a run, one track a lane, times in microseconds from the run's start."""
     events: list[dict[str, Any]] = []
@@ -122,9 +127,7 @@ def draw(path: Path, runs: Mapping[str, RequestMetrics], *, num_rounds: int = 10
             y = len(LANES) - 1 - LANES.index(lane)
             if op == "verify":
                 begin = min(begin, end - 0.0015 * span)  # microseconds long: drawn so that it can be seen
-            bar = Rectangle(
-                (begin, y - 0.36), end - begin, 0.72, facecolor=COLORS.get(op, "#999999"), linewidth=0
-            )
+            bar = Rectangle((begin, y - 0.36), end - begin, 0.72, facecolor=color_of(op), linewidth=0)
             panel.add_patch(bar).set_zorder(3 if op == "verify" else 2)
             if op == "wait" and end - begin > 0.045 * span:
                 panel.text((begin + end) / 2, y, "waits", ha="center", va="center", fontsize=8, color=FAINT)

@@ -7,6 +7,8 @@ namespace pearl {
 void bind_sampling(py::module_& m);     // cpu/bind_sampling.cpp: noise, sample, judge
 void bind_executor(py::module_& m);     // cpu/bind_executor.cpp: core sets, weights, forward
 void bind_coordinator(py::module_& m);  // coordinator/bind_coordinator.cpp: lanes, programs, results
+void bind_driver(py::module_& m);       // cuda/bind_driver.cpp: the NVIDIA driver and its devices
+void bind_cuda(py::module_& m);         // cuda/bind_cuda.cpp: CUDA lanes and the thread that launches
 }  // namespace pearl
 
 PYBIND11_MODULE(_C, m) {
@@ -15,4 +17,6 @@ PYBIND11_MODULE(_C, m) {
   pearl::bind_sampling(m);
   pearl::bind_coordinator(m);  // before the executors: it binds their base class
   pearl::bind_executor(m);
+  pearl::bind_driver(m);
+  pearl::bind_cuda(m);  // behind the coordinator: it binds the base class of lanes
 }

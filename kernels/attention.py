@@ -40,7 +40,7 @@ import triton.language as tl
 from .attention_prefill import attention_prefill
 from .attention_tile import LOG2_E, OPTIONS, attend, check_arguments
 from .compile import CompileCase
-from .library import check_device, check_workspace, register
+from .library import check_device, check_workspace, on_their_device, register
 from .shapes import SHAPES
 
 MAX_Q_LEN = 64  # beyond: attention_prefill
@@ -230,6 +230,7 @@ def workspace_size(
     return 4 * num_tokens * num_heads * num_splits(num_positions) * (head_dim + 2)
 
 
+@on_their_device
 def attention(
     q: torch.Tensor,
     k_cache: torch.Tensor,

@@ -24,6 +24,7 @@ import triton.language as tl
 
 from .attention_tile import LOG2_E, OPTIONS, attend, check_arguments
 from .compile import CompileCase
+from .library import on_their_device
 from .shapes import SHAPES
 
 
@@ -147,6 +148,7 @@ def prefill_kernel(
     tl.store(out_ptr + q_row[:, None] * D + col[None, :], out.to(out_ptr.dtype.element_ty), mask=written)
 
 
+@on_their_device
 def attention_prefill(
     q: torch.Tensor,
     k_cache: torch.Tensor,

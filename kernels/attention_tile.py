@@ -21,7 +21,7 @@ import triton
 import triton.language as tl
 
 from . import interpreter  # noqa: F401
-from .library import check, check_device, interpreting
+from .library import check, check_computed_rightly, check_device
 
 LOG2_E = 1.4426950408889634
 # Kernels of a head shape must give a row the same bits in each of their specialisations: no fused
@@ -142,10 +142,7 @@ def check_arguments(
         out=out,
     )
     check(op, "q", q, (None, None, None), torch.float32, torch.float16, torch.bfloat16)
-    if q.dtype == torch.bfloat16 and interpreting():
-        raise ValueError(
-            f"{op}: q is torch.bfloat16, which Triton's interpreter computes wrongly: use float16"
-        )
+    check_computed_rightly(op, "q", q)
     num_tokens, num_heads, head_dim = q.shape
     if head_dim % 16 or not 16 <= head_dim <= 256:
         raise ValueError(f"{op}: head_dim is {head_dim}, expected a multiple of 16 from 16 to 256")

@@ -58,8 +58,8 @@ class Compiled:
     narrowest_copy: int  # bytes, of the asynchronous copies from global to shared memory; 0: there are none
 
 
-def compile_case(case: CompileCase, arch: int) -> Compiled:
-    """Compiles for compute capability arch / 10; what Triton has in its cache is not compiled again."""
+def build(case: CompileCase, arch: int) -> Any:
+    """Triton's own result, for compute capability arch / 10; what its cache holds is not compiled again."""
     arguments = case.kernel.arg_names
     missing = [a for a in arguments if a not in case.signature and a not in case.constexprs]
     if missing:
@@ -69,11 +69,16 @@ def compile_case(case: CompileCase, arch: int) -> Compiled:
     signature = {a: "constexpr" if a in case.constexprs else case.signature[a] for a in arguments}
     aligned = [a for a, kind in signature.items() if kind.startswith("*") or a in case.divisible_by_16]
     attributes = {(arguments.index(a),): [["tt.divisibility", 16]] for a in aligned}
-    compiled = triton.compile(
+    return triton.compile(
         ASTSource(case.kernel, signature, case.constexprs, attributes),
         target=GPUTarget("cuda", arch, 32),
         options={"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options},
     )
+
+
+def compile_case(case: CompileCase, arch: int) -> Compiled:
+    """Builds a case, and reads what it takes."""
+    compiled = build(case, arch)
     with tempfile.TemporaryDirectory() as folder:
         cubin = Path(folder) / "kernel.cubin"
         cubin.write_bytes(compiled.asm["cubin"])

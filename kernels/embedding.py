@@ -41,6 +41,7 @@ def embedding_kernel(
     tl.store(out_ptr + row * hidden_size + columns, values.to(tl.float32), mask=inside)
 
 
+@library.on_their_device
 def embedding(input_ids: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
     """out = weight[input_ids], in fp32."""
     library.check_device("embedding", input_ids=input_ids, weight=weight, out=out)

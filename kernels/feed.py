@@ -161,6 +161,7 @@ def feed_kernel(
         tl.store(ring_rows_ptr + own, own.to(tl.int64) * ring_size + sampled % ring_size)
 
 
+@library.on_their_device
 def feed(
     kind: int,
     step: int,

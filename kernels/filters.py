@@ -34,7 +34,7 @@ import triton
 import triton.language as tl
 
 from .compile import CompileCase
-from .library import check, check_device, register
+from .library import check, check_device, on_their_device, register
 from .noise import EXACT, exp, inverse_temperature, log
 from .sample import INFINITY, check_logits, is_usable, row_offset
 from .shapes import SHAPES
@@ -273,6 +273,7 @@ def workspace_size(rows: int, vocab: int) -> int:
     return num_bytes(_parts(rows, vocab))
 
 
+@on_their_device
 def filters(
     logits: torch.Tensor,
     temperature: torch.Tensor,

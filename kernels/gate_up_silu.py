@@ -11,6 +11,7 @@ Shapes    x [T, K], weight [2 * I, K] (the gate's rows, then up's), out [T, I]; 
 Dtypes    x, weight fp32, fp16 or bf16, alike; sums and products fp32, rounded once; out fp32 or like weight
 Requires  rows of 16 * n bytes; x and weight aligned to 16 bytes; workspace_size bytes of workspace
 Mutates   out, workspace
+Live      num_live None, or [1] int32: at 0 nothing else is read, nothing written (torch.mm does not ask)
 Rows      up to T = 64 the bits of a row depend on nothing but that row: the configuration follows (I, K)
 """
 # mypy: allow-untyped-defs
@@ -25,7 +26,7 @@ import triton.language as tl
 
 from . import interpreter  # noqa: F401
 from .compile import CompileCase
-from .library import check, check_device, check_workspace, register
+from .library import check, check_device, check_workspace, on_their_device, register
 from .linear import BLOCK_M, MAX_ROWS, SLICES, check_operands, multiply_many_rows
 from .shapes import SHAPES
 
@@ -72,6 +73,7 @@ def gate_up_silu_kernel(
     x_ptr,  # [T, K]
     weight_ptr,  # [2 * I, K]
     out_ptr,  # [T, I]
+    num_live_ptr,  # [1] int32 or None
     T,
     I,  # noqa: E741
     K,
@@ -80,6 +82,9 @@ def gate_up_silu_kernel(
     SLICES: tl.constexpr,
     SLICE_K: tl.constexpr,
 ):
+    if num_live_ptr is not None:  # noqa: SIM102 (decided when compiled)
+        if tl.load(num_live_ptr) == 0:
+            return
     BLOCK_K: tl.constexpr = SLICES * SLICE_K
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
@@ -129,14 +134,21 @@ def silu_product_kernel(
     tl.store(out_ptr + row * I + i, silu_product(gate, up).to(out_ptr.dtype.element_ty), mask=keep)
 
 
-def gate_up_silu(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, workspace: torch.Tensor) -> None:
+@on_their_device
+def gate_up_silu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    workspace: torch.Tensor,
+    num_live: torch.Tensor | None = None,
+) -> None:
     """x: [T, K]; weight: [2 * I, K], the gate's rows, then up's; out: [T, I] fp32 or as weight, overwritten;
-    workspace: uint8 [workspace_size(T, I, K)].
+    workspace: uint8 [workspace_size(T, I, K)]; num_live: [1] int32 or None.
 
     x = [[1, 2, 0, 0]], weight = [[1, 0, 0, 0], [3, 1, 0, 0]]: I is 1, the gate 1, up 5, out [[3.6553]].
     """
-    check_device("gate_up_silu", x=x, weight=weight, out=out, workspace=workspace)
-    check_operands("gate_up_silu", x, weight)
+    check_device("gate_up_silu", x=x, weight=weight, out=out, workspace=workspace, num_live=num_live)
+    check_operands("gate_up_silu", x, weight, num_live)
     (T, K), rows = x.shape, weight.shape[0]
     if rows % 2:
         raise ValueError(
@@ -154,7 +166,7 @@ def gate_up_silu(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, works
         return
     cut = config(I, K, weight.element_size())
     gate_up_silu_kernel[(triton.cdiv(T, BLOCK_M.value), triton.cdiv(I, cut.block_i))](
-        x, weight, out, T, I, K, **cut.constexprs(K), num_warps=SLICES, num_stages=cut.num_stages
+        x, weight, out, num_live, T, I, K, **cut.constexprs(K), num_warps=SLICES, num_stages=cut.num_stages
     )
 
 
@@ -170,7 +182,7 @@ def compile_cases() -> list[CompileCase]:
                     name=f"gate_up_silu 2x{shape.intermediate}x{shape.hidden} {dtype}",
                     kernel=gate_up_silu_kernel,
                     signature={"x_ptr": pointer, "weight_ptr": pointer, "out_ptr": pointer}
-                    | {"T": "i32", "I": "i32", "K": "i32"},
+                    | {"num_live_ptr": "*i32", "T": "i32", "I": "i32", "K": "i32"},
                     constexprs=cut.constexprs(shape.hidden),
                     num_warps=SLICES,
                     num_stages=cut.num_stages,
@@ -189,6 +201,7 @@ def compile_cases() -> list[CompileCase]:
 
 
 register(
-    "gate_up_silu(Tensor x, Tensor weight, Tensor(a!) out, Tensor(b!) workspace) -> ()",
+    "gate_up_silu(Tensor x, Tensor weight, Tensor(a!) out, Tensor(b!) workspace, "
+    "Tensor? num_live=None) -> ()",
     gate_up_silu,
 )

@@ -1,19 +1,29 @@
-"""Mends Triton 3.6's interpreter where numpy 2.4 breaks it: loops to a run-time bound (triton #9171).
+"""Mends Triton's interpreter: loops to a run-time bound under numpy 2.4, and assertions when asked for.
 
-Imported by kernel files with such a loop. Does nothing where kernels are compiled, or nothing is broken.
+Imported by the files that kernels are made of; does nothing where kernels are compiled.
+
+Triton 3.6 turns an array of one element into a number in a way that numpy 2.4 refuses (triton #9171, mended
+in 3.9). It is mended here because no requirement would do: torch's wheels for CUDA ask for one exact version
+of Triton, and whoever installs pearl_rt beside other packages has the numpy that they brought.
+
+The interpreter evaluates every check for integer overflow and throws the result away, for a fifth of its
+time, and makes no tl.device_assert. Both follow triton.knobs.runtime.debug (TRITON_DEBUG=1) here, as they do
+in compiled kernels: off, or an AssertionError.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy
+import triton
 from triton.runtime import interpreter
 
 from .library import interpreting
 
 
-def mend() -> None:
+def mend_scalars() -> None:
     """Makes __index__ of the interpreter's scalars, arrays of one element, work again."""
     try:
         int(numpy.zeros(1))  # type: ignore[call-overload]
@@ -27,5 +37,12 @@ def mend() -> None:
         interpreter._patch_lang_tensor = patch_and_mend
 
 
+def follow_debug() -> None:
+    """Has the interpreter check what compiled kernels would."""
+    builder, debug = interpreter.interpreter_builder, bool(triton.knobs.runtime.debug)
+    builder.options = replace(builder.options, debug=debug, sanitize_overflow=debug)
+
+
 if interpreting():
-    mend()
+    mend_scalars()
+    follow_debug()

@@ -1,16 +1,25 @@
-"""The one torch library of the operators, torch.ops.pearl_rt.*, and the checks that every launcher makes.
+"""The one torch library of the operators, torch.ops.pearl_rt.*, and what every launcher does first.
 
 Knows no kernel. Every operator writes into tensors of its caller and returns nothing, so that it can be
-captured.
+captured. A launcher runs on the device of its tensors, on torch's current stream there, whichever device is
+current (on_their_device); shapes and dtypes are checked on the host, and what stands in tensors is not.
+
+Kernels that are given addresses (block ids, slots) check them on the device if they are compiled with their
+assertions: set TRITON_DEBUG=1 before Python starts, or triton.knobs.runtime.debug = True before the first
+launch. A wrong one is then printed with its file and line, and ends the process's use of the GPU, as any
+device-side assertion does; without, it is an access to memory of others. The interpreter asserts in Python.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec
 
 import torch
 import triton
 
+Arguments = ParamSpec("Arguments")
 LIBRARY = torch.library.Library("pearl_rt", "DEF")
 
 
@@ -27,6 +36,25 @@ def register(schema: str, launcher: Callable[..., None]) -> None:
 
 def _writes_only_arguments(*args: object, **kwargs: object) -> None:
     """What an operator does to shapes and dtypes: nothing."""
+
+
+def on_their_device(launcher: Callable[Arguments, None]) -> Callable[Arguments, None]:
+    """The launcher, run with the device of its first tensor as the current one: Triton launches there.
+
+    Every launcher is decorated with this. Costs a comparison where that device is current already.
+    """
+
+    @wraps(launcher)
+    def launch(*args: Arguments.args, **kwargs: Arguments.kwargs) -> None:
+        given = (*args, *kwargs.values())
+        device = next((value.device for value in given if isinstance(value, torch.Tensor)), None)
+        if device is None or device.type != "cuda" or device.index == torch.cuda.current_device():
+            launcher(*args, **kwargs)
+            return
+        with torch.cuda.device(device):
+            launcher(*args, **kwargs)
+
+    return launch
 
 
 def interpreting() -> bool:
@@ -61,6 +89,14 @@ def check(
         raise ValueError(f"{op}: {name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
     if not tensor.is_contiguous():
         raise ValueError(f"{op}: {name} has strides {tensor.stride()}: pass a contiguous tensor")
+
+
+def check_computed_rightly(op: str, name: str, tensor: torch.Tensor) -> None:
+    """Not bfloat16 in Triton's interpreter, which computes and rounds it wrongly. Raises ValueError."""
+    if tensor.dtype == torch.bfloat16 and interpreting():
+        raise ValueError(
+            f"{op}: {name} is torch.bfloat16, which Triton's interpreter computes wrongly: use float16"
+        )
 
 
 def check_workspace(op: str, workspace: torch.Tensor, num_bytes: int) -> None:

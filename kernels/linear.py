@@ -14,6 +14,7 @@ Shapes    x [T, K], weight [N, K], out [T, N], bias [N], residual [T, N]; T 1..6
 Dtypes    x, weight, bias fp32, fp16 or bf16, all alike; sums fp32; out fp32 or like weight; residual fp32
 Requires  rows of 16 * n bytes; x and weight aligned to 16 bytes; workspace_size bytes of workspace
 Mutates   out or residual, workspace
+Live      num_live None, or [1] int32: at 0 nothing else is read, nothing written (torch.mm does not ask)
 Rows      up to T = 64 the bits of a row depend on nothing but that row: the configuration follows (N, K)
 """
 # mypy: allow-untyped-defs
@@ -28,7 +29,7 @@ import triton.language as tl
 
 from . import interpreter  # noqa: F401
 from .compile import CompileCase
-from .library import check, check_device, check_workspace, interpreting, register
+from .library import check, check_computed_rightly, check_device, check_workspace, on_their_device, register
 from .shapes import SHAPES
 
 MAX_ROWS = 64  # of the kernel; more go to torch.mm
@@ -95,6 +96,7 @@ def linear_kernel(
     weight_ptr,  # [N, K]
     out_ptr,  # [T, N], IS_RESIDUAL: the residual; SPLIT_K > 1: the workspace [SPLIT_K, T, N] fp32
     bias_ptr,  # [N] or None
+    num_live_ptr,  # [1] int32 or None
     T,
     N,
     K,
@@ -106,6 +108,9 @@ def linear_kernel(
     SLICE_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
 ):
+    if num_live_ptr is not None:  # noqa: SIM102 (decided when compiled)
+        if tl.load(num_live_ptr) == 0:
+            return
     BLOCK_K: tl.constexpr = SLICES * SLICE_K
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -152,6 +157,7 @@ def add_splits_kernel(
     sums_ptr,  # [SPLIT_K, T, N] fp32
     out_ptr,  # [T, N]
     bias_ptr,  # [N] or None
+    num_live_ptr,  # [1] int32 or None
     T,
     N,
     HAS_BIAS: tl.constexpr,
@@ -159,6 +165,9 @@ def add_splits_kernel(
     SPLIT_K: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
+    if num_live_ptr is not None:  # noqa: SIM102 (decided when compiled)
+        if tl.load(num_live_ptr) == 0:
+            return
     row = tl.program_id(0)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     keep = n < N
@@ -192,13 +201,12 @@ def multiply_many_rows(
         product.add_(bias)
 
 
-def check_operands(op: str, x: torch.Tensor, weight: torch.Tensor) -> None:
+def check_operands(op: str, x: torch.Tensor, weight: torch.Tensor, num_live: torch.Tensor | None) -> None:
     """x [T, K] and weight [N, K] can be read by the kernels: of one dtype, in rows of 16 * n bytes."""
+    if num_live is not None:
+        check(op, "num_live", num_live, (1,), torch.int32)
     check(op, "x", x, (None, None), *DTYPES)
-    if x.dtype == torch.bfloat16 and interpreting():
-        raise ValueError(
-            f"{op}: x is torch.bfloat16, which Triton's interpreter computes wrongly: use float16"
-        )
+    check_computed_rightly(op, "x", x)
     check(op, "weight", weight, (None, x.shape[1]), x.dtype)
     row_bytes = x.shape[1] * x.element_size()
     if row_bytes % 16 or row_bytes == 0:
@@ -210,6 +218,7 @@ def check_operands(op: str, x: torch.Tensor, weight: torch.Tensor) -> None:
             raise ValueError(f"{op}: {name} starts at {tensor.data_ptr():#x}: align it to 16 bytes")
 
 
+@on_their_device
 def linear(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -217,14 +226,17 @@ def linear(
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
     workspace: torch.Tensor,
+    num_live: torch.Tensor | None = None,
 ) -> None:
     """x: [T, K]; weight: [N, K]; out: [T, N] fp32 or as weight, overwritten, and None if there is a residual;
-    bias: [N] or None; residual: [T, N] fp32, added to, or None; workspace: uint8 [workspace_size(T, N, K)].
+    bias: [N] or None; residual: [T, N] fp32, added to, or None; workspace: uint8 [workspace_size(T, N, K)];
+    num_live: [1] int32 or None.
 
     x = [[1, 2, 3, 4]], weight = [[1, 0, 0, 0], [0, 1, 0, 1]], bias = [0, 10]: out = [[1, 16]].
     """
-    check_device("linear", x=x, weight=weight, out=out, bias=bias, residual=residual, workspace=workspace)
-    check_operands("linear", x, weight)
+    others = {"out": out, "bias": bias, "residual": residual, "workspace": workspace, "num_live": num_live}
+    check_device("linear", x=x, weight=weight, **others)
+    check_operands("linear", x, weight, num_live)
     (T, K), N = x.shape, weight.shape[0]
     if (out is None) == (residual is None):
         given = "both" if residual is not None else "neither"
@@ -256,6 +268,7 @@ def linear(
         weight,
         sums if is_split else target,
         None if is_split else bias,
+        num_live,
         T,
         N,
         K,
@@ -266,15 +279,15 @@ def linear(
     )
     if is_split:
         grid = (T, triton.cdiv(N, BLOCK_REDUCE))
-        add_splits_kernel[grid](
-            sums, target, bias, T, N, **flags, SPLIT_K=cut.split_k, BLOCK=BLOCK_REDUCE, num_warps=REDUCE_WARPS
-        )
+        constants = {**flags, "SPLIT_K": cut.split_k, "BLOCK": BLOCK_REDUCE}
+        add_splits_kernel[grid](sums, target, bias, num_live, T, N, **constants, num_warps=REDUCE_WARPS)
 
 
 def compile_cases() -> list[CompileCase]:
     """Of every shipped layer; of Qwen2.5-0.5B, a qkv_proj with a bias and a down_proj that splits K.
 
-    Llama-2-7B stands for fp16, which is compiled like bf16 but for one instruction.
+    Llama-2-7B stands for fp16, which is compiled like bf16 but for one instruction. All with num_live, as
+    steps run them, but for those of Qwen: without, a load and a branch are missing at the start.
     """
     cases: list[CompileCase] = []
     for shape in SHAPES:
@@ -283,20 +296,29 @@ def compile_cases() -> list[CompileCase]:
                 is_residual = layer in ("o_proj", "down_proj")
                 cases += cases_of(N, K, dtype, "fp32", is_residual=is_residual)
     for out in ("fp32", "bf16"):
-        cases += cases_of(1152, 896, "bf16", out, has_bias=True)
+        cases += cases_of(1152, 896, "bf16", out, has_bias=True, has_live=out == "fp32")
+    cases += cases_of(896, 4864, "bf16", "fp32", is_residual=True, has_live=False)
     return cases + cases_of(896, 4864, "bf16", "fp32", is_residual=True)
 
 
 def cases_of(
-    N: int, K: int, dtype: str, out: str, has_bias: bool = False, is_residual: bool = False
+    N: int,
+    K: int,
+    dtype: str,
+    out: str,
+    has_bias: bool = False,
+    is_residual: bool = False,
+    has_live: bool = True,
 ) -> list[CompileCase]:
     """The kernel of one layer, and the second one if K is split."""
     cut = config(N, K, 2)
     is_split = cut.split_k > 1
     name = f"{N}x{K} {dtype} -> {out}{' + bias' if has_bias else ''}{' + residual' if is_residual else ''}"
+    name += "" if has_live else " always"
     flags = {"HAS_BIAS": has_bias, "IS_RESIDUAL": is_residual}
-    pointers = {"out_ptr": f"*{out}"} | ({"bias_ptr": f"*{dtype}"} if has_bias else {})
-    none = {} if has_bias else {"bias_ptr": None}
+    given = {"bias_ptr": f"*{dtype}" if has_bias else None, "num_live_ptr": "*i32" if has_live else None}
+    pointers = {"out_ptr": f"*{out}"} | {name: kind for name, kind in given.items() if kind}
+    none = {name: None for name, kind in given.items() if not kind}
     sizes = {"T": "i32", "N": "i32", "K": "i32"}
     divisible = tuple(name for name, size in (("N", N), ("K", K)) if size % 16 == 0)
     first = CompileCase(
@@ -328,6 +350,6 @@ def cases_of(
 
 register(
     "linear(Tensor x, Tensor weight, Tensor(a!)? out, Tensor? bias, Tensor(b!)? residual, "
-    "Tensor(c!) workspace) -> ()",
+    "Tensor(c!) workspace, Tensor? num_live=None) -> ()",
     linear,
 )

@@ -14,6 +14,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from . import interpreter  # noqa: F401
+
 EXACT = {"enable_fp_fusion": False}  # options of every launch, and of every CompileCase
 
 # What a random number decides: pearl_rt.noise.Purpose.

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from .compile import CompileCase
-from .library import check, check_device, interpreting, register
+from .library import check, check_computed_rightly, check_device, on_their_device, register
 from .shapes import SHAPES
 
 MAX_HIDDEN = 32768  # 64 values a thread
@@ -53,6 +53,7 @@ def rms_norm_kernel(
     tl.store(out_ptr + offsets, (x * scale * weight).to(out_ptr.dtype.element_ty), mask=keep)
 
 
+@on_their_device
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, residual: torch.Tensor | None
 ) -> None:
@@ -65,10 +66,7 @@ def rms_norm(
     T, H = x.shape
     check("rms_norm", "weight", weight, (H,), *DTYPES)
     check("rms_norm", "out", out, (T, H), *DTYPES)
-    if out.dtype == torch.bfloat16 and interpreting():
-        raise ValueError(
-            "rms_norm: out is torch.bfloat16, which Triton's interpreter rounds wrongly: use float16"
-        )
+    check_computed_rightly("rms_norm", "out", out)
     if residual is not None:
         check("rms_norm", "residual", residual, (T, H), torch.float32)
     if not 1 <= H <= MAX_HIDDEN:

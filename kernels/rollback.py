@@ -23,7 +23,7 @@ import triton.language as tl
 
 from . import interpreter  # noqa: F401
 from .compile import CompileCase
-from .library import check, check_device, register
+from .library import check, check_device, on_their_device, register
 
 BLOCK = 256  # table entries at a time
 
@@ -61,6 +61,7 @@ def rollback_kernel(
     tl.store(num_blocks_ptr + sequence, num_kept)
 
 
+@on_their_device
 def rollback(
     block_table: torch.Tensor,
     num_blocks: torch.Tensor,

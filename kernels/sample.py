@@ -28,7 +28,7 @@ import triton
 import triton.language as tl
 
 from .compile import CompileCase
-from .library import check, check_device, interpreting, register
+from .library import check, check_device, interpreting, on_their_device, register
 from .noise import EXACT, exponential, inverse_temperature, log, noise_tile, uniform
 from .shapes import SHAPES
 from .workspace import Part, carve, num_bytes
@@ -249,6 +249,7 @@ def workspace_size(rows: int, vocab: int) -> int:
     return num_bytes(_parts(rows, vocab))
 
 
+@on_their_device
 def sample(
     logits: torch.Tensor,
     temperature: torch.Tensor,

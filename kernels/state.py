@@ -4,6 +4,8 @@ device.
     ring[n % RING, b] = round n of slot b:
         round, accept_len, num_judged, pending_before, finish_reason, num_new, tokens
 
+After bad logits tokens[accept_len] is the candidate of the row that cannot be used: -1 if the draft could not
+sample it, or if it is the bonus row's.
 A reader knows that an entry is there when its first field is the round that it waits for: that field is
 written last. Rounds count from 0 (the first token) in each slot, so that slots may start at different
 times and no two programs share a counter. The host queues at most RING rounds more than it has read."""
@@ -37,7 +39,7 @@ class State:
     pending: torch.Tensor  # [B] drafted after them, not judged yet
     finish_reason: torch.Tensor  # [B]
     round: torch.Tensor  # [B] that is judged next
-    ring: torch.Tensor  # [RING, B, RING_HEADER + G + 1]; -1 before the first round
+    ring: torch.Tensor  # [RING, B, RING_HEADER + G + 1]; -1 before the first round; perhaps pinned
 
     # Set by draft. The window follows token committed + pending; the row of position p is p % S.
     draft_token_ids: torch.Tensor  # [B, G]

@@ -6,44 +6,74 @@ Names are loaded when they are first used.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pearl_rt.device_pair import DevicePair
+    from pearl_rt.device_round import Round
+    from pearl_rt.device_round_graph import RoundGraph
+    from pearl_rt.device_state import RoundRow
     from pearl_rt.engine import Engine
     from pearl_rt.errors import (
         CheckpointError,
         ConfigError,
+        DeviceError,
+        EngineClosedError,
         NumericsError,
         PearlError,
+        QueueFullError,
         RequestError,
         ResourceError,
     )
+    from pearl_rt.handle import RequestHandle
+    from pearl_rt.logprobs import Logprob
     from pearl_rt.metrics import RequestMetrics
     from pearl_rt.outputs import GenerationInterrupted, RequestOutput, StreamChunk
+    from pearl_rt.request import Request
     from pearl_rt.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "DevicePair": "device_pair",
     "Engine": "engine",
+    "Request": "request",
+    "Round": "device_round",
+    "RoundGraph": "device_round_graph",
+    "RoundRow": "device_state",
     "SamplingParams": "sampling_params",
     "RequestOutput": "outputs",
     "StreamChunk": "outputs",
     "GenerationInterrupted": "outputs",
+    "RequestHandle": "handle",
+    "Logprob": "logprobs",
     "RequestMetrics": "metrics",
     **dict.fromkeys(
-        ("PearlError", "ConfigError", "CheckpointError", "RequestError", "NumericsError", "ResourceError"),
+        (
+            *("PearlError", "ConfigError", "CheckpointError", "RequestError", "EngineClosedError"),
+            *("QueueFullError", "NumericsError", "ResourceError", "DeviceError"),
+        ),
         "errors",
     ),
 }
 __all__ = [
     "CheckpointError",
     "ConfigError",
+    "DeviceError",
+    "DevicePair",
     "Engine",
+    "EngineClosedError",
     "GenerationInterrupted",
+    "Logprob",
     "NumericsError",
     "PearlError",
+    "QueueFullError",
+    "Request",
     "RequestError",
+    "RequestHandle",
     "RequestMetrics",
     "RequestOutput",
     "ResourceError",
+    "Round",
+    "RoundGraph",
+    "RoundRow",
     "SamplingParams",
     "StreamChunk",
 ]

@@ -34,12 +34,12 @@ class Chooser:
         """The program with the best expected tokens per second. Times of all placements must be known."""
         return self._plans(candidates, regime)[0]
 
-    def learn(self, chosen: Plan, regime: str, metrics: RequestMetrics) -> None:
-        """Takes in one request."""
+    def learn(self, chosen: Plan, regime: str, metrics: RequestMetrics, *, is_alone: bool = True) -> None:
+        """Takes in one request. is_alone: no other ran beside it, so that its times are the program's."""
         self._last = chosen, regime
         self._num_requests += 1
         self._acceptance.setdefault(regime, Acceptance()).update(metrics.accepted, metrics.judged)
-        if len(metrics.token_times) < MIN_TOKENS_TO_LEARN:
+        if not is_alone or len(metrics.token_times) < MIN_TOKENS_TO_LEARN:
             return
         strategy, gamma, placement = chosen.strategy, chosen.gamma, chosen.placement
         self._observed[strategy, gamma, placement] = metrics.tokens_per_second

@@ -1,5 +1,4 @@
-"""The command line: `python -m pearl_rt generate` streams an answer, `python -m pearl_rt info` names the
-machine.
+"""The command line: `python -m pearl_rt generate`, `chat`, `serve` and `info`.
 
 stdout carries the text and nothing else; summaries and errors, one line each, go to stderr. Exit codes: 0, 2
 for what cannot be run, 130 after Ctrl-C (with what was verified printed). Importing this loads no torch.
@@ -9,109 +8,216 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pearl_rt.errors import ConfigError, PearlError
-from pearl_rt.planner import MAX_GAMMA, PLACEMENTS, STRATEGIES
-from pearl_rt.sampling_params import SamplingParams
+from pearl_rt.config import Environment
+from pearl_rt.engine_flags import add_engine_flags, open_engine, target_directory
+from pearl_rt.errors import ConfigError, PearlError, RequestError
+from pearl_rt.sampling_flags import add_sampling_flags, sampling_params
 
 if TYPE_CHECKING:
+    from pearl_rt.chat import Conversation
+    from pearl_rt.engine import Engine
     from pearl_rt.outputs import RequestOutput
+    from pearl_rt.sampling_params import SamplingParams
 
 MIB = 2**20
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of both commands. Values are checked by the engine, whose errors name the way out."""
+    """The arguments of all commands. Values are checked by those who take them, whose errors name the way
+    out.
+    """
     top = argparse.ArgumentParser(prog="python -m pearl_rt", description="Parallel speculative decoding.")
     commands = top.add_subparsers(dest="command", required=True)
     generate = commands.add_parser("generate", help="continue a prompt, streaming verified tokens to stdout")
-    generate.add_argument(
-        "--target", type=Path, help="directory of the target model (config.json, safetensors)"
-    )
-    generate.add_argument("--draft", type=Path, help="directory of a small model with the same tokenizer")
-    generate.add_argument("--prompt", required=True, help="text to continue")
-    generate.add_argument("--strategy", default="auto", help=f"auto, {', '.join(STRATEGIES)}; default auto")
-    generate.add_argument("--gamma", type=int, help=f"drafts per window, 1 to {MAX_GAMMA}; default: measured")
-    generate.add_argument("--placement", default="auto", help=f"auto, {', '.join(PLACEMENTS)}; default auto")
-    generate.add_argument("--judge", default="rejection", help="rejection or coupled; default rejection")
-    generate.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; default 0")
-    generate.add_argument("--seed", type=int, default=0)
-    generate.add_argument("--max-tokens", type=int, default=128)
-    generate.add_argument("--ignore-eos", action="store_true", help="go on past the end of the text")
-    generate.add_argument(
-        "--dtype", default="auto", help="auto, bfloat16 or float32; default: the checkpoint's"
-    )
-    generate.add_argument(
-        "--device",
-        default="auto",
-        help="auto, cpu, or interpret (the kernels in their interpreter: slow, for tests)",
-    )
-    generate.add_argument("--max-model-len", type=int, help="tokens of prompt and answer")
-    generate.add_argument("--threads", type=int, help="cores to use; default all")
-    generate.add_argument("--isa", help="instruction set of the executor; see `info`")
+    add_engine_flags(generate)
+    generate.add_argument("--prompt", help="text to continue; without it, and without --prompt-file, stdin")
+    generate.add_argument("--prompt-file", metavar="FILE", help="file with the text to continue; - is stdin")
+    add_sampling_flags(generate)
     generate.add_argument(
         "--stats", action="store_true", help="print as JSON, to stderr, what was chosen and why"
     )
     generate.set_defaults(run=run_generate)
+    chat = commands.add_parser("chat", help="talk to a chat model: lines from stdin, answers to stdout")
+    add_engine_flags(chat)
+    add_sampling_flags(chat)
+    chat.add_argument("--system", metavar="TEXT", help="what the model is told first")
+    chat.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja; default: the checkpoint's")
+    chat.set_defaults(run=run_chat, max_tokens=None)
+    serve = commands.add_parser("serve", help="serve completions and chat as OpenAI's API, over HTTP")
+    add_engine_flags(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine only")
+    serve.add_argument("--port", type=int, default=8000, help="default 8000; 0: any that is free")
+    serve.add_argument(
+        "--api-key", help="that clients must send; default: PEARL_API_KEY, or none on loopback"
+    )
+    serve.add_argument("--model-name", help="by which clients ask; default: the target's directory")
+    serve.add_argument("--max-waiting", type=int, default=256, help="requests that may wait; default 256")
+    serve.add_argument("--max-body", type=int, default=4 * MIB, help="bytes of a request; default 4 MiB")
+    serve.add_argument("--drain-seconds", type=int, help="for answers in flight at a stop; default: no limit")
+    serve.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja; default: the checkpoint's")
+    serve.set_defaults(run=run_serve)
     info = commands.add_parser("info", help="print the machine: instruction sets, cores, memory, bandwidth")
     info.set_defaults(run=run_info)
     return top
 
 
 def run_generate(options: argparse.Namespace) -> int:
-    """Streams one answer. Returns the exit code."""
-    params = SamplingParams(
-        temperature=options.temperature,
-        max_tokens=options.max_tokens,
-        seed=options.seed,
-        ignore_eos=options.ignore_eos,
-    )
-    target = _target(options.target)
-
-    from pearl_rt.engine import Engine
-
-    with Engine.from_pretrained(
-        target,
-        options.draft,
-        strategy=options.strategy,
-        gamma=options.gamma,
-        judge=options.judge,
-        device=options.device,
-        dtype=options.dtype,
-        placement=options.placement,
-        max_model_len=options.max_model_len,
-        num_threads=options.threads,
-        isa=options.isa,
-    ) as engine:
-        printed = 0
+    """Streams the answers, one after the other. Returns the exit code."""
+    params = sampling_params(options)
+    target_directory(options)
+    prompt = _prompt(options)
+    with open_engine(options) as engine:
         interrupted = False
-        stream = engine.stream(options.prompt, params)
-        try:
-            for chunk in stream:
-                sys.stdout.write(chunk.text)
-                printed += len(chunk.text)
-                sys.stdout.flush()  # where a reader that is slow makes us wait, and Ctrl-C finds us
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            stream.close()
-        output = engine.last_output
-        if output is not None:
-            sys.stdout.write(output.text[printed:] + "\n")
-            sys.stdout.flush()
-            print(summary(output), file=sys.stderr)
+        for index in range(params.n):
+            interrupted = not _stream_answer(engine, prompt, params.sample(index))
+            if interrupted:
+                break
         if options.stats:
             print(json.dumps(engine.stats(), indent=1), file=sys.stderr)
     return 130 if interrupted else 0
 
 
+def run_chat(options: argparse.Namespace) -> int:
+    """A question a line, until the end of stdin. Returns the exit code."""
+    params = sampling_params(options)
+    with _extra("chat"):
+        from pearl_rt.chat import Conversation
+        from pearl_rt.chat_template import ChatTemplate
+    template = ChatTemplate.from_pretrained(target_directory(options), options.chat_template)
+    with open_engine(options) as engine:
+        conversation = Conversation(engine, template, params, system=options.system)
+        print("[a question a line; /reset forgets, Ctrl-C ends an answer, Ctrl-D the chat]", file=sys.stderr)
+        while (line := _question()) is not None:
+            if line == "/reset":
+                conversation.reset()
+            elif line:
+                _stream_reply(conversation, line)
+    return 0
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """Serves until SIGINT or SIGTERM. Returns the exit code."""
+    with _extra("serve"):
+        from pearl_rt.chat_template import ChatTemplate
+        from pearl_rt.serve.app import Settings, build_app
+        from pearl_rt.serve.server import Server, allowed_hosts, bound_socket, check_address
+    api_key = options.api_key or Environment.read().api_key
+    check_address(options.host, api_key)
+    target = target_directory(options)
+    try:
+        template = ChatTemplate.from_pretrained(target, options.chat_template)
+    except ConfigError as error:
+        template = None
+        print(f"[no chat: {error}]", file=sys.stderr)
+    with bound_socket(options.host, options.port) as bound:
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        address = f"http://{host}:{bound.getsockname()[1]}"
+        with open_engine(options, max_waiting=options.max_waiting) as engine:
+            settings = Settings(
+                model=options.model_name or target.resolve().name,
+                template=template,
+                max_body=options.max_body,
+                api_key=api_key,
+                hosts=allowed_hosts(options.host, api_key),
+            )
+            Server(
+                build_app(engine, settings),
+                drain_seconds=options.drain_seconds,
+                on_listening=lambda: print(
+                    f"[{settings.model} at {address}/v1; Ctrl-C stops]", file=sys.stderr, flush=True
+                ),
+            ).serve_until_stopped(bound)
+    return 0
+
+
+@contextmanager
+def _extra(command: str) -> Iterator[None]:
+    """Around imports of packages that only some commands need."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"`{command}` needs {error.name}, which is not installed: pip install 'pearl_rt[serve]'"
+        ) from None
+
+
+def _prompt(options: argparse.Namespace) -> str:
+    """The text of --prompt or --prompt-file, or what stdin holds. Raises RequestError if it cannot be
+    read.
+    """
+    if options.prompt is not None and options.prompt_file is not None:
+        raise RequestError("--prompt and --prompt-file are two prompts: give one")
+    if options.prompt is not None:
+        return str(options.prompt)
+    file = options.prompt_file or "-"
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return data.decode()
+    except (OSError, UnicodeError) as error:
+        raise RequestError(
+            f"the prompt of {'stdin' if file == '-' else file} cannot be read: {error}"
+        ) from None
+
+
+def _question() -> str | None:
+    """The next line of stdin; None at its end, or after Ctrl-C."""
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    try:
+        line = sys.stdin.readline()
+    except KeyboardInterrupt:
+        return None
+    return line.strip() if line else None
+
+
+def _stream_reply(conversation: "Conversation", line: str) -> None:
+    """Prints one answer as it comes; one that does not fit is told, and the chat goes on."""
+    try:
+        answer = conversation.ask(line)
+        try:
+            for text in answer:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            answer.close()
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except RequestError as error:
+        print(f"pearl_rt: {error}; /reset forgets what was said", file=sys.stderr)
+
+
+def _stream_answer(engine: "Engine", prompt: str, params: "SamplingParams") -> bool:
+    """Prints one answer as it comes, and what it cost. False after Ctrl-C."""
+    printed, whole = 0, True
+    stream = engine.stream(prompt, params)
+    try:
+        for chunk in stream:
+            sys.stdout.write(chunk.text)
+            printed += len(chunk.text)
+            sys.stdout.flush()  # where a reader that is slow makes us wait, and Ctrl-C finds us
+    except KeyboardInterrupt:
+        whole = False
+    finally:
+        stream.close()
+    output = engine.last_output
+    if output is not None:
+        sys.stdout.write(output.text[printed:] + "\n")
+        sys.stdout.flush()
+        print(summary(output), file=sys.stderr)
+        for entries in output.logprobs or ():
+            print(json.dumps({token_id: list(entry) for token_id, entry in entries.items()}), file=sys.stderr)
+    return whole
+
+
 def summary(output: "RequestOutput") -> str:
     """One line: how much, how fast, by which program."""
     m = output.metrics
-    program = m.strategy if m.strategy == "ar" else f"{m.strategy}, gamma {m.gamma}, {m.placement} cores"
+    program = m.strategy if m.strategy == "ar" else f"{m.strategy}, gamma {m.gamma}, {m.placement}"
     line = f"[{len(output.token_ids)} tokens, {output.finish_reason}; {program}"
     line += f"; first after {m.ttft * 1e3:.1f} ms" if m.token_times else ""
     if len(m.token_times) > 1:
@@ -135,14 +241,6 @@ def run_info(options: argparse.Namespace) -> int:
     print(f"read bandwidth    {bandwidth / 1e9:.1f} GB/s on all of them")
     print(f"at most           {bandwidth / 1e9:.1f} tokens/s for a model of 1 GB without speculation")
     return 0
-
-
-def _target(target: Path | None) -> Path:
-    if target is not None:
-        return target
-    shipped = Path("models/target")
-    hint = f"; --target {shipped} --draft models/draft is the pair that ships" if shipped.is_dir() else ""
-    raise ConfigError(f"--target is missing: give the directory of a model{hint}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

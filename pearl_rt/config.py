@@ -5,7 +5,6 @@ cannot run exactly is refused here, by name, before a single weight is read.
 """
 
 import json
-import math
 import os
 import sys
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pearl_rt.errors import CheckpointError, ConfigError
+from pearl_rt.rope_scaling import RopeScaling, is_number
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -35,52 +35,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
 }
 _DTYPES = ("float32", "float16", "bfloat16")
-
-
-@dataclass(frozen=True)
-class RopeScaling:
-    """How the rotary frequencies are stretched: type and parameters, as transformers names them.
-
-    linear  positions divided by `factor` (kaiokendev)
-    llama3  low frequencies divided by `factor`, high ones kept, a ramp between them (Llama 3.1)
-    yarn    the same idea by number of rotations, and cos/sin scaled (YaRN, arXiv 2309.00071)
-    """
-
-    rope_type: str
-    factor: float
-    original_max_position_embeddings: int | None = None  # llama3, yarn
-    low_freq_factor: float | None = None  # llama3
-    high_freq_factor: float | None = None  # llama3
-    attention_factor: float | None = None  # yarn; None: from factor, mscale and mscale_all_dim
-    beta_fast: float = 32.0  # yarn
-    beta_slow: float = 1.0  # yarn
-    mscale: float | None = None  # yarn
-    mscale_all_dim: float | None = None  # yarn
-    truncate: bool = True  # yarn: round the ramp's ends outwards to whole dimensions
-
-    def __post_init__(self) -> None:
-        if self.rope_type not in ("linear", "llama3", "yarn"):
-            raise ConfigError(
-                f"rope type {self.rope_type!r} is not supported (default, linear, llama3 and yarn are): "
-                "use a checkpoint with one of these"
-            )
-        wanted = {"linear": (), "yarn": ("original_max_position_embeddings",)}.get(
-            self.rope_type, ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
-        )
-        for name in ("factor", *wanted):
-            value = getattr(self, name)
-            if not _is_number(value) or value <= 0:
-                raise ConfigError(f"rope type {self.rope_type!r} needs a positive {name}, got {value!r}")
-        if self.rope_type == "llama3" and not self.low_freq_factor < self.high_freq_factor:  # type: ignore[operator]
-            raise ConfigError(
-                "rope type 'llama3' needs low_freq_factor < high_freq_factor, "
-                f"got {self.low_freq_factor} and {self.high_freq_factor}"
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of `rope_scaling` in config.json: the type, and what is not at its default."""
-        defaults = {f.name: f.default for f in fields(self)}
-        return {k: v for k, v in asdict(self).items() if v != defaults[k]}
 
 
 @dataclass(frozen=True)
@@ -237,6 +191,8 @@ class Environment:
     isa: str | None = None  # PEARL_ISA: the instruction set of the CPU executor, for instance "portable"
     num_threads: int | None = None  # PEARL_NUM_THREADS: cores to use at most
     progress: bool | None = None  # PEARL_PROGRESS: 1 shows progress bars without a terminal too, 0 never
+    device: str | None = None  # PEARL_DEVICE: what device="auto" is, for instance "cpu"
+    api_key: str | None = None  # PEARL_API_KEY: what clients of the server must send
 
     @classmethod
     def read(cls, environ: Mapping[str, str] | None = None) -> "Environment":
@@ -249,7 +205,9 @@ class Environment:
             raise ConfigError(f"PEARL_NUM_THREADS={threads!r} is not a positive number: set one, or unset it")
         if progress not in (None, "0", "1"):
             raise ConfigError(f"PEARL_PROGRESS={progress!r} is neither 0 nor 1: set one of them, or unset it")
-        return cls(isa, int(threads) if threads else None, None if progress is None else progress == "1")
+        device, api_key = environ.get("PEARL_DEVICE") or None, environ.get("PEARL_API_KEY") or None
+        shown = None if progress is None else progress == "1"
+        return cls(isa, int(threads) if threads else None, shown, device, api_key)
 
     @staticmethod
     def interpret_kernels() -> None:
@@ -387,13 +345,9 @@ def _positive_int(d: Mapping[str, Any], key: str) -> int:
 
 def _positive_float(d: Mapping[str, Any], key: str, default: float) -> float:
     value = default if d.get(key) is None else d[key]
-    if not _is_number(value) or value <= 0:
+    if not is_number(value) or value <= 0:
         raise ConfigError(f"{key} must be a positive number, got {value!r}")
     return float(value)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _unsupported_model_type(model_type: object) -> str:

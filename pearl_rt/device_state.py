@@ -12,7 +12,7 @@ from pearl_rt.kernels.state import BAD_LOGITS, IDLE, RING_HEADER, RUNNING, State
 from pearl_rt.request import Request
 
 __all__ = ["BAD_LOGITS", "FINISH_NAMES", "IDLE", "RUNNING", "DeviceState", "RoundRow", "StateSizes"]
-FINISH_NAMES = ("", "", "stop", "length", "")  # of a finish_reason, for callers
+FINISH_NAMES = ("", "", "stop", "length", "error")  # of a finish_reason, for callers
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,18 @@ class RoundRow:
     finish_reason: int
     token_ids: list[int]
 
+    @property
+    def is_last(self) -> bool:
+        """Whether the slot's answer ends here, or with logits that cannot be used."""
+        return self.finish_reason != RUNNING
+
 
 class DeviceState:
-    """The tensors, each at a fixed address for as long as this lives."""
+    """The tensors, each at a fixed address for as long as this lives.
+
+    The ring of a GPU lies in the host's memory, pinned, where verify stores verdicts and the host reads them
+    without a copy. The address is the same for both.
+    """
 
     def __init__(self, sizes: StateSizes, device: torch.device) -> None:
         self.sizes = sizes
@@ -55,6 +64,9 @@ class DeviceState:
             sizes.ring_size,
             device,
         )
+        if device.type == "cuda":
+            ring = torch.full_like(self.whole.ring, -1, device="cpu", pin_memory=True)
+            self.whole = replace(self.whole, ring=ring)
         # The windows as they are sampled, step by step: [G, B], set by draft.
         self.drafted = torch.zeros(sizes.gamma_max, sizes.num_slots, dtype=torch.int32, device=device)
 

@@ -4,12 +4,14 @@
     draft's lane    prefill; then draft every round
 
 Knows a model and the state; not lanes, events or order. `restart` and `prefill` take lengths from the host.
-The launches of `draft`, `score` and `verify` depend on the window alone, read nothing back and allocate
-nothing, so that each of them is captured once and launched every round.
+The launches of `prefill_chunk`, `prefill_logits`, `draft`, `score` and `verify` depend on the window (and the
+slot) alone, read nothing back and allocate nothing, so that each of them is captured once and launched as
+often as is needed: which tokens a chunk feeds stands in `chunk`, on the device.
 """
 
 import torch
 
+from pearl_rt.device_shaping import Shaping
 from pearl_rt.device_state import DeviceState
 from pearl_rt.judge import KINDS
 from pearl_rt.kernels.feed import DRAFT_FIRST, DRAFT_NEXT, PREFILL, SCORE, SCORE_WINDOW, feed
@@ -55,19 +57,28 @@ class LaneSteps:
             table[slot, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
         self.block_table.copy_(table)
 
+    def cover(self) -> None:
+        """Pages for the longest sequence in every slot, unless they are there."""
+        slots, capacity = self.state.sizes.num_slots, self.state.sizes.capacity
+        if any(len(self.blocks.blocks(slot)) < self.block_table.shape[1] for slot in range(slots)):
+            self.restart([capacity] * slots)
+
     def prefill_chunks(self, length: int) -> list[tuple[int, int]]:
         """[start, end) of the passes that feed the first `length` tokens: cut at multiples of the chunk."""
         size = self.model.sizes.prefill_chunk
         return [(start, min(start + size, length)) for start in range(0, length, size)]
 
-    def prefill_pass(self, slot: int, start: int, end: int) -> Tensor:
-        """Feeds tokens [start, end) of one slot, alone in its pass -> [chunk, H] of `Llama.forward`."""
-        ranges = torch.zeros(self.chunk.shape, dtype=torch.int32)
-        ranges[slot] = torch.tensor([start, end], dtype=torch.int32)
-        self.chunk.copy_(ranges)
+    def next_chunk(self, slot: int, start: int, end: int) -> None:
+        """The host's: has prefill_chunk feed tokens [start, end) of one slot."""
+        self.chunk.zero_()
+        self.chunk[slot, 0].fill_(start)  # a launch; a copy from the host would wait for the stream
+        self.chunk[slot, 1].fill_(end)
+
+    def prefill_chunk(self) -> None:
+        """Feeds the tokens chunk[b, 0]..chunk[b, 1] of the one slot that has any, alone in its pass."""
         batch = self.batch.first(self.model.sizes.prefill_chunk, self.model.sizes.prefill_chunk)
         self._feed(PREFILL, 0, batch, self.state.whole, self.state.whole.draft_token_ids, num_logits=1)
-        return self.model.forward(batch)
+        self.model.forward(batch)
 
     def _feed(
         self, kind: int, step: int, batch: ForwardBatch, state: State, window: Tensor, num_logits: int
@@ -118,10 +129,16 @@ class TargetSteps(LaneSteps):
     def prefill(self, slot: int, prompt_len: int, gamma: int) -> None:
         """Feeds a prompt; row 0 of the slot is then the distribution of the token behind it."""
         for start, end in self.prefill_chunks(prompt_len):
-            hidden = self.prefill_pass(slot, start, end)
+            self.next_chunk(slot, start, end)
+            self.prefill_chunk()
+        self.prefill_logits(gamma, slot)
+
+    def prefill_logits(self, gamma: int, slot: int) -> None:
+        """Row 0 of a slot from the last token of the chunk that was fed last, which is the slot's."""
         state = self.state.windowed(gamma)
+        hidden = self.model.buffers.residual[: self.model.sizes.prefill_chunk]
         self.model.logits(hidden, self.logit_rows[slot : slot + 1], state.target_logits[slot, :1])
-        state.num_rows[slot] = 1
+        state.num_rows[slot : slot + 1].fill_(1)  # an item that is set by index is copied from the host
 
     def score(self, gamma: int, include_window: bool) -> None:
         """Logits of position committed + r for r = 0..pending, and with the window up to its end.
@@ -135,11 +152,15 @@ class TargetSteps(LaneSteps):
         kind = SCORE_WINDOW if include_window else SCORE
         rows = self._feed(kind, 0, batch, state, state.draft_token_ids, num_logits=gamma + 1)
         logits = state.target_logits.view(slots * (gamma + 1), -1)
-        self.model.logits(self.model.forward(batch), rows, logits)
+        self.model.logits(self.model.forward(batch, batch.num_live), rows, logits, batch.num_live)
 
-    def verify(self, gamma: int, judge: str) -> None:
-        """Judges what was scored and commits it; in round 0 the prompt's row, whose token is the first."""
+    def verify(self, gamma: int, judge: str, shaping: Shaping | None = None) -> None:
+        """Judges what was scored and commits it; in round 0 the prompt's row, whose token is the first.
+
+        shaping: what requests do to rows before they are judged.
+        """
         state = self.state.windowed(gamma)
+        thresholds = shaping.target(gamma) if shaping is not None else None
         verify(
             state.target_logits,
             state.draft_logits if gamma > 0 else None,
@@ -158,6 +179,8 @@ class TargetSteps(LaneSteps):
             state.seed,
             judge,
             self.workspace,
+            thresholds,
+            shaping.drafted(gamma) if shaping is not None else None,
         )
 
 
@@ -174,13 +197,15 @@ class DraftSteps(LaneSteps):
     def prefill(self, slot: int, prompt_len: int) -> None:
         """Feeds a prompt but for its last token, which the first window feeds."""
         for start, end in self.prefill_chunks(prompt_len - 1):
-            self.prefill_pass(slot, start, end)
+            self.next_chunk(slot, start, end)
+            self.prefill_chunk()
 
-    def draft(self, gamma: int, judge: str, keep_logits: bool) -> None:
+    def draft(self, gamma: int, judge: str, keep_logits: bool, shaping: Shaping | None = None) -> None:
         """Fills the windows, of gamma tokens at most, that follow token committed + pending.
 
         The first step feeds the last two tokens that it continues from: after a bonus token the cache lacks
         both, else one row is written again unchanged. keep_logits: for judge "rejection" at temperature > 0.
+        shaping: what requests do to rows before tokens are sampled from them.
         """
         state, slots = self.state.windowed(gamma), self.state.sizes.num_slots
         drafted = self.state.drafted[:gamma]
@@ -190,7 +215,11 @@ class DraftSteps(LaneSteps):
             batch = self.batch.first(slots * fed, fed)
             kind = DRAFT_FIRST if step == 0 else DRAFT_NEXT
             rows = self._feed(kind, step, batch, state, drafted.t(), num_logits=1)
-            self.model.logits(self.model.forward(batch), rows, self.step_logits)
+            hidden = self.model.forward(batch, batch.num_live)
+            self.model.logits(hidden, rows, self.step_logits, batch.num_live)
+            thresholds = None
+            if shaping is not None:
+                thresholds = shaping.draft(gamma, step, self.step_logits, self.ring_rows)
             sample(
                 self.step_logits,
                 state.temperature,
@@ -198,7 +227,7 @@ class DraftSteps(LaneSteps):
                 self.sample_positions,
                 purpose,
                 drafted[step],
-                None,
+                thresholds,
                 self.workspace,
             )
             if keep_logits:

@@ -4,39 +4,44 @@ Knows lanes, the planner and tokenizers; not what a round does. Everything retur
 
 The choice of program is never a choice of text: greedy output, and sampled output with judge="coupled", are
 the same bits for every strategy, window, placement and number of threads. With judge="rejection" at
-temperature > 0 the distribution is the same, not the tokens. Requests run one after another.
+temperature > 0 the distribution is the same, not the tokens. Several sequences run at once, and join and
+leave between rounds: those of generate() and stream() in their caller's thread, submitted ones in the
+scheduler's.
 """
 
 import os
 import threading
-import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import deque
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import pearl_rt._C as _C
+from pearl_rt.answer import Answer
+from pearl_rt.backends import Asked, backend
+from pearl_rt.batch import Batch, Job
 from pearl_rt.chooser import Chooser
-from pearl_rt.config import Environment, ModelConfig
+from pearl_rt.config import ModelConfig
+from pearl_rt.device_round import Round
+from pearl_rt.device_round_graph import RoundGraph
 from pearl_rt.errors import ConfigError, RequestError
-from pearl_rt.lane import POLL_MS, Lanes, backend, check_memory, choose_cores
+from pearl_rt.handle import RequestHandle
 from pearl_rt.loader import load_tensors
-from pearl_rt.metrics import measure
 from pearl_rt.options import (
-    DEVICES,
     JUDGES,
-    Limits,
     Wanted,
     check_tokenizer,
     check_vocabularies,
     choice,
     max_length,
-    threads,
+    waiting_limit,
 )
 from pearl_rt.outputs import GenerationInterrupted, RequestOutput, StreamChunk
 from pearl_rt.planner import Plan
-from pearl_rt.request import Prompt, Request, prepare_prompt, prompt_list
-from pearl_rt.sampling_params import SamplingParams
+from pearl_rt.request import Request, check_params, prepare_prompt, prompt_list
+from pearl_rt.sampling_params import SamplingParams, checked
+from pearl_rt.scheduler import Scheduler
 from pearl_rt.tokenizer import Tokenizer
+from pearl_rt.totals import Totals
+from pearl_rt.turn import Turn
 
 if TYPE_CHECKING:
     import torch
@@ -48,18 +53,28 @@ class Engine:
     strategy       "auto" picks the program with the best expected tokens per second before each request;
                    "ar", "sd" and "pearl" fix it
     gamma          drafts per window, 1 to 16; None: the planner's choice
-    device         "cpu", which is also "auto"; "interpret": the kernels in Triton's interpreter, for tests
+    device         "cpu", "cuda", "cuda:N"; "auto": a GPU that the kernels run on, if there is one and nothing
+                   of the CPU's own was asked for; "interpret": the kernels in their interpreter, for tests
+    draft_device   for the draft of a target on a GPU: another GPU ("cuda:N") or "cpu"; None: the target's
     judge          at temperature > 0: "rejection" (highest acceptance) or "coupled" (tokens depend on the
                    seed and the target alone)
-    dtype          of weights and KV cache; "auto" is each checkpoint's own, unless that is float16 (float32
-                   on "interpret")
-    placement      "shared" (all cores for both models), "split" (one core for the draft, the rest for the
-                   target) or "auto"
+    dtype          of weights and KV cache; "auto" is each checkpoint's own, which must not be float16 on the
+                   CPU (float32 on "interpret")
+    placement      "shared" (both models on all cores, or on one GPU), "split" (one core for the
+                   draft, the rest for the target), "devices" (with draft_device) or "auto"
+    form           how a GPU's rounds are launched: "events" (two streams), "graph" (one graph a round), or
+                   "eager" (kernel by kernel from Python, for checking); the same bits
+    rounds_ahead   rounds that are queued on a GPU before their verdict is read
+    max_memory     bytes of each GPU that may be taken; None: all that is free
     max_model_len  tokens of prompt and answer; None: what both models were made for, but 4096 at most
     num_threads    cores to use; None: all that this process may use
-    isa            instruction set of the executor; None: the best that this machine has
+    isa            instruction set of the CPU's executor; None: the best that this machine has
+    max_num_seqs   sequences that run at once, each with a KV cache of its own; None: 8 on the CPU, 1
+                   elsewhere
+    max_waiting    submitted requests that may wait while others run
 
-    Not for use from several threads at once. `last_output` is the latest answer, whole or interrupted.
+    submit() may be called from any thread; generate() and stream() not from several at once, nor while
+    submitted requests are in flight. `last_output` is the latest answer of these two, whole or interrupted.
     """
 
     def __init__(
@@ -75,24 +90,37 @@ class Engine:
         gamma: int | None = None,
         judge: str = "rejection",
         device: str = "auto",
+        draft_device: str | None = None,
         dtype: str = "auto",
         placement: str = "auto",
+        form: str = "events",
+        rounds_ahead: int = 2,
+        max_memory: int | None = None,
         max_model_len: int | None = None,
         num_threads: int | None = None,
         isa: str | None = None,
+        max_num_seqs: int | None = None,
+        max_waiting: int = 256,
     ) -> None:
         """From tensors in memory, by their Hugging Face names. The tensors are packed, and may be dropped."""
-        environment = Environment.read()
-        choice("device", device, DEVICES)
         choice("judge", judge, JUDGES)
-        isa = isa or environment.isa
-        if isa is not None:
-            choice("isa", isa, _C.available_isas())
-        cores = choose_cores(threads(num_threads, environment.num_threads))
         has_draft = draft_config is not None and draft_tensors is not None
         if not has_draft and (draft_config is not None or draft_tensors is not None):
             raise ConfigError("a draft is a configuration and tensors: pass both, or neither")
-        self._limits = Limits(has_draft, len(cores))
+        asked = Asked(
+            device,
+            draft_device,
+            form,
+            rounds_ahead,
+            max_memory,
+            num_threads,
+            isa,
+            placement,
+            gamma,
+            max_num_seqs,
+        )
+        self._backend = backend(asked, has_draft=has_draft)
+        self._limits = self._backend.limits(has_draft)
         self._wanted = Wanted.checked(strategy, gamma, placement, self._limits)
         self._judge = judge
         self._tokenizer = tokenizer
@@ -104,19 +132,35 @@ class Engine:
         check_tokenizer(target_config, tokenizer)
         self.max_model_len = max_length(max_model_len, [config for _, config, _ in parts])
         candidates = self._wanted.narrowed(self._limits)
-        self._backend = backend(device, cores, isa)
         described = [(name, config, self._backend.dtype(name, dtype, config)) for name, config, _ in parts]
-        check_memory(described, max_model_len=self.max_model_len, num_placements=len(candidates.placements))
-
+        self._backend.check_memory(
+            described, max_model_len=self.max_model_len, num_placements=len(candidates.placements)
+        )
         packed = [
             self._backend.pack(config, tensors, name=name, dtype=own, max_model_len=self.max_model_len)
             for (name, config, own), (_, _, tensors) in zip(described, parts, strict=True)
         ]
         self.target, self.draft = packed[0], packed[1] if has_draft else None
-        self._lanes: dict[str, Lanes] = {}
+        self._lanes: dict[str, Any] = {}
         self._chooser = Chooser()
-        self._closed = False
-        self._in_use = threading.Lock()
+        self._totals = Totals()
+        self._figures = threading.Lock()  # of who reads or changes what the chooser or the totals hold
+        self._turn = Turn()
+        self._batch = Batch(
+            self._backend.num_slots,
+            choose=self._choose,
+            submit=lambda lanes, job, gamma: lanes.submit(self._request(job, gamma)),
+            start=lambda lanes, job, plan: lanes.start(
+                plan.strategy, self._request(job, plan.gamma), job.judge
+            ),
+            learn=self._learn,
+        )
+        self._scheduler = Scheduler(
+            self._batch,
+            take_turn=self._turn.take,
+            end_turn=self._turn.end,
+            max_waiting=waiting_limit(max_waiting),
+        )
         self.last_output: RequestOutput | None = None
         for name in candidates.placements:
             self._placed(name)
@@ -149,6 +193,11 @@ class Engine:
         """The target's tokenizer, if the engine was built with one."""
         return self._tokenizer
 
+    @property
+    def lanes(self) -> Mapping[str, Any]:
+        """The lanes of each placement that was used, for those who measure them."""
+        return self._lanes
+
     def generate(
         self,
         prompts: Any,
@@ -159,30 +208,34 @@ class Engine:
         placement: str | None = None,
         judge: str | None = None,
     ) -> list[RequestOutput]:
-        """One output for each prompt: a text, a list of token ids, or a list of either.
+        """One output for each prompt, or params.n of them: a text, a list of token ids, or a list of either.
 
         strategy, gamma, placement and judge override the engine's own for this call. Raises RequestError for
         what cannot run, before anything has run; NumericsError if logits are NaN or infinite;
         GenerationInterrupted (a KeyboardInterrupt) on Ctrl-C, with the outputs so far.
         """
-        params = _checked_params(params)
-        wanted = self._wanted.override(strategy, gamma, placement, self._limits)
-        judge = self._judge if judge is None else choice("judge", judge, JUDGES, RequestError)
-        prepared = [self._prepare(prompt, params) for prompt in prompt_list(prompts)]
-        outputs: list[RequestOutput] = []
-        with self._use():
-            for prompt in prepared:
-                answer = self._answer(prompt, params, wanted, judge, min_results=64)
-                try:
-                    for _ in answer:
-                        pass
-                except KeyboardInterrupt:
-                    answer.close()
-                    last = self.last_output
-                    cut = [] if last is None or any(last is output for output in outputs) else [last]
-                    raise GenerationInterrupted([*outputs, *cut]) from None
-                assert self.last_output is not None
-                outputs.append(self.last_output)
+        params = checked(params)
+        options = (strategy, gamma, placement, judge)
+        samples = [(prompt, index) for prompt in prompt_list(prompts) for index in range(params.n)]
+        jobs = [self._job(prompt, params, *options, index=index) for prompt, index in samples]
+        for job in jobs:
+            job.answer.ask()
+        min_results = 1 if params.stop else 64
+        with self._turn:
+            self.last_output = None
+            waiting = deque(enumerate(jobs))
+            try:
+                while waiting or self._batch.is_busy:
+                    while waiting and self._batch.can_start(waiting[0][1]):
+                        self._batch.start(*waiting.popleft())
+                    for news in self._batch.poll(min_results):
+                        if isinstance(news.outcome, Exception):
+                            raise news.outcome
+            except KeyboardInterrupt:
+                raise GenerationInterrupted(self._cut(jobs[: len(jobs) - len(waiting)])) from None
+            finally:
+                outputs = self._cut(jobs[: len(jobs) - len(waiting)])
+                self.last_output = outputs[-1] if outputs else None
         return outputs
 
     def stream(
@@ -199,41 +252,85 @@ class Engine:
 
         The engine is in use until the iterator is exhausted or closed; `last_output` is then the answer.
         """
-        params = _checked_params(params)
-        wanted = self._wanted.override(strategy, gamma, placement, self._limits)
-        judge = self._judge if judge is None else choice("judge", judge, JUDGES, RequestError)
-        listed = prompt_list(prompt)
-        if len(listed) != 1:
-            raise RequestError(f"stream takes one prompt, got {len(listed)}: call generate() for several")
-        return self._stream(self._prepare(listed[0], params), params, wanted, judge)
+        job = self._single("stream", "generate()", prompt, params, (strategy, gamma, placement, judge))
+        return self._stream(job)
+
+    def submit(
+        self,
+        prompt: Any,
+        params: SamplingParams | None = None,
+        *,
+        strategy: str | None = None,
+        gamma: int | None = None,
+        placement: str | None = None,
+        judge: str | None = None,
+    ) -> RequestHandle:
+        """Puts one prompt in the queue and returns at once. Arguments as in generate(); from any thread.
+
+        Requests run first come first served. What goes wrong with one is raised by its handle and touches no
+        other. Raises RequestError for what cannot run, and while generate() or a stream runs; QueueFullError
+        if max_waiting requests wait.
+        """
+        job = self._single("submit", "it for each", prompt, params, (strategy, gamma, placement, judge))
+        job.answer.ask()
+        return self._scheduler.submit(job)
+
+    def request(self, prompt: Any, params: SamplingParams | None = None) -> Request:
+        """One prompt, a text or token ids, as a round() takes it. Errors as in generate()."""
+        return self._request(self._single("request", "generate()", prompt, params, (None,) * 4), gamma=0)
+
+    def round(
+        self, strategy: str, gamma: int = 0, *, judge: str | None = None, greedy: bool = False
+    ) -> Round:
+        """One round of this engine's pair, as something to launch on a stream of yours: see Round.
+
+        judge None: the engine's. The slots are those of generate(): a request of one ends what the other had
+        planned. Raises ConfigError where the lanes are not on one GPU or "interpret", RequestError while a
+        request runs.
+        """
+        with self._turn:
+            lanes = self._lanes_of_one_gpu()
+            judge = self._judge if judge is None else judge
+            return Round(lanes.pair, strategy, gamma, judge=judge, greedy=greedy, guard=self._check_idle)
+
+    def round_graph(self, strategy: str, gamma: int = 0, **options: Any) -> RoundGraph:
+        """round(), captured in a graph of its own: to replay, or to add to one of yours as a child node."""
+        gpu = getattr(self._lanes_of_one_gpu(), "gpu", None)
+        return RoundGraph(self.round(strategy, gamma, **options), gpu)
 
     def stats(self) -> dict[str, Any]:
-        """What was chosen last, what would be chosen now, and the figures behind it. Times are in seconds."""
-        self._check_open()
+        """What was chosen last, what would be chosen now, and the figures behind it; sums over all requests
+        (`totals`) and what is in flight (`queue`). Times are in seconds.
+        """
+        self._turn.check_open()
+        with self._figures:
+            figures = self._chooser.described(self._wanted.narrowed(self._limits))
+            totals = self._totals.described()
         return {
             "strategy": self._wanted.strategy,
-            **self._chooser.described(self._wanted.narrowed(self._limits)),
-            "cores": {
-                name: {"target": lanes.target_cores, "draft": lanes.draft_cores if lanes.has_draft else []}
-                for name, lanes in self._lanes.items()
-            },
+            **figures,
+            "totals": totals,
+            "queue": self._scheduler.counts(),
+            **self._backend.described(self.target, self._lanes),
             "dtype": {
                 name: model.dtype
                 for name, model in (("target", self.target), ("draft", self.draft))
                 if model is not None
             },
-            "isa": self.target.isa,
             "judge": self._judge,
             "max_model_len": self.max_model_len,
         }
 
     def close(self) -> None:
-        """Stops what runs, joins the threads and gives the memory back. Calling it again does nothing."""
-        if self._closed:
+        """Stops what runs, joins the threads and gives the memory back. Calling it again does nothing.
+
+        Submitted requests in flight end with EngineClosedError, a stream with finish_reason "abort".
+        """
+        if not self._turn.close():
             return
-        self._closed = True
+        self._scheduler.close()
         for lanes in self._lanes.values():
-            lanes.coordinator.stop()
+            lanes.close()
         self._lanes = {}
         del self.target, self.draft
 
@@ -243,139 +340,103 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @contextmanager
-    def _use(self) -> Iterator[None]:
-        self._check_open()
-        if not self._in_use.acquire(blocking=False):
-            raise RequestError(
-                "the engine is in use, by another thread or by a stream that was not read to its end: wait, "
-                "close() the stream, or give each thread its own engine"
-            )
-        try:
-            yield
-        finally:
-            self._in_use.release()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise RequestError("the engine is closed: build another one")
-
-    def _prepare(self, prompt: Any, params: SamplingParams) -> Prompt:
-        self._check_open()
-        vocab_size = self._config.vocab_size
-        for token_id in params.stop_token_ids:
-            if token_id >= vocab_size:
-                raise RequestError(
-                    f"stop_token_ids has {token_id}, out of range: the vocabulary has {vocab_size} ids"
-                )
-        return prepare_prompt(prompt, self._tokenizer, vocab_size, self.max_model_len)
-
-    def _stream(
-        self, prompt: Prompt, params: SamplingParams, wanted: Wanted, judge: str
-    ) -> Generator[StreamChunk, None, None]:
-        with self._use():
-            yield from self._answer(prompt, params, wanted, judge, min_results=1)
-
-    def _answer(
-        self, prompt: Prompt, params: SamplingParams, wanted: Wanted, judge: str, *, min_results: int
-    ) -> Generator[StreamChunk, None, None]:
-        """Runs one request. However it ends, lanes are idle and `last_output` holds what was verified."""
-        self.last_output = None
-        regime = judge if params.temperature > 0 else "greedy"
-        candidates = wanted.narrowed(self._limits)
-        for name in candidates.placements:
-            self._placed(name)
-        chosen = self._chooser.choose(candidates, regime)
-        lanes = self._placed(chosen.placement)
-        answer = _Answer(prompt, self._tokenizer)
-        request = Request(
-            prompt.token_ids,
-            gamma=chosen.gamma,
-            temperature=params.temperature,
-            seed=params.seed,
-            max_tokens=min(params.max_tokens, self.max_model_len),
-            eos_ids=self._config.eos_token_ids,
-            stop_ids=params.stop_token_ids,
-            ignore_eos=params.ignore_eos,
+    def _lanes_of_one_gpu(self) -> Any:
+        self._turn.check_open()
+        for lanes in self._lanes.values():
+            if getattr(lanes, "pair", None) is not None:
+                return lanes
+        where = self._backend.described(self.target, self._lanes)["device"]
+        raise ConfigError(
+            f"a round is launched on one GPU, and this engine's lanes are on {where}: build it with "
+            "device='cuda' and no draft_device, or with device='interpret' for tests"
         )
-        lanes.coordinator.stop()  # a second Ctrl-C may have left it at work
-        answer.start_ns = time.monotonic_ns()
-        try:
-            lanes.start(chosen.strategy, request, judge)
-            while (results := lanes.coordinator.next(POLL_MS, min_results)) is not None:
-                if results:
-                    yield answer.add(results)
-        finally:
-            lanes.coordinator.stop()
-            while (results := lanes.coordinator.next(0)) is not None:
-                answer.add(results)
-            self.last_output = answer.output(chosen, lanes)
-            self._chooser.learn(chosen, regime, self.last_output.metrics)
 
-    def _placed(self, placement: str) -> Lanes:
+    def _check_idle(self) -> None:
+        with self._turn:
+            pass
+
+    def check_open(self) -> None:
+        """Raises EngineClosedError once the engine is closed."""
+        self._turn.check_open()
+
+    def _single(
+        self, name: str, instead: str, prompt: Any, params: SamplingParams | None, options: tuple[Any, ...]
+    ) -> Job:
+        """The job of a call that takes one prompt and gives one answer."""
+        params = checked(params)
+        listed = prompt_list(prompt)
+        if len(listed) != 1:
+            raise RequestError(f"{name} takes one prompt, got {len(listed)}: call {instead} for several")
+        if params.n > 1:
+            raise RequestError(f"{name} gives one answer, n is {params.n}: pass n=1, or call generate()")
+        return self._job(listed[0], params, *options)
+
+    def _job(
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        strategy: str | None,
+        gamma: int | None,
+        placement: str | None,
+        judge: str | None,
+        index: int = 0,
+    ) -> Job:
+        """Checks one request. Raises RequestError for what cannot run."""
+        self._turn.check_open()
+        wanted = self._wanted.override(strategy, gamma, placement, self._limits)
+        judge = self._judge if judge is None else choice("judge", judge, JUDGES, RequestError)
+        vocab_size = self._config.vocab_size
+        check_params(params, self._tokenizer, vocab_size)
+        prepared = prepare_prompt(prompt, self._tokenizer, vocab_size, self.max_model_len)
+        params = params.sample(index)
+        answer = Answer(prepared, params, self._tokenizer, index)
+        return Job(prepared, params, wanted.narrowed(self._limits), judge, answer)
+
+    def _request(self, job: Job, gamma: int) -> Request:
+        ids, eos_ids = job.prompt.token_ids, self._config.eos_token_ids
+        return Request.of(ids, gamma, job.params, eos_ids, self.max_model_len)
+
+    def _stream(self, job: Job) -> Generator[StreamChunk, None, None]:
+        with self._turn:
+            self.last_output = None
+            job.answer.ask()
+            try:
+                self._batch.start(0, job)
+                while self._batch.is_busy:
+                    for news in self._batch.poll():
+                        if isinstance(news.outcome, Exception):
+                            raise news.outcome
+                        if news.chunk is not None:
+                            yield news.chunk
+            finally:
+                self.last_output = self._cut([job])[-1]
+
+    def _cut(self, jobs: Sequence[Job]) -> list[RequestOutput]:
+        """Ends what runs -> the outputs of jobs that were started; Ctrl-C may have hit anywhere."""
+        self._batch.clear()
+        return [job.answer.output or job.answer.finish() for job in jobs]
+
+    def _choose(self, job: Job) -> tuple[Plan, Any]:
+        """The program with the best expected tokens per second, and its lanes."""
+        for name in job.candidates.placements:
+            self._placed(name)
+        with self._figures:
+            chosen = self._chooser.choose(job.candidates, job.regime)
+        return chosen, self._placed(chosen.placement)
+
+    def _learn(self, job: Job, plan: Plan, is_alone: bool) -> None:
+        assert job.answer.output is not None
+        with self._figures:
+            self._chooser.learn(plan, job.regime, job.answer.output.metrics, is_alone=is_alone)
+            self._totals.add(job.answer.output)
+
+    def _placed(self, placement: str) -> Any:
         """The lanes of a placement, built and measured when they are first needed."""
         if placement not in self._lanes:
-            self._check_open()
+            self._turn.check_open()
             lanes = self._backend.lanes(placement, self.target, self.draft)
-            self._chooser.times[placement] = lanes.measure()
+            times = lanes.measure()
+            with self._figures:
+                self._chooser.times[placement] = times
             self._lanes[placement] = lanes
         return self._lanes[placement]
-
-
-class _Answer:
-    """One answer as it grows: rounds in order, and their text."""
-
-    def __init__(self, prompt: Prompt, tokenizer: Tokenizer | None) -> None:
-        self.start_ns = 0
-        self._prompt = prompt
-        self._tokenizer = tokenizer
-        self._decoder = None if tokenizer is None else tokenizer.decoder(after=prompt.token_ids)
-        self._rounds: list[Any] = []  # of _C.RoundResult
-        self._texts: list[str] = []
-
-    def add(self, results: Sequence[Any]) -> StreamChunk:
-        """Takes rounds, returns what they add."""
-        self._rounds += results
-        ids = [token_id for result in results for token_id in result.token_ids]
-        reason = results[-1].finish_reason or None
-        text = ""
-        if self._decoder is not None:
-            text = self._decoder.push(ids)
-            if reason is not None:
-                text += self._decoder.finish()
-        self._texts.append(text)
-        return StreamChunk(ids, text, reason)
-
-    def output(self, chosen: Plan, lanes: Lanes) -> RequestOutput:
-        """The whole answer. One that no verdict ended was interrupted."""
-        # Ctrl-C may have hit between a read of the ring and add(): what follows the gap is no answer.
-        self._rounds = [record for place, record in enumerate(self._rounds) if record.round == place]
-        reason = self._rounds[-1].finish_reason if self._rounds else ""
-        ids = [token_id for record in self._rounds for token_id in record.token_ids]
-        if not reason and self._tokenizer is not None:  # Ctrl-C may have hit between tokens and their text
-            decoder = self._tokenizer.decoder(after=self._prompt.token_ids)
-            self._texts = [decoder.push(ids), decoder.finish()]
-        return RequestOutput(
-            prompt=self._prompt.text,
-            prompt_token_ids=list(self._prompt.token_ids),
-            token_ids=ids,
-            text="".join(self._texts),
-            finish_reason=reason or "abort",
-            metrics=measure(
-                self._rounds,
-                start_ns=self.start_ns,
-                num_prompt_tokens=len(self._prompt.token_ids),
-                strategy=chosen.strategy,
-                gamma=chosen.gamma,
-                placement=chosen.placement,
-                trace=lanes.trace(),
-            ),
-        )
-
-
-def _checked_params(params: SamplingParams | None) -> SamplingParams:
-    if params is None:
-        return SamplingParams()
-    if not isinstance(params, SamplingParams):
-        raise RequestError(f"params must be pearl_rt.SamplingParams, got {params!r}")
-    return params

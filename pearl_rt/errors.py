@@ -1,4 +1,4 @@
-"""What can go wrong, by whose fault: five errors, each of which names the value and the way out.
+"""What can go wrong, by whose fault: one type for each, which names the value and the way out.
 
 Whoever calls pearl_rt needs to catch only `PearlError`. A message says what was found, what was expected and
 what to do; it never says only that something failed.
@@ -21,9 +21,31 @@ class RequestError(PearlError, ValueError):
     """A request cannot be served as asked: an empty prompt, an id out of range, a negative temperature."""
 
 
+class EngineClosedError(RequestError):
+    """The engine was closed, before the request or while it was in flight."""
+
+
+class QueueFullError(PearlError, RuntimeError):
+    """As many requests wait as may wait: try again later, or build the engine with a larger max_waiting."""
+
+
 class NumericsError(PearlError, RuntimeError):
     """Logits were NaN or infinite; the message names the lane, the step and the position."""
 
 
 class ResourceError(PearlError, RuntimeError):
     """The machine has not got what was asked for: memory, cores, instructions."""
+
+
+class DeviceError(PearlError, RuntimeError):
+    """What a GPU or its driver reported: the call, its code, name and text, and the place in our work."""
+
+    def __init__(
+        self, message: str, *, call: str = "", code: int = 0, name: str = "", text: str = "", place: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.call = call  # "cuGraphLaunch"
+        self.code = code  # 719
+        self.name = name  # "CUDA_ERROR_LAUNCH_FAILED"
+        self.text = text  # "unspecified launch failure"
+        self.place = place  # "in step score of the target lane, round 12"

@@ -5,8 +5,9 @@ rejection  accept x with min(1, p(x) / q(x)); recover from norm(max(p - q, 0))  
 coupled    draft and target sample a position with the same noise; accept while they pick the same token
            (Daliri et al., 2024, coupling without communication)
 
-p and q are softmax(logits / temperature) of target and draft; the draft samples from its first
-min(vocab, draft_vocab) entries only, and q is over those.
+p and q are softmax(logits / temperature) of target and draft, both as the request transforms them
+(pearl_rt/transform.py); the draft samples from its first min(vocab, draft_vocab) entries only, and q is over
+those.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,39 +19,11 @@ import numpy.typing as npt
 from pearl_rt import noise
 from pearl_rt.noise import Floats, Purpose, Words
 from pearl_rt.round import PLACEHOLDER_TOKEN_ID, Verdict
+from pearl_rt.transform import Transform, inverse_temperature, scaled, total, usable
 
 KINDS = ("rejection", "coupled")
-BLOCK = 256  # partial sums of a row, by index mod 256
 
 WordsFn = Callable[[int, int, int, int], Words]  # (seed, position, purpose, count); pearl_rt.noise.words
-
-
-def usable(logits: Floats) -> bool:
-    """No NaN, no +inf, and not all -inf."""
-    return bool(np.all(logits < np.inf) and logits.max() > -np.inf)
-
-
-def inverse_temperature(temperature: float) -> np.float32:
-    """1 / temperature in fp32, kept finite and normal. temperature > 0."""
-    limits = np.finfo(np.float32)
-    with np.errstate(over="ignore", divide="ignore"):
-        return np.clip(np.float32(1.0) / np.float32(temperature), limits.tiny, limits.max)
-
-
-def scaled(logits: Floats, inverse: np.float32) -> Floats:
-    """(logits - max) * inverse: at most 0, and 0 at the argmax."""
-    with np.errstate(over="ignore", under="ignore"):
-        return (logits - logits.max()) * inverse
-
-
-def total(weights: Floats) -> np.float64:
-    """Their sum in fp64: partial sums by index mod 256, then added by halves."""
-    padded = np.zeros(-(-len(weights) // BLOCK) * BLOCK, dtype=np.float64)
-    padded[: len(weights)] = weights
-    partial = np.add.accumulate(padded.reshape(-1, BLOCK), axis=0)[-1]
-    while len(partial) > 1:
-        partial = partial[: len(partial) // 2] + partial[len(partial) // 2 :]
-    return partial[0]
 
 
 def sample(
@@ -153,28 +126,36 @@ class ReferenceJudge:
     temperature: float
     seed: int
     words: WordsFn = noise.words
+    transform: Transform | None = None  # of the same temperature; None: rows as they are
 
-    def draft_token(self, logits: Floats, position: int) -> int:
-        """The draft's token at a position."""
+    def draft_token(self, logits: Floats, prefix: Sequence[int]) -> int:
+        """The draft's token after a prefix."""
         purpose = Purpose.TARGET if self.kind == "coupled" else Purpose.DRAFT
-        return sample(logits, self.temperature, self.seed, position, purpose, self.words)
+        row = self.row(logits, prefix)
+        return sample(row, self.temperature, self.seed, len(prefix), purpose, self.words)
 
     def verdict(
         self,
         target_logits: Sequence[Floats],
         draft_logits: Sequence[Floats],
         draft_token_ids: Sequence[int],
-        position: int,
+        prefix: Sequence[int],
     ) -> Verdict:
-        """The verdict on a window; rows as in `judge`."""
-        draft_rows = np.stack(draft_logits) if len(draft_logits) else None
+        """The verdict on a window after a prefix; rows as in `judge`, before their transform."""
+        known = [[*prefix, *draft_token_ids[:row]] for row in range(len(target_logits))]
+        target = [self.row(logits, seen) for logits, seen in zip(target_logits, known, strict=True)]
+        draft = [self.row(logits, seen) for logits, seen in zip(draft_logits, known, strict=False)]
         return judge(
-            np.stack(target_logits),
-            draft_rows,
+            np.stack(target),
+            np.stack(draft) if draft else None,
             draft_token_ids,
-            position,
+            len(prefix),
             self.temperature,
             self.seed,
             self.kind,
             self.words,
         )
+
+    def row(self, logits: Floats, prefix: Sequence[int]) -> Floats:
+        """Logits as they are sampled and judged."""
+        return logits if self.transform is None else self.transform.row(logits, prefix)

@@ -1,7 +1,8 @@
 """Where a pair runs: cores and memory, packed weights, and the native lanes of each placement with their step
 times.
 
-Knows core sets, executors and the coordinator; not prompts, text, or which program is wanted. A placement is
+Knows core sets, executors and the coordinator; not prompts, text, or which program is wanted. What an engine
+asks of it is CpuBackend, which cuda_lane and interpret_lane have the like of. A placement is
 
   shared   both lanes on all cores, taking turns
   split    disjoint cores, so that draft and target are two devices: one core for the draft, the rest for the
@@ -10,7 +11,6 @@ Knows core sets, executors and the coordinator; not prompts, text, or which prog
 
 import math
 import os
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,23 +18,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pearl_rt._C as _C
-from pearl_rt.config import Environment, ModelConfig
+from pearl_rt.config import ModelConfig
 from pearl_rt.errors import ConfigError, PearlError, ResourceError
 from pearl_rt.loader import loading_bar
 from pearl_rt.metrics import TraceRow
 from pearl_rt.models.rope import rope_tables
 from pearl_rt.models.shapes import tensor_shapes
-from pearl_rt.options import own_dtype
-from pearl_rt.planner import MAX_GAMMA, StepTimes, seconds
+from pearl_rt.options import Limits, choice, own_dtype
+from pearl_rt.planner import MAX_GAMMA, PLACEMENTS, StepTimes
 from pearl_rt.program import program
 from pearl_rt.request import Request
+from pearl_rt.step_timing import MEASURED_GAMMAS, measure
 
 if TYPE_CHECKING:
     import torch
 
-ITEM_BYTES = {"bfloat16": 2, "float32": 4}
-MEASURED_GAMMAS = (1, 4, 8, 15)
-POLL_MS = 50  # how long a wait may keep Python from seeing Ctrl-C
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+DTYPES = ("auto", "bfloat16", "float32")
 
 
 @contextmanager
@@ -90,7 +90,7 @@ class Model:
         cos, sin = rope_tables(config, max_model_len)
         return cls(config, dtype, weights, cos.contiguous(), sin.contiguous())
 
-    def executor(self, cores: Any) -> Any:
+    def executor(self, cores: Any, num_slots: int = 1) -> Any:
         """A _C.LlamaExecutor with its own KV cache on these cores: numbers, or a _C.CoreSet.
 
         Executors that take turns on the same cores share one CoreSet: the helpers of two would poll against
@@ -100,7 +100,7 @@ class Model:
         length = self.cos.shape[0]
         with native_errors():
             return _C.LlamaExecutor(
-                self.weights, core_set, 1, length, self.cos.data_ptr(), self.sin.data_ptr()
+                self.weights, core_set, num_slots, length, self.cos.data_ptr(), self.sin.data_ptr()
             )
 
 
@@ -173,42 +173,64 @@ def kv_bytes(config: ModelConfig, dtype: str, max_model_len: int) -> int:
 
 
 def check_memory(
-    models: Sequence[tuple[str, ModelConfig, str]], *, max_model_len: int, num_placements: int
+    models: Sequence[tuple[str, ModelConfig, str]],
+    *,
+    max_model_len: int,
+    num_placements: int,
+    num_slots: int = 1,
 ) -> None:
     """Raises ResourceError before anything is allocated if weights and KV caches cannot fit.
 
-    models: (name, configuration, dtype) of each; every placement has its own KV caches and logits.
+    models: (name, configuration, dtype) of each; every placement has its own KV caches and logits, of
+    num_slots sequences.
     """
     available = available_memory()
     weights = {name: weight_bytes(config, dtype) for name, config, dtype in models}
-    caches = num_placements * sum(kv_bytes(config, dtype, max_model_len) for _, config, dtype in models)
-    logits = num_placements * (3 * MAX_GAMMA + 1) * 4 * max(config.vocab_size for _, config, _ in models)
+    caches = (
+        num_placements
+        * num_slots
+        * sum(kv_bytes(config, dtype, max_model_len) for _, config, dtype in models)
+    )
+    logits = (
+        num_placements
+        * num_slots
+        * (3 * MAX_GAMMA + 1)
+        * 4
+        * max(config.vocab_size for _, config, _ in models)
+    )
     needed = sum(weights.values()) + caches + logits
     if available is None or needed <= available:
         return
-    parts = [f"{_gib(size)} for the {name}'s weights" for name, size in weights.items()]
-    parts.append(f"{_gib(caches)} for {max_model_len} tokens of KV cache")
-    remedies = "lower max_model_len"
+    parts = [f"{gib(size)} for the {name}'s weights" for name, size in weights.items()]
+    times = f"{num_slots} times " if num_slots > 1 else ""
+    parts.append(f"{gib(caches)} for {times}{max_model_len} tokens of KV cache")
+    remedies = "lower max_num_seqs or max_model_len" if num_slots > 1 else "lower max_model_len"
     if any(dtype == "float32" for _, _, dtype in models):
         remedies += ", pass dtype='bfloat16'"
     if num_placements > 1:
         remedies += ", fix the placement so that only one is built"
     raise ResourceError(
-        f"not enough memory: {_gib(needed)} needed ({', '.join(parts)}), {_gib(available)} available: "
+        f"not enough memory: {gib(needed)} needed ({', '.join(parts)}), {gib(available)} available: "
         f"{remedies}, or take smaller models"
     )
 
 
-def _gib(size: int) -> str:
+def gib(size: int) -> str:
+    """Bytes for people."""
     return f"{size / 2**30:.2f} GiB"
 
 
 class Lanes:
     """The native side of one placement: executors on their cores and the coordinator that drives them."""
 
-    def __init__(self, placement: str, cores: Sequence[int], target: Model, draft: Model | None) -> None:
+    measured_gammas = MEASURED_GAMMAS
+
+    def __init__(
+        self, placement: str, cores: Sequence[int], target: Model, draft: Model | None, num_slots: int = 1
+    ) -> None:
         self.placement = placement
         self.has_draft = draft is not None
+        self.overlaps = placement == "split"
         self.target_cores, self.draft_cores = list(cores), list(cores)
         if placement == "split":
             self.target_cores, self.draft_cores = split_cores(cores)
@@ -218,107 +240,76 @@ class Lanes:
         draft_set, draft_device = target_set, target_device
         if placement == "split":
             draft_set, draft_device = _C.CoreSet(self.draft_cores), _C.Device(self.draft_cores)
+        lanes = [_C.CpuLane("target", target.executor(target_set, num_slots), target_device)]
+        if draft is not None:
+            lanes.append(_C.CpuLane("draft", draft.executor(draft_set, num_slots), draft_device))
         self.coordinator = _C.Coordinator(
-            target.executor(target_set),
-            target_device,
-            draft.executor(draft_set) if draft is not None else None,
-            draft_device if draft is not None else None,
-            num_slots=1,
+            lanes,
+            num_slots=num_slots,
             gamma_max=MAX_GAMMA if draft is not None else 0,
             capacity=self.max_model_len,
+            vocab_size=target.config.vocab_size,
+            draft_vocab_size=draft.config.vocab_size if draft is not None else None,
         )
 
-    def start(self, strategy: str, request: Request, judge: str) -> None:
-        """Starts a program for one request. Returns at once."""
-        self.coordinator.start(program(strategy, self.placement), [_C.Request(**vars(request))], judge)
+    def start(self, strategy: str, request: Request, judge: str) -> int:
+        """Starts a program for one request -> its id in the results. Returns at once."""
+        chosen, native = program(strategy, self.placement), _C.Request(**vars(request))
+        return int(self.coordinator.start(chosen, [native], judge)[0])
+
+    def submit(self, request: Request) -> int | None:
+        """One more request for the run that goes on -> its id, or None if it has ended."""
+        number: int | None = self.coordinator.submit(_C.Request(**vars(request)))
+        return number
 
     def trace(self) -> list[TraceRow]:
         """What each lane did in the last request, once it has ended."""
         return [TraceRow(*row) for row in self.coordinator.trace()]
 
     def measure(self) -> StepTimes:
-        """Runs a few rounds of each program on a made-up prompt and reads the step times from the trace."""
-        target = dict(self._sample("ar", 0, 4).target)
-        rounds = min(12, max(3, int(0.05 / target[1])))
-        target |= self._sample("ar", 0, rounds).target
-        if not self.has_draft:
-            return StepTimes(target)
-        window: dict[int, float] = {}
-        for gamma in MEASURED_GAMMAS:
-            sample = self._sample("sd", gamma, rounds)
-            target = sample.target | target
-            window[gamma] = sample.window
-        target = dict(sorted(target.items()))
-        if self.placement == "shared":
-            return StepTimes(target, window)
-        beside_target: dict[int, float] = {}
-        beside_window: dict[int, float] = {}
-        for gamma in MEASURED_GAMMAS:
-            sample = self._sample("pearl", gamma, rounds)
-            beside_target |= sample.target
-            beside_window[gamma] = sample.window
-        # A draft that is never right shows only scores of one token: the others slow down alike.
-        slowdown = statistics.median(t / seconds(target, rows) for rows, t in beside_target.items())
-        beside_target = {rows: t * slowdown for rows, t in target.items()} | beside_target
-        return StepTimes(target, window, beside_target, beside_window)
+        """The times of its steps, from a few rounds of each program."""
+        return measure(self)
 
-    def _sample(self, strategy: str, gamma: int, rounds: int) -> "_Sample":
-        prompt = [(7 * i + 1) % self.vocab_size for i in range(min(16, self.max_model_len // 4 or 1))]
-        limit = self.max_model_len - len(prompt)
-        self.start(strategy, Request(prompt, gamma=gamma, max_tokens=limit, ignore_eos=True), "rejection")
-        results: list[Any] = []
-        while len(results) <= rounds:
-            more = self.coordinator.next(POLL_MS, rounds + 1)
-            if more is None:
-                break
-            results += more
+    def close(self) -> None:
+        """Stops what runs."""
         self.coordinator.stop()
-        while self.coordinator.next(0) is not None:
-            pass
-        return _Sample.read(strategy, results, self.trace())
-
-
-@dataclass(frozen=True)
-class _Sample:
-    """Median step times of one short run."""
-
-    target: dict[int, float]  # tokens in the forward -> seconds of score and verify
-    window: float  # seconds of a window; NaN without a draft
-
-    @classmethod
-    def read(cls, strategy: str, results: Sequence[Any], trace: Sequence[TraceRow]) -> "_Sample":
-        rows: dict[int, int] = {}  # round -> tokens that its score fed
-        for result in results:
-            if result.round > 0:
-                rows[result.round] = result.num_judged + 1 if strategy == "sd" else result.pending_before + 1
-        spent: dict[int, float] = dict.fromkeys(rows, 0.0)
-        windows: list[float] = []
-        for row in trace:
-            duration = (row.end_ns - row.begin_ns) * 1e-9
-            if row.round not in rows:
-                continue
-            if row.op in ("score", "verify"):
-                spent[row.round] += duration
-            elif row.op == "draft":
-                windows.append(duration)
-        by_rows: dict[int, list[float]] = {}
-        for number, count in rows.items():
-            by_rows.setdefault(count, []).append(spent[number])
-        # The first round of a run still warms caches up.
-        target = {count: statistics.median(times[1:] or times) for count, times in by_rows.items()}
-        return cls(target, statistics.median(windows[1:] or windows) if windows else math.nan)
 
 
 class CpuBackend:
     """What an engine asks of device="cpu": models packed for an instruction set, and lanes on cores."""
 
-    def __init__(self, cores: Sequence[int], isa: str | None) -> None:
-        self._cores = cores
+    def __init__(self, num_threads: int | None, isa: str | None, num_slots: int = 1) -> None:
+        """num_threads: cores to use; None: all. isa: None, or one that this machine has. num_slots: sequences
+        that run at once.
+        """
+        self.num_slots = num_slots
+        if isa is not None:
+            choice("isa", isa, _C.available_isas())
+        self.cores = choose_cores(num_threads)
         self._isa = isa
+
+    def limits(self, has_draft: bool) -> Limits:
+        """Which programs can run here."""
+        count = len(self.cores)
+        refused = {}
+        if count < 2:
+            refused["split"] = (
+                f"placement 'split' needs 2 cores, one for the draft and the rest for the target; there is "
+                f"{count}: pass placement='shared', or more threads"
+            )
+        return Limits(has_draft, PLACEMENTS if count > 1 else ("shared",), refused)
 
     def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
         """What a model computes in. Raises ConfigError for what the executor does not compute in."""
-        return own_dtype(name, dtype, config)
+        return own_dtype(name, choice("dtype", dtype, DTYPES), config)
+
+    def check_memory(
+        self, models: Sequence[tuple[str, ModelConfig, str]], *, max_model_len: int, num_placements: int
+    ) -> None:
+        """Raises ResourceError if models (name, configuration, dtype) cannot fit."""
+        check_memory(
+            models, max_model_len=max_model_len, num_placements=num_placements, num_slots=self.num_slots
+        )
 
     def pack(
         self,
@@ -334,20 +325,15 @@ class CpuBackend:
 
     def lanes(self, placement: str, target: Model, draft: Model | None) -> Lanes:
         """The lanes of one placement."""
-        return Lanes(placement, self._cores, target, draft)
+        return Lanes(placement, self.cores, target, draft, self.num_slots)
 
-
-def backend(device: str, cores: Sequence[int], isa: str | None) -> Any:
-    """The back end of a device: `dtype`, `pack` and `lanes`, as CpuBackend has them."""
-    if device in ("auto", "cpu"):
-        return CpuBackend(cores, isa)
-    Environment.interpret_kernels()
-    try:
-        from pearl_rt.interpret_lane import InterpretBackend
-    except ModuleNotFoundError as error:
-        raise ConfigError(
-            f"device {device!r} needs {error.name}, which is not installed: `pip install 'pearl_rt[gpu]'`, "
-            "or pass "
-            "device='cpu'"
-        ) from None
-    return InterpretBackend()
+    def described(self, target: Model, lanes: Mapping[str, Lanes]) -> dict[str, Any]:
+        """What runs where, for Engine.stats()."""
+        return {
+            "device": {"target": "cpu", "draft": "cpu"},
+            "cores": {
+                name: {"target": own.target_cores, "draft": own.draft_cores if own.has_draft else []}
+                for name, own in lanes.items()
+            },
+            "isa": target.isa,
+        }

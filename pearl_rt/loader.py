@@ -97,17 +97,19 @@ def save_checkpoint(
 
 
 @contextmanager
-def loading_bar(label: str, total_bytes: int, show: bool | None = None) -> Iterator[Callable[[int], object]]:
-    """Yields advance(bytes). A bar appears on stderr once loading has taken two seconds.
+def loading_bar(
+    label: str, total: int, show: bool | None = None, *, unit: str = "B"
+) -> Iterator[Callable[[int], object]]:
+    """Yields advance(number of units): bytes, or `unit`. A bar appears on stderr after two seconds.
 
     `show`: False never; True without a terminal too; None asks PEARL_PROGRESS, then stderr itself.
     """
     show = Environment.read().progress if show is None else show
     with tqdm(
-        total=total_bytes,
+        total=total,
         desc=label,
-        unit="B",
-        unit_scale=True,
+        unit=unit,
+        unit_scale=unit == "B",
         delay=_SECONDS_UNTIL_PROGRESS,
         disable=None if show is None else not show,
         leave=False,

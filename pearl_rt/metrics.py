@@ -23,6 +23,8 @@ class RoundRecord(Protocol):
     @property
     def num_judged(self) -> int: ...
     @property
+    def pending_before(self) -> int: ...
+    @property
     def t_ns(self) -> int: ...
 
 
@@ -55,6 +57,9 @@ class RequestMetrics:
     accepted: int
     judged: int
     rejections: int
+    judged_at: tuple[int, ...] = ()  # [window position]: drafts of that place in their window, of `judged`
+    accepted_at: tuple[int, ...] = ()  # [window position]: of `accepted`
+    queue_time: float = 0.0  # seconds that a submitted request waited for a slot; part of ttft
     trace: tuple[TraceRow, ...] = ()
 
     @property
@@ -78,6 +83,15 @@ class RequestMetrics:
     def acceptance_rate(self) -> float:
         """Accepted over judged drafts; NaN if nothing was judged."""
         return self.accepted / self.judged if self.judged else float("nan")
+
+    @property
+    def accepted_per_position(self) -> tuple[float, ...]:
+        """[window position] accepted over judged, from the window's first draft on; () if nothing was
+        judged.
+        """
+        return tuple(
+            a / n if n else float("nan") for a, n in zip(self.accepted_at, self.judged_at, strict=True)
+        )
 
     @property
     def mean_acceptance_length(self) -> float:
@@ -126,24 +140,51 @@ def measure(
     gamma: int,
     placement: str,
     trace: Iterable[TraceRow] = (),
+    num_tokens: int | None = None,
+    queue_time: float = 0.0,
 ) -> RequestMetrics:
     """The figures of one request from its rounds in order, the first of which is prefill (one token, none
     judged).
+
+    num_tokens: how many of the last round's tokens count, told as the sum over all rounds; None: all. (A stop
+    string ends an answer in the middle of a round.)
     """
     times = [(record.t_ns - start_ns) * 1e-9 for record in rounds for _ in record.token_ids]
     verified = rounds[1:]
     rejections = sum(record.accept_len < record.num_judged for record in verified)
     accepted = sum(record.accept_len for record in verified)
+    judged_at, accepted_at = _by_position(verified)
     return RequestMetrics(
         strategy=strategy,
         gamma=gamma,
         placement=placement,
         num_prompt_tokens=num_prompt_tokens,
         start_ns=start_ns,
-        token_times=tuple(times),
+        token_times=tuple(times[:num_tokens]),
         rounds=len(verified),
         accepted=accepted,
         judged=accepted + rejections,
         rejections=rejections,
+        judged_at=judged_at,
+        accepted_at=accepted_at,
+        queue_time=queue_time,
         trace=tuple(trace),
     )
+
+
+def _by_position(rounds: Sequence[RoundRecord]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(judged, accepted) by the draft's place in its window.
+
+    Drafts pending from the window before have its first place behind them; the rest begin a window.
+    """
+    judged: list[int] = []
+    accepted: list[int] = []
+    for record in rounds:
+        for row in range(min(record.accept_len + 1, record.num_judged)):
+            place = row + 1 if row < record.pending_before else row - record.pending_before
+            while len(judged) <= place:
+                judged.append(0)
+                accepted.append(0)
+            judged[place] += 1
+            accepted[place] += row < record.accept_len
+    return tuple(judged), tuple(accepted)

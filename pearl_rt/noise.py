@@ -42,6 +42,7 @@ class Purpose(IntEnum):
     RESIDUAL = 2  # rejection: the token that replaces a rejected one
     BONUS = 3  # rejection: the target alone: ar, first token, bonus token
     TARGET = 4  # coupled: shared by draft and target on purpose
+    SAMPLE = 5  # the seed of one of n answers
 
 
 def philox4x32_10(counter: npt.ArrayLike, key: tuple[int, int]) -> Words:
@@ -68,6 +69,14 @@ def words(seed: int, position: int, purpose: int, count: int) -> Words:
     counter[:, 0] = np.arange(groups)
     counter[:, 1:] = (place & 0xFFFFFFFF, place >> 32, purpose)
     return philox4x32_10(counter, (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)).reshape(-1)[:count]
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """The seed of answer `index` of n: seed itself for the first, else 64 bits of (seed, index)."""
+    if index == 0:
+        return seed
+    low, high = words(seed, index, Purpose.SAMPLE, 2).tolist()
+    return low | high << 32
 
 
 def uniform(noise: Words) -> Floats:

@@ -3,20 +3,22 @@
 Knows configurations and the planner's range; not lanes, and nothing of requests but that they may override.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from pearl_rt.config import ModelConfig
 from pearl_rt.errors import ConfigError, PearlError, RequestError
-from pearl_rt.planner import GAMMAS, MAX_GAMMA, PLACEMENTS, STRATEGIES
+from pearl_rt.planner import GAMMAS, MAX_GAMMA, STRATEGIES
+from pearl_rt.program import PLACEMENTS
 from pearl_rt.sampling_params import integer
 from pearl_rt.tokenizer import Tokenizer
 
-DEVICES = ("auto", "cpu", "interpret")
+DEVICES = ("auto", "cpu", "cuda", "cuda:N", "interpret")
+FORMS = ("events", "graph", "eager")
 JUDGES = ("rejection", "coupled")
-DTYPES = ("auto", "bfloat16", "float32")
 MIN_MODEL_LEN = 8
+DEFAULT_NUM_SEQS = 8  # on the CPU
 DEFAULT_MAX_MODEL_LEN = 4096  # the KV cache is allocated at load: more has to be asked for
 
 
@@ -29,10 +31,11 @@ def choice(name: str, value: Any, allowed: Sequence[str], error: type[PearlError
 
 @dataclass(frozen=True)
 class Limits:
-    """What an engine has got: without a draft there is only ar, with one core only "shared"."""
+    """What an engine has got: without a draft there is only ar, and a device has placements of its own."""
 
     has_draft: bool
-    num_cores: int
+    placements: tuple[str, ...] = ("shared",)
+    refused: Mapping[str, str] = field(default_factory=dict)  # placement -> why not, and the way out
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,12 @@ class Wanted:
                 )
         if not limits.has_draft and strategy in ("sd", "pearl"):
             raise error(f"strategy {strategy!r} needs a draft model: pass draft=..., or strategy='ar'")
-        if not limits.has_draft and placement == "split":
-            raise error("placement 'split' needs a draft model: pass draft=..., or placement='shared'")
-        if placement == "split" and limits.num_cores < 2:
-            raise error(
-                f"placement 'split' needs 2 cores, one for the draft and the rest for the target; there is "
-                f"{limits.num_cores}: pass placement='shared', or more threads"
-            )
+        if not limits.has_draft and placement in ("split", "devices"):
+            raise error(f"placement {placement!r} needs a draft model: pass draft=..., or placement='shared'")
+        if placement not in ("auto", *limits.placements):
+            own = ", ".join(map(repr, limits.placements))
+            why = f"placement {placement!r} is not one of this device: pass {own} or 'auto'"
+            raise error(limits.refused.get(placement, why))
         return cls(strategy, gamma, placement)
 
     def override(self, strategy: Any, gamma: Any, placement: Any, limits: Limits) -> "Wanted":
@@ -92,7 +94,7 @@ class Wanted:
         strategies: Iterable[str] = STRATEGIES if limits.has_draft else ("ar",)
         if self.strategy != "auto":
             strategies = (self.strategy,)
-        placements: Iterable[str] = PLACEMENTS if limits.has_draft and limits.num_cores > 1 else ("shared",)
+        placements = limits.placements if limits.has_draft else limits.placements[:1]
         if self.placement != "auto":
             placements = (self.placement,)
         gammas = GAMMAS if self.gamma is None else (self.gamma,)
@@ -121,10 +123,21 @@ def threads(num_threads: Any, from_environment: int | None) -> int | None:
     return int(num_threads)
 
 
-def own_dtype(name: str, dtype: Any, config: ModelConfig) -> str:
+def waiting_limit(asked: Any) -> int:
+    """How many submitted requests may wait. Raises ConfigError for what is no number, or negative."""
+    try:
+        limit = integer("max_waiting", asked)
+    except RequestError as refused:
+        raise ConfigError(str(refused)) from None
+    if limit < 0:
+        raise ConfigError(f"max_waiting {limit} is negative: pass 0 to queue nothing, or more")
+    return limit
+
+
+def own_dtype(name: str, dtype: str, config: ModelConfig) -> str:
     """What a model computes in: "auto" is what its checkpoint is stored in."""
-    if choice("dtype", dtype, DTYPES) != "auto":
-        return str(dtype)
+    if dtype != "auto":
+        return dtype
     if config.torch_dtype == "float16":
         raise ConfigError(
             f"the {name}'s checkpoint is float16, which the executor does not compute in: pass "

@@ -6,8 +6,11 @@ how an op works; those who run it know nothing of strategies.
 
 Ops: `prefill` (whole prompt, logits of its last token), `prefill context` (all but the last token), `first`
 (commit the first token), `draft`, `score` (pending tokens and one row more), `score window` (the new window
-too), `verify`, `record e`, `wait e`. A lane's k-th wait for an event needs its k-th record. Lane 0 is the
-target's.
+too), `verify`, `fetch window`, `fetch verdict`, `record e`, `wait e`. A lane's k-th wait for an event needs
+its k-th record. Lane 0 is the target's.
+
+Where the lanes have a memory each (placement "devices": two GPUs, or a draft on the host beside a target on a
+GPU), the reader fetches behind its wait: the target the window, the draft the verdict.
 
 `sd` and `pearl` differ in where the target waits for `d`, the draft's window (arXiv 2408.11850, section 3).
 """
@@ -17,7 +20,7 @@ from dataclasses import dataclass
 from pearl_rt.errors import ConfigError
 
 STRATEGIES = ("ar", "sd", "pearl")
-PLACEMENTS = ("shared", "split")
+PLACEMENTS = ("shared", "split", "devices")
 LANES = ("target", "draft")
 
 BODIES: dict[str, dict[str, str]] = {
@@ -37,11 +40,14 @@ BODIES: dict[str, dict[str, str]] = {
 PROLOGUES: dict[str, dict[str, str]] = {
     "shared": {"target": "prefill; first; record v", "draft": "wait v; prefill context"},
     "split": {"target": "prefill; first; record v", "draft": "prefill context; wait v"},
+    "devices": {"target": "prefill; first; record v", "draft": "prefill context; wait v"},
 }
 
 ORDERING = ("record", "wait")
+# What a wait for an event is followed by where each lane has a memory of its own.
+FETCHES = {"d": "fetch window", "v": "fetch verdict"}
 
-# What an op reads and writes of the shared state: conflicts must be ordered by events.
+# What an op reads and writes of its lane's memory: conflicts must be ordered by events.
 READS = {
     "prefill": {"prompt"},
     "prefill context": {"prompt"},
@@ -50,6 +56,8 @@ READS = {
     "score": {"token_ids"},
     "score window": {"token_ids", "draft_token_ids"},
     "verify": {"token_ids", "target_logits", "draft_token_ids"},
+    "fetch window": set[str](),
+    "fetch verdict": set[str](),
 }
 WRITES = {
     "prefill": {"target_logits"},
@@ -59,7 +67,11 @@ WRITES = {
     "score": {"target_logits"},
     "score window": {"target_logits"},
     "verify": {"token_ids"},
+    "fetch window": {"draft_token_ids"},
+    "fetch verdict": {"token_ids"},
 }
+# What a fetch reads of the other lane's memory.
+FETCHED = {"fetch window": {"draft_token_ids"}, "fetch verdict": {"token_ids"}}
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,7 @@ class Program:
 
     name: str
     lanes: tuple[LaneProgram, ...]
+    memories: int = 1  # 2: one for each lane, with fetches between them
 
     @property
     def events(self) -> tuple[str, ...]:
@@ -123,8 +136,15 @@ class Program:
         return len(self.events), [(rows(lane.prologue), rows(lane.body)) for lane in self.lanes]
 
 
+def _with_fetches(ops: tuple[Op, ...]) -> tuple[Op, ...]:
+    """The same ops, with a fetch behind each wait."""
+    fetched = ((op, Op(FETCHES[op.event])) if op.kind == "wait" else (op,) for op in ops)
+    return tuple(op for group in fetched for op in group)
+
+
 def program(strategy: str, placement: str = "shared") -> Program:
-    """The program of a strategy. placement: "shared" (one device) or "split" (draft and target on two)."""
+    """The program of a strategy. placement: "shared" (one device), "split" (draft and target on two that
+    share a memory) or "devices" (on two with a memory each)."""
     if strategy not in STRATEGIES:
         raise ConfigError(f"strategy is {strategy!r}; known are {', '.join(STRATEGIES)}")
     if placement not in PLACEMENTS:
@@ -132,24 +152,29 @@ def program(strategy: str, placement: str = "shared") -> Program:
     body, prologue = BODIES[strategy], PROLOGUES[placement]
     if strategy == "ar":
         prologue = {"target": "prefill; first"}
-    lanes = tuple(
-        LaneProgram(parse_ops(prologue[name]), parse_ops(body[name])) for name in LANES if name in body
-    )
-    return Program(f"{strategy}/{placement}", lanes)
+
+    def ops(text: str) -> tuple[Op, ...]:
+        return _with_fetches(parse_ops(text)) if placement == "devices" else parse_ops(text)
+
+    lanes = tuple(LaneProgram(ops(prologue[name]), ops(body[name])) for name in LANES if name in body)
+    return Program(f"{strategy}/{placement}", lanes, memories=2 if placement == "devices" else 1)
 
 
 def check(candidate: Program, rounds: int = 4) -> None:
-    """Refuses a program that can deadlock or race: ConfigError names the op, or two ops and what they share.
+    """Refuses a program that can deadlock, race or read what is stale: ConfigError names the op, or two ops
+    and what they share.
 
     Waits only count, so one order of execution decides for all: if it ends, none can deadlock. Races are
     found with vector clocks: of two ops of different lanes, one of which writes what the other touches, one
-    must be known to have ended before the other begins, through a chain of record and wait.
+    must be known to have ended before the other begins, through a chain of record and wait. With two memories
+    the same must hold as if they were one, for fetches between the two, and what an op reads must have been
+    fetched since it was written.
     """
     clocks = [[0] * len(candidate.lanes) for _ in candidate.lanes]
     records: dict[str, list[list[int]]] = {name: [] for name in candidate.events}
     waits = [dict.fromkeys(candidate.events, 0) for _ in candidate.lanes]
     todo = [list(lane.ops(rounds)) for lane in candidate.lanes]
-    done: list[tuple[int, int, Op, list[int]]] = []  # (lane, round, op, clock at its begin)
+    done: list[_Done] = []
     moved = True
     while moved:
         moved = False
@@ -167,7 +192,7 @@ def check(candidate: Program, rounds: int = 4) -> None:
                 elif op.kind == "record":
                     records[op.event].append(list(clocks[lane]))
                 else:
-                    done.append((lane, at, op, list(clocks[lane])))
+                    done.append(_Done(lane, at, op, list(clocks[lane])))
                     clocks[lane][lane] += 1
                 del ops[0]
                 moved = True
@@ -178,22 +203,70 @@ def check(candidate: Program, rounds: int = 4) -> None:
                 f"{candidate.name} deadlocks: in round {at} the {LANES[lane]} lane waits for {op.event!r}, "
                 "which nobody records"
             )
-    _check_races(candidate, done)
+    _check_races(candidate, done, 1)
+    if candidate.memories > 1:
+        _check_races(candidate, done, candidate.memories)
+        _check_versions(candidate, done)
 
 
-def _check_races(candidate: Program, done: list[tuple[int, int, Op, list[int]]]) -> None:
-    for lane, at, op, clock in done:
-        for other_lane, other_at, other, other_clock in done:
-            if other_lane <= lane:
+@dataclass(frozen=True)
+class _Done:
+    """An op in the order of execution. Clock entry i: how many ops of lane i are known to have ended when it
+    begins."""
+
+    lane: int
+    round: int
+    op: Op
+    clock: list[int]
+
+    def reads(self, memories: int) -> set[tuple[int, str]]:
+        """(memory, field)."""
+        own = {(self.lane % memories, name) for name in READS[self.op.kind]}
+        fetched = {((1 - self.lane) % memories, name) for name in FETCHED.get(self.op.kind, ())}
+        return own | fetched
+
+    def writes(self, memories: int) -> set[tuple[int, str]]:
+        """(memory, field). In one memory a fetch would write what is there already."""
+        if memories == 1 and self.op.kind in FETCHED:
+            return set()
+        return {(self.lane % memories, name) for name in WRITES[self.op.kind]}
+
+    def __str__(self) -> str:
+        return f"{self.op.kind!r} of the {LANES[self.lane]} lane (round {self.round})"
+
+
+def _check_races(candidate: Program, done: list[_Done], memories: int) -> None:
+    for one in done:
+        for other in done:
+            if other.lane <= one.lane:
                 continue
-            shared = (WRITES[op.kind] & (READS[other.kind] | WRITES[other.kind])) | (
-                READS[op.kind] & WRITES[other.kind]
+            mine, theirs = one.writes(memories), other.writes(memories)
+            shared = (mine & (other.reads(memories) | theirs)) | (one.reads(memories) & theirs)
+            ordered = (
+                other.clock[one.lane] > one.clock[one.lane] or one.clock[other.lane] > other.clock[other.lane]
             )
-            # Clock entry i counts the ops of lane i that are known to have ended.
-            ordered = other_clock[lane] > clock[lane] or clock[other_lane] > other_clock[other_lane]
             if shared and not ordered:
+                names = ", ".join(sorted({name for _, name in shared}))
                 raise ConfigError(
-                    f"{candidate.name} races: {op.kind!r} of the {LANES[lane]} lane (round {at}) and "
-                    f"{other.kind!r} of the {LANES[other_lane]} lane (round {other_at}) share "
-                    f"{', '.join(sorted(shared))} and no event orders them"
+                    f"{candidate.name} races: {one} and {other} share {names} and no event orders them"
                 )
+
+
+def _check_versions(candidate: Program, done: list[_Done]) -> None:
+    """There is no race, so that one order shows what each op reads: versions, counted by who makes them."""
+    made = {"token_ids": 0, "draft_token_ids": 0}  # how often, by first and verify, and by draft
+    held = [dict(made), dict(made)]  # the version in each memory
+    for each in done:
+        kind, own = each.op.kind, held[each.lane]
+        if kind in FETCHED:
+            own.update({name: held[1 - each.lane][name] for name in FETCHED[kind]})
+            continue
+        for name in sorted(READS[kind] & set(made)):
+            if own[name] != made[name]:
+                raise ConfigError(
+                    f"{candidate.name} reads what is stale: {each} reads {name}, which the other lane has "
+                    "written since it was fetched"
+                )
+        for name in WRITES[kind] & set(made):
+            made[name] += 1
+            own[name] = made[name]

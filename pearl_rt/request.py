@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pearl_rt.errors import RequestError
-from pearl_rt.sampling_params import token_ids
+from pearl_rt.sampling_params import SamplingParams, token_ids
+
+# Parameters that change logits: at every temperature, and above 0 only.
+SHAPING = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens")
+FILTERS = ("top_k", "top_p", "min_p")
 
 
 class Encoder(Protocol):
@@ -29,6 +33,64 @@ class Request:
     eos_ids: Sequence[int] = ()
     stop_ids: Sequence[int] = ()
     ignore_eos: bool = False
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Sequence[tuple[int, float]] = ()
+    min_tokens: int = 0
+    num_logprobs: int = -1  # likeliest tokens told with each token; -1: nothing
+
+    def asked(self) -> list[str]:
+        """What this request does beyond temperature, seed and limits, by the names of its parameters."""
+        looked_at = (*SHAPING, *(FILTERS if self.temperature > 0 else ()))
+        names = [name for name in looked_at if getattr(self, name) != getattr(Request, name)]
+        return names + (["logprobs"] if self.num_logprobs >= 0 else [])
+
+    @classmethod
+    def of(
+        cls, prompt_ids: Sequence[int], gamma: int, params: SamplingParams, eos_ids: Sequence[int], limit: int
+    ) -> "Request":
+        """One answer (of n, the caller's to tell apart) to a prompt. limit: on tokens, as max_tokens is."""
+        assert params.seed is not None
+        return cls(
+            prompt_ids,
+            gamma,
+            params.temperature,
+            params.seed,
+            limit if params.max_tokens is None else min(params.max_tokens, limit),
+            eos_ids,
+            params.stop_token_ids,
+            params.ignore_eos,
+            params.top_k,
+            params.top_p,
+            params.min_p,
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
+            tuple(params.logit_bias.items()),
+            min(params.min_tokens, limit),
+            -1 if params.logprobs is None else params.logprobs,
+        )
+
+
+def check_stop_ids(request: Request, most: int) -> None:
+    """Raises RequestError for more end-of-text and stop ids than a lane of a device has room for."""
+    num_stops = len(request.stop_ids) + (0 if request.ignore_eos else len(request.eos_ids))
+    if num_stops > most:
+        raise RequestError(f"{num_stops} end-of-text and stop ids; this lane takes {most}: pass fewer")
+
+
+def check_on_device(request: Request, *, shaped: bool) -> None:
+    """Raises RequestError for what a lane of a device cannot do: log-probabilities, and filters and penalties
+    unless its steps were made for them (`shaped`)."""
+    refused = [name for name in request.asked() if name == "logprobs" or not shaped]
+    if refused:
+        raise RequestError(
+            f"{', '.join(refused)}: not to be had on this device yet; leave out, or use device='cpu'"
+        )
 
 
 @dataclass(frozen=True)
@@ -54,6 +116,22 @@ def prompt_list(prompts: Any) -> list[Any]:
     if any(isinstance(item, (str, list, tuple)) for item in prompts):
         return list(prompts)
     return [prompts]
+
+
+def check_params(params: SamplingParams, encoder: Encoder | None, vocab_size: int) -> None:
+    """Raises RequestError for ids that the vocabulary has not got, and for stop strings without a
+    tokenizer.
+    """
+    for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", tuple(params.logit_bias))):
+        for token_id in ids:
+            if token_id >= vocab_size:
+                raise RequestError(
+                    f"{name} has {token_id}, out of range: the vocabulary has {vocab_size} ids"
+                )
+    if params.stop and encoder is None:
+        raise RequestError(
+            f"this engine has no tokenizer to find stop {params.stop[0]!r} with: pass stop_token_ids"
+        )
 
 
 def prepare_prompt(prompt: Any, encoder: Encoder | None, vocab_size: int, max_model_len: int) -> Prompt:

@@ -77,19 +77,20 @@ class RoundResult:
 
 
 class Judge(Protocol):
-    """Sampling and judging, with the randomness inside."""
+    """Sampling and judging, with the randomness inside. A prefix is all tokens before a position, which is
+    its length."""
 
-    def draft_token(self, logits: Any, position: int) -> int:
-        """The draft's token at a position, from its logits."""
+    def draft_token(self, logits: Any, prefix: Sequence[int]) -> int:
+        """The draft's token after a prefix, from its logits."""
 
     def verdict(
         self,
         target_logits: Sequence[Any],
         draft_logits: Sequence[Any],
         draft_token_ids: Sequence[int],
-        position: int,
+        prefix: Sequence[int],
     ) -> Verdict:
-        """The verdict on candidates at position ..; one row of target_logits more is the bonus row."""
+        """The verdict on candidates after a prefix; one row of target_logits more is the bonus row."""
 
 
 def plan(strategy: str, state: RoundState, gamma: int, max_total_len: int) -> RoundPlan:
@@ -144,7 +145,7 @@ def decode(
     def run(candidates: list[int], candidate_logits: list[Any], todo: RoundPlan) -> Verdict:
         judged = candidates[: todo.num_draft_tokens]
         rows = [target_fn(tokens + judged[:row]) for row in range(todo.num_rows)]
-        verdict = judge.verdict(rows, candidate_logits[: len(judged)], judged, len(tokens))
+        verdict = judge.verdict(rows, candidate_logits[: len(judged)], judged, tokens)
         if verdict.bad_row >= 0:
             raise ValueError(f"logits of position {len(tokens) + verdict.bad_row} cannot be used")
         new = judged[: verdict.accept_len]
@@ -164,7 +165,7 @@ def decode(
             assert draft_fn is not None, f"{strategy} needs a draft"
             row = draft_fn(tokens + candidates)
             candidate_logits.append(row)
-            candidates.append(judge.draft_token(row, len(tokens) + len(candidates)))
+            candidates.append(judge.draft_token(row, tokens + candidates))
         verdict = run(candidates, candidate_logits, todo)
         after = advance(state, todo, verdict.accept_len)
         pending = candidates[len(candidates) - after.pending :]

@@ -66,10 +66,14 @@ class Tokenizer:
         rows = read_json(directory / "config.json").get("vocab_size")
         return cls(tokenizer, vocab_size=rows if isinstance(rows, int) else 0, bos_token_id=bos_token_id)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, beginning-of-text token first. Raises RequestError for what is not text."""
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt, beginning-of-text token first. Raises RequestError for what is not text.
+
+        A chat template writes its special tokens itself: encode what it rendered without adding any.
+        """
         try:
-            return self._prefix + self._tokenizer.encode(text).ids
+            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            return self._prefix + ids if add_special_tokens else ids
         except (TypeError, UnicodeError) as error:
             raise RequestError(f"prompt {text!r} cannot be encoded: {error}") from error
 
@@ -83,6 +87,10 @@ class Tokenizer:
             return self._tokenizer.decode(self._visible(token_ids))
         decoder = self.decoder(after=after)
         return decoder.push(token_ids) + decoder.finish()
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token by itself, special tokens by their names; U+FFFD for parts of characters."""
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
 
     def decoder(self, *, after: Sequence[int] = ()) -> "IncrementalDecoder":
         """A decoder for text that continues `after`."""
@@ -140,14 +148,20 @@ class IncrementalDecoder:
         self._given = len(self._text().rstrip(_REPLACEMENT))  # characters of the window's text that are out
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """The whole characters that `token_ids` add; "" while a character is unfinished."""
-        self._window += self._tokenizer._visible(token_ids)
+        """The whole characters that `token_ids` add; "" while a character is unfinished.
+
+        Taken one by one, so that the text does not depend on how the tokens were divided into rounds.
+        """
+        return "".join([self._push(token_id) for token_id in self._tokenizer._visible(token_ids)])
+
+    def _push(self, token_id: int) -> str:
+        self._window.append(token_id)
         text = self._text()
-        is_stuck = len(self._window) - self._settled > _HELD + len(token_ids)
+        is_stuck = len(self._window) - self._settled > _HELD
         whole = text if is_stuck else text.rstrip(_REPLACEMENT)
         piece = whole[self._given :]
         self._given = max(self._given, len(whole))
-        if len(whole) == len(text) and len(self._window) > self._settled:
+        if len(whole) == len(text):
             self._window = self._window[self._settled :]
             self._settled = len(self._window)
             self._given = len(self._text())

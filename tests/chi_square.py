@@ -18,6 +18,7 @@ def p_value(counts: npt.ArrayLike, expected: npt.ArrayLike) -> float:
         if expected[-1] == 0:
             assert counts[-1] == 0, "something impossible happened"
             counts, expected = counts[:-1], expected[:-1]
+    assert len(counts) > 1, "one cell says nothing"
     statistic = float(np.sum((counts - expected) ** 2 / expected))
     half = torch.tensor([(len(counts) - 1) / 2, statistic / 2], dtype=torch.float64)
     return float(torch.special.gammaincc(half[0], half[1]))

@@ -1,7 +1,7 @@
 """The law of a short generation: exact, and as counted from the coordinator or from the reference decoder."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from pearl_rt import _C
 from pearl_rt.program import program
 from pearl_rt.round import Judge, Limits, Verdict, decode
+from pearl_rt.transform import Transform
 
 PROMPT = (1,)  # the first token is at position 1, so that the next two share half a position
 SLOTS = 64
@@ -25,6 +26,7 @@ class Case:
     target_scale: float = 1.5
     draft_scale: float = 1.5
     temperature: float = 0.9
+    shaping: dict[str, Any] = field(default_factory=dict, hash=False)  # of _C.Request: filters, penalties
 
     def executor(self, which: str, num_slots: int = 1, max_model_len: int = 16) -> Any:
         rule, scale = (
@@ -51,7 +53,12 @@ class Case:
 
     def law(self) -> np.ndarray:
         """[vocab ** length]: the target's probability of every answer."""
-        row = self.logits("target")
+        logits = self.logits("target")
+        transform = Transform(self.temperature, prompt_len=len(PROMPT), **self.shaping)
+
+        def row(prefix: Sequence[int]) -> np.ndarray:
+            return transform.row(logits(prefix), prefix)
+
         law = np.ones(1)
         prefixes: list[tuple[int, ...]] = [PROMPT]
         for _ in range(self.length):
@@ -66,6 +73,11 @@ class Case:
         return int(np.ravel_multi_index(tuple(tokens), (self.vocab,) * self.length))
 
 
+UNRELATED = Case()
+OPPOSITE = Case(vocab=16, length=2, draft_rule=1, target_scale=1.0, draft_scale=-1.0, temperature=1.0)
+CASES = {"V8-L3-unrelated": UNRELATED, "V16-L2-opposite": OPPOSITE}
+
+
 class NativeJudge:
     """_C.sample and _C.judge, as the reference decoder asks for them."""
 
@@ -73,20 +85,20 @@ class NativeJudge:
         self.kind, self.temperature, self.seed = kind, temperature, seed
         self.draft_purpose = 4 if kind == "coupled" else 0
 
-    def draft_token(self, logits: np.ndarray, position: int) -> int:
-        return _C.sample(logits, self.temperature, self.seed, position, self.draft_purpose)
+    def draft_token(self, logits: np.ndarray, prefix: Sequence[int]) -> int:
+        return _C.sample(logits, self.temperature, self.seed, len(prefix), self.draft_purpose)
 
     def verdict(
         self,
         target_logits: Sequence[np.ndarray],
         draft_logits: Sequence[np.ndarray],
         draft_token_ids: Sequence[int],
-        position: int,
+        prefix: Sequence[int],
     ) -> Verdict:
         rows = np.stack(draft_logits) if draft_logits else None
         ids = np.array(draft_token_ids, dtype=np.int32)
         return Verdict(
-            *_C.judge(np.stack(target_logits), rows, ids, position, self.temperature, self.seed, self.kind)
+            *_C.judge(np.stack(target_logits), rows, ids, len(prefix), self.temperature, self.seed, self.kind)
         )
 
 
@@ -108,14 +120,13 @@ def coordinator_counts(
 ) -> np.ndarray:
     """[vocab ** length] counts of the coordinator, SLOTS sequences at a time."""
     device = _C.Device([])
+    lanes = [_C.CpuLane(name, case.executor(name, SLOTS), device) for name in ("target", "draft")]
     coordinator = _C.Coordinator(
-        case.executor("target", SLOTS),
-        device,
-        case.executor("draft", SLOTS),
-        device,
+        lanes,
         num_slots=SLOTS,
         gamma_max=gamma,
         capacity=16,
+        vocab_size=case.vocab,
     )
     counts = np.zeros(case.vocab**case.length)
     for first in range(first_seed, first_seed + runs, SLOTS):
@@ -126,6 +137,7 @@ def coordinator_counts(
                 max_tokens=case.length,
                 temperature=case.temperature,
                 seed=seed,
+                **case.shaping,
             )
             for seed in range(first, min(first_seed + runs, first + SLOTS))
         ]

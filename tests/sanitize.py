@@ -4,7 +4,8 @@
 
 The sanitized module stands in a package of its own (build/sanitize-MODE/pearl_rt), with the plain-Python
 modules that the tests need and no torch: only our code is under test. Then programs with one wait missing are
-run on the ThreadSanitizer build, each of which it must report.
+run on the ThreadSanitizer build, each of which it must report. CUDA lanes run on the fake driver, built for
+the sanitizer too; the owners of CUDA handles likewise, as a program without Python.
 """
 
 import os
@@ -13,17 +14,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fake_cuda
 import pybind11
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("errors", "program", "noise", "judge", "round")
-TESTS = ("coordinator", "native_lanes")
+MODULES = ("errors", "program", "noise", "transform", "judge", "round")
+TESTS = ("coordinator", "batching", "native_lanes", "cuda_lane", "cuda_lane_faults")
 LIBRARIES = {"thread": ("libtsan.so",), "address": ("libasan.so", "libubsan.so", "libstdc++.so")}
 OPTIONS = {
     "thread": {"TSAN_OPTIONS": "exitcode=66 history_size=7"},
     "address": {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
 }
-RACES = [(strategy, lane) for strategy in ("sd", "pearl") for lane in ("target", "draft")]
+# (strategy, the lane that does not wait, placement): "split" on CPU lanes, the others on a fake GPU, or two.
+RACES = [
+    (strategy, lane, placement)
+    for placement in ("split", "shared", "devices")
+    for strategy in ("sd", "pearl")
+    for lane in ("target", "draft")
+]
 
 
 def tool(name: str) -> str:
@@ -60,55 +68,82 @@ def environment(mode: str, home: Path) -> dict[str, str]:
         ).stdout
         for name in LIBRARIES[mode]
     ]
-    path = {"PYTHONPATH": str(home), "PYTHONSAFEPATH": "1", "LD_PRELOAD": " ".join(p.strip() for p in found)}
-    return {**os.environ, **OPTIONS[mode], **path}
+    path = {
+        "PYTHONPATH": os.pathsep.join((str(home), str(ROOT / "tests"))),
+        "PYTHONSAFEPATH": "1",
+        "LD_PRELOAD": " ".join(p.strip() for p in found),
+    }
+    return {**os.environ, **OPTIONS[mode], **path, "PEARL_SANITIZE": mode}
 
 
-def race(strategy: str, lane: str) -> None:
+def race(strategy: str, lane: str, placement: str) -> None:
     """Runs a program whose `lane` does not wait for the other. In a process of its own: it ends badly."""
-    sys.path.insert(0, str(ROOT / "tests"))
     from scripted import Bench
+    from scripted_cuda import CudaBench
 
     from pearl_rt import _C
     from pearl_rt.errors import PearlError
     from pearl_rt.program import LANES, LaneProgram, Program, program
 
-    base = program(strategy, "split")
+    base = program(strategy, placement)
     lanes = list(base.lanes)
     at = LANES.index(lane)
     body = tuple(op for op in lanes[at].body if op.kind != "wait")
     lanes[at] = LaneProgram(lanes[at].prologue, body)
+    target, draft = {"rule": 1}, {"rule": 1, "divergence": 0.4}
     for seed in range(20):
-        delays = {"delay_us": (0, 20), "delay_seed": seed}
-        draft = {"rule": 1, "divergence": 0.4, **delays}
-        bench = Bench.build("split", target={"rule": 1, **delays}, draft=draft)
+        if placement == "split":
+            delays = {"delay_us": (0, 20), "delay_seed": seed}
+            bench = Bench.build("split", target={**target, **delays}, draft={**draft, **delays})
+        else:
+            fake_cuda.load().reset(seed=seed, max_delay_us=20)
+            bench = CudaBench.build(placement, target=target, draft=draft, gammas=[4])
         try:
             bench.run(Program("racy", tuple(lanes)), _C.Request([1], gamma=4, max_tokens=60))
         except PearlError as error:  # what a race may lead to
             print(error)
 
 
+def handles(mode: str) -> None:
+    """tests/cuda_handles.cpp: clean, but for what it leaves out on purpose."""
+    command = fake_cuda.program("cuda_handles.cpp", fake_cuda.DRIVER, mode)
+    env = {**os.environ, **OPTIONS[mode]}
+    for scenario in fake_cuda.SCENARIOS + (fake_cuda.RACES if mode == "thread" else ()):
+        for seed in range(1 if scenario in fake_cuda.RACES else 10):
+            result = subprocess.run([*command, scenario, str(seed)], env=env, capture_output=True, text=True)
+            is_race = result.returncode == 66 and "WARNING: ThreadSanitizer: data race" in result.stderr
+            if is_race != (scenario in fake_cuda.RACES) or (not is_race and result.returncode):
+                sys.exit(
+                    f"{mode}: cuda_handles '{scenario}', seed {seed}: {result.returncode}\n{result.stderr}"
+                )
+    print(f"{mode}: the owners of CUDA handles are clean")
+
+
 def main(modes: list[str]) -> None:
     """Stops at the first mode that fails, with its status."""
     for mode in modes:
+        handles(mode)
+        fake_cuda.build(mode)  # here: the tests' own compiler would run under the sanitizer
+        fake_cuda.build_scripted(mode)
         home = build(mode)
         env = environment(mode, home)
         tests = [ROOT / "tests" / f"test_{name}.py" for name in TESTS]
-        command = [sys.executable, "-m", "pytest", *tests, "-q", "-p", "no:cacheprovider"]
+        command = [sys.executable, "-m", "pytest", *tests, "-q", "-p", "no:cacheprovider", "--schedules=40"]
         status = subprocess.run(command, env=env, cwd=home).returncode
         if status:
             sys.exit(f"{mode}: the tests failed with status {status}")
-        for strategy, lane in RACES if mode == "thread" else []:
-            command = [sys.executable, __file__, "race", strategy, lane]
+        for strategy, lane, placement in RACES if mode == "thread" else []:
+            name = f"{strategy}/{placement}"
+            command = [sys.executable, __file__, "race", strategy, lane, placement]
             result = subprocess.run(command, env=env, cwd=home, capture_output=True, text=True)
             if result.returncode != 66 or "WARNING: ThreadSanitizer: data race" not in result.stderr:
-                sys.exit(f"{mode}: {strategy} without the {lane}'s wait passed for clean:\n{result.stderr}")
-            print(f"{mode}: {strategy} without the {lane}'s wait is reported, as it must be")
+                sys.exit(f"{mode}: {name} without the {lane}'s wait passed for clean:\n{result.stderr}")
+            print(f"{mode}: {name} without the {lane}'s wait is reported, as it must be")
         print(f"{mode}: clean")
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["race"]:
-        race(*sys.argv[2:4])
+        race(*sys.argv[2:5])
     else:
         main(sys.argv[1:] or list(LIBRARIES))

@@ -63,21 +63,24 @@ class Bench:
         gamma_max: int = 8,
         ring_capacity: int = 1024,
         spin_us: int = 100,
+        capacity: int = CAPACITY,
     ) -> "Bench":
         """target, draft: arguments of their scripts."""
-        shape = {"vocab_size": VOCAB, "max_model_len": CAPACITY, "num_slots": num_slots}
+        shape = {"vocab_size": VOCAB, "max_model_len": capacity, "num_slots": num_slots}
         target_executor = _C.ScriptedExecutor(**{**shape, **(target or {})})
         draft_executor = _C.ScriptedExecutor(**{**shape, **(draft or {})})
         device = _C.Device([], spin_us)
         draft_device = device if placement == "shared" else _C.Device([], spin_us)
         coordinator = _C.Coordinator(
-            target_executor,
-            device,
-            draft_executor,
-            draft_device,
+            [
+                _C.CpuLane("target", target_executor, device),
+                _C.CpuLane("draft", draft_executor, draft_device),
+            ],
             num_slots=num_slots,
             gamma_max=gamma_max,
-            capacity=CAPACITY,
+            capacity=capacity,
+            vocab_size=target_executor.vocab_size,
+            draft_vocab_size=draft_executor.vocab_size,
             ring_capacity=ring_capacity,
         )
         return cls(coordinator, target_executor, draft_executor, placement)

@@ -113,7 +113,7 @@ def test_programs(engine: Engine, options: dict[str, Any], named: str) -> None:
 @pytest.mark.parametrize(
     ("options", "named", "kind"),
     [
-        ({"device": "cuda"}, "device 'cuda'.*'cpu'", ConfigError),
+        ({"device": "tpu"}, "device 'tpu'.*'cpu', 'cuda'", ConfigError),
         ({"dtype": "int4"}, "dtype 'int4'.*'bfloat16'", ConfigError),
         ({"dtype": torch.float32}, "dtype torch.float32", ConfigError),
         ({"num_threads": 0}, "num_threads 0", ConfigError),
@@ -205,7 +205,7 @@ def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ResourceError, match=r"needed.*target's weights.*KV cache.*available: lower max_model_len"
     ):
-        Pair.make("equal").engine()
+        Pair.make("equal").engine(max_num_seqs=1)
     monkeypatch.undo()
     Pair.make("equal").engine(max_model_len=32).close()
 

@@ -227,9 +227,7 @@ def test_runs_are_interleaved() -> None:
 
 
 def test_sweep_finds_the_best_gamma() -> None:
-    best, rates = m.sweep(
-        FakeRunner(SPEED), section.speculative_kinds(split=True, pearl_shared=False), (1, 4, 8), WORK
-    )
+    best, rates = m.sweep(FakeRunner(SPEED), section.cpu_menu().swept, (1, 4, 8), WORK)
     assert [str(p) for p in best] == ["sd/shared gamma 4", "sd/split gamma 4", "pearl/split gamma 4"]
     assert set(rates["sd/split"]) == {1, 4, 8}
 
@@ -303,8 +301,7 @@ def test_progress_is_told_of_every_run() -> None:
     for work in (WORK, hot):
         told.clear()
         section.run_section(FakeRunner(SPEED), work, gammas=(2, 4), bar=Bar())  # type: ignore[arg-type]
-        kinds = section.speculative_kinds(split=True, pearl_shared=False)
-        assert len(told) == section.num_runs(kinds, 2, 4, 1, split=True, sampled=work is hot)
+        assert len(told) == section.num_runs(section.cpu_menu(), (2, 4), 4, 1, sampled=work is hot)
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.001, (8, 128)), (0.02, (3, 128)), (10.0, (3, 32))])

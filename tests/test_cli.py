@@ -131,5 +131,9 @@ def test_a_reader_that_goes_away_is_no_error(pair: list[str]) -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    code = "import sys, pearl_rt; pearl_rt.SamplingParams(); assert 'torch' not in sys.modules"
+    code = (
+        "import sys, pearl_rt, pearl_rt.cli; pearl_rt.SamplingParams(); pearl_rt.RequestHandle;"
+        "heavy = {'torch', 'jinja2', 'starlette', 'uvicorn', 'prometheus_client'} & set(sys.modules);"
+        "assert not heavy, heavy"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})

@@ -13,9 +13,10 @@ from transformers import AutoConfig
 from transformers.models.llama.configuration_llama import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from pearl_rt.config import Environment, ModelConfig, RopeScaling
+from pearl_rt.config import Environment, ModelConfig
 from pearl_rt.errors import CheckpointError, ConfigError
 from pearl_rt.models.rope import rope_tables
+from pearl_rt.rope_scaling import RopeScaling
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from scripted import CAPACITY, TIMEOUT_MS, VOCAB, Bench, expected_rounds, logits_after, rounds_of, tokens_of
 
 from pearl_rt import _C
-from pearl_rt.errors import NumericsError, PearlError, RequestError, ResourceError
+from pearl_rt.errors import PearlError, RequestError, ResourceError
 from pearl_rt.program import PLACEMENTS, STRATEGIES
 
 HALF_RIGHT = {"rule": 1, "divergence": 0.4}
@@ -254,20 +254,16 @@ def test_nan_names_step_and_position(strategy: str, placement: str) -> None:
             scripts[lane]["nan_at"] = at
             bench = Bench.build(placement, **scripts)
             bench.start(strategy, request)
-            results: list[Any] = []
+            results = bench.finish()
             step = "draft" if lane == "draft" else "prefill" if at == 0 else "score"
             named = rf"step {step} of the {lane} lane, sequence 0, position \d+"
-            try:
-                while (more := bench.coordinator.next(TIMEOUT_MS)) is not None:
-                    results += more
-            except NumericsError as error:
-                assert re.search(named, str(error))
-                assert strategy != "ar" or f"position {3 + at};" in str(error)
+            if results[-1].finish_reason == "error":
+                assert re.search(named, results[-1].error)
+                assert strategy != "ar" or f"position {3 + at};" in results[-1].error
             else:  # the poisoned row lay behind a rejection: nobody looked at it
                 assert strategy != "ar" and lane == "target" and at > 0
             got = tokens_of(results)
             assert got == full[: len(got)]
-            assert bench.coordinator.next(0) is None  # told once
             assert tokens_of(bench.run(strategy, request)) == full
 
 
@@ -355,10 +351,31 @@ def test_bad_set_ups_are_refused() -> None:
         bench.start("pearl", request, request)
     with pytest.raises(RequestError, match="judge is 'jury'"):
         bench.start("pearl", request, judge="jury")
-    lonely = _C.Coordinator(_C.ScriptedExecutor(), _C.Device([]), capacity=64)
+    lonely = scripted_coordinator(_C.ScriptedExecutor(), 64)
     with pytest.raises(RequestError, match="the program has 2 lanes; this coordinator has 1"):
         Bench(lonely, None, None, "split").start("sd", request)
     with pytest.raises(RequestError, match="1 sequences of 256 tokens; 1 of 512 were asked for"):
-        _C.Coordinator(_C.ScriptedExecutor(), _C.Device([]), capacity=512)
+        scripted_coordinator(_C.ScriptedExecutor(), 512)
+    with pytest.raises(RequestError, match="has a vocabulary of 17; the coordinator was told 16"):
+        scripted_coordinator(_C.ScriptedExecutor(vocab_size=17), 64)
+    for lanes, text in (([], "0 lanes were given"), ([None], "a lane is None")):
+        with pytest.raises(RequestError, match=text):
+            _C.Coordinator(lanes, capacity=64, vocab_size=16)
     with pytest.raises(ResourceError, match="core 100000 cannot be used"):
         _C.Device([100000])
+
+
+def scripted_coordinator(executor: Any, capacity: int) -> Any:
+    return _C.Coordinator([_C.CpuLane("target", executor, _C.Device([]))], capacity=capacity, vocab_size=16)
+
+
+def test_a_lane_is_one_coordinators_at_a_time() -> None:
+    lane = _C.CpuLane("target", _C.ScriptedExecutor(), _C.Device([]))
+    with pytest.raises(RequestError, match="256 tokens"):
+        _C.Coordinator([lane], capacity=512, vocab_size=16)  # and gives it back
+    first = _C.Coordinator([lane], capacity=64, vocab_size=16)
+    with pytest.raises(RequestError, match="the target lane belongs to another coordinator"):
+        _C.Coordinator([lane], capacity=64, vocab_size=16)
+    del first
+    gc.collect()
+    _C.Coordinator([lane], capacity=64, vocab_size=16)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,11 +39,27 @@ def test_readme_make_targets_exist(command: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), command
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python -m")])
+MODULES = [c for c in commands() if c.startswith("python -m")]
+
+
+@pytest.mark.parametrize("command", [c for c in MODULES if " serve " not in c])
 def test_readme_module_commands_run(command: str) -> None:
     result = run([sys.executable, *shlex.split(command)[1:]])
     assert result.returncode == 0, result.stderr
     assert result.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in MODULES if " serve " in c])
+def test_readme_servers_start_and_stop(command: str) -> None:
+    argv = [sys.executable, *shlex.split(command)[1:], "--port", "0"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(argv, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = next((line for line in process.stderr if "/v1; Ctrl-C stops" in line), "")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0, said
+    process.stderr.close()
+    assert "http://127.0.0.1:" in said
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python bench")])
@@ -53,18 +70,27 @@ def test_readme_bench_flags_are_known(command: str) -> None:
 
 
 def test_readme_ten_lines_run() -> None:
-    [code] = blocks(README, "python")
+    code = "\n".join(blocks(README, "python"))
     result = run([sys.executable, "-c", code])
     assert result.returncode == 0, result.stderr
     assert "'strategy'" in result.stdout  # stats(), the last line
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda p: p.name)
+EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.py")) if "def main" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_examples_run(path: Path) -> None:
     result = run([sys.executable, str(path), "models/target", "models/draft"])
     assert result.returncode == 0, result.stderr
     assert result.stdout
     assert "TARGET DRAFT" in run([sys.executable, str(path)]).stderr
+
+
+def test_low_level_page_runs_as_one_program() -> None:
+    code = "\n".join(blocks((ROOT / "docs" / "low_level.md").read_text(), "python"))
+    result = run([sys.executable, "-c", code])
+    assert result.returncode == 0, result.stderr
 
 
 def test_readme_names_files_that_exist() -> None:

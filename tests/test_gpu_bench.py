@@ -16,7 +16,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bench import attention_cases, goals, gpu, gpu_card, kernel_warmup, kernels, memcheck, parts, traffic
+from bench import (
+    attention_cases,
+    goals,
+    gpu,
+    gpu_card,
+    kernel_warmup,
+    kernels,
+    latency,
+    memcheck,
+    parts,
+    traffic,
+)
 from bench.gpu_timer import MAX_COPIES, Call, Rotation, medians
 from bench.kernel_cases import Job, Row, Spec, Variant, disagreement, format_row, run_case
 from pearl_rt.kernels.shapes import SHAPES
@@ -489,31 +500,69 @@ def test_a_machine_without_cuda_is_known() -> None:
     assert (gpu_card.why_no_gpu() is None) == torch.cuda.is_available()
 
 
-def test_results_carry_the_machine(tmp_path: Path) -> None:
-    part = python_part("kernels", "print('{\"green\": true}')")
-    [outcome] = parts.run_parts(
-        [part], lambda p: tmp_path / "log", total_s=30.0, cwd=tmp_path, emit=lambda text: None
-    )
-    stem = tmp_path / f"2026-11-21-{gpu_card.slug('NVIDIA H100 80GB HBM3')}-kernels"
-    gpu.write_results(outcome, stem, {"gpu": "H100"})
-    written = json.loads((tmp_path / "2026-11-21-nvidia-h100-80gb-hbm3-kernels.json").read_text())
-    assert written["card"] == {"gpu": "H100"} and written["figures"] == {"green": True}
+def test_results_carry_the_machine_and_are_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One text and one summary of all parts; a file of its own only for a part that has figures."""
+    todo = [
+        python_part("build", "print('built')"),
+        python_part("kernels", "print('table'); print('{\"green\": true}')"),
+        python_part("hangs", "import time; print('begun', flush=True); time.sleep(60)", limit_s=1.0),
+    ]
+    monkeypatch.setattr(gpu, "why_no_gpu", lambda: None)
+    monkeypatch.setattr(gpu, "gpu_name", lambda: "NVIDIA H100 80GB HBM3")
+    card = dict.fromkeys(("gpu", "driver", "torch", "triton", "commit"), "H100")
+    monkeypatch.setattr(gpu, "gpu_card", lambda: card)
+    monkeypatch.setattr(gpu, "parts_of", lambda python, stem, long: todo)
+    assert gpu.main(["--results-dir", str(tmp_path)]) == 1
+    names = sorted(path.name.split("-", 3)[3] for path in tmp_path.iterdir())  # behind the date
+    stem = "nvidia-h100-80gb-hbm3"
+    assert names == [f"{stem}-gpu.json", f"{stem}-gpu.txt", f"{stem}-kernels.json"]
+    [kernels_file] = tmp_path.glob("*-kernels.json")
+    written = json.loads(kernels_file.read_text())
+    assert written["card"] == card and written["figures"] == {"green": True}
     assert written["status"] == "ok" and written["returncode"] == 0
+    [whole] = tmp_path.glob("*-gpu.json")
+    found = json.loads(whole.read_text())
+    assert [(part["part"], part["status"]) for part in found["parts"]] == [
+        ("build", "ok"),
+        ("kernels", "ok"),
+        ("hangs", "timed out"),
+    ]
+    assert found["card"] == card and not any("figures" in part for part in found["parts"])
+    [log] = tmp_path.glob("*.txt")
+    assert log.read_text() == '== build\nbuilt\n== kernels\ntable\n{"green": true}\n== hangs\nbegun\n'
+    assert "stopped after 1 s" in capsys.readouterr().out
 
 
 def test_every_part_has_a_limit_within_the_whole() -> None:
-    found = gpu.parts_of("python3")
-    assert [part.name for part in found] == [
-        "build",
-        "imports",
-        "kernel-tests",
-        "gpu-tests",
-        "kernels",
-        "memcheck",
-        "latency",
+    stem = Path("results/today-h100")
+    short, long = (gpu.parts_of("python3", stem, long=long) for long in (False, True))
+    assert [part.name for part in short] == [
+        *("build", "imports", "kernel-tests", "gpu-tests", "kernels", "memcheck", "latency", "two-gpus")
     ]
-    assert gpu.TOTAL_S < 8 * 60
-    assert all(0 < part.limit_s < gpu.TOTAL_S for part in found)
+    assert [part.name for part in long] == [
+        *("build", "imports", "latency-8b-1b", "latency-7b-68m", "latency-8b-135m", "two-gpus")
+    ]
+    assert gpu.TOTAL_S < 8 * 60 and gpu.LONG_TOTAL_S < 30 * 60
+    assert all(0 < part.limit_s < gpu.TOTAL_S for part in short)
+    assert sum(part.limit_s for part in long[2:5]) < gpu.LONG_TOTAL_S
+
+
+def test_the_command_lines_of_the_main_job_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is one that latency.py takes, on the GPU; the draft on another one only where there are two."""
+    monkeypatch.setattr(gpu, "find_spec", lambda name: None)
+    for count in (1, 2):
+        monkeypatch.setattr(gpu, "num_gpus", lambda count=count: count)
+        found = [*gpu.parts_of("python3", Path("r/s")), *gpu.parts_of("python3", Path("r/s"), long=True)]
+        told = {p.name: p for p in found if "bench/latency.py" in p.command}
+        assert told.keys() == {"latency", "two-gpus", "latency-8b-1b", "latency-7b-68m", "latency-8b-135m"}
+        for part in told.values():
+            options = latency.parse_arguments(list(part.command[2:]))
+            assert options.device == "cuda" and options.pair.startswith("planted:")
+            assert max(options.gammas) < 16, "17 rows are a second tile"
+        assert told["two-gpus"].absent == ("there is one GPU" if count == 1 else None)
+        assert latency.parse_arguments(list(told["latency-8b-1b"].command[2:])).alphas == [0.6, 0.8, 0.9]
 
 
 def test_the_cases_can_be_listed_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:

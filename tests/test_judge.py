@@ -5,33 +5,16 @@ from typing import Any
 import numpy as np
 import pytest
 from chi_square import FALSE_ALARM, p_value
+from logit_rows import SHAPES, row_of
 
 from pearl_rt import _C, noise
-from pearl_rt.judge import KINDS, judge, sample, scaled, total
+from pearl_rt.judge import KINDS, judge, sample
 from pearl_rt.noise import Purpose
 from pearl_rt.round import Verdict
+from pearl_rt.transform import scaled, total
 
 VOCABS = (1, 2, 7, 16, 255, 256, 257, 1000, 4099)
 TEMPERATURES = (0.0, 1e-5, 0.3, 1.0, 7.0, 1e5)
-SHAPES = ("normal", "ties", "masked", "one", "huge", "flat")
-
-
-def row_of(shape: str, vocab: int, rng: np.random.Generator) -> np.ndarray:
-    """[vocab] fp32 logits of a kind."""
-    row = rng.normal(0, 3, vocab)
-    if shape == "ties":
-        row = rng.integers(-2, 3, vocab) * 0.5
-    elif shape == "masked":
-        row[rng.random(vocab) < 0.7] = -np.inf
-        row[rng.integers(vocab)] = 1.0
-    elif shape == "one":
-        row[:] = -np.inf
-        row[rng.integers(vocab)] = -4.0
-    elif shape == "huge":
-        row = row * 1e37
-    elif shape == "flat":
-        row = np.where(rng.random(vocab) < 0.5, -0.0, 0.0)
-    return row.astype(np.float32)
 
 
 def softmax(row: np.ndarray, temperature: float) -> np.ndarray:

@@ -73,20 +73,21 @@ def pair() -> tuple[Any, Any]:
 
 def coordinator(pair: tuple[Any, Any], placement: str, num_slots: int) -> Any:
     target_cpus, draft_cpus = (
-        (CPUS[:1], CPUS[1:2] or CPUS[:1]) if placement == "split" else (CPUS[:2], CPUS[:2])
+        (CPUS[:2], CPUS[:2]) if placement == "shared" else (CPUS[:1], CPUS[1:2] or CPUS[:1])
     )
     target_set, target_device = _C.CoreSet(target_cpus), _C.Device(target_cpus)
     draft_set, draft_device = target_set, target_device
-    if placement == "split":
+    if placement != "shared":
         draft_set, draft_device = _C.CoreSet(draft_cpus), _C.Device(draft_cpus)
     return _C.Coordinator(
-        executor(pair[0], target_set, num_slots),
-        target_device,
-        executor(pair[1], draft_set, num_slots),
-        draft_device,
+        [
+            _C.CpuLane("target", executor(pair[0], target_set, num_slots), target_device),
+            _C.CpuLane("draft", executor(pair[1], draft_set, num_slots), draft_device),
+        ],
         num_slots=num_slots,
         gamma_max=8,
         capacity=MAX_LEN,
+        vocab_size=CONFIG["vocab_size"],
     )
 
 

@@ -29,11 +29,15 @@ STRATEGIES = ("ar", *SPECULATIVE)
 class GreedyJudge:
     """A "row of logits" is the token itself: the rule without numbers."""
 
-    def draft_token(self, logits: int, position: int) -> int:
+    def draft_token(self, logits: int, prefix: Sequence[int]) -> int:
         return logits
 
     def verdict(
-        self, target_logits: Sequence[int], draft_logits: Sequence[int], ids: Sequence[int], position: int
+        self,
+        target_logits: Sequence[int],
+        draft_logits: Sequence[int],
+        ids: Sequence[int],
+        prefix: Sequence[int],
     ) -> Verdict:
         assert len(target_logits) - len(ids) in (0, 1) and len(draft_logits) == len(ids)
         for row, token in enumerate(ids):

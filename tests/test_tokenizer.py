@@ -165,6 +165,28 @@ def test_invalid_bytes_are_not_held_for_ever(style: str) -> None:
     assert len(decoder._window) < 40
 
 
+@pytest.mark.parametrize("style", WHOLE_TEXT)
+def test_pushes_that_all_end_inside_characters_show_no_replacement(style: str) -> None:
+    tokenizer = TOKENIZERS[style]
+    text = "\U0001f9e0\U0001f680" * 12  # no token holds a whole one
+    ids = tokenizer.encode(text)
+    for size in (3, 5, 7):
+        streamed = pieces(tokenizer, ids, [], [0, 1, *[size] * (len(ids) // size)])
+        assert "".join(streamed) == text
+        assert not any("\ufffd" in piece for piece in streamed)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_text_does_not_depend_on_how_tokens_were_divided(style: str) -> None:
+    tokenizer = TOKENIZERS[style]
+    rng = random.Random(1)
+    for _ in range(20):
+        ids = [rng.randrange(tokenizer.vocab_size) for _ in range(60)]
+        sizes = [rng.randrange(9) for _ in ids]
+        found = {"".join(pieces(tokenizer, ids, [], cut)) for cut in ([], [1] * len(ids), sizes)}
+        assert len(found) == 1
+
+
 @pytest.mark.parametrize("style", STYLES)
 def test_random_ids_decode_and_stream(style: str) -> None:
     tokenizer = TOKENIZERS[style]

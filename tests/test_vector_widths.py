@@ -17,6 +17,7 @@ BUILDS = {
     "avx512": ["-O3", "-DPEARL_NO_CLONES", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
     "native": ["-O2", "-DPEARL_NO_CLONES", "-march=native"],
 }
+SOURCES = ("sampling", "judge", "filters", "transform", "logprobs")
 NEEDS = {"avx2": "avx2", "avx512": "avx512vl"}  # flags of /proc/cpuinfo
 
 
@@ -24,7 +25,7 @@ def outcome(flags: list[str], folder: Path) -> str:
     """Builds and runs tests/vector_widths.cpp -> the hash that it prints."""
     sources = [
         ROOT / "tests" / "vector_widths.cpp",
-        *(ROOT / "csrc" / "cpu" / f for f in ("sampling.cpp", "judge.cpp")),
+        *(ROOT / "csrc" / "cpu" / f"{name}.cpp" for name in SOURCES),
     ]
     program = folder / "widths"
     always = ["-std=c++20", "-fno-math-errno", "-ffp-contract=off", f"-I{ROOT / 'csrc'}"]

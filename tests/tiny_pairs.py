@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 import torch
@@ -24,6 +25,16 @@ TINY = ModelConfig(
     max_position_embeddings=4096,
     torch_dtype="float32",
 )
+# Changes to TINY for Triton's interpreter, in which every operator costs by its programs.
+SMALL: dict[str, Any] = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_key_value_heads": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 24,
+}
 
 
 def random_tensors(config: ModelConfig, seed: int) -> dict[str, torch.Tensor]:

@@ -1,9 +1,11 @@
-// Samples, judges and sums 500 random cases, and prints a hash of everything that came out.
+// Samples, judges, sums and transforms 500 random cases, and prints a hash of everything that came out.
 #include <cstdio>
 #include <random>
 #include <vector>
 
 #include "cpu/judge.h"
+#include "cpu/logprobs.h"
+#include "cpu/transform.h"
 
 int main() {
   using namespace pearl;
@@ -45,6 +47,29 @@ int main() {
     const RowScan scan = scan_row(target.data(), vocab);
     mix(__builtin_bit_cast(uint64_t,
                            exp_sum(target.data(), vocab, scan.max, inverse_temperature(temperature))));
+    if (!scan.usable) continue;
+
+    Transform transform;
+    transform.logit_bias = {{0, 1.5f}, {vocab - 1, -2.5f}};
+    transform.repetition_penalty = 1.3f;
+    transform.frequency_penalty = 0.3f;
+    transform.presence_penalty = 0.7f;
+    transform.filters = {trial % 3 ? 1 + static_cast<int>(words() % 80) : 0, trial % 2 ? 0.9f : 1.0f,
+                         trial % 5 ? 0.0f : 0.01f};
+    std::vector<int32_t> tokens(40);
+    for (int32_t& token : tokens) token = static_cast<int32_t>(words() % vocab);
+    Transformer transformer(1);
+    const float* row =
+        transformer.copy(transform, temperature, 0, {tokens.data(), 40, 10}, target.data(), vocab);
+    for (int i = 0; i < vocab; ++i) mix(__builtin_bit_cast(uint32_t, row[i]));
+    FilterScratch scratch;
+    std::vector<Logprob> entries;
+    append_logprobs(target.data(), vocab, ids[0], vocab < 5 ? vocab : 5, &scratch, &entries);
+    for (const Logprob& entry : entries) {
+      mix(entry.token_id);
+      mix(__builtin_bit_cast(uint32_t, entry.logprob));
+      mix(entry.rank);
+    }
   }
   std::printf("%016llx\n", static_cast<unsigned long long>(hash));
 }

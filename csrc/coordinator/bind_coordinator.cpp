@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
+
 #include "coordinator/coordinator.h"
 #include "cpu/cpu_lane.h"
 
@@ -25,6 +27,8 @@ OpKind op_kind(const std::string& name) {
   if (name == "score") return OpKind::kScore;
   if (name == "score window") return OpKind::kScoreWindow;
   if (name == "verify") return OpKind::kVerify;
+  if (name == "fetch window") return OpKind::kFetchWindow;
+  if (name == "fetch verdict") return OpKind::kFetchVerdict;
   if (name == "record") return OpKind::kRecord;
   if (name == "wait") return OpKind::kWait;
   throw Failure(FailureKind::kRequest, "the program has an unknown op '" + name + "'");
@@ -53,36 +57,20 @@ JudgeKind judge_from(const std::string& name) {
 
 const char* finish_name(FinishReason reason) {
   if (reason == FinishReason::kStop) return "stop";
-  return reason == FinishReason::kLength ? "length" : "";
+  if (reason == FinishReason::kLength) return "length";
+  if (reason == FinishReason::kError) return "error";
+  return reason == FinishReason::kAbort ? "abort" : "";
 }
 
-std::unique_ptr<Coordinator> make_coordinator(std::shared_ptr<Executor> target,
-                                              std::shared_ptr<CpuDevice> target_device,
-                                              std::shared_ptr<Executor> draft,
-                                              std::shared_ptr<CpuDevice> draft_device, int num_slots,
-                                              int gamma_max, int64_t capacity, size_t ring_capacity) {
-  if ((draft == nullptr) != (draft_device == nullptr)) {
-    throw Failure(FailureKind::kRequest, "a draft executor needs a draft device, and the other way round");
+std::unique_ptr<Coordinator> make_coordinator(std::vector<std::shared_ptr<Lane>> lanes, int num_slots,
+                                              int gamma_max, int64_t capacity, int vocab_size,
+                                              std::optional<int> draft_vocab_size, size_t ring_capacity) {
+  if (num_slots < 1 || capacity < 2 || gamma_max < 0 || vocab_size < 1 || draft_vocab_size.value_or(1) < 1) {
+    throw Failure(FailureKind::kRequest,
+                  "num_slots must be >= 1, capacity >= 2, gamma_max >= 0 and vocabularies >= 1");
   }
-  if (num_slots < 1 || capacity < 2 || gamma_max < 0) {
-    throw Failure(FailureKind::kRequest, "num_slots must be >= 1, capacity >= 2 and gamma_max >= 0");
-  }
-  for (const Executor* executor : {target.get(), draft.get()}) {
-    if (executor == nullptr) continue;
-    if (executor->num_slots() < num_slots || executor->max_model_len() < capacity) {
-      throw Failure(FailureKind::kRequest, "an executor holds " + std::to_string(executor->num_slots()) +
-                                               " sequences of " + std::to_string(executor->max_model_len()) +
-                                               " tokens; " + std::to_string(num_slots) + " of " +
-                                               std::to_string(capacity) + " were asked for");
-    }
-  }
-  const int draft_vocab = draft == nullptr ? target->vocab_size() : draft->vocab_size();
-  auto state = std::make_unique<State>(num_slots, gamma_max, capacity, target->vocab_size(), draft_vocab);
-  std::vector<std::unique_ptr<Lane>> lanes;
-  lanes.push_back(std::make_unique<CpuLane>("target", std::move(target_device), std::move(target)));
-  if (draft != nullptr) {
-    lanes.push_back(std::make_unique<CpuLane>("draft", std::move(draft_device), std::move(draft)));
-  }
+  auto state = std::make_unique<State>(num_slots, gamma_max, capacity, vocab_size,
+                                       draft_vocab_size.value_or(vocab_size));
   return std::make_unique<Coordinator>(std::move(state), std::move(lanes), ring_capacity);
 }
 
@@ -97,10 +85,31 @@ py::list trace_rows(const Coordinator& self) {
   return rows;
 }
 
+// [tokens][1 + k] of (id, logprob, rank), or None.
+py::object logprobs_of(const RoundResult& result) {
+  if (result.logprobs.empty()) return py::none();
+  const size_t each = result.logprobs.size() / result.token_ids.size();
+  py::list tokens;
+  for (size_t i = 0; i < result.logprobs.size(); ++i) {
+    if (i % each == 0) tokens.append(py::list());
+    const Logprob& entry = result.logprobs[i];
+    tokens[tokens.size() - 1].cast<py::list>().append(
+        py::make_tuple(entry.token_id, entry.logprob, entry.rank));
+  }
+  return tokens;
+}
+
 void translate(const Failure& failure) {
-  const char* names[] = {"RequestError", "NumericsError", "ResourceError", "PearlError"};
+  using namespace py::literals;
+  const char* names[] = {"RequestError", "NumericsError", "ResourceError", "PearlError", "DeviceError"};
   const py::object type = py::module_::import("pearl_rt.errors").attr(names[static_cast<int>(failure.kind)]);
-  py::set_error(type, failure.what());
+  if (failure.kind != FailureKind::kDevice || failure.device == nullptr) {
+    py::set_error(type, failure.what());
+    return;
+  }
+  const DeviceReport& report = *failure.device;
+  py::set_error(type, type(failure.what(), "call"_a = report.call, "code"_a = report.code,
+                           "name"_a = report.name, "text"_a = report.text, "place"_a = report.place));
 }
 
 }  // namespace
@@ -124,13 +133,30 @@ void bind_coordinator(py::module_& m) {
            py::arg("cpus") = std::vector<int>{}, py::arg("spin_us") = 2000)
       .def_property_readonly("cpus", &CpuDevice::cpus);
 
+  py::class_<Lane, std::shared_ptr<Lane>>(m, "Lane", "A queue of ops on some device.")
+      .def_property_readonly("name", &Lane::name);
+
+  py::class_<CpuLane, Lane, std::shared_ptr<CpuLane>>(m, "CpuLane", "A lane on CPU cores.")
+      .def(py::init(
+               [](std::string name, std::shared_ptr<Executor> executor, std::shared_ptr<CpuDevice> device) {
+                 return std::make_shared<CpuLane>(std::move(name), std::move(device), std::move(executor));
+               }),
+           py::arg("name"), py::arg("executor"), py::arg("device"),
+           "Lanes that share a device take turns on its thread.");
+
   py::class_<RoundResult>(m, "RoundResult", "What one round committed for one sequence.")
+      .def_readonly("request_id", &RoundResult::request_id)
+      .def_readonly("error", &RoundResult::error)
       .def_readonly("round", &RoundResult::round)
       .def_readonly("slot", &RoundResult::slot)
       .def_readonly("token_ids", &RoundResult::token_ids)
       .def_readonly("accept_len", &RoundResult::accept_len)
       .def_readonly("num_judged", &RoundResult::num_judged)
       .def_readonly("pending_before", &RoundResult::pending_before)
+      .def_property_readonly(
+          "logprobs", &logprobs_of,
+          "For each token its own and the k likeliest, as (id, logprob, rank); None unless "
+          "asked for.")
       .def_property_readonly("finish_reason",
                              [](const RoundResult& r) { return finish_name(r.finish_reason); })
       .def_readonly("t_ns", &RoundResult::t_ns);
@@ -138,19 +164,35 @@ void bind_coordinator(py::module_& m) {
   py::class_<Request>(m, "Request", "One sequence to generate.")
       .def(py::init([](std::vector<int32_t> prompt, int gamma, float temperature, uint64_t seed,
                        int64_t max_tokens, std::vector<int32_t> eos, std::vector<int32_t> stops,
-                       bool ignore_eos) {
-             return Request{std::move(prompt), gamma,          temperature,      seed,
-                            max_tokens,        std::move(eos), std::move(stops), ignore_eos};
+                       bool ignore_eos, int32_t top_k, float top_p, float min_p, float repetition_penalty,
+                       float presence_penalty, float frequency_penalty,
+                       std::vector<std::pair<int32_t, float>> logit_bias, int64_t min_tokens,
+                       int num_logprobs) {
+             Request request{
+                 std::move(prompt), gamma,      temperature, seed,        max_tokens, std::move(eos),
+                 std::move(stops),  ignore_eos, {},          num_logprobs};
+             request.transform = {min_tokens,
+                                  {},
+                                  std::move(logit_bias),
+                                  repetition_penalty,
+                                  frequency_penalty,
+                                  presence_penalty,
+                                  {top_k, top_p, min_p}};
+             return request;
            }),
            py::arg("prompt_ids"), py::arg("gamma") = 0, py::arg("temperature") = 0.0f, py::arg("seed") = 0,
            py::arg("max_tokens") = 128, py::arg("eos_ids") = std::vector<int32_t>{},
-           py::arg("stop_ids") = std::vector<int32_t>{}, py::arg("ignore_eos") = false);
+           py::arg("stop_ids") = std::vector<int32_t>{}, py::arg("ignore_eos") = false, py::arg("top_k") = 0,
+           py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f,
+           py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
+           py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
+           py::arg("num_logprobs") = -1);
 
   py::class_<Coordinator>(m, "Coordinator", "Runs a program over a target's lane and a draft's, natively.")
-      .def(py::init(&make_coordinator), py::arg("target_executor"), py::arg("target_device"),
-           py::arg("draft_executor").none(true) = nullptr, py::arg("draft_device").none(true) = nullptr,
-           py::kw_only(), py::arg("num_slots") = 1, py::arg("gamma_max") = 8, py::arg("capacity"),
-           py::arg("ring_capacity") = 1024)
+      .def(py::init(&make_coordinator), py::arg("lanes"), py::kw_only(), py::arg("num_slots") = 1,
+           py::arg("gamma_max") = 8, py::arg("capacity"), py::arg("vocab_size"),
+           py::arg("draft_vocab_size") = py::none(), py::arg("ring_capacity") = 1024,
+           "lanes: the target's, and the draft's if there is one; each is one coordinator's at a time.")
       .def(
           "start",
           [](Coordinator& self, const py::object& program, const std::vector<Request>& requests,
@@ -158,10 +200,18 @@ void bind_coordinator(py::module_& m) {
             const Program native = program_from(program);
             const JudgeKind kind = judge_from(judge);
             const py::gil_scoped_release release;
-            self.start(native, kind, requests);
+            return self.start(native, kind, requests);
           },
           py::arg("program"), py::arg("requests"), py::arg("judge") = "rejection",
-          "Request i runs in slot i. Returns at once; RequestError if it cannot be run or another runs.")
+          "Request i runs in slot i. Returns at once, with the ids of the requests; RequestError if one "
+          "cannot be\n"
+          "run, or another run goes on.")
+      .def("submit", &Coordinator::submit, py::arg("request"), py::call_guard<py::gil_scoped_release>(),
+           "One more request for the run that goes on -> its id, or None if there is no run. Any thread.")
+      .def("cancel", &Coordinator::cancel, py::arg("id"), py::call_guard<py::gil_scoped_release>(),
+           "Ends a request within a round -> True if it had no slot yet, and nothing follows. Any thread.")
+      .def("take_waiting", &Coordinator::take_waiting, py::call_guard<py::gil_scoped_release>(),
+           "Ids of requests that never got a slot, once the run has ended.")
       .def("next", &Coordinator::next, py::arg("timeout_ms") = -1, py::arg("min_results") = 1,
            py::call_guard<py::gil_scoped_release>(),
            "Waits for min_results (or the end, or the time) -> what there is; None once all was handed out.\n"

@@ -7,14 +7,7 @@ namespace pearl {
 
 namespace {
 
-std::vector<Signal*> distinct_bells(const std::vector<std::unique_ptr<Lane>>& lanes) {
-  std::vector<Signal*> bells;
-  for (const auto& lane : lanes) {
-    Signal* bell = lane->bell();
-    if (bell != nullptr && std::find(bells.begin(), bells.end(), bell) == bells.end()) bells.push_back(bell);
-  }
-  return bells;
-}
+constexpr int64_t kNoLimit = int64_t{1} << 62;  // of rounds: verify ends the run
 
 [[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
 
@@ -24,6 +17,39 @@ void check_ids(const std::vector<int32_t>& ids, int vocab_size) {
       refuse("prompt_token_ids[" + std::to_string(i) + "] is " + std::to_string(ids[i]) +
              "; the vocabulary has ids 0 to " + std::to_string(vocab_size - 1));
     }
+  }
+}
+
+// smallest: of the vocabularies that are sampled from.
+void check_transform(const Request& request, int smallest, int vocab_size) {
+  const Transform& transform = request.transform;
+  const Filters& filters = transform.filters;
+  const auto check_number = [](const char* name, float value, bool good, const char* wanted) {
+    if (!good) refuse(std::string(name) + " is " + std::to_string(value) + "; it must be " + wanted);
+  };
+  check_number("top_k", static_cast<float>(filters.top_k), filters.top_k >= 0,
+               "1 or more, or 0 for all tokens");
+  check_number("top_p", filters.top_p, filters.top_p > 0.0f && filters.top_p <= 1.0f, "above 0, up to 1");
+  check_number("min_p", filters.min_p, filters.min_p >= 0.0f && filters.min_p <= 1.0f, "0 to 1");
+  const float repetition = transform.repetition_penalty;
+  check_number("repetition_penalty", repetition, std::isnormal(repetition) && repetition > 0.0f, "above 0");
+  check_number("presence_penalty", transform.presence_penalty, std::isfinite(transform.presence_penalty),
+               "finite");
+  check_number("frequency_penalty", transform.frequency_penalty, std::isfinite(transform.frequency_penalty),
+               "finite");
+  for (const auto& [token, bias] : transform.logit_bias) {
+    check_number("logit_bias", bias, std::isfinite(bias), "finite");
+    if (token < 0 || token >= vocab_size) {
+      refuse("logit_bias has " + std::to_string(token) + "; the vocabulary has ids 0 to " +
+             std::to_string(vocab_size - 1));
+    }
+  }
+  if (transform.min_tokens <= 0) return;
+  const std::vector<int32_t> ids = request.forbidden_ids();
+  const auto forbidden = std::count_if(ids.begin(), ids.end(), [&](int32_t id) { return id < smallest; });
+  if (forbidden >= smallest) {
+    refuse("min_tokens " + std::to_string(transform.min_tokens) +
+           " forbids every token: all of the vocabulary are end-of-text or stop ids");
   }
 }
 
@@ -45,13 +71,47 @@ class Coordinator::OneCaller {
   std::atomic<bool>* const called_;
 };
 
-Coordinator::Coordinator(std::unique_ptr<State> state, std::vector<std::unique_ptr<Lane>> lanes,
+Coordinator::TakenLane::TakenLane(std::shared_ptr<Lane> lane) {
+  if (lane == nullptr) refuse("a lane is None; leave it out of the list");
+  if (!lane->take()) {
+    refuse("the " + lane->name() + " lane belongs to another coordinator; give each one lanes of its own");
+  }
+  lane_ = std::move(lane);
+}
+
+Coordinator::TakenLane::~TakenLane() {
+  if (lane_ != nullptr) lane_->give_back();
+}
+
+std::vector<Coordinator::TakenLane> Coordinator::take(std::vector<std::shared_ptr<Lane>> lanes) {
+  if (lanes.empty() || lanes.size() > 2) {
+    refuse(std::to_string(lanes.size()) + " lanes were given; a coordinator takes a target's, or two");
+  }
+  std::vector<TakenLane> taken;
+  for (auto& lane : lanes) taken.emplace_back(std::move(lane));
+  return taken;
+}
+
+std::vector<Signal*> Coordinator::distinct_bells(const std::vector<TakenLane>& lanes) {
+  std::vector<Signal*> bells;
+  for (const TakenLane& taken : lanes) {
+    Signal* bell = taken.lane().bell();
+    if (bell != nullptr && std::find(bells.begin(), bells.end(), bell) == bells.end()) bells.push_back(bell);
+  }
+  return bells;
+}
+
+Coordinator::Coordinator(std::unique_ptr<State> state, std::vector<std::shared_ptr<Lane>> lanes,
                          size_t ring_capacity)
     : state_(std::move(state)),
-      lanes_(std::move(lanes)),
+      lanes_(take(std::move(lanes))),
       // Room for every slot's verdict twice: a reader that waits for half a ring never starves the producer.
       run_(std::max<size_t>(ring_capacity, 2 * static_cast<size_t>(state_->num_slots)),
-           static_cast<size_t>(state_->gamma_max) + 1, distinct_bells(lanes_)) {}
+           static_cast<size_t>(state_->gamma_max) + 1, distinct_bells(lanes_)) {
+  std::vector<Lane*> all;
+  for (const TakenLane& taken : lanes_) all.push_back(&taken.lane());
+  for (size_t i = 0; i < all.size(); ++i) all[i]->attach(all, i, *state_);
+}
 
 Coordinator::~Coordinator() { stop(); }
 
@@ -75,76 +135,82 @@ void Coordinator::check(const Program& program, const std::vector<Request>& requ
     refuse(std::to_string(requests.size()) + " requests were started; this coordinator has " +
            std::to_string(state_->num_slots) + " slots");
   }
-  for (const Request& request : requests) {
-    const auto prompt_len = static_cast<int64_t>(request.prompt_token_ids.size());
-    if (prompt_len < 1) refuse("the prompt is empty; give at least one token");
-    if (prompt_len >= state_->capacity) {
-      refuse("the prompt has " + std::to_string(prompt_len) + " tokens; max_model_len " +
-             std::to_string(state_->capacity) + " leaves no room for an answer");
-    }
-    check_ids(request.prompt_token_ids, state_->vocab_size);
-    if (request.max_tokens < 1) {
-      refuse("max_tokens is " + std::to_string(request.max_tokens) + "; it must be at least 1");
-    }
-    if (request.gamma < 0 || request.gamma > state_->gamma_max) {
-      refuse("gamma is " + std::to_string(request.gamma) + "; this coordinator takes 0 to " +
-             std::to_string(state_->gamma_max));
-    }
-    if (!std::isfinite(request.temperature) || request.temperature < 0.0f) {
-      refuse("temperature is " + std::to_string(request.temperature) + "; it must be 0 (greedy) or above");
-    }
-  }
+  for (const Request& request : requests) check(request);
 }
 
-void Coordinator::fill_slot(int slot, const Request& request) {
-  State& s = *state_;
+void Coordinator::check(const Request& request) const {
   const auto prompt_len = static_cast<int64_t>(request.prompt_token_ids.size());
-  std::copy(request.prompt_token_ids.begin(), request.prompt_token_ids.end(), s.tokens(slot));
-  s.prompt_len[slot] = prompt_len;
-  s.max_total_len[slot] = std::min(s.capacity - prompt_len, request.max_tokens) + prompt_len;
-  s.gamma[slot] = request.gamma;
-  s.temperature[slot] = request.temperature;
-  s.seed[slot] = request.seed;
-  s.stop_token_ids[slot] = request.stop_token_ids;
-  if (!request.ignore_eos) {
-    s.stop_token_ids[slot].insert(s.stop_token_ids[slot].end(), request.eos_token_ids.begin(),
-                                  request.eos_token_ids.end());
+  if (prompt_len < 1) refuse("the prompt is empty; give at least one token");
+  if (prompt_len >= state_->capacity) {
+    refuse("the prompt has " + std::to_string(prompt_len) + " tokens; max_model_len " +
+           std::to_string(state_->capacity) + " leaves no room for an answer");
   }
-  s.committed[slot] = prompt_len;
-  s.pending[slot] = 0;
-  s.finish_reason[slot] = FinishReason::kRunning;
-  s.num_draft_tokens[slot] = 0;
-  s.num_rows[slot] = 0;
+  check_ids(request.prompt_token_ids, state_->vocab_size);
+  if (request.max_tokens < 1) {
+    refuse("max_tokens is " + std::to_string(request.max_tokens) + "; it must be at least 1");
+  }
+  if (request.gamma < 0 || request.gamma > state_->gamma_max) {
+    refuse("gamma is " + std::to_string(request.gamma) + "; this coordinator takes 0 to " +
+           std::to_string(state_->gamma_max));
+  }
+  if (!std::isfinite(request.temperature) || request.temperature < 0.0f) {
+    refuse("temperature is " + std::to_string(request.temperature) + "; it must be 0 (greedy) or above");
+  }
+  check_transform(request, std::min(state_->vocab_size, state_->draft_vocab_size), state_->vocab_size);
 }
 
-void Coordinator::start(const Program& program, JudgeKind judge, const std::vector<Request>& requests) {
+std::vector<uint64_t> Coordinator::start(const Program& program, JudgeKind judge,
+                                         const std::vector<Request>& requests) {
   const OneCaller one_caller(&called_);
   if (running()) refuse("a request is running; call stop() or read next() to its end first");
   check(program, requests);
   join_lanes();
 
   state_->judge = judge;
+  state_->feeding = -1;
+  state_->longest_gamma = 0;
   int64_t max_rounds = 0;
+  std::vector<uint64_t> ids;
   for (int slot = 0; slot < state_->num_slots; ++slot) {
     if (slot >= static_cast<int>(requests.size())) {
-      state_->finish_reason[slot] = FinishReason::kIdle;
-      state_->prompt_len[slot] = 0;
+      state_->clear(slot);
       continue;
     }
-    fill_slot(slot, requests[slot]);
+    ids.push_back(next_id_.fetch_add(1, std::memory_order_relaxed));
+    state_->fill(slot, ids.back(), requests[slot], true);
     max_rounds = std::max(max_rounds, state_->max_total_len[slot] - state_->prompt_len[slot]);
+    if (program.drafts()) state_->longest_gamma = std::max(state_->longest_gamma, requests[slot].gamma);
   }
-  run_.reset(program.num_events);
   const LaneProgram nothing;
+  const auto own = [&](size_t i) -> const LaneProgram& {
+    return i < program.lanes.size() ? program.lanes[i] : nothing;
+  };
+  for (size_t i = 0; i < lanes_.size(); ++i) lanes_[i].lane().check(own(i), *state_);
+  run_.reset(program.num_events);
   try {
     for (size_t i = 0; i < lanes_.size(); ++i) {
-      const LaneProgram& own = i < program.lanes.size() ? program.lanes[i] : nothing;
-      lanes_[i]->submit(own, max_rounds, state_.get(), &run_);
+      lanes_[i].lane().submit(own(i), admits() ? kNoLimit : max_rounds, state_.get(), &run_);
     }
   } catch (...) {
     stop();
     throw;
   }
+  return ids;
+}
+
+std::optional<uint64_t> Coordinator::submit(const Request& request) {
+  check(request);
+  if (!admits()) return std::nullopt;
+  const uint64_t id = next_id_.fetch_add(1, std::memory_order_relaxed);
+  if (!run_.admission.submit(id, request)) return std::nullopt;
+  return id;
+}
+
+bool Coordinator::cancel(uint64_t id) { return run_.admission.cancel(id); }
+
+std::vector<uint64_t> Coordinator::take_waiting() {
+  if (running()) refuse("requests may still get a slot; call stop() or read next() to its end first");
+  return run_.admission.take_waiting();
 }
 
 std::optional<std::vector<RoundResult>> Coordinator::next(int64_t timeout_ms, size_t min_results) {
@@ -152,7 +218,7 @@ std::optional<std::vector<RoundResult>> Coordinator::next(int64_t timeout_ms, si
   const auto deadline = timeout_ms < 0 || timeout_ms > int64_t{1} << 40
                             ? Clock::time_point::max()
                             : Clock::now() + std::chrono::milliseconds(timeout_ms);
-  run_.ring.wait_for_results(std::max<size_t>(min_results, 1), deadline);
+  if (running()) run_.ring.wait_for_results(std::max<size_t>(min_results, 1), deadline);
   std::vector<RoundResult> results;
   if (running()) {
     run_.ring.drain(&results);
@@ -172,12 +238,17 @@ void Coordinator::stop() {
 
 const Trace& Coordinator::trace(int lane) const {
   if (running()) refuse("the trace can be read when the request has ended; call stop() first");
-  lanes_[lane]->join();
-  return lanes_[lane]->trace();
+  lanes_[lane].lane().join();
+  return lanes_[lane].lane().trace();
+}
+
+bool Coordinator::admits() const {
+  return std::all_of(lanes_.begin(), lanes_.end(),
+                     [](const TakenLane& taken) { return taken.lane().admits(); });
 }
 
 void Coordinator::join_lanes() {
-  for (const auto& lane : lanes_) lane->join();
+  for (const TakenLane& taken : lanes_) taken.lane().join();
 }
 
 }  // namespace pearl

@@ -9,33 +9,36 @@
 #include <vector>
 
 #include "coordinator/lane.h"
+#include "coordinator/request.h"
 #include "coordinator/run.h"
 #include "coordinator/state.h"
 
 namespace pearl {
 
-struct Request {
-  std::vector<int32_t> prompt_token_ids;
-  int gamma = 0;
-  float temperature = 0.0f;
-  uint64_t seed = 0;
-  int64_t max_tokens = 128;
-  std::vector<int32_t> eos_token_ids;
-  std::vector<int32_t> stop_token_ids;
-  bool ignore_eos = false;
-};
-
 class Coordinator {
  public:
-  // lanes[0] is the target's, lanes[1] the draft's if there is one.
-  Coordinator(std::unique_ptr<State> state, std::vector<std::unique_ptr<Lane>> lanes, size_t ring_capacity);
+  // lanes[0] is the target's, lanes[1] the draft's if there is one. Throws Failure(kRequest) for a lane that
+  // cannot hold the state or is another coordinator's.
+  Coordinator(std::unique_ptr<State> state, std::vector<std::shared_ptr<Lane>> lanes, size_t ring_capacity);
   ~Coordinator();
   Coordinator(const Coordinator&) = delete;
   Coordinator& operator=(const Coordinator&) = delete;
 
   // Request i runs in slot i. Returns once the lanes have their programs. Throws Failure(kRequest) for what
-  // cannot be run, and while another request runs.
-  void start(const Program& program, JudgeKind judge, const std::vector<Request>& requests);
+  // cannot be run, and while another run goes on. Returns the requests' ids, in order.
+  std::vector<uint64_t> start(const Program& program, JudgeKind judge, const std::vector<Request>& requests);
+
+  // One more request for the run that goes on: it takes the next free slot, in order of submission, and its
+  // prompt is fed a chunk a round beside the others. From any thread. nullopt: no run goes on, or its lanes
+  // take nobody in. Throws
+  // Failure(kRequest) for what cannot be run.
+  std::optional<uint64_t> submit(const Request& request);
+
+  // Ends a request within a round; its last result says "abort". True if it had no slot yet: nothing follows.
+  bool cancel(uint64_t id);
+
+  // Ids of requests that were submitted and never got a slot, once the run has ended.
+  std::vector<uint64_t> take_waiting();
 
   // Waits until there are min_results, the run has ended, or the time is up (timeout_ms < 0: never), and
   // returns what there is, in order. nullopt: the run has ended and all of it was handed out. Throws the
@@ -47,20 +50,36 @@ class Coordinator {
 
   bool running() const { return !run_.halted(); }
   int num_lanes() const { return static_cast<int>(lanes_.size()); }
-  const Lane& lane(int index) const { return *lanes_[index]; }
+  const Lane& lane(int index) const { return lanes_[index].lane(); }
   const State& state() const { return *state_; }
   // Throws while a request runs.
   const Trace& trace(int lane) const;
 
  private:
   class OneCaller;
+  // A lane, ours until the end of this.
+  class TakenLane {
+   public:
+    explicit TakenLane(std::shared_ptr<Lane> lane);
+    ~TakenLane();
+    TakenLane(TakenLane&& other) noexcept = default;
+    Lane& lane() const { return *lane_; }
+
+   private:
+    std::shared_ptr<Lane> lane_;
+  };
+  static std::vector<TakenLane> take(std::vector<std::shared_ptr<Lane>> lanes);
+  static std::vector<Signal*> distinct_bells(const std::vector<TakenLane>& lanes);
+
   void check(const Program& program, const std::vector<Request>& requests) const;
-  void fill_slot(int slot, const Request& request);
+  void check(const Request& request) const;
+  bool admits() const;
   void join_lanes();
 
   const std::unique_ptr<State> state_;
-  const std::vector<std::unique_ptr<Lane>> lanes_;
+  const std::vector<TakenLane> lanes_;
   Run run_;
+  std::atomic<uint64_t> next_id_{0};
   std::atomic<bool> called_{false};  // one host thread at a time in start and next
 };
 

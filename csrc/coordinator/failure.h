@@ -1,6 +1,7 @@
 // Why a request was refused or a run ended early.
 #pragma once
 
+#include <memory>
 #include <stdexcept>
 #include <string>
 
@@ -11,12 +12,22 @@ enum class FailureKind {
   kNumerics,  // NaN or infinite logits
   kResource,  // memory or cores ran out
   kExecutor,  // anything else that a forward pass threw
+  kDevice,    // what a GPU or its driver reported; `device` says it in parts
+};
+
+// What a call of a GPU's driver said: "cuGraphLaunch", 719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch
+// failure", "in step score of the target lane, round 12".
+struct DeviceReport {
+  std::string call;
+  int code = 0;
+  std::string name, text, place;
 };
 
 class Failure : public std::runtime_error {
  public:
   Failure(FailureKind kind, const std::string& what) : std::runtime_error(what), kind(kind) {}
   FailureKind kind;
+  std::shared_ptr<const DeviceReport> device;  // none, unless a device reported it
 };
 
 }  // namespace pearl

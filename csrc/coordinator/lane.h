@@ -1,7 +1,9 @@
 // The seam between the coordinator and a backend: a queue of ops on some device.
 #pragma once
 
+#include <atomic>
 #include <string>
+#include <vector>
 
 #include "coordinator/event.h"
 #include "coordinator/program.h"
@@ -21,15 +23,32 @@ class Lane {
   // What Run must raise for this lane to look at events and at halt again; lanes of one thread share it.
   virtual Signal* bell() = 0;
 
+  // This lane is lanes[index] of a coordinator, beside the others, until it is taken for another one. Throws
+  // Failure(kRequest) if it has no room for such a state, or cannot work beside those lanes.
+  virtual void attach(const std::vector<Lane*>& lanes, size_t index, const State& state) = 0;
+
+  // Throws Failure(kRequest) for what submit could not run. Asked of all lanes before any is given work.
+  virtual void check(const LaneProgram& program, const State& state) const = 0;
+
   // Returns at once. The lane runs the prologue, then the body until run.halted(), at most max_rounds times.
   // State and run outlive the request.
   virtual void submit(const LaneProgram& program, int64_t max_rounds, State* state, Run* run) = 0;
 
-  // Returns when the lane is idle, which it is within a round of run.halt().
+  // Returns when the lane is idle, which it is within a round of run.halt() (a GPU's: within rounds_ahead).
   virtual void join() = 0;
+
+  // Whether requests can join a run: its score and draft then feed prompts too.
+  virtual bool admits() const { return false; }
 
   // Of the last request; only while the lane is idle.
   virtual const Trace& trace() const = 0;
+
+  // One coordinator at a time -> whether the lane was free.
+  bool take() { return !taken_.exchange(true, std::memory_order_acq_rel); }
+  void give_back() { taken_.store(false, std::memory_order_release); }
+
+ private:
+  std::atomic<bool> taken_{false};
 };
 
 }  // namespace pearl

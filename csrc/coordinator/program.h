@@ -15,6 +15,9 @@ enum class OpKind {
   kScore,           // logits of the pending positions and one more
   kScoreWindow,     // the same, and of the new window's
   kVerify,          // judge, commit, publish
+  kFetchWindow,     // the draft's window, into the target's memory
+  kFetchVerdict,    // what the target committed, into the draft's memory
+  kRound,           // all ops of a round at once, in traces only
   kRecord,          // event += 1
   kWait,            // until the event has been recorded once more than this lane has waited for it
 };
@@ -33,6 +36,11 @@ inline const char* op_name(OpKind kind) {
       return "score";
     case OpKind::kVerify:
       return "verify";
+    case OpKind::kFetchWindow:
+    case OpKind::kFetchVerdict:
+      return "fetch";
+    case OpKind::kRound:
+      return "round";
     case OpKind::kRecord:
       return "record";
     case OpKind::kWait:
@@ -55,6 +63,15 @@ struct LaneProgram {
 struct Program {
   int num_events = 0;
   std::vector<LaneProgram> lanes;  // [num_lanes], lane 0 is the target's
+
+  bool drafts() const {
+    for (const LaneProgram& lane : lanes) {
+      for (const Op& op : lane.body) {
+        if (op.kind == OpKind::kDraft) return true;
+      }
+    }
+    return false;
+  }
 };
 
 }  // namespace pearl

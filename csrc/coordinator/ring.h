@@ -3,28 +3,35 @@
 
 #include <atomic>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "coordinator/event.h"
+#include "cpu/logprobs.h"
 
 namespace pearl {
 
-enum class FinishReason : uint8_t { kIdle, kRunning, kStop, kLength };
+// kFeeding: the prompt goes in, a chunk every round, beside the slots that run.
+enum class FinishReason : uint8_t { kIdle, kRunning, kStop, kLength, kError, kAbort, kFeeding };
 
 // What one round committed for one sequence.
 struct RoundResult {
-  int32_t round = 0;  // 0: the first token, after the prefill
+  uint64_t request_id = 0;
+  int32_t round = 0;  // of this sequence; 0: the first token, after the prefill
   int32_t slot = 0;
   std::vector<int32_t> token_ids;  // verified only; cut exactly at EOS, stop id or limit
   int32_t accept_len = 0;          // judged tokens that passed (before the cut)
   int32_t num_judged = 0;
-  int32_t pending_before = 0;  // of the judged, how many were drafted in the window before
+  int32_t pending_before = 0;     // of the judged, how many were drafted in the window before
+  std::vector<Logprob> logprobs;  // of each token 1 + k entries, its own first; none unless asked for
   FinishReason finish_reason = FinishReason::kRunning;
-  int64_t t_ns = 0;  // steady clock, when the verdict was known
+  int64_t t_ns = 0;   // steady clock, when the verdict was known
+  std::string error;  // kError: what was found, and where
 };
 
-// The producer asks for room *before* it judges, so that what was committed is always published;
-// it sleeps when there is none (back-pressure). close() lets both ends go.
+// The producer asks for room *before* it judges, so that what was committed is always published; when there
+// is none it sleeps (back-pressure), or turns to other work until its watcher is raised. close() lets both
+// ends go.
 class ResultRing {
  public:
   ResultRing(size_t capacity, size_t max_tokens) : entries_(capacity) {
@@ -40,6 +47,10 @@ class ResultRing {
       room_.wait(seen, std::chrono::microseconds(0));
     }
   }
+
+  // Producer that does not sleep here: whether there is room for n results. `watcher` is raised by drain().
+  bool has_room(size_t n) const { return entries_.size() - size() >= n; }
+  void watch(Signal* watcher) { watcher_.store(watcher, std::memory_order_release); }
 
   void push(const RoundResult& result) {
     const uint64_t head = head_.load(std::memory_order_relaxed);
@@ -63,6 +74,7 @@ class ResultRing {
     for (; tail != head; ++tail) out->push_back(entries_[tail % entries_.size()]);
     tail_.store(tail, std::memory_order_seq_cst);
     room_.raise();
+    if (Signal* watcher = watcher_.load(std::memory_order_acquire)) watcher->raise();
   }
 
   // Consumer: returns at >= n results, at close(), or at the deadline.
@@ -81,6 +93,7 @@ class ResultRing {
     head_.store(0, std::memory_order_relaxed);
     tail_.store(0, std::memory_order_relaxed);
     wanted_.store(1, std::memory_order_relaxed);
+    watcher_.store(nullptr, std::memory_order_relaxed);
     closed_.store(false, std::memory_order_release);
   }
 
@@ -97,6 +110,7 @@ class ResultRing {
   alignas(64) std::atomic<uint64_t> tail_{0};  // written by the consumer
   alignas(64) std::atomic<uint64_t> wanted_{1};
   std::atomic<bool> closed_{false};
+  std::atomic<Signal*> watcher_{nullptr};
   Signal room_;
   Signal results_;
 };

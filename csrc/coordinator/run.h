@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "coordinator/admission.h"
 #include "coordinator/event.h"
 #include "coordinator/failure.h"
 #include "coordinator/ring.h"
@@ -27,6 +28,7 @@ class Run {
     for (int i = 0; i < num_events; ++i) events_[i].reset();
     failure_.reset();
     ring.reset();
+    admission.open();
     halted_.store(false, std::memory_order_release);
   }
 
@@ -35,10 +37,12 @@ class Run {
     wake();
   }
   uint64_t recorded(int event) const { return events_[event].count(); }
+  int num_events() const { return num_events_; }
 
   // Finished, stopped or failed: no lane begins another op, and nobody stays asleep.
   void halt() {
     halted_.store(true, std::memory_order_release);
+    admission.close();
     wake();
     ring.close();
   }
@@ -58,6 +62,7 @@ class Run {
   }
 
   ResultRing ring;
+  Admission admission;
 
  private:
   void wake() {

@@ -2,10 +2,12 @@
 // Plain memory: whoever reads a field is ordered after its writer by an event of the program.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <vector>
 
+#include "coordinator/request.h"
 #include "coordinator/ring.h"
 #include "cpu/judge.h"
 
@@ -18,28 +20,67 @@ struct State {
         capacity(capacity),
         vocab_size(vocab_size),
         draft_vocab_size(draft_vocab_size),
+        request_id(num_slots),
         prompt_len(num_slots),
         max_total_len(num_slots),
         gamma(num_slots),
         temperature(num_slots),
         seed(num_slots),
         stop_token_ids(num_slots),
+        transform(num_slots),
+        num_logprobs(num_slots, -1),
         token_ids(static_cast<size_t>(num_slots) * capacity),
         committed(num_slots),
         pending(num_slots),
         finish_reason(num_slots, FinishReason::kIdle),
+        round(num_slots),
+        fed(num_slots),
         draft_token_ids(static_cast<size_t>(num_slots) * gamma_max),
         num_draft_tokens(num_slots),
+        bad_draft(num_slots, -1),
         num_rows(num_slots),
         draft_logits_(new float[static_cast<size_t>(num_slots) * 2 * gamma_max * draft_vocab_size]),
         target_logits_(new float[static_cast<size_t>(num_slots) * (gamma_max + 1) * vocab_size]) {}
 
   bool running(int slot) const { return finish_reason[slot] == FinishReason::kRunning; }
-  bool any_running() const {
+  bool idle(int slot) const { return !running(slot) && finish_reason[slot] != FinishReason::kFeeding; }
+  bool all_idle() const {
     for (int slot = 0; slot < num_slots; ++slot) {
-      if (running(slot)) return true;
+      if (!idle(slot)) return false;
     }
-    return false;
+    return true;
+  }
+
+  // A request takes a slot that is idle. is_fed: the program's prologue feeds its prompt, not the rounds.
+  void fill(int slot, uint64_t id, const Request& request, bool is_fed) {
+    const auto length = static_cast<int64_t>(request.prompt_token_ids.size());
+    std::copy(request.prompt_token_ids.begin(), request.prompt_token_ids.end(), tokens(slot));
+    request_id[slot] = id;
+    prompt_len[slot] = length;
+    max_total_len[slot] = std::min(capacity - length, request.max_tokens) + length;
+    gamma[slot] = request.gamma;
+    temperature[slot] = request.temperature;
+    seed[slot] = request.seed;
+    stop_token_ids[slot] = request.stop_token_ids;
+    if (!request.ignore_eos) {
+      stop_token_ids[slot].insert(stop_token_ids[slot].end(), request.eos_token_ids.begin(),
+                                  request.eos_token_ids.end());
+    }
+    transform[slot] = request.transform;
+    transform[slot].masked_ids = request.forbidden_ids();
+    num_logprobs[slot] = std::min(request.num_logprobs, vocab_size);
+    committed[slot] = length;
+    pending[slot] = 0;
+    finish_reason[slot] = is_fed ? FinishReason::kRunning : FinishReason::kFeeding;
+    round[slot] = 0;
+    fed[slot] = is_fed ? length : 0;
+    num_draft_tokens[slot] = 0;
+    bad_draft[slot] = -1;
+    num_rows[slot] = 0;
+  }
+  void clear(int slot) {
+    finish_reason[slot] = FinishReason::kIdle;
+    prompt_len[slot] = 0;
   }
 
   int32_t* tokens(int slot) { return token_ids.data() + slot * capacity; }         // [capacity]
@@ -61,22 +102,32 @@ struct State {
 
   // Set by start.
   JudgeKind judge = JudgeKind::kRejection;
+  int longest_gamma = 0;  // of the run; 0 where nobody drafts
+
+  // Set by fill: by start, and by verify for a request that joins.
+  std::vector<uint64_t> request_id;    // [B]
   std::vector<int64_t> prompt_len;     // [B] 0 in an idle slot
   std::vector<int64_t> max_total_len;  // [B] <= capacity; no position at or past it is fed or judged
   std::vector<int32_t> gamma;          // [B] the longest window wanted
   std::vector<float> temperature;      // [B] 0 = greedy
   std::vector<uint64_t> seed;          // [B]
   std::vector<std::vector<int32_t>> stop_token_ids;  // [B][] EOS ids (unless ignored) and stop ids
+  std::vector<Transform> transform;                  // [B] what is done to logits before they are sampled
+  std::vector<int32_t> num_logprobs;                 // [B] likeliest tokens told with each token; -1: nothing
 
-  // Set by start, then by verify. token_ids[b, :committed + pending] holds both kinds.
+  // Set by fill, then by verify. token_ids[b, :committed + pending] holds both kinds.
   std::vector<int32_t> token_ids;           // [B, capacity]
   std::vector<int64_t> committed;           // [B] final tokens
   std::vector<int64_t> pending;             // [B] drafted after them, not judged yet
   std::vector<FinishReason> finish_reason;  // [B]
+  std::vector<int32_t> round;               // [B] that is judged next; 0 has the prompt's row only
+  std::vector<int64_t> fed;                 // [B] tokens of the prompt that both models have been fed
+  int feeding = -1;                         // the slot whose prompt goes on in this round, or -1
 
   // Set by draft. The window follows token committed + pending.
   std::vector<int32_t> draft_token_ids;   // [B, gamma_max]
   std::vector<int32_t> num_draft_tokens;  // [B] length of the window, 0..gamma
+  std::vector<int64_t> bad_draft;         // [B] the position whose logits could not be used, or -1
 
   // Set by score.
   std::vector<int32_t> num_rows;  // [B] rows of target_rows; row r is for position committed + r

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "cpu/judge.h"
+#include "cpu/logprobs.h"
 #include "cpu/sampling.h"
 #include "cpu/vector_math.h"
 
@@ -98,9 +99,65 @@ std::tuple<int, int32_t, int> judge_rows(const Rows& target_logits, const std::o
   return {verdict.accept_len, verdict.next_token, verdict.bad_row};
 }
 
+// A Transformer of one slot with its request, for tests: what it remembers must not show.
+class OneTransform {
+ public:
+  OneTransform(float temperature, Transform transform)
+      : temperature_(temperature), transform_(std::move(transform)), transformer_(1) {}
+
+  py::array_t<float> row(const Rows& logits, const std::vector<int32_t>& tokens, int64_t prompt_len,
+                         const std::vector<int32_t>& window) {
+    const Prefix prefix{tokens.data(), static_cast<int64_t>(tokens.size()), prompt_len, window.data(),
+                        static_cast<int64_t>(window.size())};
+    const float* row = transformer_.copy(transform_, temperature_, 0, prefix, logits.data(),
+                                         static_cast<int>(logits.size()));
+    return py::array_t<float>(logits.size(), row);
+  }
+
+ private:
+  const float temperature_;
+  const Transform transform_;
+  Transformer transformer_;
+};
+
+std::vector<std::tuple<int32_t, float, int32_t>> logprobs_of_row(const Rows& logits, int32_t token, int k) {
+  const auto vocab = static_cast<int>(logits.size());
+  if (token < 0 || token >= vocab || k < 0)
+    throw std::invalid_argument("token must be in the row, and k >= 0");
+  FilterScratch scratch;
+  std::vector<Logprob> entries;
+  append_logprobs(logits.data(), vocab, token, std::min(k, vocab), &scratch, &entries);
+  std::vector<std::tuple<int32_t, float, int32_t>> result;
+  for (const Logprob& entry : entries) result.emplace_back(entry.token_id, entry.logprob, entry.rank);
+  return result;
+}
+
 }  // namespace
 
 void bind_sampling(py::module_& m) {
+  py::class_<OneTransform>(m, "Transform", "What a request does to rows; remembers counts between calls.")
+      .def(py::init([](float temperature, int32_t top_k, float top_p, float min_p, float repetition_penalty,
+                       float presence_penalty, float frequency_penalty,
+                       std::vector<std::pair<int32_t, float>> logit_bias, int64_t min_tokens,
+                       std::vector<int32_t> masked_ids) {
+             return OneTransform(temperature, {min_tokens,
+                                               std::move(masked_ids),
+                                               std::move(logit_bias),
+                                               repetition_penalty,
+                                               frequency_penalty,
+                                               presence_penalty,
+                                               {top_k, top_p, min_p}});
+           }),
+           py::kw_only(), py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
+           py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f, py::arg("presence_penalty") = 0.0f,
+           py::arg("frequency_penalty") = 0.0f,
+           py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
+           py::arg("masked_ids") = std::vector<int32_t>{})
+      .def("row", &OneTransform::row, py::arg("logits"), py::arg("tokens"), py::arg("prompt_len") = 0,
+           py::arg("window") = std::vector<int32_t>{},
+           "The row as it is sampled; the window follows the tokens.");
+  m.def("logprobs", &logprobs_of_row, py::arg("logits"), py::arg("token"), py::arg("k"),
+        "(id, logprob, rank) of the token, then of the k likeliest.");
   m.def("philox_block", &philox_block, py::arg("counter"), py::arg("key"),
         "One Philox4x32-10 block: 4 words.");
   m.def("philox", &philox, py::arg("seed"), py::arg("position"), py::arg("purpose"), py::arg("count"),

@@ -5,10 +5,32 @@
 
 namespace pearl {
 
+namespace {
+
+constexpr int64_t kTracedRounds = 1 << 15;
+
+}  // namespace
+
 CpuLane::CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Executor> executor)
     : name_(std::move(name)), device_(std::move(device)), executor_(std::move(executor)) {}
 
 CpuLane::~CpuLane() { join(); }
+
+void CpuLane::attach(const std::vector<Lane*>&, size_t index, const State& state) {
+  const int vocab_size = index == 0 ? state.vocab_size : state.draft_vocab_size;
+  if (executor_->num_slots() < state.num_slots || executor_->max_model_len() < state.capacity) {
+    throw Failure(FailureKind::kRequest, "the executor of the " + name_ + " lane holds " +
+                                             std::to_string(executor_->num_slots()) + " sequences of " +
+                                             std::to_string(executor_->max_model_len()) + " tokens; " +
+                                             std::to_string(state.num_slots) + " of " +
+                                             std::to_string(state.capacity) + " were asked for");
+  }
+  if (executor_->vocab_size() != vocab_size) {
+    throw Failure(FailureKind::kRequest, "the executor of the " + name_ + " lane has a vocabulary of " +
+                                             std::to_string(executor_->vocab_size()) +
+                                             "; the coordinator was told " + std::to_string(vocab_size));
+  }
+}
 
 void CpuLane::submit(const LaneProgram& program, int64_t max_rounds, State* state, Run* run) {
   program_ = program;
@@ -23,7 +45,8 @@ void CpuLane::submit(const LaneProgram& program, int64_t max_rounds, State* stat
     for (const Op& op : *ops) num_events = std::max(num_events, op.event + 1);
   }
   waits_.assign(num_events, 0);
-  trace_.reset(program.prologue.size() + program.body.size() * static_cast<size_t>(max_rounds));
+  trace_.reset(program.prologue.size() +
+               program.body.size() * static_cast<size_t>(std::min(max_rounds, kTracedRounds)));
   if (!program.empty()) device_->submit(this);
 }
 
@@ -48,6 +71,8 @@ Progress CpuLane::advance() {
     waiting_since_ns_ = 0;
   } else if (op->kind == OpKind::kRecord) {
     run_->record(op->event);
+  } else if (op->kind == OpKind::kFetchWindow || op->kind == OpKind::kFetchVerdict) {
+    // Lanes on the host share one state, and a GPU's verdicts are in it before their event is recorded.
   } else {
     const int64_t begin_ns = now_ns();
     perform(*op);
@@ -79,7 +104,10 @@ void CpuLane::perform(const Op& op) {
       case OpKind::kScoreWindow:
         return steps_->score(true);
       case OpKind::kVerify:
-        return steps_->verify(static_cast<int>(round_));
+        return steps_->verify(true);
+      case OpKind::kFetchWindow:
+      case OpKind::kFetchVerdict:
+      case OpKind::kRound:
       case OpKind::kRecord:
       case OpKind::kWait:
         return;

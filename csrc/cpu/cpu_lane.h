@@ -23,8 +23,11 @@ class CpuLane : public Lane, private DeviceTask {
 
   const std::string& name() const override { return name_; }
   Signal* bell() override { return device_->bell(); }
+  void attach(const std::vector<Lane*>& lanes, size_t index, const State& state) override;
+  void check(const LaneProgram&, const State&) const override {}
   void submit(const LaneProgram& program, int64_t max_rounds, State* state, Run* run) override;
   void join() override { device_->join(this); }
+  bool admits() const override { return true; }
   const Trace& trace() const override { return trace_; }
 
  private:

@@ -2,11 +2,13 @@
 // Knows nothing of threads or order; each op loops over the slots and skips those that do not run.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "coordinator/executor.h"
 #include "coordinator/run.h"
 #include "coordinator/state.h"
+#include "cpu/transform.h"
 
 namespace pearl {
 
@@ -23,26 +25,36 @@ class CpuSteps {
 
   // Fills the window that follows token committed + pending. Its first step feeds the last two tokens that it
   // continues from: after a bonus token the draft's cache lacks both, else one row is written again
-  // unchanged.
+  // unchanged. The same pass feeds a chunk of the prompt of the slot that joins.
   void draft();
 
   // Row r of the target is for position committed + r: r = 0..pending, and with the window up to its end.
-  // Rows stop at max_total_len: no position at or past it is ever fed or judged.
+  // Rows stop at max_total_len: no position at or past it is ever fed or judged. The same pass feeds a chunk
+  // of the prompt of the slot that joins; the last chunk gives row 0.
   void score(bool include_window);
 
   // Judges as many rows as were scored: pending tokens first, then the window's. A row without a candidate
-  // gives a bonus token. Commits, cuts at the first stop id or at the limit, publishes, and ends the run when
-  // no slot is left. Rollback is writing two integers.
-  void verify(int round);
+  // gives a bonus token. Commits, cuts at the first stop id or at the limit, publishes; lets cancelled
+  // requests go and waiting ones in, and ends the run when there is neither. Rollback is writing two
+  // integers.
+  void verify(bool admits);
 
  private:
   // The ids as this model can be fed them: a draft padded to fewer rows than the target has no row for some
   // of the target's ids, and gets its last one instead.
   const int32_t* known(int slot, const int32_t* token_ids, int64_t count);
-  void judge_slot(int slot, int round);
+  void push_chunk(int64_t limit, bool with_logits);  // of the slot that is fed, to segments_
+  void judge_slot(int slot);
+  void advance_feeding();
+  void admit();
+  void let_go();
+  void end(int slot, FinishReason reason, std::string error);
+  // The draft's token at a position whose logits are in `row`, which is transformed in place first: what was
+  // sampled from is what is judged. `drafted` tokens of the window stand before it.
+  int32_t sample_draft(int slot, int64_t position, int drafted, float* row, int vocab);
   // Commits tokens already in token_ids up to `committed`, or fewer: publishes what stands.
-  void commit(int slot, int64_t committed, int64_t pending, RoundResult* result);
-  [[noreturn]] void bad_logits(const char* step, const char* lane, int slot, int64_t position) const;
+  void commit(int slot, int64_t committed, int64_t pending);
+  void publish(int slot);
 
   Executor* const executor_;
   State* const state_;
@@ -51,9 +63,10 @@ class CpuSteps {
   std::vector<int32_t> window_len_;       // [B]
   std::vector<int32_t> fed_;              // [B, gamma_max + 1] last committed token and the window
   std::vector<int32_t> known_;            // [B, prefill chunk], only if ids have to be replaced
-  std::vector<int32_t> candidates_;       // [2 * gamma_max]
   std::vector<const float*> draft_rows_;  // [2 * gamma_max]
   RoundResult result_;
+  Transformer transformer_;
+  FilterScratch scratch_;
 };
 
 }  // namespace pearl

@@ -69,6 +69,15 @@ int32_t own_token(const JudgeArgs& args, const float* logits, const RowScan& sca
                         args.position + row, target_purpose(args.kind));
 }
 
+// The target's row as it is judged.
+const float* target_row(const JudgeArgs& args, int row) {
+  const float* logits = args.target_logits + static_cast<int64_t>(row) * args.vocab;
+  const TransformedRows* rows = args.transformed;
+  if (rows == nullptr) return logits;
+  const Prefix prefix{rows->tokens, args.position + row, rows->prompt_len};
+  return rows->transformer->copy(*rows->transform, args.temperature, rows->slot, prefix, logits, args.vocab);
+}
+
 }  // namespace
 
 Purpose draft_purpose(JudgeKind kind) {
@@ -83,7 +92,7 @@ Verdict judge(const JudgeArgs& args) {
   const int draft_vocab = args.draft_vocab > 0 ? args.draft_vocab : args.vocab;
   const bool by_ratio = args.kind == JudgeKind::kRejection && args.temperature > 0.0f;
   for (int row = 0; row < args.num_draft + (args.has_bonus ? 1 : 0); ++row) {
-    const float* logits = args.target_logits + static_cast<int64_t>(row) * args.vocab;
+    const float* logits = target_row(args, row);
     const RowScan scan = scan_row(logits, args.vocab);
     if (!scan.usable) return {row, kPlaceholderTokenId, row};
     if (row == args.num_draft) return {row, own_token(args, logits, scan, row), -1};

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "cpu/sampling.h"
+#include "cpu/transform.h"
 
 namespace pearl {
 
@@ -28,6 +29,9 @@ struct JudgeArgs {
   float temperature;                 // 0 = greedy, for both kinds
   uint64_t seed;
   JudgeKind kind;
+  // Not null: the target's rows are judged as a request transforms them; the draft's come transformed, as
+  // they were when it sampled from them.
+  const TransformedRows* transformed = nullptr;
 };
 
 struct Verdict {

@@ -21,6 +21,7 @@ enum class Purpose : uint32_t {
   kResidual = 2,  // the token that replaces a rejected one      (rejection)
   kBonus = 3,     // sampled from the target alone: ar, first token, bonus  (rejection)
   kTarget = 4,    // shared by draft and target on purpose       (coupled)
+  kSample = 5,    // the seed of one of n answers                (pearl_rt/noise.py)
 };
 
 struct PhiloxWords {
@@ -48,16 +49,10 @@ PEARL_INLINE PhiloxWords philox4x32_10(uint64_t c0, uint64_t c1, uint64_t c2, ui
 
 // The four words of indices 4 * group .. 4 * group + 3.
 PEARL_INLINE PhiloxWords noise_words(uint64_t seed, int64_t position, Purpose purpose, uint32_t group) {
-  auto place = static_cast<uint64_t>(position);
-  auto use = static_cast<uint32_t>(purpose);
-#ifdef PEARL_SEEDING_BUG
-  // Only tests build this in, to see that they can fail: one seed for two positions in a row and for all
-  // purposes.
-  place >>= 1;
-  use = 0;
-#endif
-  return philox4x32_10(group, static_cast<uint32_t>(place), static_cast<uint32_t>(place >> 32), use,
-                       static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32));
+  const auto place = static_cast<uint64_t>(position);
+  return philox4x32_10(group, static_cast<uint32_t>(place), static_cast<uint32_t>(place >> 32),
+                       static_cast<uint32_t>(purpose), static_cast<uint32_t>(seed),
+                       static_cast<uint32_t>(seed >> 32));
 }
 
 // u = (word + 0.5) * 2^-32, rounded once to fp32 (nearest, ties to even): from 2^-33 to 1, both included.

@@ -12,9 +12,12 @@ def linear(
     bias: torch.Tensor | None,
     residual: torch.Tensor | None,
     workspace: torch.Tensor,
+    num_live: torch.Tensor | None = None,
 ) -> None:
     """x: [T, K]; weight: [N, K]; out: [T, N], overwritten, or None; bias: [N] or None; residual: [T, N] fp32,
-    added to, or None. The workspace is not used."""
+    added to, or None; num_live: [1], 0 leaves all as it is, or None. The workspace is not used."""
+    if num_live is not None and num_live.item() == 0:
+        return
     product = x.float() @ weight.float().t()
     if bias is not None:
         product += bias.float()

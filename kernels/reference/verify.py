@@ -72,3 +72,5 @@ def verify(
         header = [number, accept_len, num_draft, before, reason, kept]
         entry = torch.tensor([*header, *new[:kept]], dtype=torch.int32, device=ring.device)
         ring[number % ring.shape[0], b, : len(entry)] = entry
+        if bad >= 0:
+            ring[number % ring.shape[0], b, len(header) + bad] = candidates[bad] if bad < num_draft else -1

@@ -60,6 +60,11 @@ class ForwardBatch:
         return self.input_ids.shape[0]
 
     @property
+    def num_live(self) -> torch.Tensor:
+        """[1]: rows that are no padding. At 0 no sequence runs, and a pass has nothing to do."""
+        return self.cu_seqlens_q[-1:]
+
+    @property
     def num_sequences(self) -> int:
         """B."""
         return self.context_lens.shape[0]

@@ -227,10 +227,11 @@ class Llama:
         cos, sin = rope_tables(config, sizes.max_model_len)
         self.cos, self.sin = cos.contiguous().to(weights.device), sin.contiguous().to(weights.device)
 
-    def forward(self, batch: ForwardBatch) -> Tensor:
+    def forward(self, batch: ForwardBatch, num_live: Tensor | None = None) -> Tensor:
         """The residual stream behind the last layer, [T, H] fp32, in a buffer that the next pass overwrites.
 
-        Stores keys and values by slot_mapping. Rows of padding hold garbage.
+        Stores keys and values by slot_mapping. Rows of padding hold garbage. num_live: the batch's, of a
+        step that may be launched after all sequences have ended; no weights are read then.
         """
         rows = batch.num_tokens
         if rows > self.sizes.max_tokens:
@@ -247,7 +248,9 @@ class Llama:
         ):
             rms_norm(residual, layer.input_layernorm, eps, normed, None)
             for block in blocks:
-                linear(normed[block], layer.qkv_proj, qkv[block], layer.qkv_bias, None, own.workspace)
+                linear(
+                    normed[block], layer.qkv_proj, qkv[block], layer.qkv_bias, None, own.workspace, num_live
+                )
             qkv_rope_store(
                 qkv,
                 batch.positions,
@@ -264,19 +267,21 @@ class Llama:
             self._attention(q, k_cache, v_cache, batch, attended, own.workspace)
             flat = attended.view(rows, -1)
             for block in blocks:
-                linear(flat[block], layer.o_proj, None, None, residual[block], own.workspace)
+                linear(flat[block], layer.o_proj, None, None, residual[block], own.workspace, num_live)
             rms_norm(residual, layer.post_attention_layernorm, eps, normed, None)
             for block in blocks:
-                gate_up_silu(normed[block], layer.gate_up_proj, activated[block], own.workspace)
+                gate_up_silu(normed[block], layer.gate_up_proj, activated[block], own.workspace, num_live)
             for block in blocks:
-                linear(activated[block], layer.down_proj, None, None, residual[block], own.workspace)
+                linear(
+                    activated[block], layer.down_proj, None, None, residual[block], own.workspace, num_live
+                )
         return residual
 
-    def logits(self, hidden: Tensor, rows: Tensor, out: Tensor) -> None:
-        """out [R, V] fp32 = the head of rows `rows` [R] int32 of `hidden` [T, H] fp32."""
+    def logits(self, hidden: Tensor, rows: Tensor, out: Tensor, num_live: Tensor | None = None) -> None:
+        """out [R, V] fp32 = the head of rows `rows` [R] int32 of `hidden` [T, H] fp32; num_live as above."""
         num_rows = rows.shape[0]
         gathered, normed = self.buffers.gathered[:num_rows], self.buffers.gathered_normed[:num_rows]
         torch.index_select(hidden, 0, rows, out=gathered)
         rms_norm(gathered, self.weights.norm, self.config.rms_norm_eps, normed, None)
         for block in row_blocks(num_rows):
-            linear(normed[block], self._head, out[block], None, None, self.buffers.workspace)
+            linear(normed[block], self._head, out[block], None, None, self.buffers.workspace, num_live)

@@ -8,7 +8,8 @@ import math
 
 import torch
 
-from pearl_rt.config import ModelConfig, RopeScaling
+from pearl_rt.config import ModelConfig
+from pearl_rt.rope_scaling import RopeScaling
 
 
 def rope_tables(config: ModelConfig, max_len: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,27 +1,7 @@
-"""Rows of logits of every awkward kind, and tensors that show what was written beside them."""
+"""Tensors that show what was read or written beside them."""
 
 import numpy as np
 import torch
-
-SHAPES = ("normal", "ties", "masked", "one", "huge", "flat")
-
-
-def row_of(shape: str, vocab: int, rng: np.random.Generator) -> np.ndarray:
-    """[vocab] fp32 logits of a kind."""
-    row = rng.normal(0, 3, vocab)
-    if shape == "ties":
-        row = rng.integers(-2, 3, vocab) * 0.5
-    elif shape == "masked":
-        row[rng.random(vocab) < 0.7] = -np.inf
-        row[rng.integers(vocab)] = 1.0
-    elif shape == "one":
-        row[:] = -np.inf
-        row[rng.integers(vocab)] = -4.0
-    elif shape == "huge":
-        row = row * 1e37
-    elif shape == "flat":
-        row = np.where(rng.random(vocab) < 0.5, -0.0, 0.0)
-    return row.astype(np.float32)
 
 
 def poisoned(num_bytes: int, device: torch.device) -> torch.Tensor:
@@ -41,3 +21,11 @@ class Canary:
 
     def check(self) -> None:
         assert (self._all[:32] == self.VALUE).all() and (self._all[-32:] == self.VALUE).all()
+
+
+def among_nan(*shape: int, dtype: torch.dtype, device: torch.device, seed: int) -> torch.Tensor:
+    """Normal values in the middle of a buffer of NaN."""
+    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    whole = torch.full((values.numel() + 2048,), torch.nan, dtype=dtype, device=device)
+    middle = whole[1024 : 1024 + values.numel()].view(shape)
+    return middle.copy_(values)

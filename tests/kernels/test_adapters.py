@@ -205,12 +205,116 @@ def test_gumbel_sample(device: torch.device) -> None:
     assert int(gumbel_sample(rows, padding, heat, seed, pos, True, False)[0]) == 5
 
 
+def test_tokens_far_below_the_first_are_drawn_as_often_as_they_should(device: torch.device) -> None:
+    """One of e^10 against 40 of 1 each: their noise must reach that far, for drafts too."""
+    logits = torch.zeros(41)
+    logits[7] = 10.0
+    law = torch.softmax(logits.double(), 0)
+    rate = 1 - float(law[7])
+    for is_drafting in (False, True):
+        tokens = gumbel(logits, 16_000, device, is_drafting=is_drafting)
+        rare = int((tokens != 7).sum())
+        assert p_value([rare, 16_000 - rare], [rate * 16_000, (1 - rate) * 16_000]) > FALSE_ALARM
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("column", ["one", "each"])
+def test_gumbel_sample_keeps_the_logits_as_they_came(
+    dtype: torch.dtype, column: str, device: torch.device
+) -> None:
+    """Bit for bit, before the temperature, in a wider cache; nothing for padding, nothing elsewhere."""
+    logits = normal(5 * 33, 13).view(5, 33).to(device, dtype)
+    slots = torch.tensor([2, -1, 0, 3, -1], device=device)
+    columns = torch.tensor([1, 0, 2, 0, 1] if column == "each" else 1, device=device)
+    temperature = torch.tensor([0.3, 1.0, 0.0, 1.7], device=device)
+    seed, pos = torch.arange(4, device=device), torch.arange(5, device=device)
+    arguments = logits, slots, temperature, seed, pos, True, True
+    cache = torch.full((4, 3, 35), 7.0, dtype=dtype, device=device)
+    tokens = gumbel_sample(*arguments, logits_cache=cache, logits_cache_col=columns)
+    assert torch.equal(tokens, gumbel_sample(*arguments))
+    expected = torch.full_like(cache, 7.0)
+    for row, slot in enumerate(slots.tolist()):
+        if slot >= 0:
+            expected[slot, columns.expand(5)[row], :33] = logits[row]
+    assert torch.equal(cache, expected)
+    gumbel_sample(logits, slots.clamp(max=-1), *arguments[2:], logits_cache=cache, logits_cache_col=columns)
+    assert torch.equal(cache, expected)
+    source = logits + 1
+    gumbel_sample(*arguments, logits_cache=cache, logits_cache_col=columns, logits_cache_source=source)
+    assert torch.equal(cache[2, 1, :33], source[0])
+
+
+def test_tokens_of_many_rounds_have_the_targets_law(device: torch.device) -> None:
+    """Windows that begin where the last one ended, over kept draft logits: positions are visited again after
+    a rejection, and their noise must not know why."""
+    trials, length, k = 3_000, 5, 2
+    target, draft = (torch.tensor(p, device=device).log() for p in ([0.3, 0.7], [0.7, 0.3]))
+    heat, seed = torch.ones(trials, device=device), torch.arange(trials, device=device)
+    cache = torch.full((trials, k, 2), torch.nan, device=device)
+    tokens = torch.full((trials, length + k), -1, device=device)
+    lengths, accepted = torch.zeros(trials, dtype=torch.int64, device=device), 0
+    while (active := (lengths < length).nonzero()[:, 0]).numel():
+        count, starts = len(active), lengths[active]
+        drafted = torch.zeros(count, k + 1, dtype=torch.int64, device=device)
+        for step in range(k):
+            drafted[:, step + 1] = gumbel_sample(
+                draft.expand(count, 2),
+                active,
+                heat,
+                seed,
+                starts + step,
+                apply_temperature=True,
+                is_drafting=True,
+                logits_cache=cache,
+                logits_cache_col=torch.tensor(step, device=device),
+            )
+        sampled, num_sampled = rejection_sample(
+            target.expand(count * (k + 1), 2),
+            cache,
+            drafted.flatten(),
+            torch.arange(count + 1, dtype=torch.int32, device=device) * (k + 1),
+            (starts[:, None] + torch.arange(k + 1, device=device)).flatten(),
+            active,
+            active.repeat_interleave(k + 1),
+            torch.arange(k + 1, device=device).repeat(count),
+            heat,
+            seed,
+            k,
+        )
+        for place in range(k + 1):
+            there = num_sampled > place
+            tokens[active[there], starts[there] + place] = sampled[there, place]
+        lengths[active] += num_sampled
+        accepted += int((num_sampled - 1).sum())
+    assert accepted > trials
+    holds_law(tokens[:, :length], lengths, target.double().exp().cpu())
+    pairs = (tokens[:, 1:length] * 2 + tokens[:, : length - 1]).cpu()
+    law = torch.outer(target.double().exp(), target.double().exp()).flatten().cpu()
+    for place in range(length - 1):
+        counts = np.bincount(pairs[:, place], minlength=4)
+        assert p_value(counts, (law * trials).numpy()) > FALSE_ALARM, place
+
+
 def test_what_vllms_adapter_does_not_do_is_refused(device: torch.device) -> None:
     args = requests(normal(16, 1), normal(16, 2), 1, 1.0, 2, device)
-    with pytest.raises(ValueError, match="token by token"):
-        rejection_sample(**args, use_block_verification=True)
-    with pytest.raises(ValueError, match="logits_cache"):
-        gumbel(normal(16, 1), 2, device, logits_cache=torch.zeros(1, 1, 16, device=device))
+    rejection_sample(**args, fly_window_size=0, watermark_key=None, use_block_verification=False)
+    for name, asked in (
+        ("use_block_verification", True),
+        ("synthetic_conditional_rates", torch.ones(1)),
+        ("watermark_key", 0),
+        ("fly_window_size", 2),
+    ):
+        with pytest.raises(ValueError, match=f"{name} given, and windows are judged token by token"):
+            rejection_sample(**args, **{name: asked})
+    column, cache = torch.tensor(0), torch.zeros(1, 1, 16, device=device)
+    for more, said in (
+        ({"logits_cache": cache}, "pass both or neither"),
+        ({"logits_cache_source": cache[0]}, "pass both or neither"),
+        ({"logits_cache": cache[..., :15], "logits_cache_col": column}, "narrower, 15, than the logits, 16"),
+        ({"logits_cache": cache.half(), "logits_cache_col": column}, "expected torch.float16, as the cache"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            gumbel(normal(16, 1), 2, device, **more)
 
 
 def probabilities(*shape: int, seed: int, device: torch.device) -> torch.Tensor:

@@ -235,6 +235,19 @@ def test_bits_of_a_row_depend_on_nothing_but_its_context(
 
 
 @pytest.mark.parametrize("dtype", [FP16, FP32, pytest.param(BF16, marks=NEEDS_GPU)], ids=str)
+def test_both_kernels_mean_the_same_at_the_seam(dtype: torch.dtype, device: torch.device) -> None:
+    """max_q_len alone picks one of them: decode for 64 tokens, prefill for the same 64 and room for one."""
+    heads = 2, 1, 16
+    decode = random_case([70, 20], [MAX_Q_LEN, 3], heads, 16, dtype, device, max_q_len=MAX_Q_LEN)
+    prefill = replace(decode, max_q_len=MAX_Q_LEN + 1)
+    assert prefill.poisoned_workspace().numel() == 0 < decode.poisoned_workspace().numel()
+    bound = 2e-6 if dtype == FP32 else 2**-7
+    difference = (decode.run().float() - prefill.run().float())[: decode.num_rows].abs().max().item()
+    assert difference <= bound, difference
+    assert_matches_definition(random_case([70, 20], [MAX_Q_LEN + 1, 3], heads, 16, dtype, device))
+
+
+@pytest.mark.parametrize("dtype", [FP16, FP32, pytest.param(BF16, marks=NEEDS_GPU)], ids=str)
 def test_bits_of_a_prompt_do_not_depend_on_its_chunks(dtype: torch.dtype, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(150, heads, 32, generator=generator).to(device, dtype) for heads in (2, 1, 1))

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from pearl_rt.kernels.compile import SHARED_LIMITS, CompileCase, Compiled, problems, read_listing
 from pearl_rt.kernels.report import MODULES
 
-ROOT = Path(__file__).resolve().parents[2]
+Python = Callable[..., CompletedProcess[str]]
 FITS = Compiled(registers=90, shared=98304, spills=0, widest_load=16, narrowest_copy=16)
 LISTING = """
  Function some_kernel:
@@ -27,16 +25,9 @@ LISTING = """
 """
 
 
-def compiled_python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs Python where kernels are compiled: tests themselves may run in the interpreter."""
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = str(ROOT)
-    command = [sys.executable, *(["-c", program] if program else []), *arguments]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-
-def test_every_shipped_configuration_fits_every_chip() -> None:
-    run = compiled_python("", "-m", "pearl_rt.kernels.report")
+@pytest.mark.timeout(900)  # it waits for what was begun with the first test
+def test_every_shipped_configuration_fits_every_chip(kernel_report: CompletedProcess[str]) -> None:
+    run = kernel_report
     assert run.returncode == 0, f"{run.stdout[-6000:]}\n{run.stderr[-4000:]}"
     report = json.loads(run.stdout.splitlines()[-1])
     assert report["failures"] == []
@@ -138,39 +129,40 @@ print(*problems(case, 90, compile_case(case, 90)), sep="\\n")
     ],
     ids=["spills", "shared", "narrow", "incomplete"],
 )
-def test_sees_what_does_not_fit(case: str, said: str) -> None:
-    run = compiled_python(CHANGED.format(case=case))
+def test_sees_what_does_not_fit(case: str, said: str, compiled_python: Python) -> None:
+    run = compiled_python("-c", CHANGED.format(case=case))
     assert said in run.stdout + run.stderr, run.stdout + run.stderr
 
 
 @pytest.mark.parametrize(
-    ("program", "arguments", "said"),
+    ("arguments", "said"),
     [
         (
-            "",
             ["-m", "pearl_rt.kernels.report", "nothing"],
             "no kernels in nothing: choose from rms_norm, linear",
         ),
         (
-            "import os; os.environ['TRITON_INTERPRET'] = '1'; import pearl_rt.kernels.report as r; r.main()",
-            [],
+            [
+                "-c",
+                "import os; os.environ['TRITON_INTERPRET'] = '1'\n"
+                "import pearl_rt.kernels.report as r; r.main()",
+            ],
             "TRITON_INTERPRET is set: unset it",
         ),
         (
-            "import pearl_rt.kernels.report as r; r.MODULES = ('rms_norm', 'gone'); r.main([])",
-            [],
+            ["-c", "import pearl_rt.kernels.report as r; r.MODULES = ('rms_norm', 'gone'); r.main([])"],
             "No module named 'pearl_rt.kernels.gone'",
         ),
     ],
     ids=["unknown", "interpreted", "missing"],
 )
-def test_refuses(program: str, arguments: list[str], said: str) -> None:
-    run = compiled_python(program, *arguments)
+def test_refuses(arguments: list[str], said: str, compiled_python: Python) -> None:
+    run = compiled_python(*arguments)
     assert run.returncode != 0
     assert said in run.stderr
 
 
-def test_one_bad_case_does_not_hide_the_others() -> None:
+def test_one_bad_case_does_not_hide_the_others(compiled_python: Python) -> None:
     program = """
 import pearl_rt.kernels.report as report
 from dataclasses import replace
@@ -180,9 +172,26 @@ broken, twin = replace(good[0], name="broken", signature={}), replace(good[0], n
 module.compile_cases = lambda: [*good, broken, twin]
 raise SystemExit(report.main(["rms_norm", "--arch", "80"]))
 """
-    run = compiled_python(program)
+    run = compiled_python("-c", program)
     assert run.returncode == 1, run.stderr
     report = json.loads(run.stdout.splitlines()[-1])
     assert [line["names"][1:] for line in report["compiled"]] == [["twin"]]
     assert len(report["failures"]) == 1
     assert report["failures"][0].startswith("broken, sm_80: ValueError: broken: no type and no value for")
+
+
+# Prints, for each kernel that is given addresses, whether it asserts without and with debug.
+ASSERTIONS = """
+from dataclasses import replace
+from pearl_rt.kernels import attention, attention_prefill, qkv_rope_store
+from pearl_rt.kernels.compile import build
+for module in (attention, attention_prefill, qkv_rope_store):
+    case = module.compile_cases()[0]
+    cases = case, replace(case, options=case.options | {"debug": True})
+    print(*("__assertfail" in build(c, 90).asm["ptx"] for c in cases))
+"""
+
+
+def test_debug_compiles_the_checks_of_addresses(compiled_python: Python) -> None:
+    run = compiled_python("-c", ASSERTIONS)
+    assert run.stdout.split() == ["False", "True"] * 3, run.stdout + run.stderr

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 from chi_square import FALSE_ALARM, p_value
-from rows import poisoned, row_of
+from logit_rows import row_of
+from rows import poisoned
 
 from pearl_rt.kernels import filters as kernel
 from pearl_rt.kernels import sample as sampling

@@ -4,20 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from rows import among_nan
 
 from pearl_rt.kernels.gate_up_silu import config, gate_up_silu, workspace_size
 from pearl_rt.kernels.linear import MAX_ROWS
 from pearl_rt.kernels.reference.gate_up_silu import gate_up_silu as reference
 
 FP16, FP32 = torch.float16, torch.float32
-
-
-def poisoned(*shape: int, dtype: torch.dtype, device: torch.device, seed: int) -> torch.Tensor:
-    """Normal values in the middle of a buffer of NaN."""
-    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-    whole = torch.full((values.numel() + 2048,), torch.nan, dtype=dtype, device=device)
-    middle = whole[1024 : 1024 + values.numel()].view(shape)
-    return middle.copy_(values)
 
 
 def run(x: torch.Tensor, weight: torch.Tensor, out_dtype: torch.dtype) -> torch.Tensor:
@@ -37,8 +30,8 @@ def run(x: torch.Tensor, weight: torch.Tensor, out_dtype: torch.dtype) -> torch.
     ids=lambda v: str(v),
 )
 def test_is_the_definition(T: int, I: int, K: int, out_dtype: torch.dtype, device: torch.device) -> None:  # noqa: E741
-    x = poisoned(T, K, dtype=FP16, device=device, seed=1)
-    weight = poisoned(2 * I, K, dtype=FP16, device=device, seed=2) / K**0.5
+    x = among_nan(T, K, dtype=FP16, device=device, seed=1)
+    weight = among_nan(2 * I, K, dtype=FP16, device=device, seed=2) / K**0.5
     found, expected = run(x, weight, out_dtype), torch.empty(T, I, device=device)
     reference(x, weight, expected, torch.empty(0, dtype=torch.uint8, device=device))
     rounding = 2**-10 if out_dtype == FP16 else 1e-5
@@ -52,8 +45,8 @@ def test_worked_example(device: torch.device) -> None:
 
 
 def test_fp32_weights(device: torch.device) -> None:
-    x = poisoned(3, 100, dtype=FP32, device=device, seed=1)
-    weight = poisoned(66, 100, dtype=FP32, device=device, seed=2)
+    x = among_nan(3, 100, dtype=FP32, device=device, seed=1)
+    weight = among_nan(66, 100, dtype=FP32, device=device, seed=2)
     expected = torch.empty(3, 33, device=device)
     reference(x, weight, expected, torch.empty(0, dtype=torch.uint8, device=device))
     torch.testing.assert_close(run(x, weight, FP32), expected, rtol=1e-5, atol=1e-4)
@@ -74,8 +67,8 @@ def test_gates_far_from_zero(device: torch.device) -> None:
 
 @pytest.mark.parametrize("I", [40, 4300])
 def test_a_row_has_the_same_bits_in_any_company(I: int, device: torch.device) -> None:  # noqa: E741
-    rows = poisoned(64, 72, dtype=FP16, device=device, seed=1)
-    weight = poisoned(2 * I, 72, dtype=FP16, device=device, seed=2)
+    rows = among_nan(64, 72, dtype=FP16, device=device, seed=1)
+    weight = among_nan(2 * I, 72, dtype=FP16, device=device, seed=2)
     alone = run(rows[7:8].clone(), weight, FP32)
     for T, index in ((2, 1), (5, 4), (16, 0), (64, 40)) if I == 40 else ((2, 1),):
         x = rows[:T].clone()
@@ -83,12 +76,23 @@ def test_a_row_has_the_same_bits_in_any_company(I: int, device: torch.device) ->
         assert torch.equal(run(x, weight, FP32)[index], alone[0]), f"row {index} of {T}"
 
 
+def test_nothing_is_done_where_nothing_lives(device: torch.device) -> None:
+    x = among_nan(5, 72, dtype=FP16, device=device, seed=1)
+    weight = among_nan(80, 72, dtype=FP16, device=device, seed=2)
+    plain, workspace = run(x, weight, FP16), torch.empty(0, dtype=torch.uint8, device=device)
+    for function, rows in ((gate_up_silu, 0), (reference, 0), (gate_up_silu, 5)):
+        out = torch.full_like(plain, torch.nan)
+        function(x, weight, out, workspace, torch.tensor([rows], dtype=torch.int32, device=device))
+        assert torch.equal(out, plain) if rows else out.isnan().all()
+
+
 def test_is_an_operator(device: torch.device) -> None:
     for T in (2, MAX_ROWS + 1):
         x, weight = torch.randn(T, 32, device=device), torch.randn(40, 32, device=device)
         workspace = torch.empty(workspace_size(T, 20, 32), dtype=torch.uint8, device=device)
         out = torch.empty(T, 20, device=device)
-        torch.library.opcheck(torch.ops.pearl_rt.gate_up_silu, (x, weight, out, workspace))
+        num_live = torch.ones(1, dtype=torch.int32, device=device)
+        torch.library.opcheck(torch.ops.pearl_rt.gate_up_silu, (x, weight, out, workspace, num_live))
 
 
 ARGUMENTS = {
@@ -124,8 +128,8 @@ def test_refuses(changes: dict[str, torch.Tensor], message: str, device: torch.d
 @pytest.mark.parametrize(("T", "I", "K"), [(1, 8192, 2048), (9, 1536, 576), (64, 14336, 4096)])
 def test_errs_no_more_than_torch_in_bf16(T: int, I: int, K: int) -> None:  # noqa: E741
     device = torch.device("cuda")
-    x = poisoned(T, K, dtype=torch.bfloat16, device=device, seed=1)
-    weight = poisoned(2 * I, K, dtype=torch.bfloat16, device=device, seed=2) / K**0.5
+    x = among_nan(T, K, dtype=torch.bfloat16, device=device, seed=1)
+    weight = among_nan(2 * I, K, dtype=torch.bfloat16, device=device, seed=2) / K**0.5
     found = run(x, weight, torch.bfloat16).double()
     gate, up = (x.double() @ weight.double().t()).chunk(2, -1)
     exact = torch.nn.functional.silu(gate) * up

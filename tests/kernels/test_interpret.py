@@ -19,7 +19,7 @@ from pearl_rt.request import Request
 
 MAX_LEN = 24
 ONE, LONG = [7], list(range(3, 21))  # LONG crosses a prefill chunk and a page, and leaves room for 6 tokens
-PROGRAMS = (("ar", 1), ("sd", 1), ("sd", 2), ("sd", 4), ("pearl", 1), ("pearl", 2), ("pearl", 4))
+PROGRAMS = (("ar", 1), ("sd", 1), ("sd", 4), ("pearl", 1), ("pearl", 4))  # of 2 and 3: in batches below
 SMALL: dict[str, Any] = {  # every operator costs by its programs here, and these have few
     "vocab_size": 32,
     "hidden_size": 16,
@@ -90,6 +90,49 @@ def test_sampled_tokens_are_the_executors(strategy: str, gamma: int, judge: str)
     assert verdicts_of(output) == verdicts_of(native)
     if judge == "coupled":
         assert text_of(output) == text_of(answer("cpu", ONE, params, strategy="ar", judge="coupled"))
+
+
+SHAPED: dict[str, dict[str, Any]] = {
+    "penalties": {
+        "repetition_penalty": 1.3,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.7,
+        "logit_bias": {3: 1.5, 9: -100.0},
+    },
+    "filters": {"temperature": 0.9, "top_k": 8, "top_p": 0.9, "min_p": 0.02},
+    "all": {
+        "temperature": 1.2,
+        "top_p": 0.8,
+        "repetition_penalty": 1.5,
+        "min_tokens": 5,
+        "stop_token_ids": tuple(range(0, 32, 2)),
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "judge", "name"),
+    [
+        ("ar", "coupled", "filters"),
+        ("sd", "rejection", "all"),
+        ("pearl", "coupled", "penalties"),
+        ("pearl", "rejection", "all"),
+    ],
+)
+def test_shaped_tokens_are_the_executors(strategy: str, judge: str, name: str) -> None:
+    """Filters, penalties and min_tokens on the kernels: the executor's tokens and verdicts."""
+    params = SamplingParams(max_tokens=6, seed=5, **SHAPED[name])
+    output = answer("interpret", ONE, params, strategy=strategy, gamma=3, judge=judge)
+    native = answer("cpu", ONE, params, strategy=strategy, gamma=3, judge=judge)
+    assert text_of(output) == text_of(native)
+    assert verdicts_of(output) == verdicts_of(native)
+    assert text_of(output) != text_of(answer("cpu", ONE, SamplingParams(max_tokens=6, seed=5), strategy="ar"))
+
+
+def test_log_probabilities_are_refused_by_name() -> None:
+    with pytest.raises(RequestError, match="logprobs: not to be had on this device yet"):
+        answer("interpret", ONE, SamplingParams(max_tokens=2, logprobs=1), strategy="ar")
+    assert len(answer("interpret", ONE, SamplingParams(max_tokens=2), strategy="ar").token_ids) == 2
 
 
 @pytest.mark.parametrize("strategy", ["sd", "pearl"])

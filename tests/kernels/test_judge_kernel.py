@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from chi_square import FALSE_ALARM, p_value
-from rows import SHAPES, Canary, poisoned, row_of
+from logit_rows import SHAPES, row_of
+from rows import Canary, poisoned
 
 from pearl_rt import judge as definition
 from pearl_rt.kernels import judge as kernel
 from pearl_rt.kernels import sample as sampling
-from pearl_rt.kernels.judge import KINDS
+from pearl_rt.kernels.judge_phases import KINDS
 from pearl_rt.kernels.reference import judge as reference
 from pearl_rt.noise import Purpose
 from pearl_rt.round import Verdict
@@ -145,6 +146,16 @@ def test_ragged_batches(kind: str, vocab: int, draft_vocab: int, device: torch.d
     for b, verdict in enumerate(got):
         assert verdict == batch.want(b, kind), (b, batch.temperature[b])
     assert vocab == 1 or len({verdict.accept_len for verdict in got}) > 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("most", [8, 15, 16])
+def test_long_ragged_windows(kind: str, most: int, device: torch.device) -> None:
+    """Drafts that are the target's, so that long windows stand whole, beside others that do not."""
+    batch = random_batch(40, 40, 24, most, most, kind)
+    got = run(kind, **batch.arguments(device))
+    assert got == [batch.want(b, kind) for b in range(24)]
+    assert max(verdict.accept_len for verdict in got) >= most - 2
 
 
 @pytest.mark.parametrize("kind", KINDS)

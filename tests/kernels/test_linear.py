@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from rows import among_nan
 
 from pearl_rt.kernels.compile import SHARED_LIMITS
 from pearl_rt.kernels.linear import MAX_ROWS, SLICES, config, linear, workspace_size
@@ -13,14 +14,6 @@ from pearl_rt.kernels.reference.linear import linear as reference
 from pearl_rt.kernels.shapes import SHAPES
 
 FP16, FP32 = torch.float16, torch.float32
-
-
-def poisoned(*shape: int, dtype: torch.dtype, device: torch.device, seed: int) -> torch.Tensor:
-    """Normal values in the middle of a buffer of NaN."""
-    values = torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-    whole = torch.full((values.numel() + 2048,), torch.nan, dtype=dtype, device=device)
-    middle = whole[1024 : 1024 + values.numel()].view(shape)
-    return middle.copy_(values)
 
 
 def workspace_for(T: int, N: int, K: int, device: torch.device) -> torch.Tensor:
@@ -34,9 +27,9 @@ class Case:
     def __init__(
         self, T: int, N: int, K: int, device: torch.device, dtype: torch.dtype = FP16, bias: bool = False
     ) -> None:
-        self.x = poisoned(T, K, dtype=dtype, device=device, seed=1)
-        self.weight = poisoned(N, K, dtype=dtype, device=device, seed=2)
-        self.bias = poisoned(N, dtype=dtype, device=device, seed=3) if bias else None
+        self.x = among_nan(T, K, dtype=dtype, device=device, seed=1)
+        self.weight = among_nan(N, K, dtype=dtype, device=device, seed=2)
+        self.bias = among_nan(N, dtype=dtype, device=device, seed=3) if bias else None
         self.workspace = workspace_for(T, N, K, device)
         self.stream = torch.randn(T, N, generator=torch.Generator().manual_seed(4)).to(device)
         self.shape, self.device = (T, N), device
@@ -156,12 +149,35 @@ def test_no_rows(device: torch.device) -> None:
     linear(case.x[:0], case.weight, out, None, None, case.workspace)
 
 
+@pytest.mark.parametrize("K", [200, 4096], ids=["whole", "split"])
+@pytest.mark.parametrize("is_residual", [False, True], ids=["out", "residual"])
+def test_nothing_is_done_where_nothing_lives(K: int, is_residual: bool, device: torch.device) -> None:
+    """At 0 neither output nor workspace is written; at any other number the bits are those without it."""
+    case = Case(17, 40, K, device, bias=True)
+    plain = case.stream.clone() if is_residual else torch.empty(17, 40, device=device)
+    others = (None, case.bias, plain) if is_residual else (plain, case.bias, None)
+    linear(case.x, case.weight, *others, case.workspace)
+    for function, rows in ((linear, 0), (reference, 0), (linear, 1), (linear, 17)):
+        case.workspace.fill_(255)
+        found = case.stream.clone() if is_residual else torch.full_like(plain, torch.nan)
+        before = found.clone()
+        others = (None, case.bias, found) if is_residual else (found, case.bias, None)
+        num_live = torch.tensor([5, rows], dtype=torch.int32, device=device)[1:]
+        function(case.x, case.weight, *others, case.workspace, num_live)
+        if rows:
+            assert torch.equal(found, plain)
+        else:
+            assert torch.equal(found.nan_to_num(), before.nan_to_num())
+            assert (case.workspace == 255).all()
+
+
 def test_is_an_operator(device: torch.device) -> None:
     for T, N, K in ((2, 20, 32), (1, 16, 4096), (MAX_ROWS + 1, 16, 32)):
         case = Case(T, N, K, device, FP32, bias=True)
         out, residual = torch.empty(T, N, device=device), torch.zeros(T, N, device=device)
         linear_op = torch.ops.pearl_rt.linear
-        torch.library.opcheck(linear_op, (case.x, case.weight, out, None, None, case.workspace))
+        num_live = torch.ones(1, dtype=torch.int32, device=device)
+        torch.library.opcheck(linear_op, (case.x, case.weight, out, None, None, case.workspace, num_live))
         torch.library.opcheck(linear_op, (case.x, case.weight, None, case.bias, residual, case.workspace))
 
 
@@ -188,6 +204,7 @@ ARGUMENTS = {
     "bias": None,
     "residual": None,
     "workspace": torch.zeros(0, dtype=torch.uint8),
+    "num_live": None,
 }
 
 
@@ -211,13 +228,14 @@ ARGUMENTS = {
             {"out": None, "residual": torch.zeros(2, 8).double()},
             r"residual is torch.float64, expected torch.float32",
         ),
+        ({"num_live": torch.zeros(1)}, r"num_live is torch.float32, expected torch.int32"),
         ({"bias": torch.zeros(9)}, r"bias has shape \[9\], expected \[8\]"),
         ({"x": torch.zeros(1, 4096), "weight": torch.zeros(8, 4096), "out": torch.zeros(1, 8)}, r"needs 64"),
         ({"x": torch.zeros(2, 64, device="meta")}, r"tensors on several devices \(x on meta"),
     ],
     ids=[
         *("rank", "K", "dtypes", "strides", "row-bytes", "alignment", "neither", "both", "out-size"),
-        *("out-dtype", "residual-dtype", "bias-size", "workspace", "device"),
+        *("out-dtype", "residual-dtype", "num-live", "bias-size", "workspace", "device"),
     ],
 )
 def test_refuses(changes: dict[str, torch.Tensor | None], message: str, device: torch.device) -> None:

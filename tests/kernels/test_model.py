@@ -9,9 +9,9 @@ import pytest
 import torch
 from tiny_pairs import TINY, random_tensors
 
-from pearl_rt.config import RopeScaling
 from pearl_rt.models.forward_batch import ForwardBatch
 from pearl_rt.models.llama import Llama, LlamaWeights, Sizes
+from pearl_rt.rope_scaling import RopeScaling
 from pearl_rt.train.llama import LlamaForCausalLM
 
 BLOCK_SIZE, MAX_LEN, NUM_SEQUENCES, POISON_PAGE = 16, 80, 5, 2147480000
@@ -140,6 +140,34 @@ def test_no_row_knows_of_the_others(device: torch.device) -> None:
     assert torch.equal(last_two([(0, 3, [*SHORT[3:], 5, 4, 3])], 0), alone)
     assert torch.equal(last_two([(1, 3, [9, 9]), (3, 3, SHORT[3:])], 2, num_rows=8), alone)
     assert torch.equal(last_two([(4, 2, [1] * 9), (2, 3, SHORT[3:]), (1, 3, [8, 7, 6, 5, 4])], 9), alone)
+
+
+def test_a_pass_that_feeds_nothing_leaves_the_linear_layers_alone(device: torch.device) -> None:
+    """All sequences have ended: no weights are read, no cache is written; logits stay as they were."""
+    model = model_of("gqa", device)
+    logits_of(model, batch_of([(0, 0, SHORT)], device))
+    batch = batch_of([(0, len(SHORT), [5]), (1, 0, [3])], device)
+    batch.cu_seqlens_q.zero_()
+    batch.context_lens.zero_()
+    batch.slot_mapping.fill_(-1)
+    own = model.buffers
+    for buffer in (own.qkv, own.activated, own.attended):
+        buffer.fill_(torch.nan)
+    caches = [cache.clone() for cache in (*model.kv_cache.keys, *model.kv_cache.values)]
+    out = torch.full((2, model.vocab_size), torch.nan, device=device)
+    hidden = model.forward(batch, batch.num_live)
+    assert torch.isfinite(hidden).all()  # the embedding, to which no layer added anything
+    model.logits(hidden, torch.arange(2, dtype=torch.int32, device=device), out, batch.num_live)
+    for tensor in (own.qkv, own.activated, own.attended, out):
+        assert tensor.isnan().all()
+    for before, after in zip(caches, (*model.kv_cache.keys, *model.kv_cache.values), strict=True):
+        assert torch.equal(before.nan_to_num(), after.nan_to_num())
+
+
+def test_a_step_has_the_bits_of_a_pass(device: torch.device) -> None:
+    batch = batch_of([(0, 0, SHORT)], device, num_rows=9)
+    hidden = [model_of("gqa", device).forward(batch, live)[: len(SHORT)] for live in (None, batch.num_live)]
+    assert torch.equal(*hidden)
 
 
 def test_more_rows_than_the_linear_kernel_takes(device: torch.device) -> None:

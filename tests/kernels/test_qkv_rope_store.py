@@ -214,3 +214,10 @@ def test_refuses(name: str, change: object, message: str, device: torch.device) 
     changed = replace(case, **{name: change(getattr(case, name))})  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
         qkv_rope_store(**vars(changed))
+
+
+def test_refuses_bf16_where_it_is_rounded_wrongly(device: torch.device) -> None:
+    if device.type == "cuda":
+        pytest.skip("compiled kernels round it rightly")
+    with pytest.raises(ValueError, match=r"q_out is torch.bfloat16, which Triton's interpreter"):
+        random_case(3, (2, 1, 16), device, BF16).run()

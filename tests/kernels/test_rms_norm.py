@@ -124,7 +124,7 @@ def test_refuses_bf16_where_it_is_rounded_wrongly(device: torch.device) -> None:
     if device.type == "cuda":
         pytest.skip("compiled kernels round it rightly")
     x = torch.zeros(1, 8, dtype=torch.bfloat16)
-    with pytest.raises(ValueError, match="which Triton's interpreter rounds wrongly: use float16"):
+    with pytest.raises(ValueError, match="which Triton's interpreter computes wrongly: use float16"):
         rms_norm(x, x[0], EPS, torch.zeros_like(x), None)
 
 

@@ -8,7 +8,8 @@ import torch
 import triton
 import triton.language as tl
 from chi_square import FALSE_ALARM, p_value
-from rows import SHAPES, Canary, poisoned, row_of
+from logit_rows import SHAPES, row_of
+from rows import Canary, poisoned
 
 from pearl_rt import judge as definition
 from pearl_rt import noise

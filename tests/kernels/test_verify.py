@@ -1,6 +1,6 @@
 """verify: the rounds of pearl_rt.round.decode, for many slots at once, each in a state of its own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -116,7 +116,7 @@ class Host:
             for j in range(todo.window):
                 row = job.draft(tokens)
                 s.draft_logits[b, len(tokens) % s.draft_logits.shape[1]] = torch.from_numpy(row)
-                tokens.append(judge.draft_token(row[: job.vocab], len(tokens)))
+                tokens.append(judge.draft_token(row[: job.vocab], tokens))
                 s.draft_token_ids[b, j] = tokens[-1]
             s.num_draft_tokens[b] = todo.window if number else 2
             s.num_rows[b] = todo.num_rows
@@ -135,13 +135,8 @@ def snapshot(state: State) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in vars(state).items()}
 
 
-@pytest.mark.parametrize("kind", ["rejection", "coupled"])
-@pytest.mark.parametrize("strategy", ["ar", "sd", "pearl"])
-@pytest.mark.parametrize("gamma, vocab, draft_vocab", [(1, 7, 7), (3, 12, 16), (4, 12, 9)])
-def test_rounds_are_the_decoders(
-    strategy: str, kind: str, gamma: int, vocab: int, draft_vocab: int, device: torch.device
-) -> None:
-    jobs = requests(vocab, draft_vocab, gamma, 12)
+def check_rounds(jobs: list[Request], strategy: str, kind: str, gamma: int, device: torch.device) -> Host:
+    """Every round of every job is what the definition's decoder gives, entry and state."""
     host = Host(jobs, strategy, kind, gamma, device)
     want = [job.rounds(strategy, kind) for job in jobs]
     s = host.state
@@ -171,7 +166,30 @@ def test_rounds_are_the_decoders(
             assert tuple(s.token_ids[b, :committed].tolist()) == text
             assert int(s.round[b]) == number + 1
     assert [len(w) for w in want] == s.round.tolist() and (s.finish_reason > RUNNING).all()
-    assert len(set(s.finish_reason.tolist())) == 2
+    return host
+
+
+@pytest.mark.parametrize("kind", ["rejection", "coupled"])
+@pytest.mark.parametrize("strategy", ["ar", "sd", "pearl"])
+@pytest.mark.parametrize("gamma, vocab, draft_vocab", [(1, 7, 7), (3, 12, 16), (4, 12, 9)])
+def test_rounds_are_the_decoders(
+    strategy: str, kind: str, gamma: int, vocab: int, draft_vocab: int, device: torch.device
+) -> None:
+    host = check_rounds(requests(vocab, draft_vocab, gamma, 12), strategy, kind, gamma, device)
+    assert len(set(host.state.finish_reason.tolist())) == 2
+
+
+@pytest.mark.parametrize("kind", ["rejection", "coupled"])
+@pytest.mark.parametrize("gamma", [8, 15, 16])
+def test_long_windows(gamma: int, kind: str, device: torch.device) -> None:
+    """Of the whole length, and of less, beside each other; long stretches of them stand."""
+    jobs = [
+        replace(job, gamma=gamma - i, max_total_len=len(job.prompt) + 2 * gamma + i, stop=(), alike=alike)
+        for i, (job, alike) in enumerate(zip(requests(12, 12, gamma, 4), (1.0, 1.0, 0.7, 1.0), strict=True))
+    ]
+    host = check_rounds(jobs, "pearl", kind, gamma, device)
+    accepted = [host.entry(0, int(host.state.round[0]) - 1 - back)["accept_len"] for back in range(2)]
+    assert max(accepted) >= gamma - 1
 
 
 @pytest.mark.parametrize("kind", ["rejection", "coupled"])
@@ -203,6 +221,8 @@ def test_against_the_reference(kind: str, device: torch.device) -> None:
                 for number in range(RING):
                     for b in range(len(jobs)):
                         size = RING_HEADER + max(int(tensor[number, b, 5]), 0)
+                        if tensor[number, b, 4] == BAD_LOGITS:
+                            size += int(tensor[number, b, 1]) + 1
                         assert torch.equal(tensor[number, b, :size], other.ring[number, b, :size])
             else:
                 assert torch.equal(tensor.nan_to_num(), getattr(other, name).nan_to_num()), (turn, name)

@@ -1,0 +1,34 @@
+// One sequence to generate, as a caller asks for it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/transform.h"
+
+namespace pearl {
+
+struct Request {
+  std::vector<int32_t> prompt_token_ids;
+  int gamma = 0;
+  float temperature = 0.0f;
+  uint64_t seed = 0;
+  int64_t max_tokens = 128;
+  std::vector<int32_t> eos_token_ids;
+  std::vector<int32_t> stop_token_ids;
+  bool ignore_eos = false;
+  Transform transform;    // masked_ids are filled in where a slot is
+  int num_logprobs = -1;  // likeliest tokens told with each token; -1: nothing
+
+  // What min_tokens forbids: end of text, ignored or not, and stop ids; each once.
+  std::vector<int32_t> forbidden_ids() const {
+    std::vector<int32_t> ids = eos_token_ids;
+    ids.insert(ids.end(), stop_token_ids.begin(), stop_token_ids.end());
+    std::sort(ids.begin(), ids.end());
+    ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+    return ids;
+  }
+};
+
+}  // namespace pearl

@@ -1,0 +1,123 @@
+// CUDA lanes for Python: the thread that launches, arrays, lanes and their captured steps. Handles are
+// integers.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "cuda/cuda_lane.h"
+#include "cuda/issuer.h"
+
+namespace py = pybind11;
+
+namespace pearl {
+
+namespace {
+
+// Keeps a Python object until the last C++ owner goes, on whatever thread that is.
+std::shared_ptr<void> keep(py::object object) {
+  if (object.is_none()) return nullptr;
+  return std::shared_ptr<void>(new py::object(std::move(object)), [](void* held) {
+    if (!Py_IsInitialized()) return;  // at exit everything goes at once
+    const py::gil_scoped_acquire gil;
+    delete static_cast<py::object*>(held);
+  });
+}
+
+Form form_from(const std::string& name) {
+  if (name == "events") return Form::kEvents;
+  if (name == "graph") return Form::kGraph;
+  throw Failure(FailureKind::kRequest, "form is '" + name + "'; it must be 'events' or 'graph'");
+}
+
+template <typename T>
+void set_option(CudaIssuer& issuer, T IssuerOptions::* option, T value) {
+  IssuerOptions options = issuer.options();
+  options.*option = value;
+  issuer.set_options(options);
+}
+
+}  // namespace
+
+void bind_cuda(py::module_& m) {
+  py::class_<CudaIssuer, std::shared_ptr<CudaIssuer>>(
+      m, "CudaIssuer", "The thread that launches work ahead for the CUDA lanes of a coordinator.")
+      .def(py::init([](std::shared_ptr<Driver> driver, int spin_us) {
+             return std::make_shared<CudaIssuer>(std::move(driver), std::chrono::microseconds(spin_us));
+           }),
+           py::arg("driver"), py::arg("spin_us") = 50)
+      .def_property(
+          "form",
+          [](const CudaIssuer& self) { return self.options().form == Form::kGraph ? "graph" : "events"; },
+          [](CudaIssuer& self, const std::string& name) {
+            set_option(self, &IssuerOptions::form, form_from(name));
+          },
+          "'events': a launch for each op; 'graph': one for each round, where all of it is on one device.")
+      .def_property(
+          "rounds_ahead", [](const CudaIssuer& self) { return self.options().rounds_ahead; },
+          [](CudaIssuer& self, int64_t value) { set_option(self, &IssuerOptions::rounds_ahead, value); },
+          "Rounds queued past the last verdict read: 1 to half of the verdict ring.")
+      .def_property(
+          "timed", [](const CudaIssuer& self) { return self.options().timed; },
+          [](CudaIssuer& self, bool value) { set_option(self, &IssuerOptions::timed, value); },
+          "Whether trace() has rows: ops are then timed on the device.")
+      .def_property_readonly(
+          "host_ns_per_round", &CudaIssuer::host_ns_per_round,
+          "What the last run cost this thread for each round, its prompt included; not idle looks.");
+
+  py::class_<DeviceArrays, std::shared_ptr<DeviceArrays>>(
+      m, "DeviceArrays", "The arrays of kernels/state.py and a lane's `chunk` [B, 2], by address.")
+      .def(
+          py::init([](const std::map<std::string, CUdeviceptr>& addresses, int num_slots, int gamma_max,
+                      int64_t capacity, int vocab_size, int draft_vocab_size, int num_stop_ids, int ring_size,
+                      int prefill_chunk, CUdeviceptr staging, size_t num_staging_bytes, py::object owner) {
+            const ArraySizes sizes{num_slots,        gamma_max,    capacity,  vocab_size,
+                                   draft_vocab_size, num_stop_ids, ring_size, prefill_chunk};
+            return std::make_shared<DeviceArrays>(addresses, sizes, staging, num_staging_bytes,
+                                                  keep(std::move(owner)));
+          }),
+          py::arg("addresses"), py::kw_only(), py::arg("num_slots"), py::arg("gamma_max"),
+          py::arg("capacity"), py::arg("vocab_size"), py::arg("draft_vocab_size"), py::arg("num_stop_ids"),
+          py::arg("ring_size"), py::arg("prefill_chunk"), py::arg("staging"), py::arg("num_staging_bytes"),
+          py::arg("owner") = py::none(),
+          "addresses: name -> data_ptr(); ring in pinned host memory. staging: pinned host memory of this "
+          "lane\n"
+          "alone. owner: kept alive with these, the tensors for example.")
+      .def_static(
+          "staging_bytes",
+          [](int num_slots, int gamma_max, int64_t capacity, int draft_vocab_size, int num_stop_ids,
+             int prefill_chunk, bool host_logits) {
+            return DeviceArrays::staging_bytes(
+                {num_slots, gamma_max, capacity, 0, draft_vocab_size, num_stop_ids, 0, prefill_chunk},
+                host_logits);
+          },
+          py::kw_only(), py::arg("num_slots"), py::arg("gamma_max"), py::arg("capacity"),
+          py::arg("draft_vocab_size"), py::arg("num_stop_ids"), py::arg("prefill_chunk"),
+          py::arg("host_logits") = false,
+          "Bytes of staging. host_logits: beside a draft on the CPU that samples, judged by 'rejection'.");
+
+  py::class_<CudaLane, Lane, std::shared_ptr<CudaLane>>(m, "CudaLane",
+                                                        "A lane on a GPU: a stream and its captured steps.")
+      .def(py::init([](std::string name, std::shared_ptr<CudaIssuer> issuer, int ordinal, uintptr_t stream,
+                       std::shared_ptr<DeviceArrays> arrays) {
+             return std::make_shared<CudaLane>(std::move(name), std::move(issuer), ordinal,
+                                               reinterpret_cast<CUstream>(stream), std::move(arrays));
+           }),
+           py::arg("name"), py::arg("issuer"), py::arg("ordinal"), py::arg("stream"), py::arg("arrays"),
+           "stream: an integer, for this lane alone; not the default one.")
+      .def(
+          "add_step",
+          [](CudaLane& self, std::string op, int gamma, std::string judge, std::optional<bool> keep_logits,
+             int slot, uintptr_t graph, uintptr_t exec, py::object owner) {
+            const int keeps = keep_logits ? static_cast<int>(*keep_logits) : -1;
+            self.add_step({std::move(op), gamma, std::move(judge), keeps, slot},
+                          {reinterpret_cast<CUgraph>(graph), reinterpret_cast<CUgraphExec>(exec),
+                           keep(std::move(owner))});
+          },
+          py::arg("op"), py::kw_only(), py::arg("gamma") = -1, py::arg("judge") = "",
+          py::arg("keep_logits") = py::none(), py::arg("slot") = -1, py::arg("graph"), py::arg("exec"),
+          py::arg("owner") = py::none(),
+          "A captured step: prefill chunk; prefill logits (gamma, slot); score, score window (gamma); "
+          "first,\n"
+          "verify (gamma, judge); draft (gamma, judge, keep_logits). owner: kept alive with it, the graph.");
+}
+
+}  // namespace pearl

@@ -1,0 +1,28 @@
+// The NVIDIA driver and its devices, for Python. Without a driver, asking for one says what is missing.
+#include <pybind11/pybind11.h>
+
+#include "cuda/driver.h"
+
+namespace py = pybind11;
+
+namespace pearl {
+
+void bind_driver(py::module_& m) {
+  py::class_<DeviceInfo>(m, "CudaDeviceInfo", "One GPU.")
+      .def_readonly("name", &DeviceInfo::name)
+      .def_property_readonly(
+          "compute_capability",
+          [](const DeviceInfo& info) { return py::make_tuple(info.compute_major, info.compute_minor); },
+          "(major, minor)");
+
+  py::class_<Driver, std::shared_ptr<Driver>>(m, "CudaDriver",
+                                              "libcuda, opened. ResourceError says what is missing: the "
+                                              "library, a newer one, or devices.")
+      .def(py::init<const std::string&>(), py::arg("library") = "libcuda.so.1",
+           py::call_guard<py::gil_scoped_release>())
+      .def_property_readonly("version", &Driver::version, "13000 for CUDA 13.0")
+      .def_property_readonly("num_devices", &Driver::num_devices)
+      .def("device", &Driver::device, py::arg("ordinal"), py::call_guard<py::gil_scoped_release>());
+}
+
+}  // namespace pearl

@@ -1,0 +1,105 @@
+// The arrays of a running batch in a device's memory, by the names of kernels/state.py, and what is copied
+// into them: a run's requests from the host's State, a window or a verdict from another memory. Knows
+// addresses and layouts; not streams, steps or order: copies are lists, in order, for one stream.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "coordinator/state.h"
+#include "cuda/driver_api.h"
+
+namespace pearl {
+
+// Addresses in order of kernels/state.py. ring: pinned host memory. chunk: [B, 2] of this lane's prefill.
+// clang-format off
+#define PEARL_ARRAYS(X)                                                                           \
+  X(prompt_len) X(max_total_len) X(gamma) X(temperature) X(seed) X(stop_token_ids)                \
+  X(token_ids) X(committed) X(pending) X(finish_reason) X(round) X(ring)                          \
+  X(draft_token_ids) X(num_draft_tokens) X(draft_logits) X(num_rows) X(target_logits) X(chunk)
+// clang-format on
+
+struct ArrayAddresses {
+#define PEARL_MEMBER(name) CUdeviceptr name = 0;
+  PEARL_ARRAYS(PEARL_MEMBER)
+#undef PEARL_MEMBER
+};
+
+struct ArraySizes {
+  int num_slots = 1;         // B
+  int gamma_max = 0;         // G
+  int64_t capacity = 0;      // C
+  int vocab_size = 0;        // V
+  int draft_vocab_size = 0;  // Vd, of draft_logits
+  int num_stop_ids = 0;      // NS
+  int ring_size = 0;         // RING
+  int prefill_chunk = 0;     // tokens of a prefill pass; prompts are cut at its multiples
+};
+
+struct Copy {
+  CUdeviceptr to;
+  CUdeviceptr from;
+  size_t num_bytes;
+};
+
+class DeviceArrays {
+ public:
+  // staging: pinned host memory of at least staging_bytes(sizes). owner: whatever keeps all of it alive.
+  // Throws Failure(kRequest) for an address that is missing or unknown, and for too little staging.
+  DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, const ArraySizes& sizes,
+               CUdeviceptr staging, size_t staging_bytes, std::shared_ptr<void> owner);
+
+  // host_logits: a draft on the host keeps logits, for judge "rejection" at temperature > 0.
+  static size_t staging_bytes(const ArraySizes& sizes, bool host_logits);
+
+  // Throws Failure(kRequest) if a state of other sizes is to be mirrored here.
+  void check_sizes(const State& state, const std::string& lane) const;
+  // Throws Failure(kRequest) for requests that do not fit: too many stop ids.
+  void check_requests(const State& state, const std::string& lane) const;
+
+  // Takes the run's requests into staging, marks the ring as empty, and says what to copy. Only while nothing
+  // of the run before is in flight.
+  std::vector<Copy> upload(const State& state);
+  // Instead, where the other lane has uploaded into the same memory: this lane's staging is free again.
+  void share_upload();
+
+  // The rows that each launch of a prefill reads from `chunk`: one group of copies for each pass.
+  struct Pass {
+    int slot;
+    bool last;  // of its slot
+    std::vector<Copy> copies;
+  };
+  // lengths: [B] tokens to feed of each slot, 0 for none. Once for each upload.
+  std::vector<Pass> prefill(const std::vector<int64_t>& lengths);
+
+  // The window of the run from another device's arrays, or from the host's state; with its logits if kept.
+  std::vector<Copy> window_from(const DeviceArrays& draft, int gamma, bool keep_logits) const;
+  std::vector<Copy> window_from(State* state, bool keep_logits);
+  // What the target committed.
+  std::vector<Copy> verdict_from(const DeviceArrays& target) const;
+
+  bool is_same_memory(const DeviceArrays& other) const { return at_.token_ids == other.at_.token_ids; }
+  bool takes_host_logits() const { return staging_bytes_ >= staging_bytes(sizes_, true); }
+  const ArraySizes& sizes() const { return sizes_; }
+  int32_t* ring() const { return reinterpret_cast<int32_t*>(at_.ring); }
+
+ private:
+  // Room for n values in staging, 16-byte aligned.
+  template <typename T>
+  T* take(size_t n);
+
+  ArrayAddresses at_;
+  const ArraySizes sizes_;
+  char* const staging_;
+  const size_t staging_bytes_;
+  const std::shared_ptr<void> owner_;
+  size_t used_ = 0;
+  // Set by upload, for the windows that a draft on the host makes.
+  int32_t* host_lengths_ = nullptr;  // [B]
+  int32_t* host_windows_ = nullptr;  // [B, gamma]
+  float* host_logits_ = nullptr;     // [B, gamma, Vd]
+};
+
+}  // namespace pearl

@@ -1,0 +1,28 @@
+// One graph for a round of all lanes: the body of the program, its steps as child graphs, its records and
+// waits as edges. Launched on the target's stream, each round waits for the one before.
+#pragma once
+
+#include <map>
+#include <vector>
+
+#include "cuda/cuda_lane.h"
+#include "cuda/handles.h"
+
+namespace pearl {
+
+class RoundGraphs {
+ public:
+  // Whether a round of these lanes can be one graph: all of it on one device, ordered with no lane on the
+  // host.
+  static bool can_hold(const std::vector<CudaLane*>& lanes);
+
+  // The graph of a run's rounds; made where it is asked for first. Throws Failure(kRequest) for a body whose
+  // waits the edges of one round cannot express, CudaError for what the driver refuses.
+  CUgraphExec find(const std::vector<CudaLane*>& lanes, const State& state);
+
+ private:
+  using Key = std::vector<std::pair<int, uint64_t>>;  // (op, event or step), lane after lane
+  std::map<Key, CudaGraphExec> execs_;
+};
+
+}  // namespace pearl

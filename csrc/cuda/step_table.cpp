@@ -1,0 +1,88 @@
+#include "cuda/step_table.h"
+
+#include <tuple>
+#include <utility>
+
+#include "coordinator/failure.h"
+
+namespace pearl {
+
+namespace {
+
+// What an op depends on.
+struct Fields {
+  bool gamma, judge, keep_logits, slot;
+};
+
+const std::map<std::string, Fields>& fields_of_ops() {
+  static const std::map<std::string, Fields> fields = {
+      {"prefill chunk", {false, false, false, false}}, {"prefill logits", {true, false, false, true}},
+      {"first", {true, true, false, false}},           {"draft", {true, true, true, false}},
+      {"score", {true, false, false, false}},          {"score window", {true, false, false, false}},
+      {"verify", {true, true, false, false}},
+  };
+  return fields;
+}
+
+[[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
+
+// The key without what its op does not depend on.
+StepKey reduced(StepKey key) {
+  const auto found = fields_of_ops().find(key.op);
+  if (found == fields_of_ops().end()) {
+    std::string known;
+    for (const auto& [name, fields] : fields_of_ops()) known += (known.empty() ? "" : ", ") + name;
+    refuse("no step is called '" + key.op + "'; known are " + known);
+  }
+  const Fields& fields = found->second;
+  if (!fields.gamma) key.gamma = -1;
+  if (!fields.judge) key.judge.clear();
+  if (!fields.keep_logits) key.keep_logits = -1;
+  if (!fields.slot) key.slot = -1;
+  if ((fields.gamma && key.gamma < 0) || (fields.judge && key.judge.empty()) ||
+      (fields.keep_logits && key.keep_logits < 0) || (fields.slot && key.slot < 0)) {
+    refuse("step '" + key.op + "' needs" + (fields.gamma ? " gamma" : "") + (fields.judge ? " judge" : "") +
+           (fields.keep_logits ? " keep_logits" : "") + (fields.slot ? " slot" : ""));
+  }
+  return key;
+}
+
+}  // namespace
+
+bool StepKey::operator<(const StepKey& other) const {
+  return std::tie(op, gamma, judge, keep_logits, slot) <
+         std::tie(other.op, other.gamma, other.judge, other.keep_logits, other.slot);
+}
+
+std::string StepKey::text() const {
+  std::string fields;
+  const auto add = [&](const std::string& field) { fields += (fields.empty() ? " for " : ", ") + field; };
+  if (gamma >= 0) add("gamma " + std::to_string(gamma));
+  if (!judge.empty()) add("judge " + judge);
+  if (keep_logits >= 0) add(keep_logits ? "logits kept" : "no logits kept");
+  if (slot >= 0) add("slot " + std::to_string(slot));
+  return op + fields;
+}
+
+void StepTable::add(StepKey key, Step step) {
+  key = reduced(std::move(key));
+  if (step.graph == nullptr || step.exec == nullptr) refuse("step " + key.text() + " has a handle that is 0");
+  steps_[std::move(key)] = std::move(step);
+}
+
+const Step& StepTable::find(StepKey key, const std::string& lane) const {
+  key = reduced(std::move(key));
+  auto found = steps_.find(key);
+  if (found == steps_.end() && key.op == "first") {
+    StepKey verify = key;
+    verify.op = "verify";
+    found = steps_.find(verify);
+  }
+  if (found != steps_.end()) return found->second;
+  std::string known;
+  for (const auto& [other, step] : steps_) known += (known.empty() ? "" : "; ") + other.text();
+  refuse("the " + lane + " lane has no step " + key.text() + ": capture it first; captured are " +
+         (known.empty() ? "none" : known));
+}
+
+}  // namespace pearl

@@ -1,0 +1,261 @@
+"""A pair on GPUs: its steps and state in their memory, streams, and the native lanes that launch on them.
+
+Knows sizes, steps and captures; not prompts, text, or how a round works. A placement is
+
+  shared    both models on one GPU, each on a stream of its own
+  devices   the draft on another GPU, or on the CPU's executor, with a memory of its own
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import pearl_rt._C as _C
+from pearl_rt.capture import Capture, LaneGraphs, shut, steps_of
+from pearl_rt.config import ModelConfig
+from pearl_rt.cuda_device import DRAFT_PRIORITY, TARGET_PRIORITY, Gpu
+from pearl_rt.cuda_requirements import PairSizes
+from pearl_rt.device_model import memory_errors
+from pearl_rt.device_pair import DevicePair
+from pearl_rt.device_state import DeviceState
+from pearl_rt.device_steps import DraftSteps, TargetSteps
+from pearl_rt.eager_coordinator import NOMINAL_TIMES, EagerCoordinator
+from pearl_rt.errors import ConfigError
+from pearl_rt.lane import Model
+from pearl_rt.metrics import TraceRow
+from pearl_rt.models.llama import Llama, LlamaWeights
+from pearl_rt.planner import StepTimes
+from pearl_rt.program import program
+from pearl_rt.request import Request, check_on_device, check_stop_ids
+from pearl_rt.step_timing import MEASURED_GAMMAS, measure
+
+Steps = TypeVar("Steps", TargetSteps, DraftSteps)
+
+
+@dataclass(frozen=True)
+class CudaModel:
+    """A model's weights on a GPU, shared by the lanes of all placements."""
+
+    config: ModelConfig
+    dtype: str
+    weights: LlamaWeights
+    max_model_len: int
+    gpu: Gpu
+
+
+@dataclass(frozen=True)
+class CudaOptions:
+    """How lanes launch."""
+
+    form: str = "events"  # or "graph", "eager"
+    rounds_ahead: int = 2
+    num_slots: int = 1
+    gammas: tuple[int, ...] = MEASURED_GAMMAS  # windows that are timed, and captured for it, at start
+
+
+class CudaLanes:
+    """The native side of one placement: steps, their graphs, and the coordinator that launches them."""
+
+    overlaps = True  # two streams, or two devices
+
+    def __init__(
+        self,
+        placement: str,
+        target: CudaModel,
+        draft: CudaModel | Model | None,
+        options: CudaOptions,
+        draft_cores: Sequence[int] = (),
+    ) -> None:
+        """draft_cores: of a draft on the CPU."""
+        self.placement = placement
+        self.has_draft = draft is not None
+        self.options = options
+        self.measured_gammas = options.gammas
+        self.max_model_len = target.max_model_len
+        config = draft.config if draft is not None else None
+        self.vocab_size = min(c.vocab_size for c in (target.config, config) if c is not None)
+        self._sizes = PairSizes(target.gpu, options.num_slots, target.max_model_len, target.config, config)
+        self._room = self._sizes.state
+        self.draft_steps: DraftSteps | None = None
+        self.target_steps, state = self._steps(TargetSteps, target)
+        if isinstance(draft, CudaModel):
+            shared = state if placement == "shared" else None
+            self.draft_steps, _ = self._steps(DraftSteps, draft, shared)
+        # What others may launch of these models (pearl_rt.device_round): on two devices there is none.
+        self.gpu = target.gpu
+        self.pair: DevicePair | None = None
+        if placement == "shared":
+            self.pair = DevicePair(self.target_steps, self.draft_steps)
+        else:
+            for steps in (self.target_steps, self.draft_steps):
+                if steps is not None:
+                    steps.cover()
+        self._claim = -1
+        self._draft_on_host = isinstance(draft, Model)
+        models = [model for model in (target, draft) if isinstance(model, CudaModel)]
+        self._gpus = list({model.gpu.ordinal: model.gpu for model in models}.values())
+        self._capture: Capture | None = None
+        if options.form == "eager":
+            assert self.pair is not None
+            self.coordinator: Any = EagerCoordinator(self.pair)
+            return
+        self._issuer = _C.CudaIssuer(_C.CudaDriver(target.gpu.library))
+        self._issuer.form = options.form
+        self._issuer.rounds_ahead = options.rounds_ahead
+        self._capture = self._native(target, draft, draft_cores)
+        # However this ends: first what launches, then what is launched, then the memory that it uses.
+        self._end = weakref.finalize(self, shut, self.coordinator, self._capture)
+
+    def start(self, strategy: str, request: Request, judge: str) -> int:
+        """Starts a program for one request, once its steps are captured -> its id in the results."""
+        check_stop_ids(request, self._room.max_stop_ids)
+        if self.pair is not None and not self.coordinator.running:
+            if self.pair.claims != self._claim:  # somebody else has used the slots, on streams of their own
+                self._synchronize()
+            self._claim = self.pair.claim()
+        chosen = program(strategy, self.placement)
+        if self._capture is None:
+            return int(self.coordinator.start(chosen, [request], judge)[0])
+        check_on_device(request, shaped=False)
+        if not self.coordinator.running:  # else start() says that it is
+            self._capture.ensure(
+                steps_of(
+                    chosen,
+                    gamma=request.gamma,
+                    judge=judge,
+                    keep_logits=judge == "rejection" and request.temperature > 0,
+                    slots=range(1),
+                )
+            )
+        return int(self.coordinator.start(chosen, [_C.Request(**vars(request))], judge)[0])
+
+    def submit(self, request: Request) -> None:
+        """Nobody joins a run here so far."""
+
+    def trace(self) -> list[TraceRow]:
+        """What each lane did in the last request; nothing of a GPU's lane unless it was timed."""
+        return [TraceRow(*row) for row in self.coordinator.trace()]
+
+    def measure(self) -> StepTimes:
+        """The times of its steps, from a few rounds of each program with events around each step."""
+        if self._capture is None:
+            return NOMINAL_TIMES
+        self._issuer.timed = True
+        try:
+            return measure(self)
+        finally:
+            self.coordinator.stop()  # Ctrl-C may have left it at work
+            self._issuer.timed = False
+
+    @property
+    def form(self) -> str:
+        """How rounds are launched. Between requests "events" and "graph" may be set for each other."""
+        return self._issuer.form if self._capture is not None else self.options.form
+
+    @form.setter
+    def form(self, form: str) -> None:
+        if form == self.form:
+            return
+        if self._capture is None or form not in ("events", "graph"):
+            raise ConfigError(
+                f"form {form!r} can't follow {self.form!r}: lanes of 'events' and 'graph' may become each "
+                "other; build an engine with the form that is wanted"
+            )
+        self._issuer.form = form
+
+    @property
+    def timed(self) -> bool:
+        """Whether the steps of requests leave their times in the trace, which costs events around each."""
+        return self._capture is None or self._issuer.timed
+
+    @timed.setter
+    def timed(self, timed: bool) -> None:
+        if self._capture is not None:
+            self._issuer.timed = timed
+
+    @property
+    def host_ns_per_round(self) -> float | None:
+        """What the last request's rounds cost the thread that launches them; None where nobody counts."""
+        return getattr(self._issuer, "host_ns_per_round", None) if self._capture is not None else None
+
+    def capture_stats(self) -> dict[str, Any]:
+        """What was captured, and what it cost."""
+        return self._capture.stats() if self._capture is not None else {}
+
+    def close(self) -> None:
+        """Stops what runs and destroys the graphs."""
+        if self._capture is None:
+            self.coordinator.stop()
+        else:
+            self._end()
+
+    def _steps(
+        self, kind: type[Steps], model: CudaModel, state: DeviceState | None = None
+    ) -> tuple[Steps, DeviceState]:
+        """The steps of one lane, over the other's state or one of their own."""
+        with model.gpu.current(), memory_errors(model.gpu.device, "caches and buffers"):
+            own = DeviceState(self._room, model.gpu.device) if state is None else state
+            columns = self._room.vocab_size if kind is TargetSteps else self._room.draft_vocab_size
+            llama = Llama(
+                model.config,
+                model.weights,
+                self._sizes.lane,
+                block_size=self._sizes.block_size,
+                vocab_size=columns,
+            )
+            return kind(llama, own), own
+
+    def _synchronize(self) -> None:
+        for gpu in self._gpus:
+            gpu.synchronize()
+
+    def _native(
+        self, target: CudaModel, draft: CudaModel | Model | None, draft_cores: Sequence[int]
+    ) -> Capture:
+        """Builds the lanes and their coordinator -> the owner of their graphs."""
+        graphs = [self._graphs("target", target.gpu, self.target_steps, TARGET_PRIORITY)]
+        lanes = [graphs[0].native]
+        if isinstance(draft, CudaModel):
+            assert self.draft_steps is not None
+            graphs.append(self._graphs("draft", draft.gpu, self.draft_steps, DRAFT_PRIORITY))
+            lanes.append(graphs[1].native)
+        elif draft is not None:
+            cores = list(draft_cores)
+            lanes.append(_C.CpuLane("draft", draft.executor(cores), _C.Device(cores)))
+        room = self._room
+        draft_vocab_size = draft.config.vocab_size if isinstance(draft, Model) else room.draft_vocab_size
+        self.coordinator = _C.Coordinator(
+            lanes,
+            num_slots=room.num_slots,
+            gamma_max=room.gamma_max,
+            capacity=room.capacity,
+            vocab_size=room.vocab_size,
+            draft_vocab_size=draft_vocab_size if draft is not None else None,
+        )
+        return Capture(graphs, self._gpus)
+
+    def _graphs(self, name: str, gpu: Gpu, steps: TargetSteps | DraftSteps, priority: int) -> LaneGraphs:
+        """A stream of its own, and the native lane that launches on it."""
+        stream, room = gpu.stream(priority), self._room
+        tensors = dict(vars(steps.state.whole)) | {"chunk": steps.chunk}
+        sizes = {
+            "num_slots": room.num_slots,
+            "gamma_max": room.gamma_max,
+            "capacity": room.capacity,
+            "draft_vocab_size": room.draft_vocab_size,
+            "num_stop_ids": room.max_stop_ids,
+            "prefill_chunk": self._sizes.lane.prefill_chunk,
+        }
+        staging = gpu.staging(_C.DeviceArrays.staging_bytes(**sizes, host_logits=self._draft_on_host))
+        arrays = _C.DeviceArrays(
+            {key: tensor.data_ptr() for key, tensor in tensors.items()},
+            **sizes,
+            vocab_size=room.vocab_size,
+            ring_size=room.ring_size,
+            staging=staging.data_ptr(),
+            num_staging_bytes=staging.nbytes,
+            owner=(steps, staging),
+        )
+        native = _C.CudaLane(name, self._issuer, gpu.ordinal, stream.handle, arrays)
+        return LaneGraphs(name, steps, stream, native)

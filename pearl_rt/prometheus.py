@@ -1,0 +1,83 @@
+"""The sums of an engine in Prometheus's text form. Needs prometheus_client (extra `serve`).
+
+Knows the dictionary of Engine.stats(). Nothing is counted here: a scrape reads what the engine has summed.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+PREFIX = "pearl_rt"
+COUNTERS = {  # of totals
+    "prompt_tokens": "Tokens of prompts.",
+    "generated_tokens": "Tokens generated.",
+    "rounds": "Verify steps.",
+    "judged": "Draft tokens that the target looked at.",
+    "accepted": "Draft tokens that the target accepted.",
+}
+SECONDS = {  # of totals["seconds"]
+    "queue": "Seconds that requests waited for a slot.",
+    "decode": "Seconds from first to last token, summed over requests.",
+    "draft_busy": "Of these, seconds in which the draft lane worked.",
+    "target_busy": "Of these, seconds in which the target lane worked.",
+}
+
+
+def prometheus_text(stats: Mapping[str, Any], model: str = "") -> bytes:
+    """One scrape of Engine.stats(). `model` labels every series, if it is not empty."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Stats(stats, {"model": model} if model else {}))
+    return generate_latest(registry)
+
+
+class _Stats(Collector):
+    """A collector of one reading."""
+
+    def __init__(self, stats: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+        self._stats = stats
+        self._labels = dict(labels)
+
+    def collect(self) -> Iterator[Metric]:
+        """All families."""
+        totals, queue = self._stats["totals"], self._stats["queue"]
+        names, values = list(self._labels), list(self._labels.values())
+        finished = CounterMetricFamily(
+            f"{PREFIX}_requests", "Requests that ended, by reason.", labels=[*names, "finish_reason"]
+        )
+        for reason in ("stop", "length", "abort"):
+            finished.add_metric([*values, reason], totals["finished"].get(reason, 0))
+        yield finished
+        counters = [(name, text, totals[name]) for name, text in COUNTERS.items()]
+        counters += [(f"{name}_seconds", text, totals["seconds"][name]) for name, text in SECONDS.items()]
+        for name, text, value in counters:
+            family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=names)
+            family.add_metric(values, value)
+            yield family
+        for name in ("judged_at", "accepted_at"):
+            text = f"Draft tokens {name.removesuffix('_at')}, by their place in a window."
+            family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=[*names, "position"])
+            for place, value in enumerate(totals[name]):
+                family.add_metric([*values, str(place)], value)
+            yield family
+        for name, text in (("running", "Requests that run."), ("waiting", "Requests that wait.")):
+            gauge = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=names)
+            gauge.add_metric(values, queue[name])
+            yield gauge
+        for name, text in (
+            ("ttft", "Seconds to the first token."),
+            ("tpot", "Seconds a token after the first."),
+        ):
+            yield self._histogram(f"{PREFIX}_{name}_seconds", text, totals[name])
+
+    def _histogram(self, name: str, text: str, told: Mapping[str, Any]) -> HistogramMetricFamily:
+        family = HistogramMetricFamily(name, text, labels=list(self._labels))
+        buckets, seen = [], 0
+        for bound, count in zip([*told["bounds"], "+Inf"], told["counts"], strict=True):
+            seen += count
+            buckets.append((str(bound), float(seen)))
+        family.add_metric(list(self._labels.values()), buckets=buckets, sum_value=told["sum"])
+        return family

@@ -1,0 +1,131 @@
+"""Handles of one HTTP request, as one answer: merged into a stream of events, or waited for; cancelled if
+nobody waits.
+
+Knows handles and shapes; an ASGI receive() only to hear that the client has gone.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from pearl_rt.handle import RequestHandle
+from pearl_rt.outputs import RequestOutput, StreamChunk
+from pearl_rt.serve.faults import described
+from pearl_rt.serve.shapes import Shape
+
+
+@asynccontextmanager
+async def watched(receive: Receive, handles: Sequence[RequestHandle]) -> AsyncIterator[None]:
+    """Cancels the requests as soon as the client goes away, or the block is left early."""
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        cancel_all(handles)
+
+    watcher = asyncio.create_task(watch())
+    try:
+        yield
+    finally:
+        watcher.cancel()
+        cancel_all(handles)
+
+
+def cancel_all(handles: Sequence[RequestHandle]) -> None:
+    """Those that are done stay as they are."""
+    for handle in handles:
+        handle.cancel()
+
+
+async def outputs_of(handles: Sequence[RequestHandle]) -> list[RequestOutput]:
+    """All outputs, in order. Raises the first error."""
+    return [await handle for handle in handles]
+
+
+async def merged(handles: Sequence[RequestHandle]) -> AsyncGenerator[tuple[int, StreamChunk], None]:
+    """(index, chunk) of all handles, each as soon as it is there. Raises the first error."""
+    queue: asyncio.Queue[tuple[int, StreamChunk | Exception | None]] = asyncio.Queue()
+
+    async def read(index: int) -> None:
+        try:
+            async for chunk in handles[index]:
+                queue.put_nowait((index, chunk))
+            queue.put_nowait((index, None))
+        except Exception as error:
+            queue.put_nowait((index, error))
+
+    readers = [asyncio.create_task(read(index)) for index in range(len(handles))]
+    try:
+        left = len(handles)
+        while left:
+            index, found = await queue.get()
+            if isinstance(found, Exception):
+                raise found
+            if found is None:
+                left -= 1
+            else:
+                yield index, found
+    finally:
+        for reader in readers:
+            reader.cancel()
+
+
+class EventStream(Response):
+    """Server-sent events: the chunks of all answers, usage if asked for, and [DONE]."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, handles: Sequence[RequestHandle], shape: Shape, *, has_usage: bool, num_answers: int
+    ) -> None:
+        super().__init__(b"", headers={"cache-control": "no-cache"})
+        del self.headers["content-length"]
+        self._handles = handles
+        self._shape = shape
+        self._has_usage = has_usage
+        self._num_answers = num_answers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI. An error behind the first byte is an event of its own."""
+        async with watched(receive, self._handles):
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            )
+            try:
+                async with aclosing(self._events()) as events:
+                    async for event in events:
+                        await send({"type": "http.response.body", "body": _event(event), "more_body": True})
+            except OSError:  # the client has gone
+                return
+            except Exception as error:
+                told = _event(described(error)[1])
+                await send({"type": "http.response.body", "body": told, "more_body": True})
+            with suppress(OSError):
+                await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    async def _events(self) -> AsyncGenerator[dict[str, Any], None]:
+        blank = {"usage": None} if self._has_usage else {}
+        for index in range(len(self._handles)):
+            opening = self._shape.opening(index)
+            if opening is not None:
+                yield opening | blank
+        async with aclosing(merged(self._handles)) as chunks:
+            async for index, chunk in chunks:
+                if not (chunk.text or chunk.finish_reason or chunk.logprobs):
+                    continue  # half a character
+                stop_reason = None
+                if chunk.finish_reason is not None:
+                    stop_reason = (await self._handles[index]).stop_reason
+                yield self._shape.chunk(index, chunk, stop_reason) | blank
+        if self._has_usage:
+            outputs = await outputs_of(self._handles)
+            yield self._shape.closing(outputs, self._num_answers)
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

@@ -1,0 +1,175 @@
+"""The endpoints, over one engine: completions, chat, models, health and metrics.
+
+Knows HTTP by Starlette; what an answer looks like is the shapes', and who may ask is the guard's.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from pearl_rt.chat_template import ChatTemplate
+from pearl_rt.engine import Engine
+from pearl_rt.errors import ConfigError, PearlError, RequestError
+from pearl_rt.handle import RequestHandle
+from pearl_rt.prometheus import CONTENT_TYPE, prometheus_text
+from pearl_rt.serve.answering import EventStream, cancel_all, outputs_of, watched
+from pearl_rt.serve.ask import Ask, read_chat, read_completion
+from pearl_rt.serve.faults import HttpError, error_response
+from pearl_rt.serve.fields import FieldError
+from pearl_rt.serve.guard import Guard, json_body
+from pearl_rt.serve.shapes import ChatShape, CompletionShape, Shape
+
+MAX_BODY = 4 * 2**20
+MAX_ANSWERS = 128  # prompts of one body times n
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a server answers.
+
+    model     its name, in answers and /v1/models; a request that names another one gets 404
+    template  None: there is no chat
+    max_body  bytes of a body
+    api_key   None: nobody needs one
+    hosts     names by which the server may be addressed; None: any
+    """
+
+    model: str
+    template: ChatTemplate | None = None
+    max_body: int = MAX_BODY
+    api_key: str | None = None
+    hosts: Iterable[str] | None = None
+
+
+class Service:
+    """The endpoints."""
+
+    def __init__(self, engine: Engine, settings: Settings) -> None:
+        if engine.tokenizer is None:
+            raise ConfigError("a server needs a tokenizer: build the engine with Engine.from_pretrained")
+        self._engine = engine
+        self._tokenizer = engine.tokenizer
+        self._settings = settings
+        self._created = int(time.time())
+
+    async def completions(self, request: Request) -> Response:
+        """POST /v1/completions."""
+        ask = await self._ask(request, read_completion)
+        prompts = [
+            prompt if isinstance(prompt, list) else await run_in_threadpool(self._tokenizer.encode, prompt)
+            for prompt in ask.prompts
+        ]
+        return await self._answer(
+            request, ask, prompts, CompletionShape(self._settings.model, self._tokenizer)
+        )
+
+    async def chat(self, request: Request) -> Response:
+        """POST /v1/chat/completions."""
+        ask = await self._ask(request, read_chat)
+        prompt = await run_in_threadpool(self._chat_prompt, ask)
+        shape = ChatShape(self._settings.model, self._tokenizer, num_logprobs=ask.num_logprobs or 0)
+        return await self._answer(request, ask, [prompt], shape)
+
+    async def models(self, request: Request) -> Response:
+        """GET /v1/models, and one of them."""
+        asked = request.path_params.get("model")
+        self._check_model(asked)
+        model = {
+            "id": self._settings.model,
+            "object": "model",
+            "created": self._created,
+            "owned_by": "pearl_rt",
+            "max_model_len": self._engine.max_model_len,
+        }
+        return JSONResponse(model if asked else {"object": "list", "data": [model]})
+
+    async def health(self, _: Request) -> Response:
+        """GET /health: 503 once the engine is closed."""
+        self._engine.check_open()
+        return JSONResponse({"status": "ok"})
+
+    async def metrics(self, _: Request) -> Response:
+        """GET /metrics, for Prometheus."""
+        text = await run_in_threadpool(lambda: prometheus_text(self._engine.stats(), self._settings.model))
+        return Response(text, media_type=CONTENT_TYPE)
+
+    async def _ask(self, request: Request, read: Callable[[Any], Ask]) -> Ask:
+        ask = read(await json_body(request, self._settings.max_body))
+        self._check_model(ask.model)
+        if (count := ask.params.n * max(len(ask.prompts), 1)) > MAX_ANSWERS:
+            raise FieldError(
+                "n", f"{count} answers were asked for: ask for {MAX_ANSWERS} at most in one body"
+            )
+        return ask
+
+    def _check_model(self, asked: str | None) -> None:
+        if asked and asked != self._settings.model:
+            message = f"model {asked!r} is not served here: ask for {self._settings.model!r}"
+            raise HttpError(404, message, "model_not_found")
+
+    def _chat_prompt(self, ask: Ask) -> list[int]:
+        template = self._settings.template
+        if template is None:
+            raise HttpError(400, "this model has no chat template: use /v1/completions", "no_chat_template")
+        text = template.render(ask.messages, **dict(ask.template_variables))
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    async def _answer(self, request: Request, ask: Ask, prompts: list[Any], shape: Shape) -> Response:
+        for prompt in prompts:  # before anyone looks at a million ids, n times
+            if len(prompt) >= (limit := self._engine.max_model_len):
+                raise RequestError(
+                    f"the prompt has {len(prompt)} tokens, max_model_len is {limit}: shorten it"
+                )
+        num_answers = ask.params.n
+        handles = self._submit(prompts, ask)
+        if ask.is_streamed:
+            return EventStream(handles, shape, has_usage=ask.has_usage, num_answers=num_answers)
+        async with watched(request.receive, handles):
+            outputs = await outputs_of(handles)
+        return JSONResponse(shape.whole(outputs, num_answers))
+
+    def _submit(self, prompts: list[Any], ask: Ask) -> list[RequestHandle]:
+        """All answers, or none."""
+        handles: list[RequestHandle] = []
+        try:
+            for prompt in prompts:
+                for index in range(ask.params.n):
+                    handles.append(self._engine.submit(prompt, ask.params.sample(index)))
+        except PearlError:
+            cancel_all(handles)
+            raise
+        return handles
+
+
+def build_app(engine: Engine, settings: Settings) -> Starlette:
+    """The ASGI application. It does not own the engine: close that when the server has stopped."""
+    service = Service(engine, settings)
+    routes = [
+        Route("/v1/completions", service.completions, methods=["POST"]),
+        Route("/v1/chat/completions", service.chat, methods=["POST"]),
+        Route("/v1/models", service.models),
+        Route("/v1/models/{model:path}", service.models),
+        Route("/health", service.health),
+        Route("/metrics", service.metrics),
+    ]
+
+    async def refused(_: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException):
+            error = HttpError(error.status_code, f"{error.detail}: see docs/serving.md for the endpoints")
+        return error_response(error)
+
+    handled: tuple[type[Exception], ...] = (HTTPException, HttpError, PearlError)
+    return Starlette(
+        routes=routes,
+        middleware=[Middleware(Guard, api_key=settings.api_key, hosts=settings.hosts)],
+        exception_handlers=dict.fromkeys((*handled, Exception), refused),
+    )

@@ -1,0 +1,44 @@
+"""Exceptions as answers of HTTP: a status, and a body in OpenAI's shape."""
+
+from starlette.responses import JSONResponse
+
+from pearl_rt.errors import EngineClosedError, PearlError, QueueFullError, RequestError
+from pearl_rt.serve.fields import FieldError
+
+
+class HttpError(Exception):
+    """A request that is refused before anyone looks at what it asks."""
+
+    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+
+
+def error_body(
+    status: int, message: str, *, param: str | None = None, code: str | None = None
+) -> dict[str, object]:
+    """{"error": ...} as OpenAI's clients read it."""
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def described(error: Exception) -> tuple[int, dict[str, object]]:
+    """(status, body) of anything that was raised while a request was answered."""
+    if isinstance(error, HttpError):
+        return error.status, error_body(error.status, error.message, code=error.code)
+    if isinstance(error, QueueFullError):
+        return 429, error_body(429, str(error), code="rate_limit_exceeded")
+    if isinstance(error, EngineClosedError):
+        return 503, error_body(503, "the server is stopping: try again later", code="unavailable")
+    if isinstance(error, RequestError):
+        return 400, error_body(400, str(error), param=error.field if isinstance(error, FieldError) else None)
+    if isinstance(error, PearlError):
+        return 500, error_body(500, str(error))
+    return 500, error_body(500, f"an unexpected {type(error).__name__}")
+
+
+def error_response(error: Exception) -> JSONResponse:
+    """`described` as a response; a client that found the queue full is told to wait a second."""
+    status, body = described(error)
+    return JSONResponse(body, status, {"retry-after": "1"} if status == 429 else None)

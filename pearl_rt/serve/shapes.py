@@ -1,0 +1,169 @@
+"""Answers in the shapes of OpenAI's API: whole, or as the chunks of a stream.
+
+Knows outputs and chunks, and tokens by their text; not HTTP.
+"""
+
+import secrets
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from pearl_rt.outputs import RequestOutput, StreamChunk, TokenLogprobs
+from pearl_rt.tokenizer import Tokenizer
+
+Json = dict[str, Any]
+
+
+def usage(outputs: Sequence[RequestOutput], num_answers: int) -> Json:
+    """Tokens of prompts, once for the n answers to each, and of answers."""
+    prompt = sum(len(output.prompt_token_ids) for output in outputs[::num_answers])
+    completion = sum(len(output.token_ids) for output in outputs)
+    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+
+
+class Shape(Protocol):
+    """One kind of answer."""
+
+    def whole(self, outputs: Sequence[RequestOutput], num_answers: int) -> Json: ...
+    def opening(self, index: int) -> Json | None: ...
+    def chunk(self, index: int, chunk: StreamChunk, stop_reason: str | int | None) -> Json: ...
+    def closing(self, outputs: Sequence[RequestOutput], num_answers: int) -> Json: ...
+
+
+@dataclass
+class _Common:
+    """What both kinds have: an id, a time and a model."""
+
+    model: str
+    tokenizer: Tokenizer
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def _frame(self, prefix: str, kind: str, choices: list[Json]) -> Json:
+        return {
+            "id": f"{prefix}-{self.id}",
+            "object": kind,
+            "created": self.created,
+            "model": self.model,
+            "choices": choices,
+        }
+
+
+@dataclass
+class CompletionShape(_Common):
+    """/v1/completions."""
+
+    offsets: dict[int, int] = field(default_factory=dict)  # by choice: characters of tokens told so far
+
+    def whole(self, outputs: Sequence[RequestOutput], num_answers: int) -> Json:
+        """All choices, with usage."""
+        choices = [
+            self._choice(index, o.text, o.logprobs, o.finish_reason, o.stop_reason)
+            for index, o in enumerate(outputs)
+        ]
+        return self._frame("cmpl", "text_completion", choices) | {"usage": usage(outputs, num_answers)}
+
+    def opening(self, index: int) -> None:
+        """A completion begins with its text."""
+
+    def chunk(self, index: int, chunk: StreamChunk, stop_reason: str | int | None) -> Json:
+        """One piece of one choice."""
+        choice = self._choice(index, chunk.text, chunk.logprobs, chunk.finish_reason, stop_reason)
+        return self._frame("cmpl", "text_completion", [choice])
+
+    def closing(self, outputs: Sequence[RequestOutput], num_answers: int) -> Json:
+        """Usage, where it was asked for."""
+        return self._frame("cmpl", "text_completion", []) | {"usage": usage(outputs, num_answers)}
+
+    def _choice(
+        self,
+        index: int,
+        text: str,
+        logprobs: Sequence[TokenLogprobs] | None,
+        finish_reason: str | None,
+        stop_reason: str | int | None,
+    ) -> Json:
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": None if logprobs is None else self._logprobs(index, logprobs),
+            "finish_reason": finish_reason,
+            "stop_reason": stop_reason,
+        }
+
+    def _logprobs(self, index: int, told: Sequence[TokenLogprobs]) -> Json:
+        tokens, offsets, own, top = [], [], [], []
+        for entries in told:
+            token_id, entry = next(iter(entries.items()))
+            tokens.append(self.tokenizer.token_text(token_id))
+            offsets.append(self.offsets.setdefault(index, 0))
+            self.offsets[index] += len(tokens[-1])
+            own.append(entry.logprob)
+            top.append({self.tokenizer.token_text(i): other.logprob for i, other in entries.items()})
+        return {"tokens": tokens, "token_logprobs": own, "top_logprobs": top, "text_offset": offsets}
+
+
+@dataclass
+class ChatShape(_Common):
+    """/v1/chat/completions. num_logprobs: likeliest tokens to tell beside each."""
+
+    num_logprobs: int = 0
+
+    def whole(self, outputs: Sequence[RequestOutput], num_answers: int) -> Json:
+        """All choices, with usage."""
+        choices = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": o.text, "refusal": None},
+                "logprobs": self._logprobs(o.logprobs),
+                "finish_reason": o.finish_reason,
+                "stop_reason": o.stop_reason,
+            }
+            for index, o in enumerate(outputs)
+        ]
+        return self._frame("chatcmpl", "chat.completion", choices) | {"usage": usage(outputs, num_answers)}
+
+    def opening(self, index: int) -> Json:
+        """The role, before any text."""
+        return self._delta(index, {"role": "assistant", "content": ""}, None, None, None)
+
+    def chunk(self, index: int, chunk: StreamChunk, stop_reason: str | int | None) -> Json:
+        """One piece of one choice."""
+        delta = {"content": chunk.text} if chunk.text or chunk.finish_reason is None else {}
+        return self._delta(index, delta, chunk.logprobs, chunk.finish_reason, stop_reason)
+
+    def closing(self, outputs: Sequence[RequestOutput], num_answers: int) -> Json:
+        """Usage, where it was asked for."""
+        return self._frame("chatcmpl", "chat.completion.chunk", []) | {"usage": usage(outputs, num_answers)}
+
+    def _delta(
+        self,
+        index: int,
+        delta: Json,
+        logprobs: Sequence[TokenLogprobs] | None,
+        finish_reason: str | None,
+        stop_reason: str | int | None,
+    ) -> Json:
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": self._logprobs(logprobs),
+            "finish_reason": finish_reason,
+            "stop_reason": stop_reason,
+        }
+        return self._frame("chatcmpl", "chat.completion.chunk", [choice])
+
+    def _logprobs(self, told: Sequence[TokenLogprobs] | None) -> Json | None:
+        if told is None:
+            return None
+        content = []
+        for entries in told:
+            listed = [self._token(token_id, entry.logprob) for token_id, entry in entries.items()]
+            likeliest = sorted(entries.items(), key=lambda item: item[1].rank)[: self.num_logprobs]
+            content.append({**listed[0], "top_logprobs": [self._token(i, e.logprob) for i, e in likeliest]})
+        return {"content": content, "refusal": None}
+
+    def _token(self, token_id: int, logprob: float) -> Json:
+        text = self.tokenizer.token_text(token_id)
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}

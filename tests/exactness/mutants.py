@@ -1,0 +1,283 @@
+"""Bugs of this field, put into the coordinator's C++ on purpose, each to be caught by a check of shaped.py.
+
+One build holds them all: every place reads `pearl_bug(NAME) ? wrong : right`, and PEARL_BUG in the
+environment says which is on. It lives in a process of its own, in place of pearl_rt._C:
+`python tests/exactness/mutants.py MODULE.so CHECK JSON`.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU_SOURCES = (
+    *("cpu_device", "cpu_lane", "cpu_steps", "scripted_executor", "bind_scripted", "bind_sampling"),
+    *("sampling", "judge", "filters", "transform", "logprobs"),
+)
+MODULE = """
+#include <pybind11/pybind11.h>
+namespace pearl { void bind_coordinator(pybind11::module_& m); void bind_sampling(pybind11::module_& m); }
+PYBIND11_MODULE(_C, m) { pearl::bind_coordinator(m); pearl::bind_sampling(m); }
+"""
+SWITCH = """
+#include <cstdlib>
+#include <cstring>
+inline bool pearl_bug(const char* name) {
+  static const char* const on = std::getenv("PEARL_BUG");
+  return on != nullptr && std::strcmp(on, name) == 0;
+}
+"""
+FLAGS = ("-std=c++20", "-O1", "-w", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread")
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One place of a bug: `text` takes the place of `right`, ON being whether the bug is on."""
+
+    place: str  # below csrc
+    right: str
+    text: str
+
+    @classmethod
+    def expression(cls, place: str, right: str, wrong: str) -> "Edit":
+        """One value instead of another."""
+        return cls(place, right, f"(ON ? ({wrong}) : ({right}))")
+
+    @classmethod
+    def statement(cls, place: str, right: str, wrong: str) -> "Edit":
+        """Some statements instead of others."""
+        return cls(place, right, f"if (ON) {{ {wrong} }} else {{ {right} }}")
+
+
+@dataclass(frozen=True)
+class Bug:
+    """Where it is put in, and the check that must catch it."""
+
+    edits: tuple[Edit, ...]
+    check: str
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+LAW = {"temperature": 0.8, "strategy": "sd", "gamma": 3, "runs": 20_000}
+RULES = {"first": 0, "runs": 40}
+STEPS, NOISE, JUDGE, STATE = (
+    "cpu/cpu_steps.cpp",
+    "cpu/noise.h",
+    "cpu/judge.cpp",
+    "coordinator/state.h",
+)
+PURPOSE, PLACE = "static_cast<uint32_t>(purpose)", "static_cast<uint64_t>(position)"
+ONE_COUNTER = "purpose == Purpose::{} ? 0u : uint32_t(purpose)"
+HALF_POSITIONS = Edit.expression(NOISE, PLACE, "uint64_t(position) >> 1")
+
+
+def bug(check: str, arguments: dict[str, Any], *edits: Edit) -> Bug:
+    return Bug(edits, check, arguments)
+
+
+BUGS = {
+    "ratio upside down": bug(
+        "law_is_kept",
+        LAW,
+        Edit.expression(
+            JUDGE,
+            "u * draft_weight * target.sum <= target_weight * draft.sum",
+            "u * target_weight * draft.sum <= draft_weight * target.sum",
+        ),
+    ),
+    "residual against a q that was not filtered": bug(
+        "law_is_kept",
+        LAW,
+        Edit.statement(
+            STEPS,
+            "transformer_.apply(s.transform[b], s.temperature[b], b, prefix, row, vocab);",
+            "const float* copy = transformer_.copy(s.transform[b], s.temperature[b], b, prefix, row, vocab);"
+            "return sample(copy, vocab, s.temperature[b], s.seed[b], position, draft_purpose(s.judge));",
+        ),
+    ),
+    "one counter for draft and residual": bug(
+        "law_is_kept", LAW, Edit.expression(NOISE, PURPOSE, ONE_COUNTER.format("kResidual"))
+    ),
+    "one counter for draft and accept": bug(
+        "law_is_kept", LAW, Edit.expression(NOISE, PURPOSE, ONE_COUNTER.format("kAccept"))
+    ),
+    "one seed for two positions": bug("law_is_kept", LAW, HALF_POSITIONS),
+    "PEARL's published seeding, of unrelated models": bug(
+        "plain_law_is_kept",
+        {"case": "V8-L3-unrelated", "strategy": "pearl"},
+        HALF_POSITIONS,
+        Edit.expression(NOISE, PURPOSE, "0u"),
+    ),
+    "PEARL's published seeding, of opposite models": bug(
+        "plain_law_is_kept",
+        {"case": "V16-L2-opposite", "strategy": "sd"},
+        HALF_POSITIONS,
+        Edit.expression(NOISE, PURPOSE, "0u"),
+    ),
+    "uniform equal to 0": bug(
+        "uniforms_lie_above_zero",
+        {},
+        Edit.expression(
+            NOISE,
+            "static_cast<float>(static_cast<int32_t>(word & 0xFFFFu)) + 0.5f",
+            "static_cast<float>(static_cast<int32_t>(word & 0xFFFFu))",
+        ),
+    ),
+    "argmax declared as softmax": bug(
+        "law_is_kept",
+        LAW,
+        Edit.expression(
+            STEPS,
+            "sample(row, vocab, s.temperature[b], s.seed[b], position, draft_purpose(s.judge))",
+            "sample(row, vocab, 0.0f, s.seed[b], position, draft_purpose(s.judge))",
+        ),
+    ),
+    "pending tokens searched for ends": bug(
+        "rounds_are_the_rules", RULES, Edit.expression(STEPS, "end < committed", "end < committed + pending")
+    ),
+    "pending tokens counted in max_tokens": bug(
+        "rounds_are_the_rules",
+        RULES,
+        Edit.expression(STEPS, "end == s.max_total_len[b]", "end + pending >= s.max_total_len[b]"),
+    ),
+    "draft cache without the last accepted token": bug(
+        "rounds_are_the_rules",
+        RULES,
+        Edit.statement(
+            STEPS,
+            "segments_.push_back({b, known(b, s.tokens(b) + position - 2, 2), 2, position - 2, 1, row});",
+            "segments_.push_back({b, known(b, s.tokens(b) + position - 1, 1), 1, position - 1, 1, row});",
+        ),
+    ),
+    "draft cache rolled back one too far": bug(
+        "rounds_are_the_rules",
+        RULES,
+        Edit.statement(
+            STEPS,
+            "segments_.push_back({b, s.window(b) + j - 1, 1, position - 1, 1, row});",
+            "segments_.push_back({b, s.window(b) + j - 1, 1, position - 2 + (j > 1), 1, row});",
+        ),
+    ),
+    "target cache rolled back one too few": bug(
+        "tokens_are_those_of_ar",
+        RULES,
+        Edit(STEPS, "const int64_t first = s.committed[b] - 1", "const int64_t first = s.committed[b] - !ON"),
+    ),
+    "-1 fed to the draft": bug(
+        "rounds_are_the_rules",
+        RULES,
+        Edit.expression(STEPS, "verdict.next_token >= 0", "verdict.next_token >= -1"),
+    ),
+    "penalties that do not see pending tokens": bug(
+        "tokens_are_those_of_ar",
+        RULES,
+        Edit(JUDGE, "args.position + row, rows->prompt_len", "args.position + (!ON) * row, rows->prompt_len"),
+    ),
+    "draft penalties that do not see the window": bug(
+        "rounds_are_the_rules", RULES, Edit(STEPS, "s.window(b), drafted}", "s.window(b), drafted * !ON}")
+    ),
+    "padded vocabulary chosen": bug(
+        "tokens_are_those_of_ar",
+        RULES,
+        Edit(
+            STEPS,
+            "const int vocab = std::min(s.vocab_size, s.draft_vocab_size);",
+            "const int vocab = ON ? s.draft_vocab_size : std::min(s.vocab_size, s.draft_vocab_size);",
+        ),
+    ),
+    "parameters left to the next request": bug(
+        "nothing_outlives_a_request",
+        RULES,
+        Edit.statement(
+            STATE,
+            "transform[slot] = request.transform;",
+            "if (request.transform.any(1.0f)) transform[slot] = request.transform;",
+        ),
+    ),
+}
+
+
+def sources() -> dict[str, str]:
+    """Changed files below csrc, with every bug in its place. Raises AssertionError where a place is gone."""
+    changed: dict[str, str] = {}
+    for name, bug in BUGS.items():
+        for edit in bug.edits:
+            original = (ROOT / "csrc" / edit.place).read_text()
+            assert original.count(edit.right) == 1, f"{edit.place} has not once: {edit.right}"
+            text = changed.get(edit.place, original)
+            at = text.rindex(edit.right)  # behind what other bugs of the same place have put there
+            new = edit.text.replace("ON", f'pearl_bug("{name}")')
+            changed[edit.place] = text[:at] + new + text[at + len(edit.right) :]
+    return {place: f"#include <pearl_bug.h>\n{text}" for place, text in changed.items()}
+
+
+def build() -> Path:
+    """Compiles the coordinator with the bugs -> the module. Kept until a source is newer."""
+    import pybind11  # only needed to build
+
+    home = ROOT / "build" / "mutants"
+    module = home / "_C.so"
+    newest = max(p.stat().st_mtime for p in (*ROOT.glob("csrc/**/*.[ch]*"), Path(__file__)))
+    if module.exists() and module.stat().st_mtime > newest:
+        return module
+    for place, text in {**sources(), "pearl_bug.h": f"#pragma once{SWITCH}", "module.cpp": MODULE}.items():
+        path = home / "csrc" / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    compiler = os.environ.get("CXX", "c++")
+    folders = (home / "csrc", ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include"))
+
+    def compile_one(source: str) -> Path:
+        own = home / "csrc" / source
+        target = home / f"{Path(source).stem}.o"
+        includes = [f"-I{folder}" for folder in folders]
+        path = own if own.exists() else ROOT / "csrc" / source
+        subprocess.run(
+            [compiler, *FLAGS, "-DPEARL_NO_CLONES", *includes, "-c", path, "-o", target], check=True
+        )
+        return target
+
+    coordinator = [f"coordinator/{path.name}" for path in sorted(ROOT.glob("csrc/coordinator/*.cpp"))]
+    names = ["module.cpp", *coordinator, *(f"cpu/{name}.cpp" for name in CPU_SOURCES)]
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        objects = list(pool.map(compile_one, names))
+    subprocess.run([compiler, "-shared", "-pthread", *objects, "-o", module], check=True)
+    return module
+
+
+def caught(module: Path, bug: str, check: str, arguments: dict[str, Any]) -> str:
+    """What the check says of the build with that bug on; "" if it finds nothing wrong."""
+    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "exactness")))
+    environment = {**os.environ, "PYTHONPATH": paths, "PEARL_BUG": bug}
+    command = [sys.executable, __file__, module, check, json.dumps(arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def main(module: str, check: str, arguments: dict[str, Any]) -> None:
+    spec = importlib.util.spec_from_file_location("pearl_rt._C", module)
+    assert spec is not None and spec.loader is not None
+    native = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(native)
+    sys.modules["pearl_rt._C"] = native
+    import shaped
+
+    from pearl_rt.errors import PearlError
+
+    assert shaped._C is native
+    try:
+        getattr(shaped, check)(**arguments)
+    except (AssertionError, PearlError) as error:
+        print(type(error).__name__, str(error)[:300].replace("\n", " "))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))

@@ -1,0 +1,210 @@
+"""Requests with every parameter that shapes a distribution, over scripted models, and what must hold of them.
+
+Each check takes numbers only and raises AssertionError, so that the same check runs on pearl_rt._C and, in a
+process of its own, on a build with a bug put in (mutants.py).
+"""
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from chi_square import FALSE_ALARM, p_value
+from law import CASES, PROMPT, SLOTS, Case, coordinator_counts
+from scripted import CAPACITY, VOCAB, Bench, logits_after, rounds_of, tokens_of
+
+from pearl_rt import _C
+from pearl_rt.judge import ReferenceJudge
+from pearl_rt.program import PLACEMENTS, STRATEGIES, program
+from pearl_rt.round import Limits, decode
+from pearl_rt.transform import Transform
+
+FILTERS = {"top_k": 6, "top_p": 0.93, "min_p": 0.02}
+PENALTIES = {
+    "repetition_penalty": 1.25,
+    "presence_penalty": 0.4,
+    "frequency_penalty": 0.3,
+    "logit_bias": [(2, 0.8), (5, -0.6)],
+}
+FIELDS = (*FILTERS, *PENALTIES, "min_tokens")
+
+
+def random_request(rng: random.Random, vocab: int = VOCAB) -> dict[str, Any]:
+    """Arguments of _C.Request: each parameter is off about half of the time."""
+    request: dict[str, Any] = {
+        "prompt_ids": [rng.randrange(vocab) for _ in range(rng.randint(1, 9))],
+        "gamma": rng.randint(1, 8),
+        "max_tokens": rng.choice([1, 2, 5, 13, 30, 1000]),
+        "temperature": rng.choice([0.0, 0.3, 0.8, 1.5]),
+        "seed": rng.randrange(2**64),
+        "eos_ids": rng.sample(range(vocab), rng.randint(0, 2)),
+        "stop_ids": rng.sample(range(vocab), rng.randint(0, 1)),
+        "ignore_eos": rng.random() < 0.2,
+    }
+    choices: dict[str, list[Any]] = {
+        "top_k": [1, 2, 5, vocab],
+        "top_p": [0.2, 0.7, 0.95],
+        "min_p": [0.01, 0.2, 1.0],
+        "repetition_penalty": [0.7, 1.3, 3.0],
+        "presence_penalty": [-1.0, 0.5, 2.0],
+        "frequency_penalty": [-0.5, 0.5, 2.0],
+        "logit_bias": [[(rng.randrange(vocab), rng.uniform(-6, 6))], [(0, -100.0), (3, 2.5)]],
+        "min_tokens": [1, 4, 12],
+    }
+    return request | {name: rng.choice(values) for name, values in choices.items() if rng.random() < 0.45}
+
+
+def limits_of(request: dict[str, Any]) -> Limits:
+    stops = {*request["stop_ids"], *(() if request["ignore_eos"] else request["eos_ids"])}
+    return Limits(min(len(request["prompt_ids"]) + request["max_tokens"], CAPACITY), stops)
+
+
+def judge_of(request: dict[str, Any], kind: str) -> ReferenceJudge:
+    """The definition's judge of a request."""
+    transform = Transform(
+        **{name: request[name] for name in FIELDS if name in request},
+        temperature=request["temperature"],
+        masked_ids=[*request["eos_ids"], *request["stop_ids"]],
+        prompt_len=len(request["prompt_ids"]),
+    )
+    return ReferenceJudge(kind, request["temperature"], request["seed"], transform=transform)
+
+
+def random_models(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Scripts of a target and of a draft that agrees with it always, often, seldom or by chance."""
+    rule = rng.randrange(1000)
+    draft: dict[str, Any] = {"rule": rule, "divergence": rng.choice([0.0, 0.1, 0.5])}
+    if rng.random() < 0.2:
+        draft = {"rule": rule + 7777}
+    return {"rule": rule}, draft | {"vocab_size": rng.choice([VOCAB, VOCAB, VOCAB + 5, VOCAB - 5])}
+
+
+def tokens_are_those_of_ar(first: int, runs: int) -> None:
+    """Coupled: in a batch, at any slot, by any strategy and window, a request says what `ar` says alone."""
+    for number in range(first, first + runs):
+        rng = random.Random(number)
+        target, draft = random_models(rng)
+        requests = [random_request(rng) for _ in range(rng.randint(1, 5))]
+        strategy, placement = rng.choice(["sd", "pearl"]), rng.choice(PLACEMENTS)
+        delay = {"delay_us": (0, rng.choice([0, 0, 20])), "delay_seed": number}
+        alone = Bench.build("shared", target=target)
+        batch = Bench.build(placement, target={**target, **delay}, draft={**draft, **delay}, num_slots=5)
+        results = batch.run(strategy, *(_C.Request(**request) for request in requests))
+        for slot, request in enumerate(requests):
+            want = tokens_of(alone.run("ar", _C.Request(**request | {"gamma": 0})))
+            assert tokens_of(results, slot) == want, (number, strategy, slot, request)
+
+
+def rounds_are_the_rules(first: int, runs: int) -> None:
+    """Both judges, every strategy: verdict for verdict what the definition decodes."""
+    for number in range(first, first + runs):
+        rng = random.Random(number)
+        target, draft = random_models(rng)
+        requests = [random_request(rng) for _ in range(rng.randint(1, 3))]
+        strategy, kind = rng.choice(STRATEGIES), rng.choice(["rejection", "coupled"])
+        bench = Bench.build(rng.choice(PLACEMENTS), target=target, draft=draft, num_slots=3)
+        results = bench.run(strategy, *(_C.Request(**request) for request in requests), judge=kind)
+        rules = logits_after(**target), logits_after(**draft)
+        for slot, request in enumerate(requests):
+            limits, judge = limits_of(request), judge_of(request, kind)
+            want = decode(*rules, request["prompt_ids"], strategy, request["gamma"], limits, judge)
+            assert rounds_of(results, slot) == want, (number, strategy, kind, slot, request)
+
+
+def nothing_outlives_a_request(first: int, runs: int) -> None:
+    """One slot, request after request: each is what it is in an engine of its own."""
+    rng = random.Random(first)
+    target, draft = {"rule": 5}, {"rule": 5, "divergence": 0.3}
+    used = Bench.build("shared", target=target, draft=draft)
+    for number in range(runs):
+        request, strategy = random_request(rng), rng.choice(STRATEGIES)
+        if rng.random() < 0.3:
+            request |= {"num_logprobs": 2}
+        for name in FIELDS:
+            if number % 2:
+                request.pop(name, None)
+        fresh = Bench.build("shared", target=target, draft=draft)
+        got, want = (bench.run(strategy, _C.Request(**request)) for bench in (used, fresh))
+        assert rounds_of(got) == rounds_of(want), (number, request)
+        assert [r.logprobs for r in got] == [r.logprobs for r in want], (number, request)
+
+
+# The law of three tokens over eight, filters and penalties on.
+
+
+def shaped_case(temperature: float, **fields: Any) -> Case:
+    """Two models that disagree, whose law is known; filters cut some tokens at every position, not most."""
+    shaping = fields or {**FILTERS, **PENALTIES}
+    return replace(
+        Case(target_rule=6, target_scale=1.0, draft_scale=1.0), temperature=temperature, shaping=shaping
+    )
+
+
+def coordinator_of(case: Case, slots: int, gamma: int) -> Any:
+    """Over both models of a case."""
+    device = _C.Device([])
+    lanes = [_C.CpuLane(name, case.executor(name, slots), device) for name in ("target", "draft")]
+    return _C.Coordinator(lanes, num_slots=slots, gamma_max=gamma, capacity=16, vocab_size=case.vocab)
+
+
+def ragged_answers(
+    case: Case,
+    strategy: str,
+    gamma: int,
+    runs: int,
+    slots: int,
+    judge: str = "rejection",
+    first_seed: int = 0,
+) -> np.ndarray:
+    """[runs, length]: slot b has windows of 1 + b % gamma tokens, but the first, which has gamma."""
+    coordinator = coordinator_of(case, slots, gamma)
+    answers = np.zeros((runs, case.length), dtype=np.int64)
+    for first in range(0, runs, slots):
+        requests = [
+            _C.Request(
+                list(PROMPT),
+                gamma=1 + (gamma - 1 + slot) % gamma,
+                max_tokens=case.length,
+                temperature=case.temperature,
+                seed=first_seed + first + slot,
+                **case.shaping,
+            )
+            for slot in range(min(slots, runs - first))
+        ]
+        coordinator.start(program(strategy, "shared"), requests, judge)
+        written = [0] * len(requests)
+        while (results := coordinator.next(20_000, min_results=10**6)) is not None:
+            for result in results:
+                row, at = first + result.slot, written[result.slot]
+                answers[row, at : at + len(result.token_ids)] = result.token_ids
+                written[result.slot] += len(result.token_ids)
+        assert written == [case.length] * len(requests)
+    return answers
+
+
+def law_is_kept(
+    temperature: float, strategy: str, gamma: int, runs: int, slots: int = SLOTS, first_seed: int = 0
+) -> None:
+    """Jointly over three positions, and at each alone."""
+    case = shaped_case(temperature)
+    answers = ragged_answers(case, strategy, gamma, runs, slots, first_seed=first_seed)
+    law = case.law().reshape((case.vocab,) * case.length)
+    counts = np.zeros_like(law)
+    np.add.at(counts, tuple(answers.T), 1)
+    assert p_value(counts.reshape(-1), law.reshape(-1) * runs) > FALSE_ALARM
+    for position in range(case.length):
+        others = tuple(axis for axis in range(case.length) if axis != position)
+        assert p_value(counts.sum(axis=others), law.sum(axis=others) * runs) > FALSE_ALARM
+
+
+def plain_law_is_kept(case: str, strategy: str) -> None:
+    """With nothing on but a temperature, of a case of law.py."""
+    counts = coordinator_counts(CASES[case], strategy, 2, 20_000)
+    assert p_value(counts, CASES[case].law() * 20_000) > FALSE_ALARM
+
+
+def uniforms_lie_above_zero() -> None:
+    """Over words that round to the ends: 0 would accept what the target cannot say, and divide by nothing."""
+    words = np.array([0, 1, 2, 0x7FFFFFFF, 0x80000000, 0xFFFF0000, 0xFFFFFFFF], dtype=np.uint32)
+    u = _C.uniform(words)
+    assert u.min() == np.float32(2.0**-33) and u.max() == 1.0 and (np.diff(u) >= 0).all()

@@ -1,0 +1,59 @@
+"""Shared noise: every request is, token for token, what plain decoding of the target says alone."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+from shaped import nothing_outlives_a_request, random_request, rounds_are_the_rules, tokens_are_those_of_ar
+from tiny_pairs import TINY, Pair
+
+from pearl_rt import Engine, SamplingParams
+
+
+def test_every_request_is_what_ar_says_alone(exactness_runs: int) -> None:
+    """Batches of 1 to 5, each request with its own parameters, window and seed."""
+    tokens_are_those_of_ar(0, exactness_runs)
+
+
+def test_every_round_is_the_rules(exactness_runs: int) -> None:
+    """Both judges, so that the `ar` of the test above is the definition's."""
+    rounds_are_the_rules(10_000, exactness_runs)
+
+
+def test_nothing_outlives_a_request(exactness_runs: int) -> None:
+    nothing_outlives_a_request(20_000, exactness_runs)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    """A tiny real pair."""
+    with Pair.make("half-right").engine(max_model_len=96, num_threads=1) as made:
+        yield made
+
+
+def params_of(rng: random.Random) -> SamplingParams:
+    """random_request's parameters, as a caller passes them."""
+    asked = random_request(rng, TINY.vocab_size)
+    names = ("top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
+    return SamplingParams(
+        **{name: asked[name] for name in (*names, "temperature", "seed") if name in asked},
+        max_tokens=40,
+        min_tokens=asked.get("min_tokens", 0),
+        logit_bias=dict(asked.get("logit_bias", [])),
+        stop_token_ids=asked["stop_ids"],
+        logprobs=rng.choice([None, 0, 3]),
+    )
+
+
+def test_a_real_pair(engine: Engine) -> None:
+    """The whole path: text, ends and log-probabilities too."""
+    rng = random.Random(3)
+    for _ in range(12):
+        prompt = [rng.randrange(TINY.vocab_size) for _ in range(rng.randint(1, 30))]
+        params = params_of(rng)
+        [want] = engine.generate(prompt, params, strategy="ar", judge="coupled")
+        for strategy in ("sd", "pearl"):
+            gamma = rng.randint(1, 8)
+            [got] = engine.generate(prompt, params, strategy=strategy, gamma=gamma, judge="coupled")
+            assert (got.token_ids, got.finish_reason) == (want.token_ids, want.finish_reason), params
+            assert got.logprobs == want.logprobs, params

@@ -1,0 +1,51 @@
+"""Rejection with every filter and penalty on: three tokens over a vocabulary of eight have the target's law.
+
+Each p-value (one joint, three of single positions) would raise a false alarm with probability 1e-4, had the
+seeds not been fixed.
+"""
+
+import numpy as np
+import pytest
+from chi_square import FALSE_ALARM, p_value
+from shaped import law_is_kept, ragged_answers, shaped_case
+
+RUNS = 20_000
+PROGRAMS = [("ar", 1), ("sd", 1), ("sd", 3), ("pearl", 1), ("pearl", 3)]
+
+
+@pytest.mark.parametrize(("strategy", "gamma"), PROGRAMS, ids=str)
+@pytest.mark.parametrize("temperature", [0.3, 0.8, 1.5])
+def test_the_law_with_every_filter_on(temperature: float, strategy: str, gamma: int) -> None:
+    law_is_kept(temperature, strategy, gamma, RUNS, first_seed=PROGRAMS.index((strategy, gamma)) * RUNS)
+
+
+@pytest.mark.parametrize("slots", [1, 5])
+@pytest.mark.parametrize("strategy", ["sd", "pearl"])
+def test_alone_and_in_a_ragged_batch(strategy: str, slots: int) -> None:
+    law_is_kept(0.9, strategy, 3, 5_000, slots=slots, first_seed=10**6 * slots)
+
+
+def test_the_case_is_not_idle() -> None:
+    """Filters cut tokens at some prefixes and not at others, and draft and target disagree."""
+    case = shaped_case(1.5)
+    law = case.law()
+    assert 20 < (law == 0).sum() < 480
+    plain = shaped_case(1.5, top_p=1.0).law()
+    assert 0.5 * np.abs(law - plain).sum() > 0.1
+    answers = ragged_answers(case, "sd", 3, 600, 60)
+    counts = np.bincount(answers[:, 0], minlength=8)
+    assert (counts > 0).sum() >= 4
+
+
+@pytest.mark.parametrize("name", ["top_k", "top_p", "min_p", "penalties"])
+def test_each_filter_alone(name: str) -> None:
+    fields = {
+        "top_k": {"top_k": 3},
+        "top_p": {"top_p": 0.8},
+        "min_p": {"min_p": 0.2},
+        "penalties": {"presence_penalty": 1.5, "repetition_penalty": 1.6},
+    }[name]
+    case = shaped_case(0.9, **fields)
+    answers = ragged_answers(case, "pearl", 2, RUNS // 2, 64, first_seed=len(name) * RUNS)
+    cells = answers @ (8 ** np.arange(2, -1, -1))
+    assert p_value(np.bincount(cells, minlength=512), case.law() * len(answers)) > FALSE_ALARM

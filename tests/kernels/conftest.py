@@ -1,0 +1,77 @@
+"""What kernel tests share: Python where kernels are compiled, and the report, made while others run."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+
+
+def compiling_environment() -> dict[str, str]:
+    """Kernels are compiled in it: tests themselves may run in the interpreter."""
+    return {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture
+def compiled_python() -> Callable[..., CompletedProcess[str]]:
+    """Runs Python with some arguments, where kernels are compiled."""
+
+    def run(*arguments: str) -> CompletedProcess[str]:
+        command = [sys.executable, *arguments]
+        return subprocess.run(command, cwd=ROOT, env=compiling_environment(), capture_output=True, text=True)
+
+    return run
+
+
+def reads_report(item: pytest.Item) -> bool:
+    return "kernel_report" in getattr(item, "fixturenames", ())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who reads the report comes last of the kernels' tests."""
+    places = [at for at, item in enumerate(items) if HERE in item.path.parents]
+    ours = sorted((items[at] for at in places), key=reads_report)
+    for at, item in zip(places, ours, strict=True):
+        items[at] = item
+
+
+@pytest.fixture(scope="session", autouse=True)
+def report_in_background(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[], CompletedProcess[str]] | None]:
+    """python -m pearl_rt.kernels.report: minutes of compiling, at low priority, while the interpreter uses
+    one core. Begins with the first of the kernels' tests, if one will read it; what it yields waits for the
+    end."""
+    if not any(map(reads_report, request.session.items)):
+        yield None
+        return
+    out, error = (tmp_path_factory.mktemp("report") / name for name in ("out", "error"))
+    command = ["nice", "-n", "19", sys.executable, "-m", "pearl_rt.kernels.report"]
+    with out.open("w") as stdout, error.open("w") as stderr:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=compiling_environment(),
+            stdout=stdout,
+            stderr=stderr,
+            start_new_session=True,
+        )
+    try:
+        yield lambda: CompletedProcess(command, process.wait(), out.read_text(), error.read_text())
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+@pytest.fixture
+def kernel_report(report_in_background: Callable[[], CompletedProcess[str]]) -> CompletedProcess[str]:
+    """The report, once it is there."""
+    return report_in_background()

@@ -1,0 +1,95 @@
+"""What every launcher does first: it runs on its tensors' device; and what debug mode finds."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import triton
+from test_attention import FP32, random_case
+from test_qkv_rope_store import random_case as rope_case
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from pearl_rt.kernels import interpreter, library
+from pearl_rt.kernels.report import MODULES
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_runs_on_the_device_of_its_tensors(index: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Device 0 is current. A tensor comes first, or behind other arguments, or by name."""
+    entered: list[int] = []
+
+    @contextmanager
+    def on(device: torch.device) -> Iterator[None]:
+        entered.append(device.index)
+        yield
+        entered.append(-1)
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "device", on)
+    seen = []
+
+    @library.on_their_device
+    def launcher(kind: int, x: torch.Tensor | None, y: torch.Tensor | None = None) -> None:
+        seen.append((kind, len(entered)))
+
+    with FakeTensorMode():
+        tensor = torch.empty(1, device=f"cuda:{index}")
+    launcher(1, tensor)
+    launcher(2, None, y=tensor)
+    assert seen == ([(1, 0), (2, 0)] if index == 0 else [(1, 1), (2, 3)])
+    assert entered == ([] if index == 0 else [1, -1, 1, -1])
+
+
+def test_leaves_tensors_of_the_host_and_none_at_all_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cuda, "current_device")
+
+    @library.on_their_device
+    def launcher(*tensors: torch.Tensor) -> None:
+        seen.append(len(tensors))
+
+    seen: list[int] = []
+    launcher(torch.zeros(1))
+    launcher()
+    assert seen == [1, 0]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_launcher_does(name: str) -> None:
+    launcher = getattr(importlib.import_module(f"pearl_rt.kernels.{name}"), name)
+    assert launcher.__wrapped__.__name__ == name
+
+
+@pytest.fixture
+def debug(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As with TRITON_DEBUG=1, in the interpreter: on a GPU an assertion ends the process's use of it."""
+    if device.type == "cuda":
+        pytest.skip("kernels are compiled here")
+    with monkeypatch.context() as patch:
+        patch.setattr(triton.knobs.runtime, "debug", True)
+        interpreter.follow_debug()
+        yield
+    interpreter.follow_debug()
+
+
+@pytest.mark.parametrize("max_q_len", [1, 65], ids=["decode", "prefill"])
+@pytest.mark.parametrize("page", [-1, 2147480000])
+def test_debug_finds_block_ids(max_q_len: int, page: int, debug: None, device: torch.device) -> None:
+    case = random_case([40], [1], (2, 1, 16), 16, FP32, device, max_q_len=max_q_len)
+    found = case.run()[0]
+    assert not found.isnan().any()
+    case.block_table[0, 1] = page
+    with pytest.raises(triton.runtime.errors.InterpreterError, match="attention: block id out of range"):
+        case.run()
+
+
+def test_debug_finds_slots(debug: None, device: torch.device) -> None:
+    case: Any = rope_case(3, (2, 1, 16), device)
+    case.run()
+    case.slot_mapping[0] = case.k_cache.shape[0] * case.k_cache.shape[1]
+    with pytest.raises(triton.runtime.errors.InterpreterError, match="slot out of range"):
+        case.run()

@@ -1,0 +1,237 @@
+"""An engine on a GPU that is none: native lanes over the fake driver, and kernels in Triton's interpreter.
+
+Shows order, handles, uploads and verdicts; of speed, and of kernels on a chip, nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import fake_cuda
+import pytest
+from fake_gpu import FakeWorld, fresh
+from tiny_pairs import Pair
+
+from pearl_rt import DeviceError, Engine, RequestError, RequestOutput, ResourceError, SamplingParams
+from pearl_rt.eager_coordinator import NOMINAL_TIMES
+
+MAX_LEN = 24
+ONE, LONG = [7], list(range(3, 21))  # LONG crosses a prefill chunk and a page
+SMALL: dict[str, Any] = {
+    "vocab_size": 32,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_key_value_heads": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": MAX_LEN,
+}
+FORMS = ("events", "graph")
+SAMPLED = SamplingParams(temperature=0.8, seed=2**64 - 1, max_tokens=4)
+GREEDY = SamplingParams(max_tokens=10**9)  # to max_model_len
+RUNS = (
+    ("ar", 1, LONG, GREEDY),
+    ("sd", 2, ONE, SAMPLED),
+    ("pearl", 1, ONE, SAMPLED),
+    ("pearl", 3, LONG, GREEDY),
+)
+
+pytestmark = pytest.mark.skipif(not fake_cuda.has_compiler(), reason="the fake driver needs a compiler")
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorld]:
+    """Two GPUs; step times are not measured, which would take rounds of every program."""
+    monkeypatch.setattr("pearl_rt.cuda_lane.measure", lambda lanes: NOMINAL_TIMES)
+    yield from fresh(fake_cuda.load(), monkeypatch)
+    gc.collect()
+
+
+@cache
+def pair_of(draft: str = "half-right") -> Pair:
+    return Pair.make(draft, **SMALL)
+
+
+@cache
+def expected(prompt: tuple[int, ...], params: SamplingParams) -> tuple[list[int], str]:
+    """What the CPU's executor says; every program of it says the same."""
+    with pair_of().engine(device="cpu", max_model_len=MAX_LEN, placement="shared", num_threads=1) as engine:
+        return text_of(engine.generate(list(prompt), params, strategy="ar", judge="coupled")[0])
+
+
+def engine_of(**options: Any) -> Engine:
+    return pair_of().engine(**{"device": "cuda", "max_model_len": MAX_LEN} | options)
+
+
+def text_of(output: RequestOutput) -> tuple[list[int], str]:
+    return output.token_ids, output.finish_reason
+
+
+def check(engine: Engine, prompt: list[int], params: SamplingParams, **options: Any) -> RequestOutput:
+    [output] = engine.generate(prompt, params, **options)
+    assert text_of(output) == expected(tuple(prompt), params), options
+    return output
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tokens_are_the_executors(world: FakeWorld, form: str) -> None:
+    """Greedy to max_model_len, and sampled with shared noise."""
+    with engine_of(form=form, judge="coupled") as engine:
+        for strategy, gamma, prompt, params in RUNS:
+            check(engine, prompt, params, strategy=strategy, gamma=gamma)
+        stats = engine.stats()
+        assert stats["form"] == form and stats["device"]["draft"] == "cpu (Fake 0)"
+        assert stats["capture"]["graphs"] == sum(line.startswith("captured") for line in world.log)
+        assert "draft: 'draft' gamma=3 judge=coupled" in stats["capture"]["steps"]
+
+
+@pytest.mark.parametrize("draft_device", ["cuda:1", "cpu"])
+def test_a_draft_with_a_memory_of_its_own(world: FakeWorld, draft_device: str) -> None:
+    with engine_of(draft_device=draft_device, judge="coupled") as engine:
+        for strategy, gamma, prompt, params in RUNS[1:]:
+            check(engine, prompt, params, strategy=strategy, gamma=gamma, placement="devices")
+
+
+@pytest.mark.parametrize("strategy", ["sd", "pearl"])
+def test_rejection_draws_the_executors_numbers(world: FakeWorld, strategy: str) -> None:
+    with (
+        engine_of(strategy=strategy, gamma=3) as engine,
+        pair_of().engine(device="cpu", max_model_len=MAX_LEN, placement="shared", num_threads=1) as native,
+    ):
+        found = engine.generate(ONE, SAMPLED)[0]
+        assert text_of(found) == text_of(native.generate(ONE, SAMPLED, strategy=strategy, gamma=3)[0])
+
+
+def test_eager_launches_step_by_step(world: FakeWorld) -> None:
+    with engine_of(form="eager", strategy="pearl", gamma=2) as engine:
+        check(engine, ONE, SamplingParams(max_tokens=5))
+        assert engine.stats()["capture"] == {}
+    assert world.log == []
+
+
+def test_a_target_alone(world: FakeWorld) -> None:
+    pair = pair_of()
+    with Engine(pair.config, pair.target, device="cuda", max_model_len=MAX_LEN) as engine:
+        check(engine, LONG, SamplingParams(max_tokens=3))
+        assert engine.stats()["capture"]["graphs"] == 4
+
+
+def test_step_times_are_read_from_a_timed_trace(world: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pearl_rt import cuda_lane, step_timing
+
+    monkeypatch.setattr(cuda_lane, "measure", step_timing.measure)
+    with engine_of(gamma=2) as engine:
+        assert not any("gamma=4" in step for step in engine.stats()["capture"]["steps"])
+        times = engine.stats()["step_times"]["shared"]
+        assert times["target"][1] > 0 and times["window"][2] > 0
+        assert times["beside_target"][1] > 0 and times["beside_window"][2] > 0
+        assert engine.generate(ONE, SamplingParams(max_tokens=3))[0].metrics.trace == ()
+
+
+def test_two_engines_in_one_process(world: FakeWorld) -> None:
+    with (
+        engine_of(strategy="pearl", gamma=2) as one,
+        engine_of(strategy="sd", gamma=1, device="cuda:1") as two,
+    ):
+        found: list[tuple[list[int], str]] = []
+        params = SamplingParams(max_tokens=5)
+        thread = threading.Thread(target=lambda: found.append(text_of(two.generate(ONE, params)[0])))
+        thread.start()
+        check(one, ONE, params)
+        thread.join()
+        assert found == [expected(tuple(ONE), params)]
+
+
+def test_an_engine_in_use_is_refused_to_others(world: FakeWorld) -> None:
+    with engine_of(strategy="ar") as engine:
+        stream = engine.stream(ONE, SamplingParams(max_tokens=6))
+        first = next(stream)
+        with pytest.raises(RequestError, match="in use"):
+            engine.generate(ONE)
+        stream.close()
+        assert engine.last_output is not None and engine.last_output.finish_reason in ("abort", "length")
+        tokens = expected(tuple(ONE), SamplingParams(max_tokens=6))[0]
+        assert first.token_ids == tokens[: len(first.token_ids)]
+        check(engine, ONE, SamplingParams(max_tokens=6))
+
+
+def test_graphs_are_destroyed_when_nothing_runs_any_more(world: FakeWorld) -> None:
+    """By close(), twice; without it by garbage collection, in a cycle too."""
+    engine = engine_of(strategy="sd", gamma=2)
+    check(engine, ONE, SamplingParams(max_tokens=3))
+    engine.close()
+    engine.close()
+    assert sum(line.startswith("destroyed") for line in world.log) == 6
+    with pytest.raises(RequestError, match="closed"):
+        engine.generate(ONE)
+    world.log.clear()
+    engine = engine_of(strategy="sd", gamma=2)
+    stream = engine.stream(ONE, SamplingParams(max_tokens=12))
+    next(stream)
+    cycle: list[Any] = [engine, stream]
+    cycle.append(cycle)
+    del engine, stream, cycle
+    gc.collect()
+    assert sum(line.startswith("destroyed") for line in world.log) == 6
+    assert world.cuda.live_handles() == []
+
+
+@pytest.mark.parametrize(
+    ("call", "nth", "code", "named"),
+    [
+        ("cuGraphLaunch", 3, 719, "cuGraphLaunch.*CUDA_ERROR_LAUNCH_FAILED"),
+        ("kernel", 4, 700, "CUDA_ERROR_ILLEGAL_ADDRESS"),
+        ("cuStreamWaitEvent", 1, 400, "cuStreamWaitEvent.*CUDA_ERROR_INVALID_HANDLE"),
+    ],
+)
+def test_a_device_error_in_flight(world: FakeWorld, call: str, nth: int, code: int, named: str) -> None:
+    """One exception, and an engine that can be closed."""
+    engine = engine_of(strategy="pearl", gamma=2)
+    world.cuda.inject(call, nth, code)
+    with pytest.raises(DeviceError, match=named) as caught:
+        engine.generate(ONE, SamplingParams(max_tokens=8))
+    assert caught.value.code == code
+    engine.close()
+    engine.close()
+
+
+def test_memory_that_runs_out_in_flight(world: FakeWorld) -> None:
+    with engine_of(strategy="sd", gamma=2) as engine:
+        world.cuda.inject("cuGraphLaunch", 2, 2)
+        with pytest.raises(ResourceError, match="cuGraphLaunch"):
+            engine.generate(ONE, SamplingParams(max_tokens=8))
+        check(engine, ONE, SamplingParams(max_tokens=4))
+
+
+def test_leaving_without_close() -> None:
+    """In a process of its own, with a request half read."""
+    script = """
+import os, sys
+os.environ["TRITON_INTERPRET"] = "1"
+sys.path.insert(0, "tests")
+import fake_cuda, pytest
+from fake_gpu import FakeWorld, installed
+from test_cuda_engine import engine_of, ONE
+from pearl_rt import SamplingParams, cuda_lane
+from pearl_rt.eager_coordinator import NOMINAL_TIMES
+cuda_lane.measure = lambda lanes: NOMINAL_TIMES
+fake_cuda.load().reset(devices=2)
+world = installed(FakeWorld(fake_cuda.load()), pytest.MonkeyPatch())
+engine = engine_of(strategy="pearl", gamma=2)
+stream = engine.stream(ONE, SamplingParams(max_tokens=12))
+next(stream)
+print("left")
+"""
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "left\n"), done.stderr
+    assert "Traceback" not in done.stderr

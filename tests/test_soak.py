@@ -1,0 +1,10 @@
+"""The soak, for some seconds: every kind of request happens, and none goes wrong. `make soak`: 20 minutes."""
+
+from soak import Soak
+
+
+def test_a_short_soak() -> None:
+    soak = Soak(seed=3)
+    lines: list[str] = []
+    assert soak.run(8.0, lines.append), soak.wrong
+    assert soak.counts.keys() == {"whole", "cancel", "reader", "nan"} and lines
