@@ -297,7 +297,7 @@ def test_executor_exceptions_end_all_lanes(
 def test_destruction_at_any_time(placement: str, moment_ms: int) -> None:
     gc.collect()
     threads = len(os.listdir("/proc/self/task"))
-    for _ in range(20):
+    for _ in range(6):
         bench = Bench.build(
             placement, target={"rule": 1, "delay_us": (0, 90)}, draft=HALF_RIGHT, ring_capacity=2
         )
