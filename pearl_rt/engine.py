@@ -228,7 +228,7 @@ class Engine:
                 while waiting or self._batch.is_busy:
                     while waiting and self._batch.can_start(waiting[0][1]):
                         self._batch.start(*waiting.popleft())
-                    for news in self._batch.poll(min_results):
+                    for news in self._batch.poll(1 if waiting else min_results):  # no slot stays idle
                         if isinstance(news.outcome, Exception):
                             raise news.outcome
             except KeyboardInterrupt:
