@@ -41,9 +41,9 @@ test: build
 exactness: build
 	$(RUN) -m pytest tests/exactness --long $(ARGS)
 
-# The long form of a test: 10,000 random schedules of each program on the fake CUDA driver.
+# The long form of two tests: 10,000 random schedules of each program on the fake CUDA driver, and requests that join.
 schedules: build
-	$(RUN) -m pytest -q tests/test_cuda_lane.py -k random_schedules --schedules 10000 $(ARGS)
+	$(RUN) -m pytest -q tests/test_cuda_lane.py tests/test_cuda_joins.py -k random --schedules 10000 $(ARGS)
 
 # Twenty minutes of requests that join, leave and fail: no wrong token, no growth.
 soak: build

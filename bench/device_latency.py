@@ -28,7 +28,7 @@ from bench.device_subject import DeviceSubject
 from bench.goals import ROUND_GOALS, format_goals, verdict
 from bench.gpu_card import copy_bandwidth, format_card, gpu_card
 from bench.measure import WARM_TOKENS, Program, Workload
-from bench.section import device_menu, fit_workload, num_runs
+from bench.section import device_menu, fit_workload, menus, num_runs
 from bench.timeline import SKIPPED_ROUNDS, draw, write_chrome_trace
 from pearl_rt.metrics import RequestMetrics
 
@@ -58,7 +58,8 @@ def print_card(subject: DeviceSubject, machine: dict[str, Any], bandwidth: float
 def seconds_per_token(subject: DeviceSubject) -> float:
     """One decode step of ar, from a short run that also warms the engine."""
     workload = Workload(subject.prompts[:1], 12)
-    return max(subject.run(Program("ar", subject.forms[0]), workload, 0).tpot, 1e-6)
+    [sample] = subject.run(Program("ar", subject.forms[0]), workload, 0)
+    return max(sample.tpot, 1e-6)
 
 
 def timed_pictures(section: DeviceSection, form: str) -> dict[str, RequestMetrics]:
@@ -114,13 +115,13 @@ def run_on_device(options: argparse.Namespace, subject: DeviceSubject) -> dict[s
     if peers is not None and peers.hugging_face is not None:
         machine["transformers"] = peers.hugging_face.version
     warm_tokens = WARM_TOKENS if subject.is_gpu else 0
-    menu = device_menu(subject.forms)
+    by_temperature = menus(device_menu(subject.forms), options.temperature, options.judge)
     sections: list[DeviceSection] = []
     rows: list[dict[str, Any]] = []
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=0, unit="run", file=sys.stderr, dynamic_ncols=True))
         bar.total = sum(
-            num_runs(menu, gammas, len(workload.prompts), options.repeats, sampled=temperature > 0)
+            num_runs(by_temperature[temperature], gammas, workload, options.repeats, sampled=temperature > 0)
             for _ in alphas
             for temperature in options.temperature
         )
@@ -132,13 +133,14 @@ def run_on_device(options: argparse.Namespace, subject: DeviceSubject) -> dict[s
             for temperature in options.temperature:
                 section = run_device_section(
                     subject,
-                    Workload(workload.prompts, workload.max_tokens, temperature, options.seed),
+                    workload.at(temperature),
                     gammas=gammas,
                     repeats=options.repeats,
                     planting=planting,
                     peers=peers,
                     bar=bar,
                     warm_tokens=warm_tokens,
+                    menu=by_temperature[temperature],
                 )
                 if not sections and (options.trace or options.plot):
                     draw_pictures(options, section, subject.forms[0])

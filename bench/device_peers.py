@@ -72,7 +72,7 @@ class DeviceHuggingFace(HuggingFace):
             )
         return [int(token) for token in output[0, ids.shape[1] :].tolist()]
 
-    def __call__(self, program: Program, workload: Workload, prompt: int) -> Sample:
+    def __call__(self, program: Program, workload: Workload, prompt: int) -> list[Sample]:
         ids = torch.tensor([list(workload.prompts[prompt])], device=self.device)
         length = ids.shape[1] + workload.max_tokens
         self.set_window(program.gamma)
@@ -83,7 +83,7 @@ class DeviceHuggingFace(HuggingFace):
         _, ttft = self.timed(lambda: self.generate(program, ids, 1, length))
         new, seconds = self.timed(lambda: self.generate(program, ids, workload.max_tokens, length))
         tpot = max(seconds - ttft, 0.0) / max(len(new) - 1, 1)
-        return Sample(prompt, new, seconds, ttft, tpot, metrics=None)
+        return [Sample(prompt, new, seconds, ttft, tpot, metrics=None)]
 
     def timed(self, call: Callable[[], list[int]]) -> tuple[list[int], float]:
         """What it returns, and its seconds; its ids are on the host then, so all work is done."""
@@ -157,12 +157,12 @@ class EngineRunner:
     def programs(self, gamma: int) -> list[Program]:
         return [self.engine.program]
 
-    def __call__(self, program: Program, workload: Workload, prompt: int) -> Sample:
+    def __call__(self, program: Program, workload: Workload, prompt: int) -> list[Sample]:
         ids = list(workload.prompts[prompt])
         _, ttft = timed_call(lambda: self.engine.ids(ids, 1))
         new, seconds = timed_call(lambda: self.engine.ids(ids, workload.max_tokens))
         tpot = max(seconds - ttft, 0.0) / max(len(new) - 1, 1)
-        return Sample(prompt, new, seconds, ttft, tpot, metrics=None)
+        return [Sample(prompt, new, seconds, ttft, tpot, metrics=None)]
 
 
 def timed_call(call: Callable[[], list[int]]) -> tuple[list[int], float]:

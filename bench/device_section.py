@@ -8,7 +8,7 @@ everything, compare the tokens, and only then compare speeds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tqdm import tqdm
@@ -27,7 +27,7 @@ from bench.round_times import (
     format_together,
     round_times,
 )
-from bench.section import Section, device_menu, format_section, peer_agreement, run_section
+from bench.section import Menu, Section, device_menu, format_section, peer_agreement, run_section
 from pearl_rt.metrics import RequestMetrics
 
 TIMED_PROMPTS, TIMED_TOKENS = 2, 96
@@ -94,8 +94,8 @@ class Peers:
 
 
 def best_of(results: Sequence[Measured], strategy: str, form: str) -> Measured:
-    """The program of a strategy in a form, judged as greedy text or by coupled noise."""
-    wanted = (strategy, form, "coupled")
+    """The program of a strategy in a form, judged as the first one is."""
+    wanted = (strategy, form, results[0].program.judge)
     return next(r for r in results if (r.program.strategy, r.program.placement, r.program.judge) == wanted)
 
 
@@ -129,9 +129,9 @@ def add_rounds(
             section.times[name] = round_times(section.runs[name])
         return section.times[name]
 
-    window = alone(Program("sd", form, gamma))
+    window = alone(replace(sd.program, gamma=gamma))
     # pearl scores gamma rows, whatever is pending; so does sd with a window of one less.
-    scored = alone(Program("sd", form, gamma - 1)) if gamma > 1 else alone(ar.program)
+    scored = alone(replace(sd.program, gamma=gamma - 1)) if gamma > 1 else alone(ar.program)
     section.together = compare(gamma, window, scored, section.times[str(pearl.program)])
     for other in subject.forms:
         for strategy, timed in (("ar", ar), ("sd", sd), ("pearl", pearl)):
@@ -181,6 +181,7 @@ def run_device_section(
     peers: Peers | None,
     bar: tqdm[Any] | None = None,
     warm_tokens: int = WARM_TOKENS,
+    menu: Menu | None = None,
 ) -> DeviceSection:
     """Everything at one temperature. Peers are greedy: they run at temperature 0 only."""
     subject.host_us.clear()
@@ -188,7 +189,7 @@ def run_device_section(
         subject.run,
         workload,
         gammas=gammas,
-        menu=device_menu(subject.forms),
+        menu=menu or device_menu(subject.forms),
         repeats=repeats,
         bar=bar,
         warm_tokens=warm_tokens,
@@ -230,7 +231,7 @@ def goal_rows(section: DeviceSection, pair: Sequence[str], ceiling: float | None
         share = shares.get(name)
         if share is None:  # a serial program that was run for its steps alone
             continue
-        row = next(r for r in section.rows if share_name(r) == name)
+        row = next(r for r in section.rows if share_name(r, section.judge) == name)
         x = dict(section.against.get(name, {}))
         if row["x_sd"] is not None:
             x["sd"] = row["x_sd"]
@@ -252,8 +253,8 @@ def goal_rows(section: DeviceSection, pair: Sequence[str], ceiling: float | None
     return rows
 
 
-def share_name(row: dict[str, Any]) -> str:
-    """The program of a row of the table, as shares are called; a row judged by rejection has none."""
-    if row["judge"] != "coupled":
+def share_name(row: dict[str, Any], judge: str) -> str:
+    """The program of a row of the table, as shares are called; a row that is judged otherwise has none."""
+    if row["judge"] != judge:
         return ""
     return str(Program(row["strategy"], row["placement"], row["gamma"] or 0))

@@ -17,17 +17,16 @@ import torch
 from bench.card import ModelFigures
 from bench.device_pairs import DevicePlan, check_device_memory
 from bench.device_peers import DeviceHuggingFace
-from bench.measure import Program, Sample, Workload, timed
+from bench.measure import Program, Sample, Workload
 from bench.pairs import PairSpec, Planting, describe, random_prompts
 from bench.prompts import read_prompts
-from bench.subject import HELD_OUT, PLANTED_PROMPT_LEN, SHIPPED, name_of
+from bench.subject import HELD_OUT, PLANTED_PROMPT_LEN, SHIPPED, name_of, samples_of
 from bench.weight_views import hugging_face_model, weight_views
 from pearl_rt.config import Environment, ModelConfig
 from pearl_rt.device_model import device_of
 from pearl_rt.engine import Engine
 from pearl_rt.errors import CheckpointError, ConfigError
 from pearl_rt.metrics import RequestMetrics
-from pearl_rt.sampling_params import SamplingParams
 from pearl_rt.tokenizer import Tokenizer
 
 EAGER = "eager"  # the only form of the interpreter, op by op
@@ -70,31 +69,16 @@ class DeviceSubject:
             setattr(lanes, name, value)
         return bool(found)
 
-    def run(self, program: Program, workload: Workload, prompt: int) -> Sample:
+    def run(self, program: Program, workload: Workload, prompt: int) -> list[Sample]:
         """A runner (see measure.Runner) over the engine, in the form that stands for the placement."""
         self.switch("form", program.placement)
-        params = SamplingParams(
-            temperature=workload.temperature,
-            max_tokens=workload.max_tokens,
-            seed=workload.seed + prompt,
-            ignore_eos=True,
-        )
-        ids = list(workload.prompts[prompt])
-        outputs, seconds = timed(
-            lambda: self.engine.generate(
-                ids,
-                params,
-                strategy=program.strategy,
-                gamma=program.gamma or None,
-                judge=program.judge,
-            )
-        )
-        metrics = outputs[0].metrics
+        samples = samples_of(self.engine, program, workload, prompt)
+        [metrics] = metrics_of(samples)
         for lanes in self.lanes():
             spent = getattr(lanes, "host_ns_per_round", None)
             if spent is not None and metrics.rounds > 0:
                 self.host_us.setdefault(str(program), []).append(spent * 1e-3)
-        return Sample(prompt, outputs[0].token_ids, seconds, metrics.ttft, metrics.tpot, metrics)
+        return samples
 
     def timed_runs(self, program: Program, workload: Workload) -> list[RequestMetrics]:
         """The program over these prompts with timestamps around every step; nobody should time the whole."""
@@ -103,7 +87,7 @@ class DeviceSubject:
         try:
             if self.is_gpu:
                 self.run(program, workload, 0)  # makes the events that timestamps are
-            samples = [self.run(program, workload, prompt) for prompt in range(len(workload.prompts))]
+            samples = [s for prompt in workload.firsts() for s in self.run(program, workload, prompt)]
         finally:
             self.switch("timed", False)
             self.host_us = counted  # a host that records timestamps too has more to do

@@ -37,6 +37,7 @@ from bench.section import (  # noqa: E402
     cpu_menu,
     fit_workload,
     format_section,
+    menus,
     num_runs,
     run_section,
 )
@@ -68,6 +69,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     work.add_argument("--num-prompts", type=int, default=8)
     work.add_argument("--max-tokens", type=int, default=128)
     work.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
+    work.add_argument(
+        "--judge",
+        default="both",
+        choices=("both", "coupled", "rejection"),
+        help="at temperature > 0: one for all rows, or coupled, with rejection for the best sd and pearl too",
+    )
+    work.add_argument("--batch", type=int, default=1, help="prompts that run at once, on the CPU")
     work.add_argument("--gammas", type=int, nargs="+", default=list(GAMMAS))
     work.add_argument("--repeats", type=int, default=1)
     work.add_argument("--seed", type=int, default=0)
@@ -87,7 +95,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     machine.add_argument("--isa", help="force an instruction set")
     machine.add_argument("--threads", type=int, help="cores to use")
-    parser.set_defaults(max_num_seqs=1)  # throughput.py runs several
     output = parser.add_argument_group("output")
     output.add_argument(
         "--peers",
@@ -117,7 +124,17 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             )
     if arguments.peers == "all" and not on_device:
         parser.error("--peers all is for a device: on a CPU pass --peers hf")
-    for name in ("num_prompts", "peer_prompts", "max_tokens", "repeats"):
+    if arguments.batch > 1 and (on_device or arguments.peers):
+        parser.error(
+            "--batch is for our programs on a CPU: on a device rounds are timed for one sequence, and "
+            "bench/throughput.py runs peers in batches"
+        )
+    if arguments.batch > 1 and (arguments.trace or arguments.plot):
+        parser.error("--trace and --plot draw the lanes of one sequence: drop --batch")
+    if arguments.batch > arguments.num_prompts:
+        parser.error(f"--batch {arguments.batch} is never full: pass 1 to --num-prompts")
+    arguments.max_num_seqs = arguments.batch
+    for name in ("num_prompts", "peer_prompts", "max_tokens", "repeats", "batch"):
         if getattr(arguments, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(arguments, name)} would measure nothing")
     return arguments
@@ -138,16 +155,17 @@ def latency_on_device(options: argparse.Namespace) -> dict[str, Any]:
 
 def seconds_per_token(subject: Subject) -> float:
     """One decode step of ar, from a short run that also warms the engine."""
-    workload = Workload(subject.prompts[:1], 12)
-    return max(subject.run(Program("ar"), workload, 0).tpot, 1e-6)
+    [sample] = subject.run(Program("ar"), Workload(subject.prompts[:1], 12), 0)
+    return max(sample.tpot, 1e-6)
 
 
 def traced_runs(results: list[Measured]) -> dict[str, RequestMetrics]:
     """The first prompt of the best pearl, after the best sd's, on the same placement if it ran there."""
     found: dict[str, RequestMetrics] = {}
-    pearl = [r for r in results if r.program.strategy == "pearl" and r.program.judge == "coupled"]
+    judge = results[0].program.judge
+    pearl = [r for r in results if r.program.strategy == "pearl" and r.program.judge == judge]
     best = max(pearl, key=tokens_per_second)
-    serial = [r for r in results if r.program.strategy == "sd" and r.program.judge == "coupled"]
+    serial = [r for r in results if r.program.strategy == "sd" and r.program.judge == judge]
     same = [r for r in serial if r.program.placement == best.program.placement]
     for result in (max(same or serial, key=tokens_per_second), best):
         metrics = result.samples[0].metrics
@@ -176,7 +194,8 @@ def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
     print(format_steps(speeds), flush=True)
 
     menu = cpu_menu(split=len(subject.cores) > 1, pearl_shared=options.pearl_shared)
-    whole = Workload(subject.prompts, options.max_tokens, seed=options.seed)
+    by_temperature = menus(menu, options.temperature, options.judge)
+    whole = Workload(subject.prompts, options.max_tokens, seed=options.seed, batch=options.batch)
     workload = fit_workload(
         whole, seconds_per_token(subject), options.budget, len(options.temperature), len(options.gammas)
     )
@@ -189,9 +208,9 @@ def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
         bar = stack.enter_context(tqdm(total=0, unit="run", file=sys.stderr, dynamic_ncols=True))
         bar.total = sum(
             num_runs(
-                menu,
+                by_temperature[temperature],
                 options.gammas,
-                len(workload.prompts),
+                workload,
                 options.repeats,
                 sampled=temperature > 0,
                 num_peers=3 if peer is not None and temperature == 0 else 0,
@@ -199,12 +218,11 @@ def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
             for temperature in options.temperature
         )
         for temperature in options.temperature:
-            at = Workload(workload.prompts, workload.max_tokens, temperature, options.seed)
             section, results = run_section(
                 subject.run,
-                at,
+                workload.at(temperature),
                 gammas=tuple(options.gammas),
-                menu=menu,
+                menu=by_temperature[temperature],
                 repeats=options.repeats,
                 peer=peer,
                 bar=bar,

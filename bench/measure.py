@@ -18,7 +18,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -55,12 +55,23 @@ class Workload:
     max_tokens: int
     temperature: float = 0.0
     seed: int = 0
+    batch: int = 1  # prompts that run at once
 
     def part(self, num_prompts: int, max_tokens: int) -> Workload:
         """The same, over fewer prompts and tokens."""
-        return Workload(
-            self.prompts[:num_prompts], min(max_tokens, self.max_tokens), self.temperature, self.seed
-        )
+        return replace(self, prompts=self.prompts[:num_prompts], max_tokens=min(max_tokens, self.max_tokens))
+
+    def at(self, temperature: float) -> Workload:
+        """The same, at another temperature."""
+        return replace(self, temperature=temperature)
+
+    def firsts(self) -> range:
+        """The first prompt of each batch."""
+        return range(0, len(self.prompts), self.batch)
+
+    def together(self, prompt: int) -> range:
+        """The prompts of the batch that begins with this one."""
+        return range(prompt, min(prompt + self.batch, len(self.prompts)))
 
 
 @dataclass(frozen=True)
@@ -69,16 +80,18 @@ class Sample:
 
     prompt: int
     token_ids: list[int]
-    seconds: float  # around the whole call, prefill included
+    seconds: float  # around the whole call, prefill included; in a batch, this prompt's share of that
     ttft: float
     tpot: float
     metrics: RequestMetrics | None  # None for a peer
 
 
 class Runner(Protocol):
-    """Generates up to max_tokens from prompt i of a workload with a program, past any end-of-text token."""
+    """Generates max_tokens, past any end-of-text token, from the batch that begins with prompt i of a
+    workload -> a sample for each of its prompts.
+    """
 
-    def __call__(self, program: Program, workload: Workload, prompt: int) -> Sample: ...
+    def __call__(self, program: Program, workload: Workload, prompt: int) -> list[Sample]: ...
 
 
 @dataclass(frozen=True)
@@ -120,12 +133,20 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def first_difference(measured: Iterable[Measured]) -> Difference | None:
-    """The first prompt and token at which any program departs from the first one's output, or None."""
+    """The first prompt and token at which any program departs from the first one's output, or None.
+
+    Of those that owe each other the same tokens: all, but one judged by rejection owes them only to the same
+    strategy and window, and auto, which may choose another for each prompt, to nobody.
+    """
     everyone = [(m.program, s) for m in measured for s in m.samples]
-    reference: dict[int, tuple[Program, Sample]] = {}
+    reference: dict[tuple[Any, int], tuple[Program, Sample]] = {}
     found: list[Difference] = []
     for program, sample in everyone:
-        base_program, base = reference.setdefault(sample.prompt, (program, sample))
+        by_law = program.judge == "rejection" and program.strategy != "ar"
+        if by_law and program.strategy == "auto":
+            continue
+        owed = (program.strategy, program.gamma) if by_law else None
+        base_program, base = reference.setdefault((owed, sample.prompt), (program, sample))
         n = common_prefix(base.token_ids, sample.token_ids)
         if n < max(len(base.token_ids), len(sample.token_ids)):
             pair = tuple(ids[n] if n < len(ids) else None for ids in (base.token_ids, sample.token_ids))
@@ -146,14 +167,14 @@ def measure(
     results = [Measured(program) for program in programs]
     if warm_tokens:
         for result in results:
-            runner(result.program, workload.part(1, warm_tokens), 0)
+            runner(result.program, workload.part(workload.batch, warm_tokens), 0)
     turn = 0
     for _ in range(repeats):
-        for prompt in range(len(workload.prompts)):
+        for prompt in workload.firsts():
             for i in range(len(results)):
                 result = results[(i + turn) % len(results)]
                 progress(str(result.program))
-                result.samples.append(runner(result.program, workload, prompt))
+                result.samples += runner(result.program, workload, prompt)
             turn += 1
     return results
 
@@ -191,8 +212,11 @@ def speed_up(result: Measured, base: Measured) -> float:
 
 
 def mean_metric(result: Measured, name: str) -> float | None:
-    """Mean over samples of one of the engine's figures; None for a peer, or where it isn't defined."""
-    values = [getattr(s.metrics, name) for s in result.samples if s.metrics is not None]
+    """Mean over samples of one of the engine's figures; None for a peer, or where it isn't defined: how busy
+    a lane was is not known of one sequence among others.
+    """
+    of = [s.metrics for s in result.samples if s.metrics is not None]
+    values = [getattr(metrics, name) for metrics in of if metrics.trace or not name.endswith("_busy")]
     values = [v for v in values if not math.isnan(v)]
     return float(np.mean(values)) if values else None
 
@@ -238,9 +262,12 @@ def row_of(result: Measured, ar: Measured | None, sd: Measured | None) -> dict[s
 
 
 def rows_of(results: Sequence[Measured], *, equal: bool) -> list[dict[str, Any]]:
-    """All rows; speed-ups only if outputs were equal. x_ar: against the first ar, x_sd: the best sd."""
+    """All rows; speed-ups only if outputs were equal. x_ar: against the first ar, x_sd: the best sd that is
+    judged as ar is.
+    """
     ar = next((r for r in results if r.program.strategy == "ar"), None)
-    serial = [r for r in results if r.program.strategy == "sd" and r.program.judge == "coupled"]
+    judge = ar.program.judge if ar is not None else "coupled"
+    serial = [r for r in results if r.program.strategy == "sd" and r.program.judge == judge]
     sd = max(serial, key=tokens_per_second, default=None)
     return [row_of(r, ar if equal else None, sd if equal else None) for r in results]
 

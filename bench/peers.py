@@ -72,7 +72,7 @@ class HuggingFace:
             config.assistant_confidence_threshold,
         ) = values
 
-    def __call__(self, program: Program, workload: Workload, prompt: int) -> Sample:
+    def __call__(self, program: Program, workload: Workload, prompt: int) -> list[Sample]:
         ids = torch.tensor([list(workload.prompts[prompt])])
         self.set_window(program.gamma)
         clock = TokenClock()
@@ -95,11 +95,5 @@ class HuggingFace:
             torch.set_num_threads(threads)
         new = output[0, ids.shape[1] :].tolist()
         gaps = max(len(clock.times) - 1, 1)
-        return Sample(
-            prompt,
-            new,
-            seconds,
-            clock.times[0] - begin,
-            (clock.times[-1] - clock.times[0]) / gaps,
-            metrics=None,
-        )
+        tpot = (clock.times[-1] - clock.times[0]) / gaps
+        return [Sample(prompt, new, seconds, clock.times[0] - begin, tpot, metrics=None)]

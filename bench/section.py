@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from tqdm import tqdm
@@ -43,6 +43,7 @@ class Menu:
     swept: tuple[Program, ...]  # kinds whose gamma is swept
     auto: Program
     follow: tuple[str, ...] = ()  # placements where the swept kinds run too, with the gamma that was found
+    has_both: bool = True  # at temperature > 0 the best sd and pearl run judged by rejection too
 
     @property
     def num_programs(self) -> int:
@@ -50,8 +51,21 @@ class Menu:
 
     def programs(self, best: Sequence[Program]) -> list[Program]:
         """All of them, once the best gamma of each swept kind is known."""
-        follow = [Program(p.strategy, place, p.gamma, p.judge) for place in self.follow for p in best]
+        follow = [replace(p, placement=place) for place in self.follow for p in best]
         return [*self.plain, *best, *follow, self.auto]
+
+    def judged(self, judge: str) -> Menu:
+        """The same, all judged by "coupled" or by "rejection", and by nothing else."""
+
+        def by(program: Program) -> Program:
+            return replace(program, judge=judge)
+
+        plain, swept = tuple(map(by, self.plain)), tuple(map(by, self.swept))
+        return Menu(plain, swept, by(self.auto), self.follow, has_both=False)
+
+    @property
+    def judge(self) -> str:
+        return self.auto.judge
 
 
 def cpu_menu(*, split: bool = True, pearl_shared: bool = False) -> Menu:
@@ -72,6 +86,13 @@ def device_menu(forms: Sequence[str]) -> Menu:
     return Menu(plain, (Program("sd", first), Program("pearl", first)), Program("auto", first), tuple(others))
 
 
+def menus(menu: Menu, temperatures: Sequence[float], judge: str) -> dict[float, Menu]:
+    """What is measured at each temperature. judge: of all rows where tokens are sampled, or "both"."""
+    if judge == "both":
+        return dict.fromkeys(temperatures, menu)
+    return {at: menu.judged(judge) if at > 0 else menu for at in temperatures}
+
+
 @dataclass
 class Section:
     """All figures at one temperature."""
@@ -80,6 +101,8 @@ class Section:
     num_prompts: int
     num_tokens: int
     sweep: dict[str, dict[int, float]]
+    batch: int = 1
+    judge: str = "coupled"  # of all rows but those that are marked
     # set once everything has run
     rows: list[dict[str, Any]] = field(default_factory=list)
     difference: Difference | None = None
@@ -96,34 +119,44 @@ class Section:
 def num_runs(
     menu: Menu,
     gammas: Sequence[int],
-    num_prompts: int,
+    workload: Workload,
     repeats: int,
     *,
     sampled: bool,
     num_peers: int = 0,
 ) -> int:
-    """Calls of progress that one section makes: the sweep, then all its programs over all prompts."""
-    swept = len(menu.swept) * len(gammas) * min(SWEEP_PROMPTS, num_prompts) if len(gammas) > 1 else 0
-    num_programs = menu.num_programs + (2 if sampled else num_peers)
-    return swept + num_programs * num_prompts * repeats
+    """Calls of progress that one section makes: the sweep, then all its programs over all batches."""
+    swept = len(short_part(workload).firsts()) if len(gammas) > 1 else 0
+    num_programs = menu.num_programs + (2 * menu.has_both if sampled else num_peers)
+    whole = num_programs * len(workload.firsts()) * repeats
+    return len(menu.swept) * len(gammas) * swept + whole
 
 
 def fit_workload(
     workload: Workload, seconds_per_token: float, budget: float, num_sections: int, num_gammas: int
 ) -> Workload:
-    """Fewer prompts, then fewer tokens, if the whole run would take longer than the budget."""
+    """Fewer prompts, then fewer tokens, if the whole run would take longer than the budget; in batches, fewer
+    of these: as if a batch took no longer than one prompt.
+    """
+    least = max(MIN_PROMPTS, workload.batch)
 
     def cost(prompts: int, tokens: int) -> float:
-        swept = 3 * num_gammas * SWEEP_PROMPTS * min(tokens, SWEEP_TOKENS)
-        return num_sections * seconds_per_token * (swept + 8 * prompts * tokens)
+        part = workload.part(prompts, tokens)
+        swept = 3 * num_gammas * len(short_part(part).firsts()) * min(tokens, SWEEP_TOKENS)
+        return num_sections * seconds_per_token * (swept + 8 * len(part.firsts()) * tokens)
 
     prompts, tokens = len(workload.prompts), workload.max_tokens
-    while cost(prompts, tokens) > budget and (prompts > MIN_PROMPTS or tokens > MIN_TOKENS):
-        if prompts > MIN_PROMPTS:
-            prompts -= 1
+    while cost(prompts, tokens) > budget and (prompts > least or tokens > MIN_TOKENS):
+        if prompts > least:
+            prompts = max(prompts - workload.batch, least)
         else:
             tokens = max(MIN_TOKENS, tokens * 3 // 4)
     return workload.part(prompts, tokens)
+
+
+def short_part(workload: Workload) -> Workload:
+    """What gamma is swept on."""
+    return workload.part(max(SWEEP_PROMPTS, workload.batch), SWEEP_TOKENS)
 
 
 def peer_agreement(ours: Measured, theirs: Measured) -> dict[str, Any]:
@@ -163,9 +196,8 @@ def chosen_programs(
 ) -> tuple[list[Program], dict[str, dict[int, float]]]:
     """The swept kinds with their best gamma, and tok/s of all that were tried: none if there is no choice."""
     if len(gammas) == 1:
-        return [Program(k.strategy, k.placement, gammas[0], k.judge) for k in menu.swept], {}
-    short = workload.part(SWEEP_PROMPTS, SWEEP_TOKENS)
-    return sweep(runner, menu.swept, gammas, short, progress, warm_tokens)
+        return [replace(kind, gamma=gammas[0]) for kind in menu.swept], {}
+    return sweep(runner, menu.swept, gammas, short_part(workload), progress, warm_tokens)
 
 
 def run_section(
@@ -193,7 +225,7 @@ def run_section(
     best, rates = chosen_programs(runner, menu, gammas, workload, progress, warm_tokens)
     programs = menu.programs(best)
     exact = len(programs)
-    if workload.temperature > 0:
+    if workload.temperature > 0 and menu.has_both:
         lawful = [
             max(
                 (p for p in best if p.strategy == s),
@@ -201,13 +233,14 @@ def run_section(
             )
             for s in ("sd", "pearl")
         ]
-        programs += [Program(p.strategy, p.placement, p.gamma, "rejection") for p in lawful]
-    elif peer is not None:
+        programs += [replace(program, judge="rejection") for program in lawful]
+    elif workload.temperature == 0 and peer is not None:
         tuned = next(p for p in best if p.strategy == "sd")
         programs += peer.programs(tuned.gamma)
     whole = Peered(runner, peer) if peer is not None else runner
     results = measure(whole, programs, workload, repeats=repeats, progress=progress, warm_tokens=warm_tokens)
-    section = Section(workload.temperature, len(workload.prompts), workload.max_tokens, rates)
+    counts = len(workload.prompts), workload.max_tokens
+    section = Section(workload.temperature, *counts, rates, workload.batch, menu.judge)
     section.difference = first_difference(results[:exact])
     section.rows = rows_of(results, equal=section.difference is None)
     section.peers = {
@@ -219,11 +252,14 @@ def run_section(
 def format_section(section: Section) -> str:
     """Heading, table, and what there is to say about it."""
     greedy = section.temperature == 0
-    how = "greedy" if greedy else f"T = {section.temperature:g}, coupled"
-    lines = [f"{how}: {section.num_prompts} prompts x {section.num_tokens} tokens, past any end of text"]
+    how = "greedy" if greedy else f"T = {section.temperature:g}, {section.judge}"
+    batches = f", {section.batch} at once" if section.batch > 1 else ""
+    lines = [
+        f"{how}: {section.num_prompts} prompts x {section.num_tokens} tokens{batches}, past any end of text"
+    ]
     rows = [dict(row) for row in section.rows]
     for row in rows:
-        if row["judge"] == "rejection":
+        if row["judge"] != section.judge and row["judge"] == "rejection":
             row["strategy"] += " *"
     lines.append(format_table(rows))
     if section.sweep:
@@ -231,7 +267,7 @@ def format_section(section: Section) -> str:
     auto = next((row for row in rows if row["ran"]), None)
     if auto:
         lines.append(f"auto ran {', '.join(auto['ran'])}")
-    if not greedy:
+    if any(row["strategy"].endswith(" *") for row in rows):
         lines.append(
             "* judged by rejection: the same law, other tokens; its speed-ups compare equal numbers of tokens"
         )
@@ -241,7 +277,12 @@ def format_section(section: Section) -> str:
             f"common prefix {peer['mean_common_prefix']:.0f} tokens in the mean, "
             f"{peer['shortest_common_prefix']} at least"
         )
-    if section.difference is None:
+    if section.difference is None and section.judge == "rejection":
+        lines.append(
+            "outputs equal where rejection owes that: rows of one strategy and gamma; its speed-ups compare "
+            "equal numbers of tokens"
+        )
+    elif section.difference is None:
         lines.append("outputs equal: every row but those marked wrote the same tokens, prompt by prompt")
     else:
         lines.append(f"OUTPUTS DIFFER, so no speed-ups: {section.difference}")

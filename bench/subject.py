@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -48,27 +49,9 @@ class Subject:
     planted: PlantedPair | None = None
     checkpoints: tuple[Path, Path] | None = None
 
-    def run(self, program: Program, workload: Workload, prompt: int) -> Sample:
+    def run(self, program: Program, workload: Workload, prompt: int) -> list[Sample]:
         """A runner (see measure.Runner) over the engine."""
-        params = SamplingParams(
-            temperature=workload.temperature,
-            max_tokens=workload.max_tokens,
-            seed=workload.seed + prompt,
-            ignore_eos=True,
-        )
-        ids = list(workload.prompts[prompt])
-        outputs, seconds = timed(
-            lambda: self.engine.generate(
-                ids,
-                params,
-                strategy=program.strategy,
-                gamma=program.gamma or None,
-                placement=program.placement,
-                judge=program.judge,
-            )
-        )
-        metrics = outputs[0].metrics
-        return Sample(prompt, outputs[0].token_ids, seconds, metrics.ttft, metrics.tpot, metrics)
+        return samples_of(self.engine, program, workload, prompt, placement=program.placement)
 
     @contextmanager
     def checkpoint_directories(self) -> Iterator[tuple[Path, Path]]:
@@ -79,6 +62,34 @@ class Subject:
         assert self.planted is not None
         with tempfile.TemporaryDirectory(prefix="planted-") as directory:
             yield self.planted.save(Path(directory))
+
+
+def samples_of(
+    engine: Engine, program: Program, workload: Workload, prompt: int, **options: Any
+) -> list[Sample]:
+    """One call of generate() for the batch that begins with a prompt. options: more of its arguments."""
+    params = SamplingParams(
+        temperature=workload.temperature,
+        max_tokens=workload.max_tokens,
+        seed=workload.seed + prompt,
+        ignore_eos=True,
+    )
+    numbers = workload.together(prompt)
+    outputs, seconds = timed(
+        lambda: engine.generate(
+            [list(workload.prompts[number]) for number in numbers],
+            params,
+            strategy=program.strategy,
+            gamma=program.gamma or None,
+            judge=program.judge,
+            **options,
+        )
+    )
+    share = seconds / len(numbers)
+    return [
+        Sample(number, output.token_ids, share, output.metrics.ttft, output.metrics.tpot, output.metrics)
+        for number, output in zip(numbers, outputs, strict=True)
+    ]
 
 
 class NativePredict:

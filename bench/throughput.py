@@ -112,7 +112,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
-    parser.add_argument("--strategies", nargs="+", default=["ar", "sd", "pearl"])
+    parser.add_argument(
+        "--strategies",
+        nargs="+",
+        default=["ar", "sd", "pearl", "auto"],
+        choices=("ar", "sd", "pearl", "auto"),
+    )
     parser.add_argument("--gamma", type=int, default=3, help="drafts per window of sd and pearl")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
@@ -133,7 +138,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 def measure(subject: Subject, options: argparse.Namespace) -> list[Figures]:
     """Every program at every size, by turns: a slow minute of the machine hits all alike."""
     found = {
-        (strategy, batch): Figures(strategy, 0 if strategy == "ar" else options.gamma, batch)
+        (strategy, batch): Figures(strategy, options.gamma if strategy in ("sd", "pearl") else 0, batch)
         for batch in options.batches
         for strategy in options.strategies
     }
@@ -159,7 +164,7 @@ def run(subject: Subject, options: argparse.Namespace, figures: Figures) -> None
             params,
             strategy=figures.strategy,
             gamma=figures.gamma or None,
-            placement="shared",
+            placement=None if figures.strategy == "auto" else "shared",
             judge="coupled",
         )
         outputs, seconds = timed(generate)

@@ -11,7 +11,7 @@ from tiny_pair import random_pair
 
 import pearl_rt
 
-GAMMA, PROMPT = 4, [7, 3, 5]
+GAMMA, PROMPT = 2, [7, 3, 5]
 
 
 def an_operator(graph: "torch.cuda.CUDAGraph | None") -> None:

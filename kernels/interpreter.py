@@ -1,4 +1,4 @@
-"""Mends Triton's interpreter: loops to a run-time bound under numpy 2.4, and assertions when asked for.
+"""Mends Triton's interpreter: loops to a run-time bound under numpy 2.4, assertions on request, its pace.
 
 Imported by the files that kernels are made of; does nothing where kernels are compiled.
 
@@ -9,6 +9,9 @@ of Triton, and whoever installs pearl_rt beside other packages has the numpy tha
 The interpreter evaluates every check for integer overflow and throws the result away, for a fifth of its
 time, and makes no tl.device_assert. Both follow triton.knobs.runtime.debug (TRITON_DEBUG=1) here, as they do
 in compiled kernels: off, or an AssertionError.
+
+It patches triton.language anew for every launch and every call of a device function, a third of the time of a
+small kernel, and restores after a launch a part of it. Here what is patched stays so.
 """
 
 from __future__ import annotations
@@ -43,6 +46,21 @@ def follow_debug() -> None:
     builder.options = replace(builder.options, debug=debug, sanitize_overflow=debug)
 
 
+def patch_once() -> None:
+    """Has the language stay patched, from the first launch out of each module on."""
+    patch = interpreter._patch_lang
+    patched: set[str] = set()
+
+    def patch_new(fn: Any) -> Any:
+        if fn.__module__ not in patched:  # what is patched follows from the module's globals
+            patched.add(fn.__module__)
+            patch(fn)
+        return interpreter._LangPatchScope()  # which has nothing to restore
+
+    interpreter._patch_lang = patch_new
+
+
 if interpreting():
     mend_scalars()
     follow_debug()
+    patch_once()

@@ -11,6 +11,7 @@ from typing import Any
 
 from pearl_rt.config import Environment
 from pearl_rt.errors import ConfigError, RequestError
+from pearl_rt.kv_pool import checked_kv_cache_tokens
 from pearl_rt.lane import CpuBackend
 from pearl_rt.options import DEFAULT_NUM_SEQS, DEVICES, FORMS, choice, threads
 from pearl_rt.planner import MAX_GAMMA
@@ -33,6 +34,7 @@ class Asked:
     placement: Any = "auto"
     gamma: Any = None
     max_num_seqs: Any = None
+    kv_cache_tokens: Any = None
 
 
 def gpu_can_run() -> bool:
@@ -88,14 +90,15 @@ def backend(asked: Asked, *, has_draft: bool) -> Any:
     draft_device = draft_device_name(asked, device, has_draft)
     choice("form", asked.form, FORMS)
     num_slots = None if asked.max_num_seqs is None else _whole("max_num_seqs", asked.max_num_seqs, 1, 256)
-    if device != "cpu" and num_slots not in (None, 1):
+    kv_cache_tokens = checked_kv_cache_tokens(asked.kv_cache_tokens)
+    if device != "cpu" and kv_cache_tokens is not None:
         raise ConfigError(
-            f"max_num_seqs {num_slots}: one sequence at a time runs on {device!r} so far: drop it, or "
-            "pass device='cpu'"
+            f"kv_cache_tokens {kv_cache_tokens}: on {device!r} every sequence has a KV cache of its own so "
+            "far: drop it, or pass device='cpu'"
         )
     num_threads, isa = threads(asked.num_threads, environment.num_threads), asked.isa or environment.isa
     if device == "cpu":
-        return CpuBackend(num_threads, isa, num_slots or DEFAULT_NUM_SEQS)
+        return CpuBackend(num_threads, isa, num_slots or DEFAULT_NUM_SEQS, kv_cache_tokens)
     if device == "interpret":
         Environment.interpret_kernels()
     if draft_device != "cpu":
@@ -109,7 +112,7 @@ def backend(asked: Asked, *, has_draft: bool) -> Any:
         if device == "interpret":
             from pearl_rt.interpret_lane import InterpretBackend
 
-            return InterpretBackend()
+            return InterpretBackend(num_slots or 1)
         from pearl_rt.cuda_backend import CudaBackend
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -124,6 +127,7 @@ def backend(asked: Asked, *, has_draft: bool) -> Any:
         max_memory=None if asked.max_memory is None else _whole("max_memory", asked.max_memory, 1),
         gamma=asked.gamma if asked.gamma in range(1, MAX_GAMMA + 1) else None,
         cpu=CpuBackend(num_threads, isa) if draft_device == "cpu" else None,
+        num_slots=num_slots or 1,
     )
 
 

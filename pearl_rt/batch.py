@@ -4,35 +4,17 @@ Knows jobs, answers and lanes; not what a round does. A run has one program and 
 go with it waits until the run has ended.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pearl_rt.answer import Answer
 from pearl_rt.errors import NumericsError
-from pearl_rt.options import Candidates
+from pearl_rt.job import Job
 from pearl_rt.outputs import RequestOutput
 from pearl_rt.planner import Plan
-from pearl_rt.request import Prompt
-from pearl_rt.sampling_params import SamplingParams
+from pearl_rt.runs import Runs
 from pearl_rt.scheduler import News
 from pearl_rt.step_timing import POLL_MS
-
-
-@dataclass(frozen=True)
-class Job:
-    """A request that was checked: what is asked, how it may run, and where its answer grows."""
-
-    prompt: Prompt
-    params: SamplingParams
-    candidates: Candidates
-    judge: str
-    answer: Answer
-
-    @property
-    def regime(self) -> str:
-        """The kind of sampling, as the chooser tells them apart."""
-        return self.judge if self.params.temperature > 0 else "greedy"
 
 
 @dataclass
@@ -42,29 +24,15 @@ class _Sequence:
     request_id: int  # the scheduler's
     job: Job
     plan: Plan
-    is_alone: bool  # no other has run beside it
+    is_alone: bool  # no other has run beside it, nor was expected to
 
 
 class Batch:
-    """pearl_rt.scheduler.Slots over the coordinators of an engine. For one thread at a time.
+    """pearl_rt.scheduler.Slots over the lanes of an engine. For one thread at a time."""
 
-    choose   the program for a job and its lanes, which are idle
-    submit   a job to a run that goes on, with this window -> the coordinator's id, or None if it has ended
-    start    a run for a job -> the coordinator's id
-    learn    told of each job that has run: (job, plan, whether it ran alone)
-    """
-
-    def __init__(
-        self,
-        num_slots: int,
-        *,
-        choose: Callable[[Job], tuple[Plan, Any]],
-        submit: Callable[[Any, Job, int], int | None],
-        start: Callable[[Any, Job, Plan], int],
-        learn: Callable[[Job, Plan, bool], None],
-    ) -> None:
-        self.num_slots = num_slots
-        self._choose, self._submit, self._start, self._learn = choose, submit, start, learn
+    def __init__(self, runs: Runs) -> None:
+        self.num_slots = runs.num_slots
+        self._runs = runs
         self._lanes: Any = None  # of the run that goes on
         self._plan: Plan | None = None
         self._judge = ""
@@ -77,7 +45,7 @@ class Batch:
         return bool(self._running or self._news)
 
     def can_start(self, job: Job) -> bool:
-        """Whether a slot is free, and what runs in the others is a program for this job too."""
+        """Whether a slot is free, and what runs has a place for this job too."""
         if not self._running:
             return True
         assert self._plan is not None
@@ -86,27 +54,34 @@ class Batch:
             and job.judge == self._judge
             and self._plan.strategy in job.candidates.strategies
             and self._plan.placement in job.candidates.placements
+            and self._runs.has_place(self._lanes, job, self._plan_beside(job))
         )
 
-    def start(self, request_id: int, job: Job) -> None:
-        """Begins a job that can start. Raises what keeps it from running."""
+    def start(self, request_id: int, job: Job, num_waiting: int = 0) -> None:
+        """Begins a job that can start. num_waiting: those behind it. Raises what keeps it from running."""
         job.answer.begin()
         if self._running:
-            assert self._plan is not None
-            plan = self._plan
-            if plan.gamma not in (0, *job.candidates.gammas):
-                plan = Plan(plan.strategy, job.candidates.gammas[0], plan.placement, 0.0, 0.0)
-            number = self._submit(self._lanes, job, plan.gamma)
+            plan = self._plan_beside(job)
+            number = self._runs.submit(self._lanes, job, plan)
             if number is not None:
                 for sequence in self._running.values():
                     sequence.is_alone = False
                 self._running[number] = _Sequence(request_id, job, plan, False)
                 return
         self._drain()
-        plan, lanes = self._choose(job)
+        num_seqs = min(self.num_slots, 1 + num_waiting)
+        plan, lanes = self._runs.choose(job, num_seqs)
         lanes.coordinator.stop()  # a second Ctrl-C may have left it at work
         self._plan, self._judge, self._lanes = plan, job.judge, lanes
-        self._running[self._start(lanes, job, plan)] = _Sequence(request_id, job, plan, True)
+        self._running[self._runs.start(lanes, job, plan)] = _Sequence(request_id, job, plan, num_seqs == 1)
+
+    def _plan_beside(self, job: Job) -> Plan:
+        """The plan of the run that goes on, for one more job: with its own window if it is told one."""
+        plan = self._plan
+        assert plan is not None
+        if plan.gamma in (0, *job.candidates.gammas):
+            return plan
+        return Plan(plan.strategy, job.candidates.gammas[0], plan.placement, 0.0, 0.0)
 
     def poll(self, min_results: int = 1) -> list[News]:
         """News of what runs, waiting for min_results rounds or POLL_MS. Raises what ended the run."""
@@ -179,7 +154,7 @@ class Batch:
         elif has_slot:
             lanes.coordinator.cancel(number)
         output = job.answer.finish(sequence.plan, trace)
-        self._learn(job, sequence.plan, sequence.is_alone)
+        self._runs.learn(job, sequence.plan, sequence.is_alone)
         return output
 
     def _drain(self) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pearl_rt.cuda_device import Gpu, GraphStream, StepGraph
+from pearl_rt.device_shaping import Shaping
 from pearl_rt.device_state import IDLE
 from pearl_rt.device_steps import DraftSteps, TargetSteps
 from pearl_rt.errors import PearlError
@@ -27,6 +28,7 @@ class Step:
     judge: str = ""
     keep_logits: bool = False
     slot: int = 0
+    shaped: bool = False  # with filters and penalties, which change nothing where they are off
 
     def __str__(self) -> str:
         known = {name: value for name, value in vars(self).items() if name != "op" and value}
@@ -34,11 +36,19 @@ class Step:
 
 
 def steps_of(
-    chosen: Program, *, gamma: int, judge: str, keep_logits: bool, slots: Iterable[int]
+    chosen: Program,
+    *,
+    gamma: int,
+    judge: str,
+    keep_logits: bool,
+    slots: Iterable[int],
+    shaped: bool = False,
+    joins: bool = False,
 ) -> list[tuple[str, Step]]:
     """(lane, step): what the lanes launch in a program, in order of first use.
 
-    gamma: the window of the run, if it drafts at all. slots: those that have a request.
+    gamma: the window of the run, if it drafts at all. slots: those that have a request, or may get one.
+    joins: whether requests join the run.
     """
     drafts = any(op.kind == "draft" for lane in chosen.lanes for op in lane.body)
     window = gamma if drafts else 0
@@ -51,11 +61,12 @@ def steps_of(
             if op.kind == "prefill":
                 steps += [Step("prefill logits", window, slot=slot) for slot in slots]
             elif op.kind in ("first", "verify"):
-                steps = [Step("verify", window, judge)]
+                names = ("verify", "join") if joins else ("verify",)
+                steps = [Step(name, window, judge, shaped=shaped) for name in names]
             elif op.kind in ("score", "score window"):
                 steps = [Step(op.kind, window)]
             elif op.kind == "draft":
-                steps = [Step("draft", window, judge, keep_logits)]
+                steps = [Step("draft", window, judge, keep_logits, shaped=shaped)]
             found |= dict.fromkeys((name, step) for step in steps)
     return list(found)
 
@@ -68,6 +79,7 @@ class LaneGraphs:
     steps: TargetSteps | DraftSteps
     stream: GraphStream
     native: Any  # _C.CudaLane
+    shaping: Shaping | None = None  # of steps that are shaped
     graphs: dict[Step, StepGraph] = field(default_factory=dict)
 
     def capture(self, step: Step) -> None:
@@ -80,6 +92,7 @@ class LaneGraphs:
             judge=step.judge,
             keep_logits=step.keep_logits,
             slot=step.slot,
+            shaped=step.shaped,
             graph=graph.graph,
             exec=graph.exec,
             owner=graph,
@@ -88,6 +101,7 @@ class LaneGraphs:
     def idle(self) -> None:
         """Empties the slots of the last request, whose prompt and state are written anew by the next."""
         self.steps.state.whole.finish_reason.fill_(IDLE)
+        self.steps.state.joining.fill_(IDLE)
         self.steps.chunk.zero_()
 
     def destroy(self) -> None:
@@ -98,16 +112,16 @@ class LaneGraphs:
             self.graphs.popitem()[1].destroy()
 
     def _launch_of(self, step: Step) -> Callable[[], None]:
-        steps = self.steps
+        steps, shaping = self.steps, self.shaping if step.shaped else None
         if step.op == "prefill chunk":
             return steps.prefill_chunk
         if isinstance(steps, DraftSteps):
             assert step.op == "draft", f"{step} is no step of a draft"
-            return lambda: steps.draft(step.gamma, step.judge, step.keep_logits)
+            return lambda: steps.draft(step.gamma, step.judge, step.keep_logits, shaping)
         if step.op == "prefill logits":
             return lambda: steps.prefill_logits(step.gamma, step.slot)
-        if step.op == "verify":
-            return lambda: steps.verify(step.gamma, step.judge)
+        if step.op in ("verify", "join"):
+            return lambda: steps.verify(step.gamma, step.judge, shaping, joining=step.op == "join")
         return lambda: steps.score(step.gamma, include_window=step.op == "score window")
 
 

@@ -30,9 +30,32 @@ class Chooser:
         self._last: tuple[Plan, str] | None = None  # what ran last, and in which regime
         self._num_requests = 0
 
-    def choose(self, candidates: Candidates, regime: str) -> Plan:
-        """The program with the best expected tokens per second. Times of all placements must be known."""
-        return self._plans(candidates, regime)[0]
+    def choose(self, candidates: Candidates, regime: str, num_seqs: int = 1) -> Plan:
+        """The program with the best expected tokens per second for so many sequences at once. Times of all
+        placements must be known.
+
+        ar in a batch, where a single sequence would draft, is a program that drafts, with windows of 0: the
+        batch will be smaller some day.
+        """
+        best = self._plans(candidates, regime, num_seqs)[0]
+        if num_seqs == 1 or best.strategy != "ar":
+            return best
+        placed = Candidates(candidates.strategies, (best.placement,), candidates.gammas)
+        return self._plans(placed, regime)[0]
+
+    def windows(self, chosen: Plan, candidates: Candidates, regime: str, num_slots: int) -> list[int]:
+        """[num_slots + 1] the best window of a program beside so many sequences; none if it has no choice."""
+        options = candidates.windows(chosen.strategy)
+        if len(options) < 2:
+            return []
+
+        def best(num_seqs: int) -> int:
+            strategies = [chosen.strategy, *(["ar"] if 0 in options else [])]
+            placed = Candidates(tuple(strategies), (chosen.placement,), candidates.gammas)
+            return self._plans(placed, regime, num_seqs)[0].gamma
+
+        found = [best(num_seqs) for num_seqs in range(1, num_slots + 1)]
+        return [found[0], *found]
 
     def learn(self, chosen: Plan, regime: str, metrics: RequestMetrics, *, is_alone: bool = True) -> None:
         """Takes in one request. is_alone: no other ran beside it, so that its times are the program's."""
@@ -69,7 +92,7 @@ class Chooser:
             ],
         }
 
-    def _plans(self, candidates: Candidates, regime: str) -> list[Plan]:
+    def _plans(self, candidates: Candidates, regime: str, num_seqs: int = 1) -> list[Plan]:
         times: Mapping[str, StepTimes] = {name: self.times[name] for name in candidates.placements}
         return plans(
             times,
@@ -77,6 +100,7 @@ class Chooser:
             strategies=candidates.strategies,
             gammas=candidates.gammas,
             slowdowns=self._slowdowns,
+            num_seqs=num_seqs,
         )
 
 

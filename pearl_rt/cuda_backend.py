@@ -26,8 +26,6 @@ BATCHES = (1, 2, 4, 8, 16, 32)  # slots that steps are captured for: fewer seque
 class CudaBackend:
     """What an engine asks of device="cuda"."""
 
-    num_slots = 1  # that an engine fills so far
-
     def __init__(
         self,
         device: str,
@@ -40,9 +38,15 @@ class CudaBackend:
         num_slots: int = 1,
         gamma: int | None = None,
     ) -> None:
-        """cpu: of a draft on the CPU. num_slots: sequences at a time, up to the next of BATCHES. gamma: the
-        one window that is in use; None: many.
+        """cpu: of a draft on the CPU. num_slots: sequences at a time, in steps for the next of BATCHES.
+        gamma: the one window that is in use; None: many.
         """
+        if cpu is not None and num_slots > 1:
+            raise ConfigError(
+                f"max_num_seqs {num_slots}: one sequence at a time runs beside a draft on the CPU: drop it, "
+                "or put the draft on a GPU"
+            )
+        self.num_slots = num_slots
         self._gpu = find_gpu(device)
         self._draft_gpu = self._gpu
         if draft_device is not None and cpu is None:
@@ -77,6 +81,9 @@ class CudaBackend:
         chosen = choice("dtype", dtype, ("auto", *DTYPES))
         return config.torch_dtype if chosen == "auto" else chosen
 
+    def kv_pool(self, max_model_len: int) -> None:
+        """Every sequence has a KV cache of its own here."""
+
     def check_memory(
         self, models: Sequence[tuple[str, ModelConfig, str]], *, max_model_len: int, num_placements: int
     ) -> None:
@@ -94,7 +101,8 @@ class CudaBackend:
             gpu = self._gpu if name == "target" else self._draft_gpu
             by_gpu.setdefault(gpu.ordinal, (gpu, []))[1].append(GpuModel(name, config, dtype, columns[name]))
         for gpu, held in by_gpu.values():
-            remedies = ["pass dtype='bfloat16'"] if any(model.dtype == "float32" for model in held) else []
+            remedies = ["lower max_num_seqs"] if self.num_slots > 1 else []
+            remedies += ["pass dtype='bfloat16'"] if any(model.dtype == "float32" for model in held) else []
             if len(held) > 1:
                 remedies.append("put the draft elsewhere with draft_device")
             check_gpu_memory(

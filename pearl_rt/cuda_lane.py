@@ -9,7 +9,7 @@ Knows sizes, steps and captures; not prompts, text, or how a round works. A plac
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pearl_rt._C as _C
 from pearl_rt.capture import Capture, LaneGraphs, shut, steps_of
@@ -18,6 +18,7 @@ from pearl_rt.cuda_device import DRAFT_PRIORITY, TARGET_PRIORITY, Gpu
 from pearl_rt.cuda_requirements import PairSizes
 from pearl_rt.device_model import memory_errors
 from pearl_rt.device_pair import DevicePair
+from pearl_rt.device_shaping import MAX_BIASED, Shaping, check_biased
 from pearl_rt.device_state import DeviceState
 from pearl_rt.device_steps import DraftSteps, TargetSteps
 from pearl_rt.eager_coordinator import NOMINAL_TIMES, EagerCoordinator
@@ -27,7 +28,7 @@ from pearl_rt.metrics import TraceRow
 from pearl_rt.models.llama import Llama, LlamaWeights
 from pearl_rt.planner import StepTimes
 from pearl_rt.program import program
-from pearl_rt.request import Request, check_on_device, check_stop_ids
+from pearl_rt.request import Request, check_captured, check_stop_ids
 from pearl_rt.step_timing import MEASURED_GAMMAS, measure
 
 Steps = TypeVar("Steps", TargetSteps, DraftSteps)
@@ -58,6 +59,7 @@ class CudaLanes:
     """The native side of one placement: steps, their graphs, and the coordinator that launches them."""
 
     overlaps = True  # two streams, or two devices
+    adapts = False  # a run has one window
 
     def __init__(
         self,
@@ -78,10 +80,10 @@ class CudaLanes:
         self._sizes = PairSizes(target.gpu, options.num_slots, target.max_model_len, target.config, config)
         self._room = self._sizes.state
         self.draft_steps: DraftSteps | None = None
-        self.target_steps, state = self._steps(TargetSteps, target)
+        self.target_steps = self._steps(TargetSteps, target)
         if isinstance(draft, CudaModel):
-            shared = state if placement == "shared" else None
-            self.draft_steps, _ = self._steps(DraftSteps, draft, shared)
+            shared = self.target_steps.state if placement == "shared" else None
+            self.draft_steps = self._steps(DraftSteps, draft, shared)
         # What others may launch of these models (pearl_rt.device_round): on two devices there is none.
         self.gpu = target.gpu
         self.pair: DevicePair | None = None
@@ -109,29 +111,46 @@ class CudaLanes:
 
     def start(self, strategy: str, request: Request, judge: str) -> int:
         """Starts a program for one request, once its steps are captured -> its id in the results."""
-        check_stop_ids(request, self._room.max_stop_ids)
+        return self.start_all(strategy, [request], judge)[0]
+
+    def start_all(self, strategy: str, requests: Sequence[Request], judge: str) -> list[int]:
+        """Starts a program for requests that run together, each in a slot of its own -> their ids."""
+        for request in requests:
+            self._check(request)
         if self.pair is not None and not self.coordinator.running:
             if self.pair.claims != self._claim:  # somebody else has used the slots, on streams of their own
                 self._synchronize()
             self._claim = self.pair.claim()
         chosen = program(strategy, self.placement)
         if self._capture is None:
-            return int(self.coordinator.start(chosen, [request], judge)[0])
-        check_on_device(request, shaped=False)
+            return list(self.coordinator.start(chosen, list(requests), judge))
         if not self.coordinator.running:  # else start() says that it is
+            joins = self._joins
             self._capture.ensure(
                 steps_of(
                     chosen,
-                    gamma=request.gamma,
+                    gamma=max((request.gamma for request in requests), default=0),
                     judge=judge,
-                    keep_logits=judge == "rejection" and request.temperature > 0,
-                    slots=range(1),
+                    keep_logits=judge == "rejection" and any(r.temperature > 0 for r in requests),
+                    slots=range(self._room.num_slots if joins else len(requests)),
+                    shaped=any(request.asked() for request in requests),
+                    joins=joins,
                 )
             )
-        return int(self.coordinator.start(chosen, [_C.Request(**vars(request))], judge)[0])
+        return list(self.coordinator.start(chosen, [_C.Request(**vars(r)) for r in requests], judge))
 
-    def submit(self, request: Request) -> None:
-        """Nobody joins a run here so far."""
+    def submit(self, request: Request) -> int | None:
+        """One more request for the run that goes on -> its id, or None: no run goes on, nobody can join it,
+        or its steps were captured for less: a shorter window, temperature 0, nothing that changes logits.
+        """
+        self._check(request)
+        if self._capture is None:
+            return cast("int | None", self.coordinator.submit(request))
+        return cast("int | None", self.coordinator.submit(_C.Request(**vars(request))))
+
+    def has_place(self, request: Request) -> bool:
+        """Whether the run that goes on was captured for what this request asks."""
+        return self._capture is None or bool(self.coordinator.allows(_C.Request(**vars(request))))
 
     def trace(self) -> list[TraceRow]:
         """What each lane did in the last request; nothing of a GPU's lane unless it was timed."""
@@ -190,9 +209,7 @@ class CudaLanes:
         else:
             self._end()
 
-    def _steps(
-        self, kind: type[Steps], model: CudaModel, state: DeviceState | None = None
-    ) -> tuple[Steps, DeviceState]:
+    def _steps(self, kind: type[Steps], model: CudaModel, state: DeviceState | None = None) -> Steps:
         """The steps of one lane, over the other's state or one of their own."""
         with model.gpu.current(), memory_errors(model.gpu.device, "caches and buffers"):
             own = DeviceState(self._room, model.gpu.device) if state is None else state
@@ -204,7 +221,18 @@ class CudaLanes:
                 block_size=self._sizes.block_size,
                 vocab_size=columns,
             )
-            return kind(llama, own), own
+            return kind(llama, own)
+
+    @property
+    def _joins(self) -> bool:
+        """Whether requests can join a run: beside a draft on the CPU they cannot."""
+        return self._room.num_slots > 1 and not self._draft_on_host
+
+    def _check(self, request: Request) -> None:
+        check_stop_ids(request, self._room.max_stop_ids)
+        check_biased(request)
+        if self._capture is not None:
+            check_captured(request, shaped=True)
 
     def _synchronize(self) -> None:
         for gpu in self._gpus:
@@ -214,14 +242,18 @@ class CudaLanes:
         self, target: CudaModel, draft: CudaModel | Model | None, draft_cores: Sequence[int]
     ) -> Capture:
         """Builds the lanes and their coordinator -> the owner of their graphs."""
-        graphs = [self._graphs("target", target.gpu, self.target_steps, TARGET_PRIORITY)]
+        shaping = self._shaping(target.gpu, self.target_steps)
+        graphs = [self._graphs("target", target.gpu, self.target_steps, shaping, TARGET_PRIORITY)]
         lanes = [graphs[0].native]
         if isinstance(draft, CudaModel):
             assert self.draft_steps is not None
-            graphs.append(self._graphs("draft", draft.gpu, self.draft_steps, DRAFT_PRIORITY))
+            if self.draft_steps.state is not self.target_steps.state:
+                shaping = self._shaping(draft.gpu, self.draft_steps)
+            graphs.append(self._graphs("draft", draft.gpu, self.draft_steps, shaping, DRAFT_PRIORITY))
             lanes.append(graphs[1].native)
         elif draft is not None:
             cores = list(draft_cores)
+            shaping.kept_thresholds.fill_(-float("inf"))  # its rows come as they were sampled, cut already
             lanes.append(_C.CpuLane("draft", draft.executor(cores), _C.Device(cores)))
         room = self._room
         draft_vocab_size = draft.config.vocab_size if isinstance(draft, Model) else room.draft_vocab_size
@@ -235,10 +267,18 @@ class CudaLanes:
         )
         return Capture(graphs, self._gpus)
 
-    def _graphs(self, name: str, gpu: Gpu, steps: TargetSteps | DraftSteps, priority: int) -> LaneGraphs:
+    def _shaping(self, gpu: Gpu, steps: TargetSteps | DraftSteps) -> Shaping:
+        """What changes logits in the rounds of a state."""
+        with gpu.current(), memory_errors(gpu.device, "filters and penalties"):
+            return Shaping(steps.state, captured=True)
+
+    def _graphs(
+        self, name: str, gpu: Gpu, steps: TargetSteps | DraftSteps, shaping: Shaping, priority: int
+    ) -> LaneGraphs:
         """A stream of its own, and the native lane that launches on it."""
         stream, room = gpu.stream(priority), self._room
-        tensors = dict(vars(steps.state.whole)) | {"chunk": steps.chunk}
+        tensors = dict(vars(steps.state.whole)) | {"chunk": steps.chunk, "joining": steps.state.joining}
+        tensors |= shaping.arrays()
         sizes = {
             "num_slots": room.num_slots,
             "gamma_max": room.gamma_max,
@@ -246,6 +286,7 @@ class CudaLanes:
             "draft_vocab_size": room.draft_vocab_size,
             "num_stop_ids": room.max_stop_ids,
             "prefill_chunk": self._sizes.lane.prefill_chunk,
+            "num_biased": MAX_BIASED,
         }
         staging = gpu.staging(_C.DeviceArrays.staging_bytes(**sizes, host_logits=self._draft_on_host))
         arrays = _C.DeviceArrays(
@@ -255,7 +296,7 @@ class CudaLanes:
             ring_size=room.ring_size,
             staging=staging.data_ptr(),
             num_staging_bytes=staging.nbytes,
-            owner=(steps, staging),
+            owner=(steps, shaping, staging),
         )
         native = _C.CudaLane(name, self._issuer, gpu.ordinal, stream.handle, arrays)
-        return LaneGraphs(name, steps, stream, native)
+        return LaneGraphs(name, steps, stream, native, shaping)

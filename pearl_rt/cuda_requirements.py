@@ -14,6 +14,7 @@ import torch
 from pearl_rt.config import ModelConfig
 from pearl_rt.cuda_device import Gpu
 from pearl_rt.device_model import DTYPES, PREFILL_CHUNKS
+from pearl_rt.device_shaping import Shaping
 from pearl_rt.device_state import DeviceState, StateSizes
 from pearl_rt.errors import ResourceError
 from pearl_rt.kv_cache import CacheShape
@@ -84,7 +85,8 @@ def parts_of(models: Sequence[GpuModel], sizes: PairSizes) -> dict[str, int]:
             model.config, room, weights, block_size=sizes.block_size, vocab_size=model.vocab_size
         ).num_bytes
     parts[f"{room.max_model_len} tokens of KV cache"] = cache
-    parts["logits and state"] = DeviceState(sizes.state, META).num_bytes
+    state = DeviceState(sizes.state, META)
+    parts["logits and state"] = state.num_bytes + Shaping(state).num_bytes
     parts["activations"] = buffers
     parts["kernels and graphs (a guess)"] = ALLOWANCE
     return parts

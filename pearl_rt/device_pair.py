@@ -36,7 +36,7 @@ from pearl_rt.kernels.state import State
 from pearl_rt.loader import load_tensors
 from pearl_rt.options import JUDGES, check_vocabularies, choice, max_length
 from pearl_rt.planner import MAX_GAMMA
-from pearl_rt.request import Request, check_on_device, check_stop_ids, prepare_prompt
+from pearl_rt.request import Request, check_captured, check_stop_ids, prepare_prompt
 from pearl_rt.sampling_params import SamplingParams
 from pearl_rt.tokenizer import Tokenizer
 
@@ -365,7 +365,7 @@ class DevicePair:
         )
         self.check_gamma(request.gamma)
         check_stop_ids(request, self.state.sizes.max_stop_ids)
-        check_on_device(request, shaped=False)
+        check_captured(request, shaped=False)
 
 
 def _at_least(**limits: tuple[Any, int]) -> None:

@@ -154,13 +154,16 @@ class TargetSteps(LaneSteps):
         logits = state.target_logits.view(slots * (gamma + 1), -1)
         self.model.logits(self.model.forward(batch, batch.num_live), rows, logits, batch.num_live)
 
-    def verify(self, gamma: int, judge: str, shaping: Shaping | None = None) -> None:
+    def verify(
+        self, gamma: int, judge: str, shaping: Shaping | None = None, *, joining: bool = False
+    ) -> None:
         """Judges what was scored and commits it; in round 0 the prompt's row, whose token is the first.
 
-        shaping: what requests do to rows before they are judged.
+        shaping: what requests do to rows before they are judged. joining: the slots that `joining` of the
+        state says run, and no others.
         """
-        state = self.state.windowed(gamma)
-        thresholds = shaping.target(gamma) if shaping is not None else None
+        state = self.state.windowed(gamma, joining=joining)
+        thresholds = shaping.target(gamma, joining=joining) if shaping is not None else None
         verify(
             state.target_logits,
             state.draft_logits if gamma > 0 else None,

@@ -10,20 +10,19 @@ scheduler's.
 """
 
 import os
-import threading
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pearl_rt.answer import Answer
 from pearl_rt.backends import Asked, backend
-from pearl_rt.batch import Batch, Job
-from pearl_rt.chooser import Chooser
+from pearl_rt.batch import Batch
 from pearl_rt.config import ModelConfig
 from pearl_rt.device_round import Round
 from pearl_rt.device_round_graph import RoundGraph
 from pearl_rt.errors import ConfigError, RequestError
 from pearl_rt.handle import RequestHandle
+from pearl_rt.job import Job
 from pearl_rt.loader import load_tensors
 from pearl_rt.options import (
     JUDGES,
@@ -35,12 +34,11 @@ from pearl_rt.options import (
     waiting_limit,
 )
 from pearl_rt.outputs import GenerationInterrupted, RequestOutput, StreamChunk
-from pearl_rt.planner import Plan
 from pearl_rt.request import Request, check_params, prepare_prompt, prompt_list
+from pearl_rt.runs import Runs
 from pearl_rt.sampling_params import SamplingParams, checked
 from pearl_rt.scheduler import Scheduler
 from pearl_rt.tokenizer import Tokenizer
-from pearl_rt.totals import Totals
 from pearl_rt.turn import Turn
 
 if TYPE_CHECKING:
@@ -69,8 +67,10 @@ class Engine:
     max_model_len  tokens of prompt and answer; None: what both models were made for, but 4096 at most
     num_threads    cores to use; None: all that this process may use
     isa            instruction set of the CPU's executor; None: the best that this machine has
-    max_num_seqs   sequences that run at once, each with a KV cache of its own; None: 8 on the CPU, 1
-                   elsewhere
+    max_num_seqs   sequences that run at once; None: 8 on the CPU, 1 elsewhere; on a GPU beside a draft on the
+                   CPU one
+    kv_cache_tokens  tokens of KV cache for all sequences together, on the CPU: a request waits for as much as
+                   its prompt and max_tokens may need; None: max_num_seqs times max_model_len
     max_waiting    submitted requests that may wait while others run
 
     submit() may be called from any thread; generate() and stream() not from several at once, nor while
@@ -100,6 +100,7 @@ class Engine:
         num_threads: int | None = None,
         isa: str | None = None,
         max_num_seqs: int | None = None,
+        kv_cache_tokens: int | None = None,
         max_waiting: int = 256,
     ) -> None:
         """From tensors in memory, by their Hugging Face names. The tensors are packed, and may be dropped."""
@@ -118,6 +119,7 @@ class Engine:
             placement,
             gamma,
             max_num_seqs,
+            kv_cache_tokens,
         )
         self._backend = backend(asked, has_draft=has_draft)
         self._limits = self._backend.limits(has_draft)
@@ -131,6 +133,7 @@ class Engine:
             parts.append(("draft", draft_config, draft_tensors))
         check_tokenizer(target_config, tokenizer)
         self.max_model_len = max_length(max_model_len, [config for _, config, _ in parts])
+        self._kv_pool = self._backend.kv_pool(self.max_model_len)
         candidates = self._wanted.narrowed(self._limits)
         described = [(name, config, self._backend.dtype(name, dtype, config)) for name, config, _ in parts]
         self._backend.check_memory(
@@ -141,20 +144,16 @@ class Engine:
             for (name, config, own), (_, _, tensors) in zip(described, parts, strict=True)
         ]
         self.target, self.draft = packed[0], packed[1] if has_draft else None
-        self._lanes: dict[str, Any] = {}
-        self._chooser = Chooser()
-        self._totals = Totals()
-        self._figures = threading.Lock()  # of who reads or changes what the chooser or the totals hold
         self._turn = Turn()
-        self._batch = Batch(
-            self._backend.num_slots,
-            choose=self._choose,
-            submit=lambda lanes, job, gamma: lanes.submit(self._request(job, gamma)),
-            start=lambda lanes, job, plan: lanes.start(
-                plan.strategy, self._request(job, plan.gamma), job.judge
-            ),
-            learn=self._learn,
+        self._runs = Runs(
+            self._backend,
+            self.target,
+            self.draft,
+            eos_ids=target_config.eos_token_ids,
+            max_model_len=self.max_model_len,
+            check_open=self._turn.check_open,
         )
+        self._batch = Batch(self._runs)
         self._scheduler = Scheduler(
             self._batch,
             take_turn=self._turn.take,
@@ -163,7 +162,7 @@ class Engine:
         )
         self.last_output: RequestOutput | None = None
         for name in candidates.placements:
-            self._placed(name)
+            self._runs.place(name)
 
     @classmethod
     def from_pretrained(
@@ -196,7 +195,7 @@ class Engine:
     @property
     def lanes(self) -> Mapping[str, Any]:
         """The lanes of each placement that was used, for those who measure them."""
-        return self._lanes
+        return self._runs.lanes
 
     def generate(
         self,
@@ -227,7 +226,7 @@ class Engine:
             try:
                 while waiting or self._batch.is_busy:
                     while waiting and self._batch.can_start(waiting[0][1]):
-                        self._batch.start(*waiting.popleft())
+                        self._batch.start(*waiting.popleft(), len(waiting))
                     for news in self._batch.poll(1 if waiting else min_results):  # no slot stays idle
                         if isinstance(news.outcome, Exception):
                             raise news.outcome
@@ -277,7 +276,7 @@ class Engine:
 
     def request(self, prompt: Any, params: SamplingParams | None = None) -> Request:
         """One prompt, a text or token ids, as a round() takes it. Errors as in generate()."""
-        return self._request(self._single("request", "generate()", prompt, params, (None,) * 4), gamma=0)
+        return self._runs.request(self._single("request", "generate()", prompt, params, (None,) * 4), 0)
 
     def round(
         self, strategy: str, gamma: int = 0, *, judge: str | None = None, greedy: bool = False
@@ -303,15 +302,11 @@ class Engine:
         (`totals`) and what is in flight (`queue`). Times are in seconds.
         """
         self._turn.check_open()
-        with self._figures:
-            figures = self._chooser.described(self._wanted.narrowed(self._limits))
-            totals = self._totals.described()
         return {
             "strategy": self._wanted.strategy,
-            **figures,
-            "totals": totals,
+            **self._runs.figures(self._wanted.narrowed(self._limits)),
             "queue": self._scheduler.counts(),
-            **self._backend.described(self.target, self._lanes),
+            **self._runs.described(),
             "dtype": {
                 name: model.dtype
                 for name, model in (("target", self.target), ("draft", self.draft))
@@ -329,9 +324,7 @@ class Engine:
         if not self._turn.close():
             return
         self._scheduler.close()
-        for lanes in self._lanes.values():
-            lanes.close()
-        self._lanes = {}
+        self._runs.close()
         del self.target, self.draft
 
     def __enter__(self) -> "Engine":
@@ -342,10 +335,10 @@ class Engine:
 
     def _lanes_of_one_gpu(self) -> Any:
         self._turn.check_open()
-        for lanes in self._lanes.values():
+        for lanes in self._runs.lanes.values():
             if getattr(lanes, "pair", None) is not None:
                 return lanes
-        where = self._backend.described(self.target, self._lanes)["device"]
+        where = self._runs.described()["device"]
         raise ConfigError(
             f"a round is launched on one GPU, and this engine's lanes are on {where}: build it with "
             "device='cuda' and no draft_device, or with device='interpret' for tests"
@@ -388,13 +381,11 @@ class Engine:
         vocab_size = self._config.vocab_size
         check_params(params, self._tokenizer, vocab_size)
         prepared = prepare_prompt(prompt, self._tokenizer, vocab_size, self.max_model_len)
+        if self._kv_pool is not None:
+            self._kv_pool.check(len(prepared.token_ids), params.max_tokens)
         params = params.sample(index)
         answer = Answer(prepared, params, self._tokenizer, index)
         return Job(prepared, params, wanted.narrowed(self._limits), judge, answer)
-
-    def _request(self, job: Job, gamma: int) -> Request:
-        ids, eos_ids = job.prompt.token_ids, self._config.eos_token_ids
-        return Request.of(ids, gamma, job.params, eos_ids, self.max_model_len)
 
     def _stream(self, job: Job) -> Generator[StreamChunk, None, None]:
         with self._turn:
@@ -415,28 +406,3 @@ class Engine:
         """Ends what runs -> the outputs of jobs that were started; Ctrl-C may have hit anywhere."""
         self._batch.clear()
         return [job.answer.output or job.answer.finish() for job in jobs]
-
-    def _choose(self, job: Job) -> tuple[Plan, Any]:
-        """The program with the best expected tokens per second, and its lanes."""
-        for name in job.candidates.placements:
-            self._placed(name)
-        with self._figures:
-            chosen = self._chooser.choose(job.candidates, job.regime)
-        return chosen, self._placed(chosen.placement)
-
-    def _learn(self, job: Job, plan: Plan, is_alone: bool) -> None:
-        assert job.answer.output is not None
-        with self._figures:
-            self._chooser.learn(plan, job.regime, job.answer.output.metrics, is_alone=is_alone)
-            self._totals.add(job.answer.output)
-
-    def _placed(self, placement: str) -> Any:
-        """The lanes of a placement, built and measured when they are first needed."""
-        if placement not in self._lanes:
-            self._turn.check_open()
-            lanes = self._backend.lanes(placement, self.target, self.draft)
-            times = lanes.measure()
-            with self._figures:
-                self._chooser.times[placement] = times
-            self._lanes[placement] = lanes
-        return self._lanes[placement]

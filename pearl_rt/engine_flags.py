@@ -35,6 +35,9 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--form", default="events", help="of a GPU's rounds: events, graph or eager")
     parser.add_argument("--max-model-len", type=int, help="tokens of prompt and answer")
     parser.add_argument("--max-num-seqs", type=int, help="sequences at once; default 8 on the CPU, else 1")
+    parser.add_argument(
+        "--kv-cache-tokens", type=int, help="KV cache of all sequences; default max-num-seqs x max-model-len"
+    )
     parser.add_argument("--threads", type=int, help="cores to use; default all")
     parser.add_argument("--isa", help="instruction set of the executor; see `info`")
 
@@ -66,6 +69,7 @@ def open_engine(options: argparse.Namespace, **further: Any) -> "Engine":
         placement=options.placement,
         max_model_len=options.max_model_len,
         max_num_seqs=options.max_num_seqs,
+        kv_cache_tokens=options.kv_cache_tokens,
         num_threads=options.threads,
         isa=options.isa,
         **further,

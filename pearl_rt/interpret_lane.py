@@ -49,6 +49,8 @@ class InterpretModel:
 class InterpretLanes:
     """One placement: pearl_rt.lane.Lanes over the interpreter."""
 
+    adapts = False  # a run has one window
+
     def __init__(
         self, placement: str, target: InterpretModel, draft: InterpretModel | None, num_slots: int = 1
     ) -> None:
@@ -63,8 +65,13 @@ class InterpretLanes:
         """Starts a program for one request -> its id in the results."""
         return self.coordinator.start(program(strategy, self.placement), [request], judge)[0]
 
-    def submit(self, request: Request) -> None:
-        """Nobody joins a run here so far."""
+    def submit(self, request: Request) -> int | None:
+        """One more request for the run that goes on -> its id, or None if it has ended."""
+        return self.coordinator.submit(request)
+
+    def has_place(self, request: Request) -> bool:
+        """Anybody may join: what the run lacks for it is made then."""
+        return True
 
     def trace(self) -> list[TraceRow]:
         """What each lane did in the last request."""
@@ -82,10 +89,10 @@ class InterpretLanes:
 class InterpretBackend:
     """What an engine asks of device="interpret": see pearl_rt.lane.CpuBackend."""
 
-    num_slots = 1
-
-    def __init__(self) -> None:
+    def __init__(self, num_slots: int = 1) -> None:
+        """num_slots: sequences that run at once."""
         prepare_kernels(DEVICE)
+        self.num_slots = num_slots
 
     def limits(self, has_draft: bool) -> Limits:
         """Both placements, which differ in the order of their prefills only."""
@@ -95,6 +102,9 @@ class InterpretBackend:
         self, models: Sequence[tuple[str, ModelConfig, str]], *, max_model_len: int, num_placements: int
     ) -> None:
         """Whatever an interpreter can finish fits."""
+
+    def kv_pool(self, max_model_len: int) -> None:
+        """Every sequence has a KV cache of its own here."""
 
     def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
         """float32, whatever the checkpoint is stored in. Raises ConfigError for another one."""
@@ -115,7 +125,7 @@ class InterpretBackend:
 
     def lanes(self, placement: str, target: InterpretModel, draft: InterpretModel | None) -> InterpretLanes:
         """The lanes of one placement."""
-        return InterpretLanes(placement, target, draft)
+        return InterpretLanes(placement, target, draft, self.num_slots)
 
     def described(self, target: InterpretModel, lanes: Mapping[str, InterpretLanes]) -> dict[str, Any]:
         """What runs where, for Engine.stats()."""

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pearl_rt._C as _C
 from pearl_rt.config import ModelConfig
 from pearl_rt.errors import ConfigError, PearlError, ResourceError
+from pearl_rt.kv_pool import KvPool
 from pearl_rt.loader import loading_bar
 from pearl_rt.metrics import TraceRow
 from pearl_rt.models.rope import rope_tables
@@ -90,8 +91,9 @@ class Model:
         cos, sin = rope_tables(config, max_model_len)
         return cls(config, dtype, weights, cos.contiguous(), sin.contiguous())
 
-    def executor(self, cores: Any, num_slots: int = 1) -> Any:
+    def executor(self, cores: Any, num_slots: int = 1, pool: KvPool | None = None) -> Any:
         """A _C.LlamaExecutor with its own KV cache on these cores: numbers, or a _C.CoreSet.
+        pool: the blocks of the cache; None: every slot has its own.
 
         Executors that take turns on the same cores share one CoreSet: the helpers of two would poll against
         each other, and `sd` take twice as long (measured on two cores).
@@ -100,7 +102,14 @@ class Model:
         length = self.cos.shape[0]
         with native_errors():
             return _C.LlamaExecutor(
-                self.weights, core_set, num_slots, length, self.cos.data_ptr(), self.sin.data_ptr()
+                self.weights,
+                core_set,
+                num_slots,
+                length,
+                self.cos.data_ptr(),
+                self.sin.data_ptr(),
+                num_blocks=None if pool is None else pool.num_blocks,
+                block_size=None if pool is None else pool.block_size,
             )
 
 
@@ -166,31 +175,27 @@ def weight_bytes(config: ModelConfig, dtype: str) -> int:
     return sum(math.prod(shape) for shape in tensor_shapes(config).values()) * ITEM_BYTES[dtype]
 
 
-def kv_bytes(config: ModelConfig, dtype: str, max_model_len: int) -> int:
-    """Bytes of one sequence's keys and values."""
+def kv_bytes(config: ModelConfig, dtype: str, num_tokens: int) -> int:
+    """Bytes of so many tokens' keys and values."""
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
-    return per_token * max_model_len * ITEM_BYTES[dtype]
+    return per_token * num_tokens * ITEM_BYTES[dtype]
 
 
 def check_memory(
     models: Sequence[tuple[str, ModelConfig, str]],
     *,
-    max_model_len: int,
+    pool: KvPool,
     num_placements: int,
     num_slots: int = 1,
 ) -> None:
     """Raises ResourceError before anything is allocated if weights and KV caches cannot fit.
 
-    models: (name, configuration, dtype) of each; every placement has its own KV caches and logits, of
-    num_slots sequences.
+    models: (name, configuration, dtype) of each; every placement has its own KV caches, of the pool's blocks,
+    and logits, of num_slots sequences.
     """
     available = available_memory()
     weights = {name: weight_bytes(config, dtype) for name, config, dtype in models}
-    caches = (
-        num_placements
-        * num_slots
-        * sum(kv_bytes(config, dtype, max_model_len) for _, config, dtype in models)
-    )
+    caches = num_placements * sum(kv_bytes(config, dtype, pool.num_tokens) for _, config, dtype in models)
     logits = (
         num_placements
         * num_slots
@@ -202,9 +207,10 @@ def check_memory(
     if available is None or needed <= available:
         return
     parts = [f"{gib(size)} for the {name}'s weights" for name, size in weights.items()]
-    times = f"{num_slots} times " if num_slots > 1 else ""
-    parts.append(f"{gib(caches)} for {times}{max_model_len} tokens of KV cache")
-    remedies = "lower max_num_seqs or max_model_len" if num_slots > 1 else "lower max_model_len"
+    parts.append(f"{gib(caches)} for {pool.num_tokens} tokens of KV cache")
+    remedies = "lower max_model_len"
+    if num_slots > 1:
+        remedies = "lower max_num_seqs, max_model_len or kv_cache_tokens"
     if any(dtype == "float32" for _, _, dtype in models):
         remedies += ", pass dtype='bfloat16'"
     if num_placements > 1:
@@ -224,10 +230,18 @@ class Lanes:
     """The native side of one placement: executors on their cores and the coordinator that drives them."""
 
     measured_gammas = MEASURED_GAMMAS
+    adapts = True  # windows may change from round to round
 
     def __init__(
-        self, placement: str, cores: Sequence[int], target: Model, draft: Model | None, num_slots: int = 1
+        self,
+        placement: str,
+        cores: Sequence[int],
+        target: Model,
+        draft: Model | None,
+        num_slots: int = 1,
+        pool: KvPool | None = None,
     ) -> None:
+        """pool: the KV blocks of all sequences; None: every slot has its own."""
         self.placement = placement
         self.has_draft = draft is not None
         self.overlaps = placement == "split"
@@ -235,32 +249,44 @@ class Lanes:
         if placement == "split":
             self.target_cores, self.draft_cores = split_cores(cores)
         self.vocab_size = min(m.config.vocab_size for m in (target, draft) if m is not None)
-        self.max_model_len = target.cos.shape[0]
+        capacity = target.cos.shape[0]
+        pool = pool or KvPool.of(None, num_slots=num_slots, max_model_len=capacity)
+        self.max_model_len = pool.longest  # of one sequence that has all blocks
         target_set, target_device = _C.CoreSet(self.target_cores), _C.Device(self.target_cores)
         draft_set, draft_device = target_set, target_device
         if placement == "split":
             draft_set, draft_device = _C.CoreSet(self.draft_cores), _C.Device(self.draft_cores)
-        lanes = [_C.CpuLane("target", target.executor(target_set, num_slots), target_device)]
+        lanes = [_C.CpuLane("target", target.executor(target_set, num_slots, pool), target_device)]
         if draft is not None:
-            lanes.append(_C.CpuLane("draft", draft.executor(draft_set, num_slots), draft_device))
+            lanes.append(_C.CpuLane("draft", draft.executor(draft_set, num_slots, pool), draft_device))
         self.coordinator = _C.Coordinator(
             lanes,
             num_slots=num_slots,
             gamma_max=MAX_GAMMA if draft is not None else 0,
-            capacity=self.max_model_len,
+            capacity=capacity,
             vocab_size=target.config.vocab_size,
             draft_vocab_size=draft.config.vocab_size if draft is not None else None,
+            num_blocks=pool.num_blocks,
+            block_size=pool.block_size,
         )
 
-    def start(self, strategy: str, request: Request, judge: str) -> int:
-        """Starts a program for one request -> its id in the results. Returns at once."""
+    def start(self, strategy: str, request: Request, judge: str, windows: Sequence[int] = ()) -> int:
+        """Starts a program for one request -> its id in the results. Returns at once.
+
+        windows: [num_slots + 1] the longest one while so many sequences run, for requests that adapt.
+        """
         chosen, native = program(strategy, self.placement), _C.Request(**vars(request))
-        return int(self.coordinator.start(chosen, [native], judge)[0])
+        return int(self.coordinator.start(chosen, [native], judge, list(windows))[0])
 
     def submit(self, request: Request) -> int | None:
         """One more request for the run that goes on -> its id, or None if it has ended."""
         number: int | None = self.coordinator.submit(_C.Request(**vars(request)))
         return number
+
+    def has_place(self, request: Request) -> bool:
+        """Whether a request would get the KV blocks now that it may come to need."""
+        total = min(len(request.prompt_ids) + request.max_tokens, self.max_model_len)
+        return bool(self.coordinator.has_room(total))
 
     def trace(self) -> list[TraceRow]:
         """What each lane did in the last request, once it has ended."""
@@ -278,11 +304,14 @@ class Lanes:
 class CpuBackend:
     """What an engine asks of device="cpu": models packed for an instruction set, and lanes on cores."""
 
-    def __init__(self, num_threads: int | None, isa: str | None, num_slots: int = 1) -> None:
+    def __init__(
+        self, num_threads: int | None, isa: str | None, num_slots: int = 1, kv_cache_tokens: int | None = None
+    ) -> None:
         """num_threads: cores to use; None: all. isa: None, or one that this machine has. num_slots: sequences
-        that run at once.
+        that run at once. kv_cache_tokens: of all of them together; None: num_slots times max_model_len.
         """
         self.num_slots = num_slots
+        self._kv_cache_tokens = kv_cache_tokens
         if isa is not None:
             choice("isa", isa, _C.available_isas())
         self.cores = choose_cores(num_threads)
@@ -303,13 +332,16 @@ class CpuBackend:
         """What a model computes in. Raises ConfigError for what the executor does not compute in."""
         return own_dtype(name, choice("dtype", dtype, DTYPES), config)
 
+    def kv_pool(self, max_model_len: int) -> KvPool:
+        """The KV blocks that requests share."""
+        return KvPool.of(self._kv_cache_tokens, num_slots=self.num_slots, max_model_len=max_model_len)
+
     def check_memory(
         self, models: Sequence[tuple[str, ModelConfig, str]], *, max_model_len: int, num_placements: int
     ) -> None:
         """Raises ResourceError if models (name, configuration, dtype) cannot fit."""
-        check_memory(
-            models, max_model_len=max_model_len, num_placements=num_placements, num_slots=self.num_slots
-        )
+        pool = self.kv_pool(max_model_len)
+        check_memory(models, pool=pool, num_placements=num_placements, num_slots=self.num_slots)
 
     def pack(
         self,
@@ -325,12 +357,16 @@ class CpuBackend:
 
     def lanes(self, placement: str, target: Model, draft: Model | None) -> Lanes:
         """The lanes of one placement."""
-        return Lanes(placement, self.cores, target, draft, self.num_slots)
+        pool = self.kv_pool(target.cos.shape[0])
+        return Lanes(placement, self.cores, target, draft, self.num_slots, pool)
 
     def described(self, target: Model, lanes: Mapping[str, Lanes]) -> dict[str, Any]:
-        """What runs where, for Engine.stats()."""
+        """What runs where, and on how much KV cache, for Engine.stats()."""
+        pool = self.kv_pool(target.cos.shape[0])
+        free = min((own.coordinator.num_free_blocks for own in lanes.values()), default=pool.num_blocks)
         return {
             "device": {"target": "cpu", "draft": "cpu"},
+            "kv_blocks": {"block_size": pool.block_size, "total": pool.num_blocks, "free": free},
             "cores": {
                 name: {"target": own.target_cores, "draft": own.draft_cores if own.has_draft else []}
                 for name, own in lanes.items()

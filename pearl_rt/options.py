@@ -109,6 +109,10 @@ class Candidates:
     placements: tuple[str, ...]
     gammas: tuple[int, ...]
 
+    def windows(self, strategy: str) -> tuple[int, ...]:
+        """Those that a program of this strategy may have from round to round; 0 is as good as ar."""
+        return () if strategy == "ar" else (*((0,) if "ar" in self.strategies else ()), *self.gammas)
+
 
 def threads(num_threads: Any, from_environment: int | None) -> int | None:
     """The number of cores asked for, by argument before environment; None is all."""

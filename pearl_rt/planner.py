@@ -12,7 +12,9 @@ with the same probability a, independently (Leviathan et al., arXiv 2211.17192):
          so post holds a / (a + 1 - a^g) of the rounds; one takes max(t_D(g), t_T(1 or g)), both measured side
          by side, or their sum where lanes share cores.
 
-t_T(n) is the time of a score over n tokens, t_D(g) that of a window of g drafts.
+t_T(n) is the time of a score over n tokens, t_D(g) that of a window of g drafts, measured for one sequence.
+For b at once a score takes t_T(b n), and a window, whose steps have b rows each, t_D(g) t_T(b) / t_T(1): the
+draft is taken to slow down with rows as the target does.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,7 +47,7 @@ class Plan:
     strategy: str
     gamma: int
     placement: str
-    tokens_per_round: float
+    tokens_per_round: float  # of all sequences together
     seconds_per_round: float
 
     @property
@@ -114,25 +116,36 @@ def pearl_tokens(acceptance: float, gamma: int) -> float:
     return (1 - post) + post * sum(acceptance**k for k in range(gamma))
 
 
-def plan(strategy: str, gamma: int, placement: str, times: StepTimes, acceptance: float) -> Plan:
+def window_seconds(
+    window: Mapping[int, float], target: Mapping[int, float], gamma: int, num_seqs: int
+) -> float:
+    """Time of a window of gamma drafts for each of so many sequences."""
+    alone = seconds(window, gamma)
+    return alone if num_seqs == 1 else alone * seconds(target, num_seqs) / seconds(target, 1)
+
+
+def plan(
+    strategy: str, gamma: int, placement: str, times: StepTimes, acceptance: float, num_seqs: int = 1
+) -> Plan:
     """What one program is expected to do with these step times and this acceptance rate."""
     if strategy == "ar":
-        return Plan("ar", 0, placement, 1.0, seconds(times.target, 1))
+        return Plan("ar", 0, placement, float(num_seqs), seconds(times.target, num_seqs))
     assert times.window is not None, f"{strategy} needs a draft"
-    window = seconds(times.window, gamma)
+    window = window_seconds(times.window, times.target, gamma, num_seqs)
     if strategy == "sd":
-        return Plan(
-            "sd", gamma, placement, sd_tokens(acceptance, gamma), window + seconds(times.target, gamma + 1)
-        )
+        spent = window + seconds(times.target, num_seqs * (gamma + 1))
+        return Plan("sd", gamma, placement, num_seqs * sd_tokens(acceptance, gamma), spent)
 
     def round_seconds(pending: int) -> float:
+        rows = num_seqs * (pending + 1)
         if times.beside_target is None or times.beside_window is None:
-            return window + seconds(times.target, pending + 1)
-        return max(seconds(times.beside_window, gamma), seconds(times.beside_target, pending + 1))
+            return window + seconds(times.target, rows)
+        beside = window_seconds(times.beside_window, times.beside_target, gamma, num_seqs)
+        return max(beside, seconds(times.beside_target, rows))
 
     post = pearl_post_share(acceptance, gamma)
     mean_seconds = (1 - post) * round_seconds(0) + post * round_seconds(gamma - 1)
-    return Plan("pearl", gamma, placement, pearl_tokens(acceptance, gamma), mean_seconds)
+    return Plan("pearl", gamma, placement, num_seqs * pearl_tokens(acceptance, gamma), mean_seconds)
 
 
 def plans(
@@ -142,6 +155,7 @@ def plans(
     strategies: Iterable[str] = STRATEGIES,
     gammas: Sequence[int] = GAMMAS,
     slowdowns: Mapping[tuple[str, str], float] | None = None,
+    num_seqs: int = 1,
 ) -> list[Plan]:
     """Every program that these allow, best first; among equals the simpler one, which comes first in
     STRATEGIES.
@@ -151,7 +165,7 @@ def plans(
     """
     known = slowdowns or {}
     found = [
-        plan(strategy, gamma, placement, times[placement], acceptance).slowed(
+        plan(strategy, gamma, placement, times[placement], acceptance, num_seqs).slowed(
             known.get((strategy, placement), 1.0)
         )
         for strategy in STRATEGIES

@@ -42,6 +42,7 @@ class Request:
     logit_bias: Sequence[tuple[int, float]] = ()
     min_tokens: int = 0
     num_logprobs: int = -1  # likeliest tokens told with each token; -1: nothing
+    adapts: bool = False  # its windows follow the run's table too, where lanes have one; else its own gamma
 
     def asked(self) -> list[str]:
         """What this request does beyond temperature, seed and limits, by the names of its parameters."""
@@ -83,9 +84,10 @@ def check_stop_ids(request: Request, most: int) -> None:
         raise RequestError(f"{num_stops} end-of-text and stop ids; this lane takes {most}: pass fewer")
 
 
-def check_on_device(request: Request, *, shaped: bool) -> None:
-    """Raises RequestError for what a lane of a device cannot do: log-probabilities, and filters and penalties
-    unless its steps were made for them (`shaped`)."""
+def check_captured(request: Request, *, shaped: bool) -> None:
+    """Raises RequestError for what captured steps cannot do: log-probabilities, and filters and penalties
+    unless they were captured too (`shaped`).
+    """
     refused = [name for name in request.asked() if name == "logprobs" or not shaped]
     if refused:
         raise RequestError(

@@ -34,8 +34,8 @@ class Slots(Protocol):
     def can_start(self, job: Any) -> bool:
         """Whether a slot is free for this job now; until it is, those behind it wait too."""
 
-    def start(self, request_id: int, job: Any) -> None:
-        """Begins a job in a free slot. Raises what keeps it from running."""
+    def start(self, request_id: int, job: Any, num_waiting: int) -> None:
+        """Begins a job in a free slot. num_waiting: those behind it. Raises what keeps it from running."""
 
     def poll(self) -> list[News]:
         """Waits for news of what runs, for a round at most, or some tens of milliseconds."""
@@ -100,7 +100,7 @@ class Scheduler:
     def counts(self) -> dict[str, int]:
         """How many requests run, and how many wait."""
         with self._changed:
-            return {"running": len(self._running), "waiting": len(self._waiting)}
+            return {"running": len(self._running), "waiting": self._in_flight - len(self._running)}
 
     def close(self) -> None:
         """Ends what is in flight with EngineClosedError, within a round. Calling it again does nothing."""
@@ -150,9 +150,10 @@ class Scheduler:
                 if not self._waiting or not self._slots.can_start(self._waiting[0][1]):
                     return
                 handle, job = self._waiting.popleft()
+                num_waiting = len(self._waiting)
                 self._running[handle.request_id] = handle
             try:
-                self._slots.start(handle.request_id, job)
+                self._slots.start(handle.request_id, job, num_waiting)
             except Exception as error:
                 self._end(handle.request_id, error)
 
@@ -174,12 +175,11 @@ class Scheduler:
             return error
 
     def _end(self, request_id: int, outcome: RequestOutput | Exception) -> None:
-        with self._changed:
-            handle = self._running.pop(request_id)
-        self._done(handle, outcome)
+        self._done(self._running[request_id], outcome)
 
     def _done(self, handle: RequestHandle, outcome: RequestOutput | Exception) -> None:
         with self._changed:
+            self._running.pop(handle.request_id, None)
             self._in_flight -= 1
             if not self._in_flight:
                 self._end_turn()

@@ -1,5 +1,6 @@
 """What every test shares: one thread for reference models, and the device that kernels run on."""
 
+import gc
 import os
 import signal
 
@@ -25,6 +26,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """
     parser.addoption("--long", action="store_true", help="run random tests for longer")
     parser.addoption("--schedules", type=int, default=120, help="random schedules of each program")
+
+
+def pytest_collection_finish() -> None:
+    """What imports and collection made stays: gc.collect() in a test looks at what tests made."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import pytest
 import torch
 from fake_cuda import FakeCuda, FakeGraph
 
+from pearl_rt.device_shaping import Shaping
 from pearl_rt.device_state import DeviceState
 from pearl_rt.device_steps import LaneSteps
 from pearl_rt.errors import ResourceError
@@ -113,18 +114,24 @@ class FakeWorld:
 
 def installed(world: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> FakeWorld:
     """Has engines find the world's GPUs, and their memory registered where it is made."""
-    make_state, make_steps = DeviceState.__init__, LaneSteps.__init__
+    make_state, make_steps, make_shaping = DeviceState.__init__, LaneSteps.__init__, Shaping.__init__
 
     def state(self: DeviceState, *args: object) -> None:
         make_state(self, *args)  # type: ignore[arg-type]
-        for name, tensor in (*vars(self.whole).items(), ("drafted", self.drafted)):
+        for name, tensor in (*vars(self.whole).items(), ("joining", self.joining)):
             world.register(tensor, -1 if name == "ring" else world.current)
 
     def steps(self: LaneSteps, *args: object) -> None:
         make_steps(self, *args)  # type: ignore[arg-type]
         world.register(self.chunk, world.current)
 
+    def shaping(self: Shaping, *args: object, **options: bool) -> None:
+        make_shaping(self, *args, **options)  # type: ignore[arg-type]
+        for tensor in self.arrays().values():
+            world.register(tensor, world.current)
+
     monkeypatch.setattr(DeviceState, "__init__", state)
+    monkeypatch.setattr(Shaping, "__init__", shaping)
     monkeypatch.setattr(LaneSteps, "__init__", steps)
     monkeypatch.setattr("pearl_rt.cuda_backend.find_gpu", world.find)
     return world

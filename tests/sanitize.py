@@ -19,7 +19,17 @@ import pybind11
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = ("errors", "program", "noise", "transform", "judge", "round")
-TESTS = ("coordinator", "batching", "native_lanes", "cuda_lane", "cuda_lane_faults")
+TESTS = (
+    "coordinator",
+    "batching",
+    "windows",
+    "block_pool",
+    "block_admission",
+    "native_lanes",
+    "cuda_lane",
+    "cuda_lane_faults",
+    "cuda_joins",
+)
 LIBRARIES = {"thread": ("libtsan.so",), "address": ("libasan.so", "libubsan.so", "libstdc++.so")}
 OPTIONS = {
     "thread": {"TSAN_OPTIONS": "exitcode=66 history_size=7"},

@@ -1,5 +1,7 @@
 """Scripted executors behind the real coordinator, and the pure rule over the same scripts."""
 
+import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,9 +66,12 @@ class Bench:
         ring_capacity: int = 1024,
         spin_us: int = 100,
         capacity: int = CAPACITY,
+        num_blocks: int | None = None,
+        block_size: int | None = None,
     ) -> "Bench":
-        """target, draft: arguments of their scripts."""
+        """target, draft: arguments of their scripts. num_blocks, block_size: of both KV caches."""
         shape = {"vocab_size": VOCAB, "max_model_len": capacity, "num_slots": num_slots}
+        shape |= {"num_blocks": num_blocks or 0, "block_size": block_size or 0}
         target_executor = _C.ScriptedExecutor(**{**shape, **(target or {})})
         draft_executor = _C.ScriptedExecutor(**{**shape, **(draft or {})})
         device = _C.Device([], spin_us)
@@ -82,6 +87,7 @@ class Bench:
             vocab_size=target_executor.vocab_size,
             draft_vocab_size=draft_executor.vocab_size,
             ring_capacity=ring_capacity,
+            num_blocks=num_blocks,
         )
         return cls(coordinator, target_executor, draft_executor, placement)
 
@@ -116,3 +122,16 @@ def rounds_of(results: Iterable[Any], slot: int = 0) -> list[RoundResult]:
 def tokens_of(results: Iterable[Any], slot: int = 0) -> list[int]:
     """The answer of one sequence."""
     return [token for r in results if r.slot == slot for token in r.token_ids]
+
+
+def num_threads() -> int:
+    """Of this process, those included that are just ending."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def threads_end_at(most: int) -> bool:
+    """Whether no more threads than that stay: one that was joined may be listed a moment longer."""
+    deadline = time.monotonic() + 60
+    while num_threads() > most and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return num_threads() <= most

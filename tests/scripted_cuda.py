@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -35,8 +36,18 @@ NAMES = (  # PEARL_ARRAYS of csrc/cuda/device_arrays.h
     "num_rows",
     "target_logits",
     "chunk",
+    "joining",
+    # PEARL_SHAPING of csrc/cuda/shaping_arrays.h
+    *(SHAPING_FLOATS := ("repetition_penalty", "frequency_penalty", "presence_penalty", "top_p", "min_p")),
+    "top_k",
+    "min_tokens",
+    "masked_ids",
+    "bias_ids",
+    "bias",
+    "kept_thresholds",
 )
 SIZES = ("num_slots", "gamma_max", "capacity", "vocab_size", "draft_vocab_size", "num_stop_ids", "ring_size")
+NUM_BIASED = 3
 RING_HEADER = 6
 JUDGES = ("rejection", "coupled")
 PLACEMENTS = ("shared", "devices", "host")
@@ -49,7 +60,7 @@ class Config(ctypes.Structure):
 
     _fields_ = (
         ("addresses", ctypes.c_uint64 * len(NAMES)),
-        *((name, ctypes.c_int32) for name in (*SIZES, "is_target")),
+        *((name, ctypes.c_int32) for name in (*SIZES, "num_biased", "is_target")),
         ("rule", ctypes.c_uint64),
         ("divergence", ctypes.c_double),
         ("executor_vocab", ctypes.c_int32),
@@ -108,6 +119,7 @@ class ScriptedLane:
             key.get("judge") == "coupled",
             key.get("keep_logits", False),
             key.get("slot", 0),
+            key.get("shaped", False),
         )
         self.steps.append(step)
         run = ctypes.cast(self.library.scripted_step_run, ctypes.c_void_p).value
@@ -179,8 +191,9 @@ class CudaBench(Bench):
         for gamma in gammas:
             for op in ("score", "score window"):
                 target_steps.add_step(target_lane, 0, op, gamma=gamma)
-            for judge in judges:
-                target_steps.add_step(target_lane, 0, "verify", gamma=gamma, judge=judge)
+            for judge, shaped in itertools.product(judges, (False, True)):
+                for op in ("verify", "join") if num_slots > 1 else ("verify",):
+                    target_steps.add_step(target_lane, 0, op, gamma=gamma, judge=judge, shaped=shaped)
         if placement == "host":
             shape = {"max_model_len": CAPACITY, "num_slots": num_slots}
             draft_steps = _C.ScriptedExecutor(**shape, **draft_script)
@@ -190,9 +203,9 @@ class CudaBench(Bench):
             state = make.state(device) if placement == "devices" else target_state
             draft_lane, draft_steps = make.lane("draft", device, state, draft_script, priority=-1)
             for gamma in gammas:
-                for judge in judges:
+                for judge, shaped in itertools.product(judges, (False, True)):
                     for keep in (False, True) if judge == "rejection" else (False,):
-                        key = {"gamma": gamma, "judge": judge, "keep_logits": keep}
+                        key = {"gamma": gamma, "judge": judge, "keep_logits": keep, "shaped": shaped}
                         draft_steps.add_step(draft_lane, device, "draft", **key)
         coordinator = _C.Coordinator(
             [target_lane, draft_lane],
@@ -250,8 +263,13 @@ class Maker:
             "draft_token_ids": (slots, max(gamma, 1)),
             "draft_logits": (slots, 2 * max(gamma, 1), s["draft_vocab_size"]),
             "target_logits": (slots, gamma + 1, s["vocab_size"]),
+            "masked_ids": (slots, 2 * s["num_stop_ids"]),
+            "bias_ids": (slots, NUM_BIASED),
+            "bias": (slots, NUM_BIASED),
+            "kept_thresholds": (slots * 2 * max(gamma, 1),),
         }
-        dtypes = dict.fromkeys(("temperature", "draft_logits", "target_logits"), np.float32)
+        floats = ("temperature", "draft_logits", "target_logits", *SHAPING_FLOATS, "bias", "kept_thresholds")
+        dtypes = dict.fromkeys(floats, np.float32)
         dtypes["seed"] = np.int64  # type: ignore[assignment]
         return {
             name: self.fake.array(
@@ -269,19 +287,20 @@ class Maker:
         chunk = self.fake.array((s["num_slots"], 2), np.int32, device)
         addresses = {key: array.ctypes.data for key, array in {**state, "chunk": chunk}.items()}
         config = Config(addresses=(ctypes.c_uint64 * len(NAMES))(*(addresses[key] for key in NAMES)), **s)
-        config.is_target = name == "target"
+        config.is_target, config.num_biased = name == "target", NUM_BIASED
         config.rule, config.divergence = script.get("rule", 0), script.get("divergence", 0.0)
         config.executor_vocab, config.nan_at = script["vocab_size"], script.get("nan_at", -1)
         steps = ScriptedLane(self.fake, self.library, self.library.scripted_lane_create(ctypes.byref(config)))
         wanted = {
             key: s[key] for key in ("num_slots", "gamma_max", "capacity", "draft_vocab_size", "num_stop_ids")
         }
-        wanted["prefill_chunk"] = self.prefill_chunk
+        wanted |= {"prefill_chunk": self.prefill_chunk, "num_biased": NUM_BIASED}
         num_bytes = _C.DeviceArrays.staging_bytes(**wanted, host_logits=self.host_logits and name == "target")
         arrays = _C.DeviceArrays(
             addresses,
             **s,
             prefill_chunk=self.prefill_chunk,
+            num_biased=NUM_BIASED,
             staging=self.fake.alloc(num_bytes, -1),
             num_staging_bytes=num_bytes,
         )
@@ -307,8 +326,11 @@ def clean_world() -> Iterator[Any]:
     fake.reset()
 
 
-def settled(count: Callable[[], int], quiet_s: float = 0.05) -> int:
-    """The value that a counter has come to rest at."""
+def settled(count: Callable[[], int], least: int = 0, quiet_s: float = 0.05) -> int:
+    """The value that a counter has come to rest at, once it has come to `least`."""
+    deadline = time.monotonic() + 20
+    while count() < least and time.monotonic() < deadline:
+        time.sleep(0.002)
     value, since = count(), time.monotonic()
     while time.monotonic() - since < quiet_s:
         time.sleep(0.002)

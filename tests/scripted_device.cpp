@@ -24,8 +24,8 @@ using pearl::FinishReason;
 using pearl::State;
 
 extern "C" struct ScriptedConfig {
-  uint64_t addresses[18];  // in the order of PEARL_ARRAYS
-  int32_t num_slots, gamma_max, capacity, vocab_size, draft_vocab_size, num_stop_ids, ring_size;
+  uint64_t addresses[30];  // in the order of PEARL_ARRAYS, then of PEARL_SHAPING
+  int32_t num_slots, gamma_max, capacity, vocab_size, draft_vocab_size, num_stop_ids, ring_size, num_biased;
   int32_t is_target;
   uint64_t rule;
   double divergence;
@@ -44,7 +44,10 @@ struct Arrays {
   float* draft_logits;
   int32_t* num_rows;
   float* target_logits;
-  int32_t* chunk;
+  int32_t *chunk, *joining;
+  float *repetition_penalty, *frequency_penalty, *presence_penalty, *top_p, *min_p;
+  int32_t *top_k, *min_tokens, *masked_ids, *bias_ids;
+  float *bias, *kept_thresholds;
 };
 static_assert(sizeof(Arrays) == sizeof(ScriptedConfig::addresses), "one pointer for each address");
 
@@ -105,16 +108,22 @@ struct Lane {
 };
 
 struct Step {
-  Step(Lane* lane, std::string op, int gamma, pearl::JudgeKind judge, bool keep_logits, int slot)
+  Step(Lane* lane, std::string op, int gamma, pearl::JudgeKind judge, bool keep_logits, int slot, bool shaped)
       : lane(lane),
         op(std::move(op)),
         gamma(gamma),
         keep_logits(keep_logits),
         slot(slot),
-        state(lane->c.num_slots, gamma, lane->c.capacity, lane->c.vocab_size, draft_vocab(lane)),
+        shaped(shaped),
+        state(lane->c.num_slots, gamma, lane->c.capacity, lane->c.vocab_size, draft_vocab(lane),
+              lane->executor.num_blocks(), lane->executor.block_size()),
         run(4, static_cast<size_t>(2 * gamma + 2), {}),
         steps(&lane->executor, &state, &run) {
     state.judge = judge;
+    pearl::Request whole;
+    whole.prompt_token_ids = {0};
+    whole.max_tokens = lane->c.capacity;
+    for (int b = 0; b < lane->c.num_slots; ++b) state.reserve(b, whole);  // the blocks of its own
   }
   // A draft writes rows as wide as its executor's; the arrays have as much of them as can be sampled.
   static int draft_vocab(const Lane* lane) {
@@ -126,6 +135,7 @@ struct Step {
   const int gamma;
   const bool keep_logits;
   const int slot;
+  const bool shaped;
   State state;
   pearl::Run run;
   pearl::CpuSteps steps;
@@ -133,7 +143,9 @@ struct Step {
   void perform();
 
  private:
-  bool load_slot(int b);
+  // Whether a slot runs, by what its finish_reason is.
+  bool load_slot(int b, const int32_t* finish_reason);
+  void load_transform(int b);
   void load_tokens(int b, int64_t begin, int64_t end);
   void load_window(int b);
   float* device_draft_row(int b, int64_t position) const;
@@ -141,14 +153,14 @@ struct Step {
   void prefill_logits();
   void draft();
   void score(bool include_window);
-  void verify();
-  void verify_slot(int b);
+  void verify(int32_t* finish_reason);
+  void verify_slot(int b, int32_t* finish_reason);
   void publish(int b, const int32_t* header, const int32_t* tokens);
 };
 
-bool Step::load_slot(int b) {
+bool Step::load_slot(int b, const int32_t* finish_reason) {
   const Arrays& at = lane->at;
-  const bool runs = at.finish_reason[b] == static_cast<int32_t>(FinishReason::kRunning);
+  const bool runs = finish_reason[b] == static_cast<int32_t>(FinishReason::kRunning);
   state.finish_reason[b] = runs ? FinishReason::kRunning : FinishReason::kIdle;
   if (!runs) return false;
   state.committed[b] = at.committed[b];
@@ -162,7 +174,26 @@ bool Step::load_slot(int b) {
       state.max_total_len[b] > lane->c.capacity || state.gamma[b] < 0) {
     throw std::runtime_error("a state that no order of steps can leave");  // another lane writes it just now
   }
+  if (shaped) load_transform(b);
   return true;
+}
+
+void Step::load_transform(int b) {
+  const Arrays& at = lane->at;
+  pearl::Transform& t = state.transform[b];
+  t = {};
+  t.min_tokens = at.min_tokens[b];
+  const int32_t* masked = at.masked_ids + 2 * b * lane->c.num_stop_ids;
+  t.masked_ids.assign(masked, std::find(masked, masked + 2 * lane->c.num_stop_ids, -1));
+  for (int i = b * lane->c.num_biased; i < (b + 1) * lane->c.num_biased && at.bias_ids[i] >= 0; ++i) {
+    t.logit_bias.emplace_back(at.bias_ids[i], at.bias[i]);
+  }
+  t.repetition_penalty = at.repetition_penalty[b];
+  t.frequency_penalty = at.frequency_penalty[b];
+  t.presence_penalty = at.presence_penalty[b];
+  t.filters = {at.top_k[b], at.top_p[b], at.min_p[b]};
+  state.prompt_len[b] = at.prompt_len[b];
+  load_tokens(b, 0, state.committed[b]);
 }
 
 void Step::load_tokens(int b, int64_t begin, int64_t end) {
@@ -174,6 +205,9 @@ void Step::load_window(int b) {
   state.num_draft_tokens[b] = lane->at.num_draft_tokens[b];
   if (state.num_draft_tokens[b] < 0 || state.num_draft_tokens[b] > gamma) {
     throw std::runtime_error("a window that no draft leaves");
+  }
+  if (state.committed[b] + state.pending[b] + state.num_draft_tokens[b] > lane->c.capacity) {
+    throw std::runtime_error("a window that ends behind the sequence");
   }
   std::copy_n(lane->at.draft_token_ids + b * gamma, state.num_draft_tokens[b], state.window(b));
 }
@@ -206,12 +240,14 @@ void Step::prefill_logits() {
 
 void Step::draft() {
   for (int b = 0; b < lane->c.num_slots; ++b) {
-    if (!load_slot(b)) continue;
+    if (!load_slot(b, lane->at.finish_reason)) continue;
     const int64_t end = state.committed[b] + state.pending[b];
-    load_tokens(b, std::max<int64_t>(0, end - 2), end);
-    for (int64_t i = std::max<int64_t>(0, end - 2); i < end; ++i) {
+    const int64_t first = shaped ? 0 : std::max<int64_t>(0, end - 2);
+    load_tokens(b, first, end);
+    for (int64_t i = first; i < end; ++i) {
       state.tokens(b)[i] = std::max(state.tokens(b)[i], 0);
     }
+    state.draft_fed[b] = end;  // a device's draft feeds the last two tokens, whatever it fed before
     std::fill_n(state.window(b), gamma, -1);
     state.bad_draft[b] = -1;
   }
@@ -230,14 +266,16 @@ void Step::draft() {
 
 void Step::score(bool include_window) {
   for (int b = 0; b < lane->c.num_slots; ++b) {
-    if (!load_slot(b)) continue;
+    if (!load_slot(b, lane->at.finish_reason)) continue;
     load_tokens(b, state.committed[b] - 1, state.committed[b] + state.pending[b]);
     for (int64_t i = 0; i < state.pending[b]; ++i) {
       int32_t& token = state.tokens(b)[state.committed[b] + i];
       token = std::max(token, 0);
     }
+    if (state.pending[b] > gamma) throw std::runtime_error("pending tokens that no verify leaves");
     if (!include_window) continue;
     load_window(b);
+    if (state.pending[b] + state.num_draft_tokens[b] > gamma) throw std::runtime_error("too many candidates");
     for (int j = 0; j < gamma; ++j) state.window(b)[j] = std::max(state.window(b)[j], 0);
   }
   steps.score(include_window);
@@ -250,19 +288,19 @@ void Step::score(bool include_window) {
   }
 }
 
-void Step::verify() {
+void Step::verify(int32_t* finish_reason) {
   std::vector<bool> runs;
-  for (int b = 0; b < lane->c.num_slots; ++b) runs.push_back(load_slot(b));
+  for (int b = 0; b < lane->c.num_slots; ++b) runs.push_back(load_slot(b, finish_reason));
   std::fill(state.finish_reason.begin(), state.finish_reason.end(), FinishReason::kIdle);
   for (int b = 0; b < lane->c.num_slots; ++b) {
     if (!runs[b]) continue;
     state.finish_reason[b] = FinishReason::kRunning;
-    verify_slot(b);
+    verify_slot(b, finish_reason);
     state.finish_reason[b] = FinishReason::kIdle;
   }
 }
 
-void Step::verify_slot(int b) {
+void Step::verify_slot(int b, int32_t* finish_reason) {
   const Arrays& at = lane->at;
   const int round = at.round[b];
   const int64_t base = state.committed[b];
@@ -299,7 +337,7 @@ void Step::verify_slot(int b) {
     const auto row = static_cast<int>(std::strtoll(place + 9, nullptr, 10) - base);
     std::vector<int32_t> found(row + 1, -1);
     if (row < num_judged) found[row] = row < pending ? tokens[base + row] : state.window(b)[row - pending];
-    at.finish_reason[b] = pearl::VerdictRing::kBadLogits;
+    finish_reason[b] = pearl::VerdictRing::kBadLogits;
     const int32_t header[] = {row, num_judged, pending, pearl::VerdictRing::kBadLogits, 0, row + 1};
     return publish(b, header, found.data());
   }
@@ -308,7 +346,7 @@ void Step::verify_slot(int b) {
   std::copy(state.tokens(b) + base, state.tokens(b) + end, tokens + base);
   at.committed[b] = static_cast<int32_t>(state.committed[b]);
   at.pending[b] = static_cast<int32_t>(state.pending[b]);
-  at.finish_reason[b] = static_cast<int32_t>(result.finish_reason);
+  finish_reason[b] = static_cast<int32_t>(result.finish_reason);
   const auto num_new = static_cast<int32_t>(result.token_ids.size());
   const int32_t header[] = {result.accept_len,
                             result.num_judged,
@@ -338,7 +376,7 @@ void Step::perform() {
     if (op == "prefill logits") return prefill_logits();
     if (op == "draft") return draft();
     if (op == "score" || op == "score window") return score(op == "score window");
-    return verify();
+    return verify(op == "join" ? lane->at.joining : lane->at.finish_reason);
   } catch (const std::exception& error) {
     const std::lock_guard<std::mutex> lock(lane->mutex);
     lane->errors += op + ": " + error.what() + "\n";
@@ -351,9 +389,9 @@ EXPORT void* scripted_lane_create(const ScriptedConfig* config) { return new Lan
 EXPORT void scripted_lane_destroy(void* lane) { delete static_cast<Lane*>(lane); }
 
 EXPORT void* scripted_step_create(void* lane, const char* op, int gamma, int is_coupled, int keep_logits,
-                                  int slot) {
+                                  int slot, int shaped) {
   const auto judge = is_coupled ? pearl::JudgeKind::kCoupled : pearl::JudgeKind::kRejection;
-  return new Step(static_cast<Lane*>(lane), op, gamma, judge, keep_logits != 0, slot);
+  return new Step(static_cast<Lane*>(lane), op, gamma, judge, keep_logits != 0, slot, shaped != 0);
 }
 EXPORT void scripted_step_destroy(void* step) { delete static_cast<Step*>(step); }
 EXPORT void scripted_step_run(void* step) { static_cast<Step*>(step)->perform(); }

@@ -42,7 +42,10 @@ class Soak:
         pair = Pair.make("half-right", max_position_embeddings=LENGTH)
         for tensors in (pair.target, pair.draft):
             tensors["model.embed_tokens.weight"][POISON] = float("nan")
-        self.engine = pair.engine(max_model_len=LENGTH, max_num_seqs=4, judge="coupled", max_waiting=64)
+        # Of four sequences one or two of the longest kind fit at once: the others wait for KV blocks.
+        self.engine = pair.engine(
+            max_model_len=LENGTH, max_num_seqs=4, kv_cache_tokens=LENGTH, judge="coupled", max_waiting=64
+        )
         self.reference = Engine(pair.config, pair.target, max_model_len=LENGTH, judge="coupled")
         self.seed = seed
         self.counts: Counter[str] = Counter()

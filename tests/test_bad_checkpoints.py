@@ -182,10 +182,10 @@ def test_not_enough_memory_for_the_cache(pair: tuple[Path, Path], capsys: pytest
         Engine.from_pretrained(*pair, **OPTIONS | {"max_model_len": 10**9})
     said = str(caught.value)
     per_model = 2 * 2 * 2 * 16 * 4 * 10**9 / 2**30  # k and v, layers, heads, head_dim, bytes, tokens
-    assert f"{16 * per_model:.2f} GiB for 8 times 1000000000 tokens of KV cache" in said
+    assert f"{16 * per_model:.2f} GiB for 8000000000 tokens of KV cache" in said
     assert (
         "GiB available" in said
-        and "lower max_num_seqs or max_model_len" in said
+        and "lower max_num_seqs, max_model_len or kv_cache_tokens" in said
         and "dtype='bfloat16'" in said
     )
     command = ["generate", "--target", str(pair[0]), "--prompt", "a", "--max-model-len", "1000000000"]

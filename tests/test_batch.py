@@ -12,7 +12,7 @@ from tiny_pairs import Pair
 from pearl_rt import ConfigError, Engine, NumericsError, ResourceError, SamplingParams
 from pearl_rt.program import STRATEGIES
 
-LENGTH = 2048
+LENGTH = 32768  # so that no answer ends by itself while a test looks away
 ENDLESS = SamplingParams(max_tokens=LENGTH, ignore_eos=True)
 
 
@@ -148,8 +148,6 @@ def test_bad_sizes_of_a_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     for wrong, text in ((0, "max_num_seqs 0 is out of range"), (2.5, "max_num_seqs must be an integer")):
         with pytest.raises(ConfigError, match=text):
             pair.engine(max_num_seqs=wrong)
-    with pytest.raises(ConfigError, match="max_num_seqs 2: one sequence at a time runs on 'interpret'"):
-        pair.engine(max_num_seqs=2, device="interpret")
     monkeypatch.setattr("pearl_rt.lane.available_memory", lambda: 100_000)
-    with pytest.raises(ResourceError, match=r"8 times 64 tokens of KV cache.* lower max_num_seqs"):
+    with pytest.raises(ResourceError, match=r"512 tokens of KV cache.* lower max_num_seqs"):
         pair.engine(max_model_len=64)

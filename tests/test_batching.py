@@ -77,7 +77,7 @@ def test_joining_changes_no_verdict(judge: str, strategy: str, placement: str) -
 
 def test_first_come_first_served() -> None:
     """With one slot, answers begin in the order of submission."""
-    bench = Bench.build(num_slots=1, target={**TARGET, "delay_us": (200, 200)}, draft=DRAFT)
+    bench = Bench.build(num_slots=1, target=TARGET, draft=DRAFT, ring_capacity=2)  # held until it is read
     numbers = bench.coordinator.start(program("sd", "split"), [_C.Request([1], gamma=3, max_tokens=20)])
     numbers += [bench.coordinator.submit(_C.Request([2], gamma=2, max_tokens=3)) for _ in range(5)]
     seen = list(dict.fromkeys(result.request_id for result in drain(bench)))
@@ -89,7 +89,11 @@ def test_a_long_prompt_delays_nobody_by_more_than_a_chunk(strategy: str) -> None
     """While 700 tokens are fed, every round feeds 256 of them at most, and the other sequence gets on."""
     shape = {"max_model_len": 1024, "vocab_size": VOCAB}
     bench = Bench.build(
-        num_slots=2, capacity=1024, target={**TARGET, **shape, "delay_us": (30, 30)}, draft={**DRAFT, **shape}
+        num_slots=2,
+        capacity=1024,
+        target={**TARGET, **shape},
+        draft={**DRAFT, **shape},
+        ring_capacity=4,  # nothing ends while this thread is away
     )
     coordinator = bench.coordinator
     coordinator.start(program(strategy, "split"), [_C.Request([1], gamma=3, max_tokens=1000)])
@@ -113,7 +117,7 @@ def test_cancel_ends_one_request(strategy: str) -> None:
     """A running one within a round, a waiting one at once; the others are what they would be."""
     request = {"prompt_ids": [1, 2], "gamma": 3, "max_tokens": 50}
     full = tokens_of(Bench.build(target=TARGET).run("ar", _C.Request(**request)))
-    bench = Bench.build(num_slots=2, target={**TARGET, "delay_us": (300, 300)}, draft=DRAFT)
+    bench = Bench.build(num_slots=2, target=TARGET, draft=DRAFT, ring_capacity=4)  # held until it is read
     first, second = bench.coordinator.start(program(strategy, "split"), [_C.Request(**request)] * 2)
     third, fourth = (bench.coordinator.submit(_C.Request(**request)) for _ in range(2))
     results: list[Any] = []
@@ -185,7 +189,7 @@ def test_submissions_from_many_threads() -> None:
 
 
 def test_stop_keeps_the_order_of_those_that_waited() -> None:
-    bench = Bench.build(num_slots=1, target={**TARGET, "delay_us": (500, 500)}, draft=DRAFT)
+    bench = Bench.build(num_slots=1, target=TARGET, draft=DRAFT, ring_capacity=2)  # held until it is read
     coordinator = bench.coordinator
     coordinator.start(program("ar", "split"), [_C.Request([1], max_tokens=60)])
     waiting = [coordinator.submit(_C.Request([1], max_tokens=2)) for _ in range(3)]
@@ -198,7 +202,7 @@ def test_stop_keeps_the_order_of_those_that_waited() -> None:
 
 
 def test_bad_submissions_are_refused() -> None:
-    bench = Bench.build(num_slots=2, target={**TARGET, "delay_us": (500, 500)}, draft=DRAFT)
+    bench = Bench.build(num_slots=2, target=TARGET, draft=DRAFT, ring_capacity=2)  # held until it is read
     bench.start("pearl", _C.Request([1], gamma=2, max_tokens=10))
     with pytest.raises(RequestError, match="leaves no room"):
         bench.coordinator.submit(_C.Request([0] * CAPACITY))

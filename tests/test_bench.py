@@ -191,8 +191,11 @@ class FakeRunner:
         self.speed, self.liar = speed, liar
         self.calls: list[tuple[str, int, int]] = []
 
-    def __call__(self, program: m.Program, workload: m.Workload, prompt: int) -> m.Sample:
+    def __call__(self, program: m.Program, workload: m.Workload, prompt: int) -> list[m.Sample]:
         self.calls.append((str(program), prompt, workload.max_tokens))
+        return [self.sample(program, workload, number) for number in workload.together(prompt)]
+
+    def sample(self, program: m.Program, workload: m.Workload, prompt: int) -> m.Sample:
         per_token = self.speed["/".join(program.kind)] * (1 + abs(program.gamma - 4) * 0.1)
         ids = [prompt * 1000 + i for i in range(workload.max_tokens)]
         if program.judge == "rejection" or (program.strategy == self.liar and prompt == 1):
@@ -264,6 +267,37 @@ def test_rejection_rows_are_marked_and_not_compared() -> None:
     assert "pearl *" in text and "the same law, other tokens" in text
 
 
+def test_rejection_alone_owes_tokens_to_its_own_window_only() -> None:
+    hot = m.Workload(WORK.prompts, 40, temperature=0.8)
+    menu = section.menus(section.cpu_menu(), (0.0, 0.8), "rejection")
+    assert menu[0.0].judge == "coupled"
+    found, _ = section.run_section(FakeRunner(SPEED), hot, gammas=(4,), menu=menu[0.8])
+    assert {row["judge"] for row in found.rows} == {"rejection"} and found.difference is None
+    assert found.rows[-1]["x_sd"] is not None and " *" not in section.format_section(found)
+
+    class Placed(FakeRunner):
+        """sd writes other tokens on split cores than on shared ones, pearl other ones than sd."""
+
+        def sample(self, program: m.Program, workload: m.Workload, prompt: int) -> m.Sample:
+            made = super().sample(program, workload, prompt)
+            made.token_ids[7] = {"sd/split": -1, "pearl/split": -2}.get("/".join(program.kind), 0)
+            return made
+
+    found, _ = section.run_section(Placed(SPEED), hot, gammas=(4,), menu=menu[0.8])
+    assert found.difference is not None and {p.strategy for p in found.difference.programs} == {"sd"}
+
+
+def test_batches_share_a_call() -> None:
+    runner = FakeRunner(SPEED)
+    work = m.Workload([[1]] * 5, 40, batch=2)
+    told: list[str] = []
+    [found] = m.measure(runner, [m.Program("ar")], work, progress=told.append)
+    assert [call[1] for call in runner.calls] == [0, 0, 2, 4] and len(told) == 3
+    assert [sample.prompt for sample in found.samples] == [0, 1, 2, 3, 4]
+    fitted = section.fit_workload(m.Workload([[1]] * 8, 128, batch=4), 10.0, 100.0, 2, 4)
+    assert len(fitted.prompts) == 4
+
+
 def test_a_shorter_output_is_a_difference() -> None:
     def sample(ids: list[int]) -> m.Sample:
         return m.Sample(0, ids, 1, 1, 1, None)
@@ -301,7 +335,7 @@ def test_progress_is_told_of_every_run() -> None:
     for work in (WORK, hot):
         told.clear()
         section.run_section(FakeRunner(SPEED), work, gammas=(2, 4), bar=Bar())  # type: ignore[arg-type]
-        assert len(told) == section.num_runs(section.cpu_menu(), (2, 4), 4, 1, sampled=work is hot)
+        assert len(told) == section.num_runs(section.cpu_menu(), (2, 4), work, 1, sampled=work is hot)
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.001, (8, 128)), (0.02, (3, 128)), (10.0, (3, 32))])

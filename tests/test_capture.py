@@ -75,7 +75,8 @@ class Gpu:
 
 
 def state_of() -> SimpleNamespace:
-    return SimpleNamespace(whole=SimpleNamespace(finish_reason=torch.full((2,), RUNNING)))
+    whole = SimpleNamespace(finish_reason=torch.full((2,), RUNNING))
+    return SimpleNamespace(whole=whole, joining=torch.full((2,), RUNNING))
 
 
 class Target:
@@ -85,7 +86,7 @@ class Target:
         self.log, self.state, self.chunk = log, state_of(), torch.ones(2, 2, dtype=torch.int32)
 
     def _ran(self, what: str) -> None:
-        assert self.state.whole.finish_reason.tolist() == [IDLE, IDLE]
+        assert self.state.whole.finish_reason.tolist() == [IDLE, IDLE] == self.state.joining.tolist()
         assert not self.chunk.any()
         self.log.lines.append(f"run {what}")
 
@@ -98,8 +99,8 @@ class Target:
     def score(self, gamma: int, include_window: bool) -> None:
         self._ran(f"score {gamma} {include_window}")
 
-    def verify(self, gamma: int, judge: str) -> None:
-        self._ran(f"verify {gamma} {judge}")
+    def verify(self, gamma: int, judge: str, shaping: object, *, joining: bool) -> None:
+        self._ran(f"verify {gamma} {judge}" + (f" by {shaping}" if shaping else "") + " joining" * joining)
 
 
 class Draft(DraftSteps):
@@ -109,15 +110,17 @@ class Draft(DraftSteps):
     def prefill_chunk(self) -> None:
         self.log.lines.append("run chunk of draft")
 
-    def draft(self, gamma: int, judge: str, keep_logits: bool) -> None:
-        self.log.lines.append(f"run draft {gamma} {judge} {keep_logits}")
+    def draft(self, gamma: int, judge: str, keep_logits: bool, shaping: object) -> None:  # type: ignore
+        self.log.lines.append(
+            f"run draft {gamma} {judge} {keep_logits}" + (f" by {shaping}" if shaping else "")
+        )
 
 
 def capture_of(log: Log, fails: str = "") -> Capture:
     return Capture(
         [
-            LaneGraphs("target", Target(log), Stream(log, fails), Native()),  # type: ignore[arg-type]
-            LaneGraphs("draft", Draft(log), Stream(log, fails), Native()),
+            LaneGraphs("target", Target(log), Stream(log, fails), Native(), "shaping"),  # type: ignore[arg-type]
+            LaneGraphs("draft", Draft(log), Stream(log, fails), Native(), "shaping"),  # type: ignore[arg-type]
         ],
         [Gpu()],  # type: ignore[list-item]
     )
@@ -144,6 +147,30 @@ def test_what_each_program_needs() -> None:
     for placement in ("shared", "devices"):
         assert names("sd", placement) == [*own, "target: 'score window' gamma=3", *draft]
         assert names("pearl", placement) == [*own, "target: 'score' gamma=3", *draft]
+
+
+def test_what_is_shaped_is_captured_with_it() -> None:
+    log = Log()
+    capture = capture_of(log)
+    options: Any = {"gamma": 2, "judge": "coupled", "keep_logits": False, "slots": [0]}
+    capture.ensure(steps_of(program("sd"), **options, shaped=True))
+    shaped = [line for line in log.lines if "shap" in line and "run" in line]
+    assert shaped == ["run verify 2 coupled by shaping", "run draft 2 coupled False by shaping"]
+    assert capture.lanes["target"].native.steps[2][:6] == ("verify", 2, "coupled", False, 0, True)
+    count = capture.stats()["graphs"]
+    capture.ensure(steps_of(program("sd"), **options))
+    assert capture.stats()["graphs"] == count + 2
+
+
+def test_what_joins_is_judged_by_a_step_of_its_own() -> None:
+    log = Log()
+    capture = capture_of(log)
+    options: Any = {"gamma": 2, "judge": "coupled", "keep_logits": False, "slots": range(2)}
+    capture.ensure(steps_of(program("ar"), **options, joins=True))
+    assert "run verify 0 coupled joining" in log.lines
+    assert [step[0] for step in capture.lanes["target"].native.steps] == [
+        *("prefill chunk", "prefill logits", "prefill logits", "verify", "join", "score"),
+    ]
 
 
 def test_what_a_window_of_several_slots_and_kept_logits_needs() -> None:

@@ -9,12 +9,24 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scripted import CAPACITY, TIMEOUT_MS, VOCAB, Bench, expected_rounds, logits_after, rounds_of, tokens_of
+from scripted import (
+    CAPACITY,
+    TIMEOUT_MS,
+    VOCAB,
+    Bench,
+    expected_rounds,
+    logits_after,
+    num_threads,
+    rounds_of,
+    threads_end_at,
+    tokens_of,
+)
 
 from pearl_rt import _C
 from pearl_rt.errors import PearlError, RequestError, ResourceError
@@ -138,16 +150,15 @@ def intervals(trace: list[tuple[str, str, int, int, int]], op: str) -> list[tupl
     [("pearl", "split", True), ("pearl", "shared", False), ("sd", "split", False), ("sd", "shared", False)],
 )
 def test_overlap_in_the_trace(strategy: str, placement: str, overlap: bool) -> None:
-    delays = {"delay_us": (1000, 1000)}
+    # Longer than a thread waits for a core, where the two must meet.
+    delays = {"delay_us": (20_000, 20_000) if overlap else (100, 100)}
     bench = Bench.build(placement, target={"rule": 1, **delays}, draft={**HALF_RIGHT, **delays})
-    bench.run(strategy, _C.Request([1], gamma=2, max_tokens=30))
+    bench.run(strategy, _C.Request([1], gamma=2, max_tokens=12 if overlap else 30))
     trace = bench.coordinator.trace()
     drafts, scores = intervals(trace, "draft"), intervals(trace, "score")
-    assert len(scores) > 8
+    assert len(scores) > 3
     both = [(d, s) for d in drafts for s in scores if max(d[0], s[0]) < min(d[1], s[1])]
     assert bool(both) == overlap
-    if overlap:
-        assert len(both) > 3  # not all: the last windows may be empty, and a busy machine takes cores away
     for lane in ("target", "draft"):
         rows = [row for row in trace if row[0] == lane]
         assert all(begin <= end for *_, begin, end in rows)
@@ -156,7 +167,7 @@ def test_overlap_in_the_trace(strategy: str, placement: str, overlap: bool) -> N
 
 
 @pytest.mark.parametrize("spin_us", [0, 10, 300])
-def test_two_thousand_random_schedules(spin_us: int) -> None:
+def test_a_thousand_random_schedules(spin_us: int) -> None:
     """Delays of 0 to 30 us on both lanes, waits that sleep or spin: none hangs, none changes a token."""
     expected = tokens_of(Bench.build(target={"rule": 1}).run("ar", _C.Request([1, 2], max_tokens=12)))
     for placement in PLACEMENTS:
@@ -167,7 +178,7 @@ def test_two_thousand_random_schedules(spin_us: int) -> None:
                 draft={**HALF_RIGHT, "delay_us": (0, lanes[1]), "delay_seed": lanes[1] + 1},
                 spin_us=spin_us,
             )
-            for i in range(125):
+            for i in range(50):
                 for strategy in SPECULATIVE:
                     request = _C.Request([1, 2], gamma=1 + i % 8, max_tokens=12)
                     assert tokens_of(bench.run(strategy, request)) == expected
@@ -221,12 +232,12 @@ def test_full_ring_holds_the_target_back(placement: str, strategy: str) -> None:
     request = _C.Request([1], gamma=3, max_tokens=60)
     full = tokens_of(Bench.build(target={"rule": 1}).run("ar", request))
     bench.start(strategy, request)
+    read = bench.coordinator.next(TIMEOUT_MS)
     time.sleep(0.02)
-    forwards = bench.target.num_forwards
-    assert forwards < 6 and bench.coordinator.running
-    bench.coordinator.stop()  # nobody has polled
-    got = tokens_of(bench.finish())
-    assert 0 < len(got) < 20 and got == full[: len(got)]
+    assert bench.target.num_forwards < 6 + len(read) and bench.coordinator.running
+    bench.coordinator.stop()  # nobody has polled since
+    got = tokens_of(read + bench.finish())
+    assert 0 < len(got) < 30 and got == full[: len(got)]
     assert tokens_of(bench.run(strategy, request)) == full  # and with a reader it flows
 
 
@@ -296,7 +307,7 @@ def test_executor_exceptions_end_all_lanes(
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_destruction_at_any_time(placement: str, moment_ms: int) -> None:
     gc.collect()
-    threads = len(os.listdir("/proc/self/task"))
+    threads = num_threads()
     for _ in range(6):
         bench = Bench.build(
             placement, target={"rule": 1, "delay_us": (0, 90)}, draft=HALF_RIGHT, ring_capacity=2
@@ -304,22 +315,29 @@ def test_destruction_at_any_time(placement: str, moment_ms: int) -> None:
         bench.start("pearl", _C.Request([1], gamma=4, max_tokens=60))
         time.sleep(moment_ms / 1000)
         del bench
-        gc.collect()
-    assert len(os.listdir("/proc/self/task")) <= threads
+    assert threads_end_at(threads)
 
 
 def test_a_second_thread_is_refused() -> None:
-    bench = Bench.build(target={"rule": 1, "delay_us": (2000, 2000)}, draft=HALF_RIGHT)
-    bench.start("pearl", _C.Request([1], gamma=2, max_tokens=60))
+    bench = Bench.build(target={"rule": 1, "delay_us": (100_000, 100_000)}, draft=HALF_RIGHT)
+    bench.start("pearl", _C.Request([1], gamma=2, max_tokens=60))  # seconds
     with pytest.raises(RequestError, match="a request is running"):
         bench.start("pearl", _C.Request([1], gamma=2, max_tokens=60))
-    reader = threading.Thread(target=lambda: bench.coordinator.next(TIMEOUT_MS, min_results=10**6))
+
+    def read() -> None:
+        while True:
+            with suppress(RequestError):  # we may be in it just now
+                bench.coordinator.next(TIMEOUT_MS, min_results=10**6)
+                return
+
+    reader = threading.Thread(target=read)
     reader.start()
-    time.sleep(0.02)
     with pytest.raises(RequestError, match="in use by another thread"):
-        bench.coordinator.next(0)
+        while True:
+            bench.coordinator.next(0)
+            time.sleep(0.001)
     bench.coordinator.stop()  # from any thread
-    reader.join(5)
+    reader.join(60)
     assert not reader.is_alive()
 
 

@@ -107,6 +107,10 @@ def test_options(options: dict[str, Any], named: str) -> None:
             {"placement": "shared", "draft_device": "cpu"},
             "placement 'shared' is one device.*drop draft_device",
         ),
+        (
+            {"max_num_seqs": 2, "draft_device": "cpu"},
+            "max_num_seqs 2: one sequence at a time runs beside a draft on the CPU: drop it, or put",
+        ),
         ({"form": "eager", "draft_device": "cuda:1"}, "form 'eager' runs both models on one GPU"),
     ],
     ids=str,
@@ -142,10 +146,14 @@ def test_too_little_memory(world: FakeWorld, monkeypatch: pytest.MonkeyPatch) ->
 
 @needs_fake
 def test_requests(world: FakeWorld) -> None:
-    with Pair.make("equal", vocab_size=64).engine(device="cuda", max_model_len=32) as engine:
+    with Pair.make("equal", vocab_size=70).engine(device="cuda", max_model_len=32) as engine:
         params = SamplingParams(stop_token_ids=tuple(range(33)))
         with pytest.raises(RequestError, match="33 end-of-text and stop ids; this lane takes 32"):
             engine.generate([1], params, strategy="ar")
+        with pytest.raises(RequestError, match="logprobs: not to be had on this device yet"):
+            engine.generate([1], SamplingParams(logprobs=1))
+        with pytest.raises(RequestError, match="logit_bias has 65 ids; the device takes 64: pass less"):
+            engine.generate([1], SamplingParams(logit_bias=dict.fromkeys(range(65), 1.0)))
         with pytest.raises(RequestError, match="placement 'split'"):
             engine.generate([1], placement="split")
 
@@ -162,5 +170,5 @@ def test_slots_are_padded_to_a_size_that_steps_are_captured_for(world: FakeWorld
         for name in ("target", "draft")
     ]
     lanes = backend.lanes("shared", *packed)  # type: ignore[arg-type]
-    assert lanes.target_steps.state.sizes.num_slots == 4
+    assert lanes.target_steps.state.sizes.num_slots == 4 and backend.num_slots == 3
     lanes.close()

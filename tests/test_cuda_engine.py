@@ -86,6 +86,8 @@ def test_tokens_are_the_executors(world: FakeWorld, form: str) -> None:
     with engine_of(form=form, judge="coupled") as engine:
         for strategy, gamma, prompt, params in RUNS:
             check(engine, prompt, params, strategy=strategy, gamma=gamma)
+        with pytest.raises(RequestError, match="logprobs: not to be had on this device yet"):
+            engine.generate(ONE, SamplingParams(logprobs=0))
         stats = engine.stats()
         assert stats["form"] == form and stats["device"]["draft"] == "cpu (Fake 0)"
         assert stats["capture"]["graphs"] == sum(line.startswith("captured") for line in world.log)
@@ -109,9 +111,44 @@ def test_rejection_draws_the_executors_numbers(world: FakeWorld, strategy: str) 
         assert text_of(found) == text_of(native.generate(ONE, SAMPLED, strategy=strategy, gamma=3)[0])
 
 
+SHAPED = SamplingParams(
+    temperature=1.1,
+    seed=5,
+    max_tokens=3,
+    top_k=20,
+    top_p=0.8,
+    min_p=0.02,
+    repetition_penalty=1.3,
+    frequency_penalty=0.4,
+    presence_penalty=-0.2,
+    logit_bias={3: 2.0, 30: -100.0},
+    min_tokens=2,
+    stop_token_ids=(1, 3, 9, 30),
+)
+
+
+@pytest.mark.parametrize("draft_device", ["cuda:1", "cpu"])
+def test_filters_and_penalties_are_the_executors(world: FakeWorld, draft_device: str) -> None:
+    """With a draft whose rows, and what they were cut at, come from another memory."""
+    options: dict[str, Any] = {"strategy": "sd", "gamma": 1}
+    with (
+        engine_of(draft_device=draft_device, rounds_ahead=1, **options) as engine,
+        pair_of().engine(device="cpu", max_model_len=MAX_LEN, placement="shared", num_threads=1) as native,
+    ):
+        found = engine.generate(LONG[:3], SHAPED)[0]
+        assert text_of(found) == text_of(native.generate(LONG[:3], SHAPED, **options)[0])
+
+
 def test_eager_launches_step_by_step(world: FakeWorld) -> None:
-    with engine_of(form="eager", strategy="pearl", gamma=2) as engine:
-        check(engine, ONE, SamplingParams(max_tokens=5))
+    """Two sequences at once, with log-probabilities, which captured steps refuse."""
+    params = SamplingParams(max_tokens=4, logprobs=1)
+    with engine_of(form="eager", strategy="pearl", gamma=2, max_num_seqs=2) as engine:
+        outputs = engine.generate([ONE, LONG[:3]], params)
+        for output, prompt in zip(outputs, (ONE, LONG[:3]), strict=True):
+            assert text_of(output) == expected(tuple(prompt), SamplingParams(max_tokens=4))
+            assert output.logprobs is not None
+            pairs = zip(output.logprobs, output.token_ids, strict=True)
+            assert all(told[token].rank == 1 for told, token in pairs)
         assert engine.stats()["capture"] == {}
     assert world.log == []
 
@@ -235,3 +272,23 @@ print("left")
     )
     assert (done.returncode, done.stdout) == (0, "left\n"), done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_batch_is_what_each_is_alone(world: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three requests with parameters of their own in two slots: one starts the run, the others join."""
+    asked = (
+        (LONG, SamplingParams(max_tokens=2, temperature=0.9, seed=3, top_k=9, repetition_penalty=1.5)),
+        (ONE, SamplingParams(max_tokens=2)),
+        (LONG[3:6], SamplingParams(max_tokens=2, temperature=0.7, seed=4)),
+    )
+    options: dict[str, Any] = {"strategy": "pearl", "gamma": 1, "judge": "coupled", "rounds_ahead": 1}
+    with engine_of(max_num_seqs=2, form="graph", **options) as engine:
+        lanes, joined = engine.lanes["shared"], threading.Event()
+        submit = lanes.submit
+        monkeypatch.setattr(lanes, "submit", lambda one: (submit(one), joined.set())[0])
+        with world.lock:  # no kernel runs before the second is there
+            handles = [engine.submit(prompt, params) for prompt, params in asked]
+            assert joined.wait(60)
+        for handle, (prompt, params) in zip(handles, asked, strict=True):
+            assert text_of(handle.result(120)) == expected(tuple(prompt), params)
+        assert "target: 'join' gamma=1 judge=coupled shaped=True" in engine.stats()["capture"]["steps"]

@@ -43,9 +43,9 @@ class FakePeer:
     def programs(self, gamma: int) -> list[m.Program]:
         return [m.Program("hf ar", "eager"), m.Program("hf assisted", "eager", gamma)]
 
-    def __call__(self, program: m.Program, workload: m.Workload, prompt: int) -> m.Sample:
+    def __call__(self, program: m.Program, workload: m.Workload, prompt: int) -> list[m.Sample]:
         self.calls += 1
-        return m.Sample(prompt, [3, 4], 2.0, 0.1, 0.1, None)
+        return [m.Sample(prompt, [3, 4], 2.0, 0.1, 0.1, None)]
 
 
 @pytest.mark.parametrize("same", [True, False])
@@ -70,7 +70,7 @@ def test_speed_ups_over_a_peer_wait_for_the_comparison(same: bool) -> None:
 
 def test_a_peer_that_fails_is_a_row_that_says_so() -> None:
     class Failing(FakePeer):
-        def __call__(self, program: m.Program, workload: m.Workload, prompt: int) -> m.Sample:
+        def __call__(self, program: m.Program, workload: m.Workload, prompt: int) -> list[m.Sample]:
             if program.strategy == "hf assisted":
                 raise RuntimeError("CUDA out of memory\nand more")
             return super().__call__(program, workload, prompt)

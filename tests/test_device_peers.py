@@ -112,5 +112,5 @@ def test_engines_are_called_as_they_document(monkeypatch: pytest.MonkeyPatch) ->
     assert told[0]["model"] == "target" and told[0]["max_num_seqs"] == 1
     assert absent == {"sglang": "does not start: no GPU", "gpt-fast": "not installed"}
     [program] = runner.programs(4)
-    sample = runner(program, m.Workload([[1, 2, 3]], 5), 0)
+    [sample] = runner(program, m.Workload([[1, 2, 3]], 5), 0)
     assert str(program) == "vllm/own graphs" and sample.token_ids == [3] * 5 and sample.seconds >= 0

@@ -5,9 +5,6 @@ the fake driver, whose kernels are the interpreter's.
 """
 
 import gc
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -83,7 +80,7 @@ def tokens_of(rows: list[RoundRow]) -> list[int]:
     return [token for row in rows for token in row.token_ids]
 
 
-@pytest.mark.parametrize(("strategy", "gamma"), PROGRAMS)
+@pytest.mark.parametrize(("strategy", "gamma"), [("ar", 0), ("sd", 4), ("pearl", 1), ("pearl", 3)])
 def test_rounds_give_the_executors_tokens(interpreted: Engine, strategy: str, gamma: int) -> None:
     """Two requests through the same round, greedy and sampled, of other lengths."""
     own = interpreted.round(strategy, gamma)
@@ -129,7 +126,7 @@ def test_no_round_while_a_request_runs(interpreted: Engine) -> None:
 
 
 def test_a_request_asks_for_a_shorter_window_only(interpreted: Engine) -> None:
-    pair = interpreted._lanes["shared"].pair
+    pair = interpreted.lanes["shared"].pair
     own = Round(pair, "sd", 3, greedy=True)
     own.plan([Request(ONE, gamma=2, max_tokens=7)])
     assert pair.tensors.gamma.tolist() == [2]
@@ -212,24 +209,6 @@ def test_a_closed_graph_is_refused_and_a_second_close_does_nothing(world: FakeWo
         own.close()
         with pytest.raises(RequestError, match=r"the round's graph is closed: build another one"):
             own.raw_cuda_graph()
-
-
-@pytest.mark.parametrize("name", ["serial_loop", "capture_in_your_graph"])
-def test_examples_say_what_they_leave_out(name: str) -> None:
-    argv = [sys.executable, f"examples/{name}.py", "models/target", "models/draft"]
-    result = subprocess.run(
-        argv,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert result.returncode == 0, result.stderr
-    if not torch.cuda.is_available():
-        assert "no GPU:" in result.stdout
-    lines = (ROOT / "examples" / "serial_loop.py").read_text().splitlines()
-    assert len(lines) <= 40
 
 
 @cache

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import shlex
 import signal
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -62,11 +65,16 @@ def test_readme_servers_start_and_stop(command: str) -> None:
     assert "http://127.0.0.1:" in said
 
 
+@cache
+def help_of(script: str) -> str:
+    return run([sys.executable, script, "--help"]).stdout
+
+
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python bench")])
 def test_readme_bench_flags_are_known(command: str) -> None:
-    flags = [word for word in shlex.split(command) if word.startswith("--")]
-    help_text = run([sys.executable, "bench/latency.py", "--help"]).stdout
-    assert flags and all(flag in help_text for flag in flags), command
+    _, script, *words = shlex.split(command)
+    flags = [word for word in words if word.startswith("--")]
+    assert flags and all(re.search(rf"{flag}(?![\w-])", help_of(script)) for flag in flags), command
 
 
 def test_readme_ten_lines_run() -> None:
@@ -80,11 +88,20 @@ EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.py")) if "def ma
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
-def test_examples_run(path: Path) -> None:
+def test_examples_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run([sys.executable, str(path), "models/target", "models/draft"])
     assert result.returncode == 0, result.stderr
     assert result.stdout
-    assert "TARGET DRAFT" in run([sys.executable, str(path)]).stderr
+    needs_gpu = "cuda.is_available" in path.read_text()
+    assert ("no GPU:" in result.stdout) == (needs_gpu and not torch.cuda.is_available())
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    monkeypatch.syspath_prepend(path.parent)
+    with pytest.raises(SystemExit, match="TARGET DRAFT"):
+        runpy.run_path(str(path), run_name="__main__")
+
+
+def test_the_example_of_a_loop_is_short() -> None:
+    assert len((ROOT / "examples" / "serial_loop.py").read_text().splitlines()) <= 40
 
 
 def test_low_level_page_runs_as_one_program() -> None:

@@ -310,7 +310,7 @@ def test_progress_is_shown_only_when_long_and_to_someone(
     pause: float,
     is_shown: bool,
 ) -> None:
-    monkeypatch.setattr(loader, "_SECONDS_UNTIL_PROGRESS", 0.05)
+    monkeypatch.setattr(loader, "_SECONDS_UNTIL_PROGRESS", 0.05 if pause else 60.0)
     monkeypatch.setenv("PEARL_PROGRESS", told)
     with loading_bar("target", 8 << 30, show) as advance:
         for _ in range(8):

@@ -43,7 +43,7 @@ class PlayedSlots:
     def can_start(self, job: Job) -> bool:
         return len(self._jobs) < self.num_slots
 
-    def start(self, request_id: int, job: Job) -> None:
+    def start(self, request_id: int, job: Job, num_waiting: int) -> None:
         if job.num_tokens < 0:
             raise RequestError("refused at the slot")
         self.order.append(request_id)
@@ -206,6 +206,8 @@ def test_a_fault_of_the_slots_ends_what_runs_and_the_rest_goes_on(played: Stage)
     gate = threading.Event()
     running = [played.scheduler.submit(Job(1, gate=gate)) for _ in range(played.slots.num_slots)]
     rest = [played.scheduler.submit(Job(2)) for _ in range(3)]
+    while len(played.slots.order) < len(running):
+        time.sleep(0.001)
     played.slots.fault = MemoryError("the slots are broken")
     for handle in running:
         with pytest.raises(MemoryError, match="broken"):

@@ -1,7 +1,6 @@
 """The server, asked by the `openai` package: what comes back is what the engine gives."""
 
 import asyncio
-import time
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -192,6 +191,8 @@ def test_models_health_and_metrics(served: Served, client: openai.OpenAI) -> Non
     assert generated.labels == {"model": "tiny"}
     ended = {s.labels["finish_reason"]: s.value for s in families["pearl_rt_requests"].samples}
     assert ended["length"] == totals["finished"]["length"]
+    shares = {s.labels["state"]: s.value for s in families["pearl_rt_kv_blocks_share"].samples}
+    assert shares.keys() == {"free", "used"} and sum(shares.values()) == 1
     counts = [s.value for s in families["pearl_rt_ttft_seconds"].samples if s.name.endswith("_count")]
     assert counts == [sum(totals["ttft"]["counts"])]
 
@@ -267,7 +268,5 @@ def test_two_hundred_at_once(served: Served) -> None:
         ) as client:
             return await asyncio.gather(*(ask(client, n) for n in range(200)))
 
-    began = time.monotonic()
     assert asyncio.run(main()) == texts
-    assert time.monotonic() - began < 100
     assert served.engine.stats()["queue"] == {"running": 0, "waiting": 0}

@@ -6,5 +6,5 @@ from soak import Soak
 def test_a_short_soak() -> None:
     soak = Soak(seed=3)
     lines: list[str] = []
-    assert soak.run(8.0, lines.append), soak.wrong
+    assert soak.run(3.0, lines.append), soak.wrong
     assert soak.counts.keys() == {"whole", "cancel", "reader", "nan"} and lines

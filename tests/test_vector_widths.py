@@ -4,6 +4,8 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,8 +19,15 @@ BUILDS = {
     "avx512": ["-O3", "-DPEARL_NO_CLONES", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
     "native": ["-O2", "-DPEARL_NO_CLONES", "-march=native"],
 }
+UNOPTIMISED = "O0"
 SOURCES = ("sampling", "judge", "filters", "transform", "logprobs")
 NEEDS = {"avx2": "avx2", "avx512": "avx512vl"}  # flags of /proc/cpuinfo
+
+
+def missing(name: str) -> bool:
+    """Whether this machine cannot run that build."""
+    cpu = Path("/proc/cpuinfo")
+    return name in NEEDS and (platform.machine() != "x86_64" or NEEDS[name] not in cpu.read_text())
 
 
 def outcome(flags: list[str], folder: Path) -> str:
@@ -34,14 +43,20 @@ def outcome(flags: list[str], folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def unoptimised(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return outcome(["-O0", "-DPEARL_NO_CLONES"], tmp_path_factory.mktemp("O0"))
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[str]]]:
+    """Of every build that can run here, as many at a time as there are cores."""
+    flags = {UNOPTIMISED: ["-O0", "-DPEARL_NO_CLONES"], **BUILDS}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield {
+            name: pool.submit(outcome, flags[name], tmp_path_factory.mktemp("build"))
+            for name in flags
+            if not missing(name)
+        }
 
 
 @pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler here")
 @pytest.mark.parametrize("name", BUILDS)
-def test_same_bits(name: str, unoptimised: str, tmp_path: Path) -> None:
-    info = Path("/proc/cpuinfo")
-    if name in NEEDS and (platform.machine() != "x86_64" or NEEDS[name] not in info.read_text()):
+def test_same_bits(name: str, outcomes: dict[str, Future[str]]) -> None:
+    if missing(name):
         pytest.skip(f"this machine has no {name}")
-    assert outcome(BUILDS[name], tmp_path) == unoptimised
+    assert outcomes[name].result() == outcomes[UNOPTIMISED].result()

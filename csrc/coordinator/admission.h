@@ -1,11 +1,13 @@
-// How a run takes in more requests while it runs: those that wait for a slot, in order, and those that the
-// host gives up. The host writes from any thread; verify reads between rounds.
+// How a run takes in more requests while it runs: those that wait for a slot and KV blocks, in order, those
+// that the host gives up, and how far to draft from now on. The host writes from any thread; verify reads
+// between rounds.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <deque>
+#include <limits>
 #include <mutex>
 #include <optional>
 #include <utility>
@@ -22,10 +24,44 @@ class Admission {
     Request request;
   };
 
-  // Host: false if the run has ended, or is about to: start another one.
+  // What the steps of a run were made for; a request that wants more starts another run. As it stands here,
+  // anybody may join.
+  struct Terms {
+    bool is_open = true;
+    int longest_gamma = std::numeric_limits<int>::max();
+    bool samples = true;  // at temperature > 0
+    bool shapes = true;   // with filters and penalties
+
+    bool allow(const Request& request) const {
+      return is_open && request.gamma <= longest_gamma && (samples || request.temperature == 0.0f) &&
+             (shapes || !request.transform.any(request.temperature));
+    }
+    // What all of several lanes can do.
+    void meet(const Terms& other) {
+      is_open = is_open && other.is_open;
+      longest_gamma = std::min(longest_gamma, other.longest_gamma);
+      samples = samples && other.samples;
+      shapes = shapes && other.shapes;
+    }
+  };
+
+  // Host: fits(waiting) for those that wait, in order, while none of them can get a slot.
+  template <class Fits>
+  bool has_room(Fits&& fits) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return fits(waiting_);
+  }
+
+  // Host: whether the run was made for this request, if one goes on.
+  bool allows(const Request& request) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return closed_ || terms_.allow(request);
+  }
+
+  // Host: false if the run has ended, or is about to, or was not made for this request: start another one.
   bool submit(uint64_t id, Request request) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    if (closed_) return false;
+    if (closed_ || !terms_.allow(request)) return false;
     waiting_.push_back({id, std::move(request)});
     news_.store(true, std::memory_order_release);
     return true;
@@ -45,6 +81,13 @@ class Admission {
     return false;
   }
 
+  // Host: as State::windows, from the next round on.
+  void set_windows(std::vector<int32_t> windows) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    windows_ = std::move(windows);
+    news_.store(true, std::memory_order_release);
+  }
+
   // Host: what never got a slot, once the run has ended.
   std::vector<uint64_t> take_waiting() {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -55,10 +98,12 @@ class Admission {
   }
 
   // Only while no lane is at work.
-  void open() {
+  void open(const Terms& terms) {
     const std::lock_guard<std::mutex> lock(mutex_);
+    terms_ = terms;
     waiting_.clear();
     cancelled_.clear();
+    windows_.reset();
     closed_ = false;
     news_.store(false, std::memory_order_release);
   }
@@ -76,12 +121,20 @@ class Admission {
     return std::exchange(cancelled_, {});
   }
 
-  std::optional<Waiting> next() {
+  std::optional<std::vector<int32_t>> take_windows() {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return std::exchange(windows_, std::nullopt);
+  }
+
+  // The one that has waited longest, once reserve(its request): nobody overtakes it.
+  template <class Reserve>
+  std::optional<Waiting> next(Reserve&& reserve) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (waiting_.empty()) {
-      news_.store(!cancelled_.empty(), std::memory_order_release);
+      news_.store(!cancelled_.empty() || windows_, std::memory_order_release);
       return std::nullopt;
     }
+    if (!reserve(waiting_.front().request)) return std::nullopt;
     Waiting first = std::move(waiting_.front());
     waiting_.pop_front();
     return first;
@@ -97,8 +150,10 @@ class Admission {
 
  private:
   std::mutex mutex_;
+  Terms terms_;
   std::deque<Waiting> waiting_;
   std::vector<uint64_t> cancelled_;
+  std::optional<std::vector<int32_t>> windows_;
   bool closed_ = true;
   std::atomic<bool> news_{false};
 };

@@ -64,13 +64,26 @@ const char* finish_name(FinishReason reason) {
 
 std::unique_ptr<Coordinator> make_coordinator(std::vector<std::shared_ptr<Lane>> lanes, int num_slots,
                                               int gamma_max, int64_t capacity, int vocab_size,
-                                              std::optional<int> draft_vocab_size, size_t ring_capacity) {
+                                              std::optional<int> draft_vocab_size, size_t ring_capacity,
+                                              std::optional<int> num_blocks, std::optional<int> block_size) {
   if (num_slots < 1 || capacity < 2 || gamma_max < 0 || vocab_size < 1 || draft_vocab_size.value_or(1) < 1) {
     throw Failure(FailureKind::kRequest,
                   "num_slots must be >= 1, capacity >= 2, gamma_max >= 0 and vocabularies >= 1");
   }
+  int size = block_size.value_or(0);
+  for (const auto& lane : lanes) {
+    if (!block_size && size == 0 && lane != nullptr) size = lane->block_size();
+  }
+  if (!block_size && size == 0) size = BlockPool::size_for(capacity);
+  const int64_t whole = num_slots * ((capacity + std::max(size, 1) - 1) / std::max(size, 1));
+  const int64_t blocks = num_blocks ? *num_blocks : whole;
+  try {
+    BlockPool::check(blocks, size);
+  } catch (const std::invalid_argument& error) {
+    throw Failure(FailureKind::kRequest, error.what());
+  }
   auto state = std::make_unique<State>(num_slots, gamma_max, capacity, vocab_size,
-                                       draft_vocab_size.value_or(vocab_size));
+                                       draft_vocab_size.value_or(vocab_size), static_cast<int>(blocks), size);
   return std::make_unique<Coordinator>(std::move(state), std::move(lanes), ring_capacity);
 }
 
@@ -167,10 +180,10 @@ void bind_coordinator(py::module_& m) {
                        bool ignore_eos, int32_t top_k, float top_p, float min_p, float repetition_penalty,
                        float presence_penalty, float frequency_penalty,
                        std::vector<std::pair<int32_t, float>> logit_bias, int64_t min_tokens,
-                       int num_logprobs) {
+                       int num_logprobs, bool adapts) {
              Request request{
-                 std::move(prompt), gamma,      temperature, seed,        max_tokens, std::move(eos),
-                 std::move(stops),  ignore_eos, {},          num_logprobs};
+                 std::move(prompt), gamma,      temperature, seed,         max_tokens, std::move(eos),
+                 std::move(stops),  ignore_eos, {},          num_logprobs, adapts};
              request.transform = {min_tokens,
                                   {},
                                   std::move(logit_bias),
@@ -186,28 +199,57 @@ void bind_coordinator(py::module_& m) {
            py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f,
            py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
            py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
-           py::arg("num_logprobs") = -1);
+           py::arg("num_logprobs") = -1, py::arg("adapts") = false);
+
+  py::class_<BlockPool>(m, "BlockPool", "Which blocks of a KV cache are free, for tests.")
+      .def(py::init<int, int>(), py::arg("num_blocks"), py::arg("block_size"))
+      .def(
+          "reserve",
+          [](BlockPool& self, int count) -> std::optional<std::vector<int32_t>> {
+            std::vector<int32_t> ids(count);
+            if (!self.reserve(count, ids.data())) return std::nullopt;
+            return ids;
+          },
+          py::arg("count"), "-> ids, or None if there are fewer.")
+      .def(
+          "release",
+          [](BlockPool& self, const std::vector<int32_t>& ids) {
+            self.release(ids.data(), static_cast<int>(ids.size()));
+          },
+          py::arg("ids"))
+      .def("blocks_for", &BlockPool::blocks_for, py::arg("num_tokens"))
+      .def_property_readonly("num_free", &BlockPool::num_free);
 
   py::class_<Coordinator>(m, "Coordinator", "Runs a program over a target's lane and a draft's, natively.")
       .def(py::init(&make_coordinator), py::arg("lanes"), py::kw_only(), py::arg("num_slots") = 1,
            py::arg("gamma_max") = 8, py::arg("capacity"), py::arg("vocab_size"),
            py::arg("draft_vocab_size") = py::none(), py::arg("ring_capacity") = 1024,
-           "lanes: the target's, and the draft's if there is one; each is one coordinator's at a time.")
+           py::arg("num_blocks") = py::none(), py::arg("block_size") = py::none(),
+           "lanes: the target's, and the draft's if there is one; each is one coordinator's at a time.\n"
+           "num_blocks: KV blocks of all sequences together; None: every slot has its own. block_size: the\n"
+           "lanes' own, or None.")
       .def(
           "start",
           [](Coordinator& self, const py::object& program, const std::vector<Request>& requests,
-             const std::string& judge) {
+             const std::string& judge, std::vector<int32_t> windows) {
             const Program native = program_from(program);
             const JudgeKind kind = judge_from(judge);
             const py::gil_scoped_release release;
-            return self.start(native, kind, requests);
+            return self.start(native, kind, requests, std::move(windows));
           },
           py::arg("program"), py::arg("requests"), py::arg("judge") = "rejection",
+          py::arg("windows") = std::vector<int32_t>{},
           "Request i runs in slot i. Returns at once, with the ids of the requests; RequestError if one "
           "cannot be\n"
-          "run, or another run goes on.")
+          "run, or another run goes on. windows: [num_slots + 1] the longest window while so many slots are "
+          "busy;\n"
+          "none: each request's own gamma. Lanes on host cores take them.")
+      .def("set_windows", &Coordinator::set_windows, py::arg("windows"),
+           py::call_guard<py::gil_scoped_release>(), "Other windows from the next round on. Any thread.")
       .def("submit", &Coordinator::submit, py::arg("request"), py::call_guard<py::gil_scoped_release>(),
            "One more request for the run that goes on -> its id, or None if there is no run. Any thread.")
+      .def("allows", &Coordinator::allows, py::arg("request"), py::call_guard<py::gil_scoped_release>(),
+           "Whether the run that goes on was made for such a request; true if none does. Any thread.")
       .def("cancel", &Coordinator::cancel, py::arg("id"), py::call_guard<py::gil_scoped_release>(),
            "Ends a request within a round -> True if it had no slot yet, and nothing follows. Any thread.")
       .def("take_waiting", &Coordinator::take_waiting, py::call_guard<py::gil_scoped_release>(),
@@ -218,6 +260,15 @@ void bind_coordinator(py::module_& m) {
            "Raises the run's error once, after the results before it.")
       .def("stop", &Coordinator::stop, py::call_guard<py::gil_scoped_release>(),
            "Ends the run within a round. What was verified before can still be had from next().")
+      .def("has_room", &Coordinator::has_room, py::arg("num_tokens"),
+           py::call_guard<py::gil_scoped_release>(),
+           "Whether a request of so many tokens, prompt included, would get its KV blocks now, behind those "
+           "that\n"
+           "wait. Any thread.")
+      .def_property_readonly("num_blocks", [](const Coordinator& c) { return c.state().blocks.num_blocks(); })
+      .def_property_readonly("block_size", [](const Coordinator& c) { return c.state().blocks.block_size(); })
+      .def_property_readonly("num_free_blocks", &Coordinator::num_free_blocks,
+                             "KV blocks that nobody holds; all of them while no run goes on. Any thread.")
       .def_property_readonly("running", &Coordinator::running)
       .def("trace", &trace_rows, "Rows (lane, op, round, begin_ns, end_ns) of the last request.");
 }

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <stdexcept>
 
 namespace pearl {
 
@@ -51,6 +52,11 @@ void check_transform(const Request& request, int smallest, int vocab_size) {
     refuse("min_tokens " + std::to_string(transform.min_tokens) +
            " forbids every token: all of the vocabulary are end-of-text or stop ids");
   }
+}
+
+std::string blocks_text(int64_t needed, const BlockPool& pool) {
+  return std::to_string(needed) + " KV blocks of " + std::to_string(pool.block_size()) +
+         " tokens, and there are " + std::to_string(pool.num_blocks());
 }
 
 }  // namespace
@@ -135,7 +141,15 @@ void Coordinator::check(const Program& program, const std::vector<Request>& requ
     refuse(std::to_string(requests.size()) + " requests were started; this coordinator has " +
            std::to_string(state_->num_slots) + " slots");
   }
-  for (const Request& request : requests) check(request);
+  int64_t needed = 0;
+  for (const Request& request : requests) {
+    check(request);
+    needed += state_->blocks_needed(request);
+  }
+  if (needed > state_->blocks.num_blocks()) {
+    refuse(std::to_string(requests.size()) + " requests need " + blocks_text(needed, state_->blocks) +
+           " together; start fewer, and submit the others");
+  }
 }
 
 void Coordinator::check(const Request& request) const {
@@ -157,39 +171,75 @@ void Coordinator::check(const Request& request) const {
     refuse("temperature is " + std::to_string(request.temperature) + "; it must be 0 (greedy) or above");
   }
   check_transform(request, std::min(state_->vocab_size, state_->draft_vocab_size), state_->vocab_size);
+  const int64_t needed = state_->blocks_needed(request);
+  if (needed > state_->blocks.num_blocks()) {
+    refuse("the request may grow to " + std::to_string(state_->total_len(request)) + " tokens, which need " +
+           blocks_text(needed, state_->blocks) + "; lower max_tokens");
+  }
+}
+
+void Coordinator::check_windows(const std::vector<int32_t>& windows) const {
+  if (windows.empty()) return;
+  if (!std::all_of(lanes_.begin(), lanes_.end(),
+                   [](const TakenLane& taken) { return taken.lane().adapts(); })) {
+    refuse("windows were given for lanes that take theirs from each request; leave them out");
+  }
+  if (windows.size() != static_cast<size_t>(state_->num_slots) + 1) {
+    refuse(std::to_string(windows.size()) + " windows were given; " + std::to_string(state_->num_slots) +
+           " slots have one for each number of busy ones, and for none");
+  }
+  for (const int32_t window : windows) {
+    if (window < 0 || window > state_->gamma_max) {
+      refuse("a window is " + std::to_string(window) + "; this coordinator takes 0 to " +
+             std::to_string(state_->gamma_max));
+    }
+  }
+}
+
+void Coordinator::set_windows(std::vector<int32_t> windows) {
+  check_windows(windows);
+  run_.admission.set_windows(std::move(windows));
 }
 
 std::vector<uint64_t> Coordinator::start(const Program& program, JudgeKind judge,
-                                         const std::vector<Request>& requests) {
+                                         const std::vector<Request>& requests, std::vector<int32_t> windows) {
   const OneCaller one_caller(&called_);
   if (running()) refuse("a request is running; call stop() or read next() to its end first");
   check(program, requests);
+  check_windows(windows);
   join_lanes();
 
   state_->judge = judge;
   state_->feeding = -1;
   state_->longest_gamma = 0;
+  state_->windows = std::move(windows);
   int64_t max_rounds = 0;
   std::vector<uint64_t> ids;
+  for (int slot = 0; slot < state_->num_slots; ++slot) state_->release(slot);  // of the last run
   for (int slot = 0; slot < state_->num_slots; ++slot) {
     if (slot >= static_cast<int>(requests.size())) {
       state_->clear(slot);
       continue;
     }
     ids.push_back(next_id_.fetch_add(1, std::memory_order_relaxed));
+    if (!state_->reserve(slot, requests[slot])) throw std::logic_error("KV blocks are missing");
     state_->fill(slot, ids.back(), requests[slot], true);
     max_rounds = std::max(max_rounds, state_->max_total_len[slot] - state_->prompt_len[slot]);
     if (program.drafts()) state_->longest_gamma = std::max(state_->longest_gamma, requests[slot].gamma);
   }
+  state_->limit_windows();
   const LaneProgram nothing;
   const auto own = [&](size_t i) -> const LaneProgram& {
     return i < program.lanes.size() ? program.lanes[i] : nothing;
   };
   for (size_t i = 0; i < lanes_.size(); ++i) lanes_[i].lane().check(own(i), *state_);
-  run_.reset(program.num_events);
+  Admission::Terms terms;
+  terms.is_open = admits();
+  for (size_t i = 0; i < lanes_.size(); ++i) terms.meet(lanes_[i].lane().terms(own(i), *state_));
+  run_.reset(program.num_events, terms);
   try {
     for (size_t i = 0; i < lanes_.size(); ++i) {
-      lanes_[i].lane().submit(own(i), admits() ? kNoLimit : max_rounds, state_.get(), &run_);
+      lanes_[i].lane().submit(own(i), terms.is_open ? kNoLimit : max_rounds, state_.get(), &run_);
     }
   } catch (...) {
     stop();
@@ -200,11 +250,27 @@ std::vector<uint64_t> Coordinator::start(const Program& program, JudgeKind judge
 
 std::optional<uint64_t> Coordinator::submit(const Request& request) {
   check(request);
+  for (const TakenLane& taken : lanes_) taken.lane().check_joiner(request);
   if (!admits()) return std::nullopt;
   const uint64_t id = next_id_.fetch_add(1, std::memory_order_relaxed);
   if (!run_.admission.submit(id, request)) return std::nullopt;
   return id;
 }
+
+bool Coordinator::has_room(int64_t num_tokens) {
+  const BlockPool& pool = state_->blocks;
+  return run_.admission.has_room([&](const std::deque<Admission::Waiting>& waiting) {
+    int64_t needed = pool.blocks_for(std::min(num_tokens, state_->capacity));
+    for (const Admission::Waiting& one : waiting) needed += state_->blocks_needed(one.request);
+    return needed <= pool.num_free();
+  });
+}
+
+int Coordinator::num_free_blocks() const {
+  return running() ? state_->blocks.num_free() : state_->blocks.num_blocks();
+}
+
+bool Coordinator::allows(const Request& request) { return run_.admission.allows(request); }
 
 bool Coordinator::cancel(uint64_t id) { return run_.admission.cancel(id); }
 

@@ -24,15 +24,31 @@ class Coordinator {
   Coordinator(const Coordinator&) = delete;
   Coordinator& operator=(const Coordinator&) = delete;
 
-  // Request i runs in slot i. Returns once the lanes have their programs. Throws Failure(kRequest) for what
-  // cannot be run, and while another run goes on. Returns the requests' ids, in order.
-  std::vector<uint64_t> start(const Program& program, JudgeKind judge, const std::vector<Request>& requests);
+  // Request i runs in slot i, with KV blocks for all that it may write. Returns once the lanes have their
+  // programs. Throws Failure(kRequest) for what cannot be run, and while another run goes on. Returns the
+  // requests' ids, in order. windows: see State.
+  std::vector<uint64_t> start(const Program& program, JudgeKind judge, const std::vector<Request>& requests,
+                              std::vector<int32_t> windows = {});
 
-  // One more request for the run that goes on: it takes the next free slot, in order of submission, and its
-  // prompt is fed a chunk a round beside the others. From any thread. nullopt: no run goes on, or its lanes
-  // take nobody in. Throws
-  // Failure(kRequest) for what cannot be run.
+  // Other windows from the next round on, if a run goes on that admits. From any thread. Throws
+  // Failure(kRequest) for what is no table.
+  void set_windows(std::vector<int32_t> windows);
+
+  // One more request for the run that goes on: it takes the next free slot once as many KV blocks are free as
+  // it may come to need, in order of submission, and its prompt is fed a chunk a round beside the others.
+  // From any thread. nullopt: no run goes on, or its lanes take nobody in, or its steps were made for less.
+  // Throws Failure(kRequest) for what cannot be run.
   std::optional<uint64_t> submit(const Request& request);
+
+  // Whether a request of so many tokens, prompt included, would get its KV blocks now: those that wait before
+  // it, too. From any thread.
+  bool has_room(int64_t num_tokens);
+
+  // Whether the run that goes on was made for such a request; true if none does. From any thread.
+  bool allows(const Request& request);
+
+  // KV blocks that nobody holds; all of them while no run goes on. From any thread.
+  int num_free_blocks() const;
 
   // Ends a request within a round; its last result says "abort". True if it had no slot yet: nothing follows.
   bool cancel(uint64_t id);
@@ -73,6 +89,7 @@ class Coordinator {
 
   void check(const Program& program, const std::vector<Request>& requests) const;
   void check(const Request& request) const;
+  void check_windows(const std::vector<int32_t>& windows) const;
   bool admits() const;
   void join_lanes();
 

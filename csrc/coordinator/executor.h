@@ -7,16 +7,21 @@ namespace pearl {
 
 // Consecutive tokens of one sequence.
 struct Segment {
-  int slot;                  // which KV cache slot
+  int slot;                  // no other segment of a call has it
   const int32_t* token_ids;  // [num_tokens]
   int num_tokens;
   int64_t start;   // position of token_ids[0]; KV rows [start, start + num_tokens) are written, rows
                    // below are read
   int num_logits;  // logits of the last num_logits tokens are wanted (0..num_tokens)
   float* logits;   // [num_logits, vocab_size] fp32, row-major, owned by the caller
+  const int32_t* block_table =
+      nullptr;  // [num_blocks] the sequence's KV blocks in order; null: the slot's own
+  int num_blocks = 0;
 };
 
-// A model and its KV cache.
+// A model and its KV cache, a pool of blocks of block_size positions. Where a segment has no block table,
+// slot s owns the ceil(max_model_len / block_size) blocks from s times that number on, as far as the pool
+// reaches.
 class Executor {
  public:
   virtual ~Executor() = default;
@@ -26,8 +31,10 @@ class Executor {
   virtual void forward(const Segment* segments, int num_segments) = 0;
 
   virtual int vocab_size() const = 0;
-  virtual int64_t max_model_len() const = 0;  // KV rows of a slot
+  virtual int64_t max_model_len() const = 0;  // KV rows of a sequence
   virtual int num_slots() const = 0;
+  virtual int num_blocks() const = 0;
+  virtual int block_size() const = 0;
 };
 
 }  // namespace pearl

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/admission.h"
 #include "coordinator/event.h"
 #include "coordinator/program.h"
 #include "coordinator/trace.h"
@@ -39,6 +40,18 @@ class Lane {
 
   // Whether requests can join a run: its score and draft then feed prompts too.
   virtual bool admits() const { return false; }
+
+  // Positions of a block of its KV cache, if the state's block tables are its; else 0.
+  virtual int block_size() const { return 0; }
+
+  // Whether windows may change from round to round; else a run has those of its requests.
+  virtual bool adapts() const { return false; }
+
+  // Whom such a run can take in later. Asked before submit.
+  virtual Admission::Terms terms(const LaneProgram&, const State&) const { return {}; }
+
+  // Throws Failure(kRequest) for a request that would not fit, in whatever run. From any thread.
+  virtual void check_joiner(const Request&) const {}
 
   // Of the last request; only while the lane is idle.
   virtual const Trace& trace() const = 0;

@@ -22,13 +22,13 @@ class Run {
       : ring(ring_capacity, max_tokens), bells_(std::move(bells)) {}
 
   // Only while no lane is at work.
-  void reset(int num_events) {
+  void reset(int num_events, const Admission::Terms& terms = {}) {
     if (num_events != num_events_) events_ = std::make_unique<Event[]>(num_events);
     num_events_ = num_events;
     for (int i = 0; i < num_events; ++i) events_[i].reset();
     failure_.reset();
     ring.reset();
-    admission.open();
+    admission.open(terms);
     halted_.store(false, std::memory_order_release);
   }
 

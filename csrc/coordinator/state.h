@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "coordinator/block_pool.h"
 #include "coordinator/request.h"
 #include "coordinator/ring.h"
 #include "cpu/judge.h"
@@ -14,16 +15,21 @@
 namespace pearl {
 
 struct State {
-  State(int num_slots, int gamma_max, int64_t capacity, int vocab_size, int draft_vocab_size)
+  // num_blocks, block_size: of the KV caches.
+  State(int num_slots, int gamma_max, int64_t capacity, int vocab_size, int draft_vocab_size, int num_blocks,
+        int block_size)
       : num_slots(num_slots),
         gamma_max(gamma_max),
         capacity(capacity),
         vocab_size(vocab_size),
         draft_vocab_size(draft_vocab_size),
+        max_blocks(static_cast<int>((capacity + block_size - 1) / block_size)),
+        window_limit(gamma_max),
         request_id(num_slots),
         prompt_len(num_slots),
         max_total_len(num_slots),
         gamma(num_slots),
+        adapts(num_slots),
         temperature(num_slots),
         seed(num_slots),
         stop_token_ids(num_slots),
@@ -37,18 +43,44 @@ struct State {
         fed(num_slots),
         draft_token_ids(static_cast<size_t>(num_slots) * gamma_max),
         num_draft_tokens(num_slots),
+        draft_fed(num_slots),
         bad_draft(num_slots, -1),
         num_rows(num_slots),
+        blocks(num_blocks, block_size),
+        block_table(static_cast<size_t>(num_slots) * max_blocks, -1),
+        num_held(num_slots),
         draft_logits_(new float[static_cast<size_t>(num_slots) * 2 * gamma_max * draft_vocab_size]),
         target_logits_(new float[static_cast<size_t>(num_slots) * (gamma_max + 1) * vocab_size]) {}
 
   bool running(int slot) const { return finish_reason[slot] == FinishReason::kRunning; }
   bool idle(int slot) const { return !running(slot) && finish_reason[slot] != FinishReason::kFeeding; }
-  bool all_idle() const {
-    for (int slot = 0; slot < num_slots; ++slot) {
-      if (!idle(slot)) return false;
-    }
+  int num_busy() const {
+    int busy = 0;
+    for (int slot = 0; slot < num_slots; ++slot) busy += idle(slot) ? 0 : 1;
+    return busy;
+  }
+  void limit_windows() { window_limit = windows.empty() ? gamma_max : windows[num_busy()]; }
+
+  // Tokens of prompt and answer at most.
+  int64_t total_len(const Request& request) const {
+    const auto length = static_cast<int64_t>(request.prompt_token_ids.size());
+    return std::min(capacity - length, request.max_tokens) + length;
+  }
+  int64_t blocks_needed(const Request& request) const { return blocks.blocks_for(total_len(request)); }
+
+  // Gives a slot that holds no blocks those of a request; false, and nothing has changed, if too few are
+  // free.
+  bool reserve(int slot, const Request& request) {
+    const auto needed = static_cast<int>(blocks_needed(request));
+    if (!blocks.reserve(needed, table(slot))) return false;
+    num_held[slot] = needed;
     return true;
+  }
+  // Takes the blocks of a slot back, if it holds any.
+  void release(int slot) {
+    blocks.release(table(slot), num_held[slot]);
+    std::fill_n(table(slot), num_held[slot], -1);
+    num_held[slot] = 0;
   }
 
   // A request takes a slot that is idle. is_fed: the program's prologue feeds its prompt, not the rounds.
@@ -57,8 +89,9 @@ struct State {
     std::copy(request.prompt_token_ids.begin(), request.prompt_token_ids.end(), tokens(slot));
     request_id[slot] = id;
     prompt_len[slot] = length;
-    max_total_len[slot] = std::min(capacity - length, request.max_tokens) + length;
+    max_total_len[slot] = total_len(request);
     gamma[slot] = request.gamma;
+    adapts[slot] = request.adapts;
     temperature[slot] = request.temperature;
     seed[slot] = request.seed;
     stop_token_ids[slot] = request.stop_token_ids;
@@ -75,6 +108,7 @@ struct State {
     round[slot] = 0;
     fed[slot] = is_fed ? length : 0;
     num_draft_tokens[slot] = 0;
+    draft_fed[slot] = 0;
     bad_draft[slot] = -1;
     num_rows[slot] = 0;
   }
@@ -83,7 +117,8 @@ struct State {
     prompt_len[slot] = 0;
   }
 
-  int32_t* tokens(int slot) { return token_ids.data() + slot * capacity; }         // [capacity]
+  int32_t* tokens(int slot) { return token_ids.data() + slot * capacity; }  // [capacity]
+  int32_t* table(int slot) { return block_table.data() + static_cast<size_t>(slot) * max_blocks; }
   int32_t* window(int slot) { return draft_token_ids.data() + slot * gamma_max; }  // [gamma_max]
   float* target_rows(int slot) {                                                   // [gamma_max + 1, V]
     return target_logits_.get() + static_cast<size_t>(slot) * (gamma_max + 1) * vocab_size;
@@ -99,16 +134,22 @@ struct State {
   const int64_t capacity;      // tokens of a sequence, prompt included
   const int vocab_size;        // V, the target's
   const int draft_vocab_size;  // Vd; the draft samples ids below min(V, Vd) only
+  const int max_blocks;        // of a sequence: those of `capacity` tokens
 
   // Set by start.
   JudgeKind judge = JudgeKind::kRejection;
   int longest_gamma = 0;  // of the run; 0 where nobody drafts
+
+  // Set by start, then by verify.
+  std::vector<int32_t> windows;  // [B + 1] the longest window while so many slots are busy; none: no limit
+  int window_limit;              // of the next round
 
   // Set by fill: by start, and by verify for a request that joins.
   std::vector<uint64_t> request_id;    // [B]
   std::vector<int64_t> prompt_len;     // [B] 0 in an idle slot
   std::vector<int64_t> max_total_len;  // [B] <= capacity; no position at or past it is fed or judged
   std::vector<int32_t> gamma;          // [B] the longest window wanted
+  std::vector<char> adapts;            // [B] whether `window_limit` is for this one too
   std::vector<float> temperature;      // [B] 0 = greedy
   std::vector<uint64_t> seed;          // [B]
   std::vector<std::vector<int32_t>> stop_token_ids;  // [B][] EOS ids (unless ignored) and stop ids
@@ -127,10 +168,17 @@ struct State {
   // Set by draft. The window follows token committed + pending.
   std::vector<int32_t> draft_token_ids;   // [B, gamma_max]
   std::vector<int32_t> num_draft_tokens;  // [B] length of the window, 0..gamma
+  std::vector<int64_t> draft_fed;         // [B] tokens that the draft's cache holds, beginning with the first
   std::vector<int64_t> bad_draft;         // [B] the position whose logits could not be used, or -1
 
   // Set by score.
   std::vector<int32_t> num_rows;  // [B] rows of target_rows; row r is for position committed + r
+
+  // Set by start, and by verify between rounds: a slot holds the blocks of its request from before fill until
+  // after its end.
+  BlockPool blocks;
+  std::vector<int32_t> block_table;  // [B, max_blocks] KV blocks in order, in both models' caches; -1 behind
+  std::vector<int32_t> num_held;     // [B] blocks of the slot
 
  private:
   std::unique_ptr<float[]> draft_logits_;   // [B, 2 * gamma_max, Vd], set by draft

@@ -64,10 +64,13 @@ void rope_row(const AttentionStep& s, const AttentionScratch& scratch, const Pie
   void* value = element_at(key, dim, dtype);
   s.kernels.convert(turned, 1.0f, dim, key);
   s.kernels.convert(v, 1.0f, dim, value);
-  s.cache.store(s.layer, piece.slot, kv_head, position, key, value);
+  const int block_size = s.cache.block_size();
+  s.cache.store(s.layer, piece.block_table[position / block_size], kv_head,
+                static_cast<int>(position % block_size), key, value);
 }
 
 // Query rows [first, first + rows) of a piece, where query row = token * heads per KV head + head.
+// A row has no part in the blocks that it does not see.
 void attend_rows(const AttentionStep& s, const AttentionScratch& scratch, const Piece& piece, int kv_head,
                  int first, int rows) {
   const LlamaConfig& c = s.config;
@@ -76,23 +79,35 @@ void attend_rows(const AttentionStep& s, const AttentionScratch& scratch, const 
   int visible[kTileRows];
   for (int m = 0; m < rows; ++m) visible[m] = static_cast<int>(piece.start) + (first + m) / group + 1;
   const int context = visible[rows - 1];
-  const int blocks = (context + kLanes - 1) / kLanes;
   const int64_t query = (int64_t{kv_head} * s.capacity + piece.first_row) * group + first;
+  const int block_size = s.cache.block_size(), num_blocks = (context + block_size - 1) / block_size;
+  const auto keys = [&](int block) { return s.cache.keys(s.layer, piece.block_table[block], kv_head); };
+  const auto values = [&](int block) { return s.cache.values(s.layer, piece.block_table[block], kv_head); };
+  const auto positions = [&](int block) { return std::min(block_size, context - block * block_size); };
+
+  // Of several blocks the next is fetched whole while one is read: no hardware sees where it lies. In fp32,
+  // where they are twice as large, that costs more than it saves.
+  const bool from_memory = s.from_memory || (num_blocks > 1 && dtype == DType::kBfloat16);
 
   MatmulArgs qk{};
-  qk.x = element_at(s.queries, query * dim, dtype);
   qk.x_stride = dim;
-  qk.rows = rows;
-  qk.w = s.cache.keys(s.layer, piece.slot, kv_head);
   qk.w_stride = s.cache.key_stride();
   qk.k = dim;
-  qk.num_blocks = blocks;
-  qk.num_cols = blocks * kLanes;
-  qk.from_memory = s.from_memory;
+  qk.from_memory = from_memory;
   qk.epilogue = Epilogue::kStore;
-  qk.out = scratch.scores();
   qk.out_stride = scratch.stride();
-  s.kernels.matmul_any_k(qk);
+  for (int block = 0, blind = 0; block < num_blocks; ++block) {
+    while (visible[blind] <= block * block_size) ++blind;
+    qk.x = element_at(s.queries, (query + blind) * dim, dtype);
+    qk.rows = rows - blind;
+    qk.w = keys(block);
+    qk.num_blocks = (positions(block) + kLanes - 1) / kLanes;
+    qk.num_cols = qk.num_blocks * kLanes;
+    qk.out = scratch.scores() + blind * scratch.stride() + block * block_size;
+    qk.next_w = block + 1 < num_blocks ? keys(block + 1) : nullptr;
+    qk.next_w_stride = qk.w_stride;
+    s.kernels.matmul_any_k(qk);
+  }
 
   float inverse_sum[kTileRows];
   SoftmaxArgs softmax{};
@@ -106,23 +121,28 @@ void attend_rows(const AttentionStep& s, const AttentionScratch& scratch, const 
   softmax.inverse_sum = inverse_sum;
   s.kernels.softmax(softmax);
 
-  const int64_t padded_dim = int64_t{s.cache.value_blocks()} * kLanes;
+  const int64_t padded_dim = int64_t{s.cache.value_tiles()} * kLanes;
   MatmulArgs pv{};
-  pv.x = scratch.probabilities();
   pv.x_stride = scratch.stride();
-  pv.rows = rows;
-  pv.w = s.cache.values(s.layer, piece.slot, kv_head);
   pv.w_stride = s.cache.value_stride();
-  pv.k = dtype == DType::kBfloat16 ? static_cast<int>(round_up(context, 2)) : context;
-  pv.num_blocks = s.cache.value_blocks();
+  pv.num_blocks = s.cache.value_tiles();
   pv.num_cols = static_cast<int>(padded_dim);
-  pv.from_memory = s.from_memory;
-  pv.next_w = s.next_w;
-  pv.next_w_stride = s.next_w_stride;
+  pv.from_memory = from_memory;
   pv.epilogue = Epilogue::kStore;
-  pv.out = scratch.sums();
   pv.out_stride = padded_dim;
-  s.kernels.matmul_any_k(pv);
+  for (int block = 0, blind = 0; block < num_blocks; ++block) {
+    while (visible[blind] <= block * block_size) ++blind;
+    const bool last = block + 1 == num_blocks;
+    pv.x = element_at(scratch.probabilities(), blind * scratch.stride() + block * block_size, dtype);
+    pv.rows = rows - blind;
+    pv.w = values(block);
+    pv.k = dtype == DType::kBfloat16 ? static_cast<int>(round_up(positions(block), 2)) : positions(block);
+    pv.out = scratch.sums() + blind * padded_dim;
+    pv.next_w = last ? s.next_w : values(block + 1);
+    pv.next_w_stride = last ? s.next_w_stride : pv.w_stride;
+    pv.continues = block > 0;
+    s.kernels.matmul_any_k(pv);
+  }
 
   for (int m = 0; m < rows; ++m) {
     const int64_t row = piece.first_row + (first + m) / group;

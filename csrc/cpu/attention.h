@@ -9,10 +9,10 @@
 
 namespace pearl {
 
-// Consecutive tokens of one slot among the rows of a step.
+// Consecutive tokens of one sequence among the rows of a step.
 struct Piece {
-  int slot;
-  int first_row;  // of the step
+  const int32_t* block_table;  // of the sequence, as far as its last row here
+  int first_row;               // of the step
   int num_rows;
   int64_t start;  // position of the first
 };
@@ -61,7 +61,8 @@ class AttentionScratch {
 // positions).
 void rope_and_store(const AttentionStep& step, const AttentionScratch& scratch, int index, int num_threads);
 
-// softmax(q k^T / sqrt(head_dim)) v over positions <= the row's own. This thread's share of (piece, KV head,
+// softmax(q k^T / sqrt(head_dim)) v over positions <= the row's own, block by block, with the bits of a cache
+// in one piece. This thread's share of (piece, KV head,
 // up to 16 query rows). Every key and value of the step must have been stored.
 void attend(const AttentionStep& step, const AttentionScratch& scratch, int index, int num_threads);
 

@@ -14,6 +14,7 @@ namespace {
 
 using TensorTuple = std::tuple<uintptr_t, std::string, std::vector<int64_t>>;  // address, dtype, shape
 using SegmentTuple = std::tuple<int, std::vector<int32_t>, int64_t, int>;      // slot, ids, start, num_logits
+using BlockTables = std::vector<std::vector<int32_t>>;
 
 LlamaConfig config_from(const py::dict& d) {
   const auto number = [&](const char* name) { return d[name].cast<int>(); };
@@ -62,13 +63,23 @@ std::shared_ptr<LlamaWeights> make_weights(const py::dict& config,
 }
 
 std::vector<py::array_t<float>> forward_batch(LlamaExecutor& executor,
-                                              const std::vector<SegmentTuple>& tuples) {
+                                              const std::vector<SegmentTuple>& tuples,
+                                              const std::optional<BlockTables>& tables) {
+  if (tables && tables->size() != tuples.size()) {
+    throw std::invalid_argument(std::to_string(tables->size()) + " block tables for " +
+                                std::to_string(tuples.size()) + " segments; give one for each");
+  }
   std::vector<py::array_t<float>> logits;
   std::vector<Segment> segments;
   for (const auto& [slot, ids, start, num_logits] : tuples) {
     logits.emplace_back(std::vector<py::ssize_t>{std::max(num_logits, 0), executor.vocab_size()});
     segments.push_back(
         {slot, ids.data(), static_cast<int>(ids.size()), start, num_logits, logits.back().mutable_data()});
+    if (!tables) continue;
+    const std::vector<int32_t>& table = (*tables)[segments.size() - 1];
+    static constexpr int32_t kNone = -1;  // an empty table is not no table
+    segments.back().block_table = table.empty() ? &kNone : table.data();
+    segments.back().num_blocks = static_cast<int>(table.size());
   }
   const py::gil_scoped_release released;
   executor.forward(segments.data(), static_cast<int>(segments.size()));
@@ -100,20 +111,29 @@ void bind_executor(py::module_& m) {
 
   py::class_<LlamaExecutor, Executor, std::shared_ptr<LlamaExecutor>>(m, "LlamaExecutor")
       .def(py::init([](std::shared_ptr<LlamaWeights> weights, std::shared_ptr<CoreSet> core_set,
-                       int num_slots, int64_t max_model_len, uintptr_t cos, uintptr_t sin) {
+                       int num_slots, int64_t max_model_len, uintptr_t cos, uintptr_t sin,
+                       std::optional<int> num_blocks, std::optional<int> block_size) {
              return std::make_shared<LlamaExecutor>(std::move(weights), std::move(core_set), num_slots,
                                                     max_model_len, reinterpret_cast<const float*>(cos),
-                                                    reinterpret_cast<const float*>(sin));
+                                                    reinterpret_cast<const float*>(sin), num_blocks,
+                                                    block_size);
            }),
            py::arg("weights"), py::arg("core_set"), py::arg("num_slots"), py::arg("max_model_len"),
-           py::arg("cos_ptr"), py::arg("sin_ptr"))
-      .def("forward_batch", &forward_batch, py::arg("segments"),
-           "[(slot, token_ids, start, num_logits)] -> [logits [num_logits, vocab_size]]")
+           py::arg("cos_ptr"), py::arg("sin_ptr"), py::arg("num_blocks") = py::none(),
+           py::arg("block_size") = py::none(),
+           "num_blocks: of the KV cache; None: every slot has its own. block_size: positions of each; None: "
+           "up\n"
+           "to 256.")
+      .def("forward_batch", &forward_batch, py::arg("segments"), py::arg("block_tables") = py::none(),
+           "[(slot, token_ids, start, num_logits)] -> [logits [num_logits, vocab_size]]\n"
+           "block_tables: the KV blocks of each segment in order; None: of its slot.")
       .def("time_linears", &LlamaExecutor::time_linears, py::arg("rows"), py::arg("repeats"),
            py::call_guard<py::gil_scoped_release>(),
            "Seconds of the linear layers of one step, best of repeats")
       .def("poison", &LlamaExecutor::poison, py::arg("slot"), py::arg("position"),
-           "NaN in a slot's rows, for tests")
+           "NaN in the rows of a slot's own blocks, for tests")
+      .def("poison_block", &LlamaExecutor::poison_block, py::arg("block"), py::arg("row"),
+           "NaN in a block's rows, for tests")
       .def_property_readonly("cache_bytes", &LlamaExecutor::cache_bytes)
       .def_property_readonly("weight_bytes", [](const LlamaExecutor& e) { return e.weights().step_bytes(); });
 }

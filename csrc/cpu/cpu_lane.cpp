@@ -25,6 +25,14 @@ void CpuLane::attach(const std::vector<Lane*>&, size_t index, const State& state
                                              std::to_string(state.num_slots) + " of " +
                                              std::to_string(state.capacity) + " were asked for");
   }
+  const BlockPool& pool = state.blocks;
+  if (executor_->num_blocks() < pool.num_blocks() || executor_->block_size() != pool.block_size()) {
+    throw Failure(FailureKind::kRequest, "the executor of the " + name_ + " lane has " +
+                                             std::to_string(executor_->num_blocks()) + " KV blocks of " +
+                                             std::to_string(executor_->block_size()) + " tokens; " +
+                                             std::to_string(pool.num_blocks()) + " of " +
+                                             std::to_string(pool.block_size()) + " were asked for");
+  }
   if (executor_->vocab_size() != vocab_size) {
     throw Failure(FailureKind::kRequest, "the executor of the " + name_ + " lane has a vocabulary of " +
                                              std::to_string(executor_->vocab_size()) +

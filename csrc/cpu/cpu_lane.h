@@ -28,6 +28,8 @@ class CpuLane : public Lane, private DeviceTask {
   void submit(const LaneProgram& program, int64_t max_rounds, State* state, Run* run) override;
   void join() override { device_->join(this); }
   bool admits() const override { return true; }
+  bool adapts() const override { return true; }
+  int block_size() const override { return executor_->block_size(); }
   const Trace& trace() const override { return trace_; }
 
  private:

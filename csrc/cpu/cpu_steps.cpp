@@ -40,6 +40,12 @@ const int32_t* CpuSteps::known(int slot, const int32_t* token_ids, int64_t count
   return out;
 }
 
+void CpuSteps::push(int slot, const int32_t* token_ids, int64_t num_tokens, int64_t start, int num_logits,
+                    float* logits) {
+  segments_.push_back({slot, token_ids, static_cast<int>(num_tokens), start, num_logits, logits,
+                       state_->table(slot), state_->num_held[slot]});
+}
+
 void CpuSteps::prefill(bool with_last) {
   State& s = *state_;
   for (int64_t start = 0;; start += kPrefillChunk) {
@@ -50,11 +56,14 @@ void CpuSteps::prefill(bool with_last) {
       const int64_t stop = std::min(end, start + kPrefillChunk);
       if (start >= stop) continue;
       const int num_logits = with_last && stop == end ? 1 : 0;
-      segments_.push_back({b, known(b, s.tokens(b) + start, stop - start), static_cast<int>(stop - start),
-                           start, num_logits, num_logits > 0 ? s.target_rows(b) : nullptr});
+      push(b, known(b, s.tokens(b) + start, stop - start), stop - start, start, num_logits,
+           num_logits > 0 ? s.target_rows(b) : nullptr);
     }
-    if (segments_.empty()) return;
+    if (segments_.empty()) break;
     executor_->forward(segments_.data(), static_cast<int>(segments_.size()));
+  }
+  for (int b = 0; b < s.num_slots && !with_last; ++b) {
+    if (s.running(b)) s.draft_fed[b] = s.prompt_len[b] - 1;
   }
 }
 
@@ -74,23 +83,30 @@ void CpuSteps::push_chunk(int64_t limit, bool with_logits) {
   const int64_t end = std::min(start + kPrefillChunk, limit);
   if (start >= end) return;
   const int num_logits = with_logits && end == s.prompt_len[b] ? 1 : 0;
-  segments_.push_back({b, known(b, s.tokens(b) + start, end - start), static_cast<int>(end - start), start,
-                       num_logits, num_logits > 0 ? s.target_rows(b) : nullptr});
+  push(b, known(b, s.tokens(b) + start, end - start), end - start, start, num_logits,
+       num_logits > 0 ? s.target_rows(b) : nullptr);
 }
 
 void CpuSteps::draft() {
   State& s = *state_;
   const int vocab = std::min(s.vocab_size, s.draft_vocab_size);
   int longest = 0;
+  segments_.clear();
   for (int b = 0; b < s.num_slots; ++b) {
     if (!s.running(b)) continue;
-    const int64_t room = s.max_total_len[b] - s.committed[b] - s.pending[b];
-    window_len_[b] = static_cast<int32_t>(std::min<int64_t>(s.gamma[b], room));
+    const int64_t end = s.committed[b] + s.pending[b];
+    const int64_t room = s.max_total_len[b] - end;
+    const int gamma = s.adapts[b] ? std::min(s.gamma[b], s.window_limit) : s.gamma[b];
+    window_len_[b] = static_cast<int32_t>(std::min<int64_t>(gamma, room));
+    s.draft_fed[b] = std::min(s.draft_fed[b], end - 1);  // what was rejected had been fed
     s.bad_draft[b] = -1;
+    if (window_len_[b] > 0 && end - s.draft_fed[b] > kPrefillChunk) push_missing(b, end);
     longest = std::max(longest, window_len_[b]);
   }
-  segments_.clear();
-  if (s.feeding >= 0) push_chunk(s.prompt_len[s.feeding] - 1, false);
+  if (s.feeding >= 0) {
+    push_chunk(s.prompt_len[s.feeding] - 1, false);
+    s.draft_fed[s.feeding] = std::min(s.fed[s.feeding] + kPrefillChunk, s.prompt_len[s.feeding] - 1);
+  }
   if (longest == 0 && !segments_.empty()) {
     executor_->forward(segments_.data(), static_cast<int>(segments_.size()));
   }
@@ -101,9 +117,10 @@ void CpuSteps::draft() {
       const int64_t position = s.committed[b] + s.pending[b] + j;
       float* row = s.draft_row(b, position);
       if (j == 0) {
-        segments_.push_back({b, known(b, s.tokens(b) + position - 2, 2), 2, position - 2, 1, row});
+        const int64_t start = std::min(position - 2, s.draft_fed[b]);
+        push(b, known(b, s.tokens(b) + start, position - start), position - start, start, 1, row);
       } else {
-        segments_.push_back({b, s.window(b) + j - 1, 1, position - 1, 1, row});
+        push(b, s.window(b) + j - 1, 1, position - 1, 1, row);
       }
     }
     if (segments_.empty()) break;  // every window ended early
@@ -123,8 +140,19 @@ void CpuSteps::draft() {
     segments_.clear();
   }
   for (int b = 0; b < s.num_slots; ++b) {
-    if (s.running(b)) s.num_draft_tokens[b] = window_len_[b];
+    if (!s.running(b)) continue;
+    s.num_draft_tokens[b] = window_len_[b];
+    if (window_len_[b] > 0) s.draft_fed[b] = s.committed[b] + s.pending[b] + window_len_[b] - 1;
   }
+}
+
+void CpuSteps::push_missing(int b, int64_t end) {
+  State& s = *state_;
+  const int64_t start = s.draft_fed[b];
+  const int64_t stop = std::min(start + kPrefillChunk, end - 1);
+  push(b, known(b, s.tokens(b) + start, stop - start), stop - start, start, 0, nullptr);
+  s.draft_fed[b] = stop;
+  window_len_[b] = 0;
 }
 
 int32_t CpuSteps::sample_draft(int b, int64_t position, int drafted, float* row, int vocab) {
@@ -152,7 +180,7 @@ void CpuSteps::score(bool include_window) {
         fed[r] = r <= s.pending[b] ? tokens[r] : s.window(b)[r - 1 - s.pending[b]];
       tokens = fed;
     }
-    segments_.push_back({b, tokens, rows, first, rows, s.target_rows(b)});
+    push(b, tokens, rows, first, rows, s.target_rows(b));
   }
   if (s.feeding >= 0) push_chunk(s.prompt_len[s.feeding], true);
   if (!segments_.empty()) executor_->forward(segments_.data(), static_cast<int>(segments_.size()));
@@ -161,13 +189,17 @@ void CpuSteps::score(bool include_window) {
 void CpuSteps::verify(bool admits) {
   State& s = *state_;
   if (!run_->ring.wait_for_room(s.num_slots)) return;
-  if (admits && run_->admission.has_news()) let_go();
+  if (admits && run_->admission.has_news()) {
+    let_go();
+    if (auto windows = run_->admission.take_windows()) s.windows = std::move(*windows);
+  }
   for (int b = 0; b < s.num_slots; ++b) {
     if (s.running(b)) judge_slot(b);
   }
   if (s.feeding >= 0) advance_feeding();
-  if (admits) admit();
-  if (s.all_idle() && run_->admission.close_if_empty()) run_->halt();
+  if (admits) admit();  // not in the prologue: the other lane may be feeding what has ended
+  s.limit_windows();
+  if (s.num_busy() == 0 && run_->admission.close_if_empty()) run_->halt();
 }
 
 void CpuSteps::advance_feeding() {
@@ -183,10 +215,14 @@ void CpuSteps::advance_feeding() {
 
 void CpuSteps::admit() {
   State& s = *state_;
+  for (int b = 0; b < s.num_slots; ++b) {
+    if (s.idle(b)) s.release(b);
+  }
   if (run_->admission.has_news()) {
     for (int b = 0; b < s.num_slots; ++b) {
       if (!s.idle(b)) continue;
-      const std::optional<Admission::Waiting> waiting = run_->admission.next();
+      const std::optional<Admission::Waiting> waiting =
+          run_->admission.next([&](const Request& request) { return s.reserve(b, request); });
       if (!waiting) break;
       s.fill(b, waiting->id, waiting->request, false);
     }

@@ -23,9 +23,11 @@ class CpuSteps {
   // Commits token prompt_len, sampled from target row 0.
   void first();
 
-  // Fills the window that follows token committed + pending. Its first step feeds the last two tokens that it
-  // continues from: after a bonus token the draft's cache lacks both, else one row is written again
-  // unchanged. The same pass feeds a chunk of the prompt of the slot that joins.
+  // Fills the window that follows token committed + pending. Its first step feeds what the draft's cache
+  // lacks, and at least the last two tokens that the window continues from: after a bonus token the cache
+  // lacks both, else one row is written again unchanged. A cache that lacks more than a chunk, since nobody
+  // drafted for a while, is fed one, and the window stays empty. The same pass feeds a chunk of the prompt of
+  // the slot that joins.
   void draft();
 
   // Row r of the target is for position committed + r: r = 0..pending, and with the window up to its end.
@@ -35,15 +37,19 @@ class CpuSteps {
 
   // Judges as many rows as were scored: pending tokens first, then the window's. A row without a candidate
   // gives a bonus token. Commits, cuts at the first stop id or at the limit, publishes; lets cancelled
-  // requests go and waiting ones in, and ends the run when there is neither. Rollback is writing two
-  // integers.
+  // requests go, takes the KV blocks of ended ones back, lets waiting ones in as far as blocks go, says how
+  // far to draft beside so many, and ends the run when there are none. Rollback is writing two integers.
   void verify(bool admits);
 
  private:
   // The ids as this model can be fed them: a draft padded to fewer rows than the target has no row for some
   // of the target's ids, and gets its last one instead.
   const int32_t* known(int slot, const int32_t* token_ids, int64_t count);
-  void push_chunk(int64_t limit, bool with_logits);  // of the slot that is fed, to segments_
+  // To segments_, with the slot's KV blocks.
+  void push(int slot, const int32_t* token_ids, int64_t num_tokens, int64_t start, int num_logits,
+            float* logits);
+  void push_chunk(int64_t limit, bool with_logits);  // of the slot that is fed
+  void push_missing(int slot, int64_t end);          // a chunk of what the draft's cache lacks
   void judge_slot(int slot);
   void advance_feeding();
   void admit();

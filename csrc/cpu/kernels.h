@@ -13,7 +13,7 @@ namespace pearl {
 // residual stream are fp32 in both.
 enum class DType { kBfloat16, kFloat32 };
 
-constexpr int kLanes = 16;       // columns of a packed block; positions of a KV block
+constexpr int kLanes = 16;       // columns of a packed block; positions of keys in one
 constexpr int kPanel = 4;        // column blocks between two epilogues
 constexpr int kTileRows = 16;    // rows that AMX always reads: activation buffers have a multiple of it
 constexpr int kDepthAlign = 32;  // K of a packed matrix and row length of an activation buffer
@@ -45,6 +45,9 @@ struct MatmulArgs {
   // w comes from memory: fetch it a panel ahead and in memory order, so that memory sees a single stream and
   // works while there is arithmetic to do. From a cache a short distance ahead is better if rows are few.
   bool from_memory;
+  // matmul_any_k with kStore and no bias, num_cols a multiple of 16: sums go on from what out holds, so that
+  // calls over consecutive parts of K have the bits of one call.
+  bool continues;
 };
 
 // p[m, :] = softmax of (scores[m, :visible[m]] * scale) before its division; zeros from visible[m] to

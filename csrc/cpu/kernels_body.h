@@ -67,10 +67,11 @@ struct Width {
   static constexpr int kBlocks = BLOCKS;
 };
 
-// Raw sums of ROWS rows and BLOCKS column blocks, tile[m][16 b ..].
+// Raw sums of ROWS rows and BLOCKS column blocks, tile[m][16 b ..]; from what the tile holds on if
+// `continues`.
 template <int ROWS, int BLOCKS, bool NEAR, class T>
 inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, const T* next,
-                       int64_t next_stride, float* tile) {
+                       int64_t next_stride, bool continues, float* tile) {
   constexpr int kStep = pair_of(static_cast<const T*>(nullptr));
   constexpr int kLine = kStep * kLanes;  // elements of w in one step: 64 bytes
   Vec sum[ROWS][BLOCKS];
@@ -78,6 +79,13 @@ inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_strid
   for (int m = 0; m < ROWS; ++m) {
 #pragma GCC unroll 4
     for (int b = 0; b < BLOCKS; ++b) sum[m][b] = set1(0.0f);
+  }
+  if (continues) {
+#pragma GCC unroll 16
+    for (int m = 0; m < ROWS; ++m) {
+#pragma GCC unroll 4
+      for (int b = 0; b < BLOCKS; ++b) sum[m][b] = load(tile + m * kPanel * kLanes + b * kLanes);
+    }
   }
   const T* x8 = x + 8 * x_stride;
   int64_t x3 = 3 * x_stride, x5 = 5 * x_stride, x7 = 7 * x_stride, w3 = 3 * w_stride;
@@ -136,7 +144,7 @@ constexpr int panel_blocks(int64_t k, int64_t element_bytes) {
 // The raw sums of one panel, ROWS rows, in the widest tiles that fit.
 template <int ROWS, bool NEAR, class T>
 void panel(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, int num_blocks,
-           const Ahead<T>& ahead, float* tile) {
+           const Ahead<T>& ahead, bool continues, float* tile) {
   constexpr int kBlocks = blocks_of(ROWS);
   int b = 0;
   const auto tiles = [&](auto width) {
@@ -144,7 +152,7 @@ void panel(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, in
     for (; b + kWidth <= num_blocks; b += kWidth) {
       const T* next = ahead.next + b * (NEAR ? ahead.stride : int64_t{k} * kLanes);
       accumulate<ROWS, kWidth, NEAR>(x, x_stride, w + b * w_stride, w_stride, k, next, ahead.stride,
-                                     tile + b * kLanes);
+                                     continues, tile + b * kLanes);
     }
   };
   tiles(Width<kBlocks>{});
@@ -155,20 +163,20 @@ void panel(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, in
 // panel for 1..ROWS rows known only now.
 template <int ROWS, class T>
 inline void panel_of(int rows, const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k,
-                     int num_blocks, const Ahead<T>& ahead, float* tile) {
+                     int num_blocks, const Ahead<T>& ahead, bool continues, float* tile) {
   if constexpr (ROWS > 1) {
     if (rows < ROWS) {
-      panel_of<ROWS - 1>(rows, x, x_stride, w, w_stride, k, num_blocks, ahead, tile);
+      panel_of<ROWS - 1>(rows, x, x_stride, w, w_stride, k, num_blocks, ahead, continues, tile);
       return;
     }
   }
   if constexpr (ROWS <= kNearRows) {
     if (ahead.near) {
-      panel<ROWS, true>(x, x_stride, w, w_stride, k, num_blocks, ahead, tile);
+      panel<ROWS, true>(x, x_stride, w, w_stride, k, num_blocks, ahead, continues, tile);
       return;
     }
   }
-  panel<ROWS, false>(x, x_stride, w, w_stride, k, num_blocks, ahead, tile);
+  panel<ROWS, false>(x, x_stride, w, w_stride, k, num_blocks, ahead, continues, tile);
 }
 
 // The epilogue of raw sums, tile[m][16 kPanel].
@@ -205,6 +213,17 @@ void finish(const MatmulArgs& a, const float* tile, int first_row, int rows, int
   }
 }
 
+// The sums that a call goes on from: finish, backwards.
+inline void resume(const MatmulArgs& a, int first_row, int rows, int first_block, int num_blocks,
+                   float* tile) {
+  for (int m = 0; m < rows; ++m) {
+    const float* out = static_cast<const float*>(a.out) + (first_row + m) * a.out_stride;
+    for (int b = 0; b < num_blocks; ++b) {
+      store(tile + (m * kPanel + b) * kLanes, load(out + (first_block + b) * kLanes));
+    }
+  }
+}
+
 template <class T>
 void matmul(const MatmulArgs& a) {
   alignas(64) float tile[kMaxRows * kPanel * kLanes];
@@ -222,7 +241,9 @@ void matmul(const MatmulArgs& a) {
       const bool again = row > 0 || after == nullptr;  // nothing more to fetch than what is here
       const Ahead<T> ahead = {again ? here : after, !again && last ? a.next_w_stride : a.w_stride,
                               !a.from_memory};
-      panel_of<kMaxRows>(rows, x + row * a.x_stride, a.x_stride, here, a.w_stride, a.k, blocks, ahead, tile);
+      if (a.continues) resume(a, row, rows, first, blocks, tile);
+      panel_of<kMaxRows>(rows, x + row * a.x_stride, a.x_stride, here, a.w_stride, a.k, blocks, ahead,
+                         a.continues, tile);
       finish<T>(a, tile, row, rows, first, blocks);
     }
   }

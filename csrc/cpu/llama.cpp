@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -22,13 +24,41 @@ void refuse(int segment, const std::string& what) {
   throw std::invalid_argument("segment " + std::to_string(segment) + ": " + what);
 }
 
+int checked_slots(int num_slots) {
+  if (num_slots >= 1) return num_slots;
+  throw std::invalid_argument("num_slots is " + std::to_string(num_slots) + "; it is at least 1");
+}
+
+int64_t checked_length(int64_t max_model_len) {
+  constexpr int64_t kLongest = std::numeric_limits<int>::max() - 512;  // positions are int inside a matmul
+  if (max_model_len >= 1 && max_model_len <= kLongest) return max_model_len;
+  throw std::invalid_argument("max_model_len is " + std::to_string(max_model_len) +
+                              "; it is at least 1 and at most " + std::to_string(kLongest));
+}
+
+// Blocks of a pool in which every slot has its own.
+int whole_slots(int64_t num_slots, int64_t max_model_len, int block_size) {
+  const int64_t size = std::max(block_size, 1);  // KvCache refuses what is less
+  const int64_t blocks = num_slots * ((max_model_len + size - 1) / size);
+  return static_cast<int>(std::min<int64_t>(blocks, std::numeric_limits<int>::max()));
+}
+
 }  // namespace
 
 LlamaExecutor::LlamaExecutor(std::shared_ptr<const LlamaWeights> weights, std::shared_ptr<CoreSet> core_set,
-                             int num_slots, int64_t max_model_len, const float* cos, const float* sin)
+                             int num_slots, int64_t max_model_len, const float* cos, const float* sin,
+                             std::optional<int> num_blocks, std::optional<int> block_size)
     : weights_(std::move(weights)),
       core_set_(std::move(core_set)),
-      cache_(weights_->config(), weights_->dtype(), num_slots, max_model_len) {
+      num_slots_(checked_slots(num_slots)),
+      max_model_len_(checked_length(max_model_len)),
+      cache_(weights_->config(), weights_->dtype(),
+             num_blocks.value_or(whole_slots(num_slots, max_model_len,
+                                             block_size.value_or(BlockPool::size_for(max_model_len)))),
+             block_size.value_or(BlockPool::size_for(max_model_len))) {
+  const int64_t per_slot = (max_model_len + cache_.block_size() - 1) / cache_.block_size();
+  own_blocks_.resize(num_slots * per_slot);
+  std::iota(own_blocks_.begin(), own_blocks_.end(), 0);
   const LlamaConfig& c = weights_->config();
   const DType dtype = weights_->dtype();
   const int64_t table = max_model_len * (c.head_dim / 2);
@@ -84,6 +114,40 @@ void LlamaExecutor::check(const Segment* segments, int num_segments) const {
                       std::to_string(s.start + t) + " is not in [0, " + std::to_string(vocab_size()) + ")");
       }
     }
+    check_blocks(s, i);
+  }
+}
+
+// The blocks that a segment reads and writes: those of positions below start + num_tokens.
+void LlamaExecutor::check_blocks(const Segment& s, int index) const {
+  const int64_t end = s.start + s.num_tokens, size = block_size(), needed = (end + size - 1) / size;
+  if (s.block_table != nullptr && s.num_blocks < needed) {
+    refuse(index, "its block table has " + std::to_string(s.num_blocks) + " blocks of " +
+                      std::to_string(size) + "; positions up to " + std::to_string(end) + " need " +
+                      std::to_string(needed));
+  }
+  const int32_t* table = block_table(s);
+  for (int64_t b = 0; b < needed; ++b) {
+    if (table[b] >= 0 && table[b] < num_blocks()) continue;
+    refuse(index, s.block_table != nullptr
+                      ? "block " + std::to_string(b) + " of its table is " + std::to_string(table[b]) +
+                            ", which is not in [0, " + std::to_string(num_blocks()) + ")"
+                      : "slot " + std::to_string(s.slot) + " has no " + std::to_string(needed) +
+                            " blocks of its own in a pool of " + std::to_string(num_blocks()) +
+                            "; give it a block table");
+  }
+}
+
+const int32_t* LlamaExecutor::block_table(const Segment& s) const {
+  if (s.block_table != nullptr) return s.block_table;
+  return own_blocks_.data() + s.slot * (own_blocks_.size() / num_slots_);
+}
+
+void LlamaExecutor::poison(int slot, int64_t position) const {
+  const int64_t per_slot = static_cast<int64_t>(own_blocks_.size()) / num_slots_, size = block_size();
+  for (int64_t b = position / size; b < per_slot && slot * per_slot + b < num_blocks(); ++b) {
+    const int64_t row = std::max<int64_t>(position - b * size, 0);
+    cache_.poison(static_cast<int>(slot * per_slot + b), static_cast<int>(row));
   }
 }
 
@@ -96,7 +160,7 @@ void LlamaExecutor::forward(const Segment* segments, int num_segments) {
     for (int done = 0; done < s.num_tokens;) {
       const int used = static_cast<int>(token_rows_.size());
       const int take = std::min(s.num_tokens - done, kStepRows - used);
-      pieces_.push_back({s.slot, used, take, s.start + done});
+      pieces_.push_back({block_table(s), used, take, s.start + done});
       for (int t = done; t < done + take; ++t) {
         const int wanted = t - (s.num_tokens - s.num_logits);
         token_rows_.push_back(

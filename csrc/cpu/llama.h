@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "coordinator/executor.h"
@@ -16,17 +17,21 @@ namespace pearl {
 
 class LlamaExecutor : public Executor {
  public:
-  // cos, sin: [max_model_len, head_dim / 2] fp32, copied. Throws std::invalid_argument or OutOfMemory.
+  // cos, sin: [max_model_len, head_dim / 2] fp32, copied. block_size unset: BlockPool's choice; num_blocks
+  // unset: every slot whole. Throws std::invalid_argument or OutOfMemory.
   LlamaExecutor(std::shared_ptr<const LlamaWeights> weights, std::shared_ptr<CoreSet> core_set, int num_slots,
-                int64_t max_model_len, const float* cos, const float* sin);
+                int64_t max_model_len, const float* cos, const float* sin, std::optional<int> num_blocks = {},
+                std::optional<int> block_size = {});
 
-  // Rows of a slot at and past start + num_tokens are undefined afterwards; the slots of the segments differ.
-  // Throws std::invalid_argument for a slot, position, token id or count out of range, before anything is
-  // written.
+  // Rows of a sequence at and past start + num_tokens are undefined afterwards; the slots of the segments
+  // differ, and their blocks must. Throws std::invalid_argument for a slot, position, token id, block or
+  // count out of range, before anything is written.
   void forward(const Segment* segments, int num_segments) override;
   int vocab_size() const override { return weights_->config().vocab_size; }
-  int64_t max_model_len() const override { return cache_.max_model_len(); }
-  int num_slots() const override { return cache_.num_slots(); }
+  int64_t max_model_len() const override { return max_model_len_; }
+  int num_slots() const override { return num_slots_; }
+  int num_blocks() const override { return cache_.num_blocks(); }
+  int block_size() const override { return cache_.block_size(); }
 
   const LlamaWeights& weights() const { return *weights_; }
   CoreSet& core_set() const { return *core_set_; }
@@ -35,8 +40,10 @@ class LlamaExecutor : public Executor {
   // Seconds of the fastest of `repeats` passes over the linear layers of a step of `rows` rows, on zeros.
   double time_linears(int rows, int repeats);
 
-  // NaN in every KV row of a slot from `position` on: for tests.
-  void poison(int slot, int64_t position) { cache_.poison(slot, position); }
+  // NaN in every KV row of a slot's own blocks from `position` on: for tests.
+  void poison(int slot, int64_t position) const;
+  // NaN in every row of a block from `row` on: for tests.
+  void poison_block(int block, int row) const { cache_.poison(block, row); }
 
  private:
   // A matrix [rows, stride] of activations.
@@ -65,6 +72,8 @@ class LlamaExecutor : public Executor {
   };
 
   void check(const Segment* segments, int num_segments) const;
+  void check_blocks(const Segment& segment, int index) const;
+  const int32_t* block_table(const Segment& segment) const;
   void run_step();
   void step(int index);
   void apply(const Linear& linear, int rows, int index) const;
@@ -74,7 +83,10 @@ class LlamaExecutor : public Executor {
 
   std::shared_ptr<const LlamaWeights> weights_;
   std::shared_ptr<CoreSet> core_set_;
+  const int num_slots_;
+  const int64_t max_model_len_;
   KvCache cache_;
+  std::vector<int32_t> own_blocks_;  // [num_slots, blocks of max_model_len] 0, 1, ..
   std::vector<float> cos_, sin_;
   std::vector<Worker> workers_;
   HugeBuffer buffer_;

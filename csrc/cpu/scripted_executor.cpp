@@ -6,6 +6,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include "coordinator/block_pool.h"
 #include "coordinator/event.h"
 
 namespace pearl {
@@ -25,7 +26,9 @@ double unit(uint64_t x) { return static_cast<double>(mix(x) >> 11) * 0x1p-53; }
 
 ScriptedExecutor::ScriptedExecutor(const Script& script)
     : script_(script),
-      cache_(static_cast<size_t>(script.num_slots) * script.max_model_len),
+      block_size_(script.block_size ? script.block_size : BlockPool::size_for(script.max_model_len)),
+      blocks_per_slot_((script.max_model_len + block_size_ - 1) / block_size_),
+      cache_((script.num_blocks ? script.num_blocks : script.num_slots * blocks_per_slot_) * block_size_),
       delays_(script.delay_seed) {}
 
 void ScriptedExecutor::forward(const Segment* segments, int num_segments) {
@@ -59,23 +62,31 @@ void ScriptedExecutor::feed(const Segment& segment) {
   if (segment.start < 0 || segment.start + segment.num_tokens > script_.max_model_len) {
     throw std::out_of_range("a position past max_model_len was fed");
   }
-  uint64_t* cache = cache_.data() + segment.slot * script_.max_model_len;
   for (int i = 0; i < segment.num_tokens; ++i) {
     const int64_t position = segment.start + i;
     const int32_t token = segment.token_ids[i];
     if (token < 0 || token >= script_.vocab_size) throw std::out_of_range("a token outside the vocabulary");
-    const uint64_t before = position == 0 ? 1 : cache[position - 1];
+    const uint64_t before = position == 0 ? 1 : row(segment, position - 1);
     if (before == 0) throw std::logic_error("KV row " + std::to_string(position - 1) + " was never written");
-    cache[position] = mix(before * 31 + static_cast<uint64_t>(token) + 0x9E3779B97F4A7C15u) | 1;
+    uint64_t& here = row(segment, position);
+    here = mix(before * 31 + static_cast<uint64_t>(token) + 0x9E3779B97F4A7C15u) | 1;
     const int wanted = i - (segment.num_tokens - segment.num_logits);
     if (wanted >= 0) {
-      write_row(cache[position], segment.logits + static_cast<size_t>(wanted) * script_.vocab_size);
+      write_row(here, segment.logits + static_cast<size_t>(wanted) * script_.vocab_size);
     }
     if (position > max_position_.load(std::memory_order_relaxed)) {
       max_position_.store(position, std::memory_order_relaxed);
     }
   }
   tokens_.fetch_add(segment.num_tokens, std::memory_order_relaxed);
+}
+
+uint64_t& ScriptedExecutor::row(const Segment& segment, int64_t position) {
+  const int64_t at = position / block_size_;
+  int64_t block = segment.slot * blocks_per_slot_ + at;
+  if (segment.block_table != nullptr) block = at < segment.num_blocks ? segment.block_table[at] : -1;
+  if (block < 0 || block >= num_blocks()) throw std::out_of_range("a position without a KV block was fed");
+  return cache_[block * block_size_ + position % block_size_];
 }
 
 void ScriptedExecutor::write_row(uint64_t prefix, float* logits) const {

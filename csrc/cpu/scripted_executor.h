@@ -23,7 +23,9 @@ struct Script {
   uint64_t delay_seed = 0;
   int64_t nan_at = -1;    // forward call (0, 1, ..) that writes NaN into its last logit row
   int64_t throw_at = -1;  // forward call that throws
-  std::string error;  // "memory" throws bad_alloc, "foreign" what is no std::exception, else runtime_error
+  std::string error;   // "memory" throws bad_alloc, "foreign" what is no std::exception, else runtime_error
+  int num_blocks = 0;  // of the cache; 0: every slot whole
+  int block_size = 0;  // positions of each; 0: BlockPool's choice
 };
 
 class ScriptedExecutor : public Executor {
@@ -34,6 +36,8 @@ class ScriptedExecutor : public Executor {
   int vocab_size() const override { return script_.vocab_size; }
   int64_t max_model_len() const override { return script_.max_model_len; }
   int num_slots() const override { return script_.num_slots; }
+  int num_blocks() const override { return static_cast<int>(cache_.size()) / block_size_; }
+  int block_size() const override { return block_size_; }
 
   int64_t num_forwards() const { return calls_.load(std::memory_order_relaxed); }
   int64_t num_tokens() const { return tokens_.load(std::memory_order_relaxed); }
@@ -44,9 +48,12 @@ class ScriptedExecutor : public Executor {
   void write_row(uint64_t prefix, float* logits) const;
   void delay();
 
+  uint64_t& row(const Segment& segment, int64_t position);
+
   const Script script_;
-  std::vector<uint64_t>
-      cache_;  // [num_slots, max_model_len] hash of the tokens up to here; 0 = never written
+  const int block_size_;
+  const int64_t blocks_per_slot_;
+  std::vector<uint64_t> cache_;  // [num_blocks, block_size] hash of the tokens up to here; 0 = never written
   std::mt19937_64 delays_;
   std::atomic<bool> busy_{false};
   std::atomic<int64_t> calls_{0};

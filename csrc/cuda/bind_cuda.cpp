@@ -68,30 +68,33 @@ void bind_cuda(py::module_& m) {
       .def(
           py::init([](const std::map<std::string, CUdeviceptr>& addresses, int num_slots, int gamma_max,
                       int64_t capacity, int vocab_size, int draft_vocab_size, int num_stop_ids, int ring_size,
-                      int prefill_chunk, CUdeviceptr staging, size_t num_staging_bytes, py::object owner) {
-            const ArraySizes sizes{num_slots,        gamma_max,    capacity,  vocab_size,
-                                   draft_vocab_size, num_stop_ids, ring_size, prefill_chunk};
+                      int prefill_chunk, int num_biased, CUdeviceptr staging, size_t num_staging_bytes,
+                      py::object owner) {
+            const ArraySizes sizes{num_slots,    gamma_max, capacity,      vocab_size, draft_vocab_size,
+                                   num_stop_ids, ring_size, prefill_chunk, num_biased};
             return std::make_shared<DeviceArrays>(addresses, sizes, staging, num_staging_bytes,
                                                   keep(std::move(owner)));
           }),
           py::arg("addresses"), py::kw_only(), py::arg("num_slots"), py::arg("gamma_max"),
           py::arg("capacity"), py::arg("vocab_size"), py::arg("draft_vocab_size"), py::arg("num_stop_ids"),
-          py::arg("ring_size"), py::arg("prefill_chunk"), py::arg("staging"), py::arg("num_staging_bytes"),
-          py::arg("owner") = py::none(),
-          "addresses: name -> data_ptr(); ring in pinned host memory. staging: pinned host memory of this "
-          "lane\n"
-          "alone. owner: kept alive with these, the tensors for example.")
+          py::arg("ring_size"), py::arg("prefill_chunk"), py::arg("num_biased") = 0, py::arg("staging"),
+          py::arg("num_staging_bytes"), py::arg("owner") = py::none(),
+          "addresses: name -> data_ptr(); ring in pinned host memory; with num_biased, the ids of logit_bias "
+          "that\n"
+          "there is room for, those of device_shaping.py too. staging: pinned host memory of this lane "
+          "alone.\n"
+          "owner: kept alive with these, the tensors for example.")
       .def_static(
           "staging_bytes",
           [](int num_slots, int gamma_max, int64_t capacity, int draft_vocab_size, int num_stop_ids,
-             int prefill_chunk, bool host_logits) {
-            return DeviceArrays::staging_bytes(
-                {num_slots, gamma_max, capacity, 0, draft_vocab_size, num_stop_ids, 0, prefill_chunk},
-                host_logits);
+             int prefill_chunk, int num_biased, bool host_logits) {
+            return DeviceArrays::staging_bytes({num_slots, gamma_max, capacity, 0, draft_vocab_size,
+                                                num_stop_ids, 0, prefill_chunk, num_biased},
+                                               host_logits);
           },
           py::kw_only(), py::arg("num_slots"), py::arg("gamma_max"), py::arg("capacity"),
           py::arg("draft_vocab_size"), py::arg("num_stop_ids"), py::arg("prefill_chunk"),
-          py::arg("host_logits") = false,
+          py::arg("num_biased") = 0, py::arg("host_logits") = false,
           "Bytes of staging. host_logits: beside a draft on the CPU that samples, judged by 'rejection'.");
 
   py::class_<CudaLane, Lane, std::shared_ptr<CudaLane>>(m, "CudaLane",
@@ -106,18 +109,19 @@ void bind_cuda(py::module_& m) {
       .def(
           "add_step",
           [](CudaLane& self, std::string op, int gamma, std::string judge, std::optional<bool> keep_logits,
-             int slot, uintptr_t graph, uintptr_t exec, py::object owner) {
+             int slot, bool shaped, uintptr_t graph, uintptr_t exec, py::object owner) {
             const int keeps = keep_logits ? static_cast<int>(*keep_logits) : -1;
-            self.add_step({std::move(op), gamma, std::move(judge), keeps, slot},
+            self.add_step({std::move(op), gamma, std::move(judge), keeps, slot, shaped},
                           {reinterpret_cast<CUgraph>(graph), reinterpret_cast<CUgraphExec>(exec),
                            keep(std::move(owner))});
           },
           py::arg("op"), py::kw_only(), py::arg("gamma") = -1, py::arg("judge") = "",
-          py::arg("keep_logits") = py::none(), py::arg("slot") = -1, py::arg("graph"), py::arg("exec"),
-          py::arg("owner") = py::none(),
+          py::arg("keep_logits") = py::none(), py::arg("slot") = -1, py::arg("shaped") = false,
+          py::arg("graph"), py::arg("exec"), py::arg("owner") = py::none(),
           "A captured step: prefill chunk; prefill logits (gamma, slot); score, score window (gamma); "
           "first,\n"
-          "verify (gamma, judge); draft (gamma, judge, keep_logits). owner: kept alive with it, the graph.");
+          "verify (gamma, judge, shaped); draft (gamma, judge, keep_logits, shaped). owner: kept alive with "
+          "it, the graph.");
 }
 
 }  // namespace pearl

@@ -29,14 +29,6 @@ const char* step_name(OpKind kind) {
   }
 }
 
-bool keeps_logits(const State& state) {
-  if (state.judge != JudgeKind::kRejection) return false;
-  for (int slot = 0; slot < state.num_slots; ++slot) {
-    if (state.running(slot) && state.temperature[slot] > 0.0f) return true;
-  }
-  return false;
-}
-
 bool is_verdict(const Op& op) { return op.kind == OpKind::kFirst || op.kind == OpKind::kVerify; }
 
 }  // namespace
@@ -119,23 +111,24 @@ void CudaLane::check_order(const LaneProgram& program) const {
   }
 }
 
-const Step& CudaLane::step(const Op& op, const State& state) const {
+const Step& CudaLane::find(const std::string& op, StepKey key, int slot) const {
+  key.op = op;
+  key.slot = slot;
   const std::lock_guard<std::mutex> lock(steps_mutex_);
-  const std::string judge = state.judge == JudgeKind::kCoupled ? "coupled" : "rejection";
-  return steps_.find({step_name(op.kind), state.longest_gamma, judge, keeps_logits(state), -1}, name_);
+  return steps_.find(std::move(key), name_);
 }
 
 std::vector<CudaLane::Resolved> CudaLane::resolve(const std::vector<Op>& ops, const State& state) const {
+  const StepKey key = run_key(state);
   std::vector<Resolved> resolved;
   for (const Op& op : ops) {
-    resolved.push_back({op, step_name(op.kind) == nullptr ? nullptr : &step(op, state)});
-    const bool feeds = op.kind == OpKind::kPrefill || op.kind == OpKind::kPrefillContext;
-    const std::lock_guard<std::mutex> lock(steps_mutex_);
-    if (feeds) steps_.find({"prefill chunk", -1, "", -1, -1}, name_);
+    const char* const name = step_name(op.kind);
+    resolved.push_back({op, name == nullptr ? nullptr : &find(name, key)});
+    if (op.kind == OpKind::kPrefill || op.kind == OpKind::kPrefillContext) find("prefill chunk", key);
     for (int slot = 0; op.kind == OpKind::kPrefill && slot < state.num_slots; ++slot) {
-      if (state.running(slot)) steps_.find({"prefill logits", state.longest_gamma, "", -1, slot}, name_);
+      if (state.running(slot)) find("prefill logits", key, slot);
     }
-    if (op.kind == OpKind::kFetchWindow && has_host_peer_ && keeps_logits(state) &&
+    if (op.kind == OpKind::kFetchWindow && has_host_peer_ && key.keep_logits > 0 &&
         !arrays_->takes_host_logits()) {
       refuse("staging of the " + name_ +
              " lane has no room for the draft's logits, which judge 'rejection' " +
@@ -145,21 +138,46 @@ std::vector<CudaLane::Resolved> CudaLane::resolve(const std::vector<Op>& ops, co
   return resolved;
 }
 
+Admission::Terms CudaLane::terms(const LaneProgram& program, const State& state) const {
+  StepKey key = run_key(state);
+  Admission::Terms terms;
+  if (!is_target()) {
+    for (const Op& op : program.body) {
+      if (op.kind != OpKind::kDraft) continue;
+      terms.longest_gamma = key.gamma;
+      terms.samples = key.keep_logits > 0 || state.judge == JudgeKind::kCoupled;
+    }
+    return terms;
+  }
+  terms.shapes = key.shaped > 0;
+  const auto has = [&](const char* op, int slot) {
+    key.op = op;
+    key.slot = slot;
+    const std::lock_guard<std::mutex> lock(steps_mutex_);
+    return steps_.has(key);
+  };
+  terms.is_open = !has_host_peer_ && has("prefill chunk", -1) && has("join", -1);
+  for (int slot = 0; terms.is_open && slot < state.num_slots; ++slot) {
+    terms.is_open = has("prefill logits", slot);
+  }
+  return terms;
+}
+
 void CudaLane::submit(const LaneProgram& program, int64_t max_rounds, State* state, Run* run) {
   program_ = program;
   max_rounds_ = max_rounds;
   prologue_ = resolve(program.prologue, *state);
   body_ = resolve(program.body, *state);
-  keep_logits_ = keeps_logits(*state);
+  key_ = run_key(*state);
+  const bool joins = is_target() && terms(program, *state).is_open;
+  join_ = joins ? &find("join", key_) : nullptr;
   prefill_chunk_ = nullptr;
   prefill_logits_.assign(state->num_slots, nullptr);
   for (const Op& op : program.prologue) {
-    const std::lock_guard<std::mutex> lock(steps_mutex_);
     const bool feeds = op.kind == OpKind::kPrefill || op.kind == OpKind::kPrefillContext;
-    if (feeds) prefill_chunk_ = &steps_.find({"prefill chunk", -1, "", -1, -1}, name_);
+    if (feeds) prefill_chunk_ = &find("prefill chunk", key_);
     for (int slot = 0; op.kind == OpKind::kPrefill && slot < state->num_slots; ++slot) {
-      if (!state->running(slot)) continue;
-      prefill_logits_[slot] = &steps_.find({"prefill logits", state->longest_gamma, "", -1, slot}, name_);
+      if (state->running(slot) || joins) prefill_logits_[slot] = &find("prefill logits", key_, slot);
     }
   }
   round_ = 0;
@@ -184,14 +202,13 @@ void CudaLane::begin(const Flight& flight, bool timed, bool several_devices) {
     arrays_->share_upload();
     wait_for(peer_);
   } else {
-    copy(arrays_->upload(*flight.state()));
+    copy(arrays_->upload(*flight.state(), key_.shaped > 0));
   }
 }
 
-const CudaLane::Resolved* CudaLane::next_op(const Flight& flight, int64_t last_round) {
+const CudaLane::Resolved* CudaLane::next_op(int64_t last_round) {
   for (;;) {
     const std::vector<Resolved>& ops = round_ == 0 ? prologue_ : body_;
-    if (next_ == 0 && next_ < ops.size() && !flight.may_begin(round_)) return nullptr;
     if (next_ < ops.size()) return &ops[next_];
     if (round_ >= std::min(last_round, max_rounds_) || body_.empty()) return nullptr;
     ++round_;
@@ -207,7 +224,7 @@ bool CudaLane::is_past(int64_t round) const {
 bool CudaLane::issue(Flight* flight, int64_t last_round) {
   bool moved = false;
   while (!flight->halted()) {
-    const Resolved* next = next_op(*flight, last_round);
+    const Resolved* next = next_op(last_round);
     if (next == nullptr) break;
     if (!moved && several_devices_) context_->make_current();
     if (!perform(*next, flight)) break;
@@ -272,13 +289,12 @@ void CudaLane::prefill(bool with_last, Flight* flight) {
 }
 
 void CudaLane::fetch(OpKind kind, Flight* flight) {
-  const State& state = *flight->state();
   if (kind == OpKind::kFetchVerdict) {
     copy(arrays_->verdict_from(*peer_->arrays_));
   } else if (peer_ != nullptr) {
-    copy(arrays_->window_from(*peer_->arrays_, state.longest_gamma, keep_logits_));
+    copy(arrays_->window_from(*peer_->arrays_, key_.gamma, key_.keep_logits > 0, key_.shaped > 0));
   } else {
-    copy(arrays_->window_from(flight->state(), keep_logits_));
+    copy(arrays_->window_from(flight->state(), key_.keep_logits > 0));
   }
 }
 
@@ -311,6 +327,42 @@ void CudaLane::launch_round(CUgraphExec exec, int64_t round, Flight* flight) {
   launch(exec);
   device_trace_.end();
   flight->verdict_issued();
+}
+
+void CudaLane::queue(const std::vector<Copy>& copies) {
+  if (several_devices_) context_->make_current();
+  at_ = OpKind::kPrefill;
+  copy(copies);
+}
+
+void CudaLane::feed(const std::vector<Copy>& range) {
+  queue(range);
+  device_trace_.begin(at_, static_cast<int>(round_));
+  launch(prefill_chunk_->exec);
+  device_trace_.end();
+}
+
+void CudaLane::judge(int slot, const std::vector<Copy>& before, const std::vector<Copy>& after) {
+  queue(before);
+  launch(prefill_logits_[slot]->exec);
+  at_ = OpKind::kFirst;
+  launch(join_->exec);
+  copy(after);
+}
+
+void CudaLane::mark(int block) {
+  if (several_devices_) context_->make_current();
+  while (marks_.size() <= static_cast<size_t>(block)) marks_.emplace_back(context_, CU_EVENT_DISABLE_TIMING);
+  check(context_->driver().api().cuEventRecord(marks_[block].get(), stream_), "cuEventRecord");
+}
+
+bool CudaLane::has_passed(int block) const {
+  if (marks_.size() <= static_cast<size_t>(block)) return true;
+  if (several_devices_) context_->make_current();
+  const CUresult code = context_->driver().api().cuEventQuery(marks_[block].get());
+  if (code == CUDA_ERROR_NOT_READY) return false;
+  context_->driver().check(code, "cuEventQuery", stream_place());
+  return true;
 }
 
 bool CudaLane::is_idle() const {

@@ -36,13 +36,16 @@ class CudaLane : public Lane {
   void check(const LaneProgram& program, const State& state) const override;
   void submit(const LaneProgram& program, int64_t max_rounds, State* state, Run* run) override;
   void join() override;
+  // A draft on the host feeds no prompts beside its rounds.
+  bool admits() const override { return !has_host_peer_; }
+  Admission::Terms terms(const LaneProgram& program, const State& state) const override;
+  void check_joiner(const Request& request) const override { arrays_->check_request(request, name_); }
   const Trace& trace() const override { return trace_; }
 
   // From here on: the issuer's thread, for one run.
   // Uploads the requests, and makes this stream wait for the target's upload where both lanes share it.
   void begin(const Flight& flight, bool timed, bool several_devices);
-  // Queues ops until a wait whose record was not issued, a round that may not begin yet, or the end of
-  // last_round -> whether any was queued.
+  // Queues ops until a wait whose record was not issued, or the end of last_round -> whether any was queued.
   bool issue(Flight* flight, int64_t last_round);
   // Whether all ops up to the end of that round were queued.
   bool is_past(int64_t round) const;
@@ -50,6 +53,13 @@ class CudaLane : public Lane {
   void wait_for(CudaLane* other);
   // Launches a graph that stands for a round of all lanes.
   void launch_round(CUgraphExec exec, int64_t round, Flight* flight);
+  // Between rounds, for a request that joins: copies; a pass of its prompt; its first verdict alone.
+  void queue(const std::vector<Copy>& copies);
+  void feed(const std::vector<Copy>& range);
+  void judge(int slot, const std::vector<Copy>& before, const std::vector<Copy>& after);
+  // All that was queued so far has that block of staging; whether it has run since.
+  void mark(int block);
+  bool has_passed(int block) const;
   // Whether the stream has nothing left to do. Throws CudaError for what went wrong on it.
   bool is_idle() const;
   // Returns when the stream has nothing left to do, or never will have: CudaError.
@@ -58,22 +68,25 @@ class CudaLane : public Lane {
 
   const LaneProgram& program() const { return program_; }
   int64_t max_rounds() const { return max_rounds_; }
-  const Step& step(const Op& op, const State& state) const;
+  // The step of the body's op at that place; nullptr where it is not one launch.
+  const Step* body_step(size_t index) const { return body_[index].step; }
   const std::shared_ptr<Context>& context() const { return context_; }
   const DeviceArrays& arrays() const { return *arrays_; }
   CudaLane* peer() const { return peer_; }
   bool has_host_peer() const { return has_host_peer_; }
   bool is_target() const { return index_ == 0; }
+  bool is_shaped() const { return key_.shaped > 0; }  // the run's steps
 
  private:
   struct Resolved {
     Op op;
     const Step* step;  // nullptr where the op is not one launch
   };
+  const Step& find(const std::string& op, StepKey key, int slot = -1) const;
   std::vector<Resolved> resolve(const std::vector<Op>& ops, const State& state) const;
   void check_order(const LaneProgram& program) const;
-  const Resolved* next_op(const Flight& flight, int64_t last_round);  // nullptr: not now
-  bool perform(const Resolved& next, Flight* flight);                 // false: it has to wait
+  const Resolved* next_op(int64_t last_round);         // nullptr: not now
+  bool perform(const Resolved& next, Flight* flight);  // false: it has to wait
   bool wait(int event, Flight* flight);
   void compute(const Resolved& next, Flight* flight);
   void prefill(bool with_last, Flight* flight);
@@ -105,13 +118,15 @@ class CudaLane : public Lane {
   std::vector<Resolved> prologue_, body_;
   const Step* prefill_chunk_ = nullptr;
   std::vector<const Step*> prefill_logits_;  // [B]
-  bool keep_logits_ = false;
+  const Step* join_ = nullptr;               // where requests can join
+  StepKey key_;                              // of the run's steps
   bool several_devices_ = false;
   int64_t round_ = 0;              // 0 is the prologue
   size_t next_ = 0;                // op of the round
   std::vector<uint64_t> waits_;    // [num_events] waits that were queued
   OpKind at_ = OpKind::kPrefill;   // what is being queued, for messages
   std::vector<CudaEvent> events_;  // [0] for wait_for, [1 + e] for event e of the program; kept
+  std::vector<CudaEvent> marks_;   // by block; kept
   DeviceTrace device_trace_;
   Trace trace_;
 };

@@ -4,20 +4,16 @@
 #include <cstring>
 
 #include "coordinator/failure.h"
+#include "cuda/join_copies.h"
 #include "cuda/verdict_ring.h"
 
 namespace pearl {
 
 namespace {
 
-constexpr size_t kAlignment = 16;
-constexpr size_t kIntArrays = 9;  // of one int32 for each slot, written by upload
+constexpr size_t kIntRows = 8;  // arrays of one int32 for each slot, written by add_rows
 
 [[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
-
-CUdeviceptr address(const void* pointer) { return reinterpret_cast<CUdeviceptr>(pointer); }
-
-size_t aligned(size_t num_bytes) { return (num_bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 int64_t passes(int64_t length, int64_t chunk) { return (length + chunk - 1) / chunk; }
 
@@ -32,16 +28,17 @@ void check_size(const std::string& lane, const char* name, int64_t found, int64_
 
 DeviceArrays::DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, const ArraySizes& sizes,
                            CUdeviceptr staging, size_t staging_bytes, std::shared_ptr<void> owner)
-    : sizes_(sizes),
-      staging_(reinterpret_cast<char*>(staging)),
-      staging_bytes_(staging_bytes),
-      owner_(std::move(owner)) {
+    : sizes_(sizes), shaping_(sizes.shaping()), staging_bytes_(staging_bytes), owner_(std::move(owner)) {
   std::map<std::string, CUdeviceptr*> known;
 #define PEARL_MEMBER(name) known[#name] = &at_.name;
   PEARL_ARRAYS(PEARL_MEMBER)
 #undef PEARL_MEMBER
+  if (shaping_.exist()) known.merge(shaping_.places());
   for (const auto& [name, place] : addresses) {
-    if (known.count(name) == 0) refuse("no array is called '" + name + "': see kernels/state.py");
+    if (known.count(name) == 0) {
+      refuse("no array is called '" + name +
+             "': see kernels/state.py, and with num_biased device_shaping.py");
+    }
     *known[name] = place;
   }
   for (const auto& [name, place] : known) {
@@ -56,21 +53,33 @@ DeviceArrays::DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, 
     refuse("sizes of arrays must be at least: 1 slot, capacity 2, vocabulary 1, ring 2, prefill chunk 1");
   }
   const size_t needed = DeviceArrays::staging_bytes(sizes, false);
-  if (staging == 0 || staging % kAlignment != 0 || staging_bytes < needed) {
+  if (staging == 0 || staging % Staging::kAlignment != 0 || staging_bytes < needed) {
     refuse("staging has " + std::to_string(staging_bytes) + " bytes at " + std::to_string(staging) + "; " +
-           std::to_string(needed) + " are needed, aligned to " + std::to_string(kAlignment));
+           std::to_string(needed) + " are needed, aligned to " + std::to_string(Staging::kAlignment));
   }
+  const size_t for_joins = JoinCopies::staging_bytes(sizes);
+  char* const begin = reinterpret_cast<char*>(staging);
+  join_staging_ = Staging(begin, for_joins);
+  staging_ = Staging(begin + for_joins, staging_bytes - for_joins);
+}
+
+size_t DeviceArrays::row_bytes(const ArraySizes& sizes, size_t slots) {
+  const size_t stops = Staging::bytes<int32_t>(slots * static_cast<size_t>(sizes.num_stop_ids));
+  const size_t prompts = slots * Staging::bytes<int32_t>(static_cast<size_t>(sizes.capacity));
+  return kIntRows * Staging::bytes<int32_t>(slots) + Staging::bytes<float>(slots) +
+         Staging::bytes<uint64_t>(slots) + stops + prompts +
+         ShapingArrays::staging_bytes(sizes.shaping(), slots);
 }
 
 size_t DeviceArrays::staging_bytes(const ArraySizes& sizes, bool host_logits) {
   const auto slots = static_cast<size_t>(sizes.num_slots);
   const auto gamma = static_cast<size_t>(sizes.gamma_max);
   const auto num_passes = static_cast<size_t>(passes(sizes.capacity, sizes.prefill_chunk));
-  size_t total = kIntArrays * aligned(slots * 4) + aligned(slots * 4) + aligned(slots * 8);
-  total += aligned(slots * sizes.num_stop_ids * 4) + slots * aligned(sizes.capacity * 4);
-  total += aligned(8) + aligned(slots * num_passes * 8);
-  total += aligned(slots * 4) + aligned(slots * gamma * 4);
-  if (host_logits) total += aligned(slots * gamma * sizes.draft_vocab_size * 4);
+  size_t total = JoinCopies::staging_bytes(sizes) + row_bytes(sizes, slots);
+  total += 2 * Staging::bytes<int32_t>(slots);
+  total += Staging::bytes<int32_t>(2) + Staging::bytes<int32_t>(2 * slots * num_passes);
+  total += Staging::bytes<int32_t>(slots) + Staging::bytes<int32_t>(slots * gamma);
+  if (host_logits) total += Staging::bytes<float>(slots * gamma * sizes.draft_vocab_size);
   return total;
 }
 
@@ -85,33 +94,34 @@ void DeviceArrays::check_sizes(const State& state, const std::string& lane) cons
   }
 }
 
-void DeviceArrays::check_requests(const State& state, const std::string& lane) const {
-  for (int slot = 0; slot < state.num_slots; ++slot) {
-    if (!state.running(slot)) continue;
-    const size_t found = state.stop_token_ids[slot].size();
-    if (found > static_cast<size_t>(sizes_.num_stop_ids)) {
-      refuse(std::to_string(found) + " end-of-text and stop ids; the " + lane + " lane takes " +
-             std::to_string(sizes_.num_stop_ids) + ": pass fewer");
-    }
+void DeviceArrays::check_stops(size_t found, const std::string& lane) const {
+  if (found > static_cast<size_t>(sizes_.num_stop_ids)) {
+    refuse(std::to_string(found) + " end-of-text and stop ids; the " + lane + " lane takes " +
+           std::to_string(sizes_.num_stop_ids) + ": pass fewer");
   }
 }
 
-template <typename T>
-T* DeviceArrays::take(size_t n) {
-  T* const place = reinterpret_cast<T*>(staging_ + used_);
-  used_ += aligned(n * sizeof(T));
-  if (used_ > staging_bytes_) refuse("staging is too small");  // staging_bytes() counts what is taken
-  return place;
+void DeviceArrays::check_requests(const State& state, const std::string& lane) const {
+  for (int slot = 0; slot < state.num_slots; ++slot) {
+    if (!state.running(slot)) continue;
+    check_stops(state.stop_token_ids[slot].size(), lane);
+    if (is_shaped(state, slot)) shaping_.check(state.transform[slot], lane);
+  }
 }
 
-std::vector<Copy> DeviceArrays::upload(const State& state) {
-  const auto slots = static_cast<size_t>(sizes_.num_slots);
-  std::vector<Copy> copies;
-  used_ = 0;
+void DeviceArrays::check_request(const Request& request, const std::string& lane) const {
+  check_stops(request.stop_token_ids.size() + (request.ignore_eos ? 0 : request.eos_token_ids.size()), lane);
+  shaping_.check(request, lane);
+}
+
+void DeviceArrays::add_rows(const State& state, int begin, int end, bool shaped, Staging* staging,
+                            std::vector<Copy>* copies) const {
+  const auto slots = static_cast<size_t>(end - begin);
+  const auto first = static_cast<size_t>(begin);
   const auto ints = [&](CUdeviceptr to, const auto& value) {
-    int32_t* const from = take<int32_t>(slots);
-    for (size_t b = 0; b < slots; ++b) from[b] = static_cast<int32_t>(value(static_cast<int>(b)));
-    copies.push_back({to, address(from), slots * 4});
+    int32_t* const from = staging->take<int32_t>(slots);
+    for (size_t i = 0; i < slots; ++i) from[i] = static_cast<int32_t>(value(begin + static_cast<int>(i)));
+    copies->push_back({to + first * 4, address(from), slots * 4});
   };
   const auto zero = [](int) { return 0; };
   ints(at_.prompt_len, [&](int b) { return state.prompt_len[b]; });
@@ -120,50 +130,67 @@ std::vector<Copy> DeviceArrays::upload(const State& state) {
   ints(at_.committed, [&](int b) { return state.prompt_len[b]; });
   for (const CUdeviceptr to : {at_.pending, at_.round, at_.num_draft_tokens, at_.num_rows}) ints(to, zero);
 
-  float* const temperature = take<float>(slots);
-  std::copy(state.temperature.begin(), state.temperature.end(), temperature);
-  copies.push_back({at_.temperature, address(temperature), slots * 4});
-  uint64_t* const seed = take<uint64_t>(slots);
-  std::copy(state.seed.begin(), state.seed.end(), seed);
-  copies.push_back({at_.seed, address(seed), slots * 8});
+  float* const temperature = staging->take<float>(slots);
+  std::copy_n(state.temperature.begin() + begin, slots, temperature);
+  copies->push_back({at_.temperature + first * 4, address(temperature), slots * 4});
+  uint64_t* const seed = staging->take<uint64_t>(slots);
+  std::copy_n(state.seed.begin() + begin, slots, seed);
+  copies->push_back({at_.seed + first * 8, address(seed), slots * 8});
 
   const auto num_stops = static_cast<size_t>(sizes_.num_stop_ids);
-  int32_t* const stops = take<int32_t>(slots * num_stops);
+  int32_t* const stops = staging->take<int32_t>(slots * num_stops);
   std::fill(stops, stops + slots * num_stops, -1);
-  for (size_t b = 0; b < slots; ++b) {
-    if (!state.running(static_cast<int>(b))) continue;
-    std::copy(state.stop_token_ids[b].begin(), state.stop_token_ids[b].end(), stops + b * num_stops);
+  for (size_t i = 0; i < slots; ++i) {
+    if (state.idle(static_cast<int>(first + i))) continue;
+    const std::vector<int32_t>& ids = state.stop_token_ids[first + i];
+    std::copy(ids.begin(), ids.end(), stops + i * num_stops);
   }
-  if (num_stops > 0) copies.push_back({at_.stop_token_ids, address(stops), slots * num_stops * 4});
+  if (num_stops > 0) {
+    copies->push_back({at_.stop_token_ids + first * num_stops * 4, address(stops), slots * num_stops * 4});
+  }
 
-  for (size_t b = 0; b < slots; ++b) {
+  for (size_t b = first; b < first + slots; ++b) {
     const auto length = static_cast<size_t>(state.prompt_len[b]);
     if (length == 0) continue;
-    const size_t first = b * static_cast<size_t>(sizes_.capacity);
-    int32_t* const prompt = take<int32_t>(length);
-    std::copy_n(state.token_ids.data() + first, length, prompt);
-    copies.push_back({at_.token_ids + first * 4, address(prompt), length * 4});
+    const size_t at = b * static_cast<size_t>(sizes_.capacity);
+    int32_t* const prompt = staging->take<int32_t>(length);
+    std::copy_n(state.token_ids.data() + at, length, prompt);
+    copies->push_back({at_.token_ids + at * 4, address(prompt), length * 4});
   }
+  if (shaped) shaping_.add_rows(state, begin, end, staging, copies);
+}
+
+std::vector<Copy> DeviceArrays::upload(const State& state, bool shaped) {
+  const auto slots = static_cast<size_t>(sizes_.num_slots);
+  std::vector<Copy> copies;
+  staging_.clear();
+  add_rows(state, 0, sizes_.num_slots, shaped, &staging_, &copies);
   // Last: a slot whose upload broke off does not run.
-  ints(at_.finish_reason, [&](int b) { return static_cast<int>(state.finish_reason[b]); });
+  int32_t* const nobody = staging_.take<int32_t>(slots);
+  std::fill(nobody, nobody + slots, static_cast<int32_t>(FinishReason::kIdle));
+  copies.push_back({at_.joining, address(nobody), slots * 4});
+  int32_t* const reasons = staging_.take<int32_t>(slots);
+  for (size_t b = 0; b < slots; ++b) reasons[b] = static_cast<int32_t>(state.finish_reason[b]);
+  copies.push_back({at_.finish_reason, address(reasons), slots * 4});
   VerdictRing(ring(), sizes_.ring_size, sizes_.num_slots, state.longest_gamma).clear();
 
   const auto gamma = static_cast<size_t>(state.longest_gamma);
-  host_lengths_ = take<int32_t>(slots);
-  host_windows_ = take<int32_t>(slots * gamma);
-  host_logits_ = takes_host_logits() ? take<float>(slots * gamma * sizes_.draft_vocab_size) : nullptr;
+  host_lengths_ = staging_.take<int32_t>(slots);
+  host_windows_ = staging_.take<int32_t>(slots * gamma);
+  host_logits_ =
+      takes_host_logits() ? staging_.take<float>(slots * gamma * sizes_.draft_vocab_size) : nullptr;
   return copies;
 }
 
-void DeviceArrays::share_upload() { used_ = 0; }
+void DeviceArrays::share_upload() { staging_.clear(); }
 
 std::vector<DeviceArrays::Pass> DeviceArrays::prefill(const std::vector<int64_t>& lengths) {
   const int64_t size = sizes_.prefill_chunk;
   int64_t total = 0;
   for (const int64_t length : lengths) total += passes(length, size);
-  int32_t* const nothing = take<int32_t>(2);
+  int32_t* const nothing = staging_.take<int32_t>(2);
   nothing[0] = nothing[1] = 0;
-  int32_t* range = take<int32_t>(2 * static_cast<size_t>(total));
+  int32_t* range = staging_.take<int32_t>(2 * static_cast<size_t>(total));
   std::vector<Pass> result;
   // Every row but the pass's own is empty.
   std::vector<Copy> before;
@@ -182,7 +209,8 @@ std::vector<DeviceArrays::Pass> DeviceArrays::prefill(const std::vector<int64_t>
   return result;
 }
 
-std::vector<Copy> DeviceArrays::window_from(const DeviceArrays& draft, int gamma, bool keep_logits) const {
+std::vector<Copy> DeviceArrays::window_from(const DeviceArrays& draft, int gamma, bool keep_logits,
+                                            bool shaped) const {
   const auto slots = static_cast<size_t>(sizes_.num_slots);
   std::vector<Copy> copies = {
       {at_.num_draft_tokens, draft.at_.num_draft_tokens, slots * 4},
@@ -192,6 +220,9 @@ std::vector<Copy> DeviceArrays::window_from(const DeviceArrays& draft, int gamma
     // All rows: which of them the window is, only the device knows.
     const size_t num_rows = slots * 2 * gamma;
     copies.push_back({at_.draft_logits, draft.at_.draft_logits, num_rows * sizes_.draft_vocab_size * 4});
+    if (shaped) {
+      copies.push_back({shaping_.kept_thresholds(), draft.shaping_.kept_thresholds(), num_rows * 4});
+    }
   }
   return copies;
 }

@@ -9,16 +9,19 @@
 #include <vector>
 
 #include "coordinator/state.h"
-#include "cuda/driver_api.h"
+#include "cuda/shaping_arrays.h"
+#include "cuda/staging.h"
 
 namespace pearl {
 
 // Addresses in order of kernels/state.py. ring: pinned host memory. chunk: [B, 2] of this lane's prefill.
+// joining: [B] finish_reason of the slots that step "join" judges.
 // clang-format off
 #define PEARL_ARRAYS(X)                                                                           \
   X(prompt_len) X(max_total_len) X(gamma) X(temperature) X(seed) X(stop_token_ids)                \
   X(token_ids) X(committed) X(pending) X(finish_reason) X(round) X(ring)                          \
-  X(draft_token_ids) X(num_draft_tokens) X(draft_logits) X(num_rows) X(target_logits) X(chunk)
+  X(draft_token_ids) X(num_draft_tokens) X(draft_logits) X(num_rows) X(target_logits) X(chunk)    \
+  X(joining)
 // clang-format on
 
 struct ArrayAddresses {
@@ -36,12 +39,9 @@ struct ArraySizes {
   int num_stop_ids = 0;      // NS
   int ring_size = 0;         // RING
   int prefill_chunk = 0;     // tokens of a prefill pass; prompts are cut at its multiples
-};
+  int num_biased = 0;        // ids of logit_bias; 0: there are no arrays of csrc/cuda/shaping_arrays.h
 
-struct Copy {
-  CUdeviceptr to;
-  CUdeviceptr from;
-  size_t num_bytes;
+  ShapingSizes shaping() const { return {num_slots, 2 * num_stop_ids, num_biased}; }
 };
 
 class DeviceArrays {
@@ -56,12 +56,13 @@ class DeviceArrays {
 
   // Throws Failure(kRequest) if a state of other sizes is to be mirrored here.
   void check_sizes(const State& state, const std::string& lane) const;
-  // Throws Failure(kRequest) for requests that do not fit: too many stop ids.
+  // Throws Failure(kRequest) for requests that do not fit: too many stop ids, or biased ids.
   void check_requests(const State& state, const std::string& lane) const;
+  void check_request(const Request& request, const std::string& lane) const;
 
   // Takes the run's requests into staging, marks the ring as empty, and says what to copy. Only while nothing
-  // of the run before is in flight.
-  std::vector<Copy> upload(const State& state);
+  // of the run before is in flight. shaped: with what changes logits.
+  std::vector<Copy> upload(const State& state, bool shaped);
   // Instead, where the other lane has uploaded into the same memory: this lane's staging is free again.
   void share_upload();
 
@@ -74,28 +75,36 @@ class DeviceArrays {
   // lengths: [B] tokens to feed of each slot, 0 for none. Once for each upload.
   std::vector<Pass> prefill(const std::vector<int64_t>& lengths);
 
-  // The window of the run from another device's arrays, or from the host's state; with its logits if kept.
-  std::vector<Copy> window_from(const DeviceArrays& draft, int gamma, bool keep_logits) const;
+  // The window of the run from another device's arrays, or from the host's state; with its logits if kept,
+  // which on a device have thresholds if they are shaped.
+  std::vector<Copy> window_from(const DeviceArrays& draft, int gamma, bool keep_logits, bool shaped) const;
   std::vector<Copy> window_from(State* state, bool keep_logits);
   // What the target committed.
   std::vector<Copy> verdict_from(const DeviceArrays& target) const;
 
+  // The rows of slots [begin, end), all but finish_reason, through staging: row_bytes of it.
+  void add_rows(const State& state, int begin, int end, bool shaped, Staging* staging,
+                std::vector<Copy>* copies) const;
+  static size_t row_bytes(const ArraySizes& sizes, size_t num_slots);
+  // What csrc/cuda/join_copies.h has of staging; no upload uses it.
+  Staging join_staging() const { return join_staging_; }
+
+  const ArrayAddresses& at() const { return at_; }
   bool is_same_memory(const DeviceArrays& other) const { return at_.token_ids == other.at_.token_ids; }
   bool takes_host_logits() const { return staging_bytes_ >= staging_bytes(sizes_, true); }
   const ArraySizes& sizes() const { return sizes_; }
   int32_t* ring() const { return reinterpret_cast<int32_t*>(at_.ring); }
 
  private:
-  // Room for n values in staging, 16-byte aligned.
-  template <typename T>
-  T* take(size_t n);
+  void check_stops(size_t found, const std::string& lane) const;
 
   ArrayAddresses at_;
   const ArraySizes sizes_;
-  char* const staging_;
+  ShapingArrays shaping_;
   const size_t staging_bytes_;
+  Staging join_staging_;
+  Staging staging_;  // of a run's upload
   const std::shared_ptr<void> owner_;
-  size_t used_ = 0;
   // Set by upload, for the windows that a draft on the host makes.
   int32_t* host_lengths_ = nullptr;  // [B]
   int32_t* host_windows_ = nullptr;  // [B, gamma]

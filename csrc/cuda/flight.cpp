@@ -15,15 +15,56 @@ Flight::Flight(State* state, Run* run, VerdictRing ring, int64_t rounds_ahead, b
       host_lanes_(host_lanes),
       recorded_by_target_(std::move(recorded)),
       events_(num_events),
-      committed_(state->prompt_len) {
-  for (int slot = 0; slot < state->num_slots; ++slot) is_running_.push_back(state->running(slot));
+      seats_(state->num_slots) {
+  for (int slot = 0; slot < state->num_slots; ++slot) {
+    seats_[slot].runs = state->running(slot);
+    seats_[slot].committed = state->prompt_len[slot];
+  }
   result_.token_ids.reserve(state->gamma_max + 1);
 }
 
 bool Flight::may_begin(int64_t round) const {
   // Round `num_read_` is the next to be read: behind the last one read it is the first.
-  const int64_t unread = round - num_read_ + 1;
-  return unread <= rounds_ahead_ && run_->ring.has_room(static_cast<size_t>(unread * state_->num_slots));
+  return round - num_read_ + 1 <= rounds_ahead_ && has_room(0);
+}
+
+bool Flight::has_room(int more) const {
+  int64_t owed = more;
+  for (const Seat& seat : seats_) {
+    if (seat.runs) owed += num_issued(seat) - seat.num_read + 1;  // of the next round, or "abort"
+  }
+  return run_->ring.has_room(static_cast<size_t>(owed));
+}
+
+bool Flight::awaits_verdict() const {
+  return std::any_of(seats_.begin(), seats_.end(),
+                     [&](const Seat& seat) { return seat.runs && seat.num_read < num_issued(seat); });
+}
+
+bool Flight::is_empty() const {
+  return std::none_of(seats_.begin(), seats_.end(), [](const Seat& seat) { return seat.runs; });
+}
+
+bool Flight::anyone_stays() const {
+  return std::any_of(seats_.begin(), seats_.end(),
+                     [](const Seat& seat) { return seat.runs && !seat.leaves; });
+}
+
+void Flight::join(int slot) {
+  seats_[slot] = {};
+  seats_[slot].runs = true;
+  seats_[slot].offset = num_issued_ - 1;  // one round of its own is queued
+  seats_[slot].committed = state_->prompt_len[slot];
+}
+
+void Flight::leave(int slot) {
+  seats_[slot].leaves = true;
+  seats_[slot].until = num_issued_;
+}
+
+void Flight::abort(int slot) {
+  seats_[slot] = {};
+  end_slot(slot);
 }
 
 void Flight::record(int event, CUevent on_device) {
@@ -36,34 +77,53 @@ CUevent Flight::issued(int event, uint64_t k) const {
   return events_[event].count > k ? events_[event].last : nullptr;
 }
 
-bool Flight::has_verdict(int64_t round) const {
-  for (int slot = 0; slot < state_->num_slots; ++slot) {
-    if (is_running_[slot] && !ring_.has(round, slot)) return false;
-  }
-  return true;
-}
-
 bool Flight::read_verdicts() {
   bool moved = false;
-  while (awaits_verdict() && !run_->halted() && has_verdict(num_read_)) {
-    for (int slot = 0; slot < state_->num_slots; ++slot) {
-      if (is_running_[slot]) read_slot(num_read_, slot);
+  for (int slot = 0; slot < state_->num_slots && !run_->halted(); ++slot) {
+    const Seat& seat = seats_[slot];
+    while (seat.runs && seat.num_read < num_issued(seat) && ring_.has(seat.num_read, slot)) {
+      read_slot(slot);
+      moved = true;
     }
-    if (host_lanes_) {
-      for (const int event : recorded_by_target_[num_read_ == 0 ? 0 : 1]) run_->record(event);
+    if (seat.runs && seat.leaves && seat.num_read == num_issued(seat)) {
+      end_slot(slot);
+      moved = true;
     }
-    ++num_read_;
-    moved = true;
-    if (std::find(is_running_.begin(), is_running_.end(), 1) == is_running_.end()) run_->halt();
   }
+  count_rounds();
   return moved;
 }
 
-void Flight::read_slot(int64_t round, int slot) {
+void Flight::count_rounds() {
+  int64_t done = num_issued_;
+  for (const Seat& seat : seats_) {
+    if (seat.runs) done = std::min(done, seat.offset + seat.num_read);
+  }
+  for (; num_read_ < done; ++num_read_) {
+    if (!host_lanes_) continue;
+    for (const int event : recorded_by_target_[num_read_ == 0 ? 0 : 1]) run_->record(event);
+  }
+}
+
+void Flight::end_slot(int slot) {
+  result_.request_id = state_->request_id[slot];
+  result_.round = static_cast<int32_t>(seats_[slot].num_read);
+  result_.slot = slot;
+  result_.token_ids.clear();
+  result_.accept_len = result_.num_judged = result_.pending_before = 0;
+  result_.finish_reason = FinishReason::kAbort;
+  result_.t_ns = now_ns();
+  seats_[slot].runs = false;
+  run_->ring.push(result_);
+}
+
+void Flight::read_slot(int slot) {
+  Seat& seat = seats_[slot];
+  const int64_t round = seat.num_read++;
   const VerdictEntry entry = ring_.read(round, slot);
   if (entry.finish_reason == VerdictRing::kBadLogits) result_.error = bad_logits(slot, entry, round);
   if (host_lanes_) apply(slot, entry, round);
-  committed_[slot] += entry.num_new;
+  seat.committed += entry.num_new;
   result_.request_id = state_->request_id[slot];
   result_.round = static_cast<int32_t>(round);
   result_.slot = slot;
@@ -73,7 +133,7 @@ void Flight::read_slot(int64_t round, int slot) {
   result_.pending_before = entry.pending_before;
   result_.finish_reason = static_cast<FinishReason>(entry.finish_reason);
   result_.t_ns = now_ns();
-  is_running_[slot] = result_.finish_reason == FinishReason::kRunning;
+  seat.runs = result_.finish_reason == FinishReason::kRunning;
   run_->ring.push(result_);
   result_.error.clear();
 }
@@ -99,7 +159,7 @@ std::string Flight::bad_logits(int slot, const VerdictEntry& entry, int64_t roun
   const char* step = by_draft ? "draft" : round == 0 ? "prefill" : "score";
   return std::string("NaN or infinite logits in step ") + step + " of the " +
          (by_draft ? "draft" : "target") + " lane, sequence " + std::to_string(slot) + ", position " +
-         std::to_string(committed_[slot] + entry.accept_len) + "; the request was ended";
+         std::to_string(seats_[slot].committed + entry.accept_len) + "; the request was ended";
 }
 
 }  // namespace pearl

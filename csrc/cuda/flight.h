@@ -1,6 +1,6 @@
 // What the CUDA lanes of one run share: how far rounds may be queued ahead of the verdicts that were read,
-// which events were issued, and what becomes of a verdict. One thread's, the issuer's. Makes no call of the
-// driver.
+// which events were issued, and what becomes of a verdict. Slots count rounds of their own, from the first
+// that they run in. One thread's, the issuer's. Makes no call of the driver.
 #pragma once
 
 #include <string>
@@ -23,15 +23,33 @@ class Flight {
   // Whether work of that round may be queued: it is at most rounds_ahead rounds past the last verdict read,
   // and its results will find room.
   bool may_begin(int64_t round) const;
+  // Whether all results that are owed find room, those of one more round, and so many besides.
+  bool has_room(int more) const;
 
-  // A verify was queued. -> rounds whose verdict is to come
+  // A verify was queued, of all slots that run.
   void verdict_issued() { ++num_issued_; }
-  bool awaits_verdict() const { return num_issued_ > num_read_; }
+  bool awaits_verdict() const;
 
-  // Publishes what rounds have committed, in order, and ends the run when no slot is left -> whether anything
-  // had come. A slot whose logits could not be used ends with an error.
+  // Publishes what slots have committed, each slot's rounds in order -> whether anything had come. A slot
+  // whose logits could not be used ends with an error.
   bool read_verdicts();
-  int64_t num_read() const { return num_read_; }
+  int64_t num_read() const { return num_read_; }  // rounds whose verdicts were all read
+
+  // As of the last verdict read: whether a slot is somebody's, whether any is, and whether any is in the
+  // rounds that follow.
+  bool runs(int slot) const { return seats_[slot].runs; }
+  bool leaves(int slot) const { return seats_[slot].leaves; }
+  bool is_empty() const;
+  bool anyone_stays() const;
+
+  // The slot is nobody's, and what the ring still says of it is forgotten.
+  void clear(int slot) const { ring_.clear(slot); }
+  // Its first verdict was queued by itself, behind the rounds so far: it runs in those that follow.
+  void join(int slot);
+  // It runs in the rounds that were queued, and in none that follow: "abort" ends it behind them.
+  void leave(int slot);
+  // A request whose prompt is not fed yet is given up.
+  void abort(int slot);
 
   // An event of the program was recorded on a stream: waits from now on are for this one.
   void record(int event, CUevent on_device);
@@ -49,8 +67,22 @@ class Flight {
     uint64_t count = 0;
     CUevent last = nullptr;
   };
-  bool has_verdict(int64_t round) const;
-  void read_slot(int64_t round, int slot);
+  // Who has a slot.
+  struct Seat {
+    bool runs = false;      // as of the last verdict read
+    bool leaves = false;    // and is in no round from `until` on
+    int64_t until = 0;      // a round of the run
+    int64_t offset = 0;     // its round r is the run's r + offset
+    int64_t num_read = 0;   // its rounds whose verdict was read
+    int64_t committed = 0;  // as of the last of them
+  };
+  // Rounds of a seat that were queued.
+  int64_t num_issued(const Seat& seat) const {
+    return (seat.leaves ? seat.until : num_issued_) - seat.offset;
+  }
+  void read_slot(int slot);
+  void end_slot(int slot);
+  void count_rounds();
   void apply(int slot, const VerdictEntry& entry, int64_t round);
   std::string bad_logits(int slot, const VerdictEntry& entry, int64_t round) const;
 
@@ -60,11 +92,10 @@ class Flight {
   const int64_t rounds_ahead_;
   const bool host_lanes_;
   const std::vector<std::vector<int>> recorded_by_target_;
-  std::vector<Recorded> events_;     // [num_events]
-  std::vector<uint8_t> is_running_;  // [B] as of the last verdict read
-  std::vector<int64_t> committed_;   // [B] likewise
-  int64_t num_issued_ = 0;           // verifies queued, first included
-  int64_t num_read_ = 0;             // rounds whose verdict was read: the next is num_read_
+  std::vector<Recorded> events_;  // [num_events]
+  std::vector<Seat> seats_;       // [B]
+  int64_t num_issued_ = 0;        // verifies queued, first included
+  int64_t num_read_ = 0;          // rounds whose verdicts were read: the next is num_read_
   RoundResult result_;
 };
 

@@ -5,7 +5,6 @@
 #endif
 
 #include <algorithm>
-#include <limits>
 #include <new>
 #include <string>
 #include <utility>
@@ -16,7 +15,6 @@ namespace {
 
 constexpr std::chrono::microseconds kLook{50};     // between looks at the ring, after the spin
 constexpr std::chrono::milliseconds kPatience{2};  // until the streams are asked what is wrong
-constexpr int64_t kAllRounds = std::numeric_limits<int64_t>::max();
 
 [[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
 
@@ -144,6 +142,7 @@ void CudaIssuer::serve() {
 
 void CudaIssuer::perform(const Work& work) {
   round_exec_ = nullptr;
+  round_ = 0;
   const bool flown = guarded(work.run, [&] { fly(work); });
   land(work);
   if (!flown || !work.options.timed) return;
@@ -169,50 +168,75 @@ void CudaIssuer::fly(const Work& work) {
 }
 
 void CudaIssuer::loop(const Work& work, Flight* flight, Clock::duration* busy) {
+  Boarding boarding(work.lanes, flight);
   Clock::time_point moved_at = Clock::now();
   while (!flight->halted()) {
     const uint32_t seen = bell_.value();  // before the look for work
     const Clock::time_point begin = Clock::now();
     const bool has_read = flight->read_verdicts();
+    if (flight->is_empty() && !boarding.is_feeding() && work.run->admission.close_if_empty()) {
+      work.run->halt();
+    }
     if (flight->halted()) return;
-    if (issue(work, flight) || has_read) {
+    if (issue(work, flight, &boarding) || has_read) {
       moved_at = Clock::now();
       *busy += moved_at - begin;
     } else {
-      rest(work, flight, seen, moved_at);
+      rest(work, flight, seen, moved_at, flight->awaits_verdict() || boarding.awaits_copies());
     }
   }
 }
 
-bool CudaIssuer::issue(const Work& work, Flight* flight) {
-  if (round_exec_ != nullptr) return issue_rounds(work, flight);
-  const bool as_graph = work.options.form == Form::kGraph && RoundGraphs::can_hold(work.lanes);
+bool CudaIssuer::issue(const Work& work, Flight* flight, Boarding* boarding) {
   bool moved = false;
-  bool at_rounds = as_graph;
-  for (CudaLane* lane : work.lanes) {
-    if (lane->issue(flight, as_graph ? 0 : kAllRounds)) moved = true;
-    at_rounds = at_rounds && lane->is_past(0);
-  }
-  if (!at_rounds) return moved;
-  round_exec_ = round_graphs_.find(work.lanes, *work.state);
-  next_round_ = 1;
-  if (work.lanes.size() > 1) work.lanes[0]->wait_for(work.lanes[1]);
-  return true;
-}
-
-bool CudaIssuer::issue_rounds(const Work& work, Flight* flight) {
-  CudaLane& target = *work.lanes.front();
-  bool moved = false;
-  for (; next_round_ <= target.max_rounds() && flight->may_begin(next_round_); ++next_round_) {
-    target.launch_round(round_exec_, next_round_, flight);
-    moved = true;
+  while (!flight->halted() && ends_round(work, flight, &moved)) {
+    // Between two rounds. Who waits for room, or for a verdict, goes on as soon as it is there.
+    if (flight->anyone_stays() && !flight->may_begin(round_ + 1)) return moved;
+    const bool boarded = boarding->perform(round_exec_ != nullptr);
+    moved = moved || boarded;
+    if (flight->anyone_stays() && flight->may_begin(round_ + 1)) {
+      if (!issue_round(work, flight)) return moved;
+      moved = true;
+    } else if (!boarded) {
+      return moved;
+    }
   }
   return moved;
 }
 
-void CudaIssuer::rest(const Work& work, Flight* flight, uint32_t seen, Clock::time_point idle_since) {
+// Queues what is left of the round that was begun -> whether it is whole.
+bool CudaIssuer::ends_round(const Work& work, Flight* flight, bool* moved) {
+  if (round_exec_ != nullptr) return true;
+  for (bool again = true; again;) {
+    again = false;
+    for (CudaLane* lane : work.lanes) again = lane->issue(flight, round_) || again;
+    *moved = *moved || again;
+  }
+  for (const CudaLane* lane : work.lanes) {
+    if (!lane->is_past(round_)) return false;
+  }
+  if (work.options.form == Form::kGraph && RoundGraphs::can_hold(work.lanes)) {
+    round_exec_ = round_graphs_.find(work.lanes);
+    if (work.lanes.size() > 1) work.lanes[0]->wait_for(work.lanes[1]);
+    *moved = true;
+  }
+  return true;
+}
+
+// Begins the next round -> whether there is one.
+bool CudaIssuer::issue_round(const Work& work, Flight* flight) {
+  CudaLane& target = *work.lanes.front();
+  if (round_ >= target.max_rounds() || target.program().body.empty()) return false;
+  ++round_;
+  if (round_exec_ != nullptr) target.launch_round(round_exec_, round_, flight);
+  return true;
+}
+
+// looks: there is something to come that nobody rings for.
+void CudaIssuer::rest(const Work& work, Flight* flight, uint32_t seen, Clock::time_point idle_since,
+                      bool looks) {
   const Clock::time_point now = Clock::now();
-  if (!flight->awaits_verdict()) {
+  if (!looks) {
     // A lane on the host, the reader of results or a stop will ring; only a fault on a stream cannot.
     const bool all_idle = look_for_faults(work, flight);
     bell_.wait_until(seen, all_idle ? Clock::time_point::max() : now + 5 * kPatience, spin_);

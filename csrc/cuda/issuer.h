@@ -13,6 +13,7 @@
 
 #include "coordinator/event.h"
 #include "coordinator/run.h"
+#include "cuda/boarding.h"
 #include "cuda/cuda_lane.h"
 #include "cuda/driver.h"
 #include "cuda/round_graph.h"
@@ -69,9 +70,10 @@ class CudaIssuer {
   void perform(const Work& work);  // a whole run, with the streams idle at its end
   void fly(const Work& work);
   void loop(const Work& work, Flight* flight, Clock::duration* busy);
-  bool issue(const Work& work, Flight* flight);
-  bool issue_rounds(const Work& work, Flight* flight);
-  void rest(const Work& work, Flight* flight, uint32_t seen, Clock::time_point idle_since);
+  bool issue(const Work& work, Flight* flight, Boarding* boarding);
+  bool issue_round(const Work& work, Flight* flight);
+  bool ends_round(const Work& work, Flight* flight, bool* moved);
+  void rest(const Work& work, Flight* flight, uint32_t seen, Clock::time_point idle_since, bool looks);
   // Whether the streams are idle. Throws CudaError for what went wrong on one, Failure if a verdict is lost.
   bool look_for_faults(const Work& work, Flight* flight);
   void land(const Work& work);
@@ -89,7 +91,7 @@ class CudaIssuer {
   // The thread's.
   RoundGraphs round_graphs_;
   CUgraphExec round_exec_ = nullptr;  // of the run, once its prologue was queued; nullptr: by events
-  int64_t next_round_ = 0;            // of round_exec_
+  int64_t round_ = 0;                 // of the run, that was begun last; 0 is the prologue
   std::thread thread_;
 };
 

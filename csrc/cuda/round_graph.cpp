@@ -25,12 +25,8 @@ int64_t count(const std::vector<CudaLane*>& lanes, bool body, OpKind kind, int e
 // Adds the body's ops to a graph, lane by lane as far as their waits allow.
 class Builder {
  public:
-  Builder(const std::vector<CudaLane*>& lanes, const State& state)
-      : lanes_(lanes),
-        state_(state),
-        graph_(lanes.front()->context()),
-        next_(lanes.size(), 0),
-        last_(lanes.size()) {}
+  explicit Builder(const std::vector<CudaLane*>& lanes)
+      : lanes_(lanes), graph_(lanes.front()->context()), next_(lanes.size(), 0), last_(lanes.size()) {}
 
   CudaGraph build() {
     bool moved = true;
@@ -66,7 +62,7 @@ class Builder {
       CUgraphNode node = nullptr;
       lanes_[lane]->context()->driver().check(
           api.cuGraphAddChildGraphNode(&node, graph_.get(), last_[lane].data(), last_[lane].size(),
-                                       lanes_[lane]->step(op, state_).graph),
+                                       lanes_[lane]->body_step(next_[lane])->graph),
           "cuGraphAddChildGraphNode", std::string("for step ") + op_name(op.kind) + " of a round's graph");
       last_[lane] = {node};
     }
@@ -97,7 +93,6 @@ class Builder {
   }
 
   const std::vector<CudaLane*>& lanes_;
-  const State& state_;
   CudaGraph graph_;
   std::vector<size_t> next_;                         // [lanes] op of the body
   std::vector<Nodes> last_;                          // [lanes] what the lane's next node comes after
@@ -120,16 +115,15 @@ bool RoundGraphs::can_hold(const std::vector<CudaLane*>& lanes) {
   return true;
 }
 
-CUgraphExec RoundGraphs::find(const std::vector<CudaLane*>& lanes, const State& state) {
+CUgraphExec RoundGraphs::find(const std::vector<CudaLane*>& lanes) {
   Key key;
   for (const CudaLane* lane : lanes) {
     for (const auto* ops : {&lane->program().prologue, &lane->program().body}) {
-      for (const Op& op : *ops) {
+      for (size_t i = 0; i < ops->size(); ++i) {
+        const Op& op = (*ops)[i];
         const bool ordered = op.kind == OpKind::kRecord || op.kind == OpKind::kWait;
         uint64_t detail = ordered ? static_cast<uint64_t>(op.event) : 0;
-        if (!ordered && ops == &lane->program().body) {
-          detail = lane->step(op, state).serial;
-        }
+        if (!ordered && ops == &lane->program().body) detail = lane->body_step(i)->serial;
         key.emplace_back(static_cast<int>(op.kind), detail);
       }
       key.emplace_back(-1, 0);
@@ -138,7 +132,7 @@ CUgraphExec RoundGraphs::find(const std::vector<CudaLane*>& lanes, const State& 
   const auto found = execs_.find(key);
   if (found != execs_.end()) return found->second.get();
   if (execs_.size() >= kMaxGraphs) execs_.clear();
-  const CudaGraph graph = Builder(lanes, state).build();
+  const CudaGraph graph = Builder(lanes).build();
   CudaGraphExec exec(lanes.front()->context(), graph);
   return execs_.emplace(std::move(key), std::move(exec)).first->second.get();
 }

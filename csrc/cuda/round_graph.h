@@ -18,7 +18,7 @@ class RoundGraphs {
 
   // The graph of a run's rounds; made where it is asked for first. Throws Failure(kRequest) for a body whose
   // waits the edges of one round cannot express, CudaError for what the driver refuses.
-  CUgraphExec find(const std::vector<CudaLane*>& lanes, const State& state);
+  CUgraphExec find(const std::vector<CudaLane*>& lanes);
 
  private:
   using Key = std::vector<std::pair<int, uint64_t>>;  // (op, event or step), lane after lane

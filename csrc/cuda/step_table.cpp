@@ -1,9 +1,11 @@
 #include "cuda/step_table.h"
 
+#include <algorithm>
 #include <tuple>
 #include <utility>
 
 #include "coordinator/failure.h"
+#include "cuda/shaping_arrays.h"
 
 namespace pearl {
 
@@ -11,15 +13,19 @@ namespace {
 
 // What an op depends on.
 struct Fields {
-  bool gamma, judge, keep_logits, slot;
+  bool gamma = false, judge = false, keep_logits = false, slot = false, shaped = false;
 };
 
 const std::map<std::string, Fields>& fields_of_ops() {
   static const std::map<std::string, Fields> fields = {
-      {"prefill chunk", {false, false, false, false}}, {"prefill logits", {true, false, false, true}},
-      {"first", {true, true, false, false}},           {"draft", {true, true, true, false}},
-      {"score", {true, false, false, false}},          {"score window", {true, false, false, false}},
-      {"verify", {true, true, false, false}},
+      {"join", {.gamma = true, .judge = true, .shaped = true}},
+      {"prefill chunk", {}},
+      {"prefill logits", {.gamma = true, .slot = true}},
+      {"first", {.gamma = true, .judge = true, .shaped = true}},
+      {"draft", {.gamma = true, .judge = true, .keep_logits = true, .shaped = true}},
+      {"score", {.gamma = true}},
+      {"score window", {.gamma = true}},
+      {"verify", {.gamma = true, .judge = true, .shaped = true}},
   };
   return fields;
 }
@@ -39,6 +45,7 @@ StepKey reduced(StepKey key) {
   if (!fields.judge) key.judge.clear();
   if (!fields.keep_logits) key.keep_logits = -1;
   if (!fields.slot) key.slot = -1;
+  key.shaped = fields.shaped ? std::max(key.shaped, 0) : -1;
   if ((fields.gamma && key.gamma < 0) || (fields.judge && key.judge.empty()) ||
       (fields.keep_logits && key.keep_logits < 0) || (fields.slot && key.slot < 0)) {
     refuse("step '" + key.op + "' needs" + (fields.gamma ? " gamma" : "") + (fields.judge ? " judge" : "") +
@@ -49,9 +56,23 @@ StepKey reduced(StepKey key) {
 
 }  // namespace
 
+StepKey run_key(const State& state) {
+  StepKey key;
+  key.gamma = state.longest_gamma;
+  key.judge = state.judge == JudgeKind::kCoupled ? "coupled" : "rejection";
+  key.keep_logits = 0;
+  key.shaped = 0;
+  for (int slot = 0; slot < state.num_slots; ++slot) {
+    if (!state.running(slot)) continue;
+    if (state.judge == JudgeKind::kRejection && state.temperature[slot] > 0.0f) key.keep_logits = 1;
+    if (is_shaped(state, slot)) key.shaped = 1;
+  }
+  return key;
+}
+
 bool StepKey::operator<(const StepKey& other) const {
-  return std::tie(op, gamma, judge, keep_logits, slot) <
-         std::tie(other.op, other.gamma, other.judge, other.keep_logits, other.slot);
+  return std::tie(op, gamma, judge, keep_logits, slot, shaped) <
+         std::tie(other.op, other.gamma, other.judge, other.keep_logits, other.slot, other.shaped);
 }
 
 std::string StepKey::text() const {
@@ -61,6 +82,7 @@ std::string StepKey::text() const {
   if (!judge.empty()) add("judge " + judge);
   if (keep_logits >= 0) add(keep_logits ? "logits kept" : "no logits kept");
   if (slot >= 0) add("slot " + std::to_string(slot));
+  if (shaped > 0) add("shaped");
   return op + fields;
 }
 
@@ -69,6 +91,8 @@ void StepTable::add(StepKey key, Step step) {
   if (step.graph == nullptr || step.exec == nullptr) refuse("step " + key.text() + " has a handle that is 0");
   steps_[std::move(key)] = std::move(step);
 }
+
+bool StepTable::has(const StepKey& key) const { return steps_.count(reduced(key)) > 0; }
 
 const Step& StepTable::find(StepKey key, const std::string& lane) const {
   key = reduced(std::move(key));

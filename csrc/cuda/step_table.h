@@ -7,23 +7,28 @@
 #include <string>
 
 #include "coordinator/program.h"
+#include "coordinator/state.h"
 #include "cpu/judge.h"
 #include "cuda/driver_api.h"
 
 namespace pearl {
 
 // What a step was captured for; fields that its op does not depend on are ignored.
-//   prefill chunk -          score, score window  gamma              draft  gamma, judge, keep_logits
-//   prefill logits gamma, slot   first, verify    gamma, judge
+//   prefill chunk -          score, score window  gamma       draft  gamma, judge, keep_logits, shaped
+//   prefill logits gamma, slot   first, verify    gamma, judge, shaped      join   gamma, judge, shaped
 struct StepKey {
   std::string op;
   int gamma = -1;
   std::string judge;
   int keep_logits = -1;
   int slot = -1;
+  int shaped = -1;  // whether filters and penalties are applied; for requests without any the same bits
   bool operator<(const StepKey& other) const;
   std::string text() const;  // "draft for gamma 4, judge rejection, logits kept"
 };
+
+// What the steps of a run are captured for, whatever their op and slot: by its requests.
+StepKey run_key(const State& state);
 
 // Handles of the caller's: torch's graph, kept whole, and its executable.
 struct Step {
@@ -41,6 +46,7 @@ class StepTable {
   // Throws Failure(kRequest), which lists what there is. lane: its name, for the message. A step "first" that
   // was not captured is "verify".
   const Step& find(StepKey key, const std::string& lane) const;
+  bool has(const StepKey& key) const;
 
  private:
   std::map<StepKey, Step> steps_;

@@ -1,8 +1,8 @@
 """Bugs of this field, put into the coordinator's C++ on purpose, each to be caught by a check of shaped.py.
 
 One build holds them all: every place reads `pearl_bug(NAME) ? wrong : right`, and PEARL_BUG in the
-environment says which is on. It lives in a process of its own, in place of pearl_rt._C:
-`python tests/exactness/mutants.py MODULE.so CHECK JSON`.
+environment says which is on. It lives in a process of its own, in place of pearl_rt._C, which forks one more
+for every bug: `python tests/exactness/mutants.py MODULE.so < CASES`.
 """
 
 import importlib.util
@@ -35,6 +35,9 @@ inline bool pearl_bug(const char* name) {
 }
 """
 FLAGS = ("-std=c++20", "-O1", "-w", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread")
+
+
+Case = tuple[str, str, dict[str, Any]]  # a bug, the name of a check of shaped.py, the check's arguments
 
 
 @dataclass(frozen=True)
@@ -150,19 +153,15 @@ BUGS = {
     "draft cache without the last accepted token": bug(
         "rounds_are_the_rules",
         RULES,
-        Edit.statement(
-            STEPS,
-            "segments_.push_back({b, known(b, s.tokens(b) + position - 2, 2), 2, position - 2, 1, row});",
-            "segments_.push_back({b, known(b, s.tokens(b) + position - 1, 1), 1, position - 1, 1, row});",
-        ),
+        Edit.expression(STEPS, "std::min(position - 2, s.draft_fed[b])", "position - 1"),
     ),
     "draft cache rolled back one too far": bug(
         "rounds_are_the_rules",
         RULES,
         Edit.statement(
             STEPS,
-            "segments_.push_back({b, s.window(b) + j - 1, 1, position - 1, 1, row});",
-            "segments_.push_back({b, s.window(b) + j - 1, 1, position - 2 + (j > 1), 1, row});",
+            "push(b, s.window(b) + j - 1, 1, position - 1, 1, row);",
+            "push(b, s.window(b) + j - 1, 1, position - 2 + (j > 1), 1, row);",
         ),
     ),
     "target cache rolled back one too few": bug(
@@ -252,17 +251,41 @@ def build() -> Path:
     return module
 
 
-def caught(module: Path, bug: str, check: str, arguments: dict[str, Any]) -> str:
-    """What the check says of the build with that bug on; "" if it finds nothing wrong."""
+def caught(module: Path, cases: list[Case]) -> list[str]:
+    """What each check says of the build with its bug on; "" if it finds nothing wrong."""
     paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "exactness")))
-    environment = {**os.environ, "PYTHONPATH": paths, "PEARL_BUG": bug}
-    command = [sys.executable, __file__, module, check, json.dumps(arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+    done = subprocess.run(
+        [sys.executable, __file__, module],
+        input=json.dumps(cases),
+        capture_output=True,
+        text=True,
+        timeout=280,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+    return json.loads(done.stdout)
 
 
-def main(module: str, check: str, arguments: dict[str, Any]) -> None:
+def forked(case: Case, write: int) -> int:
+    """Runs a case in a child, which writes what its check says -> the child's id."""
+    import shaped
+
+    from pearl_rt.errors import PearlError
+
+    child = os.fork()
+    if child == 0:
+        bug, check, arguments = case
+        os.environ["PEARL_BUG"] = bug  # read once, when the module first asks
+        try:
+            getattr(shaped, check)(**arguments)
+        except (AssertionError, PearlError) as error:
+            os.write(write, f"{type(error).__name__} {error}"[:300].encode())
+        os._exit(0)
+    os.close(write)
+    return child
+
+
+def main(module: str, cases: list[Case]) -> list[str]:
     spec = importlib.util.spec_from_file_location("pearl_rt._C", module)
     assert spec is not None and spec.loader is not None
     native = importlib.util.module_from_spec(spec)
@@ -270,14 +293,21 @@ def main(module: str, check: str, arguments: dict[str, Any]) -> None:
     sys.modules["pearl_rt._C"] = native
     import shaped
 
-    from pearl_rt.errors import PearlError
-
     assert shaped._C is native
-    try:
-        getattr(shaped, check)(**arguments)
-    except (AssertionError, PearlError) as error:
-        print(type(error).__name__, str(error)[:300].replace("\n", " "))
+    said, running, todo = [""] * len(cases), {}, list(enumerate(cases))
+    while todo or running:
+        if todo and len(running) < len(os.sched_getaffinity(0)):
+            number, case = todo.pop(0)
+            read, write = os.pipe()
+            running[forked(case, write)] = number, read
+            continue
+        child, status = os.wait()
+        number, read = running.pop(child)
+        assert status == 0, f"{cases[number]} ended with status {status}"
+        with os.fdopen(read) as pipe:
+            said[number] = pipe.read()
+    return said
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], json.loads(sys.argv[3]))
+    print(json.dumps(main(sys.argv[1], json.load(sys.stdin))))

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 from shaped import nothing_outlives_a_request, random_request, rounds_are_the_rules, tokens_are_those_of_ar
@@ -25,9 +26,14 @@ def test_nothing_outlives_a_request(exactness_runs: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    """A tiny real pair."""
-    with Pair.make("half-right").engine(max_model_len=96, num_threads=1) as made:
+def pair() -> Pair:
+    return Pair.make("half-right")
+
+
+@pytest.fixture(scope="module")
+def engine(pair: Pair) -> Iterator[Engine]:
+    """A tiny real pair, one sequence at a time."""
+    with pair.engine(max_model_len=96, num_threads=1, max_num_seqs=1) as made:
         yield made
 
 
@@ -57,3 +63,26 @@ def test_a_real_pair(engine: Engine) -> None:
             [got] = engine.generate(prompt, params, strategy=strategy, gamma=gamma, judge="coupled")
             assert (got.token_ids, got.finish_reason) == (want.token_ids, want.finish_reason), params
             assert got.logprobs == want.logprobs, params
+
+
+def test_arrivals(pair: Pair, engine: Engine, exactness_runs: int) -> None:
+    """Two hundred requests that come at any time, of any kind: each is what it is alone by plain decoding."""
+    rng = random.Random(17)
+    shape = {"max_model_len": 96, "num_threads": 2, "max_num_seqs": 4, "judge": "coupled"}
+    with pair.engine(**shape, max_waiting=1000) as several:
+        asked = []
+        for _ in range(max(200, exactness_runs)):
+            prompt = [rng.randrange(TINY.vocab_size) for _ in range(rng.choice([1, 2, 9, 40]))]
+            params = replace(params_of(rng), max_tokens=rng.choice([1, 2, 8, 40]), min_tokens=0)
+            strategy, gamma = rng.choice(["ar", "sd", "pearl", None, None, None]), rng.choice([None, 1, 3, 8])
+            asked.append((prompt, params, several.submit(prompt, params, strategy=strategy, gamma=gamma)))
+            if rng.random() < 0.3:  # until somebody has got on
+                next(iter(rng.choice(asked)[2]), None)
+        beside = 0
+        for prompt, params, handle in asked:
+            got = handle.result(60)
+            [want] = engine.generate(prompt, params, strategy="ar", judge="coupled")
+            assert (got.token_ids, got.finish_reason) == (want.token_ids, want.finish_reason), params
+            assert got.logprobs == want.logprobs, params
+            beside += not got.metrics.trace  # it was not alone
+    assert beside > len(asked) / 2

@@ -1,5 +1,6 @@
 """What kernel tests share: Python where kernels are compiled, and the report, made while others run."""
 
+import json
 import os
 import signal
 import subprocess
@@ -19,15 +20,56 @@ def compiling_environment() -> dict[str, str]:
     return {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
 
 
-@pytest.fixture
-def compiled_python() -> Callable[..., CompletedProcess[str]]:
-    """Runs Python with some arguments, where kernels are compiled."""
+# Imports what costs seconds; then runs each program that it is given, in a fork that has run nothing else.
+FORKS = """
+import json, os, sys, traceback
+import pearl_rt.kernels.report
+for line in sys.stdin:
+    program, out = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        sys.stdout = sys.stderr = open(out, "w")
+        status = 0
+        try:
+            exec(program, {"__name__": "__main__"})
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+            print(end.code if isinstance(end.code, str) else "", end="")
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
 
-    def run(*arguments: str) -> CompletedProcess[str]:
-        command = [sys.executable, *arguments]
-        return subprocess.run(command, cwd=ROOT, env=compiling_environment(), capture_output=True, text=True)
 
-    return run
+@pytest.fixture(scope="module")
+def compiled_python(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Callable[[str], CompletedProcess[str]]]:
+    """Runs a program where kernels are compiled; its stdout and stderr are both in stdout."""
+    out = tmp_path_factory.mktemp("compiled") / "out"
+    process = subprocess.Popen(
+        [sys.executable, "-c", FORKS],
+        cwd=ROOT,
+        env=compiling_environment(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdin is not None and process.stdout is not None
+    asks, answers = process.stdin, process.stdout
+
+    def run(program: str) -> CompletedProcess[str]:
+        asks.write(json.dumps([program, str(out)]) + "\n")
+        asks.flush()
+        return CompletedProcess(program, int(answers.readline()), out.read_text())
+
+    yield run
+    asks.close()
+    answers.close()
+    assert process.wait() == 0
 
 
 def reads_report(item: pytest.Item) -> bool:

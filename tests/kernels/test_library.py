@@ -64,6 +64,17 @@ def test_every_launcher_does(name: str) -> None:
     assert launcher.__wrapped__.__name__ == name
 
 
+def test_the_interpreter_patches_the_language_once(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if device.type == "cuda":
+        pytest.skip("kernels are compiled here")
+    case = random_case([40], [1], (2, 1, 16), 16, FP32, device)
+    expected = case.run()[0].clone()
+    monkeypatch.setattr("triton.runtime.interpreter._patch_lang_core", None)  # a call would fail
+    assert torch.equal(case.run()[0], expected)
+
+
 @pytest.fixture
 def debug(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As with TRITON_DEBUG=1, in the interpreter: on a GPU an assertion ends the process's use of it."""

@@ -127,13 +127,13 @@ def test_no_row_knows_of_the_others(device: torch.device) -> None:
     """Alone, one by one, and among 5, 8 and 16 rows, at another index, in another slot and behind padding."""
 
     def last_two(fed: list[tuple[int, int, Sequence[int]]], at: int, **rows: int) -> torch.Tensor:
-        model = model_of("gqa", device)
+        model = model_of("llama3-rope", device)
         for slot, start, _ in fed:
             logits_of(model, batch_of([(slot, 0, SHORT[:start])], device))
         return logits_of(model, batch_of(fed, device, **rows))[at : at + 2]
 
     alone = last_two([(0, 3, SHORT[3:])], 0)
-    one_by_one = model_of("gqa", device)
+    one_by_one = model_of("llama3-rope", device)
     for position, token in enumerate(SHORT):
         last = logits_of(one_by_one, batch_of([(0, position, [token])], device))
     assert torch.equal(last[0], alone[1])

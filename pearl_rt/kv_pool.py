@@ -1,0 +1,74 @@
+"""How many blocks of KV cache an engine has, and how many a request may come to need.
+
+Knows lengths; not caches, or who holds which block: the coordinator does.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pearl_rt.errors import ConfigError, RequestError
+from pearl_rt.options import MIN_MODEL_LEN
+from pearl_rt.sampling_params import integer
+
+MAX_BLOCK_SIZE = 256  # as many positions as a chunk of a prompt: few calls of a matmul
+BLOCK_UNIT = 16
+
+
+@dataclass(frozen=True)
+class KvPool:
+    """The KV blocks of all sequences together, of each model and placement."""
+
+    block_size: int  # positions: a multiple of 16, 16 to 256
+    num_blocks: int
+    max_model_len: int  # tokens of one sequence at most
+
+    @classmethod
+    def of(cls, kv_cache_tokens: int | None, *, num_slots: int, max_model_len: int) -> "KvPool":
+        """kv_cache_tokens: rounded up to whole blocks; None: every slot has its own."""
+        block_size = min(MAX_BLOCK_SIZE, -(-max_model_len // BLOCK_UNIT) * BLOCK_UNIT)
+        if kv_cache_tokens is None:
+            return cls(block_size, num_slots * -(-max_model_len // block_size), max_model_len)
+        return cls(block_size, -(-kv_cache_tokens // block_size), max_model_len)
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions of all blocks."""
+        return self.block_size * self.num_blocks
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that fits, prompt included."""
+        return min(self.num_tokens, self.max_model_len)
+
+    def total_len(self, prompt_len: int, max_tokens: int | None) -> int:
+        """Tokens that a request may grow to; its blocks are reserved for as many."""
+        if max_tokens is None:
+            return self.max_model_len
+        return min(prompt_len + max_tokens, self.max_model_len)
+
+    def check(self, prompt_len: int, max_tokens: int | None) -> None:
+        """Raises RequestError for a request that needs more blocks than there are."""
+        total = self.total_len(prompt_len, max_tokens)
+        needed = -(-total // self.block_size)
+        if needed > self.num_blocks:
+            raise RequestError(
+                f"the prompt has {prompt_len} tokens and max_tokens is {max_tokens}: {total} tokens need "
+                f"{needed} KV blocks of {self.block_size}, and there are {self.num_blocks}: lower "
+                "max_tokens, or build the engine with a larger kv_cache_tokens"
+            )
+
+
+def checked_kv_cache_tokens(asked: Any) -> int | None:
+    """kv_cache_tokens as a caller gave it. Raises ConfigError for what is no number, or holds no request."""
+    if asked is None:
+        return None
+    try:
+        tokens = int(integer("kv_cache_tokens", asked))
+    except RequestError as refused:
+        raise ConfigError(str(refused)) from None
+    if tokens < MIN_MODEL_LEN:
+        raise ConfigError(
+            f"kv_cache_tokens {tokens} holds no request: pass {MIN_MODEL_LEN} or more, or None for "
+            "max_num_seqs times max_model_len"
+        )
+    return tokens

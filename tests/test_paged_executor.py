@@ -1,0 +1,143 @@
+"""The KV cache of the CPU executor in blocks: the bits of a cache in one piece, whosever and wherever."""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from test_executor import CPUS, ISAS, SHAPES, Model, same_bits
+
+from pearl_rt import _C
+
+NUM_TOKENS = 75
+LENGTH = 80  # of a sequence at most: five blocks of 16
+HUGE = 2147480000  # in entries of a block table that nobody may look at
+
+
+def paged(
+    model: Model, weights: Any, num_blocks: int | None, block_size: int, cpus: list[int] | None = None
+) -> Any:
+    """An executor of two slots whose blocks are all NaN."""
+    tables = (model.cos.data_ptr(), model.sin.data_ptr())
+    sizes = {"num_blocks": num_blocks, "block_size": block_size}
+    executor = _C.LlamaExecutor(weights, _C.CoreSet(cpus or CPUS[:1]), 2, LENGTH, *tables, **sizes)
+    for block in range(executor.num_blocks):
+        executor.poison_block(block, 0)
+    return executor
+
+
+def model_of(name: str) -> Model:
+    return Model(replace(SHAPES[name], vocab_size=64), max_len=LENGTH)
+
+
+def split(total: int, rng: random.Random) -> list[int]:
+    """Sizes of pieces, 1 to 16 rows and now and then more."""
+    sizes: list[int] = []
+    while total:
+        sizes.append(min(total, rng.choice([1, 1, 2, 3, 7, 16, 40])))
+        total -= sizes[-1]
+    return sizes
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", ["gqa", "mqa-wide-group", "ragged-sizes"])
+def test_bits_are_those_of_one_piece(name: str, isa: str, dtype: str) -> None:
+    """Two sequences in calls of unlike sizes, their blocks in each other's gaps, and NaN all around."""
+    model, rng = model_of(name), random.Random(2)
+    ids = [model.token_ids(NUM_TOKENS), model.token_ids(NUM_TOKENS)[::-1]]
+    weights = model.weights(dtype, isa)
+    alone = paged(model, weights, None, 256)  # a sequence is one block
+    whole = [alone.forward(0, own, 0, NUM_TOKENS) for own in ids]
+    for block_size in (16, 48):
+        per_slot = -(-NUM_TOKENS // block_size)
+        blocks = list(range(2 * per_slot + 3))
+        rng.shuffle(blocks)
+        tables = [[*blocks[slot * per_slot : (slot + 1) * per_slot], HUGE, -1] for slot in range(2)]
+        executor = paged(model, weights, len(blocks), block_size, CPUS[:2])
+        found: list[list[np.ndarray]] = [[], []]
+        sizes = [split(NUM_TOKENS, rng) for _ in ids]
+        at = [0, 0]
+        while any(sizes):
+            live = [slot for slot in range(2) if sizes[slot]]
+            segments = []
+            for slot in live:
+                count = sizes[slot].pop()
+                segments.append((slot, ids[slot][at[slot] : at[slot] + count], at[slot], count))
+                at[slot] += count
+            for slot in live:  # what lies behind, as a window that was taken back leaves it
+                executor.poison_block(
+                    tables[slot][(at[slot] - 1) // block_size], (at[slot] - 1) % block_size + 1
+                )
+            for slot, logits in zip(
+                live, executor.forward_batch(segments, [tables[s] for s in live]), strict=True
+            ):
+                found[slot].append(logits)
+        for slot in range(2):
+            assert same_bits(np.concatenate(found[slot]), whole[slot]), (block_size, slot)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_a_block_that_a_row_does_not_see_leaves_it_alone(isa: str) -> None:
+    """Positions 12 to 27 in one pass, NaN from 18 on: rows 12 to 15 stand in another block."""
+    model = model_of("gqa")
+    model.tensors["model.embed_tokens.weight"][5] = math.nan
+    ids = [token + 6 if token < 6 else token for token in model.token_ids(28)]
+    executor = paged(model, model.weights("bfloat16", isa), None, 16)
+    whole = executor.forward(0, ids, 0, 28)
+    ids[18] = 5
+    executor.forward(1, ids[:12], 0, 0)
+    logits = executor.forward(1, ids[12:], 12, 16)
+    assert same_bits(logits[:4], whole[12:16]) and np.isnan(logits[6:]).all()
+
+
+def test_slots_have_blocks_of_their_own_without_a_table() -> None:
+    model = model_of("gqa")
+    weights, ids = model.weights(), model.token_ids(NUM_TOKENS)
+    whole = paged(model, weights, None, 256).forward(0, ids, 0, NUM_TOKENS)
+    executor = paged(model, weights, 7, 16)  # slot 0 has five, slot 1 has two
+    assert (executor.num_blocks, executor.block_size, executor.num_slots) == (7, 16, 2)
+    assert same_bits(executor.forward(0, ids, 0, NUM_TOKENS), whole)
+    assert same_bits(executor.forward(1, ids[:32], 0, 32), whole[:32])
+    with pytest.raises(
+        ValueError, match="slot 1 has no 3 blocks of its own in a pool of 7; give it a block table"
+    ):
+        executor.forward(1, ids[32:33], 32, 1)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ([0, 4], r"block 1 of its table is 4, which is not in \[0, 4\)"),
+        ([-1, 0], r"block 0 of its table is -1"),
+        ([0, HUGE], f"block 1 of its table is {HUGE}"),
+        ([3], "its block table has 1 blocks of 16; positions up to 20 need 2"),
+        ([], "its block table has 0 blocks of 16"),
+    ],
+    ids=["past", "negative", "huge", "short", "empty"],
+)
+def test_bad_block_tables_are_refused_by_value(table: list[int], message: str) -> None:
+    model = model_of("gqa")
+    executor = paged(model, model.weights(), 4, 16)
+    with pytest.raises(ValueError, match=message):
+        executor.forward_batch([(0, [1] * 20, 0, 0)], [table])
+    with pytest.raises(ValueError, match="2 block tables for 1 segments"):
+        executor.forward_batch([(0, [1], 0, 0)], [[0], [1]])
+
+
+def test_bad_pools_are_refused() -> None:
+    model = model_of("gqa")
+    weights = model.weights()
+    for num_blocks, block_size, text in (
+        (0, 16, "num_blocks is 0"),
+        (-3, 16, "num_blocks is -3"),
+        (4, 0, "block_size is 0; it is a multiple of 16, up to 256"),
+        (4, 24, "block_size is 24"),
+        (None, 512, "block_size is 512"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            paged(model, weights, num_blocks, block_size)
