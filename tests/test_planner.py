@@ -2,6 +2,7 @@
 
 import math
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -10,7 +11,7 @@ from pearl_rt import round as rule
 from pearl_rt.chooser import Chooser
 from pearl_rt.metrics import RequestMetrics
 from pearl_rt.options import Candidates
-from pearl_rt.planner import Acceptance, StepTimes, plan, plans
+from pearl_rt.planner import STRATEGIES, Acceptance, StepTimes, plan, plans
 
 ACCEPTANCES = (0.0, 0.3, 0.7, 0.95, 1.0)
 
@@ -171,3 +172,42 @@ def test_chooser_passes_over_a_program_that_is_slower_than_expected() -> None:
     [slowdown] = chooser.described(candidates)["slowdowns"]
     assert slowdown["factor"] == pytest.approx(2, abs=0.15)
     assert chooser.choose(candidates, "greedy").tokens_per_second < chosen.tokens_per_second
+
+
+# several sequences
+
+
+def timed_chooser(target: dict[int, float]) -> Chooser:
+    found = Chooser()
+    found.times["shared"] = StepTimes(target, {1: 0.2, 4: 0.8, 8: 1.6})
+    return found
+
+
+def test_a_batch_that_is_bound_by_arithmetic_drafts_less() -> None:
+    """Rows that cost as much as the first: 4 sequences gain nothing by guesses; rows for nothing: they do."""
+    auto = Candidates(STRATEGIES, ("shared",), (1, 2, 4, 8))
+    dear = timed_chooser({1: 1.0, 2: 1.05, 3: 1.1, 5: 1.2, 8: 4.0, 9: 5.0})
+    chosen = dear.choose(auto, "greedy", 4)
+    windows = dear.windows(chosen, auto, "greedy", 4)
+    assert chosen.strategy == "sd" and windows[1] == windows[0] >= 2 and windows[4] == 0
+    assert all(few >= many for few, many in pairwise(windows))
+    cheap = timed_chooser({1: 1.0, 8: 1.01, 16: 1.02})
+    assert min(cheap.windows(cheap.choose(auto, "greedy", 4), auto, "greedy", 4)) >= 2
+
+
+def test_what_was_fixed_stays() -> None:
+    dear = timed_chooser({1: 1.0, 8: 8.0})
+    fixed = Candidates(("sd",), ("shared",), (4,))
+    assert dear.windows(dear.choose(fixed, "greedy", 4), fixed, "greedy", 4) == []
+    strategy = Candidates(("sd",), ("shared",), (2, 4))
+    assert set(dear.windows(dear.choose(strategy, "greedy"), strategy, "greedy", 4)) == {2}
+    plain = Candidates(("ar",), ("shared",), (4,))
+    assert dear.windows(dear.choose(plain, "greedy"), plain, "greedy", 4) == []
+
+
+def test_several_sequences_are_planned_as_more_rows() -> None:
+    times = StepTimes({1: 1.0, 4: 1.6, 16: 4.0}, {3: 0.6})
+    assert plan("ar", 0, "shared", times, 0.5, 4) == plan("ar", 0, "shared", times, 0.9, 4)
+    assert plan("ar", 0, "shared", times, 0.5, 4).tokens_per_second == pytest.approx(4 / 1.6)
+    serial = plan("sd", 3, "shared", times, 1.0, 4)
+    assert serial.tokens_per_second == pytest.approx(4 * 4 / (0.6 * 1.6 + 4.0))

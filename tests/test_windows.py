@@ -1,21 +1,16 @@
 """Windows that follow how many sequences run: no token changes, and the draft's cache is never behind."""
 
 import random
-from itertools import pairwise
 from typing import Any
 
 import pytest
-from scripted import CAPACITY, TIMEOUT_MS, VOCAB, Bench, logits_after, tokens_of
+from scripted import TIMEOUT_MS, VOCAB, Bench, logits_after, tokens_of
 
 from pearl_rt import _C
-from pearl_rt.chooser import Chooser
 from pearl_rt.errors import RequestError
-from pearl_rt.options import Candidates
-from pearl_rt.planner import StepTimes, plan
 from pearl_rt.program import PLACEMENTS, program
 
 TARGET = {"rule": 1}
-ALL = ("ar", "sd", "pearl")
 
 
 def alone(request: dict[str, Any], judge: str) -> list[int]:
@@ -147,43 +142,4 @@ def test_tables_are_checked() -> None:
             bench.coordinator.start(program("sd", "split"), [request], windows=windows)
         with pytest.raises(RequestError, match=told):
             bench.coordinator.set_windows(windows)
-    assert len(tokens_of(bench.run("sd", request))) == 4 and CAPACITY > 4
-
-
-# the choice
-
-
-def chooser(target: dict[int, float]) -> Chooser:
-    found = Chooser()
-    found.times["shared"] = StepTimes(target, {1: 0.2, 4: 0.8, 8: 1.6})
-    return found
-
-
-def test_a_batch_that_is_bound_by_arithmetic_drafts_less() -> None:
-    """Rows that cost as much as the first: 4 sequences gain nothing by guesses; rows for nothing: they do."""
-    auto = Candidates(ALL, ("shared",), (1, 2, 4, 8))
-    dear = chooser({1: 1.0, 2: 1.05, 3: 1.1, 5: 1.2, 8: 4.0, 9: 5.0})
-    chosen = dear.choose(auto, "greedy", 4)
-    windows = dear.windows(chosen, auto, "greedy", 4)
-    assert chosen.strategy == "sd" and windows[1] == windows[0] >= 2 and windows[4] == 0
-    assert all(few >= many for few, many in pairwise(windows))
-    cheap = chooser({1: 1.0, 8: 1.01, 16: 1.02})
-    assert min(cheap.windows(cheap.choose(auto, "greedy", 4), auto, "greedy", 4)) >= 2
-
-
-def test_what_was_fixed_stays() -> None:
-    dear = chooser({1: 1.0, 8: 8.0})
-    fixed = Candidates(("sd",), ("shared",), (4,))
-    assert dear.windows(dear.choose(fixed, "greedy", 4), fixed, "greedy", 4) == []
-    strategy = Candidates(("sd",), ("shared",), (2, 4))
-    assert set(dear.windows(dear.choose(strategy, "greedy"), strategy, "greedy", 4)) == {2}
-    plain = Candidates(("ar",), ("shared",), (4,))
-    assert dear.windows(dear.choose(plain, "greedy"), plain, "greedy", 4) == []
-
-
-def test_several_sequences_are_planned_as_more_rows() -> None:
-    times = StepTimes({1: 1.0, 4: 1.6, 16: 4.0}, {3: 0.6})
-    assert plan("ar", 0, "shared", times, 0.5, 4) == plan("ar", 0, "shared", times, 0.9, 4)
-    assert plan("ar", 0, "shared", times, 0.5, 4).tokens_per_second == pytest.approx(4 / 1.6)
-    serial = plan("sd", 3, "shared", times, 1.0, 4)
-    assert serial.tokens_per_second == pytest.approx(4 * 4 / (0.6 * 1.6 + 4.0))
+    assert len(tokens_of(bench.run("sd", request))) == 4
