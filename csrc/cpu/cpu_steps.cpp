@@ -62,8 +62,9 @@ void CpuSteps::prefill(bool with_last) {
     if (segments_.empty()) break;
     executor_->forward(segments_.data(), static_cast<int>(segments_.size()));
   }
+  // Of all that have a prompt: which of them still run, the other lane may be deciding now.
   for (int b = 0; b < s.num_slots && !with_last; ++b) {
-    if (s.running(b)) s.draft_fed[b] = s.prompt_len[b] - 1;
+    if (s.prompt_len[b] > 0) s.draft_fed[b] = s.prompt_len[b] - 1;
   }
 }
 
