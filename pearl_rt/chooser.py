@@ -44,7 +44,10 @@ class Chooser:
         return self._plans(placed, regime)[0]
 
     def windows(self, chosen: Plan, candidates: Candidates, regime: str, num_slots: int) -> list[int]:
-        """[num_slots + 1] the best window of a program beside so many sequences; none if it has no choice."""
+        """[num_slots + 1] the best window of a program beside so many sequences; none if it has no choice.
+
+        Numbers between those of _rungs() have the window of the one below: this is asked for every request.
+        """
         options = candidates.windows(chosen.strategy)
         if len(options) < 2:
             return []
@@ -54,8 +57,11 @@ class Chooser:
             placed = Candidates(tuple(strategies), (chosen.placement,), candidates.gammas)
             return self._plans(placed, regime, num_seqs)[0].gamma
 
-        found = [best(num_seqs) for num_seqs in range(1, num_slots + 1)]
-        return [found[0], *found]
+        at = {num_seqs: best(num_seqs) for num_seqs in _rungs(num_slots)}
+        found = [at[1]]  # beside none, as beside itself
+        for num_seqs in range(1, num_slots + 1):
+            found.append(at.get(num_seqs, found[-1]))
+        return found
 
     def learn(self, chosen: Plan, regime: str, metrics: RequestMetrics, *, is_alone: bool = True) -> None:
         """Takes in one request. is_alone: no other ran beside it, so that its times are the program's."""
@@ -102,6 +108,15 @@ class Chooser:
             slowdowns=self._slowdowns,
             num_seqs=num_seqs,
         )
+
+
+def _rungs(most: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, 16, 24, .. up to `most`: fine where one more sequence changes a lot."""
+    found, step = [1, 2, 3], 4
+    while step <= most:
+        found += [step, step + step // 2]
+        step *= 2
+    return [rung for rung in found if rung <= most]
 
 
 def _plan_dict(chosen: Plan) -> dict[str, Any]:

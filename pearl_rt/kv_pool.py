@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from pearl_rt.errors import ConfigError, RequestError
+from pearl_rt.kv_cache import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE
 from pearl_rt.options import MIN_MODEL_LEN
 from pearl_rt.sampling_params import integer
-
-MAX_BLOCK_SIZE = 256  # as many positions as a chunk of a prompt: few calls of a matmul
-BLOCK_UNIT = 16
 
 
 @dataclass(frozen=True)
@@ -25,7 +23,8 @@ class KvPool:
     @classmethod
     def of(cls, kv_cache_tokens: int | None, *, num_slots: int, max_model_len: int) -> "KvPool":
         """kv_cache_tokens: rounded up to whole blocks; None: every slot has its own."""
-        block_size = min(MAX_BLOCK_SIZE, -(-max_model_len // BLOCK_UNIT) * BLOCK_UNIT)
+        # The largest that there is, as long as a chunk of a prompt: few calls of a matmul.
+        block_size = min(MAX_BLOCK_SIZE, -(-max_model_len // MIN_BLOCK_SIZE) * MIN_BLOCK_SIZE)
         if kv_cache_tokens is None:
             return cls(block_size, num_slots * -(-max_model_len // block_size), max_model_len)
         return cls(block_size, -(-kv_cache_tokens // block_size), max_model_len)

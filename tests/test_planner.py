@@ -195,6 +195,18 @@ def test_a_batch_that_is_bound_by_arithmetic_drafts_less() -> None:
     assert min(cheap.windows(cheap.choose(auto, "greedy", 4), auto, "greedy", 4)) >= 2
 
 
+def test_many_slots_are_planned_in_few_steps() -> None:
+    """Each number of sequences has the window of the rung at or below it, and every rung its own best one."""
+    auto = Candidates(STRATEGIES, ("shared",), (1, 2, 4, 8))
+    dear = timed_chooser({1: 1.0, 2: 1.01, 3: 1.02, 5: 1.04, 8: 1.07, 9: 1.2, 16: 2.0})
+    whole = dear.windows(dear.choose(auto, "greedy", 50), auto, "greedy", 50)
+    assert len(whole) == 51 and len(set(whole)) > 2
+    for rung, above in pairwise((1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 51)):
+        assert set(whole[rung:above]) == {
+            dear.windows(dear.choose(auto, "greedy", rung), auto, "greedy", rung)[-1]
+        }
+
+
 def test_what_was_fixed_stays() -> None:
     dear = timed_chooser({1: 1.0, 8: 8.0})
     fixed = Candidates(("sd",), ("shared",), (4,))
