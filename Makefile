@@ -1,7 +1,7 @@
 # make latency | make test | make exactness | make schedules | make soak | make check | make sanitize: each sets up what it needs.
 #   make test PYTHON=python3 VENV=     use the installed Python, torch and build tools; no network
 #   make gpu [RESULTS_DIR=DIR]         with a GPU: builds, tests and measures with what is installed; no network
-#   make gpu-latency                   with a GPU: the main job in full, half an hour
+#   make gpu-latency                   with a GPU: equal tokens, batches and the main job in full, 20 minutes
 
 ifneq ($(filter gpu gpu-latency,$(MAKECMDGOALS)),)
 VENV ?=

@@ -24,12 +24,14 @@ from bench.device_section import (
     goal_rows,
     run_device_section,
 )
-from bench.device_subject import DeviceSubject
+from bench.device_subject import EAGER, DeviceSubject
 from bench.goals import ROUND_GOALS, format_goals, verdict
 from bench.gpu_card import copy_bandwidth, format_card, gpu_card
 from bench.measure import WARM_TOKENS, Program, Workload
+from bench.rounds_ahead import DEPTHS, choices, depth_rows, format_depths, sweep
 from bench.section import device_menu, fit_workload, menus, num_runs
 from bench.timeline import SKIPPED_ROUNDS, draw, write_chrome_trace
+from pearl_rt.errors import PearlError
 from pearl_rt.metrics import RequestMetrics
 
 TOLD = ("device", "form", "rounds_ahead", "capture", "dtype", "isa", "max_model_len")  # of an engine's stats
@@ -60,6 +62,19 @@ def seconds_per_token(subject: DeviceSubject) -> float:
     workload = Workload(subject.prompts[:1], 12)
     [sample] = subject.run(Program("ar", subject.forms[0]), workload, 0)
     return max(sample.tpot, 1e-6)
+
+
+def leave_out_forms(subject: DeviceSubject, num_tokens: int = 8) -> dict[str, str]:
+    """Tries each form but the first once: those that this machine refuses have no rows -> why not."""
+    first, *others = subject.forms
+    refused: dict[str, str] = {}
+    for form in others:
+        try:
+            subject.run(Program("ar", form), Workload(subject.prompts[:1], num_tokens), 0)
+        except PearlError as error:
+            refused[form] = str(error)
+    subject.forms = (first, *(form for form in others if form not in refused))
+    return refused
 
 
 def timed_pictures(section: DeviceSection, form: str) -> dict[str, RequestMetrics]:
@@ -99,10 +114,43 @@ def make_peers(options: argparse.Namespace, subject: DeviceSubject) -> Peers | N
     return peers
 
 
+def best_programs(section: DeviceSection) -> list[Program]:
+    """ar, and the fastest speculative row whose gamma was swept."""
+    rows = [row for row in section.rows if row["judge"] == section.judge]
+    form = rows[0]["placement"]
+    swept = [r for r in rows if r["strategy"] in ("sd", "pearl") and r["placement"] == form]
+    best = max(swept, key=lambda row: row["tokens_per_second"])
+    return [Program(r["strategy"], form, r["gamma"] or 0, r["judge"]) for r in (rows[0], best)]
+
+
+def try_rounds_ahead(
+    options: argparse.Namespace,
+    subject: DeviceSubject,
+    section: DeviceSection,
+    workload: Workload,
+    bar: tqdm[Any],
+) -> tuple[dict[str, Any] | None, list[dict[str, Any]]]:
+    """What queueing rounds is worth to these programs -> figures and rows of a goal; prints the table."""
+    depths = DEPTHS if options.rounds_ahead is None else tuple(options.rounds_ahead)
+    if not depths or subject.forms[0] == EAGER:
+        return None, []
+    found, difference = sweep(subject, best_programs(section), workload, depths=depths, bar=bar)
+    tqdm.write(f"\nrounds queued ahead, by turns:\n{format_depths(found, difference)}", file=sys.stdout)
+    told = {
+        "depths": [depth.to_dict() for depth in found],
+        "difference": difference,
+        "choices": {} if difference else {c.best.program: str(c) for c in choices(found)},
+    }
+    return told, depth_rows(found, difference, subject.pair)
+
+
 def run_on_device(options: argparse.Namespace, subject: DeviceSubject) -> dict[str, Any]:
     """Everything after the models are there: prints the report, returns the figures."""
     machine, bandwidth = device_card(subject)
     print_card(subject, machine, bandwidth)
+    refused = leave_out_forms(subject)
+    for form, why in refused.items():
+        print(f"form {form} is left out: {why}", flush=True)
     ceiling = bandwidth / subject.figures[0].bytes_per_step if bandwidth else None
     alphas: list[float | None] = list(options.alphas) if subject.plan else [None]
     gammas = tuple(options.gammas)
@@ -118,6 +166,7 @@ def run_on_device(options: argparse.Namespace, subject: DeviceSubject) -> dict[s
     by_temperature = menus(device_menu(subject.forms), options.temperature, options.judge)
     sections: list[DeviceSection] = []
     rows: list[dict[str, Any]] = []
+    ahead: dict[str, Any] | None = None
     with ExitStack() as stack:
         bar = stack.enter_context(tqdm(total=0, unit="run", file=sys.stderr, dynamic_ncols=True))
         bar.total = sum(
@@ -148,6 +197,9 @@ def run_on_device(options: argparse.Namespace, subject: DeviceSubject) -> dict[s
                 sections.append(section)
                 rows += goal_rows(section, subject.names, ceiling)
                 tqdm.write(f"\n{format_device_section(section)}", file=sys.stdout)
+                if ahead is None:
+                    ahead, more = try_rounds_ahead(options, subject, section, workload.at(temperature), bar)
+                    rows += more
     verdicts = [verdict(goal, rows) for goal in ROUND_GOALS] if subject.is_gpu else []
     if verdicts:
         print(f"\ngoals, stated for one H100:\n{format_goals(verdicts)}")
@@ -160,8 +212,11 @@ def run_on_device(options: argparse.Namespace, subject: DeviceSubject) -> dict[s
         "planted": sections[-1].planted,
         "engine": {key: value for key, value in subject.engine.stats().items() if key in TOLD},
         "sections": [section.to_dict() for section in sections],
+        "forms_left_out": refused,
+        "rounds_ahead": ahead,
         "goals": [v.to_dict() for v in verdicts],
-        "outputs_equal": all(section.difference is None for section in sections),
+        "outputs_equal": all(section.difference is None for section in sections)
+        and (ahead is None or ahead["difference"] is None),
     }
     print(json.dumps(figures))
     if options.json_out:

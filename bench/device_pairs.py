@@ -126,10 +126,10 @@ class DevicePlan:
     def draft_source(self) -> DeviceSource:
         return DeviceSource(2 * self.seed + 2, self.device)
 
-    def target_tensors(self) -> LazyTensors:
-        """The target that every pair with this shape and seed shares."""
+    def target_tensors(self, ratio: float = TARGET_RATIO) -> LazyTensors:
+        """The target that every pair with this shape and seed shares. ratio: r of pairs.py."""
         config = self.target_config
-        noise = noise_of_ratio(TARGET_RATIO, config.hidden_size)
+        noise = noise_of_ratio(ratio, config.hidden_size)
         scale = target_head_scale(self.vocab_size)
         source = DeviceSource(2 * self.seed + 1, self.device)
         return LazyTensors(config, self.successor, noise, scale, source)

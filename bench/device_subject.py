@@ -127,6 +127,7 @@ def device_named(name: str) -> torch.device:
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """What both kinds of subject tell their engine."""
     told: dict[str, Any] = {"judge": "coupled", "dtype": options.dtype, "device": options.device}
+    told["max_num_seqs"] = options.max_num_seqs
     if options.device == "interpret":
         return told
     if options.draft_device:
@@ -153,7 +154,9 @@ def planted_on_device(options: argparse.Namespace) -> DeviceSubject:
     plan = DevicePlan(spec.target, spec.draft, options.seed, device)
     length = PLANTED_PROMPT_LEN if device.type == "cuda" else SHORT_PROMPT_LEN
     if device.type == "cuda":
-        check_device_memory(plan, length + options.max_tokens, free_memory(device))
+        check_device_memory(
+            plan, length + options.max_tokens, free_memory(device), num_caches=2 * options.max_num_seqs
+        )
     engine = Engine(
         plan.target_config,
         plan.target_tensors(),

@@ -22,7 +22,7 @@ class Goal:
 
     name: str
     applies: Callable[[Tags], bool]  # by the tags of a case
-    figure: str  # share (of the copy bandwidth), of_model, us or NAME_us, or x:PEER
+    figure: str  # share (of the copy bandwidth), of_model, of_best, us or NAME_us, different, or x:PEER
     limit: float
     at_least: bool = True
     prediction: str = ""  # made before the first run; the arithmetic is in bench/LOG.md
@@ -163,6 +163,25 @@ ROUND_GOALS = (
         1.0,
         prediction="0.65 to 0.90: missed, see shared memory there",
     ),
+    Goal(
+        "two rounds queued ahead, against the best of 1 to 4",
+        lambda t: t["op"] == "rounds_ahead",
+        "of_best",
+        0.99,
+        prediction="ar 99.8 to 100 %: met; sd and pearl of short answers 94 to 98 %, where 1 is best: missed",
+    ),
+)
+
+# Of bench/equality.py: the same tokens, bit for bit, whatever launches them.
+EQUALITY_GOALS = (
+    Goal(
+        "prompts whose tokens depend on form, program or batch",
+        lambda t: t["op"] == "equality",
+        "different",
+        0.0,
+        at_least=False,
+        prediction="0: met",
+    ),
 )
 
 
@@ -201,6 +220,10 @@ def written(figure: str, value: float | None) -> str:
     """A figure as text, in the goal's own unit."""
     if value is None:
         return "-"
+    if figure == "of_best":
+        return f"{value:.1%}"
+    if figure == "different":
+        return f"{value:.0f}"
     if figure in ("share", "of_model"):
         return f"{value:.0%}"
     return f"{value:.1f} us" if figure.endswith("us") else f"{value:.2f}x"

@@ -2,7 +2,10 @@
 job.
 
     make gpu [RESULTS_DIR=DIR]    eight minutes, with the installed Python, torch and triton, and no network
-    make gpu-latency              the main job over three pairs at three agreements with peers: half an hour
+    make gpu-latency              equal tokens at length, batches, and the main job over three pairs at three
+                                  agreements with peers: twenty minutes
+    make gpu-latency ARGS="--only equality throughput latency-8b-135m"     these parts, behind the build:
+                                  under ten minutes, whatever is named
 
 Each part is a process of its own with a time limit. Writes DATE-GPU-gpu.txt (all that was printed) and .json
 (what became of each part), and a .json, perhaps a .png, of each part with figures; prints a line a part.
@@ -30,9 +33,10 @@ from bench.memcheck import NOTHING_TO_CHECK, TOOL, find_tool  # noqa: E402
 from bench.parts import Outcome, Part, run_parts, summary  # noqa: E402
 
 TOTAL_S = 460.0
-LONG_TOTAL_S = 1740.0
+LONG_TOTAL_S = 1200.0
+ONLY_TOTAL_S = 560.0  # of parts that are named: one command where a command may take ten minutes
 NOTHING_COLLECTED = 5  # pytest's exit status
-KERNELS_BUDGET_S = 150
+KERNELS_BUDGET_S = 90
 ELSEWHERE = (
     "test_compile.py",
     "test_interpret.py",
@@ -41,13 +45,20 @@ ELSEWHERE = (
 SHORT_PAIR = "planted:8b+135m@0.9"
 SHORT = (
     *("--num-prompts", "3", "--max-tokens", "96", "--temperature", "0", "--gammas", "4", "8", "10", "13"),
-    *("--peers", "hf", "--peer-prompts", "1", "--budget", "25"),
+    *("--peers", "hf", "--peer-prompts", "1", "--budget", "20"),
 )
 # And in full. A target has the same seed for all of its drafts, and an agreement is a rewrite in place.
 LONG_PAIRS = ("8b+1b", "7b+68m", "8b+135m")
 LONG = (
     *("--alphas", "0.6", "0.8", "0.9", "--num-prompts", "6", "--max-tokens", "128", "--temperature", "0"),
-    *("--gammas", "1", "2", "3", "4", "6", "8", "10", "12", "13", "15", "--peers", "all", "--budget", "180"),
+    *("--gammas", "1", "2", "3", "4", "6", "8", "10", "12", "13", "15", "--peers", "all", "--budget", "110"),
+)
+# The same tokens whatever writes them: the short form, and the long one's limit.
+EQUALITY_SHORT = ("--num-prompts", "8", "--max-tokens", "96", "--batches", "1", "--budget", "65")
+EQUALITY_LIMIT_S, EQUALITY_LONG_LIMIT_S = 95.0, 290.0
+BATCHES = (
+    *("--pair", "planted:8b+135m@0.9", "--batches", "1", "4", "16", "--gamma", "8"),
+    *("--num-prompts", "16", "--max-tokens", "48", "--strategies", "ar", "sd", "pearl"),
 )
 TWO_GPUS = ("--draft-device", "cuda:1", "--forms", "events")
 IMPORTS = """
@@ -69,8 +80,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results-dir", type=Path, default=Path(default), help="default: bench/results")
     parser.add_argument("--long", action="store_true", help="the main job in full, and no kernels")
     parser.add_argument("--total", type=float, help="seconds for all parts together")
-    parser.add_argument("--only", metavar="PART", nargs="+", help="these parts")
+    parser.add_argument("--only", metavar="PART", nargs="+", help="these parts, behind the build")
     return parser.parse_args(argv)
+
+
+def total_of(options: argparse.Namespace) -> float:
+    """Seconds for all parts together."""
+    if options.only:
+        return ONLY_TOTAL_S
+    return LONG_TOTAL_S if options.long else TOTAL_S
 
 
 def memcheck_part(python: str) -> Part:
@@ -84,7 +102,9 @@ def gpu_tests_part(pytest: list[str]) -> Part:
     files = [p for p in sorted((ROOT / "tests").glob("test_*.py")) if "pytest.mark.gpu" in p.read_text()]
     absent = None if files else "no test outside tests/kernels is marked gpu"
     names = [str(path.relative_to(ROOT)) for path in files]
-    return Part("gpu-tests", [*pytest, "-m", "gpu", *names], 60.0, absent, nothing_status=NOTHING_COLLECTED)
+    workers = ["-n", "3", "--dist", "loadfile"] if find_spec("xdist") else []
+    command = [*pytest, *workers, "-m", "gpu", *names]
+    return Part("gpu-tests", command, 130.0, absent, nothing_status=NOTHING_COLLECTED)
 
 
 def latency_part(
@@ -95,6 +115,11 @@ def latency_part(
     if find_spec("matplotlib") is not None:
         command += ["--plot", f"{stem}-{name}.png"]
     return Part(name, command, limit_s, shown=30)
+
+
+def equality_part(python: str, options: Sequence[str], limit_s: float) -> Part:
+    """Whether all forms, programs and batches write the same tokens."""
+    return Part("equality", [python, "bench/equality.py", *options], limit_s, shown=40)
 
 
 def two_gpus_part(python: str, stem: Path) -> Part:
@@ -117,20 +142,30 @@ def parts_of(python: str, stem: Path, *, long: bool = False) -> list[Part]:
     if long:
         pairs = [
             latency_part(
-                python, f"latency-{pair.replace('+', '-')}", f"planted:{pair}@0.9", LONG, 540.0, stem
+                python, f"latency-{pair.replace('+', '-')}", f"planted:{pair}@0.9", LONG, 300.0, stem
             )
             for pair in LONG_PAIRS
         ]
-        return [*first, *pairs, two_gpus_part(python, stem)]
-    return [
+        return [
+            *first,
+            equality_part(python, (), EQUALITY_LONG_LIMIT_S),
+            Part(
+                "throughput", [python, "bench/throughput.py", "--device", "cuda", *BATCHES], 170.0, shown=20
+            ),
+            *pairs,
+            two_gpus_part(python, stem),
+        ]
+    return [  # what is right before what is fast
         *first,
+        gpu_tests_part(pytest),
+        equality_part(python, EQUALITY_SHORT, EQUALITY_LIMIT_S),
         Part(
             "kernel-tests",
             [*pytest, *workers, "tests/kernels", *(f"--ignore=tests/kernels/{name}" for name in ELSEWHERE)],
-            170.0,
+            150.0,
             nothing_status=NOTHING_COLLECTED,
         ),
-        gpu_tests_part(pytest),
+        latency_part(python, "latency", SHORT_PAIR, SHORT, 150.0, stem),
         Part(
             "kernels",
             [python, "bench/kernels.py", "--budget", str(KERNELS_BUDGET_S)],
@@ -138,7 +173,6 @@ def parts_of(python: str, stem: Path, *, long: bool = False) -> list[Part]:
             shown=40,
         ),
         memcheck_part(python),
-        latency_part(python, "latency", SHORT_PAIR, SHORT, 130.0, stem),
         two_gpus_part(python, stem),
     ]
 
@@ -185,11 +219,11 @@ def main(argv: list[str] | None = None) -> int:
 
     parts = parts_of(sys.executable, stem, long=options.long)
     if options.only:
-        parts = [part for part in parts if part.name in options.only]
+        parts = [part for part in parts if part.name in ("build", *options.only)]
     outcomes = run_parts(
         parts,
         log_of,
-        total_s=options.total or (LONG_TOTAL_S if options.long else TOTAL_S),
+        total_s=options.total or total_of(options),
         cwd=ROOT,
         emit=lambda text: print(text, flush=True),
         keep=keep,

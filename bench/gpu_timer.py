@@ -12,6 +12,7 @@ calls. A spinning kernel goes before it, so that the replay is queued before the
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 import time
@@ -89,6 +90,8 @@ class GraphTimer:
         properties = torch.cuda.get_device_properties()
         self.l2_bytes: int = properties.L2_cache_size
         self.stream = torch.cuda.Stream()
+        # Of graphs that are gone at once: with one, some torch drops the cuBLAS workspace of its stream.
+        self.passing = torch.cuda.Stream()
         self.scratch = torch.empty(ROTATED_L2 * self.l2_bytes, dtype=torch.uint8, device="cuda")
 
     def flush(self) -> None:
@@ -102,19 +105,26 @@ class GraphTimer:
             for call in dict.fromkeys(calls):
                 call()
         torch.cuda.synchronize()
+        return self.record(calls, self.stream)
+
+    def record(self, calls: Sequence[Call], stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+        """A graph of calls that have run before. No graph may be destroyed meanwhile: the collector rests."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self.stream):
-            for call in calls:
-                call()
+        was_on = gc.isenabled()
+        gc.disable()
+        try:
+            with torch.cuda.graph(graph, stream=stream):
+                for call in calls:
+                    call()
+        finally:
+            if was_on:
+                gc.enable()
         return graph
 
     def run(self, calls: Sequence[Call]) -> None:
         """The calls have run once before (in prepare), so nothing but the replay touches their buffers."""
-        graph = torch.cuda.CUDAGraph()
         torch.cuda.synchronize()
-        with torch.cuda.graph(graph, stream=self.stream):
-            for call in calls:
-                call()
+        graph = self.record(calls, self.passing)
         graph.replay()
         torch.cuda.synchronize()
 

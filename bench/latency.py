@@ -46,6 +46,7 @@ from bench.subject import Subject, open_subject  # noqa: E402
 from bench.timeline import draw, write_chrome_trace  # noqa: E402
 from pearl_rt.errors import PearlError  # noqa: E402
 from pearl_rt.metrics import RequestMetrics  # noqa: E402
+from pearl_rt.options import FORMS  # noqa: E402
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -89,9 +90,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     machine.add_argument(
         "--forms",
         nargs="+",
-        default=["events", "graph"],
-        choices=("events", "graph", "eager"),
+        default=[form for form in FORMS if form != "eager"],
+        choices=FORMS,
         help="how rounds are launched on a GPU; gamma is swept in the first",
+    )
+    machine.add_argument(
+        "--rounds-ahead",
+        type=int,
+        nargs="*",
+        metavar="N",
+        help="on a GPU: rounds queued ahead that are tried, 1 to 32 (default: 1 2 3 4; none: no try)",
     )
     machine.add_argument("--isa", help="force an instruction set")
     machine.add_argument("--threads", type=int, help="cores to use")
@@ -116,7 +124,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if arguments.device == "auto":
         arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
     on_device = arguments.device != "cpu"
-    for name, needed in (("alphas", on_device and arguments.pair), ("draft_device", on_device)):
+    given = ("alphas", on_device and arguments.pair), ("draft_device", on_device), ("rounds_ahead", on_device)
+    for name, needed in given:
         if getattr(arguments, name) and not needed:
             parser.error(
                 f"--{name.replace('_', '-')} is for a device: pass --device cuda or interpret"
@@ -133,6 +142,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error("--trace and --plot draw the lanes of one sequence: drop --batch")
     if arguments.batch > arguments.num_prompts:
         parser.error(f"--batch {arguments.batch} is never full: pass 1 to --num-prompts")
+    if not all(1 <= depth <= 32 for depth in arguments.rounds_ahead or []):
+        parser.error(f"--rounds-ahead {arguments.rounds_ahead}: pass 1 to 32")
     arguments.max_num_seqs = arguments.batch
     for name in ("num_prompts", "peer_prompts", "max_tokens", "repeats", "batch"):
         if getattr(arguments, name) < 1:

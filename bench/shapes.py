@@ -1,8 +1,10 @@
 """The shapes of real Llama-family models, by size: what decides speed, without the weights.
 
-Knows nothing of weights. Sources are the published config.json files, except 0.01m, 8m and 88m, which are
-ours: 88m is the shape that the speed lines of this project are stated for, 8m a thin draft for it, and 0.01m
-is for Triton's interpreter, in which even that takes a third of a second a pass. Every shape is
+Knows nothing of weights. Sources are the published config.json files, except 0.01m, 8m, 51m, 88m and 127m,
+which are ours: 88m is the shape that the speed lines of this project are stated for, 8m a thin draft for it,
+and 0.01m is for Triton's interpreter, in which even that takes a third of a second a pass. 127m has four
+layers with the heads of an 8B, four queries to a key, 51m the first four layers of 135m: what is compared bit
+for bit on a GPU is compared on them. Every shape is
 used with an untied head, because a planted pair (see pairs.py) needs one; a decode step reads the same
 bytes either way, since of a tied matrix it reads all of it once, as the head, and of an embedding one row.
 """
@@ -65,8 +67,10 @@ class Shape:
 
 SHAPES = {
     "8m": Shape(256, 1024, 4, 4, 2, 8192),
+    "51m": Shape(576, 1536, 4, 9, 3, 32000),
     "68m": Shape(768, 3072, 2, 12, 12, 32000),
     "88m": Shape(768, 2048, 12, 12, 4, 8192),
+    "127m": Shape(1024, 4096, 4, 8, 2, 32000),
     "135m": Shape(576, 1536, 30, 9, 3, 49152),
     "1b": Shape(2048, 8192, 16, 32, 8, 128256, rope_theta=500000.0),
     "1.1b": Shape(2048, 5632, 22, 32, 4, 32000),

@@ -2,15 +2,18 @@
 
     python bench/throughput.py                               the pair in models/, batches of 1 to 16
     python bench/throughput.py --pair planted:88m+8m@0.8 --peers hf
+    python bench/throughput.py --device cuda --pair planted:8b+135m@0.9 --batches 1 4 16 --gamma 10
 
 The same prompts in batches of each size with each program, interleaved; greedy, or sampled with the same
-noise for all (judge "coupled"). Prints a card, a table, and as its last line the same figures as JSON. Exit
-status 1, and no speed-ups, if a batch changed a token of any program.
+noise for all (judge "coupled"). On a device an engine has steps for so many sequences, so that each size has
+an engine of its own, one after the other. Prints a card, a table, and as its last line the same figures as
+JSON. Exit status 1, and no speed-ups, if a batch changed a token of any program.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import statistics
 import sys
@@ -19,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 if sys.path[0] == str(ROOT / "bench"):
@@ -29,11 +32,16 @@ from tqdm import tqdm  # noqa: E402
 
 from bench.batched_peer import BatchedHuggingFace  # noqa: E402
 from bench.card import bandwidth_card, format_card, machine_card  # noqa: E402
-from bench.measure import timed  # noqa: E402
+from bench.measure import WARM_TOKENS, timed  # noqa: E402
+from bench.pairs import PairSpec  # noqa: E402
 from bench.subject import Subject, open_subject  # noqa: E402
 from bench.table import format_table  # noqa: E402
 from pearl_rt import SamplingParams  # noqa: E402
 from pearl_rt.errors import PearlError  # noqa: E402
+from pearl_rt.options import FORMS  # noqa: E402
+
+if TYPE_CHECKING:
+    from bench.device_subject import DeviceSubject
 
 COLUMNS = (
     ("strategy", "strategy", "s"),
@@ -121,6 +129,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gamma", type=int, default=3, help="drafts per window of sd and pearl")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or interpret")
+    parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="how a GPU's rounds are launched")
     parser.add_argument("--isa", help="force an instruction set")
     parser.add_argument("--threads", type=int, help="cores to use")
     parser.add_argument("--peers", choices=("hf",), help="hf: Hugging Face's batched generate beside ours")
@@ -132,14 +142,19 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if min(options.batches) < 1 or max(options.batches) > options.num_prompts:
         parser.error(f"--batches {options.batches}: pass sizes of 1 to --num-prompts ({options.num_prompts})")
     options.max_num_seqs = max(options.batches)
+    options.draft_device, options.forms = None, [options.form]
+    if options.device != "cpu" and options.peers:
+        parser.error("--peers is for a CPU: on a device bench/latency.py runs them, one sequence at a time")
     return options
 
 
-def measure(subject: Subject, options: argparse.Namespace) -> list[Figures]:
+def measure(
+    subject: Subject | DeviceSubject, options: argparse.Namespace, batches: Sequence[int]
+) -> list[Figures]:
     """Every program at every size, by turns: a slow minute of the machine hits all alike."""
     found = {
         (strategy, batch): Figures(strategy, options.gamma if strategy in ("sd", "pearl") else 0, batch)
-        for batch in options.batches
+        for batch in batches
         for strategy in options.strategies
     }
     total = options.repeats * len(found)
@@ -151,7 +166,7 @@ def measure(subject: Subject, options: argparse.Namespace) -> list[Figures]:
     return list(found.values())
 
 
-def run(subject: Subject, options: argparse.Namespace, figures: Figures) -> None:
+def run(subject: Subject | DeviceSubject, options: argparse.Namespace, figures: Figures) -> None:
     """All prompts once, a batch after the other."""
     params = SamplingParams(
         temperature=options.temperature, max_tokens=options.max_tokens, seed=options.seed, ignore_eos=True
@@ -200,6 +215,37 @@ def with_speed_ups(found: Sequence[Figures], repeats: int) -> list[dict[str, Any
     return rows
 
 
+def measure_on_device(options: argparse.Namespace) -> dict[str, Any]:
+    """An engine for each size, one after the other: prints everything, returns the figures."""
+    from bench.device_latency import device_card, print_card
+    from bench.device_subject import open_on_device
+
+    found: list[Figures] = []
+    told: dict[str, Any] = {}
+    for batch in options.batches:
+        subject = open_on_device(argparse.Namespace(**vars(options) | {"max_num_seqs": batch}))
+        with subject.engine:
+            if not told:
+                machine, bandwidth = device_card(subject)
+                print_card(subject, machine, bandwidth)
+                told = {
+                    "machine": machine,
+                    "bandwidth_gb_per_second": {"copy": bandwidth / 1e9} if bandwidth else None,
+                    "models": [asdict(m) for m in subject.figures],
+                }
+            if subject.plan is not None:
+                subject.plant(PairSpec.parse(options.pair).alpha, lambda what: None)
+            print(*subject.notes, f"an engine for {batch}", sep="; ", flush=True)
+            if subject.is_gpu:  # every program once: captured, compiled, warm
+                warm = argparse.Namespace(**vars(options) | {"max_tokens": WARM_TOKENS, "repeats": 1})
+                measure(subject, warm, [batch])
+            found += measure(subject, options, [batch])
+            told["notes"] = subject.notes
+        del subject
+        gc.collect()  # its weights and graphs, before the next one's
+    return finish(options, found, told, {})
+
+
 def report(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     """Prints everything, returns the figures."""
     from pearl_rt import _C
@@ -209,7 +255,7 @@ def report(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     machine = machine_card(isa=isa, cpus=subject.cores, dtype=dtype)
     bandwidth = bandwidth_card(_C.CoreSet(subject.cores), subject.figures)
     print(format_card(machine, subject.figures, bandwidth), *subject.notes, sep="\n", flush=True)
-    found = measure(subject, options)
+    found = measure(subject, options, options.batches)
     difference = first_difference(found)
     agreement: dict[int, float] = {}
     if options.peers and difference is None:
@@ -221,16 +267,29 @@ def report(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
                 found.append(Figures("hf ar", 0, batch, seconds * options.repeats, dict(enumerate(outputs))))
                 same = sum(found[0].outputs[i] == tokens for i, tokens in enumerate(outputs))
                 agreement[batch] = same / len(outputs)
+    told = {
+        "machine": machine,
+        "bandwidth_gb_per_second": bandwidth,
+        "models": [asdict(m) for m in subject.figures],
+        "notes": subject.notes,
+    }
+    return finish(options, found, told, agreement)
+
+
+def finish(
+    options: argparse.Namespace,
+    found: Sequence[Figures],
+    told: dict[str, Any],
+    agreement: dict[int, float],
+) -> dict[str, Any]:
+    """The table and the JSON. told: the machine and the models; agreement: of a peer, by batch."""
+    difference = first_difference([figures for figures in found if figures.metrics])
     rows = with_speed_ups(found, options.repeats) if difference is None else [f.row() for f in found]
     print(f"\n{format_table(rows, COLUMNS)}")
     print(difference or "all programs wrote the same tokens in every batch")
     for batch, share in agreement.items():
         print(f"hf ar in batches of {batch}: {share:.0%} of its answers are ours, token for token")
-    figures = {
-        "machine": machine,
-        "bandwidth_gb_per_second": bandwidth,
-        "models": [asdict(m) for m in subject.figures],
-        "notes": subject.notes,
+    figures = told | {
         "rows": rows,
         "peer_agreement": agreement,
         "outputs_equal": difference is None,
@@ -244,6 +303,8 @@ def report(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     options = parse_arguments(argv)
     try:
+        if options.device != "cpu":
+            return 0 if measure_on_device(options)["outputs_equal"] else 1
         subject = open_subject(options)
         with subject.engine:
             return 0 if report(subject, options)["outputs_equal"] else 1

@@ -22,7 +22,7 @@ from .library import interpreting
 
 MODULES = (
     *("rms_norm", "linear", "gate_up_silu", "qkv_rope_store", "attention", "attention_prefill", "embedding"),
-    *("feed", "penalties", "filters", "sample", "judge", "verify", "logprobs", "rollback"),
+    *("feed", "penalties", "filters", "sample", "judge", "verify", "logprobs", "tell", "rollback"),
 )
 Job = tuple[str, int, int]  # module, index of the case, compute capability * 10
 

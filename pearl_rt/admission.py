@@ -1,4 +1,4 @@
-"""Who joins a run while it goes on: requests that wait for a slot, in order, and those that are given up.
+"""Who joins a run while it goes on: requests that wait for a slot and pages, in order, and those given up.
 
 csrc/coordinator/admission.h in Python, with its meaning. Callers submit and cancel from any thread; whoever
 runs the rounds looks between two of them. Knows nothing of slots and rounds.
@@ -6,6 +6,7 @@ runs the rounds looks between two of them. Knows nothing of slots and rounds.
 
 import threading
 from collections import deque
+from collections.abc import Callable, Iterable
 from itertools import count
 
 from pearl_rt.request import Request
@@ -70,10 +71,17 @@ class Admission:
             ids, self._cancelled = self._cancelled, []
             return ids
 
-    def next(self) -> tuple[int, Request] | None:
-        """The one that has waited longest."""
+    def has_room(self, fits: Callable[[Iterable[Request]], bool]) -> bool:
+        """fits(those that wait, in order), while none of them can get a slot."""
         with self._lock:
-            return self._waiting.popleft() if self._waiting else None
+            return fits(request for _, request in self._waiting)
+
+    def next(self, reserve: Callable[[Request], bool]) -> tuple[int, Request] | None:
+        """The one that has waited longest, once reserve(it): nobody overtakes it."""
+        with self._lock:
+            if not self._waiting or not reserve(self._waiting[0][1]):
+                return None
+            return self._waiting.popleft()
 
     def close_if_empty(self) -> bool:
         """When no slot is at work. False if somebody waits, else nobody can be submitted any more."""

@@ -91,11 +91,6 @@ def backend(asked: Asked, *, has_draft: bool) -> Any:
     choice("form", asked.form, FORMS)
     num_slots = None if asked.max_num_seqs is None else _whole("max_num_seqs", asked.max_num_seqs, 1, 256)
     kv_cache_tokens = checked_kv_cache_tokens(asked.kv_cache_tokens)
-    if device != "cpu" and kv_cache_tokens is not None:
-        raise ConfigError(
-            f"kv_cache_tokens {kv_cache_tokens}: on {device!r} every sequence has a KV cache of its own so "
-            "far: drop it, or pass device='cpu'"
-        )
     num_threads, isa = threads(asked.num_threads, environment.num_threads), asked.isa or environment.isa
     if device == "cpu":
         return CpuBackend(num_threads, isa, num_slots or DEFAULT_NUM_SEQS, kv_cache_tokens)
@@ -112,7 +107,7 @@ def backend(asked: Asked, *, has_draft: bool) -> Any:
         if device == "interpret":
             from pearl_rt.interpret_lane import InterpretBackend
 
-            return InterpretBackend(num_slots or 1)
+            return InterpretBackend(num_slots or 1, kv_cache_tokens)
         from pearl_rt.cuda_backend import CudaBackend
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -126,8 +121,9 @@ def backend(asked: Asked, *, has_draft: bool) -> Any:
         rounds_ahead=_whole("rounds_ahead", asked.rounds_ahead, 1, 32),
         max_memory=None if asked.max_memory is None else _whole("max_memory", asked.max_memory, 1),
         gamma=asked.gamma if asked.gamma in range(1, MAX_GAMMA + 1) else None,
-        cpu=CpuBackend(num_threads, isa) if draft_device == "cpu" else None,
+        cpu=CpuBackend(num_threads, isa, num_slots or 1, kv_cache_tokens) if draft_device == "cpu" else None,
         num_slots=num_slots or 1,
+        kv_cache_tokens=kv_cache_tokens,
     )
 
 

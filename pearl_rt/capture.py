@@ -17,6 +17,7 @@ from pearl_rt.device_steps import DraftSteps, TargetSteps
 from pearl_rt.errors import PearlError
 from pearl_rt.loader import loading_bar
 from pearl_rt.program import LANES, Program
+from pearl_rt.told_ring import ToldRing
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Step:
     keep_logits: bool = False
     slot: int = 0
     shaped: bool = False  # with filters and penalties, which change nothing where they are off
+    told: bool = False  # with log-probabilities, for slots that want them
 
     def __str__(self) -> str:
         known = {name: value for name, value in vars(self).items() if name != "op" and value}
@@ -43,6 +45,7 @@ def steps_of(
     keep_logits: bool,
     slots: Iterable[int],
     shaped: bool = False,
+    told: bool = False,
     joins: bool = False,
 ) -> list[tuple[str, Step]]:
     """(lane, step): what the lanes launch in a program, in order of first use.
@@ -62,7 +65,7 @@ def steps_of(
                 steps += [Step("prefill logits", window, slot=slot) for slot in slots]
             elif op.kind in ("first", "verify"):
                 names = ("verify", "join") if joins else ("verify",)
-                steps = [Step(name, window, judge, shaped=shaped) for name in names]
+                steps = [Step(name, window, judge, shaped=shaped, told=told) for name in names]
             elif op.kind in ("score", "score window"):
                 steps = [Step(op.kind, window)]
             elif op.kind == "draft":
@@ -80,6 +83,7 @@ class LaneGraphs:
     stream: GraphStream
     native: Any  # _C.CudaLane
     shaping: Shaping | None = None  # of steps that are shaped
+    told: ToldRing | None = None  # of steps that are told; the target's
     graphs: dict[Step, StepGraph] = field(default_factory=dict)
 
     def capture(self, step: Step) -> None:
@@ -93,6 +97,7 @@ class LaneGraphs:
             keep_logits=step.keep_logits,
             slot=step.slot,
             shaped=step.shaped,
+            told=step.told,
             graph=graph.graph,
             exec=graph.exec,
             owner=graph,
@@ -121,8 +126,22 @@ class LaneGraphs:
         if step.op == "prefill logits":
             return lambda: steps.prefill_logits(step.gamma, step.slot)
         if step.op in ("verify", "join"):
-            return lambda: steps.verify(step.gamma, step.judge, shaping, joining=step.op == "join")
+            return self._verify_of(step, steps, shaping)
         return lambda: steps.score(step.gamma, include_window=step.op == "score window")
+
+    def _verify_of(self, step: Step, steps: TargetSteps, shaping: Shaping | None) -> Callable[[], None]:
+        told, keeps = self.told, shaping is not None
+
+        def verify() -> None:
+            steps.verify(step.gamma, step.judge, shaping, joining=step.op == "join")
+
+        def verify_and_tell() -> None:
+            assert told is not None, f"{step} has no ring to be told in"
+            told.begin(step.gamma, keeps=keeps)
+            verify()
+            told.tell(step.gamma, keeps=keeps)
+
+        return verify_and_tell if step.told else verify
 
 
 class Capture:
@@ -149,7 +168,7 @@ class Capture:
         for lane in self.lanes.values():
             lane.idle()
         for gpu in self._gpus:
-            gpu.synchronize()
+            gpu.settle()  # idle() wrote on torch's stream; another engine may be in its own capture
         with loading_bar("capturing the steps", len(missing), unit="step") as advance:
             for lane, step in missing:
                 lane.capture(step)

@@ -7,7 +7,9 @@ for what cannot be run, 130 after Ctrl-C (with what was verified printed). Impor
 import argparse
 import json
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -191,14 +193,31 @@ def _stream_reply(conversation: "Conversation", line: str) -> None:
         print(f"pearl_rt: {error}; /reset forgets what was said", file=sys.stderr)
 
 
+@contextmanager
+def _unbroken() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block. In a thread that gets none there is nothing to do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
 def _stream_answer(engine: "Engine", prompt: str, params: "SamplingParams") -> bool:
     """Prints one answer as it comes, and what it cost. False after Ctrl-C."""
     printed, whole = 0, True
     stream = engine.stream(prompt, params)
     try:
         for chunk in stream:
-            sys.stdout.write(chunk.text)
-            printed += len(chunk.text)
+            with _unbroken():  # else it might be printed and not counted
+                sys.stdout.write(chunk.text)
+                printed += len(chunk.text)
             sys.stdout.flush()  # where a reader that is slow makes us wait, and Ctrl-C finds us
     except KeyboardInterrupt:
         whole = False

@@ -14,6 +14,7 @@ from pearl_rt.cuda_lane import CudaLanes, CudaModel, CudaOptions
 from pearl_rt.cuda_requirements import GpuModel, PairSizes, check_gpu_memory, parts_of
 from pearl_rt.device_model import DTYPES, memory_errors
 from pearl_rt.errors import ConfigError
+from pearl_rt.kv_pool import DEVICE_BLOCK_SIZE, KvPool
 from pearl_rt.lane import CpuBackend, Model
 from pearl_rt.loader import loading_bar
 from pearl_rt.models.llama import LlamaWeights
@@ -36,16 +37,13 @@ class CudaBackend:
         max_memory: int | None,
         cpu: CpuBackend | None,
         num_slots: int = 1,
+        kv_cache_tokens: int | None = None,
         gamma: int | None = None,
     ) -> None:
         """cpu: of a draft on the CPU. num_slots: sequences at a time, in steps for the next of BATCHES.
-        gamma: the one window that is in use; None: many.
+        kv_cache_tokens: of all of them together; None: num_slots times max_model_len. gamma: the one window
+        that is in use; None: many.
         """
-        if cpu is not None and num_slots > 1:
-            raise ConfigError(
-                f"max_num_seqs {num_slots}: one sequence at a time runs beside a draft on the CPU: drop it, "
-                "or put the draft on a GPU"
-            )
         self.num_slots = num_slots
         self._gpu = find_gpu(device)
         self._draft_gpu = self._gpu
@@ -58,6 +56,7 @@ class CudaBackend:
                 "form 'eager' runs both models on one GPU: drop draft_device, or pass form='events'"
             )
         self._max_memory = max_memory
+        self._kv_cache_tokens = kv_cache_tokens
         slots = next((size for size in BATCHES if size >= num_slots), num_slots)
         self._options = CudaOptions(form, rounds_ahead, slots, MEASURED_GAMMAS if gamma is None else (gamma,))
 
@@ -81,15 +80,22 @@ class CudaBackend:
         chosen = choice("dtype", dtype, ("auto", *DTYPES))
         return config.torch_dtype if chosen == "auto" else chosen
 
-    def kv_pool(self, max_model_len: int) -> None:
-        """Every sequence has a KV cache of its own here."""
+    def kv_pool(self, max_model_len: int) -> KvPool:
+        """The KV blocks that requests share: the same in both models' caches, wherever they are."""
+        return KvPool.of(
+            self._kv_cache_tokens,
+            num_slots=self.num_slots,
+            max_model_len=max_model_len,
+            block_size=DEVICE_BLOCK_SIZE if self._cpu is None else None,
+        )
 
     def check_memory(
         self, models: Sequence[tuple[str, ModelConfig, str]], *, max_model_len: int, num_placements: int
     ) -> None:
         """Raises ResourceError if models (name, configuration, dtype) cannot fit where they are to run."""
         target, draft = models[0][1], models[1][1] if len(models) > 1 else None
-        sizes = PairSizes(self._gpu, self._options.num_slots, max_model_len, target, draft)
+        pool = self.kv_pool(max_model_len)
+        sizes = PairSizes(self._gpu, self._options.num_slots, pool, target, draft)
         columns = {"target": sizes.state.vocab_size, "draft": sizes.state.draft_vocab_size}
         by_gpu: dict[int, tuple[Gpu, list[GpuModel]]] = {}
         for name, config, dtype in models:
@@ -107,7 +113,7 @@ class CudaBackend:
                 remedies.append("put the draft elsewhere with draft_device")
             check_gpu_memory(
                 gpu,
-                parts_of(held, sizes),
+                parts_of(held, sizes, eager=self._options.form == "eager"),
                 max_memory=self._max_memory,
                 remedies=remedies,
             )
@@ -137,13 +143,15 @@ class CudaBackend:
     def lanes(self, placement: str, target: CudaModel, draft: CudaModel | Model | None) -> CudaLanes:
         """The lanes of one placement."""
         cores = self._cpu.cores if self._cpu is not None else ()
-        return CudaLanes(placement, target, draft, self._options, cores)
+        return CudaLanes(placement, target, draft, self._options, self.kv_pool(target.max_model_len), cores)
 
     def described(self, target: CudaModel, lanes: Mapping[str, CudaLanes]) -> dict[str, Any]:
-        """What runs where, and what capturing cost, for Engine.stats()."""
+        """What runs where, on how much KV cache, and what capturing cost, for Engine.stats()."""
+        pool = self.kv_pool(target.max_model_len)
         draft = "cpu" if self._cpu is not None else f"{self._draft_gpu.device} ({self._draft_gpu.name})"
         return {
             "device": {"target": f"{self._gpu.device} ({self._gpu.name})", "draft": draft},
+            "kv_blocks": pool.described(own.coordinator.num_free_blocks for own in lanes.values()),
             "form": self._options.form,
             "rounds_ahead": self._options.rounds_ahead,
             "capture": next((own.capture_stats() for own in lanes.values()), {}),

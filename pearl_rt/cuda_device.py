@@ -4,8 +4,10 @@ Knows torch.cuda; not models, lanes or rounds. Whoever has these methods can sta
 in tests. Every graph is instantiated with the priorities of its stream, and allocates nothing.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Protocol
 
 import torch
@@ -50,9 +52,22 @@ class Gpu(Protocol):
     def library(self) -> str: ...  # of the driver
     def free_memory(self) -> int: ...  # bytes
     def synchronize(self) -> None: ...  # waits until nothing runs on it
+    def settle(self) -> None: ...  # waits for what this thread has launched on it; others may capture
     def current(self) -> AbstractContextManager[object]: ...  # makes it the current device
     def stream(self, priority: int) -> GraphStream: ...
     def staging(self, num_bytes: int) -> torch.Tensor: ...  # uint8, on the host, for copies
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """The collector waits: it might find a graph, and a thread that captures may destroy none."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 class TorchGraph:
@@ -74,6 +89,10 @@ class TorchGraph:
 
 class TorchStream:
     """A torch.cuda.Stream, and captures on it."""
+
+    # One at a time in a process: torch 2.11 tells its generator of them without a lock, and the driver lets
+    # nobody wait for a device that has a stream in capture.
+    captures = threading.Lock()
 
     def __init__(self, device: torch.device, priority: int) -> None:
         self._stream = torch.cuda.Stream(device, priority=priority)
@@ -117,14 +136,24 @@ class TorchStream:
 
     def _record(self, own: torch.cuda.CUDAGraph, launch: Callable[[], None]) -> None:
         """Other threads may allocate and ask for events meanwhile: only this one keeps a capture's rules."""
-        own.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        try:
-            launch()
-        except BaseException:
-            with suppress(RuntimeError):  # of a capture that is invalid already
+        with self.captures, no_collection():
+            try:
+                own.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                launch()
                 own.capture_end()
-            raise
-        own.capture_end()
+            except BaseException:
+                self._abandon(own)
+                raise
+
+    def _abandon(self, own: torch.cuda.CUDAGraph) -> None:
+        """Ends a capture that failed. Where the driver has given it up, torch 2.11 raises in capture_end()
+        while its pool is still in use, and nobody else can have that pool: the next one has a new one.
+        """
+        with suppress(RuntimeError):
+            own.capture_end()
+        with suppress(RuntimeError):  # it is out of use already
+            torch._C._cuda_endAllocateToPool(self._stream.device.index, self._pool)
+        self._pool = torch.cuda.graph_pool_handle()
 
     def _check_pool(self, name: str) -> None:
         segments = [
@@ -134,6 +163,14 @@ class TorchStream:
         assert taken == 0, (
             f"the capture of step {name} allocated {taken} bytes: its tensors must be there before"
         )
+
+
+def wait_for(device: torch.device) -> None:
+    """Waits until nothing runs on a GPU, and until no engine captures: a device that has a stream in capture
+    must not be waited for (CUDA programming guide, prohibited operations of stream capture).
+    """
+    with TorchStream.captures:
+        torch.cuda.synchronize(device)
 
 
 class TorchGpu:
@@ -152,8 +189,12 @@ class TorchGpu:
         return int(free) + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
 
     def synchronize(self) -> None:
-        """Waits until nothing runs on it."""
-        torch.cuda.synchronize(self.device)
+        """Waits until nothing runs on it, and until no engine captures."""
+        wait_for(self.device)
+
+    def settle(self) -> None:
+        """Waits for what this thread has launched there by torch; another thread may capture meanwhile."""
+        torch.cuda.current_stream(self.device).synchronize()
 
     def current(self) -> AbstractContextManager[object]:
         """Makes it torch's current device."""

@@ -23,13 +23,15 @@ from pearl_rt.device_state import DeviceState
 from pearl_rt.device_steps import DraftSteps, TargetSteps
 from pearl_rt.eager_coordinator import NOMINAL_TIMES, EagerCoordinator
 from pearl_rt.errors import ConfigError
+from pearl_rt.kv_pool import KvPool
 from pearl_rt.lane import Model
 from pearl_rt.metrics import TraceRow
 from pearl_rt.models.llama import Llama, LlamaWeights
 from pearl_rt.planner import StepTimes
 from pearl_rt.program import program
-from pearl_rt.request import Request, check_captured, check_stop_ids
+from pearl_rt.request import FILTERS, SHAPING, Request, check_stop_ids
 from pearl_rt.step_timing import MEASURED_GAMMAS, measure
+from pearl_rt.told_ring import ToldRing
 
 Steps = TypeVar("Steps", TargetSteps, DraftSteps)
 
@@ -49,7 +51,7 @@ class CudaModel:
 class CudaOptions:
     """How lanes launch."""
 
-    form: str = "events"  # or "graph", "eager"
+    form: str = "events"  # or another of options.FORMS
     rounds_ahead: int = 2
     num_slots: int = 1
     gammas: tuple[int, ...] = MEASURED_GAMMAS  # windows that are timed, and captured for it, at start
@@ -67,17 +69,18 @@ class CudaLanes:
         target: CudaModel,
         draft: CudaModel | Model | None,
         options: CudaOptions,
+        pool: KvPool,
         draft_cores: Sequence[int] = (),
     ) -> None:
-        """draft_cores: of a draft on the CPU."""
+        """pool: the KV blocks of each model's cache. draft_cores: of a draft on the CPU."""
         self.placement = placement
         self.has_draft = draft is not None
         self.options = options
         self.measured_gammas = options.gammas
-        self.max_model_len = target.max_model_len
+        self.max_model_len = pool.longest  # of one sequence that has all blocks
         config = draft.config if draft is not None else None
         self.vocab_size = min(c.vocab_size for c in (target.config, config) if c is not None)
-        self._sizes = PairSizes(target.gpu, options.num_slots, target.max_model_len, target.config, config)
+        self._sizes = PairSizes(target.gpu, options.num_slots, pool, target.config, config)
         self._room = self._sizes.state
         self.draft_steps: DraftSteps | None = None
         self.target_steps = self._steps(TargetSteps, target)
@@ -89,10 +92,6 @@ class CudaLanes:
         self.pair: DevicePair | None = None
         if placement == "shared":
             self.pair = DevicePair(self.target_steps, self.draft_steps)
-        else:
-            for steps in (self.target_steps, self.draft_steps):
-                if steps is not None:
-                    steps.cover()
         self._claim = -1
         self._draft_on_host = isinstance(draft, Model)
         models = [model for model in (target, draft) if isinstance(model, CudaModel)]
@@ -133,7 +132,8 @@ class CudaLanes:
                     judge=judge,
                     keep_logits=judge == "rejection" and any(r.temperature > 0 for r in requests),
                     slots=range(self._room.num_slots if joins else len(requests)),
-                    shaped=any(request.asked() for request in requests),
+                    shaped=any({*SHAPING, *FILTERS} & set(request.asked()) for request in requests),
+                    told=any(request.num_logprobs >= 0 for request in requests),
                     joins=joins,
                 )
             )
@@ -141,7 +141,8 @@ class CudaLanes:
 
     def submit(self, request: Request) -> int | None:
         """One more request for the run that goes on -> its id, or None: no run goes on, nobody can join it,
-        or its steps were captured for less: a shorter window, temperature 0, nothing that changes logits.
+        or its steps were captured for less: a shorter window, temperature 0, nothing that changes logits, no
+        log-probabilities.
         """
         self._check(request)
         if self._capture is None:
@@ -149,8 +150,11 @@ class CudaLanes:
         return cast("int | None", self.coordinator.submit(_C.Request(**vars(request))))
 
     def has_place(self, request: Request) -> bool:
-        """Whether the run that goes on was captured for what this request asks."""
-        return self._capture is None or bool(self.coordinator.allows(_C.Request(**vars(request))))
+        """Whether a request would get the KV blocks now that it may come to need, and the run that goes on
+        was captured for what it asks.
+        """
+        native = request if self._capture is None else _C.Request(**vars(request))
+        return bool(self.coordinator.has_place(native))
 
     def trace(self) -> list[TraceRow]:
         """What each lane did in the last request; nothing of a GPU's lane unless it was timed."""
@@ -160,32 +164,47 @@ class CudaLanes:
         """The times of its steps, from a few rounds of each program with events around each step."""
         if self._capture is None:
             return NOMINAL_TIMES
+        form, self._issuer.form = self._issuer.form, "events"  # where each step is a launch, with times
         self._issuer.timed = True
         try:
             return measure(self)
         finally:
             self.coordinator.stop()  # Ctrl-C may have left it at work
             self._issuer.timed = False
+            self._issuer.form = form
 
     @property
     def form(self) -> str:
-        """How rounds are launched. Between requests "events" and "graph" may be set for each other."""
+        """How rounds are launched. Between requests "events", "graph" and "while" may follow each other."""
         return self._issuer.form if self._capture is not None else self.options.form
 
     @form.setter
     def form(self, form: str) -> None:
         if form == self.form:
             return
-        if self._capture is None or form not in ("events", "graph"):
+        if self._capture is None or form not in ("events", "graph", "while"):
             raise ConfigError(
-                f"form {form!r} can't follow {self.form!r}: lanes of 'events' and 'graph' may become each "
-                "other; build an engine with the form that is wanted"
+                f"form {form!r} can't follow {self.form!r}: lanes of 'events', 'graph' and 'while' may "
+                "become each other; build an engine with the form that is wanted"
             )
         self._issuer.form = form
 
     @property
+    def rounds_ahead(self) -> int:
+        """Rounds that are queued before their verdict is read. Between requests it may be set."""
+        return int(self._issuer.rounds_ahead) if self._capture is not None else self.options.rounds_ahead
+
+    @rounds_ahead.setter
+    def rounds_ahead(self, rounds_ahead: int) -> None:
+        if self._capture is None:
+            raise ConfigError(f"rounds_ahead can't be set: form {self.form!r} queues none")
+        self._issuer.rounds_ahead = rounds_ahead
+
+    @property
     def timed(self) -> bool:
-        """Whether the steps of requests leave their times in the trace, which costs events around each."""
+        """Whether the steps of requests leave their times in the trace, which costs events around each: of
+        form "graph" the rounds, of "while" the launches, since no event can be in what repeats itself.
+        """
         return self._capture is None or self._issuer.timed
 
     @timed.setter
@@ -218,21 +237,20 @@ class CudaLanes:
                 model.config,
                 model.weights,
                 self._sizes.lane,
-                block_size=self._sizes.block_size,
+                num_blocks=self._sizes.pool.num_blocks,
+                block_size=self._sizes.pool.block_size,
                 vocab_size=columns,
             )
             return kind(llama, own)
 
     @property
     def _joins(self) -> bool:
-        """Whether requests can join a run: beside a draft on the CPU they cannot."""
-        return self._room.num_slots > 1 and not self._draft_on_host
+        """Whether requests can join a run."""
+        return self._room.num_slots > 1
 
     def _check(self, request: Request) -> None:
         check_stop_ids(request, self._room.max_stop_ids)
         check_biased(request)
-        if self._capture is not None:
-            check_captured(request, shaped=True)
 
     def _synchronize(self) -> None:
         for gpu in self._gpus:
@@ -243,7 +261,9 @@ class CudaLanes:
     ) -> Capture:
         """Builds the lanes and their coordinator -> the owner of their graphs."""
         shaping = self._shaping(target.gpu, self.target_steps)
-        graphs = [self._graphs("target", target.gpu, self.target_steps, shaping, TARGET_PRIORITY)]
+        with target.gpu.current(), memory_errors(target.gpu.device, "log-probabilities"):
+            told = ToldRing(self.target_steps.state)
+        graphs = [self._graphs("target", target.gpu, self.target_steps, shaping, TARGET_PRIORITY, told)]
         lanes = [graphs[0].native]
         if isinstance(draft, CudaModel):
             assert self.draft_steps is not None
@@ -254,8 +274,9 @@ class CudaLanes:
         elif draft is not None:
             cores = list(draft_cores)
             shaping.kept_thresholds.fill_(-float("inf"))  # its rows come as they were sampled, cut already
-            lanes.append(_C.CpuLane("draft", draft.executor(cores), _C.Device(cores)))
-        room = self._room
+            executor = draft.executor(cores, self._room.num_slots, self._sizes.pool)
+            lanes.append(_C.CpuLane("draft", executor, _C.Device(cores)))
+        room, pool = self._room, self._sizes.pool
         draft_vocab_size = draft.config.vocab_size if isinstance(draft, Model) else room.draft_vocab_size
         self.coordinator = _C.Coordinator(
             lanes,
@@ -264,6 +285,8 @@ class CudaLanes:
             capacity=room.capacity,
             vocab_size=room.vocab_size,
             draft_vocab_size=draft_vocab_size if draft is not None else None,
+            num_blocks=pool.num_blocks,
+            block_size=pool.block_size,
         )
         return Capture(graphs, self._gpus)
 
@@ -273,12 +296,20 @@ class CudaLanes:
             return Shaping(steps.state, captured=True)
 
     def _graphs(
-        self, name: str, gpu: Gpu, steps: TargetSteps | DraftSteps, shaping: Shaping, priority: int
+        self,
+        name: str,
+        gpu: Gpu,
+        steps: TargetSteps | DraftSteps,
+        shaping: Shaping,
+        priority: int,
+        told: ToldRing | None = None,
     ) -> LaneGraphs:
-        """A stream of its own, and the native lane that launches on it."""
+        """A stream of its own, and the native lane that launches on it. told: the target's."""
         stream, room = gpu.stream(priority), self._room
-        tensors = dict(vars(steps.state.whole)) | {"chunk": steps.chunk, "joining": steps.state.joining}
-        tensors |= shaping.arrays()
+        state = steps.state
+        tensors = dict(vars(state.whole)) | {"chunk": steps.chunk, "joining": state.joining}
+        tensors |= {"block_table": state.block_table, "loop": state.loop, "loop_host": state.loop_host}
+        tensors |= shaping.arrays() | (told.arrays() if told is not None else {})
         sizes = {
             "num_slots": room.num_slots,
             "gamma_max": room.gamma_max,
@@ -287,6 +318,8 @@ class CudaLanes:
             "num_stop_ids": room.max_stop_ids,
             "prefill_chunk": self._sizes.lane.prefill_chunk,
             "num_biased": MAX_BIASED,
+            "max_logprobs": told.most if told is not None else -1,
+            "block_size": room.block_size,
         }
         staging = gpu.staging(_C.DeviceArrays.staging_bytes(**sizes, host_logits=self._draft_on_host))
         arrays = _C.DeviceArrays(
@@ -294,9 +327,10 @@ class CudaLanes:
             **sizes,
             vocab_size=room.vocab_size,
             ring_size=room.ring_size,
+            num_blocks=steps.model.kv_cache.shape.num_blocks,
             staging=staging.data_ptr(),
             num_staging_bytes=staging.nbytes,
-            owner=(steps, shaping, staging),
+            owner=(steps, shaping, told, staging),
         )
         native = _C.CudaLane(name, self._issuer, gpu.ordinal, stream.handle, arrays)
-        return LaneGraphs(name, steps, stream, native, shaping)
+        return LaneGraphs(name, steps, stream, native, shaping, told)

@@ -13,14 +13,17 @@ import torch
 
 from pearl_rt.config import ModelConfig
 from pearl_rt.cuda_device import Gpu
+from pearl_rt.device_logprobs import DeviceLogprobs
 from pearl_rt.device_model import DTYPES, PREFILL_CHUNKS
 from pearl_rt.device_shaping import Shaping
 from pearl_rt.device_state import DeviceState, StateSizes
 from pearl_rt.errors import ResourceError
 from pearl_rt.kv_cache import CacheShape
+from pearl_rt.kv_pool import KvPool
 from pearl_rt.lane import gib, weight_bytes
 from pearl_rt.models.llama import Buffers, Sizes
 from pearl_rt.planner import MAX_GAMMA
+from pearl_rt.told_ring import ToldRing
 
 # Compiled kernels, cuBLAS workspaces and graphs: a guess, no GPU was there to measure it on.
 ALLOWANCE = 512 * 2**20
@@ -30,26 +33,29 @@ META = torch.device("meta")
 class PairSizes:
     """What the state and the steps of a pair have room for."""
 
-    block_size = 16  # positions of a page
-
     def __init__(
         self,
         gpu: Gpu,
         num_slots: int,
-        max_model_len: int,
+        pool: KvPool,
         target: ModelConfig,
         draft: ModelConfig | None,
     ) -> None:
+        """pool: the blocks of each model's KV cache."""
+        self.pool = pool
         gamma_max = MAX_GAMMA if draft is not None else 0
         columns = target.vocab_size
         draft_columns = min(columns, draft.vocab_size) if draft is not None else 1
-        self.state = StateSizes(num_slots, gamma_max, max_model_len, columns, draft_columns)
+        length = pool.max_model_len
+        self.state = StateSizes(
+            num_slots, gamma_max, length, columns, draft_columns, block_size=pool.block_size
+        )
         self.lane = Sizes(
             step_tokens=num_slots * max(gamma_max + 1, 2),
             prefill_chunk=PREFILL_CHUNKS[gpu.device.type],
             logit_rows=num_slots * (gamma_max + 1),
             max_sequences=num_slots,
-            max_model_len=max_model_len,
+            max_model_len=length,
         )
 
 
@@ -63,9 +69,9 @@ class GpuModel:
     vocab_size: int  # columns of its logits
 
 
-def parts_of(models: Sequence[GpuModel], sizes: PairSizes) -> dict[str, int]:
-    """What is held on one GPU for these models -> bytes."""
-    room = sizes.lane
+def parts_of(models: Sequence[GpuModel], sizes: PairSizes, *, eager: bool = False) -> dict[str, int]:
+    """What is held on one GPU for these models -> bytes. eager: for steps that are launched one by one."""
+    room, pool = sizes.lane, sizes.pool
     parts = {f"the {model.name}'s weights": weight_bytes(model.config, model.dtype) for model in models}
     cache, buffers = 0, 0
     for model in models:
@@ -74,19 +80,24 @@ def parts_of(models: Sequence[GpuModel], sizes: PairSizes) -> dict[str, int]:
             room.max_sequences,
             room.max_model_len,
             num_layers=model.config.num_hidden_layers,
-            block_size=sizes.block_size,
+            block_size=pool.block_size,
             num_kv_heads=model.config.num_key_value_heads,
             head_dim=model.config.head_dim,
             dtype=dtype,
+            num_blocks=pool.num_blocks,
         )
         cache += shape.num_bytes
         weights = cast(Any, SimpleNamespace(dtype=dtype, device=META))
         buffers += Buffers(
-            model.config, room, weights, block_size=sizes.block_size, vocab_size=model.vocab_size
+            model.config, room, weights, block_size=pool.block_size, vocab_size=model.vocab_size
         ).num_bytes
-    parts[f"{room.max_model_len} tokens of KV cache"] = cache
+    parts[f"{pool.num_tokens} tokens of KV cache"] = cache
     state = DeviceState(sizes.state, META)
     parts["logits and state"] = state.num_bytes + Shaping(state).num_bytes
+    if any(model.name == "target" for model in models):
+        parts["logits and state"] += ToldRing(state).num_bytes
+    if eager:
+        parts["log-probabilities"] = DeviceLogprobs(state).num_bytes
     parts["activations"] = buffers
     parts["kernels and graphs (a guess)"] = ALLOWANCE
     return parts
@@ -104,5 +115,5 @@ def check_gpu_memory(
     limit = f"{gib(free)} free" if room == free else f"max_memory is {gib(room)}"
     raise ResourceError(
         f"not enough memory on {gpu.device} ({gpu.name}): {gib(needed)} needed ({listed}), {limit}: "
-        f"{', '.join(['lower max_model_len', *remedies])}, or take smaller models"
+        f"{', '.join(['lower max_model_len or kv_cache_tokens', *remedies])}, or take smaller models"
     )

@@ -39,6 +39,12 @@ class DeviceLogprobs:
         self._is_kept = False  # for the round that is judged
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors, with the copy of rows that penalties make necessary."""
+        own = (self._tokens, self._ids, self._ranks, self._values, self._workspace)
+        return sum(tensor.nbytes for tensor in (*own, self.state.whole.target_logits))
+
+    @property
     def is_on(self) -> bool:
         """Whether a request that runs asks for any."""
         return max(self._asked) >= 0

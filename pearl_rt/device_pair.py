@@ -22,6 +22,7 @@ import torch
 
 from pearl_rt.call_order import CallOrder
 from pearl_rt.config import ModelConfig
+from pearl_rt.cuda_device import wait_for
 from pearl_rt.device_model import (
     PREFILL_CHUNKS,
     DeviceModel,
@@ -30,13 +31,14 @@ from pearl_rt.device_model import (
     memory_errors,
     prepare_kernels,
 )
+from pearl_rt.device_pages import DevicePages
 from pearl_rt.device_state import DeviceState, RoundRow, StateSizes
 from pearl_rt.errors import ConfigError, DeviceError, RequestError
 from pearl_rt.kernels.state import State
 from pearl_rt.loader import load_tensors
 from pearl_rt.options import JUDGES, check_vocabularies, choice, max_length
 from pearl_rt.planner import MAX_GAMMA
-from pearl_rt.request import Request, check_captured, check_stop_ids, prepare_prompt
+from pearl_rt.request import Request, check_plain, check_stop_ids, prepare_prompt
 from pearl_rt.sampling_params import SamplingParams
 from pearl_rt.tokenizer import Tokenizer
 
@@ -48,6 +50,7 @@ class DevicePair:
     """Owner of the state and of both lanes' steps, with one KV cache and one set of buffers for each lane.
 
     state          DeviceState: the struct of arrays, at fixed addresses (`tensors` for the window in use)
+    pages          DevicePages: who has which pages of the KV caches
     target_steps   TargetSteps; draft_steps: DraftSteps or None
 
     Not for use from several threads at once. All memory is had here, none later.
@@ -61,8 +64,8 @@ class DevicePair:
             raise ConfigError("the lanes of a pair share one state: two devices have one each")
         self.config = target_steps.model.config
         self.device = target_steps.model.weights.device
-        with self.on_device():
-            self._cover()
+        lanes = [steps for steps in (target_steps, draft_steps) if steps is not None]
+        self.pages = DevicePages(self.state, min(s.model.kv_cache.shape.num_blocks for s in lanes))
         self.claims = 0  # who has the slots: see claim()
         self._order = CallOrder()
         self._prompt_lens: list[int] = []
@@ -81,6 +84,7 @@ class DevicePair:
         gamma_max: int = MAX_GAMMA,
         prefill_chunk: int | None = None,
         block_size: int = 16,
+        num_blocks: int | None = None,
         attention_backend: str = "triton",
         max_stop_ids: int = 32,
         ring_size: int = 64,
@@ -91,7 +95,8 @@ class DevicePair:
         num_slots          sequences at a time
         gamma_max          the longest window, 0 to 16
         prefill_chunk      prompt tokens of one pass; None: 256 on a GPU, 16 in the interpreter
-        block_size         positions of a page of the KV cache: a multiple of 16
+        block_size         positions of a page of the KV caches: a multiple of 16
+        num_blocks         pages of each; None: enough for every slot at its longest
         attention_backend  "triton", "flash-attn" or "sdpa", of which the last cannot be captured
         max_stop_ids       EOS and stop ids of a request
         ring_size          rounds of results that may wait for read()
@@ -128,13 +133,21 @@ class DevicePair:
                 model.config,
                 model.weights,
                 sizes,
+                num_blocks=num_blocks,
                 block_size=block_size,
                 backend=attention_backend,
                 vocab_size=vocab_size,
             )
 
         room = StateSizes(
-            num_slots, gamma_max, max_model_len, columns, draft_columns, max_stop_ids, ring_size
+            num_slots,
+            gamma_max,
+            max_model_len,
+            columns,
+            draft_columns,
+            max_stop_ids,
+            ring_size,
+            block_size,
         )
         with memory_errors(device, "caches and buffers"):
             state = DeviceState(room, device)
@@ -246,6 +259,7 @@ class DevicePair:
             )
         for request in requests:
             self._check(request)
+        self.pages.check(requests)
         longest = max((request.gamma for request in requests), default=0)
         window = longest if gamma is None else gamma
         self.check_gamma(window)
@@ -263,8 +277,8 @@ class DevicePair:
         self._prompt_lens = [len(request.prompt_ids) for request in requests]
         with self.on_device():
             if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)  # what runs may still write to the ring
-            self._cover()
+                wait_for(self.device)  # what runs may still write to the ring
+            self.pages.restart(requests)
             self.state.start(list(requests))
         self._order.started(window)
 
@@ -350,11 +364,6 @@ class DevicePair:
                 f"the GPU failed: {error}", call="cudaStreamQuery", text=str(error), place="in wait()"
             ) from error
 
-    def _cover(self) -> None:
-        for steps in (self.target_steps, self.draft_steps):
-            if steps is not None:
-                steps.cover()
-
     def _check(self, request: Request) -> None:
         prepare_prompt(list(request.prompt_ids), None, self.config.vocab_size, self.state.sizes.capacity)
         SamplingParams(
@@ -365,7 +374,7 @@ class DevicePair:
         )
         self.check_gamma(request.gamma)
         check_stop_ids(request, self.state.sizes.max_stop_ids)
-        check_captured(request, shaped=False)
+        check_plain(request)
 
 
 def _at_least(**limits: tuple[Any, int]) -> None:

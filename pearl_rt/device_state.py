@@ -10,10 +10,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from pearl_rt.kernels.state import BAD_LOGITS, IDLE, RING_HEADER, RUNNING, State
+from pearl_rt.kv_cache import check_block_size
 from pearl_rt.request import Request
 
 __all__ = ["BAD_LOGITS", "FINISH_NAMES", "IDLE", "RUNNING", "DeviceState", "RoundRow", "StateSizes"]
+LOOP_WORDS, LOOP_HOST_WORDS = 4, 96
 FINISH_NAMES = ("", "", "stop", "length", "error")  # of a finish_reason, for callers
+UNUSED_PAGE = 0  # entries of a block table behind a slot's pages; any page number would do
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class StateSizes:
     draft_vocab_size: int  # Vd: the draft samples ids below min(V, Vd) only
     max_stop_ids: int = 32
     ring_size: int = 64  # rounds of results that may wait for the host
+    block_size: int = 16  # positions of a page, in both models' KV caches
 
 
 @dataclass(frozen=True)
@@ -72,11 +76,22 @@ class DeviceState:
         self.drafted = torch.zeros(sizes.gamma_max, sizes.num_slots, dtype=torch.int32, device=device)
         # finish_reason of the slots whose first row is judged by itself, beside others' rounds: [B].
         self.joining = torch.full((sizes.num_slots,), IDLE, dtype=torch.int32, device=device)
+        # The pages of each slot, in order, in the caches of all lanes over this state: [B, MB].
+        max_blocks = -(-sizes.capacity // check_block_size(sizes.block_size))
+        self.block_table = torch.full(
+            (sizes.num_slots, max_blocks), UNUSED_PAGE, dtype=torch.int32, device=device
+        )
+        # What a loop of rounds counts, and how the host and it speak: csrc/cuda/loop_kernels.h.
+        self.loop = torch.zeros(LOOP_WORDS, dtype=torch.int32, device=device)
+        self.loop_host = torch.zeros(LOOP_HOST_WORDS, dtype=torch.int32)
+        if device.type == "cuda":
+            self.loop_host = self.loop_host.pin_memory()
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.nbytes for tensor in (*vars(self.whole).values(), self.drafted, self.joining))
+        own = (self.drafted, self.joining, self.block_table, self.loop)
+        return sum(tensor.nbytes for tensor in (*vars(self.whole).values(), *own))
 
     def windowed(self, gamma: int, *, joining: bool = False) -> State:
         """The state for windows of gamma: the same memory, in tensors of its shape.
@@ -127,7 +142,7 @@ class DeviceState:
         state.token_ids[slot, : len(prompt)].copy_(prompt)
         state.stop_token_ids[slot].copy_(row)
         state.prompt_len[slot] = len(prompt)
-        state.max_total_len[slot] = min(sizes.capacity - len(prompt), request.max_tokens) + len(prompt)
+        state.max_total_len[slot] = request.total_len(sizes.capacity)
         state.gamma[slot] = request.gamma
         state.temperature[slot] = request.temperature
         state.seed[slot] = request.seed - (1 << 64 if request.seed >= 1 << 63 else 0)

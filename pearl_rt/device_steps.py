@@ -3,7 +3,7 @@
     target's lane   prefill; verify (the first token); then score, verify every round
     draft's lane    prefill; then draft every round
 
-Knows a model and the state; not lanes, events or order. `restart` and `prefill` take lengths from the host.
+Knows a model and the state; not lanes, events or order. `prefill` takes lengths from the host.
 The launches of `prefill_chunk`, `prefill_logits`, `draft`, `score` and `verify` depend on the window (and the
 slot) alone, read nothing back and allocate nothing, so that each of them is captured once and launched as
 often as is needed: which tokens a chunk feeds stands in `chunk`, on the device.
@@ -13,6 +13,7 @@ import torch
 
 from pearl_rt.device_shaping import Shaping
 from pearl_rt.device_state import DeviceState
+from pearl_rt.errors import ConfigError
 from pearl_rt.judge import KINDS
 from pearl_rt.kernels.feed import DRAFT_FIRST, DRAFT_NEXT, PREFILL, SCORE, SCORE_WINDOW, feed
 from pearl_rt.kernels.sample import sample
@@ -20,48 +21,30 @@ from pearl_rt.kernels.sample import workspace_size as sample_workspace
 from pearl_rt.kernels.state import State
 from pearl_rt.kernels.verify import verify
 from pearl_rt.kernels.verify import workspace_size as verify_workspace
-from pearl_rt.kv_cache import BlockAllocator
 from pearl_rt.models.forward_batch import ForwardBatch
 from pearl_rt.models.llama import Llama
 from pearl_rt.noise import Purpose
 
-UNUSED_PAGE = 0  # entries of a block table behind a sequence's pages; any page number would do
 Tensor = torch.Tensor
 
 
 class LaneSteps:
-    """What both lanes do: keep the pages of each slot, and feed prompts."""
+    """What both lanes do: feed prompts."""
 
     def __init__(self, model: Llama, state: DeviceState) -> None:
         self.model = model
         self.state = state
-        cache, slots = model.kv_cache.shape, state.sizes.num_slots
-        self.blocks = BlockAllocator(cache.num_blocks, cache.block_size)
-        max_blocks = -(-state.sizes.capacity // cache.block_size)
-        device = model.weights.device
-        self.block_table = torch.full((slots, max_blocks), UNUSED_PAGE, dtype=torch.int32, device=device)
-        self.batch = ForwardBatch.empty(model.sizes.max_tokens, 1, self.block_table)
+        cache, slots, device = model.kv_cache.shape, state.sizes.num_slots, model.weights.device
+        if cache.block_size != (expected := state.sizes.block_size):
+            raise ConfigError(
+                f"the KV cache has blocks of {cache.block_size} tokens, the state's are of {expected}: pass "
+                "one block_size for both"
+            )
+        self.batch = ForwardBatch.empty(model.sizes.max_tokens, 1, state.block_table)
         self.chunk = torch.zeros(slots, 2, dtype=torch.int32, device=device)
         self.logit_rows = torch.zeros(model.sizes.logit_rows, dtype=torch.int32, device=device)
         self.sample_positions = torch.zeros(slots, dtype=torch.int64, device=device)
         self.ring_rows = torch.zeros(slots, dtype=torch.int64, device=device)
-
-    def restart(self, lengths: list[int]) -> None:
-        """Pages for sequences that may grow to these lengths, by slot; the pages held before go back."""
-        for slot in range(self.state.sizes.num_slots):
-            if self.blocks.blocks(slot):
-                self.blocks.free(slot)
-        table = torch.full(self.block_table.shape, UNUSED_PAGE, dtype=torch.int32)
-        for slot, length in enumerate(lengths):
-            pages = self.blocks.allocate(slot, length)
-            table[slot, : len(pages)] = torch.tensor(pages, dtype=torch.int32)
-        self.block_table.copy_(table)
-
-    def cover(self) -> None:
-        """Pages for the longest sequence in every slot, unless they are there."""
-        slots, capacity = self.state.sizes.num_slots, self.state.sizes.capacity
-        if any(len(self.blocks.blocks(slot)) < self.block_table.shape[1] for slot in range(slots)):
-            self.restart([capacity] * slots)
 
     def prefill_chunks(self, length: int) -> list[tuple[int, int]]:
         """[start, end) of the passes that feed the first `length` tokens: cut at multiples of the chunk."""

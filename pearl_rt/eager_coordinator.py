@@ -11,8 +11,9 @@ made when it joins.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from pearl_rt.admission import Admission
 from pearl_rt.device_logprobs import DeviceLogprobs, Told
@@ -22,9 +23,10 @@ from pearl_rt.device_shaping import Shaping, check_biased
 from pearl_rt.device_state import BAD_LOGITS, FINISH_NAMES, RoundRow
 from pearl_rt.device_steps import LaneSteps
 from pearl_rt.errors import RequestError
+from pearl_rt.lane_cursor import LaneCursor
 from pearl_rt.metrics import TraceRow
 from pearl_rt.planner import MAX_GAMMA, StepTimes
-from pearl_rt.program import LANES, LaneProgram, Op, Program
+from pearl_rt.program import LANES, Op, Program
 from pearl_rt.request import FILTERS, SHAPING, Request, check_stop_ids
 
 # What launching op by op takes says nothing about a device: as if a pass of the target took a second, five of
@@ -75,12 +77,13 @@ class EagerCoordinator:
     def __init__(self, pair: DevicePair) -> None:
         self._pair = pair
         self.state = pair.state
+        self._pages = pair.pages
         self._target = pair.target_steps
         self._draft = pair.draft_steps
         self._admission = Admission()
         self._sequences: dict[int, _Sequence] = {}  # by slot; the others are idle
         self._feeding: int | None = None  # the slot whose prompt goes on in this round
-        self._lanes: list[_Lane] = []
+        self._lanes: list[LaneCursor] = []
         self._results: list[RoundResult] = []
         self._trace: list[TraceRow] = []
         self._shaping: Shaping | None = None
@@ -104,16 +107,18 @@ class EagerCoordinator:
         self._is_drafted = any(op.kind == "draft" for lane in chosen.lanes for op in lane.body)
         for request in requests:
             self._check(request)
+        self._pages.check(requests)
         self._judge, self._keep_logits = judge, False
         self._gamma = max((request.gamma for request in requests if self._is_drafted), default=0)
         self._shaping = self._logprobs = None
         self._sequences, self._feeding = {}, None
         self._pair.claim()
         with self._pair.on_device():
+            self._pages.restart(requests)
             self.state.start([])
             for slot, request in enumerate(requests):
                 self._fill(slot, self._admission.take_id(), request, is_fed=True)
-        self._lanes = [_Lane(name, lane) for name, lane in zip(LANES, chosen.lanes, strict=False)]
+        self._lanes = [LaneCursor(name, lane) for name, lane in zip(LANES, chosen.lanes, strict=False)]
         self._records: dict[str, int] = dict.fromkeys(chosen.events, 0)
         self._results, self._trace = [], []
         self._admission.open()
@@ -122,10 +127,26 @@ class EagerCoordinator:
 
     def submit(self, request: Request) -> int | None:
         """One more request for the run that goes on -> its id, or None: there is none. It takes the next idle
-        slot, in order of submission. From any thread. Raises RequestError for what cannot be run.
+        slot once as many KV blocks are free as it may come to need, in order of submission. From any thread.
+        Raises RequestError for what cannot be run.
         """
         self._check(request)
+        self._pages.check([request])
         return self._admission.submit(request)
+
+    def has_place(self, request: Request) -> bool:
+        """Whether a request would get its KV blocks now, behind those that wait: what else a run lacks for it
+        is made when it joins. From any thread.
+        """
+        needed = self._pages.pool.blocks_for
+        return self._admission.has_room(
+            lambda waiting: needed(request) + sum(map(needed, waiting)) <= self._pages.num_free
+        )
+
+    @property
+    def num_free_blocks(self) -> int:
+        """KV blocks that nobody holds; all of them while no run goes on. From any thread."""
+        return self._pages.num_free if self.running else self._pages.pool.num_blocks
 
     def cancel(self, request_id: int) -> bool:
         """Ends a request within a round; its last result says "abort". True if it had no slot yet: nothing
@@ -312,7 +333,7 @@ class EagerCoordinator:
         for slot in range(self.state.sizes.num_slots):
             if slot in self._sequences:
                 continue
-            waiting = self._admission.next()
+            waiting = self._admission.next(partial(self._pages.reserve, slot))
             if waiting is None:
                 break
             self._fill(slot, *waiting, is_fed=False)
@@ -349,6 +370,7 @@ class EagerCoordinator:
         if self._feeding == slot:
             self._feeding = None
         self.state.clear(slot)
+        self._pages.release(slot)
         for own in (self._shaping, self._logprobs):
             if own is not None:
                 own.clear(slot)
@@ -364,34 +386,3 @@ class EagerCoordinator:
             f"NaN or infinite logits in step {step} of the {lane} lane, sequence {slot}, position "
             f"{position}; the request was ended"
         )
-
-
-class _Lane:
-    """Where one lane is in its lists: the prologue once, then the body round after round."""
-
-    def __init__(self, name: str, lane: LaneProgram) -> None:
-        self.name = name
-        self._prologue, self._body = lane.prologue, lane.body
-        self._next = 0
-        self._waits: dict[str, int] = {}
-
-    def next_op(self) -> tuple[int, Op] | None:
-        """(round, op), the prologue's as round 0; None at the end."""
-        place = self._next - len(self._prologue)
-        if place < 0:
-            return 0, self._prologue[self._next]
-        if not self._body:
-            return None
-        return 1 + place // len(self._body), self._body[place % len(self._body)]
-
-    def done(self) -> None:
-        """Goes on to the next op."""
-        self._next += 1
-
-    def passes(self, op: Op, records: Mapping[str, int]) -> bool:
-        """Whether a wait is over: its event was recorded once more than it was waited for."""
-        waited = self._waits.get(op.event, 0)
-        if records[op.event] <= waited:
-            return False
-        self._waits[op.event] = waited + 1
-        return True

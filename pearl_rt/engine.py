@@ -60,17 +60,18 @@ class Engine:
                    CPU (float32 on "interpret")
     placement      "shared" (both models on all cores, or on one GPU), "split" (one core for the
                    draft, the rest for the target), "devices" (with draft_device) or "auto"
-    form           how a GPU's rounds are launched: "events" (two streams), "graph" (one graph a round), or
+    form           how a GPU's rounds are launched: "events" (two streams), "graph" (one graph a round),
+                   "while" (one graph for all rounds, on one GPU with a driver of CUDA 12.3 or newer), or
                    "eager" (kernel by kernel from Python, for checking); the same bits
-    rounds_ahead   rounds that are queued on a GPU before their verdict is read
+    rounds_ahead   rounds that are queued on a GPU before their verdict is read; with "while" as many as its
+                   results have room for
     max_memory     bytes of each GPU that may be taken; None: all that is free
     max_model_len  tokens of prompt and answer; None: what both models were made for, but 4096 at most
     num_threads    cores to use; None: all that this process may use
     isa            instruction set of the CPU's executor; None: the best that this machine has
-    max_num_seqs   sequences that run at once; None: 8 on the CPU, 1 elsewhere; on a GPU beside a draft on the
-                   CPU one
-    kv_cache_tokens  tokens of KV cache for all sequences together, on the CPU: a request waits for as much as
-                   its prompt and max_tokens may need; None: max_num_seqs times max_model_len
+    max_num_seqs   sequences that run at once; None: 8 on the CPU, 1 elsewhere
+    kv_cache_tokens  tokens of KV cache for all sequences together, of each model: a request waits for as much
+                   as its prompt and max_tokens may need; None: max_num_seqs times max_model_len
     max_waiting    submitted requests that may wait while others run
 
     submit() may be called from any thread; generate() and stream() not from several at once, nor while
@@ -381,11 +382,11 @@ class Engine:
         vocab_size = self._config.vocab_size
         check_params(params, self._tokenizer, vocab_size)
         prepared = prepare_prompt(prompt, self._tokenizer, vocab_size, self.max_model_len)
-        if self._kv_pool is not None:
-            self._kv_pool.check(len(prepared.token_ids), params.max_tokens)
         params = params.sample(index)
         answer = Answer(prepared, params, self._tokenizer, index)
-        return Job(prepared, params, wanted.narrowed(self._limits), judge, answer)
+        job = Job(prepared, params, wanted.narrowed(self._limits), judge, answer)
+        self._kv_pool.check(self._runs.request(job, 0))
+        return job
 
     def _stream(self, job: Job) -> Generator[StreamChunk, None, None]:
         with self._turn:

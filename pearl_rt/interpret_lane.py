@@ -14,6 +14,7 @@ from pearl_rt.config import ModelConfig
 from pearl_rt.device_model import device_dtype, prepare_kernels
 from pearl_rt.device_pair import DevicePair
 from pearl_rt.eager_coordinator import NOMINAL_TIMES, EagerCoordinator
+from pearl_rt.kv_pool import DEVICE_BLOCK_SIZE, KvPool
 from pearl_rt.loader import loading_bar
 from pearl_rt.metrics import TraceRow
 from pearl_rt.models.llama import LlamaWeights
@@ -52,12 +53,23 @@ class InterpretLanes:
     adapts = False  # a run has one window
 
     def __init__(
-        self, placement: str, target: InterpretModel, draft: InterpretModel | None, num_slots: int = 1
+        self,
+        placement: str,
+        target: InterpretModel,
+        draft: InterpretModel | None,
+        num_slots: int = 1,
+        pool: KvPool | None = None,
     ) -> None:
+        """pool: the KV blocks of all sequences; None: every slot has its own."""
         self.placement = placement
         self.has_draft = draft is not None
         self.pair = DevicePair.of_models(
-            target, draft, max_model_len=target.max_model_len, num_slots=num_slots
+            target,
+            draft,
+            max_model_len=target.max_model_len,
+            num_slots=num_slots,
+            block_size=DEVICE_BLOCK_SIZE if pool is None else pool.block_size,
+            num_blocks=None if pool is None else pool.num_blocks,
         )
         self.coordinator = EagerCoordinator(self.pair)
 
@@ -70,8 +82,8 @@ class InterpretLanes:
         return self.coordinator.submit(request)
 
     def has_place(self, request: Request) -> bool:
-        """Anybody may join: what the run lacks for it is made then."""
-        return True
+        """Whether a request would get the KV blocks now that it may come to need."""
+        return self.coordinator.has_place(request)
 
     def trace(self) -> list[TraceRow]:
         """What each lane did in the last request."""
@@ -89,10 +101,13 @@ class InterpretLanes:
 class InterpretBackend:
     """What an engine asks of device="interpret": see pearl_rt.lane.CpuBackend."""
 
-    def __init__(self, num_slots: int = 1) -> None:
-        """num_slots: sequences that run at once."""
+    def __init__(self, num_slots: int = 1, kv_cache_tokens: int | None = None) -> None:
+        """num_slots: sequences that run at once. kv_cache_tokens: of all of them together; None: num_slots
+        times max_model_len.
+        """
         prepare_kernels(DEVICE)
         self.num_slots = num_slots
+        self._kv_cache_tokens = kv_cache_tokens
 
     def limits(self, has_draft: bool) -> Limits:
         """Both placements, which differ in the order of their prefills only."""
@@ -103,8 +118,14 @@ class InterpretBackend:
     ) -> None:
         """Whatever an interpreter can finish fits."""
 
-    def kv_pool(self, max_model_len: int) -> None:
-        """Every sequence has a KV cache of its own here."""
+    def kv_pool(self, max_model_len: int) -> KvPool:
+        """The KV blocks that requests share."""
+        return KvPool.of(
+            self._kv_cache_tokens,
+            num_slots=self.num_slots,
+            max_model_len=max_model_len,
+            block_size=DEVICE_BLOCK_SIZE,
+        )
 
     def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
         """float32, whatever the checkpoint is stored in. Raises ConfigError for another one."""
@@ -125,8 +146,13 @@ class InterpretBackend:
 
     def lanes(self, placement: str, target: InterpretModel, draft: InterpretModel | None) -> InterpretLanes:
         """The lanes of one placement."""
-        return InterpretLanes(placement, target, draft, self.num_slots)
+        return InterpretLanes(placement, target, draft, self.num_slots, self.kv_pool(target.max_model_len))
 
     def described(self, target: InterpretModel, lanes: Mapping[str, InterpretLanes]) -> dict[str, Any]:
-        """What runs where, for Engine.stats()."""
-        return {"device": {"target": "interpret", "draft": "interpret"}, "isa": target.isa}
+        """What runs where, and on how much KV cache, for Engine.stats()."""
+        pool = self.kv_pool(target.max_model_len)
+        return {
+            "device": {"target": "interpret", "draft": "interpret"},
+            "kv_blocks": pool.described(own.coordinator.num_free_blocks for own in lanes.values()),
+            "isa": target.isa,
+        }

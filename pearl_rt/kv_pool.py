@@ -3,13 +3,17 @@
 Knows lengths; not caches, or who holds which block: the coordinator does.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from pearl_rt.errors import ConfigError, RequestError
 from pearl_rt.kv_cache import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE
 from pearl_rt.options import MIN_MODEL_LEN
+from pearl_rt.request import Request
 from pearl_rt.sampling_params import integer
+
+DEVICE_BLOCK_SIZE = 16  # positions of a page on a device, unless its cache shares blocks with the executor's
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,20 @@ class KvPool:
     max_model_len: int  # tokens of one sequence at most
 
     @classmethod
-    def of(cls, kv_cache_tokens: int | None, *, num_slots: int, max_model_len: int) -> "KvPool":
-        """kv_cache_tokens: rounded up to whole blocks; None: every slot has its own."""
-        # The largest that there is, as long as a chunk of a prompt: few calls of a matmul.
-        block_size = min(MAX_BLOCK_SIZE, -(-max_model_len // MIN_BLOCK_SIZE) * MIN_BLOCK_SIZE)
+    def of(
+        cls,
+        kv_cache_tokens: int | None,
+        *,
+        num_slots: int,
+        max_model_len: int,
+        block_size: int | None = None,
+    ) -> "KvPool":
+        """kv_cache_tokens: rounded up to whole blocks; None: every slot has its own. block_size None: the
+        executor's.
+        """
+        if block_size is None:
+            # The largest that there is, as long as a chunk of a prompt: few calls of a matmul.
+            block_size = min(MAX_BLOCK_SIZE, -(-max_model_len // MIN_BLOCK_SIZE) * MIN_BLOCK_SIZE)
         if kv_cache_tokens is None:
             return cls(block_size, num_slots * -(-max_model_len // block_size), max_model_len)
         return cls(block_size, -(-kv_cache_tokens // block_size), max_model_len)
@@ -39,22 +53,25 @@ class KvPool:
         """Tokens of the longest sequence that fits, prompt included."""
         return min(self.num_tokens, self.max_model_len)
 
-    def total_len(self, prompt_len: int, max_tokens: int | None) -> int:
-        """Tokens that a request may grow to; its blocks are reserved for as many."""
-        if max_tokens is None:
-            return self.max_model_len
-        return min(prompt_len + max_tokens, self.max_model_len)
+    def blocks_for(self, request: Request) -> int:
+        """Blocks that are reserved for a request: it may grow to fill them."""
+        return -(-request.total_len(self.max_model_len) // self.block_size)
 
-    def check(self, prompt_len: int, max_tokens: int | None) -> None:
+    def check(self, request: Request) -> None:
         """Raises RequestError for a request that needs more blocks than there are."""
-        total = self.total_len(prompt_len, max_tokens)
-        needed = -(-total // self.block_size)
+        needed = self.blocks_for(request)
         if needed > self.num_blocks:
             raise RequestError(
-                f"the prompt has {prompt_len} tokens and max_tokens is {max_tokens}: {total} tokens need "
-                f"{needed} KV blocks of {self.block_size}, and there are {self.num_blocks}: lower "
-                "max_tokens, or build the engine with a larger kv_cache_tokens"
+                f"the prompt has {len(request.prompt_ids)} tokens and max_tokens is {request.max_tokens}: "
+                f"{request.total_len(self.max_model_len)} tokens need {needed} KV blocks of "
+                f"{self.block_size}, and there are {self.num_blocks}: lower max_tokens, or build the engine "
+                "with a larger kv_cache_tokens"
             )
+
+    def described(self, num_free: Iterable[int]) -> dict[str, int]:
+        """For Engine.stats(). num_free: of each placement that was used."""
+        free = min(num_free, default=self.num_blocks)
+        return {"block_size": self.block_size, "total": self.num_blocks, "free": free}
 
 
 def checked_kv_cache_tokens(asked: Any) -> int | None:

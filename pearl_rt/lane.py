@@ -285,8 +285,7 @@ class Lanes:
 
     def has_place(self, request: Request) -> bool:
         """Whether a request would get the KV blocks now that it may come to need."""
-        total = min(len(request.prompt_ids) + request.max_tokens, self.max_model_len)
-        return bool(self.coordinator.has_room(total))
+        return bool(self.coordinator.has_place(_C.Request(**vars(request))))
 
     def trace(self) -> list[TraceRow]:
         """What each lane did in the last request, once it has ended."""
@@ -363,10 +362,9 @@ class CpuBackend:
     def described(self, target: Model, lanes: Mapping[str, Lanes]) -> dict[str, Any]:
         """What runs where, and on how much KV cache, for Engine.stats()."""
         pool = self.kv_pool(target.cos.shape[0])
-        free = min((own.coordinator.num_free_blocks for own in lanes.values()), default=pool.num_blocks)
         return {
             "device": {"target": "cpu", "draft": "cpu"},
-            "kv_blocks": {"block_size": pool.block_size, "total": pool.num_blocks, "free": free},
+            "kv_blocks": pool.described(own.coordinator.num_free_blocks for own in lanes.values()),
             "cores": {
                 name: {"target": own.target_cores, "draft": own.draft_cores if own.has_draft else []}
                 for name, own in lanes.items()

@@ -67,15 +67,14 @@ class _Stats(Collector):
             gauge = GaugeMetricFamily(f"{PREFIX}_{name}", text, labels=names)
             gauge.add_metric(values, queue[name])
             yield gauge
-        blocks = self._stats.get("kv_blocks")  # a device's sequences have a KV cache of their own each
-        if blocks is not None:
-            share = GaugeMetricFamily(
-                f"{PREFIX}_kv_blocks_share", "KV blocks, as a share of all.", labels=[*names, "state"]
-            )
-            free = blocks["free"] / blocks["total"]
-            share.add_metric([*values, "free"], free)
-            share.add_metric([*values, "used"], 1.0 - free)
-            yield share
+        blocks = self._stats["kv_blocks"]
+        share = GaugeMetricFamily(
+            f"{PREFIX}_kv_blocks_share", "KV blocks, as a share of all.", labels=[*names, "state"]
+        )
+        free = blocks["free"] / blocks["total"]
+        share.add_metric([*values, "free"], free)
+        share.add_metric([*values, "used"], 1.0 - free)
+        yield share
         for name, text in (
             ("ttft", "Seconds to the first token."),
             ("tpot", "Seconds a token after the first."),

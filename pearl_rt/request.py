@@ -44,6 +44,10 @@ class Request:
     num_logprobs: int = -1  # likeliest tokens told with each token; -1: nothing
     adapts: bool = False  # its windows follow the run's table too, where lanes have one; else its own gamma
 
+    def total_len(self, capacity: int) -> int:
+        """Tokens of prompt and answer at most, where a sequence has room for `capacity`."""
+        return min(len(self.prompt_ids) + self.max_tokens, capacity)
+
     def asked(self) -> list[str]:
         """What this request does beyond temperature, seed and limits, by the names of its parameters."""
         looked_at = (*SHAPING, *(FILTERS if self.temperature > 0 else ()))
@@ -84,14 +88,11 @@ def check_stop_ids(request: Request, most: int) -> None:
         raise RequestError(f"{num_stops} end-of-text and stop ids; this lane takes {most}: pass fewer")
 
 
-def check_captured(request: Request, *, shaped: bool) -> None:
-    """Raises RequestError for what captured steps cannot do: log-probabilities, and filters and penalties
-    unless they were captured too (`shaped`).
-    """
-    refused = [name for name in request.asked() if name == "logprobs" or not shaped]
-    if refused:
+def check_plain(request: Request) -> None:
+    """Raises RequestError for what only an engine does with a request."""
+    if refused := request.asked():
         raise RequestError(
-            f"{', '.join(refused)}: not to be had on this device yet; leave out, or use device='cpu'"
+            f"{', '.join(refused)}: not to be had from a pair's calls; leave out, or use an Engine"
         )
 
 

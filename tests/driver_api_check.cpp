@@ -6,11 +6,14 @@
 namespace pearl {
 #define TAKE_TYPE(name, version, parameters) using Ours_##name = CUresult(*) parameters;
 PEARL_CUDA_CALLS(TAKE_TYPE)
+PEARL_CUDA_LATER_CALLS(TAKE_TYPE)
+constexpr unsigned kOursAssignDefault = CU_GRAPH_COND_ASSIGN_DEFAULT;  // a macro there
 }  // namespace pearl
 
 #include <cuda.h>
 #include <cudaTypedefs.h>
 
+#include <cstddef>
 #include <type_traits>
 
 // Alike in a call: the same type; integers and enums of one size; pointers to alike; a handle and its
@@ -42,6 +45,16 @@ IS_NAMESAKE(CUevent_st)
 IS_NAMESAKE(CUgraph_st)
 IS_NAMESAKE(CUgraphNode_st)
 IS_NAMESAKE(CUgraphExec_st)
+IS_NAMESAKE(CUmod_st)
+IS_NAMESAKE(CUfunc_st)
+// Field by field, below.
+IS_NAMESAKE(CUDA_KERNEL_NODE_PARAMS_v2_st)
+IS_NAMESAKE(CUgraphNodeParams_st)
+
+template <>
+constexpr bool is_alike<pearl::CUDA_MEMCPY3D, ::CUDA_MEMCPY3D>() {
+  return true;  // field by field, below
+}
 
 template <typename Ours, typename Theirs>
 struct IsAlikeCall : std::false_type {};
@@ -60,7 +73,12 @@ struct IsAlikeCall<pearl::CUresult (*)(Ours...), ::CUresult (*)(Theirs...)> {
   static_assert(version <= 12000, #name " needs a driver newer than 12.0");      \
   static_assert(IsAlikeCall<pearl::Ours_##name, PFN_##name##_v##version>::value, \
                 #name " is declared differently");
+#define SAME_LATER_CALL(name, version, parameters)                               \
+  static_assert(version <= 12030, #name " needs a driver newer than 12.3");      \
+  static_assert(IsAlikeCall<pearl::Ours_##name, PFN_##name##_v##version>::value, \
+                #name " is declared differently");
 PEARL_CUDA_CALLS(SAME_CALL)
+PEARL_CUDA_LATER_CALLS(SAME_LATER_CALL)
 
 #define SAME_NUMBER(number) \
   static_assert(static_cast<int>(pearl::number) == static_cast<int>(::number), #number);
@@ -77,6 +95,67 @@ SAME_NUMBER(CU_EVENT_DEFAULT)
 SAME_NUMBER(CU_EVENT_DISABLE_TIMING)
 SAME_NUMBER(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)
 SAME_NUMBER(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)
+
+// A struct that is handed over: each field in its place, of its size.
+#define SAME_FIELD(type, field)                                            \
+  static_assert(offsetof(pearl::type, field) == offsetof(::type, field) && \
+                    sizeof(pearl::type::field) == sizeof(::type::field),   \
+                #type "." #field);
+static_assert(sizeof(pearl::CUDA_MEMCPY3D) == sizeof(::CUDA_MEMCPY3D));
+SAME_FIELD(CUDA_MEMCPY3D, srcXInBytes)
+SAME_FIELD(CUDA_MEMCPY3D, srcY)
+SAME_FIELD(CUDA_MEMCPY3D, srcZ)
+SAME_FIELD(CUDA_MEMCPY3D, srcLOD)
+SAME_FIELD(CUDA_MEMCPY3D, srcMemoryType)
+SAME_FIELD(CUDA_MEMCPY3D, srcHost)
+SAME_FIELD(CUDA_MEMCPY3D, srcDevice)
+SAME_FIELD(CUDA_MEMCPY3D, srcArray)
+SAME_FIELD(CUDA_MEMCPY3D, reserved0)
+SAME_FIELD(CUDA_MEMCPY3D, srcPitch)
+SAME_FIELD(CUDA_MEMCPY3D, srcHeight)
+SAME_FIELD(CUDA_MEMCPY3D, dstXInBytes)
+SAME_FIELD(CUDA_MEMCPY3D, dstY)
+SAME_FIELD(CUDA_MEMCPY3D, dstZ)
+SAME_FIELD(CUDA_MEMCPY3D, dstLOD)
+SAME_FIELD(CUDA_MEMCPY3D, dstMemoryType)
+SAME_FIELD(CUDA_MEMCPY3D, dstHost)
+SAME_FIELD(CUDA_MEMCPY3D, dstDevice)
+SAME_FIELD(CUDA_MEMCPY3D, dstArray)
+SAME_FIELD(CUDA_MEMCPY3D, reserved1)
+SAME_FIELD(CUDA_MEMCPY3D, dstPitch)
+SAME_FIELD(CUDA_MEMCPY3D, dstHeight)
+SAME_FIELD(CUDA_MEMCPY3D, WidthInBytes)
+SAME_FIELD(CUDA_MEMCPY3D, Height)
+SAME_FIELD(CUDA_MEMCPY3D, Depth)
+SAME_NUMBER(CU_MEMORYTYPE_UNIFIED)
+static_assert(sizeof(pearl::CUDA_KERNEL_NODE_PARAMS_v2_st) == sizeof(::CUDA_KERNEL_NODE_PARAMS_v2_st));
+SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, func)
+SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, gridDimX)
+SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, gridDimY)
+SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, gridDimZ)
+SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, blockDimX)
+SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, blockDimY)
+SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, blockDimZ)
+SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, sharedMemBytes)
+SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, kernelParams)
+SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, extra)
+SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, kern)
+SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, ctx)
+static_assert(sizeof(pearl::CUDA_CONDITIONAL_NODE_PARAMS) == sizeof(::CUDA_CONDITIONAL_NODE_PARAMS));
+SAME_FIELD(CUDA_CONDITIONAL_NODE_PARAMS, handle)
+SAME_FIELD(CUDA_CONDITIONAL_NODE_PARAMS, type)
+SAME_FIELD(CUDA_CONDITIONAL_NODE_PARAMS, size)
+SAME_FIELD(CUDA_CONDITIONAL_NODE_PARAMS, phGraph_out)
+SAME_FIELD(CUDA_CONDITIONAL_NODE_PARAMS, ctx)
+static_assert(sizeof(pearl::CUgraphNodeParams_st) == sizeof(::CUgraphNodeParams_st));
+SAME_FIELD(CUgraphNodeParams_st, type)
+SAME_FIELD(CUgraphNodeParams_st, reserved0)
+SAME_FIELD(CUgraphNodeParams_st, reserved1)
+SAME_FIELD(CUgraphNodeParams_st, conditional)
+SAME_FIELD(CUgraphNodeParams_st, reserved2)
+static_assert(pearl::kOursAssignDefault == CU_GRAPH_COND_ASSIGN_DEFAULT);
+SAME_NUMBER(CU_GRAPH_COND_TYPE_WHILE)
+SAME_NUMBER(CU_GRAPH_NODE_TYPE_CONDITIONAL)
 
 // What driver.cpp asks for the calls.
 static_assert(CU_GET_PROC_ADDRESS_LEGACY_STREAM == 1);

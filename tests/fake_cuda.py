@@ -111,6 +111,36 @@ def load() -> FakeCuda:
     return FakeCuda(build(SANITIZE), SANITIZE)
 
 
+class CopyNode(ctypes.Structure):
+    """CUDA_MEMCPY3D of csrc/cuda/driver_api.h."""
+
+    _fields_ = (
+        *(
+            (end + name, ctypes.c_uint32 if name == "MemoryType" else ctypes.c_uint64)
+            for end in ("src", "dst")
+            for name in (
+                *("XInBytes", "Y", "Z", "LOD", "MemoryType", "Host", "Device", "Array", "Reserved"),
+                *("Pitch", "Height"),
+            )
+        ),
+        *((name, ctypes.c_uint64) for name in ("WidthInBytes", "Height", "Depth")),
+    )
+
+
+def copied_row(to: int, source: int, num_bytes: int) -> CopyNode:
+    """A node that copies so many bytes between two addresses."""
+    unified = 4
+    return CopyNode(
+        srcMemoryType=unified,
+        srcDevice=source,
+        dstMemoryType=unified,
+        dstDevice=to,
+        WidthInBytes=num_bytes,
+        Height=1,
+        Depth=1,
+    )
+
+
 @dataclass(frozen=True)
 class FakeGraph:
     """What torch.cuda.CUDAGraph(keep_graph=True) would hold: raw handles of a graph and its exec."""
@@ -222,6 +252,10 @@ class FakeCuda:
         return self._library.fake_graph_add(
             ctypes.c_uint64(graph), self.kernel(callback), None, nodes, ctypes.c_size_t(len(after))
         )
+
+    def add_event(self, graph: int) -> None:
+        """What a capture leaves of an event of somebody else's: no body of a conditional node may hold it."""
+        self._library.fake_graph_add_event(ctypes.c_uint64(graph))
 
     def destroy_exec(self, graph_exec: int) -> None:
         self._library.fake_graph_exec_destroy(ctypes.c_uint64(graph_exec))

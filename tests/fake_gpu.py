@@ -22,6 +22,7 @@ from pearl_rt.device_shaping import Shaping
 from pearl_rt.device_state import DeviceState
 from pearl_rt.device_steps import LaneSteps
 from pearl_rt.errors import ResourceError
+from pearl_rt.told_ring import ToldRing
 
 GIB = 2**30
 
@@ -74,6 +75,8 @@ class FakeGpu:
     def synchronize(self) -> None:
         self._world.cuda.synchronize()
 
+    settle = synchronize
+
     def current(self) -> AbstractContextManager[object]:
         self._world.current = self.ordinal
         return nullcontext()
@@ -115,11 +118,13 @@ class FakeWorld:
 def installed(world: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> FakeWorld:
     """Has engines find the world's GPUs, and their memory registered where it is made."""
     make_state, make_steps, make_shaping = DeviceState.__init__, LaneSteps.__init__, Shaping.__init__
+    make_told = ToldRing.__init__
 
     def state(self: DeviceState, *args: object) -> None:
         make_state(self, *args)  # type: ignore[arg-type]
-        for name, tensor in (*vars(self.whole).items(), ("joining", self.joining)):
-            world.register(tensor, -1 if name == "ring" else world.current)
+        own = {name: getattr(self, name) for name in ("joining", "block_table", "loop", "loop_host")}
+        for name, tensor in (vars(self.whole) | own).items():
+            world.register(tensor, -1 if name in ("ring", "loop_host") else world.current)
 
     def steps(self: LaneSteps, *args: object) -> None:
         make_steps(self, *args)  # type: ignore[arg-type]
@@ -130,7 +135,13 @@ def installed(world: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> FakeWorld:
         for tensor in self.arrays().values():
             world.register(tensor, world.current)
 
+    def told(self: ToldRing, *args: object) -> None:
+        make_told(self, *args)  # type: ignore[arg-type]
+        world.register(self.num_logprobs, world.current)
+        world.register(self.ring, -1)
+
     monkeypatch.setattr(DeviceState, "__init__", state)
+    monkeypatch.setattr(ToldRing, "__init__", told)
     monkeypatch.setattr(Shaping, "__init__", shaping)
     monkeypatch.setattr(LaneSteps, "__init__", steps)
     monkeypatch.setattr("pearl_rt.cuda_backend.find_gpu", world.find)

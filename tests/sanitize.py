@@ -29,6 +29,9 @@ TESTS = (
     "cuda_lane",
     "cuda_lane_faults",
     "cuda_joins",
+    "cuda_logprobs",
+    "cuda_blocks",
+    "cuda_loop",
 )
 LIBRARIES = {"thread": ("libtsan.so",), "address": ("libasan.so", "libubsan.so", "libstdc++.so")}
 OPTIONS = {

@@ -37,6 +37,10 @@ NAMES = (  # PEARL_ARRAYS of csrc/cuda/device_arrays.h
     "target_logits",
     "chunk",
     "joining",
+    *(TOLD := ("num_logprobs", "told")),  # the target's
+    "block_table",
+    "loop",
+    "loop_host",
     # PEARL_SHAPING of csrc/cuda/shaping_arrays.h
     *(SHAPING_FLOATS := ("repetition_penalty", "frequency_penalty", "presence_penalty", "top_p", "min_p")),
     "top_k",
@@ -47,11 +51,14 @@ NAMES = (  # PEARL_ARRAYS of csrc/cuda/device_arrays.h
     "kept_thresholds",
 )
 SIZES = ("num_slots", "gamma_max", "capacity", "vocab_size", "draft_vocab_size", "num_stop_ids", "ring_size")
+BLOCKS = ("block_size", "num_blocks")
 NUM_BIASED = 3
+MAX_LOGPROBS = 5
 RING_HEADER = 6
+LOOP_ALLOWED = 0  # of loop_host: LoopHostWords of csrc/cuda/loop_kernels.h
 JUDGES = ("rejection", "coupled")
 PLACEMENTS = ("shared", "devices", "host")
-FORMS = ("events", "graph")
+FORMS = ("events", "graph", "while")
 TARGET, HALF_RIGHT = {"rule": 1}, {"rule": 1, "divergence": 0.4}
 
 
@@ -60,7 +67,7 @@ class Config(ctypes.Structure):
 
     _fields_ = (
         ("addresses", ctypes.c_uint64 * len(NAMES)),
-        *((name, ctypes.c_int32) for name in (*SIZES, "num_biased", "is_target")),
+        *((name, ctypes.c_int32) for name in (*SIZES, *BLOCKS, "num_biased", "max_logprobs", "is_target")),
         ("rule", ctypes.c_uint64),
         ("divergence", ctypes.c_double),
         ("executor_vocab", ctypes.c_int32),
@@ -120,6 +127,7 @@ class ScriptedLane:
             key.get("keep_logits", False),
             key.get("slot", 0),
             key.get("shaped", False),
+            key.get("told", False),
         )
         self.steps.append(step)
         run = ctypes.cast(self.library.scripted_step_run, ctypes.c_void_p).value
@@ -139,6 +147,7 @@ class CudaBench(Bench):
 
     issuer: Any = None
     fake: Any = None
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)  # of the target's memory, to look into
     others: list[Any] = field(default_factory=list)  # steps of lanes that a test adds
 
     @classmethod
@@ -162,8 +171,14 @@ class CudaBench(Bench):
         spin_us: int = 20,
         issuer: Any = None,
         host_logits: bool = True,
+        capacity: int = CAPACITY,
+        num_blocks: int | None = None,
+        block_size: int = 16,
+        coordinator: dict[str, int] | None = None,
     ) -> CudaBench:
-        """After fake_cuda.load().reset(...). gammas: windows that steps are captured for; all, by default."""
+        """After fake_cuda.load().reset(...). gammas: windows that steps are captured for; all, by default.
+        num_blocks: of each lane's KV cache; None: every slot has its own. coordinator: what it is told else.
+        """
         fake = fake_cuda.load()
         library = device_library(fake.sanitize)
         if issuer is None:
@@ -174,14 +189,16 @@ class CudaBench(Bench):
         sizes = {
             "num_slots": num_slots,
             "gamma_max": gamma_max,
-            "capacity": CAPACITY,
+            "capacity": capacity,
             "vocab_size": VOCAB,
             "draft_vocab_size": draft_vocab,
             "num_stop_ids": num_stop_ids,
             "ring_size": ring_size,
         }
         gammas = range(gamma_max + 1) if gammas is None else gammas
-        make = Maker(fake, library, issuer, sizes, prefill_chunk, host_logits)
+        own_blocks = num_slots * -(-capacity // block_size) if num_blocks is None else num_blocks
+        blocks = {"block_size": block_size, "num_blocks": own_blocks}
+        make = Maker(fake, library, issuer, sizes, blocks, prefill_chunk, host_logits)
         target_state = make.state(device=0)
         script = {"vocab_size": VOCAB, **(target or {})}
         target_lane, target_steps = make.lane("target", 0, target_state, script)
@@ -191,12 +208,13 @@ class CudaBench(Bench):
         for gamma in gammas:
             for op in ("score", "score window"):
                 target_steps.add_step(target_lane, 0, op, gamma=gamma)
-            for judge, shaped in itertools.product(judges, (False, True)):
+            for judge, shaped, told in itertools.product(judges, (False, True), (False, True)):
+                key = {"gamma": gamma, "judge": judge, "shaped": shaped, "told": told}
                 for op in ("verify", "join") if num_slots > 1 else ("verify",):
-                    target_steps.add_step(target_lane, 0, op, gamma=gamma, judge=judge, shaped=shaped)
+                    target_steps.add_step(target_lane, 0, op, **key)
         if placement == "host":
-            shape = {"max_model_len": CAPACITY, "num_slots": num_slots}
-            draft_steps = _C.ScriptedExecutor(**shape, **draft_script)
+            shape = {"max_model_len": capacity, "num_slots": num_slots}
+            draft_steps = _C.ScriptedExecutor(**shape, **blocks, **draft_script)
             draft_lane = _C.CpuLane("draft", draft_steps, _C.Device([], spin_us))
         else:
             device = 1 if placement == "devices" else 0
@@ -207,17 +225,20 @@ class CudaBench(Bench):
                     for keep in (False, True) if judge == "rejection" else (False,):
                         key = {"gamma": gamma, "judge": judge, "keep_logits": keep, "shaped": shaped}
                         draft_steps.add_step(draft_lane, device, "draft", **key)
-        coordinator = _C.Coordinator(
+        told = {"num_blocks": own_blocks, **(coordinator or {})}
+        made = _C.Coordinator(
             [target_lane, draft_lane],
             num_slots=num_slots,
             gamma_max=gamma_max,
-            capacity=CAPACITY,
+            capacity=capacity,
             vocab_size=VOCAB,
             draft_vocab_size=draft_script["vocab_size"] if placement == "host" else draft_vocab,
             ring_capacity=ring_capacity,
+            **told,
         )
         program_placement = "shared" if placement == "shared" else "devices"
-        return cls(coordinator, target_steps, draft_steps, program_placement, issuer, fake)
+        arrays = {name: target_state[name] for name in ("block_table", "loop", "loop_host")}
+        return cls(made, target_steps, draft_steps, program_placement, issuer, fake, arrays)
 
     def lane(self) -> Any:
         """Another target's lane on the same issuer, with prefill alone."""
@@ -230,7 +251,8 @@ class CudaBench(Bench):
             "num_stop_ids": 4,
             "ring_size": 8,
         }
-        make = Maker(self.fake, self.target.library, self.issuer, sizes, 4, False)
+        blocks = {"block_size": 16, "num_blocks": CAPACITY // 16 + 1}
+        make = Maker(self.fake, self.target.library, self.issuer, sizes, blocks, 4, False)
         lane, steps = make.lane("target", 0, make.state(0), {"vocab_size": VOCAB})
         self.others.append(steps)
         return lane
@@ -249,6 +271,7 @@ class Maker:
     library: Any
     issuer: Any
     sizes: dict[str, int]
+    blocks: dict[str, int]
     prefill_chunk: int
     host_logits: bool
 
@@ -259,6 +282,7 @@ class Maker:
         shapes: dict[str, tuple[int, ...]] = {
             "stop_token_ids": (slots, s["num_stop_ids"]),
             "token_ids": (slots, s["capacity"]),
+            "block_table": (slots, -(-s["capacity"] // self.blocks["block_size"])),
             "ring": (ring, slots, RING_HEADER + gamma + 1),
             "draft_token_ids": (slots, max(gamma, 1)),
             "draft_logits": (slots, 2 * max(gamma, 1), s["draft_vocab_size"]),
@@ -267,13 +291,18 @@ class Maker:
             "bias_ids": (slots, NUM_BIASED),
             "bias": (slots, NUM_BIASED),
             "kept_thresholds": (slots * 2 * max(gamma, 1),),
+            "told": (ring, slots, 1 + (gamma + 1) * (1 + MAX_LOGPROBS) * 3),
+            "loop": (4,),
+            "loop_host": (96,),
         }
         floats = ("temperature", "draft_logits", "target_logits", *SHAPING_FLOATS, "bias", "kept_thresholds")
         dtypes = dict.fromkeys(floats, np.float32)
         dtypes["seed"] = np.int64  # type: ignore[assignment]
         return {
             name: self.fake.array(
-                shapes.get(name, (slots,)), dtypes.get(name, np.int32), -1 if name == "ring" else device
+                shapes.get(name, (slots,)),
+                dtypes.get(name, np.int32),
+                -1 if name in ("ring", "told", "loop_host") else device,
             )
             for name in NAMES
             if name != "chunk"
@@ -286,8 +315,10 @@ class Maker:
         s = self.sizes
         chunk = self.fake.array((s["num_slots"], 2), np.int32, device)
         addresses = {key: array.ctypes.data for key, array in {**state, "chunk": chunk}.items()}
-        config = Config(addresses=(ctypes.c_uint64 * len(NAMES))(*(addresses[key] for key in NAMES)), **s)
-        config.is_target, config.num_biased = name == "target", NUM_BIASED
+        is_target = name == "target"
+        places = (ctypes.c_uint64 * len(NAMES))(*(addresses[key] for key in NAMES))
+        config = Config(addresses=places, **s, **self.blocks)
+        config.is_target, config.num_biased, config.max_logprobs = is_target, NUM_BIASED, MAX_LOGPROBS
         config.rule, config.divergence = script.get("rule", 0), script.get("divergence", 0.0)
         config.executor_vocab, config.nan_at = script["vocab_size"], script.get("nan_at", -1)
         steps = ScriptedLane(self.fake, self.library, self.library.scripted_lane_create(ctypes.byref(config)))
@@ -295,10 +326,15 @@ class Maker:
             key: s[key] for key in ("num_slots", "gamma_max", "capacity", "draft_vocab_size", "num_stop_ids")
         }
         wanted |= {"prefill_chunk": self.prefill_chunk, "num_biased": NUM_BIASED}
-        num_bytes = _C.DeviceArrays.staging_bytes(**wanted, host_logits=self.host_logits and name == "target")
+        wanted |= {"max_logprobs": MAX_LOGPROBS if is_target else -1}
+        wanted["block_size"] = self.blocks["block_size"]
+        num_bytes = _C.DeviceArrays.staging_bytes(**wanted, host_logits=self.host_logits and is_target)
+        known = {key: at for key, at in addresses.items() if is_target or key not in TOLD}
         arrays = _C.DeviceArrays(
-            addresses,
+            known,
             **s,
+            max_logprobs=wanted["max_logprobs"],
+            **self.blocks,
             prefill_chunk=self.prefill_chunk,
             num_biased=NUM_BIASED,
             staging=self.fake.alloc(num_bytes, -1),
@@ -337,3 +373,11 @@ def settled(count: Callable[[], int], least: int = 0, quiet_s: float = 0.05) -> 
         if (now := count()) != value:
             value, since = now, time.monotonic()
     return value
+
+
+def comes(is_so: Callable[[], bool]) -> bool:
+    """Whether it is so before long."""
+    deadline = time.monotonic() + 20
+    while not is_so() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return is_so()

@@ -11,11 +11,13 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "cpu/cpu_steps.h"
 #include "cpu/scripted_executor.h"
 #include "cuda/device_arrays.h"
+#include "cuda/told_ring.h"
 #include "cuda/verdict_ring.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -24,9 +26,9 @@ using pearl::FinishReason;
 using pearl::State;
 
 extern "C" struct ScriptedConfig {
-  uint64_t addresses[30];  // in the order of PEARL_ARRAYS, then of PEARL_SHAPING
-  int32_t num_slots, gamma_max, capacity, vocab_size, draft_vocab_size, num_stop_ids, ring_size, num_biased;
-  int32_t is_target;
+  uint64_t addresses[35];  // in the order of PEARL_ARRAYS, then of PEARL_SHAPING
+  int32_t num_slots, gamma_max, capacity, vocab_size, draft_vocab_size, num_stop_ids, ring_size;
+  int32_t block_size, num_blocks, num_biased, max_logprobs, is_target;
   uint64_t rule;
   double divergence;
   int32_t executor_vocab;
@@ -44,7 +46,7 @@ struct Arrays {
   float* draft_logits;
   int32_t* num_rows;
   float* target_logits;
-  int32_t *chunk, *joining;
+  int32_t *chunk, *joining, *num_logprobs, *told, *block_table, *loop, *loop_host;
   float *repetition_penalty, *frequency_penalty, *presence_penalty, *top_p, *min_p;
   int32_t *top_k, *min_tokens, *masked_ids, *bias_ids;
   float *bias, *kept_thresholds;
@@ -93,7 +95,7 @@ struct Lane {
   explicit Lane(const ScriptedConfig& config)
       : c(config),
         executor({config.executor_vocab, config.capacity, config.num_slots, config.rule, config.divergence,
-                  4.0, 0, 0, 0, config.nan_at, -1, ""}),
+                  4.0, 0, 0, 0, config.nan_at, -1, "", config.num_blocks, config.block_size}),
         last_logits(config.executor_vocab) {
     std::memcpy(&at, config.addresses, sizeof(at));
   }
@@ -108,22 +110,20 @@ struct Lane {
 };
 
 struct Step {
-  Step(Lane* lane, std::string op, int gamma, pearl::JudgeKind judge, bool keep_logits, int slot, bool shaped)
+  Step(Lane* lane, std::string op, int gamma, pearl::JudgeKind judge, bool keep_logits, int slot, bool shaped,
+       bool told)
       : lane(lane),
         op(std::move(op)),
         gamma(gamma),
         keep_logits(keep_logits),
         slot(slot),
         shaped(shaped),
+        told(told),
         state(lane->c.num_slots, gamma, lane->c.capacity, lane->c.vocab_size, draft_vocab(lane),
               lane->executor.num_blocks(), lane->executor.block_size()),
         run(4, static_cast<size_t>(2 * gamma + 2), {}),
         steps(&lane->executor, &state, &run) {
     state.judge = judge;
-    pearl::Request whole;
-    whole.prompt_token_ids = {0};
-    whole.max_tokens = lane->c.capacity;
-    for (int b = 0; b < lane->c.num_slots; ++b) state.reserve(b, whole);  // the blocks of its own
   }
   // A draft writes rows as wide as its executor's; the arrays have as much of them as can be sampled.
   static int draft_vocab(const Lane* lane) {
@@ -136,6 +136,7 @@ struct Step {
   const bool keep_logits;
   const int slot;
   const bool shaped;
+  const bool told;
   State state;
   pearl::Run run;
   pearl::CpuSteps steps;
@@ -146,6 +147,7 @@ struct Step {
   // Whether a slot runs, by what its finish_reason is.
   bool load_slot(int b, const int32_t* finish_reason);
   void load_transform(int b);
+  void load_table(int b);
   void load_tokens(int b, int64_t begin, int64_t end);
   void load_window(int b);
   float* device_draft_row(int b, int64_t position) const;
@@ -156,6 +158,7 @@ struct Step {
   void verify(int32_t* finish_reason);
   void verify_slot(int b, int32_t* finish_reason);
   void publish(int b, const int32_t* header, const int32_t* tokens);
+  void tell(int b, const pearl::RoundResult& result);
 };
 
 bool Step::load_slot(int b, const int32_t* finish_reason) {
@@ -174,8 +177,16 @@ bool Step::load_slot(int b, const int32_t* finish_reason) {
       state.max_total_len[b] > lane->c.capacity || state.gamma[b] < 0) {
     throw std::runtime_error("a state that no order of steps can leave");  // another lane writes it just now
   }
+  load_table(b);
   if (shaped) load_transform(b);
   return true;
+}
+
+// The blocks that a sequence holds, and no entry behind them.
+void Step::load_table(int b) {
+  state.num_held[b] = static_cast<int32_t>(state.blocks.blocks_for(lane->at.max_total_len[b]));
+  std::copy_n(lane->at.block_table + static_cast<int64_t>(b) * state.max_blocks, state.num_held[b],
+              state.table(b));
 }
 
 void Step::load_transform(int b) {
@@ -226,8 +237,15 @@ void Step::prefill_chunk() {
     for (int64_t i = start; i < end; ++i) {
       state.tokens(b)[i] = std::min(state.tokens(b)[i], lane->c.executor_vocab - 1);
     }
-    const pearl::Segment segment{b, state.tokens(b) + start, static_cast<int>(end - start), start,
-                                 1, lane->last_logits.data()};
+    load_table(b);
+    const pearl::Segment segment{b,
+                                 state.tokens(b) + start,
+                                 static_cast<int>(end - start),
+                                 start,
+                                 1,
+                                 lane->last_logits.data(),
+                                 state.table(b),
+                                 state.num_held[b]};
     lane->executor.forward(&segment, 1);
   }
 }
@@ -326,6 +344,7 @@ void Step::verify_slot(int b, int32_t* finish_reason) {
   state.stop_token_ids[b].assign(stops, std::find(stops, stops + lane->c.num_stop_ids, -1));
   int32_t* tokens = at.token_ids + static_cast<int64_t>(b) * lane->c.capacity;
 
+  state.num_logprobs[b] = told ? at.num_logprobs[b] : -1;
   state.round[b] = round;
   run.reset(0);
   steps.verify(false);
@@ -355,6 +374,21 @@ void Step::verify_slot(int b, int32_t* finish_reason) {
                             num_new,
                             num_new};
   publish(b, header, result.token_ids.data());
+  if (state.num_logprobs[b] >= 0) tell(b, result);
+}
+
+// Behind the verdict, which a reader may see long before.
+void Step::tell(int b, const pearl::RoundResult& result) {
+  std::this_thread::sleep_for(std::chrono::microseconds(result.round % 3 == 1 ? 0 : 100));
+  const int64_t row = (1 + lane->c.max_logprobs) * pearl::ToldRing::kFields;
+  const int64_t width = 1 + (lane->c.gamma_max + 1) * row;
+  int32_t* entry = lane->at.told +
+                   (static_cast<int64_t>(result.round % lane->c.ring_size) * lane->c.num_slots + b) * width;
+  const int each = 1 + state.num_logprobs[b];
+  for (size_t i = 0; i < result.token_ids.size(); ++i) {
+    std::memcpy(entry + 1 + i * row, &result.logprobs[i * each], sizeof(pearl::Logprob) * each);
+  }
+  std::atomic_ref<int32_t>(*entry).store(result.round, std::memory_order_release);
 }
 
 // header: accept_len, num_judged, pending_before, finish_reason, num_new, and how many tokens to store.
@@ -389,9 +423,9 @@ EXPORT void* scripted_lane_create(const ScriptedConfig* config) { return new Lan
 EXPORT void scripted_lane_destroy(void* lane) { delete static_cast<Lane*>(lane); }
 
 EXPORT void* scripted_step_create(void* lane, const char* op, int gamma, int is_coupled, int keep_logits,
-                                  int slot, int shaped) {
+                                  int slot, int shaped, int told) {
   const auto judge = is_coupled ? pearl::JudgeKind::kCoupled : pearl::JudgeKind::kRejection;
-  return new Step(static_cast<Lane*>(lane), op, gamma, judge, keep_logits != 0, slot, shaped != 0);
+  return new Step(static_cast<Lane*>(lane), op, gamma, judge, keep_logits != 0, slot, shaped != 0, told != 0);
 }
 EXPORT void scripted_step_destroy(void* step) { delete static_cast<Step*>(step); }
 EXPORT void scripted_step_run(void* step) { static_cast<Step*>(step)->perform(); }

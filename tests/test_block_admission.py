@@ -105,14 +105,18 @@ def test_room_counts_those_that_wait() -> None:
     slow = {**TARGET, "delay_us": (100_000, 100_000)}
     bench = Bench.build(num_slots=8, num_blocks=4, block_size=16, target=slow)
     coordinator = bench.coordinator
-    assert coordinator.has_room(64)
+
+    def fits(total: int) -> bool:
+        return bool(coordinator.has_place(_C.Request([1], max_tokens=total - 1)))
+
+    assert fits(64)
     coordinator.start(program("ar", "split"), [_C.Request([1], max_tokens=40)])  # three blocks
     assert (coordinator.num_free_blocks, coordinator.block_size) == (1, 16)
-    assert coordinator.has_room(16) and not coordinator.has_room(17)
+    assert fits(16) and not fits(17)
     waiting = coordinator.submit(_C.Request([1], max_tokens=30))  # two
-    assert not coordinator.has_room(1)
+    assert not fits(2)
     assert coordinator.cancel(waiting) is True
-    assert coordinator.has_room(16)
+    assert fits(16)
     coordinator.stop()
     assert coordinator.num_free_blocks == 4
 

@@ -71,7 +71,7 @@ class Gpu:
         self.free -= 10
         return self.free
 
-    def synchronize(self) -> None: ...
+    def settle(self) -> None: ...
 
 
 def state_of() -> SimpleNamespace:
@@ -160,6 +160,29 @@ def test_what_is_shaped_is_captured_with_it() -> None:
     count = capture.stats()["graphs"]
     capture.ensure(steps_of(program("sd"), **options))
     assert capture.stats()["graphs"] == count + 2
+
+
+def test_what_is_told_is_captured_around_the_verdict() -> None:
+    """Rows are kept where they are changed before they are judged."""
+    log = Log()
+
+    class Told:
+        def begin(self, gamma: int, *, keeps: bool) -> None:
+            log.lines.append(f"run begin {gamma} {keeps}")
+
+        def tell(self, gamma: int, *, keeps: bool) -> None:
+            log.lines.append(f"run tell {gamma} {keeps}")
+
+    capture = capture_of(log)
+    capture.lanes["target"].told = Told()  # type: ignore[assignment]
+    options: Any = {"gamma": 2, "judge": "coupled", "keep_logits": False, "slots": [0], "told": True}
+    for shaped, by in ((False, ""), (True, " by shaping")):
+        log.lines.clear()
+        capture.ensure(steps_of(program("sd"), **options, shaped=shaped))
+        at = log.lines.index(f"run verify 2 coupled{by}")
+        assert log.lines[at - 1] == f"run begin 2 {shaped}" and log.lines[at + 1] == f"run tell 2 {shaped}"
+    assert capture.lanes["target"].native.steps[2][:7] == ("verify", 2, "coupled", False, 0, False, True)
+    assert [step for lane, step in steps_of(program("sd"), **options) if lane == "draft" and step.told] == []
 
 
 def test_what_joins_is_judged_by_a_step_of_its_own() -> None:

@@ -1,5 +1,6 @@
 """The command line: text on stdout and nothing else, one line on stderr, and exit codes."""
 
+import io
 import json
 import os
 import re
@@ -115,6 +116,28 @@ def test_ctrl_c_prints_what_was_verified(pair: list[str]) -> None:
     with Engine.from_pretrained(pair[1]) as engine:
         params = SamplingParams(max_tokens=int(counted[1]), ignore_eos=True)
         assert out.decode() == engine.generate("a", params)[0].text + "\n"
+
+
+def test_ctrl_c_behind_a_write_prints_nothing_twice(pair: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first is followed by the signal, before it can be counted."""
+
+    class Output(io.StringIO):
+        def write(self, text: str) -> int:
+            is_first = text.strip("\ufffd") != "" and not self.getvalue().strip("\ufffd")
+            written = super().write(text)
+            if is_first:
+                signal.raise_signal(signal.SIGINT)
+            return written
+
+    out = Output()
+    monkeypatch.setattr(sys, "stdout", out)
+    before = signal.getsignal(signal.SIGINT)
+    assert main(["generate", *pair, "--prompt", "a", "--max-tokens", "400", "--ignore-eos"]) == 130
+    assert signal.getsignal(signal.SIGINT) is before
+    with Engine.from_pretrained(pair[1]) as engine:
+        whole = engine.generate("a", SamplingParams(max_tokens=400, ignore_eos=True))[0].text
+    printed = out.getvalue().rstrip("\n").rstrip("\ufffd")  # a character may have been cut
+    assert printed and whole.startswith(printed)
 
 
 def test_a_reader_that_goes_away_is_no_error(pair: list[str]) -> None:

@@ -83,7 +83,7 @@ def test_what_auto_is(old_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"device": 0}, "device 0 is not supported"),
         ({"draft_device": "cuda:0"}, "draft_device 'cuda:0' is for a target on a GPU.*'cpu'.*device='cuda'"),
         ({"draft_device": "tpu"}, "draft_device 'tpu' is not supported"),
-        ({"form": "while"}, "form 'while' is not supported.*'events'"),
+        ({"form": "spiral"}, "form 'spiral' is not supported.*'events', 'graph', 'while', 'eager'"),
     ],
     ids=str,
 )
@@ -106,10 +106,6 @@ def test_options(options: dict[str, Any], named: str) -> None:
         (
             {"placement": "shared", "draft_device": "cpu"},
             "placement 'shared' is one device.*drop draft_device",
-        ),
-        (
-            {"max_num_seqs": 2, "draft_device": "cpu"},
-            "max_num_seqs 2: one sequence at a time runs beside a draft on the CPU: drop it, or put",
         ),
         ({"form": "eager", "draft_device": "cuda:1"}, "form 'eager' runs both models on one GPU"),
     ],
@@ -145,13 +141,38 @@ def test_too_little_memory(world: FakeWorld, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @needs_fake
+def test_memory_is_counted_by_blocks(world: FakeWorld) -> None:
+    """Those that all sequences share: what an engine can do with less is said."""
+    from pearl_rt.cuda_backend import CudaBackend
+
+    config = Pair.make("equal", max_position_embeddings=4096).config
+    models = [(name, config, "float32") for name in ("target", "draft")]
+    for tokens, form, parts in (
+        (None, "events", "135168 tokens of KV cache, .* for logits and state, .* for activations"),
+        (8190, "eager", "8192 tokens of KV cache, .* for logits and state, .* for log-probabilities"),
+    ):
+        backend = CudaBackend(
+            "cuda",
+            None,
+            form=form,
+            rounds_ahead=2,
+            max_memory=1,
+            cpu=None,
+            num_slots=33,
+            kv_cache_tokens=tokens,
+        )
+        with pytest.raises(
+            ResourceError, match=f"{parts}.*lower max_model_len or kv_cache_tokens, lower max_num"
+        ):
+            backend.check_memory(models, max_model_len=4096, num_placements=1)
+
+
+@needs_fake
 def test_requests(world: FakeWorld) -> None:
     with Pair.make("equal", vocab_size=70).engine(device="cuda", max_model_len=32) as engine:
         params = SamplingParams(stop_token_ids=tuple(range(33)))
         with pytest.raises(RequestError, match="33 end-of-text and stop ids; this lane takes 32"):
             engine.generate([1], params, strategy="ar")
-        with pytest.raises(RequestError, match="logprobs: not to be had on this device yet"):
-            engine.generate([1], SamplingParams(logprobs=1))
         with pytest.raises(RequestError, match="logit_bias has 65 ids; the device takes 64: pass less"):
             engine.generate([1], SamplingParams(logit_bias=dict.fromkeys(range(65), 1.0)))
         with pytest.raises(RequestError, match="placement 'split'"):

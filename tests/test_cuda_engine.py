@@ -10,16 +10,28 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import fake_cuda
 import pytest
+import torch
 from fake_gpu import FakeWorld, fresh
 from tiny_pairs import Pair
 
-from pearl_rt import DeviceError, Engine, RequestError, RequestOutput, ResourceError, SamplingParams
+from pearl_rt import (
+    ConfigError,
+    DeviceError,
+    Engine,
+    RequestError,
+    RequestOutput,
+    ResourceError,
+    SamplingParams,
+)
+from pearl_rt.device_state import StateSizes
+from pearl_rt.device_steps import LaneSteps
 from pearl_rt.eager_coordinator import NOMINAL_TIMES
 
 MAX_LEN = 24
@@ -33,7 +45,7 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": 2,
     "max_position_embeddings": MAX_LEN,
 }
-FORMS = ("events", "graph")
+FORMS = ("events", "graph", "while")
 SAMPLED = SamplingParams(temperature=0.8, seed=2**64 - 1, max_tokens=4)
 GREEDY = SamplingParams(max_tokens=10**9)  # to max_model_len
 RUNS = (
@@ -60,10 +72,14 @@ def pair_of(draft: str = "half-right") -> Pair:
 
 
 @cache
+def executed(prompt: tuple[int, ...], params: SamplingParams) -> RequestOutput:
+    with pair_of().engine(device="cpu", max_model_len=MAX_LEN, placement="shared", num_threads=1) as engine:
+        return engine.generate(list(prompt), params, strategy="ar", judge="coupled")[0]
+
+
 def expected(prompt: tuple[int, ...], params: SamplingParams) -> tuple[list[int], str]:
     """What the CPU's executor says; every program of it says the same."""
-    with pair_of().engine(device="cpu", max_model_len=MAX_LEN, placement="shared", num_threads=1) as engine:
-        return text_of(engine.generate(list(prompt), params, strategy="ar", judge="coupled")[0])
+    return text_of(executed(prompt, params))
 
 
 def engine_of(**options: Any) -> Engine:
@@ -86,17 +102,18 @@ def test_tokens_are_the_executors(world: FakeWorld, form: str) -> None:
     with engine_of(form=form, judge="coupled") as engine:
         for strategy, gamma, prompt, params in RUNS:
             check(engine, prompt, params, strategy=strategy, gamma=gamma)
-        with pytest.raises(RequestError, match="logprobs: not to be had on this device yet"):
-            engine.generate(ONE, SamplingParams(logprobs=0))
         stats = engine.stats()
         assert stats["form"] == form and stats["device"]["draft"] == "cpu (Fake 0)"
         assert stats["capture"]["graphs"] == sum(line.startswith("captured") for line in world.log)
         assert "draft: 'draft' gamma=3 judge=coupled" in stats["capture"]["steps"]
 
 
-@pytest.mark.parametrize("draft_device", ["cuda:1", "cpu"])
-def test_a_draft_with_a_memory_of_its_own(world: FakeWorld, draft_device: str) -> None:
-    with engine_of(draft_device=draft_device, judge="coupled") as engine:
+@pytest.mark.parametrize(("draft_device", "form"), [("cuda:1", "graph"), ("cpu", "events")])
+def test_a_draft_with_a_memory_of_its_own(world: FakeWorld, draft_device: str, form: str) -> None:
+    """Beside the CPU's executor the blocks of both caches are as long as it likes them."""
+    with engine_of(draft_device=draft_device, judge="coupled", form=form) as engine:
+        size, total = (32, 1) if draft_device == "cpu" else (16, 2)
+        assert engine.stats()["kv_blocks"] == {"block_size": size, "total": total, "free": total}
         for strategy, gamma, prompt, params in RUNS[1:]:
             check(engine, prompt, params, strategy=strategy, gamma=gamma, placement="devices")
 
@@ -140,7 +157,7 @@ def test_filters_and_penalties_are_the_executors(world: FakeWorld, draft_device:
 
 
 def test_eager_launches_step_by_step(world: FakeWorld) -> None:
-    """Two sequences at once, with log-probabilities, which captured steps refuse."""
+    """Two sequences at once, with log-probabilities."""
     params = SamplingParams(max_tokens=4, logprobs=1)
     with engine_of(form="eager", strategy="pearl", gamma=2, max_num_seqs=2) as engine:
         outputs = engine.generate([ONE, LONG[:3]], params)
@@ -151,6 +168,39 @@ def test_eager_launches_step_by_step(world: FakeWorld) -> None:
             assert all(told[token].rank == 1 for told, token in pairs)
         assert engine.stats()["capture"] == {}
     assert world.log == []
+
+
+TOLD = (
+    (LONG[:3], SamplingParams(max_tokens=7, logprobs=0, stop_token_ids=(15,))),  # in the middle of a window
+    (LONG[:3], replace(SAMPLED, logprobs=20)),
+    (LONG[:3], replace(SHAPED, logprobs=2)),
+)
+
+
+@cache
+def told_by_eager() -> list[RequestOutput]:
+    with engine_of(form="eager", strategy="sd", gamma=2, judge="coupled") as engine:
+        return [engine.generate(prompt, params)[0] for prompt, params in TOLD]
+
+
+@pytest.mark.parametrize(("form", "draft_device"), [("graph", None), ("events", "cuda:1")])
+def test_log_probabilities_are_those_of_eager(
+    world: FakeWorld, monkeypatch: pytest.MonkeyPatch, form: str, draft_device: str | None
+) -> None:
+    """The same bits: of the target's own rows, where penalties change them too; round a ring of two."""
+    expected = told_by_eager()
+    assert [len(output.token_ids) for output in expected] == [3, 4, 3]
+    monkeypatch.setattr("pearl_rt.cuda_requirements.StateSizes", partial(StateSizes, ring_size=2))
+    options: dict[str, Any] = {"strategy": "sd", "gamma": 2, "judge": "coupled", "draft_device": draft_device}
+    with engine_of(form=form, rounds_ahead=1, **options) as engine:
+        for (prompt, params), wanted in zip(TOLD, expected, strict=True):
+            found = engine.generate(prompt, params)[0]
+            assert text_of(found) == text_of(wanted)
+            assert found.logprobs == wanted.logprobs and found.logprobs is not None
+        assert engine.generate(ONE, SamplingParams(max_tokens=1))[0].logprobs is None
+        steps = engine.stats()["capture"]["steps"]
+        assert "target: 'verify' gamma=2 judge=coupled shaped=True told=True" in steps
+        assert "target: 'verify' gamma=2 judge=coupled" in steps
 
 
 def test_a_target_alone(world: FakeWorld) -> None:
@@ -274,21 +324,87 @@ print("left")
     assert "Traceback" not in done.stderr
 
 
-def test_a_batch_is_what_each_is_alone(world: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three requests with parameters of their own in two slots: one starts the run, the others join."""
+def test_steps_are_measured_where_each_is_a_launch(world: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the form; and forms follow each other."""
+    seen: list[tuple[str, bool]] = []
+    monkeypatch.setattr(
+        "pearl_rt.cuda_lane.measure",
+        lambda lanes: (seen.append((lanes.form, lanes.timed)), NOMINAL_TIMES)[1],
+    )
+    with engine_of(form="while") as engine:
+        lanes = engine.lanes["shared"]
+        seen.clear()
+        lanes.measure()
+        assert seen == [("events", True)] and (lanes.form, lanes.timed) == ("while", False)
+        for form in (*FORMS, "graph"):
+            lanes.form = form
+            assert lanes.form == form
+        with pytest.raises(ConfigError, match=r"form 'eager' can't follow 'graph'.*'while'"):
+            lanes.form = "eager"
+
+
+def test_a_driver_that_has_no_loops(world: FakeWorld) -> None:
+    world.cuda.call("fake_set_version", 12020)
+    with pytest.raises(ResourceError, match=r"form 'while' needs.*CUDA 12.2.*pass form 'graph', or update"):
+        engine_of(form="while")
+    with engine_of(form="graph", strategy="ar") as engine:
+        check(engine, ONE, SamplingParams(max_tokens=2))
+
+
+@pytest.mark.parametrize(
+    ("draft_device", "blocks", "form"), [("cuda:0", (16, 3), "while"), ("cpu", (32, 2), "graph")]
+)
+def test_a_batch_is_what_each_is_alone(
+    world: FakeWorld, monkeypatch: pytest.MonkeyPatch, draft_device: str, blocks: tuple[int, int], form: str
+) -> None:
+    """Three requests with parameters of their own in two slots: one starts the run, the others join. Of three
+    KV blocks of 16 LONG needs two, the others one; what was in a block before it was given out is NaN. What
+    is told of them is the executor's, to a rounding or two.
+    """
+    feed_chunk = LaneSteps.prefill_chunk
+
+    def poisoned(self: LaneSteps) -> None:
+        for slot, (start, end) in enumerate(self.chunk.tolist()):
+            if start < end and start == 0:
+                num_held = -(-int(self.state.whole.max_total_len[slot]) // blocks[0])
+                own = self.state.block_table[slot, :num_held].tolist()
+                for pages in (*self.model.kv_cache.keys, *self.model.kv_cache.values):
+                    pages[own] = torch.nan
+        feed_chunk(self)
+
+    monkeypatch.setattr(LaneSteps, "prefill_chunk", poisoned)
     asked = (
-        (LONG, SamplingParams(max_tokens=2, temperature=0.9, seed=3, top_k=9, repetition_penalty=1.5)),
+        (
+            LONG,
+            SamplingParams(
+                max_tokens=2, temperature=0.9, seed=3, top_k=9, repetition_penalty=1.5, logprobs=1
+            ),
+        ),
         (ONE, SamplingParams(max_tokens=2)),
-        (LONG[3:6], SamplingParams(max_tokens=2, temperature=0.7, seed=4)),
+        (LONG[3:6], SamplingParams(max_tokens=2, temperature=0.7, seed=4, logprobs=0)),
     )
     options: dict[str, Any] = {"strategy": "pearl", "gamma": 1, "judge": "coupled", "rounds_ahead": 1}
-    with engine_of(max_num_seqs=2, form="graph", **options) as engine:
-        lanes, joined = engine.lanes["shared"], threading.Event()
+    options |= {"kv_cache_tokens": 33, "draft_device": draft_device}
+    with engine_of(max_num_seqs=2, form=form, **options) as engine:
+        size, total = blocks
+        assert engine.stats()["kv_blocks"] == {"block_size": size, "total": total, "free": total}
+        (lanes,), joined = engine.lanes.values(), threading.Event()
         submit = lanes.submit
         monkeypatch.setattr(lanes, "submit", lambda one: (submit(one), joined.set())[0])
         with world.lock:  # no kernel runs before the second is there
             handles = [engine.submit(prompt, params) for prompt, params in asked]
             assert joined.wait(60)
         for handle, (prompt, params) in zip(handles, asked, strict=True):
-            assert text_of(handle.result(120)) == expected(tuple(prompt), params)
-        assert "target: 'join' gamma=1 judge=coupled shaped=True" in engine.stats()["capture"]["steps"]
+            output = handle.result(120)
+            assert text_of(output) == expected(tuple(prompt), params)
+            assert (output.logprobs is None) == (params.logprobs is None)
+            for found, wanted in zip(
+                output.logprobs or (), executed(tuple(prompt), params).logprobs or (), strict=True
+            ):
+                assert list(found) == list(wanted)
+                assert [e.rank for e in found.values()] == [e.rank for e in wanted.values()]
+                values = [e.logprob for e in wanted.values()]
+                assert [e.logprob for e in found.values()] == pytest.approx(values, abs=1e-5)
+        stats = engine.stats()
+        assert "target: 'join' gamma=1 judge=coupled shaped=True told=True" in stats["capture"]["steps"]
+        assert stats["kv_blocks"]["free"] == total

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 import torch
 from tiny_pairs import Pair
 
-from pearl_rt import ConfigError, DeviceError, Engine, RequestError, ResourceError, SamplingParams
+from pearl_rt import _C, ConfigError, DeviceError, Engine, RequestError, ResourceError, SamplingParams
 
 pytestmark = [
     pytest.mark.gpu,
@@ -35,6 +36,8 @@ def pair_of(dtype: str) -> Pair:
 
 
 def engine_of(dtype: str = "bfloat16", **options: Any) -> Engine:
+    if options.get("form") == "while" and _C.CudaDriver().version < 12030:
+        pytest.skip("conditional nodes came with CUDA 12.3")
     return pair_of(dtype).engine(**{"device": "cuda", "max_model_len": MAX_LEN, "judge": "coupled"} | options)
 
 
@@ -65,6 +68,7 @@ def forgotten() -> Iterator[None]:
         ("bfloat16", "eager", (("sd", 4), ("pearl", 4))),
         ("bfloat16", "events", PROGRAMS),
         ("bfloat16", "graph", PROGRAMS),
+        ("bfloat16", "while", PROGRAMS),
         ("float16", "events", (("ar", 1), ("pearl", 4))),
         ("float32", "graph", (("ar", 1), ("pearl", 4))),
     ],
@@ -78,6 +82,17 @@ def test_every_program_and_form_gives_the_same_bits(
             assert answers(engine, strategy=strategy, gamma=gamma) == expected(dtype), (strategy, gamma)
 
 
+@pytest.mark.parametrize("form", ["events", "graph", "while", "eager"])
+def test_requests_that_wait_for_blocks(form: str) -> None:
+    """Four slots over the blocks of the longest request: each answer as it is alone."""
+    with engine_of(
+        form=form, strategy="pearl", gamma=4, max_num_seqs=4, kv_cache_tokens=len(PROMPTS[2]) + 80
+    ) as engine:
+        assert answers(engine) == expected("bfloat16")
+        blocks = engine.stats()["kv_blocks"]
+        assert blocks["total"] == blocks["free"] == 23
+
+
 @pytest.mark.parametrize("draft_device", ["cpu", "cuda:1"])
 def test_a_draft_elsewhere(draft_device: str) -> None:
     if draft_device != "cpu" and torch.cuda.device_count() < 2:
@@ -85,6 +100,26 @@ def test_a_draft_elsewhere(draft_device: str) -> None:
     with engine_of(draft_device=draft_device) as engine:
         for strategy, gamma in PROGRAMS[2:]:
             assert answers(engine, strategy=strategy, gamma=gamma) == expected("bfloat16"), (strategy, gamma)
+
+
+@pytest.mark.parametrize("form", ["events", "graph", "while"])
+def test_log_probabilities_are_those_of_eager(form: str) -> None:
+    """The same bits; ar's rounds go round the ring."""
+    shaped = replace(SAMPLED, top_k=50, repetition_penalty=1.2)
+    asked = [replace(params, logprobs=20) for params in (GREEDY, SAMPLED, shaped)]
+
+    def told(engine: Engine) -> list[Any]:
+        return [
+            (output.token_ids, output.logprobs)
+            for strategy, gamma in (("ar", 1), ("pearl", 4))
+            for params in asked
+            for output in engine.generate([list(p) for p in PROMPTS], params, strategy=strategy, gamma=gamma)
+        ]
+
+    with engine_of(form="eager") as engine:
+        expected = told(engine)
+    with engine_of(form=form) as engine:
+        assert told(engine) == expected
 
 
 def test_a_replay_is_the_eager_launch_on_whatever_the_state_is() -> None:
@@ -105,6 +140,7 @@ def test_a_replay_is_the_eager_launch_on_whatever_the_state_is() -> None:
     draft_steps, target_steps = captured.draft_steps, captured.target_steps
     draft = stream.capture("draft", lambda: draft_steps.draft(3, "rejection", True))
     score = stream.capture("score", lambda: target_steps.score(3, include_window=True))
+    captured.state.whole.draft_logits.zero_()  # where the first launch, on idle slots, left what lay there
     seen = []
     for prompt in (PROMPTS[1], PROMPTS[2]):
         for own in (captured, eager):
@@ -172,11 +208,13 @@ def test_memory_that_is_said_to_be_needed_is_what_is_taken() -> None:
     """To a tenth: torch rounds each tensor up, and the allowance is not torch's."""
     from pearl_rt.cuda_device import find_gpu
     from pearl_rt.cuda_requirements import ALLOWANCE, GpuModel, PairSizes, parts_of
+    from pearl_rt.kv_pool import DEVICE_BLOCK_SIZE, KvPool
 
     pair = Pair.make("equal", vocab_size=32000, hidden_size=256, intermediate_size=1024)
     gc.collect()
     gpu, before = find_gpu("cuda"), torch.cuda.memory_allocated()
-    sizes = PairSizes(gpu, 1, MAX_LEN, pair.config, pair.config)
+    pool = KvPool.of(None, num_slots=1, max_model_len=MAX_LEN, block_size=DEVICE_BLOCK_SIZE)
+    sizes = PairSizes(gpu, 1, pool, pair.config, pair.config)
     models = [GpuModel(name, pair.config, "float32", 32000) for name in ("target", "draft")]
     said = sum(parts_of(models, sizes).values()) - ALLOWANCE
     with pair.engine(device="cuda", max_model_len=MAX_LEN, strategy="ar", form="eager"):

@@ -28,6 +28,13 @@ def fake() -> Iterator[Any]:
     yield from clean_world()
 
 
+LOOPS = (
+    "cuModuleLoadData",
+    "cuModuleGetFunction",
+    "cuGraphConditionalHandleCreate",
+    "cuGraphAddKernelNode",
+    "cuGraphAddNode",
+)
 CALLS = ("cuMemcpyAsync", "cuGraphLaunch", "cuEventRecord", "cuStreamWaitEvent", "cuCtxSetCurrent")
 
 
@@ -41,9 +48,10 @@ def test_each_failing_call_is_one_exception(placement: str, form: str, code: int
     fake.reset()
     full = tokens_of(CudaBench.build(placement, target=TARGET, draft=HALF_RIGHT).run("pearl", request))
     others = ("cuEventCreate", "cuStreamQuery", "cuStreamSynchronize")
-    graphs = ("cuGraphCreate", "cuGraphAddChildGraphNode", "cuGraphInstantiateWithFlags")
+    nodes = ("cuGraphAddChildGraphNode", "cuGraphAddMemcpyNode")
+    graphs = ("cuGraphCreate", *nodes, "cuGraphInstantiateWithFlags")
     seen = set()
-    for call in (*CALLS, *others, *graphs):
+    for call in (*CALLS, *others, *graphs, *(LOOPS if form == "while" else ())):
         for nth in (1, 2, 5, 9):
             fake.reset()
             bench = CudaBench.build(placement, target=TARGET, draft=HALF_RIGHT, form=form, gammas=[3])
@@ -77,6 +85,8 @@ def test_each_failing_call_is_one_exception(placement: str, form: str, code: int
             del bench
             assert fake.violations() == [] and fake.live_handles() == [], (call, nth)
     assert seen >= {"cuMemcpyAsync", "cuGraphLaunch", "cuEventRecord", "cuStreamSynchronize"}
+    assert ("cuGraphAddMemcpyNode" in seen) == (form != "events" and placement == "devices")
+    assert seen.issuperset(LOOPS) == (form == "while" and placement == "shared")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -156,8 +166,8 @@ def test_refused_requests_and_options(fake: Any) -> None:
     with pytest.raises(RequestError, match="a verdict ring of 6 rounds takes 1 to 3"):
         bench.start("sd", request)
     bench.issuer.rounds_ahead = 3
-    with pytest.raises(RequestError, match="form is 'while'"):
-        bench.issuer.form = "while"
+    with pytest.raises(RequestError, match="form is 'spiral'; it must be 'events', 'graph' or 'while'"):
+        bench.issuer.form = "spiral"
     bench.target.close_gate("verify", 2)
     bench.start("sd", request)
     bench.target.wait_for_gate()
@@ -179,7 +189,8 @@ def test_staging_for_a_draft_on_the_host(fake: Any) -> None:
 
 def test_lanes_that_do_not_fit_are_refused(fake: Any) -> None:
     bench = CudaBench.build(gammas=[])
-    cpu = _C.CpuLane("target", _C.ScriptedExecutor(vocab_size=VOCAB), _C.Device([]))
+    blocks = {"block_size": 16, "num_blocks": CAPACITY // 16}
+    cpu = _C.CpuLane("target", _C.ScriptedExecutor(vocab_size=VOCAB, **blocks), _C.Device([]))
     sizes = {"capacity": CAPACITY, "vocab_size": VOCAB, "gamma_max": 3}
     with pytest.raises(RequestError, match="the target's lane is on the host and the draft's on a GPU"):
         _C.Coordinator([cpu, bench.lane()], **sizes)

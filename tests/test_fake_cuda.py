@@ -145,6 +145,26 @@ def test_a_child_is_cloned_and_an_exec_is_a_snapshot(device: FakeDevice) -> None
     assert ran == ["child"] and fake.violations() == []
 
 
+def test_a_graph_of_two_devices_with_a_copy_between(fake: FakeCuda) -> None:
+    fake.reset(seed=1, max_delay_us=40)
+    other, device = FakeDevice(fake, 1), FakeDevice(fake)
+    sent, got, seen = fake.array((15,), np.int32, 1), fake.array((15,), np.int32, 0), []
+    first = fake.graph(lambda: sent.fill(len(seen) + 7), 1).graph
+    last = fake.graph(lambda: seen.append(got.tolist()), 0).graph
+    round_ = device.made("cuGraphCreate", 0)
+    after = (ctypes.c_uint64 * 1)(device.made("cuGraphAddChildGraphNode", round_, None, 0, first))
+    row = fake_cuda.copied_row(got.ctypes.data + 4, sent.ctypes.data, 52)
+    copy = device.made("cuGraphAddMemcpyNode", round_, after, 1, ctypes.byref(row), other.context)
+    device.made("cuGraphAddChildGraphNode", round_, (ctypes.c_uint64 * 1)(copy), 1, last)
+    whole = device.made("cuGraphInstantiateWithFlags", round_, 0)
+    for _ in range(20):
+        device.call("cuGraphLaunch", whole, device.stream)
+    device.call("cuStreamSynchronize", device.stream)
+    assert [row[1:14] for row in seen] == [[i + 7] * 13 for i in range(20)]
+    assert all(row[0] == row[14] == got[14] for row in seen)  # nothing outside
+    assert fake.violations() == []
+
+
 def test_launches_of_one_exec_do_not_overlap(fake: FakeCuda) -> None:
     fake.reset(seed=2, max_delay_us=40)
     device = FakeDevice(fake)

@@ -86,6 +86,14 @@ def foreign_node(device: FakeDevice) -> int:
     return device.fake.call("cuGraphAddEmptyNode", ctypes.byref(ctypes.c_uint64()), two, after, 1)
 
 
+def copy_node(device: FakeDevice, to: int, source: int, num_bytes: int, **fields: int) -> int:
+    row = fake_cuda.copied_row(to, source, num_bytes)
+    for name, value in fields.items():
+        setattr(row, name, value)
+    graph, node = device.made("cuGraphCreate", 0), ctypes.byref(ctypes.c_uint64())
+    return device.fake.call("cuGraphAddMemcpyNode", node, graph, None, 0, ctypes.byref(row), device.context)
+
+
 def busy_exec(device: FakeDevice) -> int:
     graph = device.fake.graph(lambda: time.sleep(0.05))
     device.call("cuGraphLaunch", graph.exec, device.stream)
@@ -213,6 +221,21 @@ ILLEGAL: dict[str, tuple[Attempt, int | None, str]] = {
         INVALID_VALUE,
         "cuMemcpyAsync: source and target overlap",
     ),
+    "copy in a graph past the end": (
+        lambda f, d: copy_node(d, f.alloc(64) + 16, f.alloc(64), 49),
+        INVALID_VALUE,
+        "cuGraphAddMemcpyNode: 49 bytes to byte 16 of an allocation of 64",
+    ),
+    "copy in a graph of several rows": (
+        lambda f, d: copy_node(d, f.alloc(64), f.alloc(64), 8, Height=2),
+        INVALID_VALUE,
+        "cuGraphAddMemcpyNode: not one row between two unified addresses",
+    ),
+    "copy in a graph from an unnamed kind of memory": (
+        lambda f, d: copy_node(d, f.alloc(64), f.alloc(64), 8, srcMemoryType=0),
+        INVALID_VALUE,
+        "cuGraphAddMemcpyNode: not one row between two unified addresses",
+    ),
     "memory freed under a copy": (
         lambda f, d: busy_memory(d),
         ILLEGAL_ADDRESS,
@@ -309,6 +332,7 @@ def calls_that_may_fail(device: FakeDevice) -> dict[str, Callable[[], int]]:
     event, graph = device.recorded(device.stream), fake.graph(lambda: None)
     memory, milliseconds = (fake.alloc(64), fake.alloc(64)), ctypes.byref(ctypes.c_float())
     own = device.made("cuGraphCreate", 0)
+    row = ctypes.byref(fake_cuda.copied_row(*memory, 64))
     arguments: dict[str, tuple[Any, ...]] = {
         "cuMemcpyAsync": (*memory, 64, device.stream),
         "cuStreamWaitEvent": (device.other, event, 0),
@@ -321,6 +345,7 @@ def calls_that_may_fail(device: FakeDevice) -> dict[str, Callable[[], int]]:
         "cuGraphCreate": (out, 0),
         "cuGraphAddChildGraphNode": (out, own, None, 0, graph.graph),
         "cuGraphAddEmptyNode": (out, own, None, 0),
+        "cuGraphAddMemcpyNode": (out, own, None, 0, row, device.context),
         "cuGraphInstantiateWithFlags": (out, own, 0),
         "cuGraphUpload": (graph.exec, device.stream),
         "cuGraphLaunch": (graph.exec, device.stream),
@@ -361,6 +386,7 @@ def test_a_fault_in_a_kernel_stays(fake: FakeCuda, how: str) -> None:
     kept = {
         "cuGraphAddChildGraphNode",
         "cuGraphAddEmptyNode",
+        "cuGraphAddMemcpyNode",
         "cuCtxSetCurrent",
         "cuGraphExecDestroy",
         "cuGraphDestroy",

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from bench import (
     attention_cases,
+    equality,
     goals,
     gpu,
     gpu_card,
@@ -26,6 +27,7 @@ from bench import (
     latency,
     memcheck,
     parts,
+    throughput,
     traffic,
 )
 from bench.gpu_timer import MAX_COPIES, Call, Rotation, medians
@@ -539,14 +541,16 @@ def test_every_part_has_a_limit_within_the_whole() -> None:
     stem = Path("results/today-h100")
     short, long = (gpu.parts_of("python3", stem, long=long) for long in (False, True))
     assert [part.name for part in short] == [
-        *("build", "imports", "kernel-tests", "gpu-tests", "kernels", "memcheck", "latency", "two-gpus")
+        *("build", "imports", "gpu-tests", "equality", "kernel-tests", "latency"),
+        *("kernels", "memcheck", "two-gpus"),
     ]
     assert [part.name for part in long] == [
-        *("build", "imports", "latency-8b-1b", "latency-7b-68m", "latency-8b-135m", "two-gpus")
+        *("build", "imports", "equality", "throughput"),
+        *("latency-8b-1b", "latency-7b-68m", "latency-8b-135m", "two-gpus"),
     ]
-    assert gpu.TOTAL_S < 8 * 60 and gpu.LONG_TOTAL_S < 30 * 60
-    assert all(0 < part.limit_s < gpu.TOTAL_S for part in short)
-    assert sum(part.limit_s for part in long[2:5]) < gpu.LONG_TOTAL_S
+    assert gpu.TOTAL_S < 8 * 60 and gpu.ONLY_TOTAL_S < 10 * 60
+    assert gpu.TOTAL_S + gpu.LONG_TOTAL_S < 30 * 60, "both fit in half an hour"
+    assert all(0 < part.limit_s < gpu.TOTAL_S for part in [*short, *long])
 
 
 def test_the_command_lines_of_the_main_job_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -563,6 +567,11 @@ def test_the_command_lines_of_the_main_job_are_its_own(monkeypatch: pytest.Monke
             assert max(options.gammas) < 16, "17 rows are a second tile"
         assert told["two-gpus"].absent == ("there is one GPU" if count == 1 else None)
         assert latency.parse_arguments(list(told["latency-8b-1b"].command[2:])).alphas == [0.6, 0.8, 0.9]
+        for name, parser in (("equality", equality), ("throughput", throughput)):
+            for part in (part for part in found if part.name == name):
+                options = parser.parse_arguments(list(part.command[2:]))
+                assert options.device == "cuda" and 1 in options.batches
+                assert getattr(options, "budget", 0) < part.limit_s, "what it leaves out, it names itself"
 
 
 def test_the_cases_can_be_listed_without_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:

@@ -33,10 +33,10 @@ FLOORS = [
     {"planner", "options", "kv_pool", "request", "chooser", "answer", "scheduler", "sampling_flags"},
     {
         *("admission", "step_timing", "device_state", "device_steps", "device_shaping", "device_logprobs"),
-        *("device_model", "call_order"),
+        *("told_ring", "device_model", "device_pages", "call_order", "lane_cursor"),
     },
-    {"device_pair", "device_round"},
-    {"eager_coordinator", "cuda_device", "capture", "device_round_graph"},
+    {"cuda_device", "device_pair", "device_round"},
+    {"eager_coordinator", "capture", "device_round_graph"},
     {"lane", "interpret_lane", "cuda_lane", "cuda_requirements", "cuda_backend"},
     {"backends", "job", "runs", "batch"},
     {"engine"},

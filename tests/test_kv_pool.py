@@ -9,6 +9,7 @@ from tiny_pairs import Pair
 
 from pearl_rt import ConfigError, Engine, RequestError, ResourceError, SamplingParams
 from pearl_rt.kv_pool import KvPool
+from pearl_rt.request import Request
 
 LENGTH = 1024
 ENDLESS = 1 << 16  # tokens
@@ -31,12 +32,19 @@ def test_sizes_of_a_pool() -> None:
     assert (short.block_size, short.num_blocks, short.longest) == (48, 3, 40)
     small = KvPool.of(300, num_slots=8, max_model_len=1000)
     assert (small.block_size, small.num_blocks, small.longest) == (256, 2, 512)
-    assert small.total_len(10, 20) == 30 and small.total_len(990, 20) == small.total_len(1, None) == 1000
-    small.check(500, 12)
+    assert KvPool.of(300, num_slots=8, max_model_len=1000, block_size=16).num_blocks == 19
+    assert [small.blocks_for(Request([1] * 500, max_tokens=n)) for n in (12, 13, 268, 269, 10**9)] == [
+        2,
+        3,
+        3,
+        4,
+        4,
+    ]
+    small.check(Request([1] * 500, max_tokens=12))
     with pytest.raises(
         RequestError, match="513 tokens need 3 KV blocks of 256, and there are 2: lower max_tokens"
     ):
-        small.check(500, 13)
+        small.check(Request([1] * 500, max_tokens=13))
 
 
 def test_answers_do_not_depend_on_the_pool(engine: Engine) -> None:
@@ -118,5 +126,3 @@ def test_bad_sizes_are_refused_by_value() -> None:
     ):
         with pytest.raises(ConfigError, match=text):
             pair.engine(kv_cache_tokens=wrong)
-    with pytest.raises(ConfigError, match="kv_cache_tokens 64: on 'interpret' every sequence has a KV cache"):
-        pair.engine(kv_cache_tokens=64, device="interpret")

@@ -31,10 +31,11 @@ class Admission {
     int longest_gamma = std::numeric_limits<int>::max();
     bool samples = true;  // at temperature > 0
     bool shapes = true;   // with filters and penalties
+    bool tells = true;    // log-probabilities
 
     bool allow(const Request& request) const {
       return is_open && request.gamma <= longest_gamma && (samples || request.temperature == 0.0f) &&
-             (shapes || !request.transform.any(request.temperature));
+             (shapes || !request.transform.any(request.temperature)) && (tells || request.num_logprobs < 0);
     }
     // What all of several lanes can do.
     void meet(const Terms& other) {
@@ -42,20 +43,16 @@ class Admission {
       longest_gamma = std::min(longest_gamma, other.longest_gamma);
       samples = samples && other.samples;
       shapes = shapes && other.shapes;
+      tells = tells && other.tells;
     }
   };
 
-  // Host: fits(waiting) for those that wait, in order, while none of them can get a slot.
+  // Host: whether the run was made for this request, if one goes on, and fits(waiting) for those that wait,
+  // in order, while none of them can get a slot.
   template <class Fits>
-  bool has_room(Fits&& fits) {
+  bool has_place(const Request& request, Fits&& fits) {
     const std::lock_guard<std::mutex> lock(mutex_);
-    return fits(waiting_);
-  }
-
-  // Host: whether the run was made for this request, if one goes on.
-  bool allows(const Request& request) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return closed_ || terms_.allow(request);
+    return (closed_ || terms_.allow(request)) && fits(waiting_);
   }
 
   // Host: false if the run has ended, or is about to, or was not made for this request: start another one.
@@ -115,6 +112,13 @@ class Admission {
 
   // Verify: whether anything below is worth a lock.
   bool has_news() const { return news_.load(std::memory_order_acquire); }
+
+  // Verify: whether somebody waits, and fits(the request that has waited longest).
+  template <class Fits>
+  bool first_fits(Fits&& fits) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return !waiting_.empty() && fits(waiting_.front().request);
+  }
 
   std::vector<uint64_t> take_cancelled() {
     const std::lock_guard<std::mutex> lock(mutex_);

@@ -248,8 +248,6 @@ void bind_coordinator(py::module_& m) {
            py::call_guard<py::gil_scoped_release>(), "Other windows from the next round on. Any thread.")
       .def("submit", &Coordinator::submit, py::arg("request"), py::call_guard<py::gil_scoped_release>(),
            "One more request for the run that goes on -> its id, or None if there is no run. Any thread.")
-      .def("allows", &Coordinator::allows, py::arg("request"), py::call_guard<py::gil_scoped_release>(),
-           "Whether the run that goes on was made for such a request; true if none does. Any thread.")
       .def("cancel", &Coordinator::cancel, py::arg("id"), py::call_guard<py::gil_scoped_release>(),
            "Ends a request within a round -> True if it had no slot yet, and nothing follows. Any thread.")
       .def("take_waiting", &Coordinator::take_waiting, py::call_guard<py::gil_scoped_release>(),
@@ -260,11 +258,11 @@ void bind_coordinator(py::module_& m) {
            "Raises the run's error once, after the results before it.")
       .def("stop", &Coordinator::stop, py::call_guard<py::gil_scoped_release>(),
            "Ends the run within a round. What was verified before can still be had from next().")
-      .def("has_room", &Coordinator::has_room, py::arg("num_tokens"),
-           py::call_guard<py::gil_scoped_release>(),
-           "Whether a request of so many tokens, prompt included, would get its KV blocks now, behind those "
-           "that\n"
-           "wait. Any thread.")
+      .def("has_place", &Coordinator::has_place, py::arg("request"), py::call_guard<py::gil_scoped_release>(),
+           "Whether a request would get its KV blocks now, behind those that wait, and the run that goes on, "
+           "if "
+           "one\n"
+           "does, was made for it. Any thread.")
       .def_property_readonly("num_blocks", [](const Coordinator& c) { return c.state().blocks.num_blocks(); })
       .def_property_readonly("block_size", [](const Coordinator& c) { return c.state().blocks.block_size(); })
       .def_property_readonly("num_free_blocks", &Coordinator::num_free_blocks,

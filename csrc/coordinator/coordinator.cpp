@@ -257,20 +257,17 @@ std::optional<uint64_t> Coordinator::submit(const Request& request) {
   return id;
 }
 
-bool Coordinator::has_room(int64_t num_tokens) {
-  const BlockPool& pool = state_->blocks;
-  return run_.admission.has_room([&](const std::deque<Admission::Waiting>& waiting) {
-    int64_t needed = pool.blocks_for(std::min(num_tokens, state_->capacity));
+bool Coordinator::has_place(const Request& request) {
+  return run_.admission.has_place(request, [&](const std::deque<Admission::Waiting>& waiting) {
+    int64_t needed = state_->blocks_needed(request);
     for (const Admission::Waiting& one : waiting) needed += state_->blocks_needed(one.request);
-    return needed <= pool.num_free();
+    return needed <= num_free_blocks();
   });
 }
 
 int Coordinator::num_free_blocks() const {
   return running() ? state_->blocks.num_free() : state_->blocks.num_blocks();
 }
-
-bool Coordinator::allows(const Request& request) { return run_.admission.allows(request); }
 
 bool Coordinator::cancel(uint64_t id) { return run_.admission.cancel(id); }
 

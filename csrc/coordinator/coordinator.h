@@ -40,12 +40,9 @@ class Coordinator {
   // Throws Failure(kRequest) for what cannot be run.
   std::optional<uint64_t> submit(const Request& request);
 
-  // Whether a request of so many tokens, prompt included, would get its KV blocks now: those that wait before
-  // it, too. From any thread.
-  bool has_room(int64_t num_tokens);
-
-  // Whether the run that goes on was made for such a request; true if none does. From any thread.
-  bool allows(const Request& request);
+  // Whether a request would get its KV blocks now, behind those that wait, and the run that goes on, if one
+  // does, was made for it. From any thread.
+  bool has_place(const Request& request);
 
   // KV blocks that nobody holds; all of them while no run goes on. From any thread.
   int num_free_blocks() const;

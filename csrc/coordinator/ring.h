@@ -49,7 +49,8 @@ class ResultRing {
   }
 
   // Producer that does not sleep here: whether there is room for n results. `watcher` is raised by drain().
-  bool has_room(size_t n) const { return entries_.size() - size() >= n; }
+  bool has_room(size_t n) const { return num_free() >= n; }
+  size_t num_free() const { return entries_.size() - size(); }
   void watch(Signal* watcher) { watcher_.store(watcher, std::memory_order_release); }
 
   void push(const RoundResult& result) {

@@ -25,7 +25,12 @@ std::shared_ptr<void> keep(py::object object) {
 Form form_from(const std::string& name) {
   if (name == "events") return Form::kEvents;
   if (name == "graph") return Form::kGraph;
-  throw Failure(FailureKind::kRequest, "form is '" + name + "'; it must be 'events' or 'graph'");
+  if (name == "while") return Form::kWhile;
+  throw Failure(FailureKind::kRequest, "form is '" + name + "'; it must be 'events', 'graph' or 'while'");
+}
+
+const char* form_name(Form form) {
+  return form == Form::kEvents ? "events" : form == Form::kGraph ? "graph" : "while";
 }
 
 template <typename T>
@@ -45,16 +50,18 @@ void bind_cuda(py::module_& m) {
            }),
            py::arg("driver"), py::arg("spin_us") = 50)
       .def_property(
-          "form",
-          [](const CudaIssuer& self) { return self.options().form == Form::kGraph ? "graph" : "events"; },
+          "form", [](const CudaIssuer& self) { return form_name(self.options().form); },
           [](CudaIssuer& self, const std::string& name) {
             set_option(self, &IssuerOptions::form, form_from(name));
           },
-          "'events': a launch for each op; 'graph': one for each round, where all of it is on one device.")
+          "'events': a launch for each op; 'graph': one for each round, where all of it is on one device;\n"
+          "'while': one for all rounds, where 'graph' could be one for each. ResourceError for 'while': the\n"
+          "driver is older than CUDA 12.3.")
       .def_property(
           "rounds_ahead", [](const CudaIssuer& self) { return self.options().rounds_ahead; },
           [](CudaIssuer& self, int64_t value) { set_option(self, &IssuerOptions::rounds_ahead, value); },
-          "Rounds queued past the last verdict read: 1 to half of the verdict ring.")
+          "Rounds queued past the last verdict read: 1 to half of the verdict ring. A loop of form 'while'\n"
+          "runs as far ahead as the ring has room.")
       .def_property(
           "timed", [](const CudaIssuer& self) { return self.options().timed; },
           [](CudaIssuer& self, bool value) { set_option(self, &IssuerOptions::timed, value); },
@@ -68,33 +75,40 @@ void bind_cuda(py::module_& m) {
       .def(
           py::init([](const std::map<std::string, CUdeviceptr>& addresses, int num_slots, int gamma_max,
                       int64_t capacity, int vocab_size, int draft_vocab_size, int num_stop_ids, int ring_size,
-                      int prefill_chunk, int num_biased, CUdeviceptr staging, size_t num_staging_bytes,
-                      py::object owner) {
-            const ArraySizes sizes{num_slots,    gamma_max, capacity,      vocab_size, draft_vocab_size,
-                                   num_stop_ids, ring_size, prefill_chunk, num_biased};
+                      int prefill_chunk, int num_biased, int max_logprobs, int block_size, int num_blocks,
+                      CUdeviceptr staging, size_t num_staging_bytes, py::object owner) {
+            const ArraySizes sizes{num_slots,        gamma_max,    capacity,   vocab_size,
+                                   draft_vocab_size, num_stop_ids, ring_size,  prefill_chunk,
+                                   num_biased,       max_logprobs, block_size, num_blocks};
             return std::make_shared<DeviceArrays>(addresses, sizes, staging, num_staging_bytes,
                                                   keep(std::move(owner)));
           }),
           py::arg("addresses"), py::kw_only(), py::arg("num_slots"), py::arg("gamma_max"),
           py::arg("capacity"), py::arg("vocab_size"), py::arg("draft_vocab_size"), py::arg("num_stop_ids"),
-          py::arg("ring_size"), py::arg("prefill_chunk"), py::arg("num_biased") = 0, py::arg("staging"),
+          py::arg("ring_size"), py::arg("prefill_chunk"), py::arg("num_biased") = 0,
+          py::arg("max_logprobs") = -1, py::arg("block_size"), py::arg("num_blocks"), py::arg("staging"),
           py::arg("num_staging_bytes"), py::arg("owner") = py::none(),
           "addresses: name -> data_ptr(); ring in pinned host memory; with num_biased, the ids of logit_bias "
           "that\n"
-          "there is room for, those of device_shaping.py too. staging: pinned host memory of this lane "
-          "alone.\n"
+          "there is room for, those of device_shaping.py too; with max_logprobs, the likeliest tokens told "
+          "with each,\n"
+          "those of told_ring.py. block_size, num_blocks: of this lane's KV cache. staging: pinned host "
+          "memory of\n"
+          "this lane alone.\n"
           "owner: kept alive with these, the tensors for example.")
       .def_static(
           "staging_bytes",
           [](int num_slots, int gamma_max, int64_t capacity, int draft_vocab_size, int num_stop_ids,
-             int prefill_chunk, int num_biased, bool host_logits) {
-            return DeviceArrays::staging_bytes({num_slots, gamma_max, capacity, 0, draft_vocab_size,
-                                                num_stop_ids, 0, prefill_chunk, num_biased},
-                                               host_logits);
+             int prefill_chunk, int num_biased, int max_logprobs, int block_size, bool host_logits) {
+            return DeviceArrays::staging_bytes(
+                {num_slots, gamma_max, capacity, 0, draft_vocab_size, num_stop_ids, 0, prefill_chunk,
+                 num_biased, max_logprobs, block_size},
+                host_logits);
           },
           py::kw_only(), py::arg("num_slots"), py::arg("gamma_max"), py::arg("capacity"),
           py::arg("draft_vocab_size"), py::arg("num_stop_ids"), py::arg("prefill_chunk"),
-          py::arg("num_biased") = 0, py::arg("host_logits") = false,
+          py::arg("num_biased") = 0, py::arg("max_logprobs") = -1, py::arg("block_size"),
+          py::arg("host_logits") = false,
           "Bytes of staging. host_logits: beside a draft on the CPU that samples, judged by 'rejection'.");
 
   py::class_<CudaLane, Lane, std::shared_ptr<CudaLane>>(m, "CudaLane",
@@ -109,18 +123,19 @@ void bind_cuda(py::module_& m) {
       .def(
           "add_step",
           [](CudaLane& self, std::string op, int gamma, std::string judge, std::optional<bool> keep_logits,
-             int slot, bool shaped, uintptr_t graph, uintptr_t exec, py::object owner) {
+             int slot, bool shaped, bool told, uintptr_t graph, uintptr_t exec, py::object owner) {
             const int keeps = keep_logits ? static_cast<int>(*keep_logits) : -1;
-            self.add_step({std::move(op), gamma, std::move(judge), keeps, slot, shaped},
+            self.add_step({std::move(op), gamma, std::move(judge), keeps, slot, shaped, told},
                           {reinterpret_cast<CUgraph>(graph), reinterpret_cast<CUgraphExec>(exec),
                            keep(std::move(owner))});
           },
           py::arg("op"), py::kw_only(), py::arg("gamma") = -1, py::arg("judge") = "",
           py::arg("keep_logits") = py::none(), py::arg("slot") = -1, py::arg("shaped") = false,
-          py::arg("graph"), py::arg("exec"), py::arg("owner") = py::none(),
+          py::arg("told") = false, py::arg("graph"), py::arg("exec"), py::arg("owner") = py::none(),
           "A captured step: prefill chunk; prefill logits (gamma, slot); score, score window (gamma); "
           "first,\n"
-          "verify (gamma, judge, shaped); draft (gamma, judge, keep_logits, shaped). owner: kept alive with "
+          "verify (gamma, judge, shaped, told); draft (gamma, judge, keep_logits, shaped). owner: kept alive "
+          "with "
           "it, the graph.");
 }
 

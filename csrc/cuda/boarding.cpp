@@ -10,6 +10,7 @@ Boarding::Boarding(const std::vector<CudaLane*>& lanes, Flight* flight)
     : flight_(flight), target_(lanes.front()) {
   if (lanes.size() > 1 && !lanes[1]->program().empty()) draft_ = lanes[1];
   copies_.emplace_back(target_->arrays());
+  if (target_->has_host_draft()) flight_->on_turn([this] { take_turn(); });
   if (draft_ != nullptr) copies_.emplace_back(draft_->arrays());
 }
 
@@ -17,21 +18,20 @@ bool Boarding::has_one_memory() const { return draft_->arrays().is_same_memory(t
 
 bool Boarding::perform(bool in_one_stream) {
   is_settled_ = has_aborted_ = false;
-  if (target_->has_host_peer()) return false;
   bool changed = take_cancelled();
-  const bool boards = !is_feeding() && admit();
+  const bool boards = slot_ < 0 && admit(in_one_stream);
   const bool shares = draft_ != nullptr && has_one_memory();
-  if (shares && (boards || (in_one_stream && is_feeding()))) draft_->wait_for(target_);
-  const bool feeds = is_feeding() && feed();
+  const bool two_memories = draft_ != nullptr && !shares;
+  if (draft_ != nullptr && slot_ >= 0 && (boards ? shares : in_one_stream)) draft_->wait_for(target_);
+  const bool feeds = slot_ >= 0 && feed();
   if (feeds && fed_ == flight_->state()->prompt_len[slot_]) {
     judge();
     changed = true;
   }
-  if (draft_ != nullptr && in_one_stream) {
-    if (feeds) target_->wait_for(draft_);
-  } else if (draft_ != nullptr && changed) {
-    draft_->wait_for(target_);
-    if (!has_one_memory()) draft_->queue(draft_->arrays().verdict_from(target_->arrays()));
+  if (draft_ != nullptr && changed && (two_memories || !in_one_stream)) draft_->wait_for(target_);
+  if (two_memories && changed) draft_->queue(draft_->arrays().verdict_from(target_->arrays()));
+  if (draft_ != nullptr && in_one_stream && (boards || feeds || (changed && two_memories))) {
+    target_->wait_for(draft_);
   }
   return boards || feeds || changed || has_aborted_;
 }
@@ -41,23 +41,46 @@ void Boarding::settle() {
   is_settled_ = true;
 }
 
-bool Boarding::take_cancelled() {
-  Admission& admission = flight_->run()->admission;
-  if (admission.has_news()) {
-    for (const uint64_t id : admission.take_cancelled()) cancelled_.push_back(id);
+bool Boarding::has_work() {
+  hear_cancelled();
+  const State& state = *flight_->state();
+  bool has_place = false;
+  for (int slot = 0; slot < state.num_slots; ++slot) {
+    const bool stays = slot == slot_ || slot == chosen_ || (flight_->runs(slot) && !flight_->leaves(slot));
+    has_place = has_place || !flight_->runs(slot);
+    if (stays && std::count(cancelled_.begin(), cancelled_.end(), state.request_id[slot]) != 0) return true;
   }
+  Admission& admission = flight_->run()->admission;
+  return has_place && admission.has_news() && admission.first_fits([&](const Request& request) {
+    return state.blocks_needed(request) <= state.blocks.num_free();
+  });
+}
+
+bool Boarding::awaits_room() const {
+  if (!cancelled_.empty()) return true;
+  return slot_ >= 0 && !target_->has_host_draft() && is_last_pass() && !may_judge();
+}
+
+void Boarding::hear_cancelled() {
+  Admission& admission = flight_->run()->admission;
+  if (!admission.has_news()) return;
+  for (const uint64_t id : admission.take_cancelled()) cancelled_.push_back(id);
+}
+
+bool Boarding::take_cancelled() {
+  hear_cancelled();
   const State& state = *flight_->state();
   bool changed = false;
   std::vector<uint64_t> later;
   for (const uint64_t id : cancelled_) {
     for (int slot = 0; slot < state.num_slots; ++slot) {
       if (state.request_id[slot] != id) continue;
-      if (slot == slot_) {
+      if (slot == slot_ || slot == chosen_) {
         if (!flight_->has_room(1)) {
           later.push_back(id);
           continue;
         }
-        slot_ = -1;
+        (slot == slot_ ? slot_ : chosen_) = -1;
         flight_->abort(slot);
         has_aborted_ = true;
       } else if (flight_->runs(slot) && !flight_->leaves(slot)) {
@@ -72,21 +95,51 @@ bool Boarding::take_cancelled() {
   return changed;
 }
 
-bool Boarding::admit() {
+void Boarding::take_turn() {
+  State& state = *flight_->state();
+  int& feeding = state.feeding;
+  if (feeding >= 0) {
+    const bool is_given_up = feeding != slot_ && feeding != chosen_;
+    state.fed[feeding] = state.draft_fed[feeding];
+    if (is_given_up || state.fed[feeding] == state.prompt_len[feeding] - 1) feeding = -1;
+  }
+  if (is_busy()) return;
+  for (int slot = 0; slot < state.num_slots; ++slot) {
+    if (!flight_->runs(slot)) state.release(slot);
+  }
+  choose();
+  if (chosen_ >= 0 && state.prompt_len[chosen_] > 1) feeding = chosen_;
+}
+
+void Boarding::choose() {
+  const int free = free_slot();
+  if (free < 0 || !flight_->run()->admission.has_news()) return;
   State* const state = flight_->state();
-  int free = 0;
-  while (free < state->num_slots && flight_->runs(free)) ++free;
-  awaits_copies_ = false;
-  if (free == state->num_slots || !flight_->run()->admission.has_news()) return false;
-  const int block = (block_ + 1) % JoinCopies::kBlocks;
-  awaits_copies_ = !target_->has_passed(block) || (draft_ != nullptr && !draft_->has_passed(block));
-  if (awaits_copies_) return false;
   const std::optional<Admission::Waiting> waiting =
-      flight_->run()->admission.next([](const Request&) { return true; });  // every slot has pages of its own
-  if (!waiting) return false;
+      flight_->run()->admission.next([&](const Request& request) { return state->reserve(free, request); });
+  if (!waiting) return;
   state->fill(free, waiting->id, waiting->request, false);
   flight_->clear(free);
-  slot_ = free;
+  chosen_ = free;
+}
+
+int Boarding::free_slot() const {
+  const int num_slots = flight_->state()->num_slots;
+  int free = 0;
+  while (free < num_slots && flight_->runs(free)) ++free;
+  return free < num_slots ? free : -1;
+}
+
+bool Boarding::admit(bool in_one_stream) {
+  State* const state = flight_->state();
+  const int block = (block_ + 1) % JoinCopies::kBlocks;
+  awaits_copies_ = false;
+  if (chosen_ < 0 && !flight_->run()->admission.has_news()) return false;
+  const bool has_passed = target_->has_passed(block) && (draft_ == nullptr || draft_->has_passed(block));
+  if (has_passed && !target_->has_host_draft()) choose();
+  awaits_copies_ = !has_passed && (chosen_ >= 0 || free_slot() >= 0);
+  if (!has_passed || chosen_ < 0) return false;
+  slot_ = std::exchange(chosen_, -1);
   block_ = block;
   fed_ = 0;
   const bool shaped = target_->is_shaped();
@@ -94,6 +147,7 @@ bool Boarding::admit() {
   is_settled_ = true;
   target_->queue(copies_[0].begin(*state, slot_, block_, true, shaped));
   if (draft_ != nullptr) {
+    if (in_one_stream) draft_->wait_for(target_);  // the rounds so far bring rows into the draft's memory
     draft_->queue(copies_[1].begin(*state, slot_, block_, !has_one_memory(), shaped));
   }
   mark();
@@ -103,13 +157,24 @@ bool Boarding::admit() {
 bool Boarding::feed() {
   const int64_t length = flight_->state()->prompt_len[slot_];
   const int64_t end = std::min(length, fed_ + target_->arrays().sizes().prefill_chunk);
-  if (end == length && !flight_->has_room(2)) return false;  // its verdict follows at once, then a round's
-  const int64_t context = std::min(end, length - 1);         // the first window feeds the last token
+  if (is_last_pass() && !may_judge()) return false;
+  const int64_t context = std::min(end, length - 1);  // the first window feeds the last token
   if (draft_ != nullptr && fed_ < context) draft_->feed(copies_[1].pass(slot_, block_, fed_, context));
   target_->feed(copies_[0].pass(slot_, block_, fed_, end));
   mark();
   fed_ = end;
   return true;
+}
+
+bool Boarding::is_last_pass() const {
+  return flight_->state()->prompt_len[slot_] - fed_ <= target_->arrays().sizes().prefill_chunk;
+}
+
+// Behind the last pass its verdict follows at once, then a round's. With a draft on the host that verdict has
+// to be read before the next window is made: so that it has the windows that it has alone.
+bool Boarding::may_judge() const {
+  const bool has_draft = flight_->state()->feeding != slot_ && flight_->has_turn();
+  return flight_->has_room(2) && (has_draft || !target_->has_host_draft());
 }
 
 void Boarding::mark() {

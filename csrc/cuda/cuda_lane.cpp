@@ -84,6 +84,7 @@ void CudaLane::attach(const std::vector<Lane*>& lanes, size_t index, const State
 
 void CudaLane::check(const LaneProgram& program, const State& state) const {
   arrays_->check_requests(state, name_);
+  if (is_target()) arrays_->check_told(state, name_);
   issuer_->check_ring(*arrays_);
   check_order(program);
   resolve(program.prologue, state);
@@ -141,22 +142,22 @@ std::vector<CudaLane::Resolved> CudaLane::resolve(const std::vector<Op>& ops, co
 Admission::Terms CudaLane::terms(const LaneProgram& program, const State& state) const {
   StepKey key = run_key(state);
   Admission::Terms terms;
-  if (!is_target()) {
-    for (const Op& op : program.body) {
-      if (op.kind != OpKind::kDraft) continue;
-      terms.longest_gamma = key.gamma;
-      terms.samples = key.keep_logits > 0 || state.judge == JudgeKind::kCoupled;
-    }
-    return terms;
+  const OpKind makes_windows = has_host_peer_ ? OpKind::kFetchWindow : OpKind::kDraft;
+  for (const Op& op : program.body) {
+    if (op.kind != makes_windows) continue;
+    terms.longest_gamma = key.gamma;
+    terms.samples = key.keep_logits > 0 || state.judge == JudgeKind::kCoupled;
   }
+  if (!is_target()) return terms;
   terms.shapes = key.shaped > 0;
+  terms.tells = key.told > 0;
   const auto has = [&](const char* op, int slot) {
     key.op = op;
     key.slot = slot;
     const std::lock_guard<std::mutex> lock(steps_mutex_);
     return steps_.has(key);
   };
-  terms.is_open = !has_host_peer_ && has("prefill chunk", -1) && has("join", -1);
+  terms.is_open = has("prefill chunk", -1) && has("join", -1);
   for (int slot = 0; terms.is_open && slot < state.num_slots; ++slot) {
     terms.is_open = has("prefill logits", slot);
   }
@@ -270,7 +271,8 @@ void CudaLane::compute(const Resolved& next, Flight* flight) {
       return prefill(false, flight);
     case OpKind::kFetchWindow:
     case OpKind::kFetchVerdict:
-      return fetch(next.op.kind, flight);
+      if (peer_ == nullptr) return copy(arrays_->window_from(flight->state(), key_.keep_logits > 0));
+      return copy(fetched(next.op.kind));
     default:
       launch(next.step->exec);
       if (is_verdict(next.op)) flight->verdict_issued();
@@ -288,14 +290,18 @@ void CudaLane::prefill(bool with_last, Flight* flight) {
   }
 }
 
-void CudaLane::fetch(OpKind kind, Flight* flight) {
-  if (kind == OpKind::kFetchVerdict) {
-    copy(arrays_->verdict_from(*peer_->arrays_));
-  } else if (peer_ != nullptr) {
-    copy(arrays_->window_from(*peer_->arrays_, key_.gamma, key_.keep_logits > 0, key_.shaped > 0));
-  } else {
-    copy(arrays_->window_from(flight->state(), key_.keep_logits > 0));
-  }
+bool CudaLane::has_host_draft() const {
+  return has_host_peer_ && std::any_of(program_.body.begin(), program_.body.end(),
+                                       [](const Op& op) { return op.kind == OpKind::kFetchWindow; });
+}
+
+std::vector<Copy> CudaLane::fetched(OpKind kind) const {
+  if (kind == OpKind::kFetchVerdict) return arrays_->verdict_from(*peer_->arrays_);
+  return arrays_->window_from(*peer_->arrays_, key_.gamma, key_.keep_logits > 0, key_.shaped > 0);
+}
+
+uint64_t CudaLane::fetched_key() const {
+  return 4 * static_cast<uint64_t>(key_.gamma) + 2 * (key_.keep_logits > 0) + (key_.shaped > 0);
 }
 
 void CudaLane::copy(const std::vector<Copy>& copies) {
@@ -318,15 +324,14 @@ void CudaLane::wait_for(CudaLane* other) {
   check(context_->driver().api().cuStreamWaitEvent(stream_, event, 0), "cuStreamWaitEvent");
 }
 
-void CudaLane::launch_round(CUgraphExec exec, int64_t round, Flight* flight) {
+void CudaLane::launch_rounds(CUgraphExec exec, OpKind as, int64_t round) {
   round_ = round;
   next_ = body_.size();
   at_ = OpKind::kRound;
   if (several_devices_) context_->make_current();
-  device_trace_.begin(at_, static_cast<int>(round));
+  device_trace_.begin(as, static_cast<int>(round));
   launch(exec);
   device_trace_.end();
-  flight->verdict_issued();
 }
 
 void CudaLane::queue(const std::vector<Copy>& copies) {

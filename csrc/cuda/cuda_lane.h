@@ -36,10 +36,13 @@ class CudaLane : public Lane {
   void check(const LaneProgram& program, const State& state) const override;
   void submit(const LaneProgram& program, int64_t max_rounds, State* state, Run* run) override;
   void join() override;
-  // A draft on the host feeds no prompts beside its rounds.
-  bool admits() const override { return !has_host_peer_; }
+  bool admits() const override { return true; }
+  int block_size() const override { return arrays_->sizes().block_size; }
   Admission::Terms terms(const LaneProgram& program, const State& state) const override;
-  void check_joiner(const Request& request) const override { arrays_->check_request(request, name_); }
+  void check_joiner(const Request& request) const override {
+    arrays_->check_request(request, name_);
+    if (is_target()) arrays_->check_told(request.num_logprobs, name_);
+  }
   const Trace& trace() const override { return trace_; }
 
   // From here on: the issuer's thread, for one run.
@@ -51,8 +54,10 @@ class CudaLane : public Lane {
   bool is_past(int64_t round) const;
   // Makes this stream wait for all that was queued on the other's.
   void wait_for(CudaLane* other);
-  // Launches a graph that stands for a round of all lanes.
-  void launch_round(CUgraphExec exec, int64_t round, Flight* flight);
+  // Launches a graph that stands for a round of all lanes, or (kLoop) for several from that one on.
+  void launch_rounds(CUgraphExec exec, OpKind as, int64_t round);
+  // Rounds up to that one may be on the stream.
+  void reach(int64_t round) { round_ = round; }
   // Between rounds, for a request that joins: copies; a pass of its prompt; its first verdict alone.
   void queue(const std::vector<Copy>& copies);
   void feed(const std::vector<Copy>& range);
@@ -70,10 +75,15 @@ class CudaLane : public Lane {
   int64_t max_rounds() const { return max_rounds_; }
   // The step of the body's op at that place; nullptr where it is not one launch.
   const Step* body_step(size_t index) const { return body_[index].step; }
+  // What a fetch of the run copies, from another GPU; and a number that is another where the copies are.
+  std::vector<Copy> fetched(OpKind kind) const;
+  uint64_t fetched_key() const;
   const std::shared_ptr<Context>& context() const { return context_; }
   const DeviceArrays& arrays() const { return *arrays_; }
   CudaLane* peer() const { return peer_; }
   bool has_host_peer() const { return has_host_peer_; }
+  // Whether windows of the run come from a draft on the host.
+  bool has_host_draft() const;
   bool is_target() const { return index_ == 0; }
   bool is_shaped() const { return key_.shaped > 0; }  // the run's steps
 
@@ -90,7 +100,6 @@ class CudaLane : public Lane {
   bool wait(int event, Flight* flight);
   void compute(const Resolved& next, Flight* flight);
   void prefill(bool with_last, Flight* flight);
-  void fetch(OpKind kind, Flight* flight);
   void copy(const std::vector<Copy>& copies);
   void launch(CUgraphExec exec);
   CUevent own_event(size_t index);

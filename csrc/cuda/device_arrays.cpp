@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 #include "coordinator/failure.h"
 #include "cuda/join_copies.h"
@@ -11,7 +12,8 @@ namespace pearl {
 
 namespace {
 
-constexpr size_t kIntRows = 8;  // arrays of one int32 for each slot, written by add_rows
+constexpr size_t kIntRows = 9;       // arrays of one int32 for each slot, written by add_rows
+constexpr int32_t kUnusedBlock = 0;  // behind a slot's blocks: never read, and any id would do
 
 [[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
 
@@ -34,10 +36,14 @@ DeviceArrays::DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, 
   PEARL_ARRAYS(PEARL_MEMBER)
 #undef PEARL_MEMBER
   if (shaping_.exist()) known.merge(shaping_.places());
+  if (sizes.max_logprobs < 0) {
+    known.erase("num_logprobs");
+    known.erase("told");
+  }
   for (const auto& [name, place] : addresses) {
     if (known.count(name) == 0) {
       refuse("no array is called '" + name +
-             "': see kernels/state.py, and with num_biased device_shaping.py");
+             "': see kernels/state.py, with num_biased device_shaping.py, with max_logprobs told_ring.py");
     }
     *known[name] = place;
   }
@@ -51,6 +57,11 @@ DeviceArrays::DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, 
   if (sizes.num_slots < 1 || sizes.capacity < 2 || sizes.gamma_max < 0 || sizes.vocab_size < 1 ||
       sizes.num_stop_ids < 0 || sizes.ring_size < 2 || sizes.prefill_chunk < 1) {
     refuse("sizes of arrays must be at least: 1 slot, capacity 2, vocabulary 1, ring 2, prefill chunk 1");
+  }
+  try {
+    BlockPool::check(sizes.num_blocks, sizes.block_size);
+  } catch (const std::invalid_argument& error) {
+    refuse(error.what());
   }
   const size_t needed = DeviceArrays::staging_bytes(sizes, false);
   if (staging == 0 || staging % Staging::kAlignment != 0 || staging_bytes < needed) {
@@ -66,8 +77,9 @@ DeviceArrays::DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, 
 size_t DeviceArrays::row_bytes(const ArraySizes& sizes, size_t slots) {
   const size_t stops = Staging::bytes<int32_t>(slots * static_cast<size_t>(sizes.num_stop_ids));
   const size_t prompts = slots * Staging::bytes<int32_t>(static_cast<size_t>(sizes.capacity));
+  const size_t tables = Staging::bytes<int32_t>(slots * sizes.max_blocks());
   return kIntRows * Staging::bytes<int32_t>(slots) + Staging::bytes<float>(slots) +
-         Staging::bytes<uint64_t>(slots) + stops + prompts +
+         Staging::bytes<uint64_t>(slots) + stops + prompts + tables +
          ShapingArrays::staging_bytes(sizes.shaping(), slots);
 }
 
@@ -87,6 +99,13 @@ void DeviceArrays::check_sizes(const State& state, const std::string& lane) cons
   check_size(lane, "num_slots", sizes_.num_slots, state.num_slots);
   check_size(lane, "capacity", sizes_.capacity, state.capacity);
   check_size(lane, "vocab_size", sizes_.vocab_size, state.vocab_size);
+  const BlockPool& pool = state.blocks;
+  if (sizes_.num_blocks < pool.num_blocks() || sizes_.block_size != pool.block_size()) {
+    refuse("the arrays of the " + lane + " lane have " + std::to_string(sizes_.num_blocks) +
+           " KV blocks of " + std::to_string(sizes_.block_size) + " tokens; " +
+           std::to_string(pool.num_blocks()) + " of " + std::to_string(pool.block_size()) +
+           " were asked for");
+  }
   if (sizes_.gamma_max < state.gamma_max) {
     refuse("the arrays of the " + lane + " lane have room for windows of " +
            std::to_string(sizes_.gamma_max) + " tokens; the coordinator's gamma_max is " +
@@ -114,6 +133,20 @@ void DeviceArrays::check_request(const Request& request, const std::string& lane
   shaping_.check(request, lane);
 }
 
+void DeviceArrays::check_told(const State& state, const std::string& lane) const {
+  for (int slot = 0; slot < state.num_slots; ++slot) {
+    if (state.running(slot)) check_told(state.num_logprobs[slot], lane);
+  }
+}
+
+void DeviceArrays::check_told(int num_logprobs, const std::string& lane) const {
+  if (std::min(num_logprobs, sizes_.vocab_size) > sizes_.max_logprobs) {
+    refuse("log-probabilities of " + std::to_string(num_logprobs) + " likeliest tokens; the " + lane +
+           " lane tells " + (sizes_.max_logprobs < 0 ? "none" : std::to_string(sizes_.max_logprobs)) +
+           ": give DeviceArrays max_logprobs, or ask for fewer");
+  }
+}
+
 void DeviceArrays::add_rows(const State& state, int begin, int end, bool shaped, Staging* staging,
                             std::vector<Copy>* copies) const {
   const auto slots = static_cast<size_t>(end - begin);
@@ -129,6 +162,7 @@ void DeviceArrays::add_rows(const State& state, int begin, int end, bool shaped,
   ints(at_.gamma, [&](int b) { return state.gamma[b]; });
   ints(at_.committed, [&](int b) { return state.prompt_len[b]; });
   for (const CUdeviceptr to : {at_.pending, at_.round, at_.num_draft_tokens, at_.num_rows}) ints(to, zero);
+  if (sizes_.max_logprobs >= 0) ints(at_.num_logprobs, [&](int b) { return state.num_logprobs[b]; });
 
   float* const temperature = staging->take<float>(slots);
   std::copy_n(state.temperature.begin() + begin, slots, temperature);
@@ -157,6 +191,15 @@ void DeviceArrays::add_rows(const State& state, int begin, int end, bool shaped,
     std::copy_n(state.token_ids.data() + at, length, prompt);
     copies->push_back({at_.token_ids + at * 4, address(prompt), length * 4});
   }
+
+  const size_t width = sizes_.max_blocks();
+  int32_t* const tables = staging->take<int32_t>(slots * width);
+  std::fill(tables, tables + slots * width, kUnusedBlock);
+  for (size_t i = 0; i < slots; ++i) {
+    std::copy_n(state.block_table.begin() + (first + i) * width, state.num_held[first + i],
+                tables + i * width);
+  }
+  copies->push_back({at_.block_table + first * width * 4, address(tables), slots * width * 4});
   if (shaped) shaping_.add_rows(state, begin, end, staging, copies);
 }
 
@@ -173,6 +216,7 @@ std::vector<Copy> DeviceArrays::upload(const State& state, bool shaped) {
   for (size_t b = 0; b < slots; ++b) reasons[b] = static_cast<int32_t>(state.finish_reason[b]);
   copies.push_back({at_.finish_reason, address(reasons), slots * 4});
   VerdictRing(ring(), sizes_.ring_size, sizes_.num_slots, state.longest_gamma).clear();
+  told().clear();
 
   const auto gamma = static_cast<size_t>(state.longest_gamma);
   host_lengths_ = staging_.take<int32_t>(slots);
@@ -229,6 +273,10 @@ std::vector<Copy> DeviceArrays::window_from(const DeviceArrays& draft, int gamma
 
 std::vector<Copy> DeviceArrays::window_from(State* state, bool keep_logits) {
   State& s = *state;
+  // Staging is free again once a verdict behind its copies was read; of a round of nobody there is none.
+  bool is_empty = true;
+  for (int b = 0; b < s.num_slots; ++b) is_empty = is_empty && !s.running(b);
+  if (is_empty) return {};
   const auto slots = static_cast<size_t>(sizes_.num_slots);
   const auto gamma = static_cast<size_t>(s.longest_gamma);
   const auto vocab = static_cast<size_t>(sizes_.draft_vocab_size);

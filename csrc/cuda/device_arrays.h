@@ -3,6 +3,7 @@
 // addresses and layouts; not streams, steps or order: copies are lists, in order, for one stream.
 #pragma once
 
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
@@ -11,17 +12,20 @@
 #include "coordinator/state.h"
 #include "cuda/shaping_arrays.h"
 #include "cuda/staging.h"
+#include "cuda/told_ring.h"
 
 namespace pearl {
 
 // Addresses in order of kernels/state.py. ring: pinned host memory. chunk: [B, 2] of this lane's prefill.
-// joining: [B] finish_reason of the slots that step "join" judges.
+// joining: [B] finish_reason of the slots that step "join" judges. block_table: [B, MB] KV blocks of a slot.
+// num_logprobs: [B] as Request's; told: pinned host memory, as csrc/cuda/told_ring.h reads it; both only
+// where sizes have max_logprobs. loop, loop_host: csrc/cuda/loop_kernels.h.
 // clang-format off
 #define PEARL_ARRAYS(X)                                                                           \
   X(prompt_len) X(max_total_len) X(gamma) X(temperature) X(seed) X(stop_token_ids)                \
   X(token_ids) X(committed) X(pending) X(finish_reason) X(round) X(ring)                          \
   X(draft_token_ids) X(num_draft_tokens) X(draft_logits) X(num_rows) X(target_logits) X(chunk)    \
-  X(joining)
+  X(joining) X(num_logprobs) X(told) X(block_table) X(loop) X(loop_host)
 // clang-format on
 
 struct ArrayAddresses {
@@ -40,7 +44,15 @@ struct ArraySizes {
   int ring_size = 0;         // RING
   int prefill_chunk = 0;     // tokens of a prefill pass; prompts are cut at its multiples
   int num_biased = 0;        // ids of logit_bias; 0: there are no arrays of csrc/cuda/shaping_arrays.h
+  int max_logprobs = -1;     // likeliest tokens told with each at most; -1: nothing is told
+  int block_size = 16;       // BS, positions of a KV block
+  int num_blocks = 0;        // of this lane's KV cache
 
+  // MB: of a slot.
+  size_t max_blocks() const {
+    const int64_t size = std::max(block_size, 1);  // one that no cache can have is refused later
+    return static_cast<size_t>((capacity + size - 1) / size);
+  }
   ShapingSizes shaping() const { return {num_slots, 2 * num_stop_ids, num_biased}; }
 };
 
@@ -94,6 +106,13 @@ class DeviceArrays {
   bool takes_host_logits() const { return staging_bytes_ >= staging_bytes(sizes_, true); }
   const ArraySizes& sizes() const { return sizes_; }
   int32_t* ring() const { return reinterpret_cast<int32_t*>(at_.ring); }
+  ToldRing told() const {
+    return {reinterpret_cast<int32_t*>(at_.told), sizes_.ring_size, sizes_.num_slots, sizes_.gamma_max + 1,
+            sizes_.max_logprobs};
+  }
+  // Throws Failure(kRequest) for more log-probabilities than there is room for: the target's lane has some.
+  void check_told(const State& state, const std::string& lane) const;
+  void check_told(int num_logprobs, const std::string& lane) const;
 
  private:
   void check_stops(size_t found, const std::string& lane) const;

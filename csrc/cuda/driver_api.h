@@ -16,6 +16,9 @@ using CUevent = struct CUevent_st*;
 using CUgraph = struct CUgraph_st*;
 using CUgraphNode = struct CUgraphNode_st*;
 using CUgraphExec = struct CUgraphExec_st*;
+using CUmodule = struct CUmod_st*;
+using CUfunction = struct CUfunc_st*;
+using CUgraphConditionalHandle = uint64_t;
 
 constexpr CUresult CUDA_SUCCESS = 0;
 constexpr CUresult CUDA_ERROR_INVALID_VALUE = 1;
@@ -27,10 +30,65 @@ constexpr CUresult CUDA_ERROR_NOT_READY = 600;
 constexpr CUresult CUDA_ERROR_ILLEGAL_ADDRESS = 700;
 constexpr CUresult CUDA_ERROR_LAUNCH_FAILED = 719;
 
+constexpr unsigned CU_MEMORYTYPE_UNIFIED = 4;  // an address tells where it is
 constexpr unsigned CU_EVENT_DEFAULT = 0;
 constexpr unsigned CU_EVENT_DISABLE_TIMING = 2;
+// Kernel nodes have the priority of the stream that they were captured on.
+constexpr unsigned long long CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY = 8;
 constexpr int CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75;
 constexpr int CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76;
+constexpr unsigned CU_GRAPH_COND_ASSIGN_DEFAULT = 1;
+constexpr int CU_GRAPH_COND_TYPE_WHILE = 1;
+constexpr int CU_GRAPH_NODE_TYPE_CONDITIONAL = 13;
+
+struct CUDA_KERNEL_NODE_PARAMS_v2_st {
+  CUfunction func;
+  unsigned gridDimX, gridDimY, gridDimZ;
+  unsigned blockDimX, blockDimY, blockDimZ;
+  unsigned sharedMemBytes;
+  void** kernelParams;
+  void** extra;
+  void* kern;
+  CUcontext ctx;
+};
+
+struct CUDA_CONDITIONAL_NODE_PARAMS {
+  CUgraphConditionalHandle handle;
+  int type;
+  unsigned size;
+  CUgraph* phGraph_out;
+  CUcontext ctx;
+};
+
+// What is past the member in use must be zero.
+struct CUgraphNodeParams_st {
+  int type;
+  int reserved0[3];
+  union {
+    long long reserved1[29];
+    CUDA_CONDITIONAL_NODE_PARAMS conditional;
+  };
+  long long reserved2;
+};
+
+// A copy of depth * height rows of width bytes; ours have one.
+struct CUDA_MEMCPY3D {
+  size_t srcXInBytes, srcY, srcZ, srcLOD;
+  unsigned srcMemoryType;
+  const void* srcHost;
+  CUdeviceptr srcDevice;
+  void* srcArray;
+  void* reserved0;
+  size_t srcPitch, srcHeight;
+  size_t dstXInBytes, dstY, dstZ, dstLOD;
+  unsigned dstMemoryType;
+  void* dstHost;
+  CUdeviceptr dstDevice;
+  void* dstArray;
+  void* reserved1;
+  size_t dstPitch, dstHeight;
+  size_t WidthInBytes, Height, Depth;
+};
 
 // clang-format off
 // X(name, version of the entry point, parameters)
@@ -62,18 +120,32 @@ constexpr int CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76;
   X(cuGraphDestroy, 10000, (CUgraph graph))                                                            \
   X(cuGraphAddChildGraphNode, 10000, (CUgraphNode* node, CUgraph graph, const CUgraphNode* after,      \
                                       size_t num_after, CUgraph child))                                \
+  X(cuGraphAddMemcpyNode, 10000, (CUgraphNode* node, CUgraph graph, const CUgraphNode* after,           \
+                                  size_t num_after, const CUDA_MEMCPY3D* copy, CUcontext context))       \
   X(cuGraphAddEmptyNode, 10000, (CUgraphNode* node, CUgraph graph, const CUgraphNode* after,           \
                                  size_t num_after))                                                    \
   X(cuGraphInstantiateWithFlags, 11040, (CUgraphExec* exec, CUgraph graph, unsigned long long flags))  \
   X(cuGraphExecDestroy, 10000, (CUgraphExec exec))                                                     \
   X(cuGraphUpload, 11010, (CUgraphExec exec, CUstream stream))                                         \
-  X(cuGraphLaunch, 10000, (CUgraphExec exec, CUstream stream))
+  X(cuGraphLaunch, 10000, (CUgraphExec exec, CUstream stream))                                         \
+  X(cuGraphAddKernelNode, 12000, (CUgraphNode* node, CUgraph graph, const CUgraphNode* after,          \
+                                  size_t num_after, const CUDA_KERNEL_NODE_PARAMS_v2_st* parameters))  \
+  X(cuModuleLoadData, 2000, (CUmodule* module, const void* image))                                     \
+  X(cuModuleGetFunction, 2000, (CUfunction* function, CUmodule module, const char* name))              \
+  X(cuModuleUnload, 2000, (CUmodule module))
+// Those that a driver of 12.0 lacks: nullptr there.
+#define PEARL_CUDA_LATER_CALLS(X)                                                                      \
+  X(cuGraphAddNode, 12020, (CUgraphNode* node, CUgraph graph, const CUgraphNode* after,                \
+                            size_t num_after, CUgraphNodeParams_st* parameters))                       \
+  X(cuGraphConditionalHandleCreate, 12030, (CUgraphConditionalHandle* handle, CUgraph graph,           \
+                                            CUcontext context, unsigned at_launch, unsigned flags))
 // clang-format on
 
-// One pointer for each call, all set.
+// One pointer for each call, all set but for the later ones.
 struct DriverApi {
 #define PEARL_MEMBER(name, version, parameters) CUresult(*name) parameters = nullptr;
   PEARL_CUDA_CALLS(PEARL_MEMBER)
+  PEARL_CUDA_LATER_CALLS(PEARL_MEMBER)
 #undef PEARL_MEMBER
 };
 

@@ -6,11 +6,12 @@
 
 namespace pearl {
 
-Flight::Flight(State* state, Run* run, VerdictRing ring, int64_t rounds_ahead, bool host_lanes,
+Flight::Flight(State* state, Run* run, VerdictRing ring, ToldRing told, int64_t rounds_ahead, bool host_lanes,
                int num_events, std::vector<std::vector<int>> recorded)
     : state_(state),
       run_(run),
       ring_(ring),
+      told_(told),
       rounds_ahead_(rounds_ahead),
       host_lanes_(host_lanes),
       recorded_by_target_(std::move(recorded)),
@@ -24,8 +25,10 @@ Flight::Flight(State* state, Run* run, VerdictRing ring, int64_t rounds_ahead, b
 }
 
 bool Flight::may_begin(int64_t round) const {
-  // Round `num_read_` is the next to be read: behind the last one read it is the first.
-  return round - num_read_ + 1 <= rounds_ahead_ && has_room(0);
+  // Round `num_read_` is the next to be read: behind the last one read it is the first. A draft on the host
+  // lets nobody run further ahead than one; requests that join it need that one.
+  const int64_t ahead = host_lanes_ ? std::max<int64_t>(rounds_ahead_, 2) : rounds_ahead_;
+  return round - num_read_ + 1 <= ahead && has_room(0);
 }
 
 bool Flight::has_room(int more) const {
@@ -36,9 +39,30 @@ bool Flight::has_room(int more) const {
   return run_->ring.has_room(static_cast<size_t>(owed));
 }
 
+void Flight::correct_issued(int64_t by) {
+  num_issued_ += by;
+  num_read_ = std::min(num_read_, num_issued_);
+}
+
+int64_t Flight::room_for_rounds() const {
+  int64_t owed = 0;
+  int64_t unread = 0;  // of the seat that has most
+  int64_t staying = 0;
+  for (const Seat& seat : seats_) {
+    if (!seat.runs) continue;
+    owed += num_issued(seat) - seat.num_read + (seat.leaves ? 1 : 0);  // "abort"
+    unread = std::max(unread, num_issued(seat) - seat.num_read);
+    staying += !seat.leaves;
+  }
+  if (staying == 0) return 0;
+  const int64_t results = (static_cast<int64_t>(run_->ring.num_free()) - owed) / staying;
+  return std::max<int64_t>(0, std::min(results, ring_.size() - unread));
+}
+
 bool Flight::awaits_verdict() const {
-  return std::any_of(seats_.begin(), seats_.end(),
-                     [&](const Seat& seat) { return seat.runs && seat.num_read < num_issued(seat); });
+  return has_turn() && std::any_of(seats_.begin(), seats_.end(), [&](const Seat& seat) {
+           return seat.runs && seat.num_read < num_issued(seat);
+         });
 }
 
 bool Flight::is_empty() const {
@@ -79,9 +103,10 @@ CUevent Flight::issued(int event, uint64_t k) const {
 
 bool Flight::read_verdicts() {
   bool moved = false;
+  const bool has_turn = this->has_turn();
   for (int slot = 0; slot < state_->num_slots && !run_->halted(); ++slot) {
     const Seat& seat = seats_[slot];
-    while (seat.runs && seat.num_read < num_issued(seat) && ring_.has(seat.num_read, slot)) {
+    while (has_turn && seat.runs && seat.num_read < num_issued(seat) && is_there(seat.num_read, slot)) {
       read_slot(slot);
       moved = true;
     }
@@ -94,6 +119,11 @@ bool Flight::read_verdicts() {
   return moved;
 }
 
+bool Flight::is_there(int64_t round, int slot) const {
+  if (!ring_.has(round, slot)) return false;
+  return state_->num_logprobs[slot] < 0 || ring_.read(round, slot).num_new == 0 || told_.has(round, slot);
+}
+
 void Flight::count_rounds() {
   int64_t done = num_issued_;
   for (const Seat& seat : seats_) {
@@ -101,6 +131,9 @@ void Flight::count_rounds() {
   }
   for (; num_read_ < done; ++num_read_) {
     if (!host_lanes_) continue;
+    for (const int slot : ended_) state_->finish_reason[slot] = FinishReason::kAbort;
+    ended_.clear();
+    if (num_read_ > 0 && take_turn_) take_turn_();
     for (const int event : recorded_by_target_[num_read_ == 0 ? 0 : 1]) run_->record(event);
   }
 }
@@ -110,11 +143,21 @@ void Flight::end_slot(int slot) {
   result_.round = static_cast<int32_t>(seats_[slot].num_read);
   result_.slot = slot;
   result_.token_ids.clear();
+  result_.logprobs.clear();
   result_.accept_len = result_.num_judged = result_.pending_before = 0;
   result_.finish_reason = FinishReason::kAbort;
   result_.t_ns = now_ns();
-  seats_[slot].runs = false;
+  vacate(slot);
+  if (host_lanes_) ended_.push_back(slot);
   run_->ring.push(result_);
+}
+
+void Flight::vacate(int slot) {
+  seats_[slot].runs = false;
+  // What was queued for the slot is ahead of a new owner's passes on each lane's stream, and what is queued
+  // from now on reads that it does not run: DESIGN.md, section 5. A draft on the host may still use
+  // them, on a thread of its own: those blocks go back when it waits.
+  if (!host_lanes_) state_->release(slot);
 }
 
 void Flight::read_slot(int slot) {
@@ -128,12 +171,16 @@ void Flight::read_slot(int slot) {
   result_.round = static_cast<int32_t>(round);
   result_.slot = slot;
   result_.token_ids.assign(entry.token_ids, entry.token_ids + entry.num_new);
+  result_.logprobs.clear();
+  if (const int k = state_->num_logprobs[slot]; k >= 0) {
+    told_.read(round, slot, entry.num_new, k, &result_.logprobs);
+  }
   result_.accept_len = entry.accept_len;
   result_.num_judged = entry.num_judged;
   result_.pending_before = entry.pending_before;
   result_.finish_reason = static_cast<FinishReason>(entry.finish_reason);
   result_.t_ns = now_ns();
-  seat.runs = result_.finish_reason == FinishReason::kRunning;
+  if (result_.finish_reason != FinishReason::kRunning) vacate(slot);
   run_->ring.push(result_);
   result_.error.clear();
 }

@@ -3,12 +3,15 @@
 // that they run in. One thread's, the issuer's. Makes no call of the driver.
 #pragma once
 
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "coordinator/run.h"
 #include "coordinator/state.h"
 #include "cuda/driver_api.h"
+#include "cuda/told_ring.h"
 #include "cuda/verdict_ring.h"
 
 namespace pearl {
@@ -17,8 +20,15 @@ class Flight {
  public:
   // host_lanes: whether a lane on the host reads verdicts, in `state`, and waits for the target's events.
   // recorded: [2] the events that the target's lane records in its prologue and in its body.
-  Flight(State* state, Run* run, VerdictRing ring, int64_t rounds_ahead, bool host_lanes, int num_events,
-         std::vector<std::vector<int>> recorded);
+  Flight(State* state, Run* run, VerdictRing ring, ToldRing told, int64_t rounds_ahead, bool host_lanes,
+         int num_events, std::vector<std::vector<int>> recorded);
+
+  // take_turn: called where the draft on the host waits for a verdict that was read, so that the state may be
+  // changed. Not in the prologue, where it may still read prompts.
+  void on_turn(std::function<void()> take_turn) { take_turn_ = std::move(take_turn); }
+  // Whether the state is ours: a draft on the host has done its part of the next round to be read, which is
+  // queued, and waits for its verdict.
+  bool has_turn() const { return !host_lanes_ || num_issued_ > num_read_; }
 
   // Whether work of that round may be queued: it is at most rounds_ahead rounds past the last verdict read,
   // and its results will find room.
@@ -28,6 +38,11 @@ class Flight {
 
   // A verify was queued, of all slots that run.
   void verdict_issued() { ++num_issued_; }
+  // So many rounds more were queued, if by > 0; or they were, and did not run.
+  void correct_issued(int64_t by);
+  // Rounds that may be queued beyond those that are: all their results will find room, and no verdict is
+  // overwritten before it was read.
+  int64_t room_for_rounds() const;
   bool awaits_verdict() const;
 
   // Publishes what slots have committed, each slot's rounds in order -> whether anything had come. A slot
@@ -43,7 +58,10 @@ class Flight {
   bool anyone_stays() const;
 
   // The slot is nobody's, and what the ring still says of it is forgotten.
-  void clear(int slot) const { ring_.clear(slot); }
+  void clear(int slot) const {
+    ring_.clear(slot);
+    told_.clear(slot);
+  }
   // Its first verdict was queued by itself, behind the rounds so far: it runs in those that follow.
   void join(int slot);
   // It runs in the rounds that were queued, and in none that follow: "abort" ends it behind them.
@@ -80,8 +98,10 @@ class Flight {
   int64_t num_issued(const Seat& seat) const {
     return (seat.leaves ? seat.until : num_issued_) - seat.offset;
   }
+  bool is_there(int64_t round, int slot) const;  // its verdict, and its log-probabilities if it asks
   void read_slot(int slot);
   void end_slot(int slot);
+  void vacate(int slot);  // it is nobody's, and its KV blocks are free
   void count_rounds();
   void apply(int slot, const VerdictEntry& entry, int64_t round);
   std::string bad_logits(int slot, const VerdictEntry& entry, int64_t round) const;
@@ -89,13 +109,16 @@ class Flight {
   State* const state_;
   Run* const run_;
   const VerdictRing ring_;
+  const ToldRing told_;
   const int64_t rounds_ahead_;
   const bool host_lanes_;
   const std::vector<std::vector<int>> recorded_by_target_;
   std::vector<Recorded> events_;  // [num_events]
   std::vector<Seat> seats_;       // [B]
-  int64_t num_issued_ = 0;        // verifies queued, first included
-  int64_t num_read_ = 0;          // rounds whose verdicts were read: the next is num_read_
+  std::vector<int> ended_;        // slots whose end lanes on the host have still to be told
+  std::function<void()> take_turn_;
+  int64_t num_issued_ = 0;  // verifies queued, first included
+  int64_t num_read_ = 0;    // rounds whose verdicts were read: the next is num_read_
   RoundResult result_;
 };
 

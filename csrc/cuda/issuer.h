@@ -16,18 +16,22 @@
 #include "cuda/boarding.h"
 #include "cuda/cuda_lane.h"
 #include "cuda/driver.h"
+#include "cuda/loop.h"
+#include "cuda/loop_graph.h"
 #include "cuda/round_graph.h"
 
 namespace pearl {
 
 // How the ops of a round are put in order on the device: one launch for each, with events between the
-// streams, or one launch for all. The same bits.
-enum class Form { kEvents, kGraph };
+// streams; one launch for all; or one for all rounds, until somebody joins or leaves. The same bits. What
+// cannot be launched so is launched as the form before does it.
+enum class Form { kEvents, kGraph, kWhile };
 
 struct IssuerOptions {
   Form form = Form::kEvents;
-  int64_t rounds_ahead = 2;  // rounds queued past the last verdict read; at most half of the verdict ring
-  bool timed = false;        // whether ops are timed for trace()
+  // Rounds queued past the last verdict read; at most half of the verdict ring, all of which a loop may take.
+  int64_t rounds_ahead = 2;
+  bool timed = false;  // whether ops are timed for trace()
 };
 
 class CudaIssuer {
@@ -38,7 +42,8 @@ class CudaIssuer {
   CudaIssuer(const CudaIssuer&) = delete;
   CudaIssuer& operator=(const CudaIssuer&) = delete;
 
-  // Of the next run. Throws Failure(kRequest) while one is in flight.
+  // Of the next run. Throws Failure(kRequest) while one is in flight, Failure(kResource) for a form that the
+  // driver is too old for.
   void set_options(const IssuerOptions& options);
   IssuerOptions options() const;
   // Throws Failure(kRequest) if rounds_ahead is more than the ring of these arrays takes.
@@ -71,7 +76,10 @@ class CudaIssuer {
   void fly(const Work& work);
   void loop(const Work& work, Flight* flight, Clock::duration* busy);
   bool issue(const Work& work, Flight* flight, Boarding* boarding);
-  bool issue_round(const Work& work, Flight* flight);
+  bool issue_round(const Work& work, Flight* flight, Boarding* boarding);
+  bool issue_loop(const Work& work, Flight* flight);
+  bool loop_ends(const Work& work, Flight* flight, Boarding* boarding);
+  void count_loop(CudaLane* target, Flight* flight);
   bool ends_round(const Work& work, Flight* flight, bool* moved);
   void rest(const Work& work, Flight* flight, uint32_t seen, Clock::time_point idle_since, bool looks);
   // Whether the streams are idle. Throws CudaError for what went wrong on one, Failure if a verdict is lost.
@@ -90,8 +98,13 @@ class CudaIssuer {
   bool quit_ = false;             // guarded by mutex_
   // The thread's.
   RoundGraphs round_graphs_;
-  CUgraphExec round_exec_ = nullptr;  // of the run, once its prologue was queued; nullptr: by events
-  int64_t round_ = 0;                 // of the run, that was begun last; 0 is the prologue
+  LoopGraphs loop_graphs_;
+  Loop loop_;
+  // Of the run, once its prologue was queued.
+  bool is_one_stream_ = false;        // rounds are launched on the target's; else by events
+  CUgraphExec round_exec_ = nullptr;  // nullptr: none was needed yet
+  CUgraphExec loop_exec_ = nullptr;   // nullptr: rounds are launched one by one
+  int64_t round_ = 0;                 // that was begun last, or that a loop may have begun; 0 is the prologue
   std::thread thread_;
 };
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "cuda/cuda_lane.h"
@@ -10,10 +11,13 @@
 
 namespace pearl {
 
+// What a graph of a run's rounds is made of: (op, event or step), lane after lane.
+using RoundKey = std::vector<std::pair<int, uint64_t>>;
+RoundKey round_key(const std::vector<CudaLane*>& lanes);
+
 class RoundGraphs {
  public:
-  // Whether a round of these lanes can be one graph: all of it on one device, ordered with no lane on the
-  // host.
+  // Whether a round of these lanes can be one graph: none of it is ordered with a lane on the host.
   static bool can_hold(const std::vector<CudaLane*>& lanes);
 
   // The graph of a run's rounds; made where it is asked for first. Throws Failure(kRequest) for a body whose
@@ -21,8 +25,7 @@ class RoundGraphs {
   CUgraphExec find(const std::vector<CudaLane*>& lanes);
 
  private:
-  using Key = std::vector<std::pair<int, uint64_t>>;  // (op, event or step), lane after lane
-  std::map<Key, CudaGraphExec> execs_;
+  std::map<RoundKey, CudaGraphExec> execs_;
 };
 
 }  // namespace pearl

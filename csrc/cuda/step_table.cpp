@@ -13,19 +13,19 @@ namespace {
 
 // What an op depends on.
 struct Fields {
-  bool gamma = false, judge = false, keep_logits = false, slot = false, shaped = false;
+  bool gamma = false, judge = false, keep_logits = false, slot = false, shaped = false, told = false;
 };
 
 const std::map<std::string, Fields>& fields_of_ops() {
   static const std::map<std::string, Fields> fields = {
-      {"join", {.gamma = true, .judge = true, .shaped = true}},
+      {"join", {.gamma = true, .judge = true, .shaped = true, .told = true}},
       {"prefill chunk", {}},
       {"prefill logits", {.gamma = true, .slot = true}},
-      {"first", {.gamma = true, .judge = true, .shaped = true}},
+      {"first", {.gamma = true, .judge = true, .shaped = true, .told = true}},
       {"draft", {.gamma = true, .judge = true, .keep_logits = true, .shaped = true}},
       {"score", {.gamma = true}},
       {"score window", {.gamma = true}},
-      {"verify", {.gamma = true, .judge = true, .shaped = true}},
+      {"verify", {.gamma = true, .judge = true, .shaped = true, .told = true}},
   };
   return fields;
 }
@@ -46,6 +46,7 @@ StepKey reduced(StepKey key) {
   if (!fields.keep_logits) key.keep_logits = -1;
   if (!fields.slot) key.slot = -1;
   key.shaped = fields.shaped ? std::max(key.shaped, 0) : -1;
+  key.told = fields.told ? std::max(key.told, 0) : -1;
   if ((fields.gamma && key.gamma < 0) || (fields.judge && key.judge.empty()) ||
       (fields.keep_logits && key.keep_logits < 0) || (fields.slot && key.slot < 0)) {
     refuse("step '" + key.op + "' needs" + (fields.gamma ? " gamma" : "") + (fields.judge ? " judge" : "") +
@@ -61,18 +62,20 @@ StepKey run_key(const State& state) {
   key.gamma = state.longest_gamma;
   key.judge = state.judge == JudgeKind::kCoupled ? "coupled" : "rejection";
   key.keep_logits = 0;
-  key.shaped = 0;
+  key.shaped = key.told = 0;
   for (int slot = 0; slot < state.num_slots; ++slot) {
     if (!state.running(slot)) continue;
     if (state.judge == JudgeKind::kRejection && state.temperature[slot] > 0.0f) key.keep_logits = 1;
     if (is_shaped(state, slot)) key.shaped = 1;
+    if (state.num_logprobs[slot] >= 0) key.told = 1;
   }
   return key;
 }
 
 bool StepKey::operator<(const StepKey& other) const {
-  return std::tie(op, gamma, judge, keep_logits, slot, shaped) <
-         std::tie(other.op, other.gamma, other.judge, other.keep_logits, other.slot, other.shaped);
+  return std::tie(op, gamma, judge, keep_logits, slot, shaped, told) <
+         std::tie(other.op, other.gamma, other.judge, other.keep_logits, other.slot, other.shaped,
+                  other.told);
 }
 
 std::string StepKey::text() const {
@@ -83,6 +86,7 @@ std::string StepKey::text() const {
   if (keep_logits >= 0) add(keep_logits ? "logits kept" : "no logits kept");
   if (slot >= 0) add("slot " + std::to_string(slot));
   if (shaped > 0) add("shaped");
+  if (told > 0) add("told");
   return op + fields;
 }
 

@@ -15,7 +15,7 @@ namespace pearl {
 
 // What a step was captured for; fields that its op does not depend on are ignored.
 //   prefill chunk -          score, score window  gamma       draft  gamma, judge, keep_logits, shaped
-//   prefill logits gamma, slot   first, verify    gamma, judge, shaped      join   gamma, judge, shaped
+//   prefill logits gamma, slot   first, verify, join  gamma, judge, shaped, told
 struct StepKey {
   std::string op;
   int gamma = -1;
@@ -23,6 +23,7 @@ struct StepKey {
   int keep_logits = -1;
   int slot = -1;
   int shaped = -1;  // whether filters and penalties are applied; for requests without any the same bits
+  int told = -1;    // whether log-probabilities are told, of requests that ask
   bool operator<(const StepKey& other) const;
   std::string text() const;  // "draft for gamma 4, judge rejection, logits kept"
 };

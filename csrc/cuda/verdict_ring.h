@@ -27,6 +27,8 @@ class VerdictRing {
   VerdictRing(int32_t* ring, int ring_size, int num_slots, int gamma)
       : ring_(ring), ring_size_(ring_size), num_slots_(num_slots), width_(kHeader + gamma + 1) {}
 
+  int size() const { return ring_size_; }
+
   // No entry is any round's. Only while no round is in flight.
   void clear() { std::fill(ring_, ring_ + static_cast<size_t>(ring_size_) * num_slots_ * width_, -1); }
 

@@ -16,27 +16,16 @@ Allocation::~Allocation() {
 namespace {
 
 struct CopyWork : Work {
-  CopyWork(uintptr_t to, uintptr_t from, size_t num_bytes, Allocation* target, Allocation* source)
-      : to(to), from(from), num_bytes(num_bytes), target(target), source(source) {
-    for (Allocation* allocation : {target, source})
+  explicit CopyWork(const Copy& copy) : copy(copy) {
+    for (Allocation* allocation : {copy.target, copy.source})
       allocation->num_copies.fetch_add(1, std::memory_order_relaxed);
   }
-  void run(Stream& stream) override {
-    if (target->is_freed.load(std::memory_order_relaxed) ||
-        source->is_freed.load(std::memory_order_relaxed)) {
-      World::get().violation("cuMemcpyAsync: its memory was freed before the stream came to it");
-      return stream.context->raise(kIllegalAddress);
-    }
-    std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), num_bytes);
-  }
+  void run(Stream& stream) override { copy.run(*stream.context, "cuMemcpyAsync"); }
   void finish() override {
-    for (Allocation* allocation : {target, source})
+    for (Allocation* allocation : {copy.target, copy.source})
       allocation->num_copies.fetch_sub(1, std::memory_order_relaxed);
   }
-  const uintptr_t to, from;
-  const size_t num_bytes;
-  Allocation* const target;
-  Allocation* const source;
+  const Copy copy;
 };
 
 // The allocation that holds all of the bytes.
@@ -82,6 +71,31 @@ void remove(World& world, const char* name, void* memory) {
 }
 
 }  // namespace
+
+void Copy::run(Context& context, const char* call) const {
+  if (target->is_freed.load(std::memory_order_relaxed) || source->is_freed.load(std::memory_order_relaxed)) {
+    World::get().violation(std::string(call) + ": its memory was freed before it was done");
+    return context.raise(kIllegalAddress);
+  }
+  std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), num_bytes);
+}
+
+bool is_memory(const World& world, int device, uintptr_t begin, size_t num_bytes) {
+  auto found = world.allocations.upper_bound(begin);
+  if (found == world.allocations.begin()) return false;
+  const Allocation& allocation = *(--found)->second;
+  const uintptr_t offset = begin - allocation.begin;
+  return allocation.device == device && offset <= allocation.num_bytes &&
+         num_bytes <= allocation.num_bytes - offset;
+}
+
+Copy legal_copy(Call& c, uintptr_t to, uintptr_t from, size_t num_bytes) {
+  Allocation* const target = find(c, to, num_bytes, "to");
+  Allocation* const source = find(c, from, num_bytes, "from");
+  if (to < from + num_bytes && from < to + num_bytes) c.refuse(kInvalidValue, "source and target overlap");
+  return {to, from, num_bytes, target, source};
+}
+
 }  // namespace fake
 
 using namespace fake;
@@ -119,10 +133,7 @@ FAKE_EXPORT CUresult cuMemcpyAsync(pearl::CUdeviceptr to, pearl::CUdeviceptr fro
   return call("cuMemcpyAsync", [&](Call& c) {
     Stream& stream = usable_stream(c, handle, true);
     if (num_bytes == 0) return;
-    Allocation* const target = find(c, to, num_bytes, "to");
-    Allocation* const source = find(c, from, num_bytes, "from");
-    if (to < from + num_bytes && from < to + num_bytes) c.refuse(kInvalidValue, "source and target overlap");
-    stream.push(std::make_unique<CopyWork>(to, from, num_bytes, target, source));
+    stream.push(std::make_unique<CopyWork>(legal_copy(c, to, from, num_bytes)));
   });
 }
 

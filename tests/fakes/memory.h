@@ -5,6 +5,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "world.h"
+
 namespace fake {
 
 struct Allocation {
@@ -18,5 +20,21 @@ struct Allocation {
   std::atomic<bool> is_freed{false};
   std::atomic<int> num_copies{0};  // on streams, not yet done
 };
+
+// A copy whose place was found to be legal when it was asked for.
+struct Copy {
+  uintptr_t to, from;
+  size_t num_bytes;
+  Allocation* target;
+  Allocation* source;
+  // On a stream, or in a graph: an illegal address where the memory is gone by now.
+  void run(Context& context, const char* call) const;
+};
+
+// Whether memory of that device (-1: pinned) has all of the bytes.
+bool is_memory(const World& world, int device, uintptr_t begin, size_t num_bytes);
+
+// Refuses memory that copies may not touch.
+Copy legal_copy(Call& c, uintptr_t to, uintptr_t from, size_t num_bytes);
 
 }  // namespace fake

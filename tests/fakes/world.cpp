@@ -29,6 +29,7 @@ constexpr ErrorText kErrors[] = {
     {101, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {201, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
     {214, "CUDA_ERROR_ECC_UNCORRECTABLE", "uncorrectable ECC error encountered"},
+    {218, "CUDA_ERROR_INVALID_PTX", "a PTX JIT compilation failed"},
     {400, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
     {500, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {600, "CUDA_ERROR_NOT_READY", "device not ready"},
@@ -37,6 +38,7 @@ constexpr ErrorText kErrors[] = {
     {709, "CUDA_ERROR_CONTEXT_IS_DESTROYED", "context is destroyed"},
     {710, "CUDA_ERROR_ASSERT", "device-side assert triggered"},
     {719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch failure"},
+    {801, "CUDA_ERROR_NOT_SUPPORTED", "operation not supported"},
     {900, "CUDA_ERROR_STREAM_CAPTURE_UNSUPPORTED", "operation not permitted when stream is capturing"},
     {999, "CUDA_ERROR_UNKNOWN", "unknown error"},
 };
@@ -69,7 +71,8 @@ const char* error_text(CUresult code) {
 bool is_sticky(CUresult code) { return code == 214 || (code >= 700 && code < 720 && code != 701); }
 
 const char* kind_name(Kind kind) {
-  constexpr const char* names[] = {"context", "stream", "event", "graph", "node", "exec"};
+  constexpr const char* names[] = {"context", "stream", "event",    "graph",      "node",
+                                   "exec",    "module", "function", "conditional"};
   return names[static_cast<int>(kind)];
 }
 

@@ -17,6 +17,7 @@ from pearl_rt.interpret_lane import InterpretLanes, InterpretModel
 from pearl_rt.program import program
 from pearl_rt.request import Request
 
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled in this process")
 MAX_LEN = 24
 ONE, LONG = [7], list(range(3, 20))  # LONG is a chunk and one token
 NEAR = 2e-5  # of log-probabilities: logits that were summed in another order

@@ -1,0 +1,101 @@
+"""Every launch of an engine's steps, as Triton specialises it on a GPU, without one.
+
+An integer argument that is 1 is a constant to the compiler there, and one that 16 divides is known to be so:
+the interpreter does neither, and the compiler's report names its arguments by hand. Here the steps run on
+tensors without memory, and each kernel that a launch would compile is brought to Triton's own IR.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from subprocess import CompletedProcess
+
+PROGRAM = """
+import torch, triton
+from triton._C.libtriton import ir
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction
+
+from pearl_rt.config import ModelConfig
+from pearl_rt.device_shaping import Shaping
+from pearl_rt.device_state import DeviceState, StateSizes
+from pearl_rt.device_steps import DraftSteps, TargetSteps
+from pearl_rt.kernels import library
+from pearl_rt.models.llama import Llama, LlamaWeights, Sizes
+from pearl_rt.models.shapes import tensor_shapes
+
+TARGET, META, DTYPE = GPUTarget("cuda", 90, 32), torch.device("meta"), torch.bfloat16
+BACKEND = make_backend(TARGET)
+seen, launches = {}, 0
+
+class Driver:
+    def get_current_target(self):
+        return TARGET
+    def get_current_device(self):
+        return 0
+    def get_current_stream(self, device):
+        return 0
+
+def lowered(*, key, fn, compile, **_):
+    # What a launch would compile, once; True: Triton goes no further.
+    if (fn.name, str(key)) not in seen:
+        seen[fn.name, str(key)] = True
+        chosen = {name: compile[name] for name in ("num_warps", "num_stages", "enable_fp_fusion")}
+        options = BACKEND.parse_options(chosen)
+        source = ASTSource(fn.jit_function, compile["signature"], compile["constants"], compile["configs"][0])
+        context = ir.context()
+        ir.load_dialects(context)
+        BACKEND.load_dialects(context)
+        codegen, modules = BACKEND.get_codegen_implementation(options), BACKEND.get_module_map()
+        source.make_ir(TARGET, options, codegen, modules, context)
+    return True
+
+def launch(self, *arguments, grid, warmup, **options):
+    global launches
+    launches += 1
+    return run(self, *arguments, grid=grid, warmup=True, **options)
+
+def llama(config, sizes):
+    tensors = {n: torch.empty(s, dtype=DTYPE, device=META) for n, s in tensor_shapes(config).items()}
+    weights = LlamaWeights.pack(config, tensors, dtype=DTYPE, device=META)
+    return Llama(config, weights, sizes, vocab_size=config.vocab_size)
+
+def config_of(hidden, heads, kv_heads):
+    return ModelConfig(
+        model_type="llama", vocab_size=VOCAB, hidden_size=hidden, intermediate_size=4 * hidden,
+        num_hidden_layers=1, num_attention_heads=heads, num_key_value_heads=kv_heads,
+        head_dim=hidden // heads, max_position_embeddings=512, torch_dtype="bfloat16",
+    )
+
+triton.runtime.driver.set_active(Driver())
+triton.knobs.runtime.jit_cache_hook = lowered
+run, JITFunction.run = JITFunction.run, launch
+library.check_device.__code__ = (lambda op, **tensors: None).__code__  # they are on no device
+
+VOCAB, GAMMAS = 4999, (0, 1, 3)
+state = DeviceState(StateSizes(1, 4, 512, VOCAB, VOCAB), META)
+sizes = Sizes(5, 256, 5, 1, 512)
+target = TargetSteps(llama(config_of(256, 4, 1), sizes), state)
+draft = DraftSteps(llama(config_of(192, 3, 3), sizes), state)
+shaping = Shaping(state, captured=True)
+target.prefill_chunk(), draft.prefill_chunk(), target.prefill_logits(3, 0)
+for gamma in GAMMAS:
+    target.score(gamma, include_window=False), target.score(gamma, include_window=gamma > 0)
+    for judge in ("coupled", "rejection"):
+        for shaped in (None, shaping):
+            target.verify(gamma, judge, shaped), target.verify(gamma, judge, shaped, joining=True)
+            if gamma:
+                draft.draft(gamma, judge, judge == "rejection", shaped)
+print(launches, len(seen), *sorted({name.rpartition(".")[2] for name, _ in seen}))
+"""
+
+
+def test_every_launch_of_the_steps_compiles_as_it_is_specialised(
+    compiled_python: Callable[[str], CompletedProcess[str]],
+) -> None:
+    done = compiled_python(PROGRAM)
+    assert done.returncode == 0, done.stdout[-3000:]
+    launches, variants, *names = done.stdout.split()
+    assert int(launches) > 200 and int(variants) > 50
+    assert {"linear_kernel", "split_kernel", "feed_kernel", "verify_coupled_kernel"} <= set(names)
