@@ -305,6 +305,23 @@ def test_timed_traces(strategy: str, placement: str, form: str) -> None:
     assert not [row for row in bench.coordinator.trace() if row[0] == "target"]
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_somebody_else_may_capture(fake: Any, placement: str, form: str) -> None:
+    """In the global mode, as torch does it unless told: looks at streams and events are forbidden to threads
+    that have not stood aside."""
+    bench = CudaBench.build(placement, target=TARGET, draft=HALF_RIGHT, form=form, gammas=[4], num_slots=2)
+    bench.target.close_gate("verify", 2)
+    bench.start("pearl", _C.Request([1, 2], gamma=4, max_tokens=30))
+    bench.target.wait_for_gate()
+    other = fake.stream(0)
+    fake.capture(other, True)
+    bench.target.open_gate()
+    bench.finish()
+    fake.capture(other, False)
+    clean(bench)
+
+
 def test_several_coordinators_at_once(fake: Any) -> None:
     """Each with an issuer of its own, in threads; and two that take turns with one issuer."""
     request = _C.Request([1, 2], gamma=4, max_tokens=40)

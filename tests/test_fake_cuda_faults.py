@@ -19,7 +19,7 @@ from fake_cuda import FakeCuda, FakeDevice
 
 pytestmark = pytest.mark.skipif(not fake_cuda.has_compiler(), reason="no C++ compiler here")
 INVALID_VALUE, OUT_OF_MEMORY, DEINITIALIZED = 1, 2, 4
-INVALID_CONTEXT, INVALID_HANDLE = 201, 400
+INVALID_CONTEXT, INVALID_HANDLE, NOT_READY = 201, 400, 600
 ILLEGAL_ADDRESS, LAUNCH_FAILED, CAPTURE_UNSUPPORTED = 700, 719, 900
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -120,6 +120,18 @@ def during_capture(device: FakeDevice, name: str) -> int:
     code = device.fake.call(name, *handles[name])
     device.fake.capture(device.stream, False)
     return code
+
+
+def relaxed(device: FakeDevice, mode: int) -> int:
+    """A query during another's capture, by a thread of that mode -> its code; the mode before is back."""
+    value = ctypes.c_int(mode)
+    device.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(value))
+    before = value.value
+    try:
+        return during_capture(device, "cuStreamQuery")
+    finally:
+        device.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(value))
+        assert (before, value.value) == (0, mode)
 
 
 Attempt = Callable[[FakeCuda, FakeDevice], int | None]
@@ -256,6 +268,16 @@ ILLEGAL: dict[str, tuple[Attempt, int | None, str]] = {
         CAPTURE_UNSUPPORTED,
         "cuEventQuery: while a capture in the global mode is under way",
     ),
+    "query during a capture, in the mode of one thread": (
+        lambda f, d: relaxed(d, 1),
+        CAPTURE_UNSUPPORTED,
+        "cuStreamQuery: while a capture in the global mode is under way",
+    ),
+    "no mode of a capture": (
+        lambda f, d: f.call("cuThreadExchangeStreamCaptureMode", ctypes.byref(ctypes.c_int(3))),
+        INVALID_VALUE,
+        "cuThreadExchangeStreamCaptureMode: no mode of a capture",
+    ),
     "work into a capture": (
         lambda f, d: during_capture(d, "cuStreamWaitEvent"),
         CAPTURE_UNSUPPORTED,
@@ -322,6 +344,10 @@ def test_a_reset_ends_every_handle(device: FakeDevice) -> None:
         assert device.fake.call("cuEventDestroy", event) == DEINITIALIZED
         assert device.fake.call("cuStreamQuery", device.stream) in (DEINITIALIZED, INVALID_CONTEXT)
     assert device.fake.live_handles() == []
+
+
+def test_who_stands_aside_may_query_during_a_capture(device: FakeDevice) -> None:
+    assert relaxed(device, 2) in (0, NOT_READY) and device.fake.violations() == []
 
 
 # Faults.

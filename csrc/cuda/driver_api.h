@@ -30,6 +30,7 @@ constexpr CUresult CUDA_ERROR_NOT_READY = 600;
 constexpr CUresult CUDA_ERROR_ILLEGAL_ADDRESS = 700;
 constexpr CUresult CUDA_ERROR_LAUNCH_FAILED = 719;
 
+constexpr int CU_STREAM_CAPTURE_MODE_RELAXED = 2;
 constexpr unsigned CU_MEMORYTYPE_UNIFIED = 4;  // an address tells where it is
 constexpr unsigned CU_EVENT_DEFAULT = 0;
 constexpr unsigned CU_EVENT_DISABLE_TIMING = 2;
@@ -106,6 +107,7 @@ struct CUDA_MEMCPY3D {
   X(cuCtxSetCurrent, 4000, (CUcontext context))                                                        \
   X(cuCtxPushCurrent, 4000, (CUcontext context))                                                       \
   X(cuCtxPopCurrent, 4000, (CUcontext* context))                                                       \
+  X(cuThreadExchangeStreamCaptureMode, 10010, (int* mode))                                             \
   X(cuMemGetInfo, 3020, (size_t* free, size_t* total))                                                 \
   X(cuMemcpyAsync, 4000, (CUdeviceptr to, CUdeviceptr from, size_t num_bytes, CUstream stream))        \
   X(cuStreamWaitEvent, 3020, (CUstream stream, CUevent event, unsigned flags))                         \

@@ -157,7 +157,16 @@ void CudaIssuer::perform(const Work& work) {
   });
 }
 
+// Somebody else's capture in the global mode forbids this thread's looks at events and streams, unless it
+// says that it has no part in it.
+void CudaIssuer::stand_aside() const {
+  int mode = CU_STREAM_CAPTURE_MODE_RELAXED;
+  driver_->check(driver_->api().cuThreadExchangeStreamCaptureMode(&mode), "cuThreadExchangeStreamCaptureMode",
+                 "before a run");
+}
+
 void CudaIssuer::fly(const Work& work) {
+  stand_aside();
   Flight flight = make_flight(work.lanes, work.state, work.run, work.options.rounds_ahead);
   const bool several_devices =
       work.lanes.size() > 1 && work.lanes[0]->context()->ordinal() != work.lanes[1]->context()->ordinal();

@@ -73,6 +73,7 @@ class CudaIssuer {
   };
   void serve();
   void perform(const Work& work);  // a whole run, with the streams idle at its end
+  void stand_aside() const;
   void fly(const Work& work);
   void loop(const Work& work, Flight* flight, Clock::duration* busy);
   bool issue(const Work& work, Flight* flight, Boarding* boarding);

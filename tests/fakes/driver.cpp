@@ -1,6 +1,7 @@
 // The calls of the fake driver that are about itself: its symbols, errors, devices and contexts; and its
 // reports.
 #include <cstring>
+#include <utility>
 
 #include "fake_cuda.h"
 #include "memory.h"
@@ -119,6 +120,13 @@ FAKE_EXPORT CUresult cuGetErrorName(CUresult error, const char** name) {
 FAKE_EXPORT CUresult cuGetErrorString(CUresult error, const char** text) {
   *text = error_text(error);
   return *text == nullptr ? kInvalidValue : 0;
+}
+
+FAKE_EXPORT CUresult cuThreadExchangeStreamCaptureMode(int* mode) {
+  return call("cuThreadExchangeStreamCaptureMode", [&](Call& c) {
+    if (*mode < 0 || *mode > kRelaxed) c.refuse(kInvalidValue, "no mode of a capture");
+    std::swap(*mode, capture_mode());
+  });
 }
 
 FAKE_EXPORT CUresult cuDeviceGetCount(int* count) {

@@ -153,6 +153,10 @@ class Call {
   std::unique_lock<std::mutex> lock;
 };
 
+// Of the calling thread, how it gets on with captures: 0 in the global mode, as CUDA has it at first.
+constexpr int kRelaxed = pearl::CU_STREAM_CAPTURE_MODE_RELAXED;
+int& capture_mode();
+
 // Contexts of the calling thread, the current one last.
 std::vector<void*>& context_stack();
 
