@@ -60,7 +60,7 @@ BATCHES = (
     *("--pair", "planted:8b+135m@0.9", "--batches", "1", "4", "16", "--gamma", "8"),
     *("--num-prompts", "16", "--max-tokens", "48", "--strategies", "ar", "sd", "pearl"),
 )
-TWO_GPUS = ("--draft-device", "cuda:1", "--forms", "events")
+TWO_GPUS = ("--draft-device", "cuda:1", "--forms", "events", "graph")
 IMPORTS = """
 import importlib, pathlib
 import torch, triton, pearl_rt
