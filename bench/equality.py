@@ -33,6 +33,7 @@ from tqdm import tqdm  # noqa: E402
 
 from bench.device_pairs import DevicePlan  # noqa: E402
 from bench.device_subject import EAGER, device_named  # noqa: E402
+from bench.exit_code import exit_code  # noqa: E402
 from bench.goals import EQUALITY_GOALS, format_goals, verdict  # noqa: E402
 from bench.measure import common_prefix  # noqa: E402
 from bench.pairs import PairSpec  # noqa: E402
@@ -317,32 +318,29 @@ def report(options: argparse.Namespace, rows: Sequence[Row]) -> dict[str, Any]:
     return figures
 
 
+def compared(options: argparse.Namespace, deadline: float) -> dict[str, Any]:
+    """Runs every way within its time -> the figures."""
+    make_engine, prompts = engines_of(options)
+    ways = ways_of(options)
+    print(
+        f"{options.pair} on {options.device}, the target's r {RATIO:g}; {len(prompts)} prompts of "
+        f"{min(map(len, prompts))} to {max(map(len, prompts))} ids"
+    )
+    comparison = Comparison(make_engine, prompts, options.max_tokens, options.seed)
+    with tqdm(total=len(ways), unit="way", file=sys.stderr, dynamic_ncols=True) as bar:
+
+        def tell(way: Way) -> None:
+            bar.set_postfix_str(str(way))
+            bar.update()
+
+        rows = comparison.run(ways, deadline=deadline, tell=tell)
+    return report(options, rows)
+
+
 def main(argv: list[str] | None = None) -> int:
     options = parse_arguments(argv)
     deadline = time.monotonic() + options.budget
-    try:
-        make_engine, prompts = engines_of(options)
-        ways = ways_of(options)
-        ways = ways_of(options)
-        print(
-            f"{options.pair} on {options.device}, the target's r {RATIO:g}; {len(prompts)} prompts of "
-            f"{min(map(len, prompts))} to {max(map(len, prompts))} ids"
-        )
-        comparison = Comparison(make_engine, prompts, options.max_tokens, options.seed)
-        with tqdm(total=len(ways), unit="way", file=sys.stderr, dynamic_ncols=True) as bar:
-
-            def tell(way: Way) -> None:
-                bar.set_postfix_str(str(way))
-                bar.update()
-
-            rows = comparison.run(ways, deadline=deadline, tell=tell)
-        return 0 if report(options, rows)["outputs_equal"] else 1
-    except PearlError as error:
-        print(f"equality: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("equality: interrupted", file=sys.stderr)
-        return 130
+    return exit_code("equality", lambda: compared(options, deadline))
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from bench.card import bandwidth_card, format_card, machine_card  # noqa: E402
+from bench.exit_code import exit_code  # noqa: E402
 from bench.measure import Measured, Program, Workload, tokens_per_second  # noqa: E402
 from bench.pairs import describe  # noqa: E402
 from bench.peers import HuggingFace  # noqa: E402
@@ -44,9 +45,8 @@ from bench.section import (  # noqa: E402
 from bench.steps import format_steps, measure_steps, to_dict  # noqa: E402
 from bench.subject import Subject, open_subject  # noqa: E402
 from bench.timeline import draw, write_chrome_trace  # noqa: E402
-from pearl_rt.errors import PearlError  # noqa: E402
 from pearl_rt.metrics import RequestMetrics  # noqa: E402
-from pearl_rt.options import FORMS  # noqa: E402
+from pearl_rt.options import CAPTURED_FORMS, FORMS  # noqa: E402
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -90,7 +90,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     machine.add_argument(
         "--forms",
         nargs="+",
-        default=[form for form in FORMS if form != "eager"],
+        default=CAPTURED_FORMS,
         choices=FORMS,
         help="how rounds are launched on a GPU; gamma is swept in the first",
     )
@@ -262,18 +262,15 @@ def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_arguments(argv)
-    try:
+
+    def measured() -> dict[str, Any]:
         if options.device != "cpu":
-            return 0 if latency_on_device(options)["outputs_equal"] else 1
+            return latency_on_device(options)
         subject = open_subject(options)
         with subject.engine:
-            return 0 if run(options, subject)["outputs_equal"] else 1
-    except PearlError as error:
-        print(f"latency: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("latency: interrupted", file=sys.stderr)
-        return 130
+            return run(options, subject)
+
+    return exit_code("latency", measured)
 
 
 if __name__ == "__main__":

@@ -32,12 +32,12 @@ from tqdm import tqdm  # noqa: E402
 
 from bench.batched_peer import BatchedHuggingFace  # noqa: E402
 from bench.card import bandwidth_card, format_card, machine_card  # noqa: E402
+from bench.exit_code import exit_code  # noqa: E402
 from bench.measure import WARM_TOKENS, timed  # noqa: E402
 from bench.pairs import PairSpec  # noqa: E402
 from bench.subject import Subject, open_subject  # noqa: E402
 from bench.table import format_table  # noqa: E402
 from pearl_rt import SamplingParams  # noqa: E402
-from pearl_rt.errors import PearlError  # noqa: E402
 from pearl_rt.options import FORMS  # noqa: E402
 
 if TYPE_CHECKING:
@@ -302,18 +302,15 @@ def finish(
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_arguments(argv)
-    try:
+
+    def measured() -> dict[str, Any]:
         if options.device != "cpu":
-            return 0 if measure_on_device(options)["outputs_equal"] else 1
+            return measure_on_device(options)
         subject = open_subject(options)
         with subject.engine:
-            return 0 if report(subject, options)["outputs_equal"] else 1
-    except PearlError as error:
-        print(f"throughput: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("throughput: interrupted", file=sys.stderr)
-        return 130
+            return report(subject, options)
+
+    return exit_code("throughput", measured)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from pearl_rt.kv_pool import KvPool
 from pearl_rt.lane import Model
 from pearl_rt.metrics import TraceRow
 from pearl_rt.models.llama import Llama, LlamaWeights
+from pearl_rt.options import CAPTURED_FORMS
 from pearl_rt.planner import StepTimes
 from pearl_rt.program import program
 from pearl_rt.request import FILTERS, SHAPING, Request, check_stop_ids
@@ -182,10 +183,10 @@ class CudaLanes:
     def form(self, form: str) -> None:
         if form == self.form:
             return
-        if self._capture is None or form not in ("events", "graph", "while"):
+        if self._capture is None or form not in CAPTURED_FORMS:
             raise ConfigError(
-                f"form {form!r} can't follow {self.form!r}: lanes of 'events', 'graph' and 'while' may "
-                "become each other; build an engine with the form that is wanted"
+                f"form {form!r} can't follow {self.form!r}: lanes of {', '.join(map(repr, CAPTURED_FORMS))} "
+                "may become each other; build an engine with the form that is wanted"
             )
         self._issuer.form = form
 

@@ -15,7 +15,8 @@ from pearl_rt.sampling_params import integer
 from pearl_rt.tokenizer import Tokenizer
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "interpret")
-FORMS = ("events", "graph", "while", "eager")
+CAPTURED_FORMS = ("events", "graph", "while")
+FORMS = (*CAPTURED_FORMS, "eager")
 JUDGES = ("rejection", "coupled")
 MIN_MODEL_LEN = 8
 DEFAULT_NUM_SEQS = 8  # on the CPU

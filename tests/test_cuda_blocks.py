@@ -4,7 +4,6 @@ twice, each answer what it is alone."""
 from __future__ import annotations
 
 import random
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,7 +11,7 @@ import fake_cuda
 import pytest
 from scripted import Bench
 from scripted_cuda import FORMS, HALF_RIGHT, TARGET, CudaBench, clean, clean_world
-from test_cuda_joins import PLACEMENTS, Crowd, company, drawn, greedy
+from test_cuda_joins import PLACEMENTS, Crowd, company, greedy
 
 from pearl_rt import _C
 from pearl_rt.errors import RequestError
@@ -55,21 +54,7 @@ def test_random_schedules_over_few_blocks(fake: Any, strategy: str, request: pyt
             spin_us=rng.choice([0, 20]),
         )
         crowd = Crowd(bench, strategy, rng.choice(["coupled", "rejection"]))
-        widest = {"gamma": 6, "temperature": 0.7, "max_tokens": 40, "stop_ids": []}
-        bench.target.close_gate("verify", rng.randint(1, 3))
-        crowd.start(drawn(rng, shaped=True) | widest | {"top_k": 5})
-        bench.target.wait_for_gate()
-        crowd.add(drawn(rng, shaped=True))  # whoever comes now joins, however slow this thread is
-        crowd.add(drawn(rng, shaped=False))
-        bench.target.open_gate()
-        for _ in range(14):
-            time.sleep(rng.choice([0, 0, 0.0005, 0.002]))
-            crowd.add(drawn(rng, shaped=rng.random() < 0.3) | ({"gamma": 6} if rng.random() < 0.5 else {}))
-            crowd.read()
-            assert 0 <= bench.coordinator.num_free_blocks <= num_blocks
-            if rng.random() < 0.3:
-                crowd.cancel(rng.choice(sorted(crowd.asked)))
-        crowd.finish()
+        crowd.mingle(rng, 14, 0.3)
         assert bench.coordinator.num_free_blocks == num_blocks
         crowd.check(native(6))
         joins += crowd.joins

@@ -97,6 +97,25 @@ class Crowd:
             self.results.setdefault(result.request_id, []).append(result)
         return results is not None
 
+    def mingle(self, rng: random.Random, num: int, shaped: float) -> None:
+        """Starts with the widest request and two that join; then so many more, some cancelled, to the end.
+        shaped: the share of those that change their logits."""
+        widest = {"gamma": 6, "temperature": 0.7, "max_tokens": 40, "stop_ids": []}
+        self.bench.target.close_gate("verify", rng.randint(1, 3))
+        self.start(drawn(rng, shaped=True) | widest | {"top_k": 5})
+        self.bench.target.wait_for_gate()
+        self.add(drawn(rng, shaped=True))  # whoever comes now joins, however slow this thread is
+        self.add(drawn(rng, shaped=False))
+        self.bench.target.open_gate()
+        for _ in range(num):
+            time.sleep(rng.choice([0, 0, 0.0005, 0.002]))
+            self.add(drawn(rng, shaped=rng.random() < shaped) | ({"gamma": 6} if rng.random() < 0.5 else {}))
+            self.read()
+            assert 0 <= self.bench.coordinator.num_free_blocks <= self.bench.coordinator.num_blocks
+            if rng.random() < 0.3:
+                self.cancel(rng.choice(sorted(self.asked)))
+        self.finish()
+
     def finish(self) -> None:
         begin = time.monotonic()
         while self.read(1000):
@@ -139,20 +158,7 @@ def test_random_joins_and_cancels(fake: Any, strategy: str, request: pytest.Fixt
             ring_capacity=rng.choice([2, 1024]),
         )
         crowd = Crowd(bench, strategy, judge)
-        widest = {"gamma": 6, "temperature": 0.7, "max_tokens": 40, "stop_ids": []}
-        bench.target.close_gate("verify", rng.randint(1, 3))
-        crowd.start(drawn(rng, shaped=True) | widest | {"top_k": 5})
-        bench.target.wait_for_gate()
-        crowd.add(drawn(rng, shaped=True))  # whoever comes now joins, however slow this thread is
-        crowd.add(drawn(rng, shaped=False))
-        bench.target.open_gate()
-        for _ in range(10):
-            time.sleep(rng.choice([0, 0, 0.0005, 0.002]))
-            crowd.add(drawn(rng, shaped=rng.random() < 0.5) | ({"gamma": 6} if rng.random() < 0.5 else {}))
-            crowd.read()
-            if rng.random() < 0.3:
-                crowd.cancel(rng.choice(sorted(crowd.asked)))
-        crowd.finish()
+        crowd.mingle(rng, 10, 0.5)
         native = Bench.build("shared", target=TARGET, draft=HALF_RIGHT, gamma_max=6, num_slots=1)
         crowd.check(native)
         joins += crowd.joins

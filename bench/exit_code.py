@@ -1,0 +1,19 @@
+"""How a benchmark ends: 0, 1 where outputs differ, 2 for what cannot be run, 130 after Ctrl-C."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pearl_rt.errors import PearlError
+
+
+def exit_code(name: str, run: Callable[[], dict[str, Any]]) -> int:
+    """Of a benchmark of that name, whose figures say whether outputs were equal."""
+    try:
+        return 0 if run()["outputs_equal"] else 1
+    except PearlError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        return 130
