@@ -24,7 +24,7 @@ READY := $(VENV)/.ready
 endif
 
 PATHS = pearl_rt bench tests kernels examples setup.py
-CPP = tests/cuda_handles.cpp tests/driver_api_check.cpp $(shell find csrc tests/fakes -name '*.cpp' -o -name '*.h')
+CPP = $(shell find csrc tests/fakes -name '*.cpp' -o -name '*.h')
 CLANG_FORMAT = $(firstword $(wildcard $(dir $(PY))clang-format) clang-format)
 RUN = PYTHONPATH=$(CURDIR) $(PY)
 
@@ -43,7 +43,7 @@ exactness: build
 
 # The long form of two tests: 10,000 random schedules of each program on the fake CUDA driver, and requests that join.
 schedules: build
-	$(RUN) -m pytest -q tests/test_cuda_lane.py tests/test_cuda_joins.py -k random --schedules 10000 $(ARGS)
+	$(RUN) -m pytest -q tests/cuda/test_cuda_lane.py tests/cuda/test_cuda_joins.py -k random --schedules 10000 $(ARGS)
 
 # Twenty minutes of requests that join, leave and fail: no wrong token, no growth.
 soak: build
@@ -54,7 +54,7 @@ check: $(READY) pearl_rt/kernels
 	$(PY) -m ruff format --check $(PATHS)
 	$(PY) -m mypy
 	$(CLANG_FORMAT) --dry-run -Werror $(CPP)
-	$(RUN) -m pytest -q tests/test_imports.py
+	$(RUN) -m pytest -q tests/house/test_imports.py
 
 # What a build makes too: mypy follows imports of the kernels through it.
 pearl_rt/kernels:

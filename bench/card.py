@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from pearl_rt.config import ModelConfig
-from pearl_rt.models.shapes import tensor_shapes
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.shapes import tensor_shapes
 
 MEMORY_BUFFER = 1 << 30  # larger than any last-level cache
 BANDWIDTH_SECONDS = 0.4

@@ -32,7 +32,7 @@ from bench.rounds_ahead import DEPTHS, choices, depth_rows, format_depths, sweep
 from bench.section import device_menu, fit_workload, menus, num_runs
 from bench.timeline import SKIPPED_ROUNDS, draw, write_chrome_trace
 from pearl_rt.errors import PearlError
-from pearl_rt.metrics import RequestMetrics
+from pearl_rt.types.metrics import RequestMetrics
 
 TOLD = ("device", "form", "rounds_ahead", "capture", "dtype", "isa", "max_model_len")  # of an engine's stats
 

@@ -32,9 +32,9 @@ from bench.pairs import (
 )
 from bench.shapes import Shape, shape_named
 from bench.weight_views import torch_model
-from pearl_rt.config import ModelConfig
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.errors import ResourceError
-from pearl_rt.models.shapes import tensor_shapes
 
 TEXTS_AT_ONCE = 4  # of a forward over whole logits
 FLOPS = 4e13  # of one scoring: a second on the slowest of these devices

@@ -28,7 +28,7 @@ from bench.round_times import (
     round_times,
 )
 from bench.section import Menu, Section, device_menu, format_section, peer_agreement, run_section
-from pearl_rt.metrics import RequestMetrics
+from pearl_rt.types.metrics import RequestMetrics
 
 TIMED_PROMPTS, TIMED_TOKENS = 2, 96
 FORCED_PROMPTS = 2

@@ -22,12 +22,12 @@ from bench.pairs import PairSpec, Planting, describe, random_prompts
 from bench.prompts import read_prompts
 from bench.subject import HELD_OUT, PLANTED_PROMPT_LEN, SHIPPED, name_of, samples_of
 from bench.weight_views import hugging_face_model, weight_views
-from pearl_rt.config import Environment, ModelConfig
-from pearl_rt.device_model import device_of
+from pearl_rt.checkpoint.config import Environment, ModelConfig
+from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.device.model import device_of
 from pearl_rt.engine import Engine
 from pearl_rt.errors import CheckpointError, ConfigError
-from pearl_rt.metrics import RequestMetrics
-from pearl_rt.tokenizer import Tokenizer
+from pearl_rt.types.metrics import RequestMetrics
 
 EAGER = "eager"  # the only form of the interpreter, op by op
 TIMED_FORM = "events"  # the form whose steps can be timed one by one

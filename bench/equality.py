@@ -38,11 +38,11 @@ from bench.goals import EQUALITY_GOALS, format_goals, verdict  # noqa: E402
 from bench.measure import common_prefix  # noqa: E402
 from bench.pairs import PairSpec  # noqa: E402
 from bench.table import format_table  # noqa: E402
-from pearl_rt.config import Environment  # noqa: E402
+from pearl_rt.checkpoint.config import Environment  # noqa: E402
 from pearl_rt.engine import Engine  # noqa: E402
 from pearl_rt.errors import PearlError  # noqa: E402
-from pearl_rt.options import FORMS  # noqa: E402
-from pearl_rt.sampling_params import SamplingParams  # noqa: E402
+from pearl_rt.strategy.options import FORMS  # noqa: E402
+from pearl_rt.types.sampling_params import SamplingParams  # noqa: E402
 
 PAIR = "planted:127m+51m@0.9"
 RATIO = 5.0  # r of the target (see pairs.py): over 32,000 ids it keeps its rule 0.80 of the time

@@ -45,8 +45,8 @@ from bench.section import (  # noqa: E402
 from bench.steps import format_steps, measure_steps, to_dict  # noqa: E402
 from bench.subject import Subject, open_subject  # noqa: E402
 from bench.timeline import draw, write_chrome_trace  # noqa: E402
-from pearl_rt.metrics import RequestMetrics  # noqa: E402
-from pearl_rt.options import CAPTURED_FORMS, FORMS  # noqa: E402
+from pearl_rt.strategy.options import CAPTURED_FORMS, FORMS  # noqa: E402
+from pearl_rt.types.metrics import RequestMetrics  # noqa: E402
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

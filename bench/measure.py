@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pearl_rt.metrics import RequestMetrics
+from pearl_rt.types.metrics import RequestMetrics
 
 OWN = ("ar", "sd", "pearl", "auto")  # strategies; every other name is a peer's
 WARM_TOKENS = 8

@@ -39,10 +39,10 @@ import numpy as np
 import torch
 
 from bench.shapes import Shape, shape_named
-from pearl_rt.config import ModelConfig
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.loader import save_checkpoint
+from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.errors import ConfigError
-from pearl_rt.loader import save_checkpoint
-from pearl_rt.models.shapes import tensor_shapes
 
 Tensors = Mapping[str, torch.Tensor]
 # (config, tensors, sequences of ids) -> the greedy next id after every token of every sequence.

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from pearl_rt.metrics import RequestMetrics
+from pearl_rt.types.metrics import RequestMetrics
 
 SKIPPED_ROUNDS = 2
 NAN = math.nan

@@ -19,7 +19,7 @@ from bench.device_subject import DeviceSubject
 from bench.measure import Measured, Program, Sample, Workload, first_difference, tokens_per_second
 from bench.round_times import finite, median_of, round_times
 from bench.table import format_table
-from pearl_rt.backends import Asked
+from pearl_rt.backends.select import Asked
 
 DEPTHS = (1, 2, 3, 4)
 DEFAULT: int = Asked.rounds_ahead

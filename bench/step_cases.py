@@ -32,7 +32,7 @@ Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tenso
 
 def random_weights(shape: ModelShape, dtype: torch.dtype) -> Any:
     """LlamaWeights whose activations stay of the size of one."""
-    llama = import_module("pearl_rt.models.llama")
+    llama = import_module("pearl_rt.model.llama")
     hidden, q_size = shape.hidden, shape.heads * shape.head_dim
     kv_size = shape.kv_heads * shape.head_dim
     deep = (2 * shape.layers) ** -0.5
@@ -58,8 +58,8 @@ def random_weights(shape: ModelShape, dtype: torch.dtype) -> Any:
 
 def make_model(shape: ModelShape, rows: int, context: int, dtype: torch.dtype) -> Any:
     """A Llama with a cache full of random keys and values."""
-    llama = import_module("pearl_rt.models.llama")
-    from pearl_rt.config import ModelConfig
+    llama = import_module("pearl_rt.model.llama")
+    from pearl_rt.checkpoint.config import ModelConfig
 
     config = ModelConfig(
         model_type="llama",
@@ -84,7 +84,7 @@ def make_model(shape: ModelShape, rows: int, context: int, dtype: torch.dtype) -
 
 def make_batch(vocab: int, rows: int, context: int) -> Any:
     """The last `rows` tokens of a context of one sequence, in pages in random order."""
-    from pearl_rt.models.forward_batch import ForwardBatch
+    from pearl_rt.model.forward_batch import ForwardBatch
 
     table = torch.randperm(-(-context // BLOCK_SIZE), dtype=torch.int32)[None, :].contiguous()
     positions = torch.arange(context - rows, context, dtype=torch.int32)

@@ -58,7 +58,8 @@ def time_steps(executor: Any, ids: Sequence[int], rows: int) -> float:
 
 
 def measure_steps(model: Any, figures: ModelFigures, cores: Sequence[int]) -> StepSpeed:
-    """model: pearl_rt.lane.Model. A share is the median over turns of two figures taken in succession."""
+    """model: pearl_rt.backends.cpu.Model. A share is the median over turns of two figures taken in
+    succession."""
     from pearl_rt import _C
 
     core_set = _C.CoreSet(list(cores))

@@ -24,12 +24,12 @@ from bench.measure import Program, Sample, Workload, timed
 from bench.pairs import NUM_STEPS, PairSpec, PlantedPair, Tensors, describe, make_pair
 from bench.prompts import read_prompts
 from bench.steps import pinned_to
-from pearl_rt.config import ModelConfig
+from pearl_rt.backends.cpu import Model, choose_cores
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.engine import Engine
 from pearl_rt.errors import CheckpointError
-from pearl_rt.lane import Model, choose_cores
-from pearl_rt.sampling_params import SamplingParams
-from pearl_rt.tokenizer import Tokenizer
+from pearl_rt.types.sampling_params import SamplingParams
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "models" / "target", ROOT / "models" / "draft"

@@ -38,7 +38,7 @@ from bench.pairs import PairSpec  # noqa: E402
 from bench.subject import Subject, open_subject  # noqa: E402
 from bench.table import format_table  # noqa: E402
 from pearl_rt import SamplingParams  # noqa: E402
-from pearl_rt.options import FORMS  # noqa: E402
+from pearl_rt.strategy.options import FORMS  # noqa: E402
 
 if TYPE_CHECKING:
     from bench.device_subject import DeviceSubject

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pearl_rt.metrics import RequestMetrics, TraceRow
+from pearl_rt.types.metrics import RequestMetrics, TraceRow
 
 LANES = ("draft", "target")  # top to bottom
 COLORS = {"draft": "#2a78b8", "score": "#e08a1e", "verify": "#7a3e00", "wait": "#ececec"}

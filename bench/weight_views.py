@@ -1,7 +1,7 @@
 """The weights that an engine on the kernels runs, under Hugging Face's names: views of them, not copies.
 
 So other models can run on the very same memory, and a draft can be replanted while its engine stays. Knows
-how pearl_rt.models.llama packs its tensors, and nothing of speed.
+how pearl_rt.model.llama packs its tensors, and nothing of speed.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from pearl_rt.config import ModelConfig
-from pearl_rt.models.rope import rope_tables
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.rope import rope_tables
 
 
 def weight_views(config: ModelConfig, weights: Any) -> dict[str, torch.Tensor]:
-    """weights: pearl_rt.models.llama.LlamaWeights. Packed matrices are cut by rows: views are contiguous."""
+    """weights: pearl_rt.model.llama.LlamaWeights. Packed matrices are cut by rows: views are contiguous."""
     q_size = config.num_attention_heads * config.head_dim
     kv_size = config.num_key_value_heads * config.head_dim
     views: dict[str, torch.Tensor] = {"model.embed_tokens.weight": weights.embed_tokens}

@@ -10,7 +10,7 @@ import torch
 from tiny_pair import random_pair
 
 import pearl_rt
-from pearl_rt.tokenizer import Tokenizer
+from pearl_rt.checkpoint.tokenizer import Tokenizer
 
 
 def main() -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from pearl_rt.config import ModelConfig
-from pearl_rt.models.shapes import tensor_shapes
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.shapes import tensor_shapes
 
 CONFIG = ModelConfig(
     model_type="llama",

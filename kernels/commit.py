@@ -5,8 +5,8 @@
     pending  what was drafted behind the candidates that were judged, if all of them stood, else 0
     ring     the round's entry (kernels/state.py), its number last, behind a release fence of system scope
 
-`pearl_rt.round.advance` and `cut` are the definition. Knows nothing of logits and judges. Slots that do not
-run are untouched, their ring entries too.
+`pearl_rt.reference.round.advance` and `cut` are the definition. Knows nothing of logits and judges. Slots
+that do not run are untouched, their ring entries too.
 """
 
 # mypy: allow-untyped-defs

@@ -5,7 +5,8 @@
     greedy     (temperature 0, either kind) row r stands if it is the target's argmax
     accept_len = first row that does not stand, or num_draft; a row more than that gives a bonus token
 
-`pearl_rt.judge.judge` is the definition: greedy and coupled verdicts are its bits; rejection's sums are
+`pearl_rt.reference.judge.judge` is the definition: greedy and coupled verdicts are its bits; rejection's
+sums are
 fp32 within a tile and fp64 over tiles, where it adds in fp64 throughout. Three launches, grids from shapes
 only:
 

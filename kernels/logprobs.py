@@ -3,8 +3,8 @@
     logprob(i) = (x[i] - max) - log(sum exp(x - max))         rank(i) = 1 + the number of larger logits
     out[r]     = the token's own, then the k likeliest: larger logits first, lower ids first among equals
 
-pearl_rt/logprobs.py on a device, and csrc/cpu/logprobs.h: the sum is fp64, rounded once to fp32, so that only
-its order of addition can tell them apart. Three launches, grids from shapes only:
+pearl_rt/reference/logprobs.py on a device, and csrc/sampling/logprobs.h: the sum is fp64, rounded once to
+fp32, so that only its order of addition can tell them apart. Three launches, grids from shapes only:
 
     tile_kernel   (rows, tiles)  one tile's maximum, its logits above the token's, its k best keys
     mass_kernel   (rows, tiles)  one tile's sum of exp(x - the row's maximum)

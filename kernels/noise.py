@@ -1,6 +1,7 @@
 """Randomness as a pure function, inside kernels: (seed, position, purpose, index) -> 32 bits, and variates.
 
-The same bits as pearl_rt/noise.py and csrc/cpu/noise.h: fp32 operations in the same order, each rounded
+The same bits as pearl_rt/reference/noise.py and csrc/core/noise.h: fp32 operations in the same order, each
+rounded
 once. A kernel that uses this file is therefore launched and compiled with EXACT (no fused multiply-add;
 ptxas gets --fmad=false), and divides by `tl.div_rn`, which is IEEE division where `/` is not.
 
@@ -18,7 +19,7 @@ from . import interpreter  # noqa: F401
 
 EXACT = {"enable_fp_fusion": False}  # options of every launch, and of every CompileCase
 
-# What a random number decides: pearl_rt.noise.Purpose.
+# What a random number decides: pearl_rt.reference.noise.Purpose.
 DRAFT = tl.constexpr(0)
 ACCEPT = tl.constexpr(1)
 RESIDUAL = tl.constexpr(2)

@@ -1,4 +1,5 @@
-"""min_tokens, logit bias and penalties, in place on rows of logits; fp32, in pearl_rt/transform.py's order.
+"""min_tokens, logit bias and penalties, in place on rows of logits; fp32, in
+pearl_rt/reference/processors.py's order.
 
     masked ids  x = -inf                             while the row has fewer than min_tokens tokens before it
     bias ids    x = x + bias

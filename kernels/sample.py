@@ -4,8 +4,8 @@
     else              argmax_i logits[r, i]
     the lowest index wins ties; -1 where a row holds NaN or +inf, or nothing but -inf
 
-over the entries with logits[r, i] >= thresholds[r]. Bit for bit `pearl_rt.judge.sample`, whatever the
-number of rows. Three launches, grids from shapes only:
+over the entries with logits[r, i] >= thresholds[r]. Bit for bit `pearl_rt.reference.judge.sample`, whatever
+the number of rows. Three launches, grids from shapes only:
 
     scan_kernel  (row blocks, tiles)      one tile of a row: its maximum (+inf: cannot be used), and where
     key_kernel   (row blocks, key tiles)  the row's maximum, then one tile's best key; nothing if all greedy
@@ -270,7 +270,7 @@ def sample(
     if thresholds is not None:
         check("sample", "thresholds", thresholds, (rows,), torch.float32)
     if not 0 <= purpose <= 4:
-        raise ValueError(f"sample: purpose is {purpose}, expected 0..4 (pearl_rt.noise.Purpose)")
+        raise ValueError(f"sample: purpose is {purpose}, expected 0..4 (pearl_rt.reference.noise.Purpose)")
     check_device(
         "sample",
         logits=logits,

@@ -6,10 +6,7 @@ Names are loaded when they are first used.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pearl_rt.device_pair import DevicePair
-    from pearl_rt.device_round import Round
-    from pearl_rt.device_round_graph import RoundGraph
-    from pearl_rt.device_state import RoundRow
+    from pearl_rt.device.state import RoundRow
     from pearl_rt.engine import Engine
     from pearl_rt.errors import (
         CheckpointError,
@@ -22,29 +19,32 @@ if TYPE_CHECKING:
         RequestError,
         ResourceError,
     )
-    from pearl_rt.handle import RequestHandle
-    from pearl_rt.logprobs import Logprob
-    from pearl_rt.metrics import RequestMetrics
-    from pearl_rt.outputs import GenerationInterrupted, RequestOutput, StreamChunk
-    from pearl_rt.request import Request
-    from pearl_rt.sampling_params import SamplingParams
+    from pearl_rt.lowlevel.pair import DevicePair
+    from pearl_rt.lowlevel.round import Round
+    from pearl_rt.lowlevel.round_graph import RoundGraph
+    from pearl_rt.reference.logprobs import Logprob
+    from pearl_rt.scheduling.handle import RequestHandle
+    from pearl_rt.types.metrics import RequestMetrics
+    from pearl_rt.types.outputs import GenerationInterrupted, RequestOutput, StreamChunk
+    from pearl_rt.types.request import Request
+    from pearl_rt.types.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "DevicePair": "device_pair",
+    "DevicePair": "lowlevel.pair",
     "Engine": "engine",
-    "Request": "request",
-    "Round": "device_round",
-    "RoundGraph": "device_round_graph",
-    "RoundRow": "device_state",
-    "SamplingParams": "sampling_params",
-    "RequestOutput": "outputs",
-    "StreamChunk": "outputs",
-    "GenerationInterrupted": "outputs",
-    "RequestHandle": "handle",
-    "Logprob": "logprobs",
-    "RequestMetrics": "metrics",
+    "Request": "types.request",
+    "Round": "lowlevel.round",
+    "RoundGraph": "lowlevel.round_graph",
+    "RoundRow": "device.state",
+    "SamplingParams": "types.sampling_params",
+    "RequestOutput": "types.outputs",
+    "StreamChunk": "types.outputs",
+    "GenerationInterrupted": "types.outputs",
+    "RequestHandle": "scheduling.handle",
+    "Logprob": "reference.logprobs",
+    "RequestMetrics": "types.metrics",
     **dict.fromkeys(
         (
             *("PearlError", "ConfigError", "CheckpointError", "RequestError", "EngineClosedError"),

@@ -2,7 +2,7 @@
 
 import sys
 
-from pearl_rt.cli import main
+from pearl_rt.cli.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

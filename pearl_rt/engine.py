@@ -14,17 +14,21 @@ from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pearl_rt.answer import Answer
-from pearl_rt.backends import Asked, backend
-from pearl_rt.batch import Batch
-from pearl_rt.config import ModelConfig
-from pearl_rt.device_round import Round
-from pearl_rt.device_round_graph import RoundGraph
+from pearl_rt.backends.select import Asked, backend
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.loader import load_tensors
+from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.errors import ConfigError, RequestError
-from pearl_rt.handle import RequestHandle
-from pearl_rt.job import Job
-from pearl_rt.loader import load_tensors
-from pearl_rt.options import (
+from pearl_rt.lowlevel.round import Round
+from pearl_rt.lowlevel.round_graph import RoundGraph
+from pearl_rt.scheduling.answer import Answer
+from pearl_rt.scheduling.batch import Batch
+from pearl_rt.scheduling.engine_lock import Turn
+from pearl_rt.scheduling.handle import RequestHandle
+from pearl_rt.scheduling.job import Job
+from pearl_rt.scheduling.runs import Runs
+from pearl_rt.scheduling.scheduler import Scheduler
+from pearl_rt.strategy.options import (
     JUDGES,
     Wanted,
     check_tokenizer,
@@ -33,13 +37,9 @@ from pearl_rt.options import (
     max_length,
     waiting_limit,
 )
-from pearl_rt.outputs import GenerationInterrupted, RequestOutput, StreamChunk
-from pearl_rt.request import Request, check_params, prepare_prompt, prompt_list
-from pearl_rt.runs import Runs
-from pearl_rt.sampling_params import SamplingParams, checked
-from pearl_rt.scheduler import Scheduler
-from pearl_rt.tokenizer import Tokenizer
-from pearl_rt.turn import Turn
+from pearl_rt.types.outputs import GenerationInterrupted, RequestOutput, StreamChunk
+from pearl_rt.types.request import Request, check_params, prepare_prompt, prompt_list
+from pearl_rt.types.sampling_params import SamplingParams, checked
 
 if TYPE_CHECKING:
     import torch

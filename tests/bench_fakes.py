@@ -13,9 +13,9 @@ import torch
 from bench import pairs
 from bench.round_times import RoundTimes
 from bench.shapes import Shape
-from pearl_rt.config import ModelConfig
-from pearl_rt.metrics import RequestMetrics, TraceRow
-from pearl_rt.models.llama import LlamaWeights
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.model.llama import LlamaWeights
+from pearl_rt.types.metrics import RequestMetrics, TraceRow
 
 CPU = torch.device("cpu")
 TINY = pairs.make_config(Shape(32, 48, 2, 4, 2, 96), 96)

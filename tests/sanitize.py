@@ -18,7 +18,14 @@ import fake_cuda
 import pybind11
 
 ROOT = Path(__file__).resolve().parents[1]
-MODULES = ("errors", "program", "noise", "transform", "judge", "round")
+MODULES = (
+    "errors",
+    "strategy/program",
+    "reference/noise",
+    "reference/processors",
+    "reference/judge",
+    "reference/round",
+)
 TESTS = (
     "coordinator",
     "batching",
@@ -60,9 +67,10 @@ def build(mode: str) -> Path:
     package.mkdir(parents=True, exist_ok=True)
     (package / "__init__.py").write_text("")
     for name in MODULES:
-        source = ROOT / "pearl_rt" / f"{name}.py"
-        if source.exists():
-            shutil.copy(source, package)
+        target = package / f"{name}.py"
+        target.parent.mkdir(exist_ok=True)
+        (target.parent / "__init__.py").touch()
+        shutil.copy(ROOT / "pearl_rt" / f"{name}.py", target)
     configure = [tool("cmake"), "-S", ROOT, "-B", home / "cmake", "-G", "Ninja"]
     configure += [f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DPython_EXECUTABLE={sys.executable}"]
     configure += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={package}"]
@@ -82,7 +90,9 @@ def environment(mode: str, home: Path) -> dict[str, str]:
         for name in LIBRARIES[mode]
     ]
     path = {
-        "PYTHONPATH": os.pathsep.join((str(home), str(ROOT / "tests"))),
+        "PYTHONPATH": os.pathsep.join(
+            map(str, (home, ROOT / "tests", ROOT / "tests" / "fakes", ROOT / "tests" / "support"))
+        ),
         "PYTHONSAFEPATH": "1",
         "LD_PRELOAD": " ".join(p.strip() for p in found),
     }
@@ -96,7 +106,7 @@ def race(strategy: str, lane: str, placement: str) -> None:
 
     from pearl_rt import _C
     from pearl_rt.errors import PearlError
-    from pearl_rt.program import LANES, LaneProgram, Program, program
+    from pearl_rt.strategy.program import LANES, LaneProgram, Program, program
 
     base = program(strategy, placement)
     lanes = list(base.lanes)
@@ -118,7 +128,7 @@ def race(strategy: str, lane: str, placement: str) -> None:
 
 
 def handles(mode: str) -> None:
-    """tests/cuda_handles.cpp: clean, but for what it leaves out on purpose."""
+    """tests/fakes/cuda_handles.cpp: clean, but for what it leaves out on purpose."""
     command = fake_cuda.program("cuda_handles.cpp", fake_cuda.DRIVER, mode)
     env = {**os.environ, **OPTIONS[mode]}
     for scenario in fake_cuda.SCENARIOS + (fake_cuda.RACES if mode == "thread" else ()):
@@ -140,7 +150,7 @@ def main(modes: list[str]) -> None:
         fake_cuda.build_scripted(mode)
         home = build(mode)
         env = environment(mode, home)
-        tests = [ROOT / "tests" / f"test_{name}.py" for name in TESTS]
+        tests = [path for name in TESTS for path in (ROOT / "tests").rglob(f"test_{name}.py")]
         command = [sys.executable, "-m", "pytest", *tests, "-q", "-p", "no:cacheprovider", "--schedules=40"]
         status = subprocess.run(command, env=env, cwd=home).returncode
         if status:

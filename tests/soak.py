@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
-    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    sys.path[:0] = [str(ROOT), *map(str, (ROOT / "tests", ROOT / "tests" / "support"))]
 
 from tiny_pairs import Pair  # noqa: E402
 

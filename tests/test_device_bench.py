@@ -24,7 +24,7 @@ from bench.device_section import DeviceSection, Peers, add_peers, goal_rows, run
 from bench.device_subject import DeviceSubject
 from bench.expected import expected_rounds, share_of
 from bench.shapes import Shape
-from pearl_rt.eager_coordinator import NOMINAL_TIMES
+from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
 from pearl_rt.engine import Engine
 
 # a section
@@ -181,7 +181,7 @@ def test_forms_take_the_place_of_placements() -> None:
 @pytest.mark.skipif(not fake_cuda.has_compiler(), reason="the fake driver needs a compiler")
 def test_forms_are_switched_and_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Native lanes on a GPU that is none: all forms in one engine, the same tokens, a row for every step."""
-    monkeypatch.setattr("pearl_rt.cuda_lane.measure", lambda lanes: NOMINAL_TIMES)
+    monkeypatch.setattr("pearl_rt.backends.cuda_lanes.measure", lambda lanes: NOMINAL_TIMES)
     config = pairs.make_config(Shape(16, 16, 1, 1, 1, 32, max_position_embeddings=32), 32)
     target, draft = (
         dict(pairs.plant(config, pairs.successor_cycle(32, 0), noise, 3.0, 3)) for noise in (0.1, 0.4)
@@ -220,7 +220,7 @@ def test_forms_are_switched_and_steps_are_timed(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.skipif(not fake_cuda.has_compiler(), reason="the fake driver needs a compiler")
 def test_a_form_that_the_driver_refuses_has_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pearl_rt.cuda_lane.measure", lambda lanes: NOMINAL_TIMES)
+    monkeypatch.setattr("pearl_rt.backends.cuda_lanes.measure", lambda lanes: NOMINAL_TIMES)
     config = pairs.make_config(Shape(16, 16, 1, 1, 1, 32, max_position_embeddings=32), 32)
     target = dict(pairs.plant(config, pairs.successor_cycle(32, 0), 0.1, 3.0, 3))
     figures = tuple(ModelFigures.of(name, config, "bfloat16") for name in ("a", "b"))

@@ -16,9 +16,9 @@ from fake_gpu import FakeWorld, fresh
 from tiny_pairs import SMALL, Pair
 
 from bench import equality
-from pearl_rt.eager_coordinator import NOMINAL_TIMES
+from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
 from pearl_rt.errors import DeviceError, ResourceError
-from pearl_rt.options import FORMS
+from pearl_rt.strategy.options import FORMS
 
 
 class FakeEngine:
@@ -137,7 +137,7 @@ def test_options_that_compare_nothing_are_refused(words: list[str]) -> None:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorld]:
-    monkeypatch.setattr("pearl_rt.cuda_lane.measure", lambda lanes: NOMINAL_TIMES)
+    monkeypatch.setattr("pearl_rt.backends.cuda_lanes.measure", lambda lanes: NOMINAL_TIMES)
     yield from fresh(fake_cuda.load(), monkeypatch)
     gc.collect()
 

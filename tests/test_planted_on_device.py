@@ -12,7 +12,7 @@ from bench import device_pairs, pairs
 from bench.shapes import SHAPES, Shape
 from bench.weight_views import hugging_face_model, torch_model, weight_views
 from pearl_rt.errors import ResourceError
-from pearl_rt.models.llama import LlamaWeights
+from pearl_rt.model.llama import LlamaWeights
 
 TINY_PAIR = {"8b": Shape(128, 256, 2, 4, 2, 1024), "135m": Shape(96, 128, 2, 2, 2, 512)}
 

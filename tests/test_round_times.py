@@ -11,8 +11,8 @@ from bench_fakes import run_of, steady_run, times_of
 
 from bench.expected import expected_rounds, share_of
 from bench.round_times import compare, covered, format_times, round_times
-from pearl_rt.metrics import TraceRow
-from pearl_rt.planner import pearl_tokens, sd_tokens
+from pearl_rt.strategy.planner import pearl_tokens, sd_tokens
+from pearl_rt.types.metrics import TraceRow
 
 MICRO = 1_000
 

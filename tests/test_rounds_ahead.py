@@ -20,9 +20,9 @@ from bench import goals
 from bench import measure as m
 from bench.device_subject import DeviceSubject
 from bench.rounds_ahead import DEFAULT, choices, depth_rows, format_depths, sweep
-from pearl_rt.eager_coordinator import NOMINAL_TIMES
+from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
 from pearl_rt.errors import ConfigError, RequestError
-from pearl_rt.metrics import RequestMetrics
+from pearl_rt.types.metrics import RequestMetrics
 
 AR, SD = m.Program("ar", "events"), m.Program("sd", "events", 8)
 WORK = m.Workload([[5], [9]], 4)
@@ -117,7 +117,7 @@ def test_the_subject_has_its_depth_again_after_a_fault() -> None:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorld]:
-    monkeypatch.setattr("pearl_rt.cuda_lane.measure", lambda lanes: NOMINAL_TIMES)
+    monkeypatch.setattr("pearl_rt.backends.cuda_lanes.measure", lambda lanes: NOMINAL_TIMES)
     yield from fresh(fake_cuda.load(), monkeypatch)
     gc.collect()
 

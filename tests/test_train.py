@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 import torch
 
-from pearl_rt.config import ModelConfig
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.errors import ConfigError, RequestError
-from pearl_rt.models.shapes import tensor_shapes
 from pearl_rt.train.__main__ import build_parser, main
 from pearl_rt.train.bpe import save_tokenizer, train_tokenizer
 from pearl_rt.train.card import readme, thinned, write_card

@@ -6,9 +6,9 @@
 #include <vector>
 
 #include "coordinator/admission.h"
-#include "coordinator/event.h"
-#include "coordinator/program.h"
-#include "coordinator/trace.h"
+#include "core/event.h"
+#include "core/program.h"
+#include "core/trace.h"
 
 namespace pearl {
 

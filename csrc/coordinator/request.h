@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/transform.h"
+#include "sampling/transform.h"
 
 namespace pearl {
 

@@ -6,8 +6,8 @@
 #include <string>
 #include <vector>
 
-#include "coordinator/event.h"
-#include "cpu/logprobs.h"
+#include "core/event.h"
+#include "sampling/logprobs.h"
 
 namespace pearl {
 

@@ -9,9 +9,9 @@
 #include <vector>
 
 #include "coordinator/admission.h"
-#include "coordinator/event.h"
-#include "coordinator/failure.h"
 #include "coordinator/ring.h"
+#include "core/event.h"
+#include "core/failure.h"
 
 namespace pearl {
 

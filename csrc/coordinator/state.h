@@ -7,10 +7,10 @@
 #include <memory>
 #include <vector>
 
-#include "coordinator/block_pool.h"
 #include "coordinator/request.h"
 #include "coordinator/ring.h"
-#include "cpu/judge.h"
+#include "core/block_pool.h"
+#include "sampling/judge.h"
 
 namespace pearl {
 

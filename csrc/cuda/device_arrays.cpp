@@ -4,7 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "coordinator/failure.h"
+#include "core/failure.h"
 #include "cuda/join_copies.h"
 #include "cuda/verdict_ring.h"
 

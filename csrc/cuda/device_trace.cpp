@@ -2,7 +2,7 @@
 
 #include <utility>
 
-#include "coordinator/event.h"
+#include "core/event.h"
 
 namespace pearl {
 

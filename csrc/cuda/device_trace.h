@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "coordinator/trace.h"
+#include "core/trace.h"
 #include "cuda/handles.h"
 
 namespace pearl {

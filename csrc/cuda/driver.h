@@ -5,7 +5,7 @@
 #include <memory>
 #include <string>
 
-#include "coordinator/failure.h"
+#include "core/failure.h"
 #include "cuda/driver_api.h"
 
 namespace pearl {

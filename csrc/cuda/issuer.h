@@ -11,8 +11,8 @@
 #include <thread>
 #include <vector>
 
-#include "coordinator/event.h"
 #include "coordinator/run.h"
+#include "core/event.h"
 #include "cuda/boarding.h"
 #include "cuda/cuda_lane.h"
 #include "cuda/driver.h"

@@ -4,7 +4,7 @@
 
 #include <cstddef>
 
-#include "coordinator/failure.h"
+#include "core/failure.h"
 #include "cuda/driver_api.h"
 
 namespace pearl {

@@ -4,7 +4,7 @@
 #include <tuple>
 #include <utility>
 
-#include "coordinator/failure.h"
+#include "core/failure.h"
 #include "cuda/shaping_arrays.h"
 
 namespace pearl {

@@ -6,10 +6,10 @@
 #include <memory>
 #include <string>
 
-#include "coordinator/program.h"
 #include "coordinator/state.h"
-#include "cpu/judge.h"
+#include "core/program.h"
 #include "cuda/driver_api.h"
+#include "sampling/judge.h"
 
 namespace pearl {
 

@@ -10,7 +10,7 @@
 #include <cstring>
 #include <vector>
 
-#include "cpu/logprobs.h"
+#include "sampling/logprobs.h"
 
 namespace pearl {
 

@@ -1,4 +1,4 @@
-"""Noise in torch: the bits of pearl_rt/noise.py. Words are int64 that hold 32 bits."""
+"""Noise in torch: the bits of pearl_rt/reference/noise.py. Words are int64 that hold 32 bits."""
 
 from __future__ import annotations
 

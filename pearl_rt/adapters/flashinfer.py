@@ -11,7 +11,7 @@ import torch
 
 from pearl_rt.adapters import operators
 from pearl_rt.kernels.reference import noise
-from pearl_rt.noise import Purpose
+from pearl_rt.reference.noise import Purpose
 
 
 def _places(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 
 from pearl_rt.adapters import operators
-from pearl_rt.noise import Purpose
+from pearl_rt.reference.noise import Purpose
 
 
 def _refuse(op: str, **asked: object) -> None:

@@ -13,10 +13,10 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from pearl_rt.handle import RequestHandle
-from pearl_rt.outputs import RequestOutput, StreamChunk
+from pearl_rt.scheduling.handle import RequestHandle
 from pearl_rt.serve.faults import described
 from pearl_rt.serve.shapes import Shape
+from pearl_rt.types.outputs import RequestOutput, StreamChunk
 
 
 @asynccontextmanager

@@ -16,16 +16,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from pearl_rt.chat_template import ChatTemplate
+from pearl_rt.checkpoint.chat_template import ChatTemplate
 from pearl_rt.engine import Engine
 from pearl_rt.errors import ConfigError, PearlError, RequestError
-from pearl_rt.handle import RequestHandle
-from pearl_rt.prometheus import CONTENT_TYPE, prometheus_text
+from pearl_rt.scheduling.handle import RequestHandle
 from pearl_rt.serve.answering import EventStream, cancel_all, outputs_of, watched
 from pearl_rt.serve.ask import Ask, read_chat, read_completion
 from pearl_rt.serve.faults import HttpError, error_response
 from pearl_rt.serve.fields import FieldError
 from pearl_rt.serve.guard import Guard, json_body
+from pearl_rt.serve.prometheus import CONTENT_TYPE, prometheus_text
 from pearl_rt.serve.shapes import ChatShape, CompletionShape, Shape
 
 MAX_BODY = 4 * 2**20

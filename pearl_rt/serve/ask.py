@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from pearl_rt.errors import RequestError
-from pearl_rt.sampling_params import SamplingParams
 from pearl_rt.serve.fields import FieldError, Fields
+from pearl_rt.types.sampling_params import SamplingParams
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default where the prompt is plain text
 # Fields that change nothing here.

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from pearl_rt.outputs import RequestOutput, StreamChunk, TokenLogprobs
-from pearl_rt.tokenizer import Tokenizer
+from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.types.outputs import RequestOutput, StreamChunk, TokenLogprobs
 
 Json = dict[str, Any]
 

@@ -12,7 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from pearl_rt.config import ModelConfig
+from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import PearlError
 from pearl_rt.train.bpe import save_tokenizer, train_tokenizer
 from pearl_rt.train.card import acceptance_table, plot_curves, read_card, readme, thinned, write_card

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
-from pearl_rt.loader import save_checkpoint
+from pearl_rt.checkpoint.loader import save_checkpoint
 from pearl_rt.train.bpe import save_tokenizer
 from pearl_rt.train.llama import LlamaForCausalLM
 

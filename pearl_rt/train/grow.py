@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from pearl_rt.config import ModelConfig
+from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import ConfigError
 from pearl_rt.train.llama import LlamaForCausalLM
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pearl_rt.config import ModelConfig
-from pearl_rt.models.rope import rope_tables
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.rope import rope_tables
 
 
 @dataclass

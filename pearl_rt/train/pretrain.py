@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from pearl_rt.config import ModelConfig
+from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.train.export import export
 from pearl_rt.train.grow import grown
 from pearl_rt.train.llama import LlamaForCausalLM

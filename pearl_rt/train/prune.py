@@ -13,7 +13,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from pearl_rt.config import ModelConfig
+from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import ConfigError
 from pearl_rt.train.llama import LlamaForCausalLM
 from pearl_rt.train.session import Machine, cross_entropy

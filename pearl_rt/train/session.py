@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pearl_rt.config import ModelConfig
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.loader import load_tensors
 from pearl_rt.errors import ResourceError
-from pearl_rt.loader import load_tensors
 from pearl_rt.train.llama import LlamaForCausalLM
 
 LOGIT_ROWS = 2048  # rows of logits that are held at a time: [2048, V] fp32

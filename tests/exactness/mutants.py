@@ -17,8 +17,16 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU_SOURCES = (
-    *("cpu_device", "cpu_lane", "cpu_steps", "scripted_executor", "bind_scripted", "bind_sampling"),
+OTHER_SOURCES = (
+    *(
+        "bind_coordinator",
+        "cpu_device",
+        "cpu_lane",
+        "cpu_steps",
+        "scripted_executor",
+        "bind_scripted",
+        "bind_sampling",
+    ),
     *("sampling", "judge", "filters", "transform", "logprobs"),
 )
 MODULE = """
@@ -71,9 +79,9 @@ class Bug:
 LAW = {"temperature": 0.8, "strategy": "sd", "gamma": 3, "runs": 20_000}
 RULES = {"first": 0, "runs": 40}
 STEPS, NOISE, JUDGE, STATE = (
-    "cpu/cpu_steps.cpp",
-    "cpu/noise.h",
-    "cpu/judge.cpp",
+    "cpu/lane/cpu_steps.cpp",
+    "core/noise.h",
+    "sampling/judge.cpp",
     "coordinator/state.h",
 )
 PURPOSE, PLACE = "static_cast<uint32_t>(purpose)", "static_cast<uint64_t>(position)"
@@ -243,8 +251,9 @@ def build() -> Path:
         )
         return target
 
-    coordinator = [f"coordinator/{path.name}" for path in sorted(ROOT.glob("csrc/coordinator/*.cpp"))]
-    names = ["module.cpp", *coordinator, *(f"cpu/{name}.cpp" for name in CPU_SOURCES)]
+    coordinator = sorted((ROOT / "csrc" / "coordinator").glob("*.cpp"))
+    others = [path for name in OTHER_SOURCES for path in (ROOT / "csrc").rglob(f"{name}.cpp")]
+    names = ["module.cpp", *(str(path.relative_to(ROOT / "csrc")) for path in (*coordinator, *others))]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(compile_one, names))
     subprocess.run([compiler, "-shared", "-pthread", *objects, "-o", module], check=True)
@@ -253,7 +262,9 @@ def build() -> Path:
 
 def caught(module: Path, cases: list[Case]) -> list[str]:
     """What each check says of the build with its bug on; "" if it finds nothing wrong."""
-    paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", ROOT / "tests" / "exactness")))
+    paths = os.pathsep.join(
+        map(str, (ROOT, *(ROOT / "tests" / folder for folder in ("fakes", "support", "exactness"))))
+    )
     done = subprocess.run(
         [sys.executable, __file__, module],
         input=json.dumps(cases),

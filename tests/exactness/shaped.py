@@ -14,10 +14,10 @@ from law import CASES, PROMPT, SLOTS, Case, coordinator_counts
 from scripted import CAPACITY, VOCAB, Bench, logits_after, rounds_of, tokens_of
 
 from pearl_rt import _C
-from pearl_rt.judge import ReferenceJudge
-from pearl_rt.program import PLACEMENTS, STRATEGIES, program
-from pearl_rt.round import Limits, decode
-from pearl_rt.transform import Transform
+from pearl_rt.reference.judge import ReferenceJudge
+from pearl_rt.reference.processors import Transform
+from pearl_rt.reference.round import Limits, decode
+from pearl_rt.strategy.program import PLACEMENTS, STRATEGIES, program
 
 FILTERS = {"top_k": 6, "top_p": 0.93, "min_p": 0.02}
 PENALTIES = {

@@ -12,9 +12,9 @@ from law import PROMPT, Case
 from shaped import coordinator_of, ragged_answers, shaped_case
 
 from pearl_rt import _C
-from pearl_rt.noise import Purpose, sample_seed
-from pearl_rt.program import program
-from pearl_rt.transform import Transform
+from pearl_rt.reference.noise import Purpose, sample_seed
+from pearl_rt.reference.processors import Transform
+from pearl_rt.strategy.program import program
 
 SEEDS = 20_000
 CELLS = 8  # of a uniform

@@ -12,10 +12,10 @@ import torch
 from tiny_pairs import SMALL, Pair
 
 from pearl_rt import Engine, RequestError, SamplingParams
-from pearl_rt.eager_coordinator import RoundResult
-from pearl_rt.interpret_lane import InterpretLanes, InterpretModel
-from pearl_rt.program import program
-from pearl_rt.request import Request
+from pearl_rt.backends.eager_coordinator import RoundResult
+from pearl_rt.backends.interpret import InterpretLanes, InterpretModel
+from pearl_rt.strategy.program import program
+from pearl_rt.types.request import Request
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled in this process")
 MAX_LEN = 24

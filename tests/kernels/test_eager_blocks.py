@@ -12,11 +12,11 @@ import torch
 from test_eager_batches import LONG, MAX_LEN, ONE, PAIR, PLAIN, alone, finish, told
 
 from pearl_rt import Engine, RequestError, SamplingParams
+from pearl_rt.backends.interpret import InterpretLanes, InterpretModel
+from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ConfigError
-from pearl_rt.interpret_lane import InterpretLanes, InterpretModel
-from pearl_rt.kv_cache import BlockAllocator
-from pearl_rt.kv_pool import KvPool
-from pearl_rt.program import program
+from pearl_rt.model.kv_cache import BlockAllocator
+from pearl_rt.strategy.program import program
 
 BLOCK = 16
 BRIEF = replace(PLAIN, max_tokens=3)  # a page; the others need two, which are all of a sequence
@@ -138,8 +138,8 @@ def test_low_level_calls_and_the_coordinator_take_pages_from_each_other(executor
 
 def test_lanes_of_other_block_sizes_are_refused() -> None:
     """One table is for both caches."""
-    from pearl_rt.device_pair import DevicePair
-    from pearl_rt.device_steps import DraftSteps
+    from pearl_rt.device.steps import DraftSteps
+    from pearl_rt.lowlevel.pair import DevicePair
 
     models = [InterpretModel.pack(PAIR.config, PAIR.target, name="", max_model_len=MAX_LEN)] * 2
     one, other = (DevicePair.of_models(*models, max_model_len=MAX_LEN, block_size=size) for size in (16, 32))

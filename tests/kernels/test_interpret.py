@@ -11,10 +11,10 @@ import torch
 from tiny_pairs import Pair, random_tensors
 
 from pearl_rt import Engine, RequestError, RequestOutput, SamplingParams
-from pearl_rt.config import Environment
+from pearl_rt.backends.interpret import InterpretLanes, InterpretModel
+from pearl_rt.checkpoint.config import Environment
 from pearl_rt.errors import ConfigError, NumericsError
-from pearl_rt.interpret_lane import InterpretLanes, InterpretModel
-from pearl_rt.request import Request
+from pearl_rt.types.request import Request
 
 MAX_LEN = 24
 ONE, LONG = [7], list(range(3, 21))  # LONG crosses a prefill chunk and a page, and leaves room for 6 tokens

@@ -1,4 +1,5 @@
-"""Noise inside kernels against pearl_rt/noise.py, bit for bit, and what the compiler makes of it."""
+"""Noise inside kernels against pearl_rt/reference/noise.py, bit for bit, and what the compiler makes of
+it."""
 
 import os
 import subprocess
@@ -12,8 +13,8 @@ import triton
 import triton.language as tl
 
 import pearl_rt
-from pearl_rt import noise as definition
 from pearl_rt.kernels import noise
+from pearl_rt.reference import noise as definition
 
 EDGES = np.unique(
     np.concatenate(

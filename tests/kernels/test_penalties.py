@@ -1,4 +1,5 @@
-"""penalties: bit for bit the reference and pearl_rt.transform, at every row of a window and draft's step."""
+"""penalties: bit for bit the reference and pearl_rt.reference.processors, at every row of a window and
+draft's step."""
 
 from typing import Any
 
@@ -10,7 +11,7 @@ from rows import Canary, poisoned
 
 from pearl_rt.kernels import penalties as kernel
 from pearl_rt.kernels.reference import penalties as reference
-from pearl_rt.transform import Transform
+from pearl_rt.reference.processors import Transform
 
 POISON = 2147480000
 IDLE, RUNNING = 0, 1

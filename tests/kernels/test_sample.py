@@ -11,11 +11,11 @@ from chi_square import FALSE_ALARM, p_value
 from logit_rows import SHAPES, row_of
 from rows import Canary, poisoned
 
-from pearl_rt import judge as definition
-from pearl_rt import noise
 from pearl_rt.kernels import sample as kernel
 from pearl_rt.kernels.reference import sample as reference
-from pearl_rt.noise import Purpose
+from pearl_rt.reference import judge as definition
+from pearl_rt.reference import noise
+from pearl_rt.reference.noise import Purpose
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")
 

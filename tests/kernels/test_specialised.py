@@ -17,13 +17,13 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction
 
-from pearl_rt.config import ModelConfig
-from pearl_rt.device_shaping import Shaping
-from pearl_rt.device_state import DeviceState, StateSizes
-from pearl_rt.device_steps import DraftSteps, TargetSteps
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.device.logits_processors import Shaping
+from pearl_rt.device.state import DeviceState, StateSizes
+from pearl_rt.device.steps import DraftSteps, TargetSteps
 from pearl_rt.kernels import library
-from pearl_rt.models.llama import Llama, LlamaWeights, Sizes
-from pearl_rt.models.shapes import tensor_shapes
+from pearl_rt.model.llama import Llama, LlamaWeights, Sizes
+from pearl_rt.checkpoint.shapes import tensor_shapes
 
 TARGET, META, DTYPE = GPUTarget("cuda", 90, 32), torch.device("meta"), torch.bfloat16
 BACKEND = make_backend(TARGET)

@@ -1,4 +1,5 @@
-"""verify: the rounds of pearl_rt.round.decode, for many slots at once, each in a state of its own."""
+"""verify: the rounds of pearl_rt.reference.round.decode, for many slots at once, each in a state of its
+own."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,12 +9,12 @@ import pytest
 import torch
 from rows import poisoned
 
-from pearl_rt import round as definition
-from pearl_rt.judge import ReferenceJudge
 from pearl_rt.kernels import verify as kernel
 from pearl_rt.kernels.reference import verify as reference
 from pearl_rt.kernels.state import BAD_LOGITS, IDLE, LENGTH, RING_HEADER, RUNNING, STOP, State
-from pearl_rt.round import Limits, RoundState
+from pearl_rt.reference import round as definition
+from pearl_rt.reference.judge import ReferenceJudge
+from pearl_rt.reference.round import Limits, RoundState
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")
 

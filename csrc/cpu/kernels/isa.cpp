@@ -1,0 +1,88 @@
+#include "cpu/kernels/isa.h"
+
+#include <stdexcept>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace pearl {
+namespace {
+
+#if defined(__x86_64__)
+
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512bf16");
+}
+
+// The CPU has bf16 tiles, the kernel saves them (XCR0), and it grants them to this process.
+bool has_amx() {
+  unsigned eax, ebx, ecx, edx;
+  if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & (1u << 27))) return false;  // OSXSAVE
+  if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
+  const unsigned tiles = (1u << 22) | (1u << 24);  // AMX-BF16, AMX-TILE
+  if ((edx & tiles) != tiles) return false;
+  unsigned low, high;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  const unsigned saved = (1u << 17) | (1u << 18);  // tile configuration, tile data
+  if ((low & saved) != saved) return false;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+#else
+
+bool has_avx2() { return false; }
+bool has_avx512() { return false; }
+bool has_amx() { return false; }
+
+#endif
+
+}  // namespace
+
+const char* name_of(Isa isa) {
+  switch (isa) {
+    case Isa::kPortable:
+      return "portable";
+    case Isa::kAvx2:
+      return "avx2";
+    case Isa::kAvx512:
+      return "avx512";
+    case Isa::kAmx:
+      return "amx";
+    case Isa::kAmxEmulated:
+      return "amx_emulated";
+  }
+  return "unknown";
+}
+
+std::vector<std::string> available_isas() {
+  std::vector<std::string> names;
+  if (has_avx512() && has_amx()) names.push_back(name_of(Isa::kAmx));
+  if (has_avx512()) names.push_back(name_of(Isa::kAvx512));
+  if (has_avx2()) names.push_back(name_of(Isa::kAvx2));
+  names.push_back(name_of(Isa::kPortable));
+  return names;
+}
+
+Isa choose_isa(const std::string& name) {
+  const std::vector<std::string> available = available_isas();
+  const std::string& wanted = name.empty() ? available.front() : name;
+  if (wanted == name_of(Isa::kAmxEmulated)) return Isa::kAmxEmulated;
+  std::string list;
+  for (const std::string& one : available) {
+    for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
+      if (one == wanted && one == name_of(isa)) return isa;
+    }
+    list += (list.empty() ? "" : ", ") + one;
+  }
+  throw std::invalid_argument("instruction set '" + wanted + "' is not available here; there are: " + list);
+}
+
+}  // namespace pearl

@@ -1,0 +1,102 @@
+// Kernels for AVX2 with FMA: bf16 is widened by a shift.
+#include <immintrin.h>
+
+#include "cpu/kernels/kernels.h"
+
+namespace pearl {
+namespace {
+
+constexpr Isa kIsa = Isa::kAvx2;
+constexpr int kMaxRows = 4;  // rows of a register tile
+// Column blocks of a register tile: 16 registers hold 8 of sums, 4 of weights and 2 of a row's pair.
+constexpr int blocks_of(int rows) { return rows == 1 ? 2 : 1; }
+
+struct Vec {  // 16 fp32 lanes
+  __m256 low, high;
+};
+
+inline Vec set1(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+inline Vec load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+inline void store(float* p, Vec a) {
+  _mm256_storeu_ps(p, a.low);
+  _mm256_storeu_ps(p + 8, a.high);
+}
+inline Vec add(Vec a, Vec b) { return {_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)}; }
+inline Vec sub(Vec a, Vec b) { return {_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)}; }
+inline Vec mul(Vec a, Vec b) { return {_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)}; }
+inline Vec div(Vec a, Vec b) { return {_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)}; }
+inline Vec fma(Vec a, Vec b, Vec c) {
+  return {_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+// b where either is NaN
+inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
+inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+inline Vec first_lanes(Vec a, int n, float fill) {
+  const __m256i count = _mm256_set1_epi32(n);
+  const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i high = _mm256_setr_epi32(8, 9, 10, 11, 12, 13, 14, 15);
+  const __m256 other = _mm256_set1_ps(fill);
+  return {_mm256_blendv_ps(other, a.low, _mm256_castsi256_ps(_mm256_cmpgt_epi32(count, low))),
+          _mm256_blendv_ps(other, a.high, _mm256_castsi256_ps(_mm256_cmpgt_epi32(count, high)))};
+}
+inline __m256 power_of_two(__m256 n) {
+  const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
+}
+inline Vec scale_by_power(Vec x, Vec n) {
+  return {_mm256_mul_ps(x.low, power_of_two(n.low)), _mm256_mul_ps(x.high, power_of_two(n.high))};
+}
+
+// The bf16 of each lane in its low half: round to nearest even; NaN stays NaN.
+inline __m256i rounded(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+  const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+  const __m256 is_nan = _mm256_cmp_ps(x, x, _CMP_UNORD_Q);
+  const __m256 chosen = _mm256_blendv_ps(_mm256_castsi256_ps(up), _mm256_castsi256_ps(quiet), is_nan);
+  return _mm256_srli_epi32(_mm256_castps_si256(chosen), 16);
+}
+inline void store_as(uint16_t* p, Vec a) {
+  const __m256i mixed = _mm256_packus_epi32(rounded(a.low), rounded(a.high));  // quarters 0, 2, 1, 3
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(mixed, 0xD8));
+}
+inline __m256 widened(const uint16_t* p) {
+  const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
+}
+inline Vec load_as(const uint16_t* p) { return {widened(p), widened(p + 8)}; }
+
+struct Weights {  // 16 columns of one step over K: a bf16 pair each
+  Vec even, odd;
+};
+inline __m256 even_of(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
+inline __m256 odd_of(__m256i pairs) {
+  return _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xFFFF0000))));
+}
+inline Weights load_weights(const uint16_t* p) {
+  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  const __m256i high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p) + 1);
+  return {{even_of(low), even_of(high)}, {odd_of(low), odd_of(high)}};
+}
+inline Vec multiply_add(Vec sum, const Weights& w, const uint16_t* x) {
+  int pair;
+  __builtin_memcpy(&pair, x, sizeof pair);
+  const __m256i both = _mm256_set1_epi32(pair);
+  const __m256 x0 = even_of(both), x1 = odd_of(both);
+  sum = fma(w.even, {x0, x0}, sum);
+  return fma(w.odd, {x1, x1}, sum);
+}
+inline Vec load_weights(const float* p) { return load(p); }
+inline Vec multiply_add(Vec sum, Vec w, const float* x) { return fma(w, set1(*x), sum); }
+
+inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+inline void prefetch_near(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+
+#include "cpu/kernels/kernels_body.h"
+
+}  // namespace
+
+const Kernels& avx2_kernels(DType dtype) { return table_of(dtype); }
+
+}  // namespace pearl

@@ -1,0 +1,57 @@
+// Kernels for AVX-512 with bf16 dot products (Cooper Lake, Sapphire Rapids, Zen 4 and later).
+#include <immintrin.h>
+
+#include "cpu/kernels/kernels.h"
+
+namespace pearl {
+namespace {
+
+constexpr Isa kIsa = Isa::kAvx512;
+constexpr int kMaxRows = 16;  // rows of a register tile
+// Column blocks of a register tile: as many sums as 32 registers hold beside the weights.
+constexpr int blocks_of(int rows) { return rows <= 6 ? 4 : rows <= 14 ? 2 : 1; }
+
+using Vec = __m512;
+
+inline Vec set1(float x) { return _mm512_set1_ps(x); }
+inline Vec load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, Vec a) { _mm512_storeu_ps(p, a); }
+inline Vec add(Vec a, Vec b) { return _mm512_add_ps(a, b); }
+inline Vec sub(Vec a, Vec b) { return _mm512_sub_ps(a, b); }
+inline Vec mul(Vec a, Vec b) { return _mm512_mul_ps(a, b); }
+inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
+inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // b where either is NaN
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+inline Vec first_lanes(Vec a, int n, float fill) {
+  return _mm512_mask_mov_ps(set1(fill), static_cast<__mmask16>((1u << n) - 1), a);
+}
+inline Vec scale_by_power(Vec x, Vec n) { return _mm512_scalef_ps(x, n); }
+
+inline void store_as(uint16_t* p, Vec a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(a));
+}
+inline Vec load_as(const uint16_t* p) {
+  const __m256i raw = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+}
+
+inline __m512i load_weights(const uint16_t* p) { return _mm512_loadu_si512(p); }
+inline Vec multiply_add(Vec sum, __m512i w, const uint16_t* x) {
+  int pair;
+  __builtin_memcpy(&pair, x, sizeof pair);
+  return _mm512_dpbf16_ps(sum, (__m512bh)w, (__m512bh)_mm512_set1_epi32(pair));
+}
+inline Vec load_weights(const float* p) { return load(p); }
+inline Vec multiply_add(Vec sum, Vec w, const float* x) { return fma(w, set1(*x), sum); }
+
+inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
+inline void prefetch_near(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
+
+#include "cpu/kernels/kernels_body.h"
+
+}  // namespace
+
+const Kernels& avx512_kernels(DType dtype) { return table_of(dtype); }
+
+}  // namespace pearl

@@ -1,0 +1,140 @@
+#include "cpu/lane/cpu_lane.h"
+
+#include <algorithm>
+#include <new>
+
+namespace pearl {
+
+namespace {
+
+constexpr int64_t kTracedRounds = 1 << 15;
+
+}  // namespace
+
+CpuLane::CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Executor> executor)
+    : name_(std::move(name)), device_(std::move(device)), executor_(std::move(executor)) {}
+
+CpuLane::~CpuLane() { join(); }
+
+void CpuLane::attach(const std::vector<Lane*>&, size_t index, const State& state) {
+  const int vocab_size = index == 0 ? state.vocab_size : state.draft_vocab_size;
+  if (executor_->num_slots() < state.num_slots || executor_->max_model_len() < state.capacity) {
+    throw Failure(FailureKind::kRequest, "the executor of the " + name_ + " lane holds " +
+                                             std::to_string(executor_->num_slots()) + " sequences of " +
+                                             std::to_string(executor_->max_model_len()) + " tokens; " +
+                                             std::to_string(state.num_slots) + " of " +
+                                             std::to_string(state.capacity) + " were asked for");
+  }
+  const BlockPool& pool = state.blocks;
+  if (executor_->num_blocks() < pool.num_blocks() || executor_->block_size() != pool.block_size()) {
+    throw Failure(FailureKind::kRequest, "the executor of the " + name_ + " lane has " +
+                                             std::to_string(executor_->num_blocks()) + " KV blocks of " +
+                                             std::to_string(executor_->block_size()) + " tokens; " +
+                                             std::to_string(pool.num_blocks()) + " of " +
+                                             std::to_string(pool.block_size()) + " were asked for");
+  }
+  if (executor_->vocab_size() != vocab_size) {
+    throw Failure(FailureKind::kRequest, "the executor of the " + name_ + " lane has a vocabulary of " +
+                                             std::to_string(executor_->vocab_size()) +
+                                             "; the coordinator was told " + std::to_string(vocab_size));
+  }
+}
+
+void CpuLane::submit(const LaneProgram& program, int64_t max_rounds, State* state, Run* run) {
+  program_ = program;
+  max_rounds_ = max_rounds;
+  run_ = run;
+  steps_.emplace(executor_.get(), state, run);
+  round_ = 0;
+  next_ = 0;
+  waiting_since_ns_ = 0;
+  int num_events = 0;
+  for (const auto* ops : {&program.prologue, &program.body}) {
+    for (const Op& op : *ops) num_events = std::max(num_events, op.event + 1);
+  }
+  waits_.assign(num_events, 0);
+  trace_.reset(program.prologue.size() +
+               program.body.size() * static_cast<size_t>(std::min(max_rounds, kTracedRounds)));
+  if (!program.empty()) device_->submit(this);
+}
+
+const Op* CpuLane::next_op() {
+  for (;;) {
+    const std::vector<Op>& ops = round_ == 0 ? program_.prologue : program_.body;
+    if (next_ < ops.size()) return &ops[next_];
+    if (round_ == max_rounds_ || program_.body.empty()) return nullptr;
+    ++round_;
+    next_ = 0;
+  }
+}
+
+Progress CpuLane::advance() {
+  if (run_->halted()) return Progress::kEnded;
+  const Op* op = next_op();
+  if (op == nullptr) return Progress::kEnded;
+  if (op->kind == OpKind::kWait) {
+    if (waiting_since_ns_ == 0) waiting_since_ns_ = now_ns();
+    if (!pass(op->event)) return Progress::kBlocked;
+    trace_.add(op->kind, static_cast<int>(round_), waiting_since_ns_, now_ns());
+    waiting_since_ns_ = 0;
+  } else if (op->kind == OpKind::kRecord) {
+    run_->record(op->event);
+  } else if (op->kind == OpKind::kFetchWindow || op->kind == OpKind::kFetchVerdict) {
+    // Lanes on the host share one state, and a GPU's verdicts are in it before their event is recorded.
+  } else {
+    const int64_t begin_ns = now_ns();
+    perform(*op);
+    trace_.add(op->kind, static_cast<int>(round_), begin_ns, now_ns());
+  }
+  ++next_;
+  return Progress::kAdvanced;
+}
+
+bool CpuLane::pass(int event) {
+  if (run_->recorded(event) <= waits_[event]) return false;
+  ++waits_[event];
+  return true;
+}
+
+void CpuLane::perform(const Op& op) {
+  try {
+    switch (op.kind) {
+      case OpKind::kPrefill:
+        return steps_->prefill(true);
+      case OpKind::kPrefillContext:
+        return steps_->prefill(false);
+      case OpKind::kFirst:
+        return steps_->first();
+      case OpKind::kDraft:
+        return steps_->draft();
+      case OpKind::kScore:
+        return steps_->score(false);
+      case OpKind::kScoreWindow:
+        return steps_->score(true);
+      case OpKind::kVerify:
+        return steps_->verify(true);
+      case OpKind::kFetchWindow:
+      case OpKind::kFetchVerdict:
+      case OpKind::kRound:
+      case OpKind::kLoop:
+      case OpKind::kRecord:
+      case OpKind::kWait:
+        return;
+    }
+  } catch (const Failure& failure) {
+    run_->fail(failure);
+  } catch (const std::bad_alloc&) {
+    fail(op, FailureKind::kResource, "out of memory");
+  } catch (const std::exception& error) {
+    fail(op, FailureKind::kExecutor, error.what());
+  } catch (...) {
+    fail(op, FailureKind::kExecutor, "an unknown exception");
+  }
+}
+
+void CpuLane::fail(const Op& op, FailureKind kind, const std::string& what) {
+  run_->fail(Failure(kind, what + " (in step " + op_name(op.kind) + " of the " + name_ + " lane, round " +
+                               std::to_string(round_) + ")"));
+}
+
+}  // namespace pearl

@@ -1,0 +1,92 @@
+#include "cpu/machine/memory.h"
+
+#include <sys/mman.h>
+
+#include <cstdio>
+#include <fstream>
+#include <limits>
+#include <utility>
+
+namespace pearl {
+namespace {
+
+constexpr int64_t kHugePage = int64_t{2} << 20;
+constexpr int64_t kUnknown = std::numeric_limits<int64_t>::max();
+
+// The first number of a file, or kUnknown.
+int64_t number_in(const char* path) {
+  std::ifstream file(path);
+  int64_t value = 0;
+  return file >> value ? value : kUnknown;
+}
+
+int64_t meminfo_available() {
+  std::ifstream file("/proc/meminfo");
+  std::string name, unit;
+  int64_t kilobytes = 0;
+  while (file >> name >> kilobytes) {
+    if (name == "MemAvailable:") return kilobytes * 1024;
+    std::getline(file, unit);
+  }
+  return kUnknown;
+}
+
+std::string mebibytes(int64_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
+
+}  // namespace
+
+int64_t available_bytes() {
+  int64_t available = meminfo_available();
+  const int64_t limit = number_in("/sys/fs/cgroup/memory.max");
+  const int64_t used = number_in("/sys/fs/cgroup/memory.current");
+  if (limit != kUnknown && used != kUnknown && limit - used < available) available = limit - used;
+  return available;
+}
+
+int64_t last_level_cache_bytes() {
+  for (int index = 4; index >= 0;
+       --index) {  // sysconf counts every die of a socket; the kernel, what a CPU sees
+    const std::string path = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size";
+    const int64_t kibibytes = number_in(path.c_str());
+    if (kibibytes != kUnknown) return kibibytes * 1024;
+  }
+  return 0;
+}
+
+HugeBuffer::HugeBuffer(int64_t bytes, const std::string& purpose) : bytes_(bytes) {
+  // Linux hands out more than it has, and kills later: ask first.
+  const int64_t available = available_bytes();
+  const auto refuse = [&] {
+    throw OutOfMemory(purpose + " needs " + mebibytes(bytes) + " (" + std::to_string(bytes) +
+                      " bytes), and " + mebibytes(available) +
+                      " are free; use a smaller model, a shorter max_model_len or bfloat16");
+  };
+  if (bytes < 0 || bytes > available) refuse();
+  mapped_bytes_ = (bytes + 2 * kHugePage - 1) / kHugePage * kHugePage;
+  mapping_ = mmap(nullptr, mapped_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapping_ == MAP_FAILED) {
+    mapping_ = nullptr;
+    refuse();
+  }
+  const auto address = reinterpret_cast<uintptr_t>(mapping_);
+  data_ = reinterpret_cast<void*>((address + kHugePage - 1) / kHugePage * kHugePage);
+#ifdef MADV_HUGEPAGE
+  madvise(mapping_, mapped_bytes_, MADV_HUGEPAGE);
+#endif
+}
+
+HugeBuffer::HugeBuffer(HugeBuffer&& other) noexcept { *this = std::move(other); }
+
+HugeBuffer& HugeBuffer::operator=(HugeBuffer&& other) noexcept {
+  std::swap(mapping_, other.mapping_);
+  std::swap(mapped_bytes_, other.mapped_bytes_);
+  std::swap(data_, other.data_);
+  std::swap(bytes_, other.bytes_);
+  return *this;
+}
+
+HugeBuffer::~HugeBuffer() {
+  if (mapping_ != nullptr) munmap(mapping_, mapped_bytes_);
+}
+
+}  // namespace pearl

@@ -1,0 +1,202 @@
+#include "cpu/model/attention.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace pearl {
+namespace {
+
+// Hugging Face's rotate-half: dimensions i and i + head_dim / 2 turn by the same angle.
+void rope(const float* x, const float* cos, const float* sin, int half, float* out) {
+  for (int i = 0; i < half; ++i) {
+    out[i] = x[i] * cos[i] - x[i + half] * sin[i];
+    out[i + half] = x[i + half] * cos[i] + x[i] * sin[i];
+  }
+}
+
+// RMSNorm over one head; 16 partial sums, then a fixed tree.
+void norm_head(const float* x, const float* weight, int n, float eps, float* out) {
+  float squares[kLanes] = {};
+  for (int first = 0; first < n; first += kLanes) {
+    const int count = std::min(kLanes, n - first);
+    for (int i = 0; i < count; ++i) squares[i] += x[first + i] * x[first + i];
+  }
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) squares[i] += squares[i + width];
+  }
+  const float scale = 1.0f / std::sqrt(squares[0] / static_cast<float>(n) + eps);
+  for (int i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
+}
+
+char* element_at(void* base, int64_t index, DType dtype) {
+  return static_cast<char*>(base) + index * size_of(dtype);
+}
+
+void rope_row(const AttentionStep& s, const AttentionScratch& scratch, const Piece& piece, int kv_head,
+              int offset) {
+  const LlamaConfig& c = s.config;
+  const DType dtype = s.kernels.dtype;
+  const int group = c.heads_per_kv_head(), dim = c.head_dim, half = dim / 2;
+  const int64_t row = piece.first_row + offset, position = piece.start + offset;
+  const float* cos = s.cos + position * half;
+  const float* sin = s.sin + position * half;
+  const float* qkv = s.qkv + row * s.qkv_stride;
+  float* normed = scratch.head();
+  float* turned = scratch.head() + dim;
+  for (int g = 0; g < group; ++g) {
+    const float* q = qkv + (kv_head * group + g) * dim;
+    if (s.q_norm) {
+      norm_head(q, s.q_norm, dim, c.rms_norm_eps, normed);
+      q = normed;
+    }
+    rope(q, cos, sin, half, turned);
+    const int64_t query = (int64_t{kv_head} * s.capacity + row) * group + g;
+    s.kernels.convert(turned, 1.0f, dim, element_at(s.queries, query * dim, dtype));
+  }
+  const float* k = qkv + c.q_size() + kv_head * dim;
+  const float* v = qkv + c.q_size() + c.kv_size() + kv_head * dim;
+  if (s.k_norm) {
+    norm_head(k, s.k_norm, dim, c.rms_norm_eps, normed);
+    k = normed;
+  }
+  rope(k, cos, sin, half, turned);
+  void* key = scratch.elements();
+  void* value = element_at(key, dim, dtype);
+  s.kernels.convert(turned, 1.0f, dim, key);
+  s.kernels.convert(v, 1.0f, dim, value);
+  const int block_size = s.cache.block_size();
+  s.cache.store(s.layer, piece.block_table[position / block_size], kv_head,
+                static_cast<int>(position % block_size), key, value);
+}
+
+// Query rows [first, first + rows) of a piece, where query row = token * heads per KV head + head.
+// A row has no part in the blocks that it does not see.
+void attend_rows(const AttentionStep& s, const AttentionScratch& scratch, const Piece& piece, int kv_head,
+                 int first, int rows) {
+  const LlamaConfig& c = s.config;
+  const DType dtype = s.kernels.dtype;
+  const int group = c.heads_per_kv_head(), dim = c.head_dim;
+  int visible[kTileRows];
+  for (int m = 0; m < rows; ++m) visible[m] = static_cast<int>(piece.start) + (first + m) / group + 1;
+  const int context = visible[rows - 1];
+  const int64_t query = (int64_t{kv_head} * s.capacity + piece.first_row) * group + first;
+  const int block_size = s.cache.block_size(), num_blocks = (context + block_size - 1) / block_size;
+  const auto keys = [&](int block) { return s.cache.keys(s.layer, piece.block_table[block], kv_head); };
+  const auto values = [&](int block) { return s.cache.values(s.layer, piece.block_table[block], kv_head); };
+  const auto positions = [&](int block) { return std::min(block_size, context - block * block_size); };
+
+  // Of several blocks the next is fetched whole while one is read: no hardware sees where it lies. In fp32,
+  // where they are twice as large, that costs more than it saves.
+  const bool from_memory = s.from_memory || (num_blocks > 1 && dtype == DType::kBfloat16);
+
+  MatmulArgs qk{};
+  qk.x_stride = dim;
+  qk.w_stride = s.cache.key_stride();
+  qk.k = dim;
+  qk.from_memory = from_memory;
+  qk.epilogue = Epilogue::kStore;
+  qk.out_stride = scratch.stride();
+  for (int block = 0, blind = 0; block < num_blocks; ++block) {
+    while (visible[blind] <= block * block_size) ++blind;
+    qk.x = element_at(s.queries, (query + blind) * dim, dtype);
+    qk.rows = rows - blind;
+    qk.w = keys(block);
+    qk.num_blocks = (positions(block) + kLanes - 1) / kLanes;
+    qk.num_cols = qk.num_blocks * kLanes;
+    qk.out = scratch.scores() + blind * scratch.stride() + block * block_size;
+    qk.next_w = block + 1 < num_blocks ? keys(block + 1) : nullptr;
+    qk.next_w_stride = qk.w_stride;
+    s.kernels.matmul_any_k(qk);
+  }
+
+  float inverse_sum[kTileRows];
+  SoftmaxArgs softmax{};
+  softmax.scores = scratch.scores();
+  softmax.p = scratch.probabilities();
+  softmax.stride = scratch.stride();
+  softmax.rows = rows;
+  softmax.visible = visible;
+  softmax.num_positions = context;
+  softmax.scale = 1.0f / std::sqrt(static_cast<float>(dim));
+  softmax.inverse_sum = inverse_sum;
+  s.kernels.softmax(softmax);
+
+  const int64_t padded_dim = int64_t{s.cache.value_tiles()} * kLanes;
+  MatmulArgs pv{};
+  pv.x_stride = scratch.stride();
+  pv.w_stride = s.cache.value_stride();
+  pv.num_blocks = s.cache.value_tiles();
+  pv.num_cols = static_cast<int>(padded_dim);
+  pv.from_memory = from_memory;
+  pv.epilogue = Epilogue::kStore;
+  pv.out_stride = padded_dim;
+  for (int block = 0, blind = 0; block < num_blocks; ++block) {
+    while (visible[blind] <= block * block_size) ++blind;
+    const bool last = block + 1 == num_blocks;
+    pv.x = element_at(scratch.probabilities(), blind * scratch.stride() + block * block_size, dtype);
+    pv.rows = rows - blind;
+    pv.w = values(block);
+    pv.k = dtype == DType::kBfloat16 ? static_cast<int>(round_up(positions(block), 2)) : positions(block);
+    pv.out = scratch.sums() + blind * padded_dim;
+    pv.next_w = last ? s.next_w : values(block + 1);
+    pv.next_w_stride = last ? s.next_w_stride : pv.w_stride;
+    pv.continues = block > 0;
+    s.kernels.matmul_any_k(pv);
+  }
+
+  for (int m = 0; m < rows; ++m) {
+    const int64_t row = piece.first_row + (first + m) / group;
+    const int head = kv_head * group + (first + m) % group;
+    s.kernels.convert(scratch.sums() + m * padded_dim, inverse_sum[m], dim,
+                      element_at(s.out, row * s.out_stride + int64_t{head} * dim, dtype));
+  }
+}
+
+}  // namespace
+
+AttentionScratch::AttentionScratch(const LlamaConfig& config, DType dtype, int64_t max_model_len)
+    : stride_(round_up(max_model_len, kLanes) +
+              2 * kLanes) {  // not a power of two: rows fall into different sets
+  const int64_t padded_dim = round_up(config.head_dim, kLanes);
+  probabilities_offset_ = kTileRows * stride_ * 4;
+  sums_offset_ = probabilities_offset_ + kTileRows * stride_ * size_of(dtype);
+  head_offset_ = sums_offset_ + kTileRows * padded_dim * 4;
+  elements_offset_ = head_offset_ + 2 * padded_dim * 4;
+  buffer_ = HugeBuffer(elements_offset_ + 2 * padded_dim * size_of(dtype), "attention scratch");
+}
+
+void rope_and_store(const AttentionStep& step, const AttentionScratch& scratch, int index, int num_threads) {
+  int item = 0;
+  for (const Piece* piece = step.pieces; piece != step.pieces + step.num_pieces; ++piece) {
+    for (int offset = 0; offset < piece->num_rows;) {
+      // Up to a multiple of 16: two positions that share a word of the cache stay with one thread.
+      const int in_block = static_cast<int>((piece->start + offset) % kLanes);
+      const int end = std::min(offset + kLanes - in_block, piece->num_rows);
+      for (int kv_head = 0; kv_head < step.config.num_key_value_heads; ++kv_head) {
+        if (item++ % num_threads != index) continue;
+        for (int i = offset; i < end; ++i) rope_row(step, scratch, *piece, kv_head, i);
+      }
+      offset = end;
+    }
+  }
+}
+
+void attend(const AttentionStep& step, const AttentionScratch& scratch, int index, int num_threads) {
+  const int kv_heads = step.config.num_key_value_heads;
+  int item = 0;
+  for (const Piece* piece = step.pieces; piece != step.pieces + step.num_pieces; ++piece) {
+    const int query_rows = piece->num_rows * step.config.heads_per_kv_head();
+    // Groups of 16, or smaller where there would be fewer than one for each thread.
+    const int wanted = (num_threads + step.num_pieces * kv_heads - 1) / (step.num_pieces * kv_heads);
+    const int groups = std::max((query_rows + kTileRows - 1) / kTileRows, std::min(query_rows, wanted));
+    for (int group = 0; group < groups; ++group) {
+      const int first = static_cast<int>(int64_t{query_rows} * group / groups);
+      const int end = static_cast<int>(int64_t{query_rows} * (group + 1) / groups);
+      for (int kv_head = 0; kv_head < kv_heads; ++kv_head) {
+        if (item++ % num_threads == index) attend_rows(step, scratch, *piece, kv_head, first, end - first);
+      }
+    }
+  }
+}
+
+}  // namespace pearl

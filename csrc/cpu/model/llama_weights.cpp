@@ -1,0 +1,199 @@
+#include "cpu/model/llama_weights.h"
+
+#include <cstring>
+#include <stdexcept>
+
+namespace pearl {
+namespace {
+
+constexpr int64_t kLine = 64;
+
+std::string text_of(const std::vector<int64_t>& shape) {
+  std::string text;
+  for (int64_t n : shape) text += (text.empty() ? "" : ", ") + std::to_string(n);
+  return "[" + text + "]";
+}
+
+const SourceTensor& tensor_of(const LlamaWeights::Tensors& tensors, const std::string& name,
+                              const std::vector<int64_t>& shape) {
+  const auto found = tensors.find(name);
+  if (found == tensors.end()) throw std::invalid_argument("tensor '" + name + "' is missing");
+  if (found->second.shape != shape) {
+    throw std::invalid_argument("tensor '" + name + "' has shape " + text_of(found->second.shape) +
+                                ", expected " + text_of(shape));
+  }
+  return found->second;
+}
+
+void check(const LlamaConfig& c) {
+  const std::pair<const char*, int> sizes[] = {
+      {"vocab_size", c.vocab_size},
+      {"hidden_size", c.hidden_size},
+      {"intermediate_size", c.intermediate_size},
+      {"num_hidden_layers", c.num_hidden_layers},
+      {"num_attention_heads", c.num_attention_heads},
+      {"num_key_value_heads", c.num_key_value_heads},
+      {"head_dim", c.head_dim},
+  };
+  for (const auto& [name, value] : sizes) {
+    if (value < 1)
+      throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; it is at least 1");
+  }
+  if (c.num_attention_heads % c.num_key_value_heads != 0) {
+    throw std::invalid_argument("num_attention_heads " + std::to_string(c.num_attention_heads) +
+                                " is not a multiple of num_key_value_heads " +
+                                std::to_string(c.num_key_value_heads));
+  }
+  if (c.head_dim % 2 != 0)
+    throw std::invalid_argument("head_dim " + std::to_string(c.head_dim) + " is odd; rope needs pairs");
+}
+
+// Gives out consecutive, line-aligned ranges of a buffer that does not exist yet.
+class Plan {
+ public:
+  int64_t take(int64_t bytes) {
+    const int64_t offset = total_;
+    total_ += round_up(bytes, kLine);
+    return offset;
+  }
+  int64_t total() const { return total_; }
+
+ private:
+  int64_t total_ = 0;
+};
+
+void append_rows(std::vector<SourceRow>& rows, const SourceTensor& tensor) {
+  for (int64_t i = 0; i < tensor.shape[0]; ++i) rows.push_back({&tensor, i});
+}
+
+std::vector<SourceRow> interleaved_rows(const SourceTensor& even, const SourceTensor& odd) {
+  std::vector<SourceRow> rows;
+  const int64_t n = even.shape[0];
+  for (int64_t first = 0; first < n; first += kLanes) {
+    for (const SourceTensor* tensor : {&even, &odd}) {
+      for (int64_t i = first; i < first + kLanes; ++i)
+        rows.push_back(i < n ? SourceRow{tensor, i} : SourceRow{});
+    }
+  }
+  return rows;
+}
+
+}  // namespace
+
+LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, DType dtype, Isa isa,
+                           const Progress& progress)
+    : config_(config), kernels_(kernels_of(isa, dtype)) {
+  check(config);
+  const LlamaConfig& c = config_;
+  const int64_t hidden = c.hidden_size, inter = c.intermediate_size, q = c.q_size(), kv = c.kv_size();
+
+  // Places, in the order in which a step reads them.
+  Plan plan;
+  const auto place = [&](int64_t n, int64_t k) {
+    PackedMatrix matrix = packed_shape(n, k);
+    matrix.offset = plan.take(matrix.bytes(dtype));
+    step_bytes_ += matrix.bytes(dtype);
+    return matrix;
+  };
+  layers_.resize(c.num_hidden_layers);
+  for (LayerWeights& layer : layers_) {
+    layer.qkv = place(q + 2 * kv, hidden);
+    layer.o = place(hidden, q);
+    layer.gate_up = place(2 * round_up(inter, kLanes), hidden);
+    layer.down = place(hidden, inter);
+  }
+  lm_head_ = place(c.vocab_size, hidden);
+  if (!c.tie_word_embeddings) embedding_offset_ = plan.take(int64_t{c.vocab_size} * hidden * size_of(dtype));
+  const auto vector_bytes = [](int64_t n) { return round_up(n * 4, kLine); };
+  const int64_t per_layer =
+      2 * vector_bytes(hidden) + vector_bytes(q + 2 * kv) + 2 * vector_bytes(c.head_dim);
+  int64_t vectors = plan.take(c.num_hidden_layers * per_layer + vector_bytes(hidden));
+  buffer_ = HugeBuffer(plan.total(), "the packed model");
+  in_memory_ = step_bytes_ + step_bytes_ / 4 >
+               last_level_cache_bytes();  // a quarter is left to the KV cache and others
+
+  const auto read_vector = [&](const std::string& name, int64_t n, float* out) {
+    const SourceTensor& tensor = tensor_of(tensors, name, {n});
+    for (int64_t i = 0; i < n; ++i) out[i] = element_of(tensor, i);
+  };
+  const auto take_vector = [&](const std::string& name, int64_t n) {
+    float* out = buffer_.as<float>(vectors);
+    vectors += vector_bytes(n);
+    read_vector(name, n, out);
+    return out;
+  };
+  const auto pack = [&](const PackedMatrix& matrix, std::vector<SourceRow> rows, int64_t source_k) {
+    rows.resize(int64_t{matrix.num_blocks} * kLanes);
+    in_parallel(matrix.num_blocks, [&](int first, int last) {
+      pack_blocks(matrix, rows, source_k, dtype, first, last, buffer_.as<char>());
+    });
+  };
+
+  for (int i = 0; i < c.num_hidden_layers; ++i) {
+    LayerWeights& layer = layers_[i];
+    const std::string prefix = "model.layers." + std::to_string(i) + ".";
+    const std::string attention = prefix + "self_attn.";
+    std::vector<SourceRow> rows;
+    append_rows(rows, tensor_of(tensors, attention + "q_proj.weight", {q, hidden}));
+    append_rows(rows, tensor_of(tensors, attention + "k_proj.weight", {kv, hidden}));
+    append_rows(rows, tensor_of(tensors, attention + "v_proj.weight", {kv, hidden}));
+    pack(layer.qkv, std::move(rows), hidden);
+    rows.clear();
+    append_rows(rows, tensor_of(tensors, attention + "o_proj.weight", {hidden, q}));
+    pack(layer.o, std::move(rows), q);
+    pack(layer.gate_up,
+         interleaved_rows(tensor_of(tensors, prefix + "mlp.gate_proj.weight", {inter, hidden}),
+                          tensor_of(tensors, prefix + "mlp.up_proj.weight", {inter, hidden})),
+         hidden);
+    rows.clear();
+    append_rows(rows, tensor_of(tensors, prefix + "mlp.down_proj.weight", {hidden, inter}));
+    pack(layer.down, std::move(rows), inter);
+    layer.input_norm = take_vector(prefix + "input_layernorm.weight", hidden);
+    layer.post_attention_norm = take_vector(prefix + "post_attention_layernorm.weight", hidden);
+    layer.qkv_bias = layer.q_norm = layer.k_norm = nullptr;
+    if (c.attention_bias) {
+      float* bias = buffer_.as<float>(vectors);
+      vectors += vector_bytes(q + 2 * kv);
+      read_vector(attention + "q_proj.bias", q, bias);
+      read_vector(attention + "k_proj.bias", kv, bias + q);
+      read_vector(attention + "v_proj.bias", kv, bias + q + kv);
+      layer.qkv_bias = bias;
+    }
+    if (c.qk_norm) {
+      layer.q_norm = take_vector(attention + "q_norm.weight", c.head_dim);
+      layer.k_norm = take_vector(attention + "k_norm.weight", c.head_dim);
+    }
+    if (progress) progress(i + 1, c.num_hidden_layers);
+  }
+
+  const SourceTensor& embedding = tensor_of(tensors, "model.embed_tokens.weight", {c.vocab_size, hidden});
+  std::vector<SourceRow> rows;
+  append_rows(
+      rows, c.tie_word_embeddings ? embedding : tensor_of(tensors, "lm_head.weight", {c.vocab_size, hidden}));
+  pack(lm_head_, std::move(rows), hidden);
+  final_norm_ = take_vector("model.norm.weight", hidden);
+  if (embedding_offset_ >= 0) {
+    char* out = buffer_.as<char>(embedding_offset_);
+    in_parallel(c.vocab_size, [&](int first, int last) {
+      for (int64_t i = first; i < last; ++i) {
+        convert_row(embedding, i, hidden, dtype, out + i * hidden * size_of(dtype));
+      }
+    });
+  }
+}
+
+void LlamaWeights::embed(int token_id, float* out) const {
+  const int hidden = config_.hidden_size;
+  if (embedding_offset_ < 0) {
+    unpack_row(lm_head_, dtype(), buffer(), token_id, hidden, out);
+    return;
+  }
+  const int64_t first = int64_t{token_id} * hidden;
+  const void* rows = buffer_.as<char>(embedding_offset_);
+  const auto type =
+      dtype() == DType::kBfloat16 ? SourceTensor::Type::kBfloat16 : SourceTensor::Type::kFloat32;
+  const SourceTensor table{rows, type, {}};
+  for (int i = 0; i < hidden; ++i) out[i] = element_of(table, first + i);
+}
+
+}  // namespace pearl

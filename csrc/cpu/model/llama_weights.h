@@ -1,0 +1,84 @@
+// The packed weights of one Llama-family model, immutable and shared by every executor that runs it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "cpu/kernels/kernels.h"
+#include "cpu/machine/memory.h"
+#include "cpu/model/pack.h"
+
+namespace pearl {
+
+// The sizes of a model, by Hugging Face's names.
+struct LlamaConfig {
+  int vocab_size, hidden_size, intermediate_size, num_hidden_layers;
+  int num_attention_heads, num_key_value_heads, head_dim;
+  float rms_norm_eps;
+  bool attention_bias;  // on q, k and v (Qwen2); never on o
+  bool qk_norm;         // RMSNorm of each head's q and k before rope (Qwen3)
+  bool tie_word_embeddings;
+
+  int heads_per_kv_head() const { return num_attention_heads / num_key_value_heads; }
+  int q_size() const { return num_attention_heads * head_dim; }
+  int kv_size() const { return num_key_value_heads * head_dim; }
+};
+
+// One decoder layer; norms and biases are fp32, padded with zeros to 16.
+struct LayerWeights {
+  PackedMatrix qkv;      // [q + k + v, hidden]
+  PackedMatrix o;        // [hidden, q]
+  PackedMatrix gate_up;  // [2 * intermediate, hidden]: block 2j is block j of gate, 2j + 1 of up
+  PackedMatrix down;     // [hidden, intermediate]
+  const float* input_norm;
+  const float* post_attention_norm;
+  const float* qkv_bias;  // or null
+  const float* q_norm;    // [head_dim], or null
+  const float* k_norm;
+};
+
+class LlamaWeights {
+ public:
+  using Tensors = std::map<std::string, SourceTensor>;
+  using Progress = std::function<void(int layers_done, int layers)>;
+
+  // Packs `tensors` (Hugging Face names), which may go away afterwards. Throws std::invalid_argument for a
+  // config that cannot be run or a tensor that is missing or mis-shaped, OutOfMemory (with the bytes) if it
+  // does not fit.
+  LlamaWeights(const LlamaConfig& config, const Tensors& tensors, DType dtype, Isa isa,
+               const Progress& progress);
+
+  const LlamaConfig& config() const { return config_; }
+  const Kernels& kernels() const { return kernels_; }
+  DType dtype() const { return kernels_.dtype; }
+  const std::vector<LayerWeights>& layers() const { return layers_; }
+  const PackedMatrix& lm_head() const { return lm_head_; }  // [vocab, hidden]
+  const float* final_norm() const { return final_norm_; }
+  const void* buffer() const { return buffer_.as<char>(); }
+  const void* data(const PackedMatrix& matrix) const { return buffer_.as<char>(matrix.offset); }
+
+  // The embedding of a token: out[hidden_size] fp32.
+  void embed(int token_id, float* out) const;
+
+  int64_t step_bytes() const { return step_bytes_; }  // read by a decode step: all matrices, once
+  bool in_memory() const {
+    return in_memory_;
+  }  // too large to stay in the last-level cache from step to step
+  int64_t memory_bytes() const { return buffer_.bytes(); }
+
+ private:
+  LlamaConfig config_;
+  const Kernels& kernels_;
+  HugeBuffer buffer_;
+  std::vector<LayerWeights> layers_;
+  PackedMatrix lm_head_;
+  const float* final_norm_ = nullptr;
+  int64_t embedding_offset_ = -1;  // rows as they are, if untied; else rows are read out of lm_head
+  int64_t step_bytes_ = 0;
+  bool in_memory_ = true;
+};
+
+}  // namespace pearl

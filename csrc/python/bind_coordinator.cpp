@@ -1,0 +1,274 @@
+// Devices, the coordinator and its results, for Python. Every wait releases the GIL.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "coordinator/coordinator.h"
+#include "cpu/lane/cpu_lane.h"
+
+namespace py = pybind11;
+
+namespace pearl {
+
+void bind_scripted(py::module_& m);  // cpu/bind_scripted.cpp: Executor, ScriptedExecutor
+
+namespace {
+
+using NativeOps = std::vector<std::pair<std::string, int>>;  // (op, event or -1)
+using NativeProgram =
+    std::pair<int, std::vector<std::pair<NativeOps, NativeOps>>>;  // events, (prologue, body)s
+
+OpKind op_kind(const std::string& name) {
+  if (name == "prefill") return OpKind::kPrefill;
+  if (name == "prefill context") return OpKind::kPrefillContext;
+  if (name == "first") return OpKind::kFirst;
+  if (name == "draft") return OpKind::kDraft;
+  if (name == "score") return OpKind::kScore;
+  if (name == "score window") return OpKind::kScoreWindow;
+  if (name == "verify") return OpKind::kVerify;
+  if (name == "fetch window") return OpKind::kFetchWindow;
+  if (name == "fetch verdict") return OpKind::kFetchVerdict;
+  if (name == "record") return OpKind::kRecord;
+  if (name == "wait") return OpKind::kWait;
+  throw Failure(FailureKind::kRequest, "the program has an unknown op '" + name + "'");
+}
+
+std::vector<Op> ops_from(const NativeOps& native) {
+  std::vector<Op> ops;
+  for (const auto& [name, event] : native) ops.push_back({op_kind(name), event});
+  return ops;
+}
+
+Program program_from(const py::object& program) {
+  const auto native = program.attr("native")().cast<NativeProgram>();
+  Program result;
+  result.num_events = native.first;
+  for (const auto& [prologue, body] : native.second)
+    result.lanes.push_back({ops_from(prologue), ops_from(body)});
+  return result;
+}
+
+JudgeKind judge_from(const std::string& name) {
+  if (name == "rejection") return JudgeKind::kRejection;
+  if (name == "coupled") return JudgeKind::kCoupled;
+  throw Failure(FailureKind::kRequest, "judge is '" + name + "'; it must be 'rejection' or 'coupled'");
+}
+
+const char* finish_name(FinishReason reason) {
+  if (reason == FinishReason::kStop) return "stop";
+  if (reason == FinishReason::kLength) return "length";
+  if (reason == FinishReason::kError) return "error";
+  return reason == FinishReason::kAbort ? "abort" : "";
+}
+
+std::unique_ptr<Coordinator> make_coordinator(std::vector<std::shared_ptr<Lane>> lanes, int num_slots,
+                                              int gamma_max, int64_t capacity, int vocab_size,
+                                              std::optional<int> draft_vocab_size, size_t ring_capacity,
+                                              std::optional<int> num_blocks, std::optional<int> block_size) {
+  if (num_slots < 1 || capacity < 2 || gamma_max < 0 || vocab_size < 1 || draft_vocab_size.value_or(1) < 1) {
+    throw Failure(FailureKind::kRequest,
+                  "num_slots must be >= 1, capacity >= 2, gamma_max >= 0 and vocabularies >= 1");
+  }
+  int size = block_size.value_or(0);
+  for (const auto& lane : lanes) {
+    if (!block_size && size == 0 && lane != nullptr) size = lane->block_size();
+  }
+  if (!block_size && size == 0) size = BlockPool::size_for(capacity);
+  const int64_t whole = num_slots * ((capacity + std::max(size, 1) - 1) / std::max(size, 1));
+  const int64_t blocks = num_blocks ? *num_blocks : whole;
+  try {
+    BlockPool::check(blocks, size);
+  } catch (const std::invalid_argument& error) {
+    throw Failure(FailureKind::kRequest, error.what());
+  }
+  auto state = std::make_unique<State>(num_slots, gamma_max, capacity, vocab_size,
+                                       draft_vocab_size.value_or(vocab_size), static_cast<int>(blocks), size);
+  return std::make_unique<Coordinator>(std::move(state), std::move(lanes), ring_capacity);
+}
+
+py::list trace_rows(const Coordinator& self) {
+  py::list rows;
+  for (int lane = 0; lane < self.num_lanes(); ++lane) {
+    for (const TraceRow& row : self.trace(lane).rows()) {
+      rows.append(
+          py::make_tuple(self.lane(lane).name(), op_name(row.op), row.round, row.begin_ns, row.end_ns));
+    }
+  }
+  return rows;
+}
+
+// [tokens][1 + k] of (id, logprob, rank), or None.
+py::object logprobs_of(const RoundResult& result) {
+  if (result.logprobs.empty()) return py::none();
+  const size_t each = result.logprobs.size() / result.token_ids.size();
+  py::list tokens;
+  for (size_t i = 0; i < result.logprobs.size(); ++i) {
+    if (i % each == 0) tokens.append(py::list());
+    const Logprob& entry = result.logprobs[i];
+    tokens[tokens.size() - 1].cast<py::list>().append(
+        py::make_tuple(entry.token_id, entry.logprob, entry.rank));
+  }
+  return tokens;
+}
+
+void translate(const Failure& failure) {
+  using namespace py::literals;
+  const char* names[] = {"RequestError", "NumericsError", "ResourceError", "PearlError", "DeviceError"};
+  const py::object type = py::module_::import("pearl_rt.errors").attr(names[static_cast<int>(failure.kind)]);
+  if (failure.kind != FailureKind::kDevice || failure.device == nullptr) {
+    py::set_error(type, failure.what());
+    return;
+  }
+  const DeviceReport& report = *failure.device;
+  py::set_error(type, type(failure.what(), "call"_a = report.call, "code"_a = report.code,
+                           "name"_a = report.name, "text"_a = report.text, "place"_a = report.place));
+}
+
+}  // namespace
+
+void bind_coordinator(py::module_& m) {
+  py::register_local_exception_translator([](std::exception_ptr pointer) {
+    try {
+      if (pointer) std::rethrow_exception(pointer);
+    } catch (const Failure& failure) {
+      translate(failure);
+    }
+  });
+  bind_scripted(m);
+
+  py::class_<CpuDevice, std::shared_ptr<CpuDevice>>(
+      m, "Device",
+      "A set of cores and its one persistent thread, pinned to the first of them (none: not pinned).")
+      .def(py::init([](std::vector<int> cpus, int spin_us) {
+             return std::make_shared<CpuDevice>(std::move(cpus), std::chrono::microseconds(spin_us));
+           }),
+           py::arg("cpus") = std::vector<int>{}, py::arg("spin_us") = 2000)
+      .def_property_readonly("cpus", &CpuDevice::cpus);
+
+  py::class_<Lane, std::shared_ptr<Lane>>(m, "Lane", "A queue of ops on some device.")
+      .def_property_readonly("name", &Lane::name);
+
+  py::class_<CpuLane, Lane, std::shared_ptr<CpuLane>>(m, "CpuLane", "A lane on CPU cores.")
+      .def(py::init(
+               [](std::string name, std::shared_ptr<Executor> executor, std::shared_ptr<CpuDevice> device) {
+                 return std::make_shared<CpuLane>(std::move(name), std::move(device), std::move(executor));
+               }),
+           py::arg("name"), py::arg("executor"), py::arg("device"),
+           "Lanes that share a device take turns on its thread.");
+
+  py::class_<RoundResult>(m, "RoundResult", "What one round committed for one sequence.")
+      .def_readonly("request_id", &RoundResult::request_id)
+      .def_readonly("error", &RoundResult::error)
+      .def_readonly("round", &RoundResult::round)
+      .def_readonly("slot", &RoundResult::slot)
+      .def_readonly("token_ids", &RoundResult::token_ids)
+      .def_readonly("accept_len", &RoundResult::accept_len)
+      .def_readonly("num_judged", &RoundResult::num_judged)
+      .def_readonly("pending_before", &RoundResult::pending_before)
+      .def_property_readonly(
+          "logprobs", &logprobs_of,
+          "For each token its own and the k likeliest, as (id, logprob, rank); None unless "
+          "asked for.")
+      .def_property_readonly("finish_reason",
+                             [](const RoundResult& r) { return finish_name(r.finish_reason); })
+      .def_readonly("t_ns", &RoundResult::t_ns);
+
+  py::class_<Request>(m, "Request", "One sequence to generate.")
+      .def(py::init([](std::vector<int32_t> prompt, int gamma, float temperature, uint64_t seed,
+                       int64_t max_tokens, std::vector<int32_t> eos, std::vector<int32_t> stops,
+                       bool ignore_eos, int32_t top_k, float top_p, float min_p, float repetition_penalty,
+                       float presence_penalty, float frequency_penalty,
+                       std::vector<std::pair<int32_t, float>> logit_bias, int64_t min_tokens,
+                       int num_logprobs, bool adapts) {
+             Request request{
+                 std::move(prompt), gamma,      temperature, seed,         max_tokens, std::move(eos),
+                 std::move(stops),  ignore_eos, {},          num_logprobs, adapts};
+             request.transform = {min_tokens,
+                                  {},
+                                  std::move(logit_bias),
+                                  repetition_penalty,
+                                  frequency_penalty,
+                                  presence_penalty,
+                                  {top_k, top_p, min_p}};
+             return request;
+           }),
+           py::arg("prompt_ids"), py::arg("gamma") = 0, py::arg("temperature") = 0.0f, py::arg("seed") = 0,
+           py::arg("max_tokens") = 128, py::arg("eos_ids") = std::vector<int32_t>{},
+           py::arg("stop_ids") = std::vector<int32_t>{}, py::arg("ignore_eos") = false, py::arg("top_k") = 0,
+           py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f,
+           py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
+           py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
+           py::arg("num_logprobs") = -1, py::arg("adapts") = false);
+
+  py::class_<BlockPool>(m, "BlockPool", "Which blocks of a KV cache are free, for tests.")
+      .def(py::init<int, int>(), py::arg("num_blocks"), py::arg("block_size"))
+      .def(
+          "reserve",
+          [](BlockPool& self, int count) -> std::optional<std::vector<int32_t>> {
+            std::vector<int32_t> ids(count);
+            if (!self.reserve(count, ids.data())) return std::nullopt;
+            return ids;
+          },
+          py::arg("count"), "-> ids, or None if there are fewer.")
+      .def(
+          "release",
+          [](BlockPool& self, const std::vector<int32_t>& ids) {
+            self.release(ids.data(), static_cast<int>(ids.size()));
+          },
+          py::arg("ids"))
+      .def("blocks_for", &BlockPool::blocks_for, py::arg("num_tokens"))
+      .def_property_readonly("num_free", &BlockPool::num_free);
+
+  py::class_<Coordinator>(m, "Coordinator", "Runs a program over a target's lane and a draft's, natively.")
+      .def(py::init(&make_coordinator), py::arg("lanes"), py::kw_only(), py::arg("num_slots") = 1,
+           py::arg("gamma_max") = 8, py::arg("capacity"), py::arg("vocab_size"),
+           py::arg("draft_vocab_size") = py::none(), py::arg("ring_capacity") = 1024,
+           py::arg("num_blocks") = py::none(), py::arg("block_size") = py::none(),
+           "lanes: the target's, and the draft's if there is one; each is one coordinator's at a time.\n"
+           "num_blocks: KV blocks of all sequences together; None: every slot has its own. block_size: the\n"
+           "lanes' own, or None.")
+      .def(
+          "start",
+          [](Coordinator& self, const py::object& program, const std::vector<Request>& requests,
+             const std::string& judge, std::vector<int32_t> windows) {
+            const Program native = program_from(program);
+            const JudgeKind kind = judge_from(judge);
+            const py::gil_scoped_release release;
+            return self.start(native, kind, requests, std::move(windows));
+          },
+          py::arg("program"), py::arg("requests"), py::arg("judge") = "rejection",
+          py::arg("windows") = std::vector<int32_t>{},
+          "Request i runs in slot i. Returns at once, with the ids of the requests; RequestError if one "
+          "cannot be\n"
+          "run, or another run goes on. windows: [num_slots + 1] the longest window while so many slots are "
+          "busy;\n"
+          "none: each request's own gamma. Lanes on host cores take them.")
+      .def("set_windows", &Coordinator::set_windows, py::arg("windows"),
+           py::call_guard<py::gil_scoped_release>(), "Other windows from the next round on. Any thread.")
+      .def("submit", &Coordinator::submit, py::arg("request"), py::call_guard<py::gil_scoped_release>(),
+           "One more request for the run that goes on -> its id, or None if there is no run. Any thread.")
+      .def("cancel", &Coordinator::cancel, py::arg("id"), py::call_guard<py::gil_scoped_release>(),
+           "Ends a request within a round -> True if it had no slot yet, and nothing follows. Any thread.")
+      .def("take_waiting", &Coordinator::take_waiting, py::call_guard<py::gil_scoped_release>(),
+           "Ids of requests that never got a slot, once the run has ended.")
+      .def("next", &Coordinator::next, py::arg("timeout_ms") = -1, py::arg("min_results") = 1,
+           py::call_guard<py::gil_scoped_release>(),
+           "Waits for min_results (or the end, or the time) -> what there is; None once all was handed out.\n"
+           "Raises the run's error once, after the results before it.")
+      .def("stop", &Coordinator::stop, py::call_guard<py::gil_scoped_release>(),
+           "Ends the run within a round. What was verified before can still be had from next().")
+      .def("has_place", &Coordinator::has_place, py::arg("request"), py::call_guard<py::gil_scoped_release>(),
+           "Whether a request would get its KV blocks now, behind those that wait, and the run that goes on, "
+           "if "
+           "one\n"
+           "does, was made for it. Any thread.")
+      .def_property_readonly("num_blocks", [](const Coordinator& c) { return c.state().blocks.num_blocks(); })
+      .def_property_readonly("block_size", [](const Coordinator& c) { return c.state().blocks.block_size(); })
+      .def_property_readonly("num_free_blocks", &Coordinator::num_free_blocks,
+                             "KV blocks that nobody holds; all of them while no run goes on. Any thread.")
+      .def_property_readonly("running", &Coordinator::running)
+      .def("trace", &trace_rows, "Rows (lane, op, round, begin_ns, end_ns) of the last request.");
+}
+
+}  // namespace pearl

@@ -1,0 +1,123 @@
+#include "sampling/judge.h"
+
+#include "core/vector_math.h"
+#include "sampling/rows.h"
+
+namespace pearl {
+
+namespace {
+
+// A row as a distribution: exp((logit - max) * inverse) / sum.
+struct Softmax {
+  const float* logits;
+  int vocab;
+  float max;
+  float inverse;
+  double sum;
+
+  PEARL_INLINE float weight(int index) const { return exp_f32((logits[index] - max) * inverse); }
+};
+
+Softmax softmax_of(const float* logits, int vocab, const RowScan& scan, float inverse) {
+  return {logits, vocab, scan.max, inverse, exp_sum(logits, vocab, scan.max, inverse)};
+}
+
+// u <= p(x) / q(x), without the division; a token that the target cannot say never stands.
+bool accepts(const Softmax& target, const Softmax& draft, int32_t token, float u) {
+  const double target_weight = target.weight(token);
+  const double draft_weight = token < draft.vocab ? draft.weight(token) : 0.0f;
+  return target_weight > 0.0 && u * draft_weight * target.sum <= target_weight * draft.sum;
+}
+
+// A token from norm(max(p - q, 0)), or -1 if nothing is left there: the exponential race, argmax (p - q) /
+// Exp(1).
+PEARL_CLONES int32_t sample_residual(const Softmax& target, const Softmax& draft, uint64_t seed,
+                                     int64_t position) {
+  const auto target_scale = static_cast<float>(1.0 / target.sum);
+  const auto draft_scale = static_cast<float>(1.0 / draft.sum);
+  const float* target_logits = target.logits;
+  const float* draft_logits = draft.logits;
+  const float target_max = target.max, draft_max = draft.max, inverse = target.inverse;
+  const int vocab = target.vocab, draft_vocab = draft.vocab;
+  Best best = {ordered(0.0f), kPlaceholderTokenId};
+  uint32_t words[kBlock];
+  float drafted[kBlock];
+  float keys[kBlock];
+  for (int first = 0; first < vocab; first += kBlock) {
+    const int count = vocab - first < kBlock ? vocab - first : kBlock;
+    const int both = draft_vocab - first < count ? (draft_vocab > first ? draft_vocab - first : 0) : count;
+    fill_words(words, seed, position, Purpose::kResidual, first);
+    for (int i = 0; i < both; ++i) {
+      drafted[i] = exp_f32((draft_logits[first + i] - draft_max) * inverse) * draft_scale;
+    }
+    for (int i = both; i < count; ++i) drafted[i] = 0.0f;  // the draft cannot say these
+    for (int i = 0; i < count; ++i) {
+      const float wanted = exp_f32((target_logits[first + i] - target_max) * inverse) * target_scale;
+      const float left = wanted - drafted[i];
+      keys[i] = select(left > 0.0f, left, 0.0f) / exponential_of(uniform(words[i]));
+    }
+    for (int i = count; i < kBlock; ++i) keys[i] = 0.0f;
+    best.offer(keys, first);
+  }
+  return best.index;
+}
+
+// The target's own token of a row: greedy, or sampled under the purpose of its kind.
+int32_t own_token(const JudgeArgs& args, const float* logits, const RowScan& scan, int row) {
+  if (!(args.temperature > 0.0f)) return scan.argmax;
+  return sample_scanned(logits, args.vocab, scan, inverse_temperature(args.temperature), args.seed,
+                        args.position + row, target_purpose(args.kind));
+}
+
+// The target's row as it is judged.
+const float* target_row(const JudgeArgs& args, int row) {
+  const float* logits = args.target_logits + static_cast<int64_t>(row) * args.vocab;
+  const TransformedRows* rows = args.transformed;
+  if (rows == nullptr) return logits;
+  const Prefix prefix{rows->tokens, args.position + row, rows->prompt_len};
+  return rows->transformer->copy(*rows->transform, args.temperature, rows->slot, prefix, logits, args.vocab);
+}
+
+}  // namespace
+
+Purpose draft_purpose(JudgeKind kind) {
+  return kind == JudgeKind::kCoupled ? Purpose::kTarget : Purpose::kDraft;
+}
+
+Purpose target_purpose(JudgeKind kind) {
+  return kind == JudgeKind::kCoupled ? Purpose::kTarget : Purpose::kBonus;
+}
+
+Verdict judge(const JudgeArgs& args) {
+  const int draft_vocab = args.draft_vocab > 0 ? args.draft_vocab : args.vocab;
+  const bool by_ratio = args.kind == JudgeKind::kRejection && args.temperature > 0.0f;
+  for (int row = 0; row < args.num_draft + (args.has_bonus ? 1 : 0); ++row) {
+    const float* logits = target_row(args, row);
+    const RowScan scan = scan_row(logits, args.vocab);
+    if (!scan.usable) return {row, kPlaceholderTokenId, row};
+    if (row == args.num_draft) return {row, own_token(args, logits, scan, row), -1};
+
+    const int32_t candidate = args.draft_token_ids[row];
+    if (candidate < 0 || candidate >= args.vocab) return {row, kPlaceholderTokenId, row};
+    if (!by_ratio) {
+      const int32_t token = own_token(args, logits, scan, row);
+      if (token != candidate) return {row, token, -1};
+      continue;
+    }
+
+    const RowScan draft_scan = scan_row(args.draft_logits[row], draft_vocab);
+    if (!draft_scan.usable) return {row, kPlaceholderTokenId, row};
+    const float inverse = inverse_temperature(args.temperature);
+    const Softmax target = softmax_of(logits, args.vocab, scan, inverse);
+    const Softmax draft = softmax_of(args.draft_logits[row], draft_vocab, draft_scan, inverse);
+    const int64_t position = args.position + row;
+    if (accepts(target, draft, candidate, accept_uniform(args.seed, position))) continue;
+    const int32_t recovered = sample_residual(target, draft, args.seed, position);
+    if (recovered != kPlaceholderTokenId) return {row, recovered, -1};
+    return {row, sample_scanned(logits, args.vocab, scan, inverse, args.seed, position, Purpose::kResidual),
+            -1};
+  }
+  return {args.num_draft, kPlaceholderTokenId, -1};
+}
+
+}  // namespace pearl

@@ -1,0 +1,66 @@
+// What a request does to a row of logits before it is sampled or judged: bias, penalties and filters.
+// A pure function of (parameters, tokens before the row's position, row): draft and target go through the
+// same one. Knows nothing of noise, windows or strategies. numpy's twin: pearl_rt/reference/processors.py,
+// bit for bit.
+#pragma once
+
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "sampling/filters.h"
+#include "sampling/token_counts.h"
+
+namespace pearl {
+
+// The parameters of one request, in the order in which they act; off as they stand here.
+struct Transform {
+  int64_t min_tokens = 0;           // until so many were generated, masked_ids cannot be sampled
+  std::vector<int32_t> masked_ids;  // end of text and stop ids
+  std::vector<std::pair<int32_t, float>> logit_bias;
+  float repetition_penalty = 1.0f;  // of tokens in prompt or answer
+  float frequency_penalty = 0.0f;   // of tokens in the answer, times their number
+  float presence_penalty = 0.0f;    // of tokens in the answer
+  Filters filters;                  // at temperature > 0
+
+  bool penalises() const {
+    return repetition_penalty != 1.0f || frequency_penalty != 0.0f || presence_penalty != 0.0f;
+  }
+  // Whether any row may come out changed.
+  bool any(float temperature) const {
+    return min_tokens > 0 || !logit_bias.empty() || penalises() || (temperature > 0.0f && filters.any());
+  }
+};
+
+// Applies transforms for the slots of one lane. What it remembers between calls saves time and changes
+// nothing.
+class Transformer {
+ public:
+  explicit Transformer(int num_slots) : counts_(num_slots) {}
+
+  // In place. A row that is not usable stays as it is.
+  void apply(const Transform& transform, float temperature, int slot, const Prefix& prefix,
+             float* logits /*[vocab]*/, int vocab);
+  // Into memory that lasts until the next call.
+  const float* copy(const Transform& transform, float temperature, int slot, const Prefix& prefix,
+                    const float* logits /*[vocab]*/, int vocab);
+
+ private:
+  void penalise(const Transform& transform, TokenCounts* counts, const Prefix& prefix, float* logits,
+                int vocab);
+
+  std::vector<TokenCounts> counts_;  // [B]
+  std::vector<float> row_;
+  FilterScratch scratch_;
+};
+
+// The target's rows of one window, as its judge reads them: row r sees the candidates before it.
+struct TransformedRows {
+  Transformer* transformer;
+  const Transform* transform;
+  int slot;
+  const int32_t* tokens;  // [position of the first row + rows]: the sequence, then its candidates
+  int64_t prompt_len;
+};
+
+}  // namespace pearl

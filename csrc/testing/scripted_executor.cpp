@@ -1,0 +1,109 @@
+#include "testing/scripted_executor.h"
+
+#include <chrono>
+#include <limits>
+#include <new>
+#include <stdexcept>
+#include <thread>
+
+#include "core/block_pool.h"
+#include "core/event.h"
+
+namespace pearl {
+
+namespace {
+
+// splitmix64's finalizer.
+uint64_t mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+
+double unit(uint64_t x) { return static_cast<double>(mix(x) >> 11) * 0x1p-53; }
+
+}  // namespace
+
+ScriptedExecutor::ScriptedExecutor(const Script& script)
+    : script_(script),
+      block_size_(script.block_size ? script.block_size : BlockPool::size_for(script.max_model_len)),
+      blocks_per_slot_((script.max_model_len + block_size_ - 1) / block_size_),
+      cache_((script.num_blocks ? script.num_blocks : script.num_slots * blocks_per_slot_) * block_size_),
+      delays_(script.delay_seed) {}
+
+void ScriptedExecutor::forward(const Segment* segments, int num_segments) {
+  if (busy_.exchange(true, std::memory_order_acquire)) {
+    throw std::logic_error("two threads called one executor at once");
+  }
+  const int64_t call = calls_.fetch_add(1, std::memory_order_relaxed);
+  delay();
+  if (call == script_.throw_at) {
+    busy_.store(false, std::memory_order_release);
+    if (script_.error == "memory") throw std::bad_alloc();
+    if (script_.error == "foreign") throw 7;
+    throw std::runtime_error(script_.error);
+  }
+  try {
+    for (int i = 0; i < num_segments; ++i) feed(segments[i]);
+  } catch (...) {
+    busy_.store(false, std::memory_order_release);
+    throw;
+  }
+  if (call == script_.nan_at && segments[num_segments - 1].num_logits > 0) {
+    const Segment& last = segments[num_segments - 1];
+    const size_t row = static_cast<size_t>(last.num_logits - 1) * script_.vocab_size;
+    last.logits[row + script_.vocab_size / 2] = std::numeric_limits<float>::quiet_NaN();
+  }
+  busy_.store(false, std::memory_order_release);
+}
+
+void ScriptedExecutor::feed(const Segment& segment) {
+  if (segment.slot < 0 || segment.slot >= script_.num_slots) throw std::out_of_range("no such slot");
+  if (segment.start < 0 || segment.start + segment.num_tokens > script_.max_model_len) {
+    throw std::out_of_range("a position past max_model_len was fed");
+  }
+  for (int i = 0; i < segment.num_tokens; ++i) {
+    const int64_t position = segment.start + i;
+    const int32_t token = segment.token_ids[i];
+    if (token < 0 || token >= script_.vocab_size) throw std::out_of_range("a token outside the vocabulary");
+    const uint64_t before = position == 0 ? 1 : row(segment, position - 1);
+    if (before == 0) throw std::logic_error("KV row " + std::to_string(position - 1) + " was never written");
+    uint64_t& here = row(segment, position);
+    here = mix(before * 31 + static_cast<uint64_t>(token) + 0x9E3779B97F4A7C15u) | 1;
+    const int wanted = i - (segment.num_tokens - segment.num_logits);
+    if (wanted >= 0) {
+      write_row(here, segment.logits + static_cast<size_t>(wanted) * script_.vocab_size);
+    }
+    if (position > max_position_.load(std::memory_order_relaxed)) {
+      max_position_.store(position, std::memory_order_relaxed);
+    }
+  }
+  tokens_.fetch_add(segment.num_tokens, std::memory_order_relaxed);
+}
+
+uint64_t& ScriptedExecutor::row(const Segment& segment, int64_t position) {
+  const int64_t at = position / block_size_;
+  int64_t block = segment.slot * blocks_per_slot_ + at;
+  if (segment.block_table != nullptr) block = at < segment.num_blocks ? segment.block_table[at] : -1;
+  if (block < 0 || block >= num_blocks()) throw std::out_of_range("a position without a KV block was fed");
+  return cache_[block * block_size_ + position % block_size_];
+}
+
+void ScriptedExecutor::write_row(uint64_t prefix, float* logits) const {
+  uint64_t key = mix(prefix + script_.rule * 0x9E3779B97F4A7C15u);
+  if (script_.divergence > 0.0 && unit(key ^ 0xD1F) < script_.divergence) key = mix(key + 0xBAD);
+  for (int v = 0; v < script_.vocab_size; ++v) {
+    logits[v] = static_cast<float>((2.0 * unit(key + static_cast<uint64_t>(v)) - 1.0) * script_.scale);
+  }
+}
+
+void ScriptedExecutor::delay() {
+  if (script_.delay_max_us <= 0) return;
+  const int64_t span = script_.delay_max_us - script_.delay_min_us + 1;
+  const auto us = std::chrono::microseconds(script_.delay_min_us + static_cast<int64_t>(delays_() % span));
+  if (us.count() >= 100) return std::this_thread::sleep_for(us);
+  const Clock::time_point until = Clock::now() + us;
+  while (Clock::now() < until) cpu_pause();
+}
+
+}  // namespace pearl

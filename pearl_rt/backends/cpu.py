@@ -1,0 +1,373 @@
+"""Where a pair runs: cores and memory, packed weights, and the native lanes of each placement with their step
+times.
+
+Knows core sets, executors and the coordinator; not prompts, text, or which program is wanted. What an engine
+asks of it is CpuBackend, which cuda_lane and interpret_lane have the like of. A placement is
+
+  shared   both lanes on all cores, taking turns
+  split    disjoint cores, so that draft and target are two devices: one core for the draft, the rest for the
+           target
+"""
+
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pearl_rt._C as _C
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.loader import loading_bar
+from pearl_rt.checkpoint.rope import rope_tables
+from pearl_rt.checkpoint.shapes import tensor_shapes
+from pearl_rt.device.kv_pool import KvPool
+from pearl_rt.errors import ConfigError, PearlError, ResourceError
+from pearl_rt.strategy.options import Limits, choice, own_dtype
+from pearl_rt.strategy.planner import MAX_GAMMA, PLACEMENTS, StepTimes
+from pearl_rt.strategy.program import program
+from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, measure
+from pearl_rt.types.metrics import TraceRow
+from pearl_rt.types.request import Request
+
+if TYPE_CHECKING:
+    import torch
+
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+DTYPES = ("auto", "bfloat16", "float32")
+
+
+@contextmanager
+def native_errors() -> Iterator[None]:
+    """What the executor refuses, as our errors: memory that cannot be had, sizes that do not fit."""
+    try:
+        yield
+    except MemoryError as error:
+        raise ResourceError(f"{error}: lower max_model_len, or take smaller models") from None
+    except PearlError:
+        raise
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model ready to run: packed weights, shared by the executors of all placements, and rotary tables."""
+
+    config: ModelConfig
+    dtype: str
+    weights: Any  # _C.LlamaWeights
+    cos: "torch.Tensor"  # [max_model_len, head_dim / 2] fp32
+    sin: "torch.Tensor"  # [max_model_len, head_dim / 2] fp32
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that the weights are packed for."""
+        return str(self.weights.isa)
+
+    @classmethod
+    def pack(
+        cls,
+        config: ModelConfig,
+        tensors: Mapping[str, "torch.Tensor"],
+        *,
+        dtype: str,
+        isa: str | None,
+        max_model_len: int,
+        name: str = "model",
+    ) -> "Model":
+        """Packs `tensors` (HF names) once; they may be dropped afterwards. `name` labels the progress bar."""
+        held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        views = {
+            key: (tensor.data_ptr(), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
+            for key, tensor in held.items()
+        }
+        size = weight_bytes(config, dtype)
+        with native_errors(), loading_bar(f"packing the {name}", size) as advance:
+            weights = _C.LlamaWeights(
+                native_config(config), views, dtype, isa, lambda _, layers: advance(size // layers)
+            )
+        cos, sin = rope_tables(config, max_model_len)
+        return cls(config, dtype, weights, cos.contiguous(), sin.contiguous())
+
+    def executor(self, cores: Any, num_slots: int = 1, pool: KvPool | None = None) -> Any:
+        """A _C.LlamaExecutor with its own KV cache on these cores: numbers, or a _C.CoreSet.
+        pool: the blocks of the cache; None: every slot has its own.
+
+        Executors that take turns on the same cores share one CoreSet: the helpers of two would poll against
+        each other, and `sd` take twice as long (measured on two cores).
+        """
+        core_set = cores if isinstance(cores, _C.CoreSet) else _C.CoreSet(list(cores))
+        length = self.cos.shape[0]
+        with native_errors():
+            return _C.LlamaExecutor(
+                self.weights,
+                core_set,
+                num_slots,
+                length,
+                self.cos.data_ptr(),
+                self.sin.data_ptr(),
+                num_blocks=None if pool is None else pool.num_blocks,
+                block_size=None if pool is None else pool.block_size,
+            )
+
+
+def native_config(config: ModelConfig) -> dict[str, Any]:
+    """The part of a configuration that the executor reads."""
+    names = (
+        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+        *(
+            "num_key_value_heads",
+            "head_dim",
+            "rms_norm_eps",
+            "attention_bias",
+            "qk_norm",
+            "tie_word_embeddings",
+        ),
+    )
+    return {name: getattr(config, name) for name in names}
+
+
+def choose_cores(num_threads: int | None) -> list[int]:
+    """The first `num_threads` cores that this process may use, or all. Raises ResourceError if there are
+    fewer.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    if num_threads is None:
+        return cores
+    if num_threads > len(cores):
+        raise ResourceError(
+            f"num_threads {num_threads} asked for, but this process may use {len(cores)} cores: "
+            f"pass num_threads={len(cores)} or less"
+        )
+    return cores[:num_threads]
+
+
+def split_cores(cores: Sequence[int]) -> tuple[list[int], list[int]]:
+    """(target's cores, draft's core), disjoint. Raises ResourceError with fewer than two."""
+    if len(cores) < 2:
+        raise ResourceError(
+            f"placement 'split' needs 2 cores, one for the draft and the rest for the target; there "
+            f"is {len(cores)}: pass placement='shared', or more threads"
+        )
+    return list(cores[:-1]), [cores[-1]]
+
+
+def available_memory() -> int | None:
+    """Bytes that can be allocated without swapping: MemAvailable, or less where a cgroup allows less. None:
+    unknown.
+    """
+    limits = []
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                limits.append(int(line.split()[1]) * 1024)
+        group = Path("/sys/fs/cgroup")
+        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no such file, or "max"
+        pass
+    return min(limits, default=None)
+
+
+def weight_bytes(config: ModelConfig, dtype: str) -> int:
+    """Bytes of a model's packed weights; a tied head and embedding are one."""
+    return sum(math.prod(shape) for shape in tensor_shapes(config).values()) * ITEM_BYTES[dtype]
+
+
+def kv_bytes(config: ModelConfig, dtype: str, num_tokens: int) -> int:
+    """Bytes of so many tokens' keys and values."""
+    per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
+    return per_token * num_tokens * ITEM_BYTES[dtype]
+
+
+def check_memory(
+    models: Sequence[tuple[str, ModelConfig, str]],
+    *,
+    pool: KvPool,
+    num_placements: int,
+    num_slots: int = 1,
+) -> None:
+    """Raises ResourceError before anything is allocated if weights and KV caches cannot fit.
+
+    models: (name, configuration, dtype) of each; every placement has its own KV caches, of the pool's blocks,
+    and logits, of num_slots sequences.
+    """
+    available = available_memory()
+    weights = {name: weight_bytes(config, dtype) for name, config, dtype in models}
+    caches = num_placements * sum(kv_bytes(config, dtype, pool.num_tokens) for _, config, dtype in models)
+    logits = (
+        num_placements
+        * num_slots
+        * (3 * MAX_GAMMA + 1)
+        * 4
+        * max(config.vocab_size for _, config, _ in models)
+    )
+    needed = sum(weights.values()) + caches + logits
+    if available is None or needed <= available:
+        return
+    parts = [f"{gib(size)} for the {name}'s weights" for name, size in weights.items()]
+    parts.append(f"{gib(caches)} for {pool.num_tokens} tokens of KV cache")
+    remedies = "lower max_model_len"
+    if num_slots > 1:
+        remedies = "lower max_num_seqs, max_model_len or kv_cache_tokens"
+    if any(dtype == "float32" for _, _, dtype in models):
+        remedies += ", pass dtype='bfloat16'"
+    if num_placements > 1:
+        remedies += ", fix the placement so that only one is built"
+    raise ResourceError(
+        f"not enough memory: {gib(needed)} needed ({', '.join(parts)}), {gib(available)} available: "
+        f"{remedies}, or take smaller models"
+    )
+
+
+def gib(size: int) -> str:
+    """Bytes for people."""
+    return f"{size / 2**30:.2f} GiB"
+
+
+class Lanes:
+    """The native side of one placement: executors on their cores and the coordinator that drives them."""
+
+    measured_gammas = MEASURED_GAMMAS
+    adapts = True  # windows may change from round to round
+
+    def __init__(
+        self,
+        placement: str,
+        cores: Sequence[int],
+        target: Model,
+        draft: Model | None,
+        num_slots: int = 1,
+        pool: KvPool | None = None,
+    ) -> None:
+        """pool: the KV blocks of all sequences; None: every slot has its own."""
+        self.placement = placement
+        self.has_draft = draft is not None
+        self.overlaps = placement == "split"
+        self.target_cores, self.draft_cores = list(cores), list(cores)
+        if placement == "split":
+            self.target_cores, self.draft_cores = split_cores(cores)
+        self.vocab_size = min(m.config.vocab_size for m in (target, draft) if m is not None)
+        capacity = target.cos.shape[0]
+        pool = pool or KvPool.of(None, num_slots=num_slots, max_model_len=capacity)
+        self.max_model_len = pool.longest  # of one sequence that has all blocks
+        target_set, target_device = _C.CoreSet(self.target_cores), _C.Device(self.target_cores)
+        draft_set, draft_device = target_set, target_device
+        if placement == "split":
+            draft_set, draft_device = _C.CoreSet(self.draft_cores), _C.Device(self.draft_cores)
+        lanes = [_C.CpuLane("target", target.executor(target_set, num_slots, pool), target_device)]
+        if draft is not None:
+            lanes.append(_C.CpuLane("draft", draft.executor(draft_set, num_slots, pool), draft_device))
+        self.coordinator = _C.Coordinator(
+            lanes,
+            num_slots=num_slots,
+            gamma_max=MAX_GAMMA if draft is not None else 0,
+            capacity=capacity,
+            vocab_size=target.config.vocab_size,
+            draft_vocab_size=draft.config.vocab_size if draft is not None else None,
+            num_blocks=pool.num_blocks,
+            block_size=pool.block_size,
+        )
+
+    def start(self, strategy: str, request: Request, judge: str, windows: Sequence[int] = ()) -> int:
+        """Starts a program for one request -> its id in the results. Returns at once.
+
+        windows: [num_slots + 1] the longest one while so many sequences run, for requests that adapt.
+        """
+        chosen, native = program(strategy, self.placement), _C.Request(**vars(request))
+        return int(self.coordinator.start(chosen, [native], judge, list(windows))[0])
+
+    def submit(self, request: Request) -> int | None:
+        """One more request for the run that goes on -> its id, or None if it has ended."""
+        number: int | None = self.coordinator.submit(_C.Request(**vars(request)))
+        return number
+
+    def has_place(self, request: Request) -> bool:
+        """Whether a request would get the KV blocks now that it may come to need."""
+        return bool(self.coordinator.has_place(_C.Request(**vars(request))))
+
+    def trace(self) -> list[TraceRow]:
+        """What each lane did in the last request, once it has ended."""
+        return [TraceRow(*row) for row in self.coordinator.trace()]
+
+    def measure(self) -> StepTimes:
+        """The times of its steps, from a few rounds of each program."""
+        return measure(self)
+
+    def close(self) -> None:
+        """Stops what runs."""
+        self.coordinator.stop()
+
+
+class CpuBackend:
+    """What an engine asks of device="cpu": models packed for an instruction set, and lanes on cores."""
+
+    def __init__(
+        self, num_threads: int | None, isa: str | None, num_slots: int = 1, kv_cache_tokens: int | None = None
+    ) -> None:
+        """num_threads: cores to use; None: all. isa: None, or one that this machine has. num_slots: sequences
+        that run at once. kv_cache_tokens: of all of them together; None: num_slots times max_model_len.
+        """
+        self.num_slots = num_slots
+        self._kv_cache_tokens = kv_cache_tokens
+        if isa is not None:
+            choice("isa", isa, _C.available_isas())
+        self.cores = choose_cores(num_threads)
+        self._isa = isa
+
+    def limits(self, has_draft: bool) -> Limits:
+        """Which programs can run here."""
+        count = len(self.cores)
+        refused = {}
+        if count < 2:
+            refused["split"] = (
+                f"placement 'split' needs 2 cores, one for the draft and the rest for the target; there is "
+                f"{count}: pass placement='shared', or more threads"
+            )
+        return Limits(has_draft, PLACEMENTS if count > 1 else ("shared",), refused)
+
+    def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
+        """What a model computes in. Raises ConfigError for what the executor does not compute in."""
+        return own_dtype(name, choice("dtype", dtype, DTYPES), config)
+
+    def kv_pool(self, max_model_len: int) -> KvPool:
+        """The KV blocks that requests share."""
+        return KvPool.of(self._kv_cache_tokens, num_slots=self.num_slots, max_model_len=max_model_len)
+
+    def check_memory(
+        self, models: Sequence[tuple[str, ModelConfig, str]], *, max_model_len: int, num_placements: int
+    ) -> None:
+        """Raises ResourceError if models (name, configuration, dtype) cannot fit."""
+        pool = self.kv_pool(max_model_len)
+        check_memory(models, pool=pool, num_placements=num_placements, num_slots=self.num_slots)
+
+    def pack(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, "torch.Tensor"],
+        *,
+        name: str,
+        dtype: str,
+        max_model_len: int,
+    ) -> Model:
+        """A model's weights; the tensors may be dropped afterwards."""
+        return Model.pack(config, tensors, name=name, dtype=dtype, isa=self._isa, max_model_len=max_model_len)
+
+    def lanes(self, placement: str, target: Model, draft: Model | None) -> Lanes:
+        """The lanes of one placement."""
+        pool = self.kv_pool(target.cos.shape[0])
+        return Lanes(placement, self.cores, target, draft, self.num_slots, pool)
+
+    def described(self, target: Model, lanes: Mapping[str, Lanes]) -> dict[str, Any]:
+        """What runs where, and on how much KV cache, for Engine.stats()."""
+        pool = self.kv_pool(target.cos.shape[0])
+        return {
+            "device": {"target": "cpu", "draft": "cpu"},
+            "kv_blocks": pool.described(own.coordinator.num_free_blocks for own in lanes.values()),
+            "cores": {
+                name: {"target": own.target_cores, "draft": own.draft_cores if own.has_draft else []}
+                for name, own in lanes.items()
+            },
+            "isa": target.isa,
+        }

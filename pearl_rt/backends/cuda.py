@@ -1,0 +1,158 @@
+"""What an engine asks of device="cuda": models packed to GPUs, and lanes on them.
+
+Knows which model goes to which device, and what must be there; not how lanes work.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from pearl_rt.backends.cpu import CpuBackend, Model
+from pearl_rt.backends.cuda_lanes import CudaLanes, CudaModel, CudaOptions
+from pearl_rt.backends.cuda_requirements import GpuModel, PairSizes, check_gpu_memory, parts_of
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.loader import loading_bar
+from pearl_rt.device.gpu import Gpu, find_gpu
+from pearl_rt.device.kv_pool import DEVICE_BLOCK_SIZE, KvPool
+from pearl_rt.device.model import DTYPES, memory_errors
+from pearl_rt.errors import ConfigError
+from pearl_rt.model.llama import LlamaWeights
+from pearl_rt.strategy.options import Limits, choice
+from pearl_rt.strategy.step_timing import MEASURED_GAMMAS
+
+BATCHES = (1, 2, 4, 8, 16, 32)  # slots that steps are captured for: fewer sequences leave some of them idle
+
+
+class CudaBackend:
+    """What an engine asks of device="cuda"."""
+
+    def __init__(
+        self,
+        device: str,
+        draft_device: str | None,
+        *,
+        form: str,
+        rounds_ahead: int,
+        max_memory: int | None,
+        cpu: CpuBackend | None,
+        num_slots: int = 1,
+        kv_cache_tokens: int | None = None,
+        gamma: int | None = None,
+    ) -> None:
+        """cpu: of a draft on the CPU. num_slots: sequences at a time, in steps for the next of BATCHES.
+        kv_cache_tokens: of all of them together; None: num_slots times max_model_len. gamma: the one window
+        that is in use; None: many.
+        """
+        self.num_slots = num_slots
+        self._gpu = find_gpu(device)
+        self._draft_gpu = self._gpu
+        if draft_device is not None and cpu is None:
+            other = find_gpu(draft_device)
+            self._draft_gpu = self._gpu if other.ordinal == self._gpu.ordinal else other
+        self._cpu = cpu
+        if form == "eager" and self._has_two_memories:
+            raise ConfigError(
+                "form 'eager' runs both models on one GPU: drop draft_device, or pass form='events'"
+            )
+        self._max_memory = max_memory
+        self._kv_cache_tokens = kv_cache_tokens
+        slots = next((size for size in BATCHES if size >= num_slots), num_slots)
+        self._options = CudaOptions(form, rounds_ahead, slots, MEASURED_GAMMAS if gamma is None else (gamma,))
+
+    @property
+    def _has_two_memories(self) -> bool:
+        return self._cpu is not None or self._draft_gpu is not self._gpu
+
+    def limits(self, has_draft: bool) -> Limits:
+        """One placement, which follows from the devices."""
+        cores = "placement 'split' is one of CPU cores: on a GPU pass 'auto'"
+        if self._has_two_memories:
+            one = "placement 'shared' is one device for both models: drop draft_device, or pass 'devices'"
+            return Limits(has_draft, ("devices",), {"split": cores, "shared": one})
+        two = "placement 'devices' needs a second device: pass draft_device='cuda:N' or 'cpu'"
+        return Limits(has_draft, ("shared",), {"split": cores, "devices": two})
+
+    def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
+        """What a model computes in: its checkpoint's own dtype, or the one that was asked for."""
+        if name == "draft" and self._cpu is not None:
+            return self._cpu.dtype(name, dtype, config)
+        chosen = choice("dtype", dtype, ("auto", *DTYPES))
+        return config.torch_dtype if chosen == "auto" else chosen
+
+    def kv_pool(self, max_model_len: int) -> KvPool:
+        """The KV blocks that requests share: the same in both models' caches, wherever they are."""
+        return KvPool.of(
+            self._kv_cache_tokens,
+            num_slots=self.num_slots,
+            max_model_len=max_model_len,
+            block_size=DEVICE_BLOCK_SIZE if self._cpu is None else None,
+        )
+
+    def check_memory(
+        self, models: Sequence[tuple[str, ModelConfig, str]], *, max_model_len: int, num_placements: int
+    ) -> None:
+        """Raises ResourceError if models (name, configuration, dtype) cannot fit where they are to run."""
+        target, draft = models[0][1], models[1][1] if len(models) > 1 else None
+        pool = self.kv_pool(max_model_len)
+        sizes = PairSizes(self._gpu, self._options.num_slots, pool, target, draft)
+        columns = {"target": sizes.state.vocab_size, "draft": sizes.state.draft_vocab_size}
+        by_gpu: dict[int, tuple[Gpu, list[GpuModel]]] = {}
+        for name, config, dtype in models:
+            if name == "draft" and self._cpu is not None:
+                self._cpu.check_memory(
+                    [(name, config, dtype)], max_model_len=max_model_len, num_placements=num_placements
+                )
+                continue
+            gpu = self._gpu if name == "target" else self._draft_gpu
+            by_gpu.setdefault(gpu.ordinal, (gpu, []))[1].append(GpuModel(name, config, dtype, columns[name]))
+        for gpu, held in by_gpu.values():
+            remedies = ["lower max_num_seqs"] if self.num_slots > 1 else []
+            remedies += ["pass dtype='bfloat16'"] if any(model.dtype == "float32" for model in held) else []
+            if len(held) > 1:
+                remedies.append("put the draft elsewhere with draft_device")
+            check_gpu_memory(
+                gpu,
+                parts_of(held, sizes, eager=self._options.form == "eager"),
+                max_memory=self._max_memory,
+                remedies=remedies,
+            )
+
+    def pack(
+        self,
+        config: ModelConfig,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        name: str,
+        dtype: str,
+        max_model_len: int,
+    ) -> CudaModel | Model:
+        """A model's weights where they are to run; the tensors may be dropped afterwards."""
+        if name == "draft" and self._cpu is not None:
+            return self._cpu.pack(config, tensors, name=name, dtype=dtype, max_model_len=max_model_len)
+        gpu = self._gpu if name == "target" else self._draft_gpu
+        own = DTYPES[dtype]
+        size = sum(tensor.numel() for tensor in tensors.values()) * own.itemsize
+        with (
+            memory_errors(gpu.device, f"the {name}'s weights"),
+            loading_bar(f"packing the {name}", size) as advance,
+        ):
+            weights = LlamaWeights.pack(config, tensors, dtype=own, device=gpu.device, advance=advance)
+        return CudaModel(config, dtype, weights, max_model_len, gpu)
+
+    def lanes(self, placement: str, target: CudaModel, draft: CudaModel | Model | None) -> CudaLanes:
+        """The lanes of one placement."""
+        cores = self._cpu.cores if self._cpu is not None else ()
+        return CudaLanes(placement, target, draft, self._options, self.kv_pool(target.max_model_len), cores)
+
+    def described(self, target: CudaModel, lanes: Mapping[str, CudaLanes]) -> dict[str, Any]:
+        """What runs where, on how much KV cache, and what capturing cost, for Engine.stats()."""
+        pool = self.kv_pool(target.max_model_len)
+        draft = "cpu" if self._cpu is not None else f"{self._draft_gpu.device} ({self._draft_gpu.name})"
+        return {
+            "device": {"target": f"{self._gpu.device} ({self._gpu.name})", "draft": draft},
+            "kv_blocks": pool.described(own.coordinator.num_free_blocks for own in lanes.values()),
+            "form": self._options.form,
+            "rounds_ahead": self._options.rounds_ahead,
+            "capture": next((own.capture_stats() for own in lanes.values()), {}),
+        }

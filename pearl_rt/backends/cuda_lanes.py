@@ -1,0 +1,337 @@
+"""A pair on GPUs: its steps and state in their memory, streams, and the native lanes that launch on them.
+
+Knows sizes, steps and captures; not prompts, text, or how a round works. A placement is
+
+  shared    both models on one GPU, each on a stream of its own
+  devices   the draft on another GPU, or on the CPU's executor, with a memory of its own
+"""
+
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import pearl_rt._C as _C
+from pearl_rt.backends.cpu import Model
+from pearl_rt.backends.cuda_requirements import PairSizes
+from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES, EagerCoordinator
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.device.capture import Capture, LaneGraphs, shut, steps_of
+from pearl_rt.device.gpu import DRAFT_PRIORITY, TARGET_PRIORITY, Gpu
+from pearl_rt.device.kv_pool import KvPool
+from pearl_rt.device.logits_processors import MAX_BIASED, Shaping, check_biased
+from pearl_rt.device.logprob_ring import ToldRing
+from pearl_rt.device.model import memory_errors
+from pearl_rt.device.state import DeviceState
+from pearl_rt.device.steps import DraftSteps, TargetSteps
+from pearl_rt.errors import ConfigError
+from pearl_rt.lowlevel.pair import DevicePair
+from pearl_rt.model.llama import Llama, LlamaWeights
+from pearl_rt.strategy.options import CAPTURED_FORMS
+from pearl_rt.strategy.planner import StepTimes
+from pearl_rt.strategy.program import program
+from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, measure
+from pearl_rt.types.metrics import TraceRow
+from pearl_rt.types.request import FILTERS, SHAPING, Request, check_stop_ids
+
+Steps = TypeVar("Steps", TargetSteps, DraftSteps)
+
+
+@dataclass(frozen=True)
+class CudaModel:
+    """A model's weights on a GPU, shared by the lanes of all placements."""
+
+    config: ModelConfig
+    dtype: str
+    weights: LlamaWeights
+    max_model_len: int
+    gpu: Gpu
+
+
+@dataclass(frozen=True)
+class CudaOptions:
+    """How lanes launch."""
+
+    form: str = "events"  # or another of options.FORMS
+    rounds_ahead: int = 2
+    num_slots: int = 1
+    gammas: tuple[int, ...] = MEASURED_GAMMAS  # windows that are timed, and captured for it, at start
+
+
+class CudaLanes:
+    """The native side of one placement: steps, their graphs, and the coordinator that launches them."""
+
+    overlaps = True  # two streams, or two devices
+    adapts = False  # a run has one window
+
+    def __init__(
+        self,
+        placement: str,
+        target: CudaModel,
+        draft: CudaModel | Model | None,
+        options: CudaOptions,
+        pool: KvPool,
+        draft_cores: Sequence[int] = (),
+    ) -> None:
+        """pool: the KV blocks of each model's cache. draft_cores: of a draft on the CPU."""
+        self.placement = placement
+        self.has_draft = draft is not None
+        self.options = options
+        self.measured_gammas = options.gammas
+        self.max_model_len = pool.longest  # of one sequence that has all blocks
+        config = draft.config if draft is not None else None
+        self.vocab_size = min(c.vocab_size for c in (target.config, config) if c is not None)
+        self._sizes = PairSizes(target.gpu, options.num_slots, pool, target.config, config)
+        self._room = self._sizes.state
+        self.draft_steps: DraftSteps | None = None
+        self.target_steps = self._steps(TargetSteps, target)
+        if isinstance(draft, CudaModel):
+            shared = self.target_steps.state if placement == "shared" else None
+            self.draft_steps = self._steps(DraftSteps, draft, shared)
+        # What others may launch of these models (pearl_rt.lowlevel.round): on two devices there is none.
+        self.gpu = target.gpu
+        self.pair: DevicePair | None = None
+        if placement == "shared":
+            self.pair = DevicePair(self.target_steps, self.draft_steps)
+        self._claim = -1
+        self._draft_on_host = isinstance(draft, Model)
+        models = [model for model in (target, draft) if isinstance(model, CudaModel)]
+        self._gpus = list({model.gpu.ordinal: model.gpu for model in models}.values())
+        self._capture: Capture | None = None
+        if options.form == "eager":
+            assert self.pair is not None
+            self.coordinator: Any = EagerCoordinator(self.pair)
+            return
+        self._issuer = _C.CudaIssuer(_C.CudaDriver(target.gpu.library))
+        self._issuer.form = options.form
+        self._issuer.rounds_ahead = options.rounds_ahead
+        self._capture = self._native(target, draft, draft_cores)
+        # However this ends: first what launches, then what is launched, then the memory that it uses.
+        self._end = weakref.finalize(self, shut, self.coordinator, self._capture)
+
+    def start(self, strategy: str, request: Request, judge: str) -> int:
+        """Starts a program for one request, once its steps are captured -> its id in the results."""
+        return self.start_all(strategy, [request], judge)[0]
+
+    def start_all(self, strategy: str, requests: Sequence[Request], judge: str) -> list[int]:
+        """Starts a program for requests that run together, each in a slot of its own -> their ids."""
+        for request in requests:
+            self._check(request)
+        if self.pair is not None and not self.coordinator.running:
+            if self.pair.claims != self._claim:  # somebody else has used the slots, on streams of their own
+                self._synchronize()
+            self._claim = self.pair.claim()
+        chosen = program(strategy, self.placement)
+        if self._capture is None:
+            return list(self.coordinator.start(chosen, list(requests), judge))
+        if not self.coordinator.running:  # else start() says that it is
+            joins = self._joins
+            self._capture.ensure(
+                steps_of(
+                    chosen,
+                    gamma=max((request.gamma for request in requests), default=0),
+                    judge=judge,
+                    keep_logits=judge == "rejection" and any(r.temperature > 0 for r in requests),
+                    slots=range(self._room.num_slots if joins else len(requests)),
+                    shaped=any({*SHAPING, *FILTERS} & set(request.asked()) for request in requests),
+                    told=any(request.num_logprobs >= 0 for request in requests),
+                    joins=joins,
+                )
+            )
+        return list(self.coordinator.start(chosen, [_C.Request(**vars(r)) for r in requests], judge))
+
+    def submit(self, request: Request) -> int | None:
+        """One more request for the run that goes on -> its id, or None: no run goes on, nobody can join it,
+        or its steps were captured for less: a shorter window, temperature 0, nothing that changes logits, no
+        log-probabilities.
+        """
+        self._check(request)
+        if self._capture is None:
+            return cast("int | None", self.coordinator.submit(request))
+        return cast("int | None", self.coordinator.submit(_C.Request(**vars(request))))
+
+    def has_place(self, request: Request) -> bool:
+        """Whether a request would get the KV blocks now that it may come to need, and the run that goes on
+        was captured for what it asks.
+        """
+        native = request if self._capture is None else _C.Request(**vars(request))
+        return bool(self.coordinator.has_place(native))
+
+    def trace(self) -> list[TraceRow]:
+        """What each lane did in the last request; nothing of a GPU's lane unless it was timed."""
+        return [TraceRow(*row) for row in self.coordinator.trace()]
+
+    def measure(self) -> StepTimes:
+        """The times of its steps, from a few rounds of each program with events around each step."""
+        if self._capture is None:
+            return NOMINAL_TIMES
+        form, self._issuer.form = self._issuer.form, "events"  # where each step is a launch, with times
+        self._issuer.timed = True
+        try:
+            return measure(self)
+        finally:
+            self.coordinator.stop()  # Ctrl-C may have left it at work
+            self._issuer.timed = False
+            self._issuer.form = form
+
+    @property
+    def form(self) -> str:
+        """How rounds are launched. Between requests "events", "graph" and "while" may follow each other."""
+        return self._issuer.form if self._capture is not None else self.options.form
+
+    @form.setter
+    def form(self, form: str) -> None:
+        if form == self.form:
+            return
+        if self._capture is None or form not in CAPTURED_FORMS:
+            raise ConfigError(
+                f"form {form!r} can't follow {self.form!r}: lanes of {', '.join(map(repr, CAPTURED_FORMS))} "
+                "may become each other; build an engine with the form that is wanted"
+            )
+        self._issuer.form = form
+
+    @property
+    def rounds_ahead(self) -> int:
+        """Rounds that are queued before their verdict is read. Between requests it may be set."""
+        return int(self._issuer.rounds_ahead) if self._capture is not None else self.options.rounds_ahead
+
+    @rounds_ahead.setter
+    def rounds_ahead(self, rounds_ahead: int) -> None:
+        if self._capture is None:
+            raise ConfigError(f"rounds_ahead can't be set: form {self.form!r} queues none")
+        self._issuer.rounds_ahead = rounds_ahead
+
+    @property
+    def timed(self) -> bool:
+        """Whether the steps of requests leave their times in the trace, which costs events around each: of
+        form "graph" the rounds, of "while" the launches, since no event can be in what repeats itself.
+        """
+        return self._capture is None or self._issuer.timed
+
+    @timed.setter
+    def timed(self, timed: bool) -> None:
+        if self._capture is not None:
+            self._issuer.timed = timed
+
+    @property
+    def host_ns_per_round(self) -> float | None:
+        """What the last request's rounds cost the thread that launches them; None where nobody counts."""
+        return getattr(self._issuer, "host_ns_per_round", None) if self._capture is not None else None
+
+    def capture_stats(self) -> dict[str, Any]:
+        """What was captured, and what it cost."""
+        return self._capture.stats() if self._capture is not None else {}
+
+    def close(self) -> None:
+        """Stops what runs and destroys the graphs."""
+        if self._capture is None:
+            self.coordinator.stop()
+        else:
+            self._end()
+
+    def _steps(self, kind: type[Steps], model: CudaModel, state: DeviceState | None = None) -> Steps:
+        """The steps of one lane, over the other's state or one of their own."""
+        with model.gpu.current(), memory_errors(model.gpu.device, "caches and buffers"):
+            own = DeviceState(self._room, model.gpu.device) if state is None else state
+            columns = self._room.vocab_size if kind is TargetSteps else self._room.draft_vocab_size
+            llama = Llama(
+                model.config,
+                model.weights,
+                self._sizes.lane,
+                num_blocks=self._sizes.pool.num_blocks,
+                block_size=self._sizes.pool.block_size,
+                vocab_size=columns,
+            )
+            return kind(llama, own)
+
+    @property
+    def _joins(self) -> bool:
+        """Whether requests can join a run."""
+        return self._room.num_slots > 1
+
+    def _check(self, request: Request) -> None:
+        check_stop_ids(request, self._room.max_stop_ids)
+        check_biased(request)
+
+    def _synchronize(self) -> None:
+        for gpu in self._gpus:
+            gpu.synchronize()
+
+    def _native(
+        self, target: CudaModel, draft: CudaModel | Model | None, draft_cores: Sequence[int]
+    ) -> Capture:
+        """Builds the lanes and their coordinator -> the owner of their graphs."""
+        shaping = self._shaping(target.gpu, self.target_steps)
+        with target.gpu.current(), memory_errors(target.gpu.device, "log-probabilities"):
+            told = ToldRing(self.target_steps.state)
+        graphs = [self._graphs("target", target.gpu, self.target_steps, shaping, TARGET_PRIORITY, told)]
+        lanes = [graphs[0].native]
+        if isinstance(draft, CudaModel):
+            assert self.draft_steps is not None
+            if self.draft_steps.state is not self.target_steps.state:
+                shaping = self._shaping(draft.gpu, self.draft_steps)
+            graphs.append(self._graphs("draft", draft.gpu, self.draft_steps, shaping, DRAFT_PRIORITY))
+            lanes.append(graphs[1].native)
+        elif draft is not None:
+            cores = list(draft_cores)
+            shaping.kept_thresholds.fill_(-float("inf"))  # its rows come as they were sampled, cut already
+            executor = draft.executor(cores, self._room.num_slots, self._sizes.pool)
+            lanes.append(_C.CpuLane("draft", executor, _C.Device(cores)))
+        room, pool = self._room, self._sizes.pool
+        draft_vocab_size = draft.config.vocab_size if isinstance(draft, Model) else room.draft_vocab_size
+        self.coordinator = _C.Coordinator(
+            lanes,
+            num_slots=room.num_slots,
+            gamma_max=room.gamma_max,
+            capacity=room.capacity,
+            vocab_size=room.vocab_size,
+            draft_vocab_size=draft_vocab_size if draft is not None else None,
+            num_blocks=pool.num_blocks,
+            block_size=pool.block_size,
+        )
+        return Capture(graphs, self._gpus)
+
+    def _shaping(self, gpu: Gpu, steps: TargetSteps | DraftSteps) -> Shaping:
+        """What changes logits in the rounds of a state."""
+        with gpu.current(), memory_errors(gpu.device, "filters and penalties"):
+            return Shaping(steps.state, captured=True)
+
+    def _graphs(
+        self,
+        name: str,
+        gpu: Gpu,
+        steps: TargetSteps | DraftSteps,
+        shaping: Shaping,
+        priority: int,
+        told: ToldRing | None = None,
+    ) -> LaneGraphs:
+        """A stream of its own, and the native lane that launches on it. told: the target's."""
+        stream, room = gpu.stream(priority), self._room
+        state = steps.state
+        tensors = dict(vars(state.whole)) | {"chunk": steps.chunk, "joining": state.joining}
+        tensors |= {"block_table": state.block_table, "loop": state.loop, "loop_host": state.loop_host}
+        tensors |= shaping.arrays() | (told.arrays() if told is not None else {})
+        sizes = {
+            "num_slots": room.num_slots,
+            "gamma_max": room.gamma_max,
+            "capacity": room.capacity,
+            "draft_vocab_size": room.draft_vocab_size,
+            "num_stop_ids": room.max_stop_ids,
+            "prefill_chunk": self._sizes.lane.prefill_chunk,
+            "num_biased": MAX_BIASED,
+            "max_logprobs": told.most if told is not None else -1,
+            "block_size": room.block_size,
+        }
+        staging = gpu.staging(_C.DeviceArrays.staging_bytes(**sizes, host_logits=self._draft_on_host))
+        arrays = _C.DeviceArrays(
+            {key: tensor.data_ptr() for key, tensor in tensors.items()},
+            **sizes,
+            vocab_size=room.vocab_size,
+            ring_size=room.ring_size,
+            num_blocks=steps.model.kv_cache.shape.num_blocks,
+            staging=staging.data_ptr(),
+            num_staging_bytes=staging.nbytes,
+            owner=(steps, shaping, told, staging),
+        )
+        native = _C.CudaLane(name, self._issuer, gpu.ordinal, stream.handle, arrays)
+        return LaneGraphs(name, steps, stream, native, shaping, told)

@@ -1,0 +1,216 @@
+"""Messages to the text that a model was trained on, by the checkpoint's own Jinja template, as Hugging Face
+does it.
+
+Needs jinja2 (extra `serve`). A template is a program from whoever made the checkpoint: it runs in jinja2's
+sandbox, with the same names as in transformers' apply_chat_template, and sees plain data only. Knows nothing
+of tokens.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+
+from pearl_rt.checkpoint.config import model_directory, read_json
+from pearl_rt.errors import CheckpointError, ConfigError, RequestError
+
+NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+
+
+class ChatTemplate:
+    """A compiled template, with the special tokens that it may name."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
+        """Raises CheckpointError for what is no template."""
+        self._special_tokens = dict(special_tokens or {})
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise CheckpointError(
+                f"the chat template is not valid Jinja ({error}): fetch it again"
+            ) from error
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str], file: Path | None = None) -> "ChatTemplate":
+        """From chat_template.jinja, or else tokenizer_config.json, in a checkpoint's directory; or from
+        `file`.
+
+        Raises ConfigError if there is none, CheckpointError for what cannot be read.
+        """
+        directory = model_directory(path)
+        settings_file = directory / "tokenizer_config.json"
+        settings = read_json(settings_file) if settings_file.exists() else {}
+        source = _read(file) if file is not None else _find(directory, settings)
+        if source is None:
+            raise ConfigError(
+                f"{directory} has no chat template (chat_template.jinja, or chat_template in "
+                "tokenizer_config.json): it is no chat model; give a template with --chat-template FILE, or "
+                "use completions"
+            )
+        return cls(source, _special_tokens(directory, settings))
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Any] | None = None,
+        **variables: Any,
+    ) -> str:
+        """The prompt. messages: {"role": ..., "content": ...}, at least one; `variables` are the template's
+        own.
+
+        Encode it with add_special_tokens=False. Raises RequestError if the template refuses them.
+        """
+        if not messages:
+            raise RequestError("messages is empty: give at least one")
+        plain = [
+            {name: value for name, value in message.items() if value is not None} for message in messages
+        ]
+        given: dict[str, Any] = {**self._special_tokens, **variables}
+        given |= {"messages": plain, "tools": tools, "documents": None}
+        try:
+            return self._template.render(add_generation_prompt=add_generation_prompt, **_plain(given))
+        except (
+            jinja2.TemplateError,
+            TypeError,
+            ValueError,
+            KeyError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
+            raise RequestError(f"the chat template refuses these messages: {error}") from error
+
+
+def _find(directory: Path, settings: Mapping[str, Any]) -> str | None:
+    """The default template of a checkpoint."""
+    file = directory / "chat_template.jinja"
+    if file.exists():
+        return _read(file)
+    found = settings.get("chat_template")
+    if isinstance(found, list):  # [{"name": ..., "template": ...}]
+        found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
+    if isinstance(found, dict):
+        found = found.get("default")
+    if found is not None and not isinstance(found, str):
+        raise CheckpointError(
+            f"chat_template of {directory / 'tokenizer_config.json'} is no text: fetch it again"
+        )
+    return found
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise CheckpointError(f"{file} cannot be read as a chat template: {error}") from error
+
+
+def _special_tokens(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+    """bos_token, eos_token and so on, as text."""
+    legacy = directory / "special_tokens_map.json"
+    older = read_json(legacy) if legacy.exists() and "added_tokens_decoder" not in settings else {}
+    found = {}
+    for name in NAMED_TOKENS:
+        token = older.get(name) or settings.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            found[name] = token
+    return found
+
+
+def _plain(value: Any) -> Any:
+    """Rebuilt of plain JSON types: what a template calls methods on is nothing but data."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return f"<{type(value).__name__}>"
+
+
+class _Generation(Extension):
+    """{% generation %} ... {% endgeneration %} marks what the model wrote, for training: here it is just a
+    scope.
+    """
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        lineno = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=lineno)
+
+
+class _Dict:
+    """dict(...) without the type behind it."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+class _Namespace(Namespace):
+    """namespace(...) without names that begin with an underscore."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, given = args[0], dict(*args[1:], **kwargs)
+        for name in given:
+            _check_name(name)
+        Namespace.__init__(self, given)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        super().__setitem__(name, value)
+
+
+def _check_name(name: Any) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a chat template may not store {name!r} in a namespace")
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """jinja2's own escapes HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals.update(
+        raise_exception=_raise_exception, strftime_now=_strftime_now, dict=_Dict(), namespace=_Namespace
+    )
+    return environment

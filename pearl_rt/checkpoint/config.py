@@ -1,0 +1,358 @@
+"""What a model is, `ModelConfig`, read from config.json; and what the process was told, `Environment`.
+
+Knows the Hugging Face spellings, old and new, and nothing about torch, tensors or devices. Whatever pearl_rt
+cannot run exactly is refused here, by name, before a single weight is read.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from pearl_rt.checkpoint.rope_scaling import RopeScaling, is_number
+from pearl_rt.errors import CheckpointError, ConfigError
+
+ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+# What transformers takes for a key that config.json leaves out, where it is not the same for all.
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
+    "mistral": {
+        "max_position_embeddings": 131072,
+        "num_key_value_heads": 8,
+        "sliding_window": 4096,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    },
+    "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
+    "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
+}
+_DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Llama-family decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+    `attention_bias` is a bias on q, k and v (Qwen2), never on o_proj; `qk_norm` an RMSNorm over head_dim on q
+    and k (Qwen3).
+    """
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_scaling: RopeScaling | None = None
+    max_position_embeddings: int = 2048
+    attention_bias: bool = False
+    qk_norm: bool = False
+    tie_word_embeddings: bool = False
+    torch_dtype: str = "bfloat16"
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    sliding_window: int | None = None  # harmless while no sequence is longer: see check_max_model_len
+
+    def __post_init__(self) -> None:
+        if self.model_type not in ARCHITECTURES:
+            raise ConfigError(_unsupported_model_type(self.model_type))
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim {self.head_dim} is odd; rotary positions need an even one")
+        expected = (self.model_type == "qwen2", self.model_type == "qwen3")
+        if (self.attention_bias, self.qk_norm) != expected:
+            raise ConfigError(
+                f"attention_bias={self.attention_bias} and qk_norm={self.qk_norm} do not go with model_type "
+                f"{self.model_type!r}: qwen2 has the bias on q, k and v, qwen3 the norm, the others neither"
+            )
+        if self.torch_dtype not in _DTYPES:
+            raise ConfigError(
+                f"torch_dtype {self.torch_dtype!r} is not supported ({_listing(_DTYPES)} are): "
+                "convert the checkpoint, or use its unquantised original"
+            )
+
+    @property
+    def default_max_model_len(self) -> int:
+        """The longest sequence that the checkpoint was made for and that no sliding window cuts."""
+        return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
+
+    def check_max_model_len(self, max_model_len: int) -> None:
+        """Refuses a length at which a sliding window would bite, or that the checkpoint was not made for."""
+        if self.sliding_window is not None and max_model_len > self.sliding_window:
+            raise ConfigError(
+                f"this {self.model_type} model has a sliding window of {self.sliding_window} tokens, which "
+                f"would bite at max_model_len {max_model_len} and is not supported: pass "
+                f"max_model_len={self.sliding_window} or less"
+            )
+        if max_model_len > self.max_position_embeddings:
+            raise ConfigError(
+                f"max_model_len {max_model_len} is more than the model's max_position_embeddings "
+                f"{self.max_position_embeddings}: pass {self.max_position_embeddings} or less"
+            )
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str]) -> "ModelConfig":
+        """Reads config.json; the bos and eos ids of generation_config.json win, as they do in transformers.
+
+        Raises CheckpointError if `path` is not a readable model directory, ConfigError if the model is not
+        supported.
+        """
+        directory = model_directory(path)
+        content = read_json(directory / "config.json")
+        generation = directory / "generation_config.json"
+        if generation.exists():
+            told = read_json(generation)
+            content |= {k: told[k] for k in ("bos_token_id", "eos_token_id") if told.get(k) is not None}
+        return cls.from_dict(content, source=str(directory / "config.json"))
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], *, source: str = "config") -> "ModelConfig":
+        """From the content of a config.json. `source` is named in errors."""
+        try:
+            return cls._from_dict(content)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from None
+
+    @classmethod
+    def _from_dict(cls, content: Mapping[str, Any]) -> "ModelConfig":
+        model_type = content.get("model_type")
+        _refuse_unsupported(content)
+        d = _DEFAULTS[str(model_type)] | dict(content)
+        num_attention_heads = _positive_int(d, "num_attention_heads")
+        hidden_size = _positive_int(d, "hidden_size")
+        max_position_embeddings = _positive_int(d, "max_position_embeddings")
+        if d.get("head_dim") is None:
+            if hidden_size % num_attention_heads:
+                raise ConfigError(
+                    f"hidden_size {hidden_size} is not a multiple of num_attention_heads "
+                    f"{num_attention_heads}, and there is no head_dim"
+                )
+            d["head_dim"] = hidden_size // num_attention_heads
+        if d.get("num_key_value_heads") is None:
+            d["num_key_value_heads"] = num_attention_heads
+        rope_theta, rope_scaling = _read_rope(d, max_position_embeddings)
+        return cls(
+            model_type=str(model_type),
+            vocab_size=_positive_int(d, "vocab_size"),
+            hidden_size=hidden_size,
+            intermediate_size=_positive_int(d, "intermediate_size"),
+            num_hidden_layers=_positive_int(d, "num_hidden_layers"),
+            num_attention_heads=num_attention_heads,
+            num_key_value_heads=_positive_int(d, "num_key_value_heads"),
+            head_dim=_positive_int(d, "head_dim"),
+            rms_norm_eps=_positive_float(d, "rms_norm_eps", 1e-6),
+            rope_theta=rope_theta,
+            rope_scaling=rope_scaling,
+            max_position_embeddings=max_position_embeddings,
+            attention_bias=model_type == "qwen2",
+            qk_norm=model_type == "qwen3",
+            tie_word_embeddings=bool(d.get("tie_word_embeddings", False)),
+            torch_dtype=_read_dtype(d),
+            bos_token_id=next(iter(_token_ids(d, "bos_token_id")), None),
+            eos_token_ids=_token_ids(d, "eos_token_id"),
+            sliding_window=_read_sliding_window(d),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of a config.json that pearl_rt and transformers both read as this model."""
+        content = asdict(self)
+        content["architectures"] = [ARCHITECTURES[self.model_type]]
+        content["hidden_act"] = "silu"
+        content["rope_scaling"] = self.rope_scaling.to_dict() if self.rope_scaling else None
+        eos = content.pop("eos_token_ids")
+        content["eos_token_id"] = None if not eos else eos[0] if len(eos) == 1 else list(eos)
+        # Both follow from model_type, and attention_bias would mean o_proj's too.
+        del content["qk_norm"], content["attention_bias"]
+        if self.model_type.startswith("qwen"):
+            content |= {"use_sliding_window": self.sliding_window is not None, "max_window_layers": 0}
+        return content
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What environment variables say; None where they say nothing. The only owner of `os.environ`."""
+
+    isa: str | None = None  # PEARL_ISA: the instruction set of the CPU executor, for instance "portable"
+    num_threads: int | None = None  # PEARL_NUM_THREADS: cores to use at most
+    progress: bool | None = None  # PEARL_PROGRESS: 1 shows progress bars without a terminal too, 0 never
+    device: str | None = None  # PEARL_DEVICE: what device="auto" is, for instance "cpu"
+    api_key: str | None = None  # PEARL_API_KEY: what clients of the server must send
+
+    @classmethod
+    def read(cls, environ: Mapping[str, str] | None = None) -> "Environment":
+        """The process's environment, or the mapping given. Raises ConfigError for a meaningless value."""
+        environ = os.environ if environ is None else environ
+        isa = environ.get("PEARL_ISA") or None
+        threads = environ.get("PEARL_NUM_THREADS") or None
+        progress = environ.get("PEARL_PROGRESS") or None
+        if threads is not None and not (threads.isdecimal() and int(threads) > 0):
+            raise ConfigError(f"PEARL_NUM_THREADS={threads!r} is not a positive number: set one, or unset it")
+        if progress not in (None, "0", "1"):
+            raise ConfigError(f"PEARL_PROGRESS={progress!r} is neither 0 nor 1: set one of them, or unset it")
+        device, api_key = environ.get("PEARL_DEVICE") or None, environ.get("PEARL_API_KEY") or None
+        shown = None if progress is None else progress == "1"
+        return cls(isa, int(threads) if threads else None, shown, device, api_key)
+
+    @staticmethod
+    def interpret_kernels() -> None:
+        """Has Triton run kernels in its interpreter: sets TRITON_INTERPRET=1, which it reads on import.
+
+        Raises ConfigError if it was imported without, so that its functions are compiled ones already.
+        """
+        if os.environ.get("TRITON_INTERPRET") != "1" and "triton" in sys.modules:
+            raise ConfigError(
+                "triton was imported before kernels were to be interpreted, and compiles them now: set "
+                "TRITON_INTERPRET=1 before Python starts, or use device='interpret' first"
+            )
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def model_directory(path: str | os.PathLike[str]) -> Path:
+    """`path`, if it is a directory with a config.json; else raises CheckpointError, which says what it is."""
+    directory = Path(path)
+    if (directory / "config.json").is_file():
+        return directory
+    if directory.is_dir():
+        held = ", ".join(sorted(p.name for p in directory.iterdir())[:5]) or "nothing"
+        raise CheckpointError(f"{directory} is not a model: it has no config.json (it holds {held})")
+    if directory.exists():
+        raise CheckpointError(f"{directory} is a file: give the directory with config.json and *.safetensors")
+    if not directory.is_absolute() and len(directory.parts) == 2 and not str(path).startswith("."):
+        raise CheckpointError(
+            f"{path} does not exist here. If it is a name on the Hugging Face hub, fetch it and give the "
+            f"local directory: `hf download {path} --local-dir {directory.name}`"
+        )
+    raise CheckpointError(f"{path} does not exist: give a local directory with config.json and *.safetensors")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError if it is unreadable, damaged, or something else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+        raise CheckpointError(f"{path} is not valid JSON ({error}): fetch the file again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object: fetch the file again")
+    return content
+
+
+def _refuse_unsupported(d: Mapping[str, Any]) -> None:
+    model_type = d.get("model_type")
+    if model_type not in ARCHITECTURES:
+        raise ConfigError(_unsupported_model_type(model_type))
+    architectures = d.get("architectures") or [ARCHITECTURES[model_type]]
+    if ARCHITECTURES[model_type] not in architectures:
+        raise ConfigError(
+            f"architecture {_listing(architectures)} is not supported: "
+            f"a {model_type} model for text generation ({ARCHITECTURES[model_type]}) is needed"
+        )
+    quantisation = d.get("quantization_config")
+    if quantisation:
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
+        raise ConfigError(
+            f"the checkpoint is quantised (quantization_config, method {method!r}), which is not supported: "
+            "use the float32, float16 or bfloat16 original"
+        )
+    act = d.get("hidden_act") or "silu"
+    if act not in ("silu", "swish"):
+        raise ConfigError(f"hidden_act {act!r} is not supported: only silu (SwiGLU) is")
+    for key in ("attention_bias", "mlp_bias"):
+        if d.get(key):
+            raise ConfigError(f"{key}={d[key]!r} is not supported: only qwen2's bias on q, k and v is")
+    for key in ("num_local_experts", "num_experts"):
+        if d.get(key):
+            raise ConfigError(f"{key}={d[key]}: mixtures of experts are not supported, only dense models")
+
+
+def _read_rope(d: Mapping[str, Any], max_position_embeddings: int) -> tuple[float, RopeScaling | None]:
+    """(rope_theta, scaling or None) from `rope_parameters` (new) or `rope_theta` and `rope_scaling` (old)."""
+    rope = d.get("rope_scaling") or d.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise ConfigError(f"rope_scaling must be an object, got {rope!r}")
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise ConfigError("rope_parameters that differ between kinds of layers are not supported")
+    theta = _positive_float(rope if rope.get("rope_theta") is not None else d, "rope_theta", 10000.0)
+    partial = rope.get("partial_rotary_factor", d.get("partial_rotary_factor"))
+    if partial not in (None, 1):
+        raise ConfigError(f"partial_rotary_factor {partial!r} is not supported: only 1 is")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type == "default":
+        return theta, None
+    known = {f.name for f in fields(RopeScaling)}
+    given = {k: v for k, v in rope.items() if k in known and v is not None} | {"rope_type": rope_type}
+    if rope_type in ("llama3", "yarn"):
+        original = d.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
+        given["original_max_position_embeddings"] = original or max_position_embeddings
+    if rope_type == "yarn":
+        given = {k: v for k, v in given.items() if v or k not in ("beta_fast", "beta_slow")}
+        given.setdefault("factor", max_position_embeddings / given["original_max_position_embeddings"])
+    given.setdefault("factor", None)
+    return theta, RopeScaling(**given)
+
+
+def _read_sliding_window(d: Mapping[str, Any]) -> int | None:
+    """The window that some layer attends through, or None."""
+    if d.get("sliding_window") is None or d["model_type"] == "llama":
+        return None
+    if d["model_type"].startswith("qwen"):
+        if not d.get("use_sliding_window", False):
+            return None
+        layer_types = d.get("layer_types")
+        if layer_types is None and d.get("max_window_layers", 28) >= d["num_hidden_layers"]:
+            return None
+        if layer_types is not None and "sliding_attention" not in layer_types:
+            return None
+    return _positive_int(d, "sliding_window")
+
+
+def _read_dtype(d: Mapping[str, Any]) -> str:
+    dtype = d.get("dtype") or d.get("torch_dtype") or "float32"
+    return str(dtype).removeprefix("torch.")
+
+
+def _token_ids(d: Mapping[str, Any], key: str) -> tuple[int, ...]:
+    value = d.get(key)
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
+        raise ConfigError(f"{key} must be a token id or a list of them, got {value!r}")
+    return tuple(dict.fromkeys(ids))
+
+
+def _positive_int(d: Mapping[str, Any], key: str) -> int:
+    value = d.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise ConfigError(f"{key} must be a positive integer, got {value!r}" if key in d else f"no {key}")
+    return value
+
+
+def _positive_float(d: Mapping[str, Any], key: str, default: float) -> float:
+    value = default if d.get(key) is None else d[key]
+    if not is_number(value) or value <= 0:
+        raise ConfigError(f"{key} must be a positive number, got {value!r}")
+    return float(value)
+
+
+def _unsupported_model_type(model_type: object) -> str:
+    return f"model_type {model_type!r} is not supported ({_listing(ARCHITECTURES)} are)"
+
+
+def _listing(names: Any) -> str:
+    return ", ".join(str(name) for name in names)

@@ -1,0 +1,29 @@
+"""Which tensors a Llama-family model has, by name and shape. Knows neither torch nor files."""
+
+from pearl_rt.checkpoint.config import ModelConfig
+
+
+def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor, named and ordered as Hugging Face does. Linear weights: [out, in]."""
+    hidden, inner, head = config.hidden_size, config.intermediate_size, config.head_dim
+    q_size, kv_size = config.num_attention_heads * head, config.num_key_value_heads * head
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (config.vocab_size, hidden)}
+    for i in range(config.num_hidden_layers):
+        layer, attention = f"model.layers.{i}", f"model.layers.{i}.self_attn"
+        for name, size in (("q", q_size), ("k", kv_size), ("v", kv_size)):
+            shapes[f"{attention}.{name}_proj.weight"] = (size, hidden)
+            if config.attention_bias:
+                shapes[f"{attention}.{name}_proj.bias"] = (size,)
+        shapes[f"{attention}.o_proj.weight"] = (hidden, q_size)
+        if config.qk_norm:
+            shapes[f"{attention}.q_norm.weight"] = (head,)
+            shapes[f"{attention}.k_norm.weight"] = (head,)
+        shapes[f"{layer}.mlp.gate_proj.weight"] = (inner, hidden)
+        shapes[f"{layer}.mlp.up_proj.weight"] = (inner, hidden)
+        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
+        shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
+        shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
+    shapes["model.norm.weight"] = (hidden,)
+    if not config.tie_word_embeddings:
+        shapes["lm_head.weight"] = (config.vocab_size, hidden)
+    return shapes

@@ -1,0 +1,185 @@
+"""Text to token ids and back, by a checkpoint's tokenizer.json; and text as it grows, for streaming.
+
+Knows the `tokenizers` library and nothing about models, except that a model may have more rows than there are
+tokens (a padded vocabulary): such ids are legal and stand for no text.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any
+
+import tokenizers
+
+from pearl_rt.checkpoint.config import model_directory, read_json
+from pearl_rt.errors import CheckpointError, ConfigError, RequestError
+
+_REPLACEMENT = "\ufffd"  # what bytes that are no UTF-8, or not yet, decode to
+_CONTEXT = 16  # tokens of the prompt that the first generated token is decoded with
+_HELD = 16  # tokens after which bytes are taken for invalid rather than for unfinished
+
+
+class Tokenizer:
+    """A tokenizer.json, with the beginning-of-text token that it, or tokenizer_config.json, asks for."""
+
+    def __init__(
+        self, tokenizer: tokenizers.Tokenizer, *, vocab_size: int = 0, bos_token_id: int | None = None
+    ) -> None:
+        """`vocab_size`: rows of the model, if more than tokens; `bos_token_id`: put first unless it is."""
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.vocab_size = max(tokenizer.get_vocab_size(with_added_tokens=True), vocab_size)
+        added = tokenizer.get_added_tokens_decoder()
+        special = {i for i, token in added.items() if token.special}
+        self._shown = frozenset(tokenizer.get_vocab(with_added_tokens=True).values()) - special
+        probe = tokenizer.encode("a").ids
+        self._prefix = [bos_token_id] if bos_token_id is not None and probe[:1] != [bos_token_id] else []
+
+    @classmethod
+    def from_pretrained(cls, path: str | os.PathLike[str]) -> "Tokenizer":
+        """Reads tokenizer.json. Raises CheckpointError if it is missing or damaged."""
+        directory = model_directory(path)
+        file = directory / "tokenizer.json"
+        if not file.exists():
+            if (directory / "tokenizer.model").exists():
+                raise CheckpointError(
+                    f"{directory} has only tokenizer.model (SentencePiece), which is not read: write "
+                    "tokenizer.json with transformers, "
+                    "AutoTokenizer.from_pretrained(directory).save_pretrained(directory)"
+                )
+            raise CheckpointError(
+                f"{directory} has no tokenizer.json: fetch it, or give prompts as token ids"
+            )
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        except Exception as error:  # the library raises no narrower type
+            raise CheckpointError(f"{file} is not a readable tokenizer ({error}): fetch it again") from error
+        settings = directory / "tokenizer_config.json"
+        bos = _asked_bos(read_json(settings)) if settings.exists() else None
+        bos_token_id = None if bos is None else tokenizer.token_to_id(bos)
+        if bos is not None and bos_token_id is None:
+            raise CheckpointError(
+                f"{settings} asks for the first token {bos!r}, which {file.name} does not have"
+            )
+        rows = read_json(directory / "config.json").get("vocab_size")
+        return cls(tokenizer, vocab_size=rows if isinstance(rows, int) else 0, bos_token_id=bos_token_id)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a prompt, beginning-of-text token first. Raises RequestError for what is not text.
+
+        A chat template writes its special tokens itself: encode what it rendered without adding any.
+        """
+        try:
+            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+            return self._prefix + ids if add_special_tokens else ids
+        except (TypeError, UnicodeError) as error:
+            raise RequestError(f"prompt {text!r} cannot be encoded: {error}") from error
+
+    def decode(self, token_ids: Sequence[int], *, after: Sequence[int] = ()) -> str:
+        """Text of `token_ids`, special tokens left out.
+
+        SentencePiece tokenizers drop the space that a text begins with; `after`, the ids that come before (a
+        prompt), keeps it where it belongs. Raises RequestError for an id that is out of range.
+        """
+        if not after:
+            return self._tokenizer.decode(self._visible(token_ids))
+        decoder = self.decoder(after=after)
+        return decoder.push(token_ids) + decoder.finish()
+
+    def token_text(self, token_id: int) -> str:
+        """The text of one token by itself, special tokens by their names; U+FFFD for parts of characters."""
+        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+
+    def decoder(self, *, after: Sequence[int] = ()) -> "IncrementalDecoder":
+        """A decoder for text that continues `after`."""
+        return IncrementalDecoder(self, after)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, equal for two tokenizers if, and only if, every id stands for the same token."""
+        digest = hashlib.sha256()
+        for token_id, token in sorted(self._tokens().items()):
+            digest.update(f"{token_id}\t{token!r}\n".encode())
+        return digest.hexdigest()
+
+    def check_draft(self, draft: "Tokenizer") -> None:
+        """Raises ConfigError, with the first id that differs, unless a draft with that tokenizer fits."""
+        if self.fingerprint == draft.fingerprint:
+            return
+        mine, theirs = self._tokens(), draft._tokens()
+        differing = sorted(i for i in mine.keys() | theirs.keys() if mine.get(i) != theirs.get(i))
+        first = differing[0]
+        raise ConfigError(
+            f"the draft's tokenizer differs from the target's in {len(differing)} of {len(mine)} ids, first "
+            f"in {first}: {mine.get(first)!r} for the target, {theirs.get(first)!r} for the draft. Take a "
+            "draft of the target's family, or distil one with `python -m pearl_rt.train`"
+        )
+
+    def _tokens(self) -> dict[int, str]:
+        return {i: token for token, i in self._tokenizer.get_vocab(with_added_tokens=True).items()}
+
+    def _visible(self, token_ids: Iterable[int]) -> list[int]:
+        """The ids that stand for text. Raises RequestError for one that is out of range."""
+        visible = []
+        for token_id in token_ids:
+            if not 0 <= token_id < self.vocab_size:
+                raise RequestError(
+                    f"token id {token_id} is out of range: the vocabulary has {self.vocab_size} ids"
+                )
+            if token_id in self._shown:
+                visible.append(int(token_id))
+        return visible
+
+
+class IncrementalDecoder:
+    """Text of a growing sequence, in pieces of whole characters; work per token does not grow with the text.
+
+    A token's text can depend on the token before it, so a window of the last tokens is decoded with and
+    without the new ones, and the difference is what they add. What ends in the middle of a character waits
+    for its end.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._window: list[int] = tokenizer._visible(after[-_CONTEXT:])
+        self._settled = len(self._window)  # of the window's tokens, those that are out in full
+        self._given = len(self._text().rstrip(_REPLACEMENT))  # characters of the window's text that are out
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The whole characters that `token_ids` add; "" while a character is unfinished.
+
+        Taken one by one, so that the text does not depend on how the tokens were divided into rounds.
+        """
+        return "".join([self._push(token_id) for token_id in self._tokenizer._visible(token_ids)])
+
+    def _push(self, token_id: int) -> str:
+        self._window.append(token_id)
+        text = self._text()
+        is_stuck = len(self._window) - self._settled > _HELD
+        whole = text if is_stuck else text.rstrip(_REPLACEMENT)
+        piece = whole[self._given :]
+        self._given = max(self._given, len(whole))
+        if len(whole) == len(text):
+            self._window = self._window[self._settled :]
+            self._settled = len(self._window)
+            self._given = len(self._text())
+        return piece
+
+    def finish(self) -> str:
+        """What is still held back; bytes that complete no character are shown as U+FFFD."""
+        piece = self._text()[self._given :]
+        self._given += len(piece)
+        return piece
+
+    def _text(self) -> str:
+        return self._tokenizer._tokenizer.decode(self._window, skip_special_tokens=False)
+
+
+def _asked_bos(settings: dict[str, Any]) -> str | None:
+    """The first token that a tokenizer_config.json wants, if any."""
+    if not settings.get("add_bos_token"):
+        return None
+    token = settings.get("bos_token")
+    return token.get("content") if isinstance(token, dict) else token

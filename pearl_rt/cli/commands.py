@@ -1,0 +1,280 @@
+"""The command line: `python -m pearl_rt generate`, `chat`, `serve` and `info`.
+
+stdout carries the text and nothing else; summaries and errors, one line each, go to stderr. Exit codes: 0, 2
+for what cannot be run, 130 after Ctrl-C (with what was verified printed). Importing this loads no torch.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pearl_rt.checkpoint.config import Environment
+from pearl_rt.cli.engine_flags import add_engine_flags, open_engine, target_directory
+from pearl_rt.cli.sampling_flags import add_sampling_flags, sampling_params
+from pearl_rt.errors import ConfigError, PearlError, RequestError
+
+if TYPE_CHECKING:
+    from pearl_rt.cli.chat import Conversation
+    from pearl_rt.engine import Engine
+    from pearl_rt.types.outputs import RequestOutput
+    from pearl_rt.types.sampling_params import SamplingParams
+
+MIB = 2**20
+
+
+def parser() -> argparse.ArgumentParser:
+    """The arguments of all commands. Values are checked by those who take them, whose errors name the way
+    out.
+    """
+    top = argparse.ArgumentParser(prog="python -m pearl_rt", description="Parallel speculative decoding.")
+    commands = top.add_subparsers(dest="command", required=True)
+    generate = commands.add_parser("generate", help="continue a prompt, streaming verified tokens to stdout")
+    add_engine_flags(generate)
+    generate.add_argument("--prompt", help="text to continue; without it, and without --prompt-file, stdin")
+    generate.add_argument("--prompt-file", metavar="FILE", help="file with the text to continue; - is stdin")
+    add_sampling_flags(generate)
+    generate.add_argument(
+        "--stats", action="store_true", help="print as JSON, to stderr, what was chosen and why"
+    )
+    generate.set_defaults(run=run_generate)
+    chat = commands.add_parser("chat", help="talk to a chat model: lines from stdin, answers to stdout")
+    add_engine_flags(chat)
+    add_sampling_flags(chat)
+    chat.add_argument("--system", metavar="TEXT", help="what the model is told first")
+    chat.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja; default: the checkpoint's")
+    chat.set_defaults(run=run_chat, max_tokens=None)
+    serve = commands.add_parser("serve", help="serve completions and chat as OpenAI's API, over HTTP")
+    add_engine_flags(serve)
+    serve.add_argument("--host", default="127.0.0.1", help="default 127.0.0.1: this machine only")
+    serve.add_argument("--port", type=int, default=8000, help="default 8000; 0: any that is free")
+    serve.add_argument(
+        "--api-key", help="that clients must send; default: PEARL_API_KEY, or none on loopback"
+    )
+    serve.add_argument("--model-name", help="by which clients ask; default: the target's directory")
+    serve.add_argument("--max-waiting", type=int, default=256, help="requests that may wait; default 256")
+    serve.add_argument("--max-body", type=int, default=4 * MIB, help="bytes of a request; default 4 MiB")
+    serve.add_argument("--drain-seconds", type=int, help="for answers in flight at a stop; default: no limit")
+    serve.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja; default: the checkpoint's")
+    serve.set_defaults(run=run_serve)
+    info = commands.add_parser("info", help="print the machine: instruction sets, cores, memory, bandwidth")
+    info.set_defaults(run=run_info)
+    return top
+
+
+def run_generate(options: argparse.Namespace) -> int:
+    """Streams the answers, one after the other. Returns the exit code."""
+    params = sampling_params(options)
+    target_directory(options)
+    prompt = _prompt(options)
+    with open_engine(options) as engine:
+        interrupted = False
+        for index in range(params.n):
+            interrupted = not _stream_answer(engine, prompt, params.sample(index))
+            if interrupted:
+                break
+        if options.stats:
+            print(json.dumps(engine.stats(), indent=1), file=sys.stderr)
+    return 130 if interrupted else 0
+
+
+def run_chat(options: argparse.Namespace) -> int:
+    """A question a line, until the end of stdin. Returns the exit code."""
+    params = sampling_params(options)
+    with _extra("chat"):
+        from pearl_rt.checkpoint.chat_template import ChatTemplate
+        from pearl_rt.cli.chat import Conversation
+    template = ChatTemplate.from_pretrained(target_directory(options), options.chat_template)
+    with open_engine(options) as engine:
+        conversation = Conversation(engine, template, params, system=options.system)
+        print("[a question a line; /reset forgets, Ctrl-C ends an answer, Ctrl-D the chat]", file=sys.stderr)
+        while (line := _question()) is not None:
+            if line == "/reset":
+                conversation.reset()
+            elif line:
+                _stream_reply(conversation, line)
+    return 0
+
+
+def run_serve(options: argparse.Namespace) -> int:
+    """Serves until SIGINT or SIGTERM. Returns the exit code."""
+    with _extra("serve"):
+        from pearl_rt.checkpoint.chat_template import ChatTemplate
+        from pearl_rt.serve.app import Settings, build_app
+        from pearl_rt.serve.server import Server, allowed_hosts, bound_socket, check_address
+    api_key = options.api_key or Environment.read().api_key
+    check_address(options.host, api_key)
+    target = target_directory(options)
+    try:
+        template = ChatTemplate.from_pretrained(target, options.chat_template)
+    except ConfigError as error:
+        template = None
+        print(f"[no chat: {error}]", file=sys.stderr)
+    with bound_socket(options.host, options.port) as bound:
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        address = f"http://{host}:{bound.getsockname()[1]}"
+        with open_engine(options, max_waiting=options.max_waiting) as engine:
+            settings = Settings(
+                model=options.model_name or target.resolve().name,
+                template=template,
+                max_body=options.max_body,
+                api_key=api_key,
+                hosts=allowed_hosts(options.host, api_key),
+            )
+            Server(
+                build_app(engine, settings),
+                drain_seconds=options.drain_seconds,
+                on_listening=lambda: print(
+                    f"[{settings.model} at {address}/v1; Ctrl-C stops]", file=sys.stderr, flush=True
+                ),
+            ).serve_until_stopped(bound)
+    return 0
+
+
+@contextmanager
+def _extra(command: str) -> Iterator[None]:
+    """Around imports of packages that only some commands need."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"`{command}` needs {error.name}, which is not installed: pip install 'pearl_rt[serve]'"
+        ) from None
+
+
+def _prompt(options: argparse.Namespace) -> str:
+    """The text of --prompt or --prompt-file, or what stdin holds. Raises RequestError if it cannot be
+    read.
+    """
+    if options.prompt is not None and options.prompt_file is not None:
+        raise RequestError("--prompt and --prompt-file are two prompts: give one")
+    if options.prompt is not None:
+        return str(options.prompt)
+    file = options.prompt_file or "-"
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return data.decode()
+    except (OSError, UnicodeError) as error:
+        raise RequestError(
+            f"the prompt of {'stdin' if file == '-' else file} cannot be read: {error}"
+        ) from None
+
+
+def _question() -> str | None:
+    """The next line of stdin; None at its end, or after Ctrl-C."""
+    if sys.stdin.isatty():
+        print("> ", end="", file=sys.stderr, flush=True)
+    try:
+        line = sys.stdin.readline()
+    except KeyboardInterrupt:
+        return None
+    return line.strip() if line else None
+
+
+def _stream_reply(conversation: "Conversation", line: str) -> None:
+    """Prints one answer as it comes; one that does not fit is told, and the chat goes on."""
+    try:
+        answer = conversation.ask(line)
+        try:
+            for text in answer:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+        except KeyboardInterrupt:
+            answer.close()
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except RequestError as error:
+        print(f"pearl_rt: {error}; /reset forgets what was said", file=sys.stderr)
+
+
+@contextmanager
+def _unbroken() -> Iterator[None]:
+    """Ctrl-C waits for the end of the block. In a thread that gets none there is nothing to do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+
+
+def _stream_answer(engine: "Engine", prompt: str, params: "SamplingParams") -> bool:
+    """Prints one answer as it comes, and what it cost. False after Ctrl-C."""
+    printed, whole = 0, True
+    stream = engine.stream(prompt, params)
+    try:
+        for chunk in stream:
+            with _unbroken():  # else it might be printed and not counted
+                sys.stdout.write(chunk.text)
+                printed += len(chunk.text)
+            sys.stdout.flush()  # where a reader that is slow makes us wait, and Ctrl-C finds us
+    except KeyboardInterrupt:
+        whole = False
+    finally:
+        stream.close()
+    output = engine.last_output
+    if output is not None:
+        sys.stdout.write(output.text[printed:] + "\n")
+        sys.stdout.flush()
+        print(summary(output), file=sys.stderr)
+        for entries in output.logprobs or ():
+            print(json.dumps({token_id: list(entry) for token_id, entry in entries.items()}), file=sys.stderr)
+    return whole
+
+
+def summary(output: "RequestOutput") -> str:
+    """One line: how much, how fast, by which program."""
+    m = output.metrics
+    program = m.strategy if m.strategy == "ar" else f"{m.strategy}, gamma {m.gamma}, {m.placement}"
+    line = f"[{len(output.token_ids)} tokens, {output.finish_reason}; {program}"
+    line += f"; first after {m.ttft * 1e3:.1f} ms" if m.token_times else ""
+    if len(m.token_times) > 1:
+        line += f", then {m.tpot * 1e3:.2f} ms a token ({m.tokens_per_second:.1f} tokens/s)"
+    if m.judged:
+        line += f"; {m.acceptance_rate:.0%} of drafts accepted, {m.tokens_per_round:.2f} tokens a round"
+    return line + "]"
+
+
+def run_info(options: argparse.Namespace) -> int:
+    """Prints what the executor finds on this machine. Returns the exit code."""
+    import pearl_rt._C as _C
+    from pearl_rt.backends.cpu import available_memory, choose_cores
+
+    cores = choose_cores(None)
+    bandwidth = _C.measure_bandwidth(_C.CoreSet(cores), 256 * MIB, 0.5)
+    memory = available_memory()
+    print(f"instruction sets  {', '.join(map(str, _C.available_isas()))} (in use: {_C.detect_isa()})")
+    print(f"cores             {len(cores)} ({', '.join(map(str, cores))})")
+    print(f"memory free       {'unknown' if memory is None else f'{memory / 2**30:.1f} GiB'}")
+    print(f"read bandwidth    {bandwidth / 1e9:.1f} GB/s on all of them")
+    print(f"at most           {bandwidth / 1e9:.1f} tokens/s for a model of 1 GB without speculation")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command line; returns the exit code."""
+    options: Any = parser().parse_args(argv)
+    try:
+        return int(options.run(options))
+    except PearlError as error:
+        print(f"pearl_rt: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("pearl_rt: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # nobody reads on; exit without a complaint
+        return 141

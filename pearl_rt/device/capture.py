@@ -1,0 +1,199 @@
+"""Steps as graphs: each is captured when a program first asks for it, and handed to its native lane.
+
+Knows steps, streams and programs; not requests or rounds. A graph lives as long as its owner here, which lets
+go of it only when nobody can launch it any more.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from pearl_rt.checkpoint.loader import loading_bar
+from pearl_rt.device.gpu import Gpu, GraphStream, StepGraph
+from pearl_rt.device.logits_processors import Shaping
+from pearl_rt.device.logprob_ring import ToldRing
+from pearl_rt.device.state import IDLE
+from pearl_rt.device.steps import DraftSteps, TargetSteps
+from pearl_rt.errors import PearlError
+from pearl_rt.strategy.program import LANES, Program
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is captured once: an op, and all that its launches depend on."""
+
+    op: str
+    gamma: int = 0
+    judge: str = ""
+    keep_logits: bool = False
+    slot: int = 0
+    shaped: bool = False  # with filters and penalties, which change nothing where they are off
+    told: bool = False  # with log-probabilities, for slots that want them
+
+    def __str__(self) -> str:
+        known = {name: value for name, value in vars(self).items() if name != "op" and value}
+        return " ".join([repr(self.op), *(f"{name}={value}" for name, value in known.items())])
+
+
+def steps_of(
+    chosen: Program,
+    *,
+    gamma: int,
+    judge: str,
+    keep_logits: bool,
+    slots: Iterable[int],
+    shaped: bool = False,
+    told: bool = False,
+    joins: bool = False,
+) -> list[tuple[str, Step]]:
+    """(lane, step): what the lanes launch in a program, in order of first use.
+
+    gamma: the window of the run, if it drafts at all. slots: those that have a request, or may get one.
+    joins: whether requests join the run.
+    """
+    drafts = any(op.kind == "draft" for lane in chosen.lanes for op in lane.body)
+    window = gamma if drafts else 0
+    found: dict[tuple[str, Step], None] = {}
+    for name, lane in zip(LANES, chosen.lanes, strict=False):
+        for op in (*lane.prologue, *lane.body):
+            steps: list[Step] = []
+            if op.kind in ("prefill", "prefill context"):
+                steps = [Step("prefill chunk")]
+            if op.kind == "prefill":
+                steps += [Step("prefill logits", window, slot=slot) for slot in slots]
+            elif op.kind in ("first", "verify"):
+                names = ("verify", "join") if joins else ("verify",)
+                steps = [Step(name, window, judge, shaped=shaped, told=told) for name in names]
+            elif op.kind in ("score", "score window"):
+                steps = [Step(op.kind, window)]
+            elif op.kind == "draft":
+                steps = [Step("draft", window, judge, keep_logits, shaped=shaped)]
+            found |= dict.fromkeys((name, step) for step in steps)
+    return list(found)
+
+
+@dataclass
+class LaneGraphs:
+    """The graphs of one lane. Steps run once when they are captured, on idle slots."""
+
+    name: str
+    steps: TargetSteps | DraftSteps
+    stream: GraphStream
+    native: Any  # _C.CudaLane
+    shaping: Shaping | None = None  # of steps that are shaped
+    told: ToldRing | None = None  # of steps that are told; the target's
+    graphs: dict[Step, StepGraph] = field(default_factory=dict)
+
+    def capture(self, step: Step) -> None:
+        """Captures one step and hands it to the native lane. Nothing may run on either lane's stream."""
+        graph = self.stream.capture(f"{step} of the {self.name} lane", self._launch_of(step))
+        self.graphs[step] = graph
+        self.native.add_step(
+            step.op,  # "verify" is "first" too
+            gamma=step.gamma,
+            judge=step.judge,
+            keep_logits=step.keep_logits,
+            slot=step.slot,
+            shaped=step.shaped,
+            told=step.told,
+            graph=graph.graph,
+            exec=graph.exec,
+            owner=graph,
+        )
+
+    def idle(self) -> None:
+        """Empties the slots of the last request, whose prompt and state are written anew by the next."""
+        self.steps.state.whole.finish_reason.fill_(IDLE)
+        self.steps.state.joining.fill_(IDLE)
+        self.steps.chunk.zero_()
+
+    def destroy(self) -> None:
+        """Only when the native lane launches nothing any more, and never will."""
+        with suppress(RuntimeError):  # of a context that is lost
+            self.stream.synchronize()
+        while self.graphs:
+            self.graphs.popitem()[1].destroy()
+
+    def _launch_of(self, step: Step) -> Callable[[], None]:
+        steps, shaping = self.steps, self.shaping if step.shaped else None
+        if step.op == "prefill chunk":
+            return steps.prefill_chunk
+        if isinstance(steps, DraftSteps):
+            assert step.op == "draft", f"{step} is no step of a draft"
+            return lambda: steps.draft(step.gamma, step.judge, step.keep_logits, shaping)
+        if step.op == "prefill logits":
+            return lambda: steps.prefill_logits(step.gamma, step.slot)
+        if step.op in ("verify", "join"):
+            return self._verify_of(step, steps, shaping)
+        return lambda: steps.score(step.gamma, include_window=step.op == "score window")
+
+    def _verify_of(self, step: Step, steps: TargetSteps, shaping: Shaping | None) -> Callable[[], None]:
+        told, keeps = self.told, shaping is not None
+
+        def verify() -> None:
+            steps.verify(step.gamma, step.judge, shaping, joining=step.op == "join")
+
+        def verify_and_tell() -> None:
+            assert told is not None, f"{step} has no ring to be told in"
+            told.begin(step.gamma, keeps=keeps)
+            verify()
+            told.tell(step.gamma, keeps=keeps)
+
+        return verify_and_tell if step.told else verify
+
+
+class Capture:
+    """Captures what programs need, and says what that cost."""
+
+    def __init__(self, lanes: Iterable[LaneGraphs], gpus: Sequence[Gpu]) -> None:
+        self.lanes = {lane.name: lane for lane in lanes}
+        self._gpus = gpus
+        self._seconds = 0.0
+        self._bytes = 0
+
+    def ensure(self, wanted: Sequence[tuple[str, Step]]) -> None:
+        """Captures those of (lane, step) that are not there yet; nothing may run meanwhile. Lanes that are no
+        GPU's have none.
+        """
+        missing = [
+            (self.lanes[name], step)
+            for name, step in wanted
+            if name in self.lanes and step not in self.lanes[name].graphs
+        ]
+        if not missing:
+            return
+        begin, free = time.monotonic(), self._free_memory()
+        for lane in self.lanes.values():
+            lane.idle()
+        for gpu in self._gpus:
+            gpu.settle()  # idle() wrote on torch's stream; another engine may be in its own capture
+        with loading_bar("capturing the steps", len(missing), unit="step") as advance:
+            for lane, step in missing:
+                lane.capture(step)
+                advance(1)
+        self._seconds += time.monotonic() - begin
+        self._bytes += max(0, free - self._free_memory())
+
+    def stats(self) -> dict[str, Any]:
+        """Graphs, the seconds that they took, and the bytes of GPU memory that went meanwhile: those of
+        kernels and workspaces too, and of other processes if there are any.
+        """
+        return {
+            "graphs": sum(len(lane.graphs) for lane in self.lanes.values()),
+            "seconds": self._seconds,
+            "bytes": self._bytes,
+            "steps": [f"{lane.name}: {step}" for lane in self.lanes.values() for step in lane.graphs],
+        }
+
+    def _free_memory(self) -> int:
+        return sum(gpu.free_memory() for gpu in self._gpus)
+
+
+def shut(coordinator: Any, capture: Capture) -> None:
+    """Ends what runs, then destroys the graphs. What they read and write lives as long as `capture`."""
+    with suppress(PearlError):
+        coordinator.stop()
+    for lane in capture.lanes.values():
+        lane.destroy()

@@ -1,0 +1,216 @@
+"""One GPU by torch: its memory, its streams, and steps captured on a stream as graphs.
+
+Knows torch.cuda; not models, lanes or rounds. Whoever has these methods can stand for a GPU, as a fake does
+in tests. Every graph is instantiated with the priorities of its stream, and allocates nothing.
+"""
+
+import gc
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Protocol
+
+import torch
+
+from pearl_rt.device.model import device_of, prepare_kernels
+from pearl_rt.errors import DeviceError, ResourceError
+
+LIBRARY = "libcuda.so.1"  # torch's own driver, by the name that its lanes open it under too
+TARGET_PRIORITY, DRAFT_PRIORITY = 0, -1  # the draft's kernels are small, and go first where both are ready
+
+
+class StepGraph(Protocol):
+    """A step as handles that a native lane launches for as long as this lives."""
+
+    @property
+    def graph(self) -> int: ...  # CUgraph
+    @property
+    def exec(self) -> int: ...  # CUgraphExec
+    def replay(self) -> None: ...  # on torch's current stream
+    def destroy(self) -> None: ...  # only while it does not run
+
+
+class GraphStream(Protocol):
+    """A stream of one lane, with a memory pool that no other lane's graphs share."""
+
+    @property
+    def handle(self) -> int: ...  # CUstream
+    def capture(self, name: str, launch: Callable[[], None]) -> StepGraph: ...
+    def synchronize(self) -> None: ...
+
+
+class Gpu(Protocol):
+    """One GPU."""
+
+    @property
+    def device(self) -> torch.device: ...  # of tensors
+    @property
+    def ordinal(self) -> int: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def library(self) -> str: ...  # of the driver
+    def free_memory(self) -> int: ...  # bytes
+    def synchronize(self) -> None: ...  # waits until nothing runs on it
+    def settle(self) -> None: ...  # waits for what this thread has launched on it; others may capture
+    def current(self) -> AbstractContextManager[object]: ...  # makes it the current device
+    def stream(self, priority: int) -> GraphStream: ...
+    def staging(self, num_bytes: int) -> torch.Tensor: ...  # uint8, on the host, for copies
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """The collector waits: it might find a graph, and a thread that captures may destroy none."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+class TorchGraph:
+    """A torch.cuda.CUDAGraph that keeps both its graph and its instance."""
+
+    def __init__(self, own: torch.cuda.CUDAGraph) -> None:
+        self._own = own
+        self.graph = own.raw_cuda_graph()
+        self.exec = own.raw_cuda_graph_exec()
+
+    def replay(self) -> None:
+        """Launches it on torch's current stream."""
+        self._own.replay()
+
+    def destroy(self) -> None:
+        """Destroys both and lets go of the pool."""
+        self._own.reset()
+
+
+class TorchStream:
+    """A torch.cuda.Stream, and captures on it."""
+
+    # One at a time in a process: torch 2.11 tells its generator of them without a lock, and the driver lets
+    # nobody wait for a device that has a stream in capture.
+    captures = threading.Lock()
+
+    def __init__(self, device: torch.device, priority: int) -> None:
+        self._stream = torch.cuda.Stream(device, priority=priority)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    @property
+    def handle(self) -> int:
+        return int(self._stream.cuda_stream)
+
+    def synchronize(self) -> None:
+        """Waits until nothing runs on it."""
+        self._stream.synchronize()
+
+    def capture(self, name: str, launch: Callable[[], None]) -> TorchGraph:
+        """Runs a step once, which compiles its kernels and has cuBLAS take its workspace, then captures it.
+
+        Both on this stream and thread: cuBLAS has a workspace for each pair of them, and one that is first
+        taken in a capture would be the graph's. Raises DeviceError for what the driver refuses.
+        """
+        try:
+            with torch.cuda.stream(self._stream):
+                launch()
+                self._stream.synchronize()
+                own = torch.cuda.CUDAGraph(keep_graph=True)
+                self._record(own, launch)
+                own.instantiate()
+        except torch.OutOfMemoryError as error:
+            raise ResourceError(
+                f"not enough memory on {self._stream.device} to capture step {name}: lower max_model_len, or "
+                f"take smaller models ({error})"
+            ) from None
+        except RuntimeError as error:
+            raise DeviceError(
+                f"step {name} could not be captured on {self._stream.device}: {error}",
+                call="capture",
+                text=str(error),
+                place=f"in the capture of step {name}",
+            ) from error
+        self._check_pool(name)
+        return TorchGraph(own)
+
+    def _record(self, own: torch.cuda.CUDAGraph, launch: Callable[[], None]) -> None:
+        """Other threads may allocate and ask for events meanwhile: only this one keeps a capture's rules."""
+        with self.captures, no_collection():
+            try:
+                own.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                launch()
+                own.capture_end()
+            except BaseException:
+                self._abandon(own)
+                raise
+
+    def _abandon(self, own: torch.cuda.CUDAGraph) -> None:
+        """Ends a capture that failed. Where the driver has given it up, torch 2.11 raises in capture_end()
+        while its pool is still in use, and nobody else can have that pool: the next one has a new one.
+        """
+        with suppress(RuntimeError):
+            own.capture_end()
+        with suppress(RuntimeError):  # it is out of use already
+            torch._C._cuda_endAllocateToPool(self._stream.device.index, self._pool)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def _check_pool(self, name: str) -> None:
+        segments = [
+            s for s in torch.cuda.memory_snapshot() if tuple(s["segment_pool_id"]) == tuple(self._pool)
+        ]
+        taken = sum(int(segment["total_size"]) for segment in segments)
+        assert taken == 0, (
+            f"the capture of step {name} allocated {taken} bytes: its tensors must be there before"
+        )
+
+
+def wait_for(device: torch.device) -> None:
+    """Waits until nothing runs on a GPU, and until no engine captures: a device that has a stream in capture
+    must not be waited for (CUDA programming guide, prohibited operations of stream capture).
+    """
+    with TorchStream.captures:
+        torch.cuda.synchronize(device)
+
+
+class TorchGpu:
+    """A GPU that is there."""
+
+    library = LIBRARY
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.ordinal = int(device.index)
+        self.name = torch.cuda.get_device_name(device)
+
+    def free_memory(self) -> int:
+        """Bytes that can be had: what the driver has, and what torch keeps without use."""
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return int(free) + torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+
+    def synchronize(self) -> None:
+        """Waits until nothing runs on it, and until no engine captures."""
+        wait_for(self.device)
+
+    def settle(self) -> None:
+        """Waits for what this thread has launched there by torch; another thread may capture meanwhile."""
+        torch.cuda.current_stream(self.device).synchronize()
+
+    def current(self) -> AbstractContextManager[object]:
+        """Makes it torch's current device."""
+        return torch.cuda.device(self.device)
+
+    def stream(self, priority: int) -> TorchStream:
+        """A stream of its own."""
+        return TorchStream(self.device, priority)
+
+    def staging(self, num_bytes: int) -> torch.Tensor:
+        """Pinned."""
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+
+def find_gpu(name: str) -> Gpu:
+    """ "cuda" or "cuda:N" -> a GPU that is there and that kernels run on. Raises ResourceError."""
+    device = device_of(name)
+    prepare_kernels(device)
+    return TorchGpu(device)

@@ -1,0 +1,90 @@
+"""How many blocks of KV cache an engine has, and how many a request may come to need.
+
+Knows lengths; not caches, or who holds which block: the coordinator does.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from pearl_rt.errors import ConfigError, RequestError
+from pearl_rt.model.kv_cache import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE
+from pearl_rt.strategy.options import MIN_MODEL_LEN
+from pearl_rt.types.request import Request
+from pearl_rt.types.sampling_params import integer
+
+DEVICE_BLOCK_SIZE = 16  # positions of a page on a device, unless its cache shares blocks with the executor's
+
+
+@dataclass(frozen=True)
+class KvPool:
+    """The KV blocks of all sequences together, of each model and placement."""
+
+    block_size: int  # positions: a multiple of 16, 16 to 256
+    num_blocks: int
+    max_model_len: int  # tokens of one sequence at most
+
+    @classmethod
+    def of(
+        cls,
+        kv_cache_tokens: int | None,
+        *,
+        num_slots: int,
+        max_model_len: int,
+        block_size: int | None = None,
+    ) -> "KvPool":
+        """kv_cache_tokens: rounded up to whole blocks; None: every slot has its own. block_size None: the
+        executor's.
+        """
+        if block_size is None:
+            # The largest that there is, as long as a chunk of a prompt: few calls of a matmul.
+            block_size = min(MAX_BLOCK_SIZE, -(-max_model_len // MIN_BLOCK_SIZE) * MIN_BLOCK_SIZE)
+        if kv_cache_tokens is None:
+            return cls(block_size, num_slots * -(-max_model_len // block_size), max_model_len)
+        return cls(block_size, -(-kv_cache_tokens // block_size), max_model_len)
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions of all blocks."""
+        return self.block_size * self.num_blocks
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that fits, prompt included."""
+        return min(self.num_tokens, self.max_model_len)
+
+    def blocks_for(self, request: Request) -> int:
+        """Blocks that are reserved for a request: it may grow to fill them."""
+        return -(-request.total_len(self.max_model_len) // self.block_size)
+
+    def check(self, request: Request) -> None:
+        """Raises RequestError for a request that needs more blocks than there are."""
+        needed = self.blocks_for(request)
+        if needed > self.num_blocks:
+            raise RequestError(
+                f"the prompt has {len(request.prompt_ids)} tokens and max_tokens is {request.max_tokens}: "
+                f"{request.total_len(self.max_model_len)} tokens need {needed} KV blocks of "
+                f"{self.block_size}, and there are {self.num_blocks}: lower max_tokens, or build the engine "
+                "with a larger kv_cache_tokens"
+            )
+
+    def described(self, num_free: Iterable[int]) -> dict[str, int]:
+        """For Engine.stats(). num_free: of each placement that was used."""
+        free = min(num_free, default=self.num_blocks)
+        return {"block_size": self.block_size, "total": self.num_blocks, "free": free}
+
+
+def checked_kv_cache_tokens(asked: Any) -> int | None:
+    """kv_cache_tokens as a caller gave it. Raises ConfigError for what is no number, or holds no request."""
+    if asked is None:
+        return None
+    try:
+        tokens = int(integer("kv_cache_tokens", asked))
+    except RequestError as refused:
+        raise ConfigError(str(refused)) from None
+    if tokens < MIN_MODEL_LEN:
+        raise ConfigError(
+            f"kv_cache_tokens {tokens} holds no request: pass {MIN_MODEL_LEN} or more, or None for "
+            "max_num_seqs times max_model_len"
+        )
+    return tokens

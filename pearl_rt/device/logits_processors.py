@@ -1,0 +1,209 @@
+"""What requests do to logits on a device: their parameters as tensors, and the launches that apply them.
+
+Knows the state of a round; not models, lanes or order. A run whose requests ask for nothing has none of this.
+Launches that are captured serve whatever is asked: where a parameter is off they leave every bit as it is.
+A draft's rows are kept as they were sampled, with their thresholds, so that what was sampled from is what is
+judged.
+"""
+
+import torch
+
+from pearl_rt.device.state import DeviceState
+from pearl_rt.errors import RequestError
+from pearl_rt.kernels.filters import filters
+from pearl_rt.kernels.filters import workspace_size as filters_workspace
+from pearl_rt.kernels.penalties import TARGET_ROWS, penalties
+from pearl_rt.kernels.penalties import workspace_size as penalties_workspace
+from pearl_rt.kernels.state import State
+from pearl_rt.types.request import FILTERS, SHAPING, Request
+
+Tensor = torch.Tensor
+MAX_BIASED = 64  # ids in logit_bias
+FLOATS = ("repetition_penalty", "frequency_penalty", "presence_penalty", "top_p", "min_p")
+
+
+def check_biased(request: Request) -> None:
+    """Raises RequestError for more ids in logit_bias than there is room for."""
+    if len(request.logit_bias) > MAX_BIASED:
+        raise RequestError(
+            f"logit_bias has {len(request.logit_bias)} ids; the device takes {MAX_BIASED}: pass less"
+        )
+
+
+class Shaping:
+    """Tensors [B] of every slot's parameters, and memory for the rows of both lanes."""
+
+    def __init__(self, state: DeviceState, *, captured: bool = False) -> None:
+        """captured: its launches are, once for all, and native lanes write the parameters, not fill."""
+        self.state = state
+        sizes, device = state.sizes, state.whole.temperature.device
+        slots, rows = sizes.num_slots, sizes.num_slots * (sizes.gamma_max + 1)
+
+        def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        # Set by fill.
+        self.floats = {name: tensor(slots) for name in FLOATS}
+        self.top_k, self.min_tokens = (tensor(slots, dtype=torch.int32) for _ in range(2))
+        self.masked_ids = tensor(slots, 2 * sizes.max_stop_ids, dtype=torch.int32)
+        self.bias_ids = tensor(slots, MAX_BIASED, dtype=torch.int32)
+        self.bias = tensor(slots, MAX_BIASED)
+        self._asked: list[frozenset[str]] = [frozenset()] * slots
+        self._captured = captured
+        # Set by target. A target's rows have their slot's parameters.
+        self.row_floats = {name: tensor(rows) for name in ("temperature", "top_p", "min_p")}
+        self.row_top_k = tensor(rows, dtype=torch.int32)
+        self.target_thresholds = tensor(rows)
+        # Set by draft.
+        self.step_thresholds = tensor(slots)
+        self.kept_thresholds = tensor(slots * 2 * max(sizes.gamma_max, 1))
+
+        vocab, own = sizes.vocab_size, min(sizes.vocab_size, sizes.draft_vocab_size)
+        target = max(penalties_workspace(slots, vocab), filters_workspace(rows, vocab))
+        draft = max(penalties_workspace(slots, own), filters_workspace(slots, own))
+        self.target_workspace = tensor(target, dtype=torch.uint8)  # the lanes may be at work at once
+        self.draft_workspace = tensor(draft, dtype=torch.uint8)
+        for slot in range(slots):
+            self.clear(slot)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        own = [value for value in vars(self).values() if isinstance(value, Tensor)]
+        return sum(tensor.nbytes for tensor in (*own, *self.floats.values(), *self.row_floats.values()))
+
+    def arrays(self) -> dict[str, Tensor]:
+        """What csrc/cuda/shaping_arrays.h writes and copies, by its names there."""
+        names = ("top_k", "min_tokens", "masked_ids", "bias_ids", "bias", "kept_thresholds")
+        return self.floats | {name: getattr(self, name) for name in names}
+
+    def fill(self, slot: int, request: Request) -> None:
+        """A request takes a slot. Writes all parameters of it, so that none of the request before is left."""
+        filtered = self.filters
+        self._asked[slot] = frozenset(request.asked())
+        if self.filters and not filtered:
+            self.kept_thresholds.fill_(-torch.inf)  # what was drafted so far was not filtered
+        for name, values in self.floats.items():
+            values[slot] = getattr(request, name)
+        self.top_k[slot], self.min_tokens[slot] = request.top_k, request.min_tokens
+        masked = sorted({*request.eos_ids, *request.stop_ids})
+        biased = [token_id for token_id, _ in request.logit_bias]
+        for ids, own in ((self.masked_ids, masked), (self.bias_ids, biased)):
+            row = torch.full(ids.shape[1:], -1, dtype=torch.int32)
+            row[: len(own)] = torch.tensor(own, dtype=torch.int32)
+            ids[slot].copy_(row)
+        amounts = torch.tensor([amount for _, amount in request.logit_bias], dtype=torch.float32)
+        self.bias[slot, : len(biased)].copy_(amounts)
+
+    def clear(self, slot: int) -> None:
+        """Nobody has the slot any more."""
+        self.fill(slot, Request(()))
+
+    def widen(self, gamma: int, wider: int) -> None:
+        """The window in use grows: thresholds of pending tokens go along."""
+        self.state.move_rows(self._kept(gamma), self._kept(wider))
+
+    @property
+    def penalises(self) -> bool:
+        """Whether rows are changed in place for a request that runs."""
+        return self._captured or any(asked & set(SHAPING) for asked in self._asked)
+
+    @property
+    def filters(self) -> bool:
+        """Whether a request that runs asks for thresholds."""
+        return self._captured or any(asked & set(FILTERS) for asked in self._asked)
+
+    def target(self, gamma: int, *, joining: bool = False) -> Tensor | None:
+        """Transforms the rows that were scored, in place -> [B, gamma + 1] thresholds, if any are on.
+        joining: as in verify.
+        """
+        state, slots = self.state.windowed(gamma, joining=joining), self.state.sizes.num_slots
+        rows = state.target_logits.view(slots * (gamma + 1), -1)
+        if self.penalises:
+            window, workspace = state.draft_token_ids, self.target_workspace
+            self._penalise(state, rows, window, state.num_rows, TARGET_ROWS, workspace)
+        if not self.filters:
+            return None
+        sources = {
+            "temperature": state.temperature,
+            "top_p": self.floats["top_p"],
+            "min_p": self.floats["min_p"],
+        }
+        spread = {
+            name: self._spread(values, self.row_floats[name], gamma) for name, values in sources.items()
+        }
+        top_k = self._spread(self.top_k, self.row_top_k, gamma)
+        thresholds = self.target_thresholds[: len(rows)]
+        k, p, m = self._wanted(top_k, spread["top_p"], spread["min_p"])
+        filters(rows, spread["temperature"], k, p, m, thresholds, self.target_workspace)
+        return thresholds.view(slots, gamma + 1)
+
+    def draft(self, gamma: int, step: int, logits: Tensor, ring_rows: Tensor) -> Tensor | None:
+        """Transforms the rows of a draft's step, [B, Vd], in place -> [B] thresholds, which are kept too."""
+        state = self.state.windowed(gamma)
+        if self.penalises:
+            window = self.state.drafted[:gamma].t()
+            self._penalise(state, logits, window, None, step, self.draft_workspace)
+        if not self.filters:
+            return None
+        k, p, m = self._wanted(self.top_k, self.floats["top_p"], self.floats["min_p"])
+        filters(logits, state.temperature, k, p, m, self.step_thresholds, self.draft_workspace)
+        self.kept_thresholds.index_copy_(0, ring_rows, self.step_thresholds)
+        return self.step_thresholds
+
+    def drafted(self, gamma: int) -> Tensor | None:
+        """The thresholds of the draft's rows, [B, 2 * gamma], if any are on."""
+        if not self.filters or gamma == 0:
+            return None
+        return self._kept(gamma)
+
+    def _kept(self, gamma: int) -> Tensor:
+        slots, rows = self.state.sizes.num_slots, 2 * max(gamma, 1)
+        return self.kept_thresholds[: slots * rows].view(slots, rows)
+
+    def _wanted(
+        self, top_k: Tensor, top_p: Tensor, min_p: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Those that a request that runs asks for: the others cost no launches."""
+        asked = frozenset[str]().union(*self._asked)
+        return (
+            top_k if "top_k" in asked else None,
+            top_p if "top_p" in asked else None,
+            min_p if "min_p" in asked else None,
+        )
+
+    def _penalise(
+        self,
+        state: State,
+        rows: Tensor,
+        window: Tensor,
+        num_rows: Tensor | None,
+        step: int,
+        workspace: Tensor,
+    ) -> None:
+        penalties(
+            rows,
+            state.token_ids,
+            window,
+            state.committed,
+            state.pending,
+            state.finish_reason,
+            state.prompt_len,
+            num_rows,
+            step,
+            self.floats["repetition_penalty"],
+            self.floats["frequency_penalty"],
+            self.floats["presence_penalty"],
+            self.min_tokens,
+            self.masked_ids,
+            self.bias_ids,
+            self.bias,
+            workspace,
+        )
+
+    def _spread(self, values: Tensor, rows: Tensor, gamma: int) -> Tensor:
+        """[B] -> [B * (gamma + 1)], each as often as a slot has rows."""
+        slots = self.state.sizes.num_slots
+        part = rows[: slots * (gamma + 1)]
+        part.view(slots, gamma + 1).copy_(values[:, None])
+        return part

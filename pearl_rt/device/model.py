@@ -1,0 +1,134 @@
+"""A model on a device: where it can run, in which dtype, with which kind of kernels, and its packed weights.
+
+Knows devices and checkpoints' tensors; not sequences, states or rounds. On "cpu" kernels run in Triton's
+interpreter: they are imported only once that is decided.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from pearl_rt.checkpoint.config import Environment, ModelConfig
+from pearl_rt.checkpoint.loader import loading_bar
+from pearl_rt.errors import ConfigError, ResourceError
+from pearl_rt.strategy.options import choice
+
+if TYPE_CHECKING:
+    from pearl_rt.model.llama import LlamaWeights
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+PREFILL_CHUNKS = {"cpu": 16, "cuda": 256}  # tokens of a prompt in one pass
+MIN_COMPUTE_CAPABILITY = (8, 0)
+
+
+@contextmanager
+def memory_errors(device: torch.device, what: str) -> Iterator[None]:
+    """Memory of a GPU that cannot be had, as our error."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ResourceError(
+            f"not enough memory on {device} for {what}: lower max_model_len or num_slots, or take smaller "
+            f"models ({error})"
+        ) from None
+
+
+def device_of(name: str) -> torch.device:
+    """ "auto", "cpu", "cuda" or "cuda:N" -> a device that is there. Raises ConfigError, ResourceError."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and (kind == "cpu" or not number.isdecimal())):
+        raise ConfigError(f"device {name!r} is not supported: pass 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ResourceError(f"device {name!r}: torch finds no GPU here: pass device='cpu' or 'auto'")
+    if int(number or 0) >= torch.cuda.device_count():
+        raise ResourceError(
+            f"device {name!r}: there are {torch.cuda.device_count()} GPUs: pass a lower number"
+        )
+    device = torch.device("cuda", int(number) if number else torch.cuda.current_device())
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MIN_COMPUTE_CAPABILITY:
+        raise ResourceError(
+            f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, "
+            "the kernels need 8.0 (Ampere) or more: pass device='cpu'"
+        )
+    return device
+
+
+def device_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torch.dtype:
+    """What weights are computed in. Raises ConfigError for what kernels do not compute rightly there."""
+    choice("dtype", dtype, ("auto", *DTYPES))
+    if device.type == "cpu":
+        if dtype not in ("auto", "float32"):
+            raise ConfigError(
+                f"dtype {dtype!r} is not computed rightly by Triton's interpreter: pass dtype='float32' or "
+                "'auto'"
+            )
+        return torch.float32
+    return DTYPES[config.torch_dtype if dtype == "auto" else dtype]
+
+
+def prepare_kernels(device: torch.device) -> None:
+    """Has kernels interpreted on the CPU; raises ConfigError if they are not what the device needs."""
+    if device.type == "cpu":
+        Environment.interpret_kernels()
+    try:
+        from triton.runtime.interpreter import InterpretedFunction
+
+        from pearl_rt.kernels.feed import feed_kernel
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"the kernels need {error.name}, which is not installed: `pip install 'pearl_rt[gpu]'`"
+        ) from None
+    if isinstance(feed_kernel, InterpretedFunction) != (device.type == "cpu"):
+        found, wanted = ("compiled", "interpreted") if device.type == "cpu" else ("interpreted", "compiled")
+        value = "1 before Python starts" if device.type == "cpu" else "0, or unset it, before Python starts"
+        raise ConfigError(
+            f"kernels were imported to be {found} in this process, and {device} needs them {wanted}: set "
+            f"TRITON_INTERPRET={value}"
+        )
+
+
+class PackedModel(Protocol):
+    """A model's weights on their device, which pairs share."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+
+    @property
+    def weights(self) -> "LlamaWeights": ...
+
+
+@dataclass(frozen=True)
+class DeviceModel:
+    """A model's weights as the kernels read them."""
+
+    config: ModelConfig
+    weights: "LlamaWeights"
+
+    @classmethod
+    def pack(
+        cls,
+        config: ModelConfig,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        device: torch.device,
+        dtype: str = "auto",
+        name: str = "model",
+    ) -> "DeviceModel":
+        """`tensors`, by their Hugging Face names, may be dropped then. `name` labels the progress bar."""
+        own = device_dtype(dtype, config, device)
+        prepare_kernels(device)
+        from pearl_rt.model.llama import LlamaWeights
+
+        size = sum(tensor.numel() for tensor in tensors.values()) * own.itemsize
+        need = f"{size / 2**30:.2f} GiB of the {name}'s weights"
+        with memory_errors(device, need), loading_bar(f"packing the {name}", size) as advance:
+            weights = LlamaWeights.pack(config, tensors, dtype=own, device=device, advance=advance)
+        return cls(config, weights)

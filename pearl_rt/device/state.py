@@ -1,0 +1,188 @@
+"""What a round reads and writes, on a device: the tensors of kernels/state.py, as the host sees them.
+
+Knows requests and sizes; not models, programs or how a round works. A run has one window for all of its
+requests, and sees the same memory with exactly as many rows as that window needs: `windowed`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from pearl_rt.kernels.state import BAD_LOGITS, IDLE, RING_HEADER, RUNNING, State
+from pearl_rt.model.kv_cache import check_block_size
+from pearl_rt.types.request import Request
+
+__all__ = ["BAD_LOGITS", "FINISH_NAMES", "IDLE", "RUNNING", "DeviceState", "RoundRow", "StateSizes"]
+LOOP_WORDS, LOOP_HOST_WORDS = 4, 96
+FINISH_NAMES = ("", "", "stop", "length", "error")  # of a finish_reason, for callers
+UNUSED_PAGE = 0  # entries of a block table behind a slot's pages; any page number would do
+
+
+@dataclass(frozen=True)
+class StateSizes:
+    """What a state has room for."""
+
+    num_slots: int  # B
+    gamma_max: int  # G; 0: there is no draft
+    capacity: int  # C: tokens of a sequence, prompt included
+    vocab_size: int  # V
+    draft_vocab_size: int  # Vd: the draft samples ids below min(V, Vd) only
+    max_stop_ids: int = 32
+    ring_size: int = 64  # rounds of results that may wait for the host
+    block_size: int = 16  # positions of a page, in both models' KV caches
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """An entry of the result ring: what one round committed for one slot."""
+
+    round: int
+    accept_len: int
+    num_judged: int
+    pending_before: int
+    finish_reason: int
+    token_ids: list[int]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the slot's answer ends here, or with logits that cannot be used."""
+        return self.finish_reason != RUNNING
+
+
+class DeviceState:
+    """The tensors, each at a fixed address for as long as this lives.
+
+    The ring of a GPU lies in the host's memory, pinned, where verify stores verdicts and the host reads them
+    without a copy. The address is the same for both.
+    """
+
+    def __init__(self, sizes: StateSizes, device: torch.device) -> None:
+        self.sizes = sizes
+        self.whole = State.allocate(
+            sizes.num_slots,
+            sizes.gamma_max,
+            sizes.capacity,
+            sizes.vocab_size,
+            sizes.draft_vocab_size,
+            sizes.max_stop_ids,
+            sizes.ring_size,
+            device,
+        )
+        if device.type == "cuda":
+            ring = torch.full_like(self.whole.ring, -1, device="cpu", pin_memory=True)
+            self.whole = replace(self.whole, ring=ring)
+        # The windows as they are sampled, step by step: [G, B], set by draft.
+        self.drafted = torch.zeros(sizes.gamma_max, sizes.num_slots, dtype=torch.int32, device=device)
+        # finish_reason of the slots whose first row is judged by itself, beside others' rounds: [B].
+        self.joining = torch.full((sizes.num_slots,), IDLE, dtype=torch.int32, device=device)
+        # The pages of each slot, in order, in the caches of all lanes over this state: [B, MB].
+        max_blocks = -(-sizes.capacity // check_block_size(sizes.block_size))
+        self.block_table = torch.full(
+            (sizes.num_slots, max_blocks), UNUSED_PAGE, dtype=torch.int32, device=device
+        )
+        # What a loop of rounds counts, and how the host and it speak: csrc/cuda/loop_kernels.h.
+        self.loop = torch.zeros(LOOP_WORDS, dtype=torch.int32, device=device)
+        self.loop_host = torch.zeros(LOOP_HOST_WORDS, dtype=torch.int32)
+        if device.type == "cuda":
+            self.loop_host = self.loop_host.pin_memory()
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        own = (self.drafted, self.joining, self.block_table, self.loop)
+        return sum(tensor.nbytes for tensor in (*vars(self.whole).values(), *own))
+
+    def windowed(self, gamma: int, *, joining: bool = False) -> State:
+        """The state for windows of gamma: the same memory, in tensors of its shape.
+
+        joining: of the slots that join alone, for verify.
+        """
+        sizes, whole = self.sizes, self.whole
+        if not 0 <= gamma <= sizes.gamma_max:
+            raise ValueError(f"gamma is {gamma}, this state has room for 0 to {sizes.gamma_max}")
+
+        def first(tensor: torch.Tensor, *shape: int) -> torch.Tensor:
+            size = 1
+            for length in shape:
+                size *= length
+            return tensor.flatten()[:size].view(shape)
+
+        slots = sizes.num_slots
+        return replace(
+            whole,
+            finish_reason=self.joining if joining else whole.finish_reason,
+            ring=first(whole.ring, sizes.ring_size, slots, RING_HEADER + gamma + 1),
+            draft_token_ids=first(whole.draft_token_ids, slots, gamma),
+            draft_logits=first(whole.draft_logits, slots, 2 * max(gamma, 1), sizes.draft_vocab_size),
+            target_logits=first(whole.target_logits, slots, gamma + 1, sizes.vocab_size),
+        )
+
+    def start(self, requests: Sequence[Request]) -> None:
+        """Request i takes slot i; the others are idle. The host writes only while nothing runs."""
+        sizes, state = self.sizes, self.whole
+        for tensor in (state.prompt_len, state.pending, state.num_draft_tokens, state.num_rows, state.round):
+            tensor.zero_()
+        state.finish_reason.fill_(IDLE)
+        state.ring.fill_(-1)
+        for slot, request in enumerate(requests):
+            self.fill(slot, request, sizes.gamma_max)
+            self.run(slot)
+
+    def fill(self, slot: int, request: Request, gamma: int) -> None:
+        """A request takes an idle slot, which stays idle to kernels until run(). gamma: the window in use.
+
+        Writes all that the slot has but logits, so that nothing is left of the request before.
+        """
+        sizes, state = self.sizes, self.whole
+        prompt = torch.tensor(request.prompt_ids, dtype=torch.int32)
+        stops = [*request.stop_ids, *(() if request.ignore_eos else request.eos_ids)]
+        row = torch.full((sizes.max_stop_ids,), -1, dtype=torch.int32)
+        row[: len(stops)] = torch.tensor(stops, dtype=torch.int32)
+        state.token_ids[slot, : len(prompt)].copy_(prompt)
+        state.stop_token_ids[slot].copy_(row)
+        state.prompt_len[slot] = len(prompt)
+        state.max_total_len[slot] = request.total_len(sizes.capacity)
+        state.gamma[slot] = request.gamma
+        state.temperature[slot] = request.temperature
+        state.seed[slot] = request.seed - (1 << 64 if request.seed >= 1 << 63 else 0)
+        state.committed[slot] = len(prompt)
+        for tensor in (state.pending, state.num_draft_tokens, state.num_rows, state.round):
+            tensor[slot] = 0
+        self.windowed(gamma).ring[:, slot].fill_(-1)
+
+    def run(self, slot: int) -> None:
+        """The slot's prompt was read, and its first token is judged next: kernels see it from here on."""
+        self.whole.finish_reason[slot] = RUNNING
+
+    def clear(self, slot: int) -> None:
+        """Nobody has the slot any more; kernels pass it by."""
+        self.whole.finish_reason[slot] = IDLE
+        self.whole.prompt_len[slot] = 0
+
+    def widen(self, gamma: int, wider: int) -> None:
+        """The window in use grows between two rounds: what pending tokens were drafted from goes along."""
+        before, after = self.windowed(gamma), self.windowed(wider)
+        self.move_rows(before.draft_logits, after.draft_logits)
+        after.ring.fill_(-1)  # its entries have another length: whoever wants one has read it
+
+    def move_rows(self, before: torch.Tensor, after: torch.Tensor) -> None:
+        """Rows of pending tokens, from one ring by position to another, perhaps in the same memory: both are
+        [B, S, ..], the row of position p at p % S.
+        """
+        counts = zip(self.whole.committed.tolist(), self.whole.pending.tolist(), strict=True)
+        kept = [
+            (slot, position, before[slot, position % before.shape[1]].clone())
+            for slot, (committed, pending) in enumerate(counts)
+            for position in range(committed, committed + pending)
+        ]
+        for slot, position, row in kept:
+            after[slot, position % after.shape[1]] = row
+
+    def read(self, gamma: int, number: int, slot: int) -> RoundRow | None:
+        """Round `number` of a slot, or None if it is not there (yet)."""
+        entry = self.windowed(gamma).ring[number % self.sizes.ring_size, slot].tolist()
+        found, accept_len, num_judged, pending_before, finish_reason, num_new, *tokens = entry
+        if found != number:
+            return None
+        return RoundRow(number, accept_len, num_judged, pending_before, finish_reason, tokens[:num_new])

@@ -1,0 +1,222 @@
+"""The ops of a round on a device: prefill, draft, score and verify as launches on static buffers.
+
+    target's lane   prefill; verify (the first token); then score, verify every round
+    draft's lane    prefill; then draft every round
+
+Knows a model and the state; not lanes, events or order. `prefill` takes lengths from the host.
+The launches of `prefill_chunk`, `prefill_logits`, `draft`, `score` and `verify` depend on the window (and the
+slot) alone, read nothing back and allocate nothing, so that each of them is captured once and launched as
+often as is needed: which tokens a chunk feeds stands in `chunk`, on the device.
+"""
+
+import torch
+
+from pearl_rt.device.logits_processors import Shaping
+from pearl_rt.device.state import DeviceState
+from pearl_rt.errors import ConfigError
+from pearl_rt.kernels.feed import DRAFT_FIRST, DRAFT_NEXT, PREFILL, SCORE, SCORE_WINDOW, feed
+from pearl_rt.kernels.sample import sample
+from pearl_rt.kernels.sample import workspace_size as sample_workspace
+from pearl_rt.kernels.state import State
+from pearl_rt.kernels.verify import verify
+from pearl_rt.kernels.verify import workspace_size as verify_workspace
+from pearl_rt.model.forward_batch import ForwardBatch
+from pearl_rt.model.llama import Llama
+from pearl_rt.reference.judge import KINDS
+from pearl_rt.reference.noise import Purpose
+
+Tensor = torch.Tensor
+
+
+class LaneSteps:
+    """What both lanes do: feed prompts."""
+
+    def __init__(self, model: Llama, state: DeviceState) -> None:
+        self.model = model
+        self.state = state
+        cache, slots, device = model.kv_cache.shape, state.sizes.num_slots, model.weights.device
+        if cache.block_size != (expected := state.sizes.block_size):
+            raise ConfigError(
+                f"the KV cache has blocks of {cache.block_size} tokens, the state's are of {expected}: pass "
+                "one block_size for both"
+            )
+        self.batch = ForwardBatch.empty(model.sizes.max_tokens, 1, state.block_table)
+        self.chunk = torch.zeros(slots, 2, dtype=torch.int32, device=device)
+        self.logit_rows = torch.zeros(model.sizes.logit_rows, dtype=torch.int32, device=device)
+        self.sample_positions = torch.zeros(slots, dtype=torch.int64, device=device)
+        self.ring_rows = torch.zeros(slots, dtype=torch.int64, device=device)
+
+    def prefill_chunks(self, length: int) -> list[tuple[int, int]]:
+        """[start, end) of the passes that feed the first `length` tokens: cut at multiples of the chunk."""
+        size = self.model.sizes.prefill_chunk
+        return [(start, min(start + size, length)) for start in range(0, length, size)]
+
+    def next_chunk(self, slot: int, start: int, end: int) -> None:
+        """The host's: has prefill_chunk feed tokens [start, end) of one slot."""
+        self.chunk.zero_()
+        self.chunk[slot, 0].fill_(start)  # a launch; a copy from the host would wait for the stream
+        self.chunk[slot, 1].fill_(end)
+
+    def prefill_chunk(self) -> None:
+        """Feeds the tokens chunk[b, 0]..chunk[b, 1] of the one slot that has any, alone in its pass."""
+        batch = self.batch.first(self.model.sizes.prefill_chunk, self.model.sizes.prefill_chunk)
+        self._feed(PREFILL, 0, batch, self.state.whole, self.state.whole.draft_token_ids, num_logits=1)
+        self.model.forward(batch)
+
+    def _feed(
+        self, kind: int, step: int, batch: ForwardBatch, state: State, window: Tensor, num_logits: int
+    ) -> Tensor:
+        """Fills the batch; the rows of its logits, [B * num_logits]."""
+        slots = self.state.sizes.num_slots
+        rows = self.logit_rows[: slots * num_logits]
+        feed(
+            kind,
+            step,
+            state.token_ids,
+            state.committed,
+            state.pending,
+            state.max_total_len,
+            state.gamma,
+            state.finish_reason,
+            window,
+            self.chunk,
+            batch.block_table,
+            self.model.kv_cache.shape.block_size,
+            batch.max_q_len,
+            state.draft_logits.shape[1],
+            batch.input_ids,
+            batch.positions,
+            batch.slot_mapping,
+            batch.cu_seqlens_q,
+            batch.context_lens,
+            rows.view(slots, num_logits),
+            state.num_rows,
+            state.num_draft_tokens,
+            self.sample_positions,
+            self.ring_rows,
+        )
+        return rows
+
+
+class TargetSteps(LaneSteps):
+    """The target's lane: prefill, score, verify."""
+
+    def __init__(self, model: Llama, state: DeviceState) -> None:
+        super().__init__(model, state)
+        sizes = state.sizes
+        num_bytes = max(
+            verify_workspace(sizes.num_slots, sizes.gamma_max, sizes.vocab_size, kind) for kind in KINDS
+        )
+        self.workspace = torch.empty(num_bytes, dtype=torch.uint8, device=model.weights.device)
+
+    def prefill(self, slot: int, prompt_len: int, gamma: int) -> None:
+        """Feeds a prompt; row 0 of the slot is then the distribution of the token behind it."""
+        for start, end in self.prefill_chunks(prompt_len):
+            self.next_chunk(slot, start, end)
+            self.prefill_chunk()
+        self.prefill_logits(gamma, slot)
+
+    def prefill_logits(self, gamma: int, slot: int) -> None:
+        """Row 0 of a slot from the last token of the chunk that was fed last, which is the slot's."""
+        state = self.state.windowed(gamma)
+        hidden = self.model.buffers.residual[: self.model.sizes.prefill_chunk]
+        self.model.logits(hidden, self.logit_rows[slot : slot + 1], state.target_logits[slot, :1])
+        state.num_rows[slot : slot + 1].fill_(1)  # an item that is set by index is copied from the host
+
+    def score(self, gamma: int, include_window: bool) -> None:
+        """Logits of position committed + r for r = 0..pending, and with the window up to its end.
+
+        Without the window pending + 1 <= gamma rows are fed; the head fills gamma + 1 rows, the last ones
+        again.
+        """
+        state, slots = self.state.windowed(gamma), self.state.sizes.num_slots
+        fed = gamma + 1 if include_window else max(gamma, 1)
+        batch = self.batch.first(slots * fed, fed)
+        kind = SCORE_WINDOW if include_window else SCORE
+        rows = self._feed(kind, 0, batch, state, state.draft_token_ids, num_logits=gamma + 1)
+        logits = state.target_logits.view(slots * (gamma + 1), -1)
+        self.model.logits(self.model.forward(batch, batch.num_live), rows, logits, batch.num_live)
+
+    def verify(
+        self, gamma: int, judge: str, shaping: Shaping | None = None, *, joining: bool = False
+    ) -> None:
+        """Judges what was scored and commits it; in round 0 the prompt's row, whose token is the first.
+
+        shaping: what requests do to rows before they are judged. joining: the slots that `joining` of the
+        state says run, and no others.
+        """
+        state = self.state.windowed(gamma, joining=joining)
+        thresholds = shaping.target(gamma, joining=joining) if shaping is not None else None
+        verify(
+            state.target_logits,
+            state.draft_logits if gamma > 0 else None,
+            state.token_ids,
+            state.committed,
+            state.pending,
+            state.finish_reason,
+            state.round,
+            state.ring,
+            state.draft_token_ids,
+            state.num_draft_tokens,
+            state.num_rows,
+            state.max_total_len,
+            state.stop_token_ids,
+            state.temperature,
+            state.seed,
+            judge,
+            self.workspace,
+            thresholds,
+            shaping.drafted(gamma) if shaping is not None else None,
+        )
+
+
+class DraftSteps(LaneSteps):
+    """The draft's lane: prefill and draft."""
+
+    def __init__(self, model: Llama, state: DeviceState) -> None:
+        super().__init__(model, state)
+        slots, device = state.sizes.num_slots, model.weights.device
+        self.step_logits = torch.empty(slots, model.vocab_size, dtype=torch.float32, device=device)
+        num_bytes = sample_workspace(slots, model.vocab_size)
+        self.workspace = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+
+    def prefill(self, slot: int, prompt_len: int) -> None:
+        """Feeds a prompt but for its last token, which the first window feeds."""
+        for start, end in self.prefill_chunks(prompt_len - 1):
+            self.next_chunk(slot, start, end)
+            self.prefill_chunk()
+
+    def draft(self, gamma: int, judge: str, keep_logits: bool, shaping: Shaping | None = None) -> None:
+        """Fills the windows, of gamma tokens at most, that follow token committed + pending.
+
+        The first step feeds the last two tokens that it continues from: after a bonus token the cache lacks
+        both, else one row is written again unchanged. keep_logits: for judge "rejection" at temperature > 0.
+        shaping: what requests do to rows before tokens are sampled from them.
+        """
+        state, slots = self.state.windowed(gamma), self.state.sizes.num_slots
+        drafted = self.state.drafted[:gamma]
+        purpose = int(Purpose.TARGET if judge == "coupled" else Purpose.DRAFT)
+        for step in range(gamma):
+            fed = 2 if step == 0 else 1
+            batch = self.batch.first(slots * fed, fed)
+            kind = DRAFT_FIRST if step == 0 else DRAFT_NEXT
+            rows = self._feed(kind, step, batch, state, drafted.t(), num_logits=1)
+            hidden = self.model.forward(batch, batch.num_live)
+            self.model.logits(hidden, rows, self.step_logits, batch.num_live)
+            thresholds = None
+            if shaping is not None:
+                thresholds = shaping.draft(gamma, step, self.step_logits, self.ring_rows)
+            sample(
+                self.step_logits,
+                state.temperature,
+                state.seed,
+                self.sample_positions,
+                purpose,
+                drafted[step],
+                thresholds,
+                self.workspace,
+            )
+            if keep_logits:
+                kept = state.draft_logits.view(-1, self.model.vocab_size)
+                kept.index_copy_(0, self.ring_rows, self.step_logits)
+        state.draft_token_ids.copy_(drafted.t())

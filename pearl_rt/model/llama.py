@@ -1,0 +1,287 @@
+"""The Llama family on the kernels: packed weights, and a forward pass as launches on static buffers.
+
+Llama, Mistral, Qwen2 (biases on q, k, v), Qwen3 (norms on q and k). It knows pages and rows; not tokens'
+meaning, sequences' states, or who waits for whom. A pass allocates nothing and never asks the device for
+anything, so that it can be captured; its buffers belong to one lane, and one pass runs at a time.
+
+    embedding
+    per layer   rms_norm, qkv_proj (linear), qkv_rope_store, attention, o_proj (linear, added to the residual)
+                rms_norm, gate_up_silu, down_proj (linear, added to the residual)
+    logits      gather rows, rms_norm, head (linear)
+
+The residual stream is fp32, and so are the sums of every kernel; in between, activations are the weights'
+dtype. The bits of a row do not depend on the other rows: a pass of more than MAX_ROWS rows runs its linear
+layers over blocks of MAX_ROWS, but for a prefill chunk, which always has the same number of rows and goes to
+torch.mm as one.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.rope import rope_tables
+from pearl_rt.kernels.attention import MAX_Q_LEN
+from pearl_rt.kernels.attention import workspace_size as attention_workspace
+from pearl_rt.kernels.embedding import embedding
+from pearl_rt.kernels.gate_up_silu import gate_up_silu
+from pearl_rt.kernels.gate_up_silu import workspace_size as gate_up_workspace
+from pearl_rt.kernels.linear import MAX_ROWS, linear
+from pearl_rt.kernels.linear import workspace_size as linear_workspace
+from pearl_rt.kernels.qkv_rope_store import qkv_rope_store
+from pearl_rt.kernels.rms_norm import rms_norm
+from pearl_rt.model.attention_backends import attention_backend
+from pearl_rt.model.forward_batch import ForwardBatch
+from pearl_rt.model.kv_cache import CacheShape, PagedKVCache
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One decoder layer. Linear weights are [out, in]."""
+
+    input_layernorm: Tensor  # [H]
+    qkv_proj: Tensor  # [(Hq + 2 * Hkv) * D, H]: q rows, then k, then v
+    qkv_bias: Tensor | None  # [(Hq + 2 * Hkv) * D]
+    q_norm: Tensor | None  # [D]
+    k_norm: Tensor | None  # [D]
+    o_proj: Tensor  # [H, Hq * D]
+    post_attention_layernorm: Tensor  # [H]
+    gate_up_proj: Tensor  # [2 * I, H]: gate rows, then up rows
+    down_proj: Tensor  # [H, I]
+
+
+@dataclass(frozen=True)
+class LlamaWeights:
+    """A model's tensors on their device, in one dtype, packed as kernels read them. Immutable."""
+
+    embed_tokens: Tensor  # [V, H]
+    layers: tuple[LayerWeights, ...]
+    norm: Tensor  # [H]
+    lm_head: Tensor  # [V, H]; the embedding's own memory if the head is tied
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embed_tokens.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.embed_tokens.device
+
+    @classmethod
+    def pack(
+        cls,
+        config: ModelConfig,
+        tensors: Mapping[str, Tensor],
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        advance: Callable[[int], object] = lambda _: None,
+    ) -> "LlamaWeights":
+        """From Hugging Face's tensors, which may be dropped afterwards.
+
+        advance: told the bytes of each layer once it is there.
+        """
+
+        def tensor(*names: str) -> Tensor:
+            parts = [tensors[name].detach().to(device, dtype) for name in names]
+            return (torch.cat(parts) if len(parts) > 1 else parts[0].clone()).contiguous()
+
+        def layer(index: int) -> LayerWeights:
+            prefix = f"model.layers.{index}"
+            projections = [f"{prefix}.self_attn.{name}_proj" for name in "qkv"]
+            weights = LayerWeights(
+                input_layernorm=tensor(f"{prefix}.input_layernorm.weight"),
+                qkv_proj=tensor(*(f"{name}.weight" for name in projections)),
+                qkv_bias=tensor(*(f"{name}.bias" for name in projections)) if config.attention_bias else None,
+                q_norm=tensor(f"{prefix}.self_attn.q_norm.weight") if config.qk_norm else None,
+                k_norm=tensor(f"{prefix}.self_attn.k_norm.weight") if config.qk_norm else None,
+                o_proj=tensor(f"{prefix}.self_attn.o_proj.weight"),
+                post_attention_layernorm=tensor(f"{prefix}.post_attention_layernorm.weight"),
+                gate_up_proj=tensor(f"{prefix}.mlp.gate_proj.weight", f"{prefix}.mlp.up_proj.weight"),
+                down_proj=tensor(f"{prefix}.mlp.down_proj.weight"),
+            )
+            advance(sum(t.nbytes for t in vars(weights).values() if t is not None))
+            return weights
+
+        embed_tokens = tensor("model.embed_tokens.weight")
+        advance(embed_tokens.nbytes)
+        layers = tuple(layer(index) for index in range(config.num_hidden_layers))
+        lm_head = embed_tokens if config.tie_word_embeddings else tensor("lm_head.weight")
+        return cls(embed_tokens, layers, tensor("model.norm.weight"), lm_head)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The most that a pass is ever given: what buffers are made for."""
+
+    step_tokens: int  # T: rows of a pass that drafts or scores, all sequences together
+    prefill_chunk: int  # rows of a pass that feeds a prompt, one sequence alone
+    logit_rows: int  # rows of one call of logits
+    max_sequences: int  # B
+    max_model_len: int  # positions of a sequence
+
+    @property
+    def max_tokens(self) -> int:
+        """Rows of the largest pass."""
+        return max(self.step_tokens, self.prefill_chunk)
+
+
+class Buffers:
+    """Every tensor that a pass writes but for the KV cache and the logits: one owner, fixed addresses."""
+
+    def __init__(
+        self, config: ModelConfig, sizes: Sizes, weights: LlamaWeights, *, block_size: int, vocab_size: int
+    ) -> None:
+        heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        rows, hidden, inner = sizes.max_tokens, config.hidden_size, config.intermediate_size
+
+        def empty(*shape: int, dtype: torch.dtype = weights.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=weights.device)
+
+        self.residual = empty(rows, hidden, dtype=torch.float32)
+        self.normed = empty(rows, hidden)
+        self.qkv = empty(rows, (heads + 2 * kv_heads) * head_dim, dtype=torch.float32)
+        self.q = empty(rows, heads, head_dim)
+        self.attended = empty(rows, heads, head_dim)
+        self.activated = empty(rows, inner)
+        self.gathered = empty(sizes.logit_rows, hidden, dtype=torch.float32)
+        self.gathered_normed = empty(sizes.logit_rows, hidden)
+        positions = -(-sizes.max_model_len // block_size) * block_size
+        num_bytes = workspace_bytes(config, sizes, vocab_size=vocab_size, positions=positions)
+        self.workspace = empty(max(num_bytes, 16), dtype=torch.uint8)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(t.nbytes for t in vars(self).values())
+
+
+def workspace_bytes(config: ModelConfig, sizes: Sizes, *, vocab_size: int, positions: int) -> int:
+    """What the hungriest launch of a pass needs; they run one after another and share it.
+
+    positions: those of a block table's row, a multiple of the block size.
+    """
+    heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
+    hidden, inner = config.hidden_size, config.intermediate_size
+    linears = (
+        ((heads + 2 * kv_heads) * head_dim, hidden),
+        (hidden, heads * head_dim),
+        (hidden, inner),
+    )
+    # Rows of the linear layers' blocks, and of a prefill chunk that is one block by itself.
+    blocks = {min(sizes.max_tokens, MAX_ROWS), sizes.prefill_chunk}
+    # Splits of attention are for short queries: a chunk of more rows has no workspace.
+    rows = max(sizes.step_tokens, sizes.prefill_chunk if sizes.prefill_chunk <= MAX_Q_LEN else 0)
+    return max(
+        *(linear_workspace(num_rows, n, k) for n, k in linears for num_rows in blocks),
+        *(gate_up_workspace(num_rows, inner, hidden) for num_rows in blocks),
+        linear_workspace(min(sizes.logit_rows, MAX_ROWS), vocab_size, hidden),
+        attention_workspace(rows, heads, head_dim, positions),
+    )
+
+
+def row_blocks(num_rows: int) -> list[slice]:
+    """Rows in blocks that the linear kernel takes: it computes more than MAX_ROWS with other bits."""
+    return [slice(at, min(at + MAX_ROWS, num_rows)) for at in range(0, num_rows, MAX_ROWS)]
+
+
+class Llama:
+    """One model of one lane: weights, rotary tables, pages and buffers."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: LlamaWeights,
+        sizes: Sizes,
+        *,
+        num_blocks: int | None = None,
+        block_size: int = 16,
+        backend: str = "triton",
+        vocab_size: int | None = None,
+    ) -> None:
+        """num_blocks: pages of the KV cache; None: enough for every sequence at its longest.
+        vocab_size: columns of the logits, the first of the head's; None: all. A draft must not say what its
+        target has no id for.
+        """
+        self.config = config
+        self.vocab_size = min(config.vocab_size, vocab_size or config.vocab_size)
+        self._head = weights.lm_head[: self.vocab_size]
+        self.weights = weights
+        self.sizes = sizes
+        shape = CacheShape.covering(
+            sizes.max_sequences,
+            sizes.max_model_len,
+            num_layers=config.num_hidden_layers,
+            block_size=block_size,
+            num_kv_heads=config.num_key_value_heads,
+            head_dim=config.head_dim,
+            dtype=weights.dtype,
+            num_blocks=num_blocks,
+        )
+        self._attention = attention_backend(backend, shape, config.num_attention_heads)
+        self.kv_cache = PagedKVCache(shape, weights.device)
+        self.buffers = Buffers(config, sizes, weights, block_size=block_size, vocab_size=self.vocab_size)
+        cos, sin = rope_tables(config, sizes.max_model_len)
+        self.cos, self.sin = cos.contiguous().to(weights.device), sin.contiguous().to(weights.device)
+
+    def forward(self, batch: ForwardBatch, num_live: Tensor | None = None) -> Tensor:
+        """The residual stream behind the last layer, [T, H] fp32, in a buffer that the next pass overwrites.
+
+        Stores keys and values by slot_mapping. Rows of padding hold garbage. num_live: the batch's, of a
+        step that may be launched after all sequences have ended; no weights are read then.
+        """
+        rows = batch.num_tokens
+        if rows > self.sizes.max_tokens:
+            raise ValueError(
+                f"the batch has {rows} rows, the buffers {self.sizes.max_tokens}: build larger ones"
+            )
+        own, weights, eps = self.buffers, self.weights, self.config.rms_norm_eps
+        residual, normed, qkv = own.residual[:rows], own.normed[:rows], own.qkv[:rows]
+        q, attended, activated = own.q[:rows], own.attended[:rows], own.activated[:rows]
+        blocks = [slice(0, rows)] if batch.max_q_len > MAX_ROWS else row_blocks(rows)
+        embedding(batch.input_ids, weights.embed_tokens, residual)
+        for layer, k_cache, v_cache in zip(
+            weights.layers, self.kv_cache.keys, self.kv_cache.values, strict=True
+        ):
+            rms_norm(residual, layer.input_layernorm, eps, normed, None)
+            for block in blocks:
+                linear(
+                    normed[block], layer.qkv_proj, qkv[block], layer.qkv_bias, None, own.workspace, num_live
+                )
+            qkv_rope_store(
+                qkv,
+                batch.positions,
+                self.cos,
+                self.sin,
+                batch.slot_mapping,
+                q,
+                k_cache,
+                v_cache,
+                layer.q_norm,
+                layer.k_norm,
+                eps,
+            )
+            self._attention(q, k_cache, v_cache, batch, attended, own.workspace)
+            flat = attended.view(rows, -1)
+            for block in blocks:
+                linear(flat[block], layer.o_proj, None, None, residual[block], own.workspace, num_live)
+            rms_norm(residual, layer.post_attention_layernorm, eps, normed, None)
+            for block in blocks:
+                gate_up_silu(normed[block], layer.gate_up_proj, activated[block], own.workspace, num_live)
+            for block in blocks:
+                linear(
+                    activated[block], layer.down_proj, None, None, residual[block], own.workspace, num_live
+                )
+        return residual
+
+    def logits(self, hidden: Tensor, rows: Tensor, out: Tensor, num_live: Tensor | None = None) -> None:
+        """out [R, V] fp32 = the head of rows `rows` [R] int32 of `hidden` [T, H] fp32; num_live as above."""
+        num_rows = rows.shape[0]
+        gathered, normed = self.buffers.gathered[:num_rows], self.buffers.gathered_normed[:num_rows]
+        torch.index_select(hidden, 0, rows, out=gathered)
+        rms_norm(gathered, self.weights.norm, self.config.rms_norm_eps, normed, None)
+        for block in row_blocks(num_rows):
+            linear(normed[block], self._head, out[block], None, None, self.buffers.workspace, num_live)

@@ -1,1 +1,0 @@
-"""Model definitions in torch, and the rotary tables that every backend shares."""

@@ -1,0 +1,118 @@
+"""One answer as it grows: rounds in order, the text that they complete, and where it ends.
+
+Knows round records by their fields; not who runs them.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.reference.logprobs import Logprob
+from pearl_rt.scheduling.text_stream import TextStream
+from pearl_rt.strategy.planner import Plan
+from pearl_rt.types.metrics import TraceRow, measure
+from pearl_rt.types.outputs import RequestOutput, StreamChunk, TokenLogprobs
+from pearl_rt.types.request import Prompt
+from pearl_rt.types.sampling_params import SamplingParams
+
+NOT_RUN = Plan("", 0, "", 0.0, 0.0)  # the program of a request that was cancelled before it ran
+
+
+class Answer:
+    """What one request has got so far. `output` is set by finish()."""
+
+    def __init__(
+        self, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer | None, index: int = 0
+    ) -> None:
+        self.output: RequestOutput | None = None  # set by finish
+        self.is_ended = False  # a verdict or a stop string has ended it; set last by add
+        self._prompt = prompt
+        self._params = params
+        self._index = index  # which of the n answers to the prompt
+        self._tokenizer = tokenizer
+        self._asked_ns = self._begun_ns = 0  # set by ask, begin
+        self._rounds: list[Any] = []  # of _C.RoundResult
+        self._texts: list[str] = []
+        self._stream = self._text_stream()
+
+    def ask(self) -> None:
+        """The request's clock starts."""
+        self._asked_ns = self._begun_ns = time.monotonic_ns()
+
+    def begin(self) -> None:
+        """The lanes are about to start on it: what passed since it was asked for was waiting."""
+        self._begun_ns = time.monotonic_ns()
+
+    def add(self, results: Sequence[Any]) -> StreamChunk:
+        """Takes rounds, returns what they add: nothing after the end."""
+        if self.is_ended:
+            return StreamChunk([], "", None)
+        self._rounds += results
+        ids = [token_id for result in results for token_id in result.token_ids]
+        before = self._stream.num_tokens
+        text = self._stream.push(ids)
+        reason = "stop" if self._stream.stop is not None else results[-1].finish_reason or None
+        if reason is not None:
+            text += self._stream.finish()
+        self._texts.append(text)
+        self.is_ended = reason is not None
+        taken = self._stream.num_tokens - before
+        return StreamChunk(ids[:taken], text, reason, _logprobs(results, taken))
+
+    def finish(self, chosen: Plan = NOT_RUN, trace: Iterable[TraceRow] = ()) -> RequestOutput:
+        """The whole answer. One that nothing ended was interrupted, or cancelled."""
+        # Ctrl-C may have hit between a read of the ring and add(): what follows the gap is no answer.
+        rounds = [record for place, record in enumerate(self._rounds) if record.round == place]
+        ids = [token_id for record in rounds for token_id in record.token_ids]
+        if not self.is_ended:  # Ctrl-C may have hit between tokens and their text
+            self._stream = self._text_stream()
+            self._texts = [self._stream.push(ids), self._stream.finish()]
+        reason = "stop" if self._stream.stop is not None else rounds[-1].finish_reason if rounds else ""
+        ids = ids[: self._stream.num_tokens]
+        stop_reason: str | int | None = self._stream.stop
+        if stop_reason is None and reason == "stop" and ids[-1] in self._params.stop_token_ids:
+            stop_reason = ids[-1]
+        self.output = RequestOutput(
+            prompt=self._prompt.text,
+            prompt_token_ids=list(self._prompt.token_ids),
+            token_ids=ids,
+            text="".join(self._texts),
+            finish_reason=reason or "abort",
+            stop_reason=stop_reason,
+            metrics=measure(
+                rounds,
+                start_ns=self._asked_ns,
+                num_prompt_tokens=len(self._prompt.token_ids),
+                strategy=chosen.strategy,
+                gamma=chosen.gamma,
+                placement=chosen.placement,
+                trace=trace,
+                num_tokens=len(ids),
+                queue_time=(self._begun_ns - self._asked_ns) * 1e-9,
+            ),
+            logprobs=_logprobs(rounds, len(ids)),
+            index=self._index,
+        )
+        return self.output
+
+    def _text_stream(self) -> TextStream:
+        tokenizer, params = self._tokenizer, self._params
+        return TextStream(
+            None if tokenizer is None else tokenizer.decoder(after=self._prompt.token_ids),
+            params.stop,
+            include_stop_str_in_output=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens,
+        )
+
+
+def _logprobs(rounds: Sequence[Any], num_tokens: int) -> list[TokenLogprobs] | None:
+    """For each of the first tokens of these rounds; None if none were asked for."""
+    if not rounds or any(record.logprobs is None for record in rounds):
+        return None
+    told = (entries for record in rounds for entries in record.logprobs)
+    return [
+        {token_id: Logprob(logprob, rank) for token_id, logprob, rank in entries}
+        for entries in islice(told, num_tokens)
+    ]

@@ -1,0 +1,107 @@
+"""The text of one answer as it grows: whole characters only, cut exactly at the first stop string.
+
+Knows a decoder only by push() and finish(). The first stop string is the one that is complete first, as the
+text is read character by character; of several that end at once, the longest. So the cut depends on the text
+alone, not on how it was divided into tokens or rounds.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+
+class Decoder(Protocol):
+    """Token ids in, whole characters out: pearl_rt.checkpoint.tokenizer.IncrementalDecoder."""
+
+    def push(self, token_ids: Sequence[int]) -> str: ...
+    def finish(self) -> str: ...
+
+
+class StopMatcher:
+    """How far into one stop string the text has come, character by character (Knuth, Morris, Pratt)."""
+
+    def __init__(self, stop: str) -> None:
+        self.stop = stop
+        self.matched = 0  # of the text's last characters, how many are a beginning of `stop`
+        self._shorter = [0] * len(
+            stop
+        )  # [n - 1]: the next shorter beginning that n matched characters end in
+        for place in range(1, len(stop)):
+            self._shorter[place] = self._next(stop[place], self._shorter[place - 1])
+
+    def push(self, character: str) -> bool:
+        """Takes the next character -> whether the stop string is complete."""
+        if self.matched == len(self.stop):  # an earlier one that did not count
+            self.matched = self._shorter[-1]
+        self.matched = self._next(character, self.matched)
+        return self.matched == len(self.stop)
+
+    @property
+    def held(self) -> int:
+        """How many of the last characters may still become the stop string."""
+        return self._shorter[-1] if self.matched == len(self.stop) else self.matched
+
+    def _next(self, character: str, matched: int) -> int:
+        while matched and self.stop[matched] != character:
+            matched = self._shorter[matched - 1]
+        return matched + (self.stop[matched] == character)
+
+
+class TextStream:
+    """Text that can be shown: nothing that may still become a stop string or is half a character.
+
+    include_stop_str_in_output  the stop string that ended the text is its end, rather than cut away
+    min_tokens                  a stop string that is complete before so many tokens is none
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder | None,
+        stop: Sequence[str] = (),
+        *,
+        include_stop_str_in_output: bool = False,
+        min_tokens: int = 0,
+    ) -> None:
+        self._decoder = decoder
+        self._matchers = [StopMatcher(text) for text in stop]
+        self._include_stop = include_stop_str_in_output
+        self._min_tokens = min_tokens
+        self._held = ""  # decoded, and perhaps the beginning of a stop string
+        self.num_tokens = 0  # taken so far; the last one completed the stop string, if there was one
+        self.stop: str | None = None  # the stop string that ended the text
+
+    def push(self, token_ids: Sequence[int]) -> str:
+        """The text that `token_ids` let out. After a stop string nothing more is taken."""
+        if self._decoder is None:
+            self.num_tokens += len(token_ids)
+            return ""
+        shown = ""
+        for (
+            token_id
+        ) in token_ids:  # one at a time: the last one taken is the one that completed the stop string
+            if self.stop is not None:
+                break
+            self.num_tokens += 1
+            shown += self._filtered(self._decoder.push([token_id]))
+        return shown
+
+    def finish(self) -> str:
+        """What is still held back, once no token will follow; "" after a stop string."""
+        if self._decoder is None or self.stop is not None:
+            return ""
+        shown = self._filtered(self._decoder.finish())
+        rest, self._held = self._held, ""
+        return shown + rest
+
+    def _filtered(self, text: str) -> str:
+        """What of the held text and `text` can be shown."""
+        for place, character in enumerate(text):
+            complete = [matcher.stop for matcher in self._matchers if matcher.push(character)]
+            if complete and self.num_tokens >= self._min_tokens:
+                self.stop = max(complete, key=len)
+                read, self._held = self._held + text[: place + 1], ""
+                return read if self._include_stop else read[: -len(self.stop)]
+        held = max((matcher.held for matcher in self._matchers), default=0)
+        read = self._held + text
+        cut = len(read) - held
+        self._held = read[cut:]
+        return read[:cut]

@@ -1,0 +1,103 @@
+"""Sums over the requests of an engine: how many ended how, tokens, rounds, acceptance, waiting and busy time.
+
+Knows outputs; not engines. Everything is a sum or a count, so that rates over any time can be taken from two
+readings.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from pearl_rt.types.outputs import RequestOutput
+
+SECONDS = (
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.5,
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+    20.0,
+    50.0,
+)  # bounds of ttft
+SECONDS_A_TOKEN = tuple(bound / 10 for bound in SECONDS[:12])
+
+
+class Histogram:
+    """Counts of values by the first bound that is not below them, with their sum."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(bounds) + 1)  # the last: above all bounds
+        self.sum = 0.0
+
+    def add(self, value: float) -> None:
+        """One value more."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def described(self) -> dict[str, Any]:
+        """bounds [n], counts [n + 1] and sum."""
+        return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": self.sum}
+
+
+class Totals:
+    """What all requests together cost. Not for several threads at once."""
+
+    def __init__(self) -> None:
+        self._finished: Counter[str] = Counter()  # by finish reason
+        self._sums: Counter[str] = Counter()
+        self._seconds: Counter[str] = Counter()
+        self._judged_at: list[int] = []
+        self._accepted_at: list[int] = []
+        self._ttft = Histogram(SECONDS)
+        self._tpot = Histogram(SECONDS_A_TOKEN)
+
+    def add(self, output: RequestOutput) -> None:
+        """Takes in one request, however it ended."""
+        m = output.metrics
+        self._finished[output.finish_reason] += 1
+        self._sums.update(
+            prompt_tokens=m.num_prompt_tokens,
+            generated_tokens=len(output.token_ids),
+            rounds=m.rounds,
+            judged=m.judged,
+            accepted=m.accepted,
+        )
+        for place, (judged, accepted) in enumerate(zip(m.judged_at, m.accepted_at, strict=True)):
+            while len(self._judged_at) <= place:
+                self._judged_at.append(0)
+                self._accepted_at.append(0)
+            self._judged_at[place] += judged
+            self._accepted_at[place] += accepted
+        self._seconds["queue"] += m.queue_time  # type: ignore[assignment]
+        if m.token_times:
+            self._ttft.add(m.ttft)
+        if len(m.token_times) > 1 and m.tpot > 0:
+            decoding = m.token_times[-1] - m.token_times[0]
+            self._tpot.add(m.tpot)
+            self._seconds.update(  # type: ignore[call-overload]
+                decode=decoding, draft_busy=m.draft_busy * decoding, target_busy=m.target_busy * decoding
+            )
+
+    def described(self) -> dict[str, Any]:
+        """Counts, and times in seconds; `ttft` and `tpot` are histograms."""
+        names = ("prompt_tokens", "generated_tokens", "rounds", "judged", "accepted")
+        spent = ("queue", "decode", "draft_busy", "target_busy")
+        return {
+            "finished": dict(self._finished),
+            **{name: self._sums[name] for name in names},
+            "judged_at": list(self._judged_at),
+            "accepted_at": list(self._accepted_at),
+            "seconds": {name: float(self._seconds[name]) for name in spent},
+            "ttft": self._ttft.described(),
+            "tpot": self._tpot.described(),
+        }

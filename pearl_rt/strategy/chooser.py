@@ -1,0 +1,123 @@
+"""What an engine has learned about its pair, and the program that it picks from that.
+
+Holds measured step times, acceptance by kind of sampling, and how far requests were from what was expected;
+the arithmetic is the planner's. Knows nothing of lanes, and of requests only their figures.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from pearl_rt.strategy.options import Candidates
+from pearl_rt.strategy.planner import Acceptance, Plan, StepTimes, plan, plans
+from pearl_rt.types.metrics import RequestMetrics
+
+MIN_TOKENS_TO_LEARN = 16  # shorter answers time little but noise
+LEARNING_RATE = 0.3
+
+
+class Chooser:
+    """Picks programs between requests.
+
+    A regime is a kind of sampling with an acceptance of its own: "greedy", "rejection" or "coupled".
+    """
+
+    def __init__(self) -> None:
+        self.times: dict[str, StepTimes] = {}  # placement -> what was measured at load
+        self._acceptance: dict[str, Acceptance] = {}  # by regime
+        self._slowdowns: dict[tuple[str, str], float] = {}  # (strategy, placement) -> seconds over expected
+        self._observed: dict[tuple[str, int, str], float] = {}  # (strategy, gamma, placement) -> tokens/s
+        self._last: tuple[Plan, str] | None = None  # what ran last, and in which regime
+        self._num_requests = 0
+
+    def choose(self, candidates: Candidates, regime: str, num_seqs: int = 1) -> Plan:
+        """The program with the best expected tokens per second for so many sequences at once. Times of all
+        placements must be known.
+
+        ar in a batch, where a single sequence would draft, is a program that drafts, with windows of 0: the
+        batch will be smaller some day.
+        """
+        best = self._plans(candidates, regime, num_seqs)[0]
+        if num_seqs == 1 or best.strategy != "ar":
+            return best
+        placed = Candidates(candidates.strategies, (best.placement,), candidates.gammas)
+        return self._plans(placed, regime)[0]
+
+    def windows(self, chosen: Plan, candidates: Candidates, regime: str, num_slots: int) -> list[int]:
+        """[num_slots + 1] the best window of a program beside so many sequences; none if it has no choice.
+
+        Numbers between those of _rungs() have the window of the one below: this is asked for every request.
+        """
+        options = candidates.windows(chosen.strategy)
+        if len(options) < 2:
+            return []
+
+        def best(num_seqs: int) -> int:
+            strategies = [chosen.strategy, *(["ar"] if 0 in options else [])]
+            placed = Candidates(tuple(strategies), (chosen.placement,), candidates.gammas)
+            return self._plans(placed, regime, num_seqs)[0].gamma
+
+        at = {num_seqs: best(num_seqs) for num_seqs in _rungs(num_slots)}
+        found = [at[1]]  # beside none, as beside itself
+        for num_seqs in range(1, num_slots + 1):
+            found.append(at.get(num_seqs, found[-1]))
+        return found
+
+    def learn(self, chosen: Plan, regime: str, metrics: RequestMetrics, *, is_alone: bool = True) -> None:
+        """Takes in one request. is_alone: no other ran beside it, so that its times are the program's."""
+        self._last = chosen, regime
+        self._num_requests += 1
+        self._acceptance.setdefault(regime, Acceptance()).update(metrics.accepted, metrics.judged)
+        if not is_alone or len(metrics.token_times) < MIN_TOKENS_TO_LEARN:
+            return
+        strategy, gamma, placement = chosen.strategy, chosen.gamma, chosen.placement
+        self._observed[strategy, gamma, placement] = metrics.tokens_per_second
+        acceptance = metrics.acceptance_rate if metrics.judged else 0.0
+        expected = plan(strategy, gamma, placement, self.times[placement], acceptance)
+        slowdown = min(max(expected.tokens_per_second / metrics.tokens_per_second, 0.5), 2.0)
+        known = self._slowdowns.get((strategy, placement), 1.0)
+        self._slowdowns[strategy, placement] = known + LEARNING_RATE * (slowdown - known)
+
+    def described(self, candidates: Candidates) -> dict[str, Any]:
+        """What ran last, what would run next, and every figure behind it. Times are in seconds."""
+        expected = self._plans(candidates, self._last[1] if self._last else "greedy")
+        return {
+            "chosen": _plan_dict(self._last[0]) if self._last else None,
+            "next": _plan_dict(expected[0]),
+            "requests": self._num_requests,
+            "acceptance": {regime: acceptance.rate for regime, acceptance in self._acceptance.items()},
+            "step_times": {placement: asdict(times) for placement, times in self.times.items()},
+            "slowdowns": [
+                {"strategy": strategy, "placement": placement, "factor": factor}
+                for (strategy, placement), factor in self._slowdowns.items()
+            ],
+            "candidates": [_plan_dict(candidate) for candidate in expected],
+            "observed": [
+                {"strategy": strategy, "gamma": gamma, "placement": placement, "tokens_per_second": rate}
+                for (strategy, gamma, placement), rate in self._observed.items()
+            ],
+        }
+
+    def _plans(self, candidates: Candidates, regime: str, num_seqs: int = 1) -> list[Plan]:
+        times: Mapping[str, StepTimes] = {name: self.times[name] for name in candidates.placements}
+        return plans(
+            times,
+            self._acceptance.get(regime, Acceptance()).rate,
+            strategies=candidates.strategies,
+            gammas=candidates.gammas,
+            slowdowns=self._slowdowns,
+            num_seqs=num_seqs,
+        )
+
+
+def _rungs(most: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, 16, 24, .. up to `most`: fine where one more sequence changes a lot."""
+    found, step = [1, 2, 3], 4
+    while step <= most:
+        found += [step, step + step // 2]
+        step *= 2
+    return [rung for rung in found if rung <= most]
+
+
+def _plan_dict(chosen: Plan) -> dict[str, Any]:
+    return {**asdict(chosen), "tokens_per_second": chosen.tokens_per_second}

@@ -1,0 +1,113 @@
+"""How long the steps of a placement take: a few rounds of each program, run once and read from their trace.
+
+Knows lanes by what they can start and what they say that they did; not devices, prompts or text.
+"""
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pearl_rt.errors import NumericsError
+from pearl_rt.strategy.planner import StepTimes, seconds
+from pearl_rt.types.metrics import TraceRow
+from pearl_rt.types.request import Request
+
+MEASURED_GAMMAS = (1, 4, 8, 15)
+POLL_MS = 50  # how long a wait may keep Python from seeing Ctrl-C
+
+
+class TimedLanes(Protocol):
+    """Lanes of one placement that leave a trace."""
+
+    @property
+    def coordinator(self) -> Any: ...
+    @property
+    def has_draft(self) -> bool: ...
+    @property
+    def overlaps(self) -> bool: ...  # whether draft and target are at work at the same time in pearl
+    @property
+    def measured_gammas(self) -> Sequence[int]: ...  # windows to run: others are interpolated
+    @property
+    def vocab_size(self) -> int: ...  # of the smaller model
+    @property
+    def max_model_len(self) -> int: ...
+    def start(self, strategy: str, request: Request, judge: str) -> int: ...
+    def trace(self) -> list[TraceRow]: ...
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Median step times of one short run."""
+
+    target: dict[int, float]  # tokens in the forward -> seconds of score and verify
+    window: float  # seconds of a window; NaN without a draft
+
+    @classmethod
+    def read(cls, strategy: str, results: Sequence[Any], trace: Sequence[TraceRow]) -> "Sample":
+        rows: dict[int, int] = {}  # round -> tokens that its score fed
+        for result in results:
+            if result.round > 0:
+                rows[result.round] = result.num_judged + 1 if strategy == "sd" else result.pending_before + 1
+        spent: dict[int, float] = dict.fromkeys(rows, 0.0)
+        windows: list[float] = []
+        for row in trace:
+            duration = (row.end_ns - row.begin_ns) * 1e-9
+            if row.round not in rows:
+                continue
+            if row.op in ("score", "verify"):
+                spent[row.round] += duration
+            elif row.op == "draft":
+                windows.append(duration)
+        by_rows: dict[int, list[float]] = {}
+        for number, count in rows.items():
+            by_rows.setdefault(count, []).append(spent[number])
+        # The first round of a run still warms caches up.
+        target = {count: statistics.median(times[1:] or times) for count, times in by_rows.items()}
+        return cls(target, statistics.median(windows[1:] or windows) if windows else math.nan)
+
+
+def sample_of(lanes: TimedLanes, strategy: str, gamma: int, rounds: int) -> Sample:
+    prompt = [(7 * i + 1) % lanes.vocab_size for i in range(min(16, lanes.max_model_len // 4 or 1))]
+    limit = lanes.max_model_len - len(prompt)
+    lanes.start(strategy, Request(prompt, gamma=gamma, max_tokens=limit, ignore_eos=True), "rejection")
+    results: list[Any] = []
+    while len(results) <= rounds:
+        more = lanes.coordinator.next(POLL_MS, rounds + 1)
+        if more is None:
+            break
+        results += more
+    lanes.coordinator.stop()
+    while lanes.coordinator.next(0) is not None:
+        pass
+    if results and results[-1].finish_reason == "error":
+        raise NumericsError(results[-1].error)
+    return Sample.read(strategy, results, lanes.trace())
+
+
+def measure(lanes: TimedLanes) -> StepTimes:
+    """Runs a few rounds of each program on a made-up prompt -> the median times of their steps."""
+    target = dict(sample_of(lanes, "ar", 0, 4).target)
+    rounds = min(12, max(3, int(0.05 / target[1])))
+    target |= sample_of(lanes, "ar", 0, rounds).target
+    if not lanes.has_draft:
+        return StepTimes(target)
+    window: dict[int, float] = {}
+    for gamma in lanes.measured_gammas:
+        sample = sample_of(lanes, "sd", gamma, rounds)
+        target = sample.target | target
+        window[gamma] = sample.window
+    target = dict(sorted(target.items()))
+    if not lanes.overlaps:
+        return StepTimes(target, window)
+    beside_target: dict[int, float] = {}
+    beside_window: dict[int, float] = {}
+    for gamma in lanes.measured_gammas:
+        sample = sample_of(lanes, "pearl", gamma, rounds)
+        beside_target |= sample.target
+        beside_window[gamma] = sample.window
+    # A draft that is never right shows only scores of one token: the others slow down alike.
+    slowdown = statistics.median(t / seconds(target, rows) for rows, t in beside_target.items())
+    beside_target = {rows: t * slowdown for rows, t in target.items()} | beside_target
+    return StepTimes(target, window, beside_target, beside_window)

@@ -1,0 +1,171 @@
+"""From what a caller passes as prompts to token ids that can run, and the request made of them.
+
+Knows a tokenizer only by its encode(). Nothing here touches a lane: a refused request has cost nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pearl_rt.errors import RequestError
+from pearl_rt.types.sampling_params import SamplingParams, token_ids
+
+# Parameters that change logits: at every temperature, and above 0 only.
+SHAPING = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens")
+FILTERS = ("top_k", "top_p", "min_p")
+
+
+class Encoder(Protocol):
+    """The part of a tokenizer that prompts need."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sequence to generate, as every coordinator takes it: `_C.Request` has the same names."""
+
+    prompt_ids: Sequence[int]
+    gamma: int = 0  # drafts per window
+    temperature: float = 0.0  # 0 is greedy
+    seed: int = 0
+    max_tokens: int = 128
+    eos_ids: Sequence[int] = ()
+    stop_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Sequence[tuple[int, float]] = ()
+    min_tokens: int = 0
+    num_logprobs: int = -1  # likeliest tokens told with each token; -1: nothing
+    adapts: bool = False  # its windows follow the run's table too, where lanes have one; else its own gamma
+
+    def total_len(self, capacity: int) -> int:
+        """Tokens of prompt and answer at most, where a sequence has room for `capacity`."""
+        return min(len(self.prompt_ids) + self.max_tokens, capacity)
+
+    def asked(self) -> list[str]:
+        """What this request does beyond temperature, seed and limits, by the names of its parameters."""
+        looked_at = (*SHAPING, *(FILTERS if self.temperature > 0 else ()))
+        names = [name for name in looked_at if getattr(self, name) != getattr(Request, name)]
+        return names + (["logprobs"] if self.num_logprobs >= 0 else [])
+
+    @classmethod
+    def of(
+        cls, prompt_ids: Sequence[int], gamma: int, params: SamplingParams, eos_ids: Sequence[int], limit: int
+    ) -> "Request":
+        """One answer (of n, the caller's to tell apart) to a prompt. limit: on tokens, as max_tokens is."""
+        assert params.seed is not None
+        return cls(
+            prompt_ids,
+            gamma,
+            params.temperature,
+            params.seed,
+            limit if params.max_tokens is None else min(params.max_tokens, limit),
+            eos_ids,
+            params.stop_token_ids,
+            params.ignore_eos,
+            params.top_k,
+            params.top_p,
+            params.min_p,
+            params.repetition_penalty,
+            params.presence_penalty,
+            params.frequency_penalty,
+            tuple(params.logit_bias.items()),
+            min(params.min_tokens, limit),
+            -1 if params.logprobs is None else params.logprobs,
+        )
+
+
+def check_stop_ids(request: Request, most: int) -> None:
+    """Raises RequestError for more end-of-text and stop ids than a lane of a device has room for."""
+    num_stops = len(request.stop_ids) + (0 if request.ignore_eos else len(request.eos_ids))
+    if num_stops > most:
+        raise RequestError(f"{num_stops} end-of-text and stop ids; this lane takes {most}: pass fewer")
+
+
+def check_plain(request: Request) -> None:
+    """Raises RequestError for what only an engine does with a request."""
+    if refused := request.asked():
+        raise RequestError(
+            f"{', '.join(refused)}: not to be had from a pair's calls; leave out, or use an Engine"
+        )
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt that fits: its text if it was given as text, and its ids."""
+
+    text: str | None
+    token_ids: tuple[int, ...]
+
+
+def prompt_list(prompts: Any) -> list[Any]:
+    """One prompt (a text, or a list of ids) or a list of prompts -> a list of prompts."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, (list, tuple)):
+        raise RequestError(
+            f"a prompt is a text or a list of token ids, got {type(prompts).__name__}: pass a str, a list "
+            f"of int, "
+            "or a list of either"
+        )
+    if not prompts:
+        raise RequestError("the prompt is empty: give at least one token, or a list of prompts")
+    if any(isinstance(item, (str, list, tuple)) for item in prompts):
+        return list(prompts)
+    return [prompts]
+
+
+def check_params(params: SamplingParams, encoder: Encoder | None, vocab_size: int) -> None:
+    """Raises RequestError for ids that the vocabulary has not got, and for stop strings without a
+    tokenizer.
+    """
+    for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", tuple(params.logit_bias))):
+        for token_id in ids:
+            if token_id >= vocab_size:
+                raise RequestError(
+                    f"{name} has {token_id}, out of range: the vocabulary has {vocab_size} ids"
+                )
+    if params.stop and encoder is None:
+        raise RequestError(
+            f"this engine has no tokenizer to find stop {params.stop[0]!r} with: pass stop_token_ids"
+        )
+
+
+def prepare_prompt(prompt: Any, encoder: Encoder | None, vocab_size: int, max_model_len: int) -> Prompt:
+    """Checks one prompt, and encodes it if it is text. Raises RequestError, which names the value and the way
+    out.
+    """
+    text = prompt if isinstance(prompt, str) else None
+    if text is None:
+        if not isinstance(prompt, (list, tuple)):
+            raise RequestError(f"a prompt is a text or a list of token ids, got {prompt!r} among the prompts")
+        ids = token_ids("prompt", prompt)
+    elif encoder is None:
+        raise RequestError(f"this engine has no tokenizer for the text {text[:40]!r}: pass token ids")
+    else:
+        ids = tuple(encoder.encode(text)) if text else ()
+    if not ids:
+        raise RequestError(f"the prompt {prompt!r} is empty: give at least one token")
+    for place, token_id in enumerate(ids):
+        if token_id >= vocab_size:
+            raise RequestError(
+                f"prompt[{place}] is {token_id}, out of range: the vocabulary has ids 0 to {vocab_size - 1}"
+            )
+    if len(ids) > max_model_len:
+        raise RequestError(
+            f"the prompt has {len(ids)} tokens, more than max_model_len {max_model_len}: shorten it, or "
+            f"build the "
+            "engine with a larger max_model_len"
+        )
+    if len(ids) == max_model_len:
+        raise RequestError(
+            f"the prompt has {len(ids)} tokens, which leaves no room to generate within max_model_len "
+            f"{max_model_len}: shorten it, or build the engine with a larger max_model_len"
+        )
+    return Prompt(text, ids)

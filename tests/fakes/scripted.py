@@ -1,0 +1,137 @@
+"""Scripted executors behind the real coordinator, and the pure rule over the same scripts."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pearl_rt import _C
+from pearl_rt.reference.judge import ReferenceJudge
+from pearl_rt.reference.round import Limits, RoundResult, decode
+from pearl_rt.strategy.program import Program, program
+
+TIMEOUT_MS = 20_000
+VOCAB = 12
+CAPACITY = 64
+
+Logits = Callable[[Sequence[int]], np.ndarray]
+
+
+def logits_after(**script: Any) -> Logits:
+    """prefix -> the logits that this script puts after it; ids that it lacks read as its last one."""
+    executor = _C.ScriptedExecutor(vocab_size=script.pop("vocab_size", VOCAB), max_model_len=256, **script)
+    known: dict[tuple[int, ...], np.ndarray] = {}
+
+    def after(prefix: Sequence[int]) -> np.ndarray:
+        key = tuple(min(token, executor.vocab_size - 1) for token in prefix)
+        if key not in known:
+            known[key] = executor.forward(0, list(key), 0, 1)[0][:VOCAB]
+        return known[key]
+
+    return after
+
+
+def expected_rounds(
+    strategy: str, target: Logits, draft: Logits, request: dict[str, Any], judge: str = "coupled"
+) -> list[RoundResult]:
+    """What the rule says of a request, given as the arguments of _C.Request."""
+    prompt = request["prompt_ids"]
+    stops = {*request.get("stop_ids", ()), *request.get("eos_ids", ())}
+    limits = Limits(min(len(prompt) + request["max_tokens"], CAPACITY), stops)
+    reference = ReferenceJudge(judge, request.get("temperature", 0.0), request.get("seed", 0))
+    return decode(target, draft, prompt, strategy, request["gamma"], limits, reference)
+
+
+@dataclass
+class Bench:
+    """One coordinator over two scripted executors."""
+
+    coordinator: Any
+    target: Any
+    draft: Any
+    placement: str
+
+    @classmethod
+    def build(
+        cls,
+        placement: str = "split",
+        *,
+        target: dict[str, Any] | None = None,
+        draft: dict[str, Any] | None = None,
+        num_slots: int = 1,
+        gamma_max: int = 8,
+        ring_capacity: int = 1024,
+        spin_us: int = 100,
+        capacity: int = CAPACITY,
+        num_blocks: int | None = None,
+        block_size: int | None = None,
+    ) -> "Bench":
+        """target, draft: arguments of their scripts. num_blocks, block_size: of both KV caches."""
+        shape = {"vocab_size": VOCAB, "max_model_len": capacity, "num_slots": num_slots}
+        shape |= {"num_blocks": num_blocks or 0, "block_size": block_size or 0}
+        target_executor = _C.ScriptedExecutor(**{**shape, **(target or {})})
+        draft_executor = _C.ScriptedExecutor(**{**shape, **(draft or {})})
+        device = _C.Device([], spin_us)
+        draft_device = device if placement == "shared" else _C.Device([], spin_us)
+        coordinator = _C.Coordinator(
+            [
+                _C.CpuLane("target", target_executor, device),
+                _C.CpuLane("draft", draft_executor, draft_device),
+            ],
+            num_slots=num_slots,
+            gamma_max=gamma_max,
+            capacity=capacity,
+            vocab_size=target_executor.vocab_size,
+            draft_vocab_size=draft_executor.vocab_size,
+            ring_capacity=ring_capacity,
+            num_blocks=num_blocks,
+        )
+        return cls(coordinator, target_executor, draft_executor, placement)
+
+    def start(self, strategy: str | Program, *requests: Any, judge: str = "coupled") -> None:
+        """Starts one request per slot."""
+        chosen = program(strategy, self.placement) if isinstance(strategy, str) else strategy
+        self.coordinator.start(chosen, list(requests), judge)
+
+    def finish(self) -> list[Any]:
+        """All results to the end of the run; fails if the lanes fall silent."""
+        results: list[Any] = []
+        while (more := self.coordinator.next(TIMEOUT_MS)) is not None:
+            assert more, f"the lanes were silent for {TIMEOUT_MS} ms after {len(results)} results"
+            results += more
+        return results
+
+    def run(self, strategy: str | Program, *requests: Any, judge: str = "coupled") -> list[Any]:
+        """start and finish."""
+        self.start(strategy, *requests, judge=judge)
+        return self.finish()
+
+
+def rounds_of(results: Iterable[Any], slot: int = 0) -> list[RoundResult]:
+    """Results as the rule writes them."""
+    return [
+        RoundResult(tuple(r.token_ids), r.accept_len, r.num_judged, r.pending_before, r.finish_reason)
+        for r in results
+        if r.slot == slot
+    ]
+
+
+def tokens_of(results: Iterable[Any], slot: int = 0) -> list[int]:
+    """The answer of one sequence."""
+    return [token for r in results if r.slot == slot for token in r.token_ids]
+
+
+def num_threads() -> int:
+    """Of this process, those included that are just ending."""
+    return len(os.listdir("/proc/self/task"))
+
+
+def threads_end_at(most: int) -> bool:
+    """Whether no more threads than that stay: one that was joined may be listed a moment longer."""
+    deadline = time.monotonic() + 60
+    while num_threads() > most and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return num_threads() <= most

@@ -1,0 +1,129 @@
+"""What the documents say is run: README's commands and its ten lines, and DESIGN's map against the tree."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import signal
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text()
+DESIGN = (ROOT / "DESIGN.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """The fenced blocks of that language, in order."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+def commands() -> list[str]:
+    """Each shell line of README, without its comment."""
+    lines = [line.split("  #")[0].strip() for block in blocks(README, "bash") for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(argv, cwd=ROOT, env=env, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("make")])
+def test_readme_make_targets_exist(command: str) -> None:
+    target = shlex.split(command)[1]
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.M), command
+
+
+MODULES = [c for c in commands() if c.startswith("python -m")]
+
+
+@pytest.mark.parametrize("command", [c for c in MODULES if " serve " not in c])
+def test_readme_module_commands_run(command: str) -> None:
+    result = run([sys.executable, *shlex.split(command)[1:]])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+
+
+@pytest.mark.parametrize("command", [c for c in MODULES if " serve " in c])
+def test_readme_servers_start_and_stop(command: str) -> None:
+    argv = [sys.executable, *shlex.split(command)[1:], "--port", "0"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(argv, cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    said = next((line for line in process.stderr if "/v1; Ctrl-C stops" in line), "")
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 0, said
+    process.stderr.close()
+    assert "http://127.0.0.1:" in said
+
+
+@cache
+def help_of(script: str) -> str:
+    return run([sys.executable, script, "--help"]).stdout
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python bench")])
+def test_readme_bench_flags_are_known(command: str) -> None:
+    _, script, *words = shlex.split(command)
+    flags = [word for word in words if word.startswith("--")]
+    assert flags and all(re.search(rf"{flag}(?![\w-])", help_of(script)) for flag in flags), command
+
+
+def test_readme_ten_lines_run() -> None:
+    code = "\n".join(blocks(README, "python"))
+    result = run([sys.executable, "-c", code])
+    assert result.returncode == 0, result.stderr
+    assert "'strategy'" in result.stdout  # stats(), the last line
+
+
+EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.py")) if "def main" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
+def test_examples_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = run([sys.executable, str(path), "models/target", "models/draft"])
+    assert result.returncode == 0, result.stderr
+    assert result.stdout
+    needs_gpu = "cuda.is_available" in path.read_text()
+    assert ("no GPU:" in result.stdout) == (needs_gpu and not torch.cuda.is_available())
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    monkeypatch.syspath_prepend(path.parent)
+    with pytest.raises(SystemExit, match="TARGET DRAFT"):
+        runpy.run_path(str(path), run_name="__main__")
+
+
+def test_the_example_of_a_loop_is_short() -> None:
+    assert len((ROOT / "examples" / "serial_loop.py").read_text().splitlines()) <= 40
+
+
+def test_low_level_page_runs_as_one_program() -> None:
+    code = "\n".join(blocks((ROOT / "docs" / "low_level.md").read_text(), "python"))
+    result = run([sys.executable, "-c", code])
+    assert result.returncode == 0, result.stderr
+
+
+def test_readme_names_files_that_exist() -> None:
+    named = re.findall(r"`((?:pearl_rt|csrc|docs|bench|models)/[\w./-]+)`", README)
+    assert len(named) > 8
+    missing = [name for name in named if not (ROOT / name).exists()]
+    assert not missing, missing
+
+
+def test_design_map_has_every_file() -> None:
+    """One sentence per source file, and no sentence about a file that is gone."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    if not tracked:
+        pytest.fail("git ls-files names nothing: the tests run in a checkout")
+    rooms = ("csrc/", "pearl_rt/", "kernels/", "bench/", "examples/")
+    sources = [f for f in tracked if f.startswith(rooms) and f.endswith((".py", ".cpp", ".h"))]
+    stems = {re.sub(r"\.(py|cpp|h)$", "", f) for f in sources if not f.endswith("__init__.py")}
+    mapped = set(re.findall(r"^\| `([\w/]+)` \|", DESIGN, re.M))
+    assert mapped == stems, f"not in the map: {sorted(stems - mapped)}; gone: {sorted(mapped - stems)}"

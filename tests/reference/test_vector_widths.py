@@ -1,0 +1,62 @@
+"""Sampling and judging give the same bits whatever the width of the vectors, the optimisation, or none."""
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPILER = os.environ.get("CXX", "c++")
+BUILDS = {
+    "as shipped": ["-O3"],
+    "baseline": ["-O3", "-DPEARL_NO_CLONES"],
+    "avx2": ["-O3", "-DPEARL_NO_CLONES", "-mavx2", "-mfma"],
+    "avx512": ["-O3", "-DPEARL_NO_CLONES", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma"],
+    "native": ["-O2", "-DPEARL_NO_CLONES", "-march=native"],
+}
+UNOPTIMISED = "O0"
+SOURCES = ("sampling", "judge", "filters", "transform", "logprobs")
+NEEDS = {"avx2": "avx2", "avx512": "avx512vl"}  # flags of /proc/cpuinfo
+
+
+def missing(name: str) -> bool:
+    """Whether this machine cannot run that build."""
+    cpu = Path("/proc/cpuinfo")
+    return name in NEEDS and (platform.machine() != "x86_64" or NEEDS[name] not in cpu.read_text())
+
+
+def outcome(flags: list[str], folder: Path) -> str:
+    """Builds and runs tests/fakes/vector_widths.cpp -> the hash that it prints."""
+    sources = [
+        ROOT / "tests" / "fakes" / "vector_widths.cpp",
+        *(path for name in SOURCES for path in (ROOT / "csrc").rglob(f"{name}.cpp")),
+    ]
+    program = folder / "widths"
+    always = ["-std=c++20", "-fno-math-errno", "-ffp-contract=off", f"-I{ROOT / 'csrc'}"]
+    subprocess.run([COMPILER, *always, *flags, *sources, "-o", program], check=True)
+    return subprocess.run([program], check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[str]]]:
+    """Of every build that can run here, as many at a time as there are cores."""
+    flags = {UNOPTIMISED: ["-O0", "-DPEARL_NO_CLONES"], **BUILDS}
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        yield {
+            name: pool.submit(outcome, flags[name], tmp_path_factory.mktemp("build"))
+            for name in flags
+            if not missing(name)
+        }
+
+
+@pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler here")
+@pytest.mark.parametrize("name", BUILDS)
+def test_same_bits(name: str, outcomes: dict[str, Future[str]]) -> None:
+    if missing(name):
+        pytest.skip(f"this machine has no {name}")
+    assert outcomes[name].result() == outcomes[UNOPTIMISED].result()
