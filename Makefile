@@ -23,7 +23,7 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 endif
 
-PATHS = pearl_rt bench tests kernels examples setup.py
+PATHS = pearl_rt recipes bench tests kernels examples setup.py
 CPP = tests/cuda_handles.cpp tests/driver_api_check.cpp $(shell find csrc tests/fakes -name '*.cpp' -o -name '*.h')
 CLANG_FORMAT = $(firstword $(wildcard $(dir $(PY))clang-format) clang-format)
 RUN = PYTHONPATH=$(CURDIR) $(PY)

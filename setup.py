@@ -86,7 +86,6 @@ setup(
         "pearl_rt.kernels.reference",
         "pearl_rt.models",
         "pearl_rt.serve",
-        "pearl_rt.train",
     ],
     package_dir={"pearl_rt.kernels": "kernels"},
     ext_modules=[Extension("pearl_rt._C", sources=[])],

@@ -122,7 +122,7 @@ def test_design_map_has_every_file() -> None:
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
     if not tracked:
         pytest.fail("git ls-files names nothing: the tests run in a checkout")
-    rooms = ("csrc/", "pearl_rt/", "kernels/", "bench/", "examples/")
+    rooms = ("csrc/", "pearl_rt/", "kernels/", "recipes/", "bench/", "examples/")
     sources = [f for f in tracked if f.startswith(rooms) and f.endswith((".py", ".cpp", ".h"))]
     stems = {re.sub(r"\.(py|cpp|h)$", "", f) for f in sources if not f.endswith("__init__.py")}
     mapped = set(re.findall(r"^\| `([\w/]+)` \|", DESIGN, re.M))
