@@ -1,4 +1,4 @@
-"""What is released: a source distribution with all that the build reads, and a wheel made of it that writes text."""
+"""What is released: a source distribution with all that the build reads, and its wheel, which writes text."""
 
 from __future__ import annotations
 
