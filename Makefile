@@ -1,4 +1,5 @@
-# make latency | make test | make exactness | make schedules | make soak | make check | make sanitize: each sets up what it needs.
+# make latency | make test | make test-all | make check | make docs: each sets up what it needs; so do
+# make exactness | make schedules | make soak | make sanitize, which take longer.
 #   make test PYTHON=python3 VENV=     use the installed Python, torch and build tools; no network
 #   make gpu [RESULTS_DIR=DIR]         with a GPU: builds, tests and measures with what is installed; no network
 #   make gpu-latency                   with a GPU: equal tokens, batches and the main job in full, 20 minutes
@@ -9,7 +10,7 @@ PYTHON ?= python3
 endif
 RESULTS_DIR ?= bench/results
 VENV ?= .venv
-PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3))
 TORCH = 2.13.0
 TRITON = 3.6.0
 # A machine without an NVIDIA GPU takes the CPU wheel: from the configured index if it has one, else from PyTorch's.
@@ -18,23 +19,30 @@ CPU_INDEX = https://download.pytorch.org/whl/cpu
 ifeq ($(strip $(VENV)),)
 PY := $(PYTHON)
 READY := build/.checked
+DOCS := $(PYTHON)
 else
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
+DOCS := $(VENV)-docs/bin/python
+DOCS_READY := $(VENV)-docs/.ready
 endif
 
-PATHS = pearl_rt bench tests kernels examples setup.py
+PATHS = pearl_rt recipes bench tests kernels examples docs setup.py
 CPP = $(shell find csrc tests/fakes -name '*.cpp' -o -name '*.h')
 CLANG_FORMAT = $(firstword $(wildcard $(dir $(PY))clang-format) clang-format)
 RUN = PYTHONPATH=$(CURDIR) $(PY)
 
-.PHONY: latency test exactness schedules soak check sanitize gpu gpu-latency build clean
+.PHONY: latency test test-all exactness schedules soak check sanitize map docs gpu gpu-latency build clean
 .DELETE_ON_ERROR:
 
 latency: build
 	$(RUN) bench/latency.py $(ARGS)
 
+# What a change is tried with: all tests but those that are marked slow.
 test: build
+	$(RUN) -m pytest -m "not slow" $(ARGS)
+
+test-all: build
 	$(RUN) -m pytest $(ARGS)
 
 # The long form of tests/exactness: a thousand random cases of each kind.
@@ -63,6 +71,14 @@ pearl_rt/kernels:
 sanitize: $(READY)
 	$(PY) tests/sanitize.py $(ARGS)
 
+# docs/map.md, from the first sentence of each source file.
+map:
+	$(PYTHON) docs/make_map.py
+
+# The site, in build/site. mkdocs has an environment of its own: it reads our sources and imports none of them.
+docs: $(DOCS_READY)
+	NO_MKDOCS_2_WARNING=1 $(DOCS) -m mkdocs build -q --strict --site-dir build/site
+
 # No prerequisites: the first thing asked is whether there is a GPU, and the build is a part like the others.
 gpu gpu-latency:
 	@$(PY) -c "import torch, triton" || { echo "make $@ uses what $(PYTHON) has installed: torch and triton"; exit 2; }
@@ -88,6 +104,11 @@ $(VENV)/.ready: requirements-dev.txt Makefile
 	fi
 	$(PY) -m pip install -q -r requirements-dev.txt
 	@$(PY) -c "import triton" 2>/dev/null || $(PY) -m pip install -q triton==$(TRITON)  # torch's CPU wheel has none
+	touch $@
+
+$(DOCS_READY): docs/requirements.txt
+	$(PYTHON) -m venv $(VENV)-docs
+	$(DOCS) -m pip install -q -r docs/requirements.txt
 	touch $@
 endif
 

@@ -1,20 +1,20 @@
 """The shapes of real Llama-family models, by size: what decides speed, without the weights.
 
-Knows nothing of weights. Sources are the published config.json files, except 0.01m, 8m, 51m, 88m and 127m,
-which are ours: 88m is the shape that the speed lines of this project are stated for, 8m a thin draft for it,
-and 0.01m is for Triton's interpreter, in which even that takes a third of a second a pass. 127m has four
-layers with the heads of an 8B, four queries to a key, 51m the first four layers of 135m: what is compared bit
-for bit on a GPU is compared on them. Every shape is
-used with an untied head, because a planted pair (see pairs.py) needs one; a decode step reads the same
-bytes either way, since of a tied matrix it reads all of it once, as the head, and of an embedding one row.
+Knows nothing of weights. Shapes come from pearl_rt.kernels.shapes, except 0.01m, 8m, 51m and 127m, which only
+the benchmarks use: 8m is a thin draft for 88m, and 0.01m is for Triton's interpreter, in which even that
+takes a third of a second a pass. 127m has four layers with the heads of an 8B, four queries to a key, 51m
+the first four layers of 135m: what is compared bit for bit on a GPU is compared on them. Every shape is used
+with an untied head, because a planted pair (see pairs.py) needs one; a decode step reads the same bytes
+either way, since of a tied matrix it reads all of it once, as the head, and of an embedding one row.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from pearl_rt.errors import ConfigError
+from pearl_rt.kernels.shapes import MODELS, ModelShape
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,14 @@ class Shape:
     vocab_size: int
     rope_theta: float = 10000.0
     max_position_embeddings: int = 2048
+
+    @classmethod
+    def of(cls, model: ModelShape) -> Self:
+        """The shape of a model that kernels know; its heads share out the hidden size."""
+        return cls(
+            *(model.hidden, model.intermediate, model.layers, model.heads, model.kv_heads, model.vocab),
+            rope_theta=model.rope_theta,
+        )
 
     @property
     def num_params(self) -> int:
@@ -68,15 +76,8 @@ class Shape:
 SHAPES = {
     "8m": Shape(256, 1024, 4, 4, 2, 8192),
     "51m": Shape(576, 1536, 4, 9, 3, 32000),
-    "68m": Shape(768, 3072, 2, 12, 12, 32000),
-    "88m": Shape(768, 2048, 12, 12, 4, 8192),
     "127m": Shape(1024, 4096, 4, 8, 2, 32000),
-    "135m": Shape(576, 1536, 30, 9, 3, 49152),
-    "1b": Shape(2048, 8192, 16, 32, 8, 128256, rope_theta=500000.0),
-    "1.1b": Shape(2048, 5632, 22, 32, 4, 32000),
-    "7b": Shape(4096, 11008, 32, 32, 32, 32000),
-    "8b": Shape(4096, 14336, 32, 32, 8, 128256, rope_theta=500000.0),
-    "13b": Shape(5120, 13824, 40, 40, 40, 32000),
+    **{name: Shape.of(model) for name, model in MODELS.items()},
     "0.01m": Shape(32, 64, 1, 2, 1, 96),
 }
 

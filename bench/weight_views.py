@@ -46,8 +46,8 @@ def weight_views(config: ModelConfig, weights: Any) -> dict[str, torch.Tensor]:
 
 
 def torch_model(config: ModelConfig, views: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """The model in plain torch (pearl_rt.train.llama) over that memory."""
-    from pearl_rt.train.llama import LlamaForCausalLM
+    """The model in plain torch (recipes.train.llama) over that memory."""
+    from recipes.train.llama import LlamaForCausalLM
 
     with torch.device("meta"):
         model = LlamaForCausalLM(config)

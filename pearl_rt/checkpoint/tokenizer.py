@@ -114,7 +114,7 @@ class Tokenizer:
         raise ConfigError(
             f"the draft's tokenizer differs from the target's in {len(differing)} of {len(mine)} ids, first "
             f"in {first}: {mine.get(first)!r} for the target, {theirs.get(first)!r} for the draft. Take a "
-            "draft of the target's family, or distil one with `python -m pearl_rt.train`"
+            "draft of the target's family, or distil one: `python -m recipes.train`, in a checkout"
         )
 
     def _tokens(self) -> dict[int, str]:

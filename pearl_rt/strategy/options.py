@@ -179,7 +179,7 @@ def check_vocabularies(
         raise ConfigError(
             f"the draft has a vocabulary of {draft.vocab_size}, the target one of {target.vocab_size}: take "
             f"a draft "
-            "of the same family, or distil one with `python -m pearl_rt.train`"
+            "of the same family, or distil one: `python -m recipes.train`, in a checkout"
         )
 
 

@@ -1,4 +1,4 @@
-"""What the documents say is run: README's commands and its ten lines, and DESIGN's map against the tree."""
+"""What the documents say is run: README and the site's first page, and the map against the tree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-DESIGN = (ROOT / "DESIGN.md").read_text()
+INDEX = (ROOT / "docs" / "index.md").read_text()
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -26,9 +26,10 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Each shell line of README, without its comment."""
-    lines = [line.split("  #")[0].strip() for block in blocks(README, "bash") for line in block.splitlines()]
-    return [line for line in lines if line]
+    """Each shell line of README and of the site's first page, once, without its comment."""
+    shown = [*blocks(README, "bash"), *blocks(INDEX, "bash")]
+    lines = [line.split("  #")[0].strip() for block in shown for line in block.splitlines()]
+    return list(dict.fromkeys(line for line in lines if line))
 
 
 def run(argv: list[str]) -> subprocess.CompletedProcess[str]:
@@ -77,8 +78,9 @@ def test_readme_bench_flags_are_known(command: str) -> None:
     assert flags and all(re.search(rf"{flag}(?![\w-])", help_of(script)) for flag in flags), command
 
 
-def test_readme_ten_lines_run() -> None:
-    code = "\n".join(blocks(README, "python"))
+@pytest.mark.parametrize("page", [README, INDEX], ids=["README", "index"])
+def test_ten_lines_run(page: str) -> None:
+    code = "\n".join(blocks(page, "python"))
     result = run([sys.executable, "-c", code])
     assert result.returncode == 0, result.stderr
     assert "'strategy'" in result.stdout  # stats(), the last line
@@ -117,13 +119,6 @@ def test_readme_names_files_that_exist() -> None:
     assert not missing, missing
 
 
-def test_design_map_has_every_file() -> None:
-    """One sentence per source file, and no sentence about a file that is gone."""
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    if not tracked:
-        pytest.fail("git ls-files names nothing: the tests run in a checkout")
-    rooms = ("csrc/", "pearl_rt/", "kernels/", "bench/", "examples/")
-    sources = [f for f in tracked if f.startswith(rooms) and f.endswith((".py", ".cpp", ".h"))]
-    stems = {re.sub(r"\.(py|cpp|h)$", "", f) for f in sources if not f.endswith("__init__.py")}
-    mapped = set(re.findall(r"^\| `([\w/]+)` \|", DESIGN, re.M))
-    assert mapped == stems, f"not in the map: {sorted(stems - mapped)}; gone: {sorted(mapped - stems)}"
+def test_map_is_what_the_files_say_of_themselves() -> None:
+    result = run([sys.executable, "docs/make_map.py", "--check"])
+    assert result.returncode == 0, result.stderr

@@ -1,36 +1,81 @@
-"""A built wheel imports away from the checkout, with the kernels under their own name."""
+"""What is released: a source distribution with all that the build reads, and its wheel, which writes text."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
+import venv
 import zipfile
 from pathlib import Path
 
+import pytest
+
+import pearl_rt
+
 ROOT = Path(__file__).resolve().parents[2]
+ELSEWHERE = ("models", "bench", "tests", "recipes", "docs", "examples")  # what a checkout has, and no release
 
 
-def test_wheel_imports_elsewhere(tmp_path: Path) -> None:
-    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*build, "-w", str(tmp_path), str(ROOT)], check=True, timeout=280)
+def run(argv: list[str | Path], cwd: Path, timeout: int = 280) -> str:
+    """What the command prints; nothing of a checkout is on its path."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    result = subprocess.run(argv, cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+    assert result.returncode == 0, result.stderr + result.stdout
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The source distribution of the tracked files as they are now: what git does not know is not there."""
+    work = tmp_path_factory.mktemp("sdist")
+    for name in run(["git", "ls-files", "-z"], ROOT).split("\0"):
+        if (ROOT / name).is_file() and not name.startswith(("models/", "bench/results/")):
+            (work / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, work / "tree" / name)
+    run([sys.executable, "setup.py", "-q", "sdist", "--dist-dir", work / "dist"], work / "tree")
+    [archive] = (work / "dist").glob("pearl_rt-*.tar.gz")
+    return archive
+
+
+def test_sdist_has_what_the_build_reads(sdist: Path) -> None:
+    root = sdist.name.removesuffix(".tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.removeprefix(f"{root}/") for name in archive.getnames()}
+    for room in ("csrc", "pearl_rt", "kernels"):
+        tracked = run(["git", "ls-files", room], ROOT).split()
+        assert tracked and not {name for name in tracked if (ROOT / name).exists()} - names
+    assert names >= {"CMakeLists.txt", "pyproject.toml", "setup.py", "README.md", "LICENSE"}
+    assert not [name for name in names if name.startswith(tuple(f"{room}/" for room in ELSEWHERE))]
+
+
+def test_release_has_the_version_of_the_package(sdist: Path) -> None:
+    assert sdist.name == f"pearl_rt-{pearl_rt.__version__}.tar.gz"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_wheel_of_the_sdist_writes_text_elsewhere(sdist: Path, tmp_path: Path) -> None:
+    """Compiles everything once more, as whoever installs it does, and installs it where nothing else is."""
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path]
+    run([*build, sdist], tmp_path, timeout=800)
     [wheel] = tmp_path.glob("pearl_rt-*.whl")
-    site = tmp_path / "site"
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(site)
-        names = archive.namelist()
-    assert "pearl_rt/kernels/__init__.py" in names
-    assert not [n for n in names if n.startswith(("kernels/", "tests/", "bench/", "models/"))]
-    code = (
-        "import pearl_rt, pearl_rt._C, pearl_rt.kernels, pearl_rt.engine;"
-        "print(pearl_rt.__file__, pearl_rt._C.detect_isa())"
-    )
-    # -P and an empty directory: nothing of the checkout is on the path.
-    result = subprocess.run(
-        [sys.executable, "-P", "-c", code],
-        cwd=site,
-        env={"PYTHONPATH": str(site), "PATH": "/usr/bin:/bin"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(str(site))
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {"pearl_rt/kernels/__init__.py", "pearl_rt/py.typed"} <= set(names)
+    assert not [name for name in names if not name.startswith(("pearl_rt/", "pearl_rt-"))]
+
+    venv.create(tmp_path / "fresh", with_pip=False)
+    python = tmp_path / "fresh" / "bin" / "python"
+    [site] = (tmp_path / "fresh").glob("lib/python*/site-packages")
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel]
+    run([*pip], tmp_path)
+    # Dependencies come from where the tests run: their download is not what is tested.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
+    code = "import pearl_rt._C, pearl_rt.kernels; print(pearl_rt.__file__, pearl_rt._C.__file__)"
+    assert all(path.startswith(str(site)) for path in run([python, "-c", code], tmp_path).split())
+    models = ["--target", ROOT / "models/target", "--draft", ROOT / "models/draft"]
+    request = ["--prompt", "def fibonacci(n):\n", "--max-tokens", "16"]
+    assert run([python, "-m", "pearl_rt", "generate", *models, *request], tmp_path).strip()

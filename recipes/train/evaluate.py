@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pearl_rt.train.corpus import Document
-from pearl_rt.train.llama import LlamaForCausalLM
-from pearl_rt.train.sampler import sample_rows
-from pearl_rt.train.session import LOGIT_ROWS, Machine
+from recipes.train.corpus import Document
+from recipes.train.llama import LlamaForCausalLM
+from recipes.train.sampler import sample_rows
+from recipes.train.session import LOGIT_ROWS, Machine
 
 _TEMPERATURES = (1.0, 0.8)
 _ROWS = 8  # sequences in a forward

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pearl_rt.errors import CheckpointError, RequestError
-from pearl_rt.train.corpus import Document
+from recipes.train.corpus import Document
 
 EOS = "<|endoftext|>"  # id 0; ends every document
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
@@ -69,7 +69,7 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(
-            f"{path} does not exist: make one with `python -m pearl_rt.train tokenizer --out {directory}`"
+            f"{path} does not exist: make one with `python -m recipes.train tokenizer --out {directory}`"
         )
     return Tokenizer.from_file(str(path))
 

@@ -8,9 +8,11 @@ import torch
 
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import RequestError
-from pearl_rt.train.llama import LlamaForCausalLM
+from pearl_rt.kernels.shapes import MODELS
+from recipes.train.llama import LlamaForCausalLM
 
-# name -> hidden, intermediate, layers, heads, KV heads; heads are 64 wide
+HEAD_DIM = 64
+# name -> hidden, intermediate, layers, heads, KV heads
 SIZES = {
     "13m": (384, 1024, 7, 6, 2),
     "6m": (384, 1024, 3, 6, 2),
@@ -18,13 +20,16 @@ SIZES = {
     "2m": (192, 512, 3, 3, 1),
     "tiny": (64, 128, 2, 1, 1),
     "30m": (512, 1408, 9, 8, 4),
-    "88m": (768, 2048, 12, 12, 4),
-    "135m": (768, 2048, 20, 12, 4),
+}
+SIZES |= {  # shapes that kernels and benchmarks know too; their heads are 64 wide as well
+    name: (model.hidden, model.intermediate, model.layers, model.heads, model.kv_heads)
+    for name, model in MODELS.items()
+    if name in ("88m", "135m")
 }
 
 
 def sized_config(name: str, vocab_size: int, eos_id: int, max_position_embeddings: int = 2048) -> ModelConfig:
-    """A Llama of the given size, with a tied head. Parameters are counted at a vocabulary of 4096."""
+    """A Llama of the given size, with a tied head. Up to 30m, names count parameters at 4096 tokens."""
     if name not in SIZES:
         raise RequestError(f"--size {name!r} is not known: give one of {', '.join(SIZES)}")
     hidden, intermediate, layers, heads, kv_heads = SIZES[name]
@@ -36,7 +41,7 @@ def sized_config(name: str, vocab_size: int, eos_id: int, max_position_embedding
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=kv_heads,
-        head_dim=64,
+        head_dim=HEAD_DIM,
         rms_norm_eps=1e-5,
         max_position_embeddings=max_position_embeddings,
         tie_word_embeddings=True,

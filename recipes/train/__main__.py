@@ -1,4 +1,4 @@
-"""`python -m pearl_rt.train COMMAND`: tokenizer, prompts, pretrain, prune, distill, evaluate, report.
+"""`python -m recipes.train COMMAND`: tokenizer, prompts, pretrain, prune, distill, evaluate, report.
 
 Every training command can be killed and given again: it goes on. See docs/training.md.
 """
@@ -14,22 +14,22 @@ from typing import Any
 
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import PearlError
-from pearl_rt.train.bpe import save_tokenizer, train_tokenizer
-from pearl_rt.train.card import acceptance_table, plot_curves, read_card, readme, thinned, write_card
-from pearl_rt.train.corpus import STDLIB, read_corpus
-from pearl_rt.train.distill import SOURCES, DistillSettings, distill
-from pearl_rt.train.divergence import DIVERGENCES
-from pearl_rt.train.evaluate import acceptance_report, text_loss
-from pearl_rt.train.export import export
-from pearl_rt.train.heldout import held_out_prompts, write_prompts
-from pearl_rt.train.material import Material, read_material
-from pearl_rt.train.optimizer import Schedule
-from pearl_rt.train.pretrain import PretrainSettings, pretrain
-from pearl_rt.train.prune import best_pruned
-from pearl_rt.train.run import Run
-from pearl_rt.train.session import Machine
-from pearl_rt.train.sizes import SIZES, draft_config, new_model, sized_config
-from pearl_rt.train.stream import PackedStream
+from recipes.train.bpe import save_tokenizer, train_tokenizer
+from recipes.train.card import acceptance_table, plot_curves, read_card, readme, thinned, write_card
+from recipes.train.corpus import STDLIB, read_corpus
+from recipes.train.distill import SOURCES, DistillSettings, distill
+from recipes.train.divergence import DIVERGENCES
+from recipes.train.evaluate import acceptance_report, text_loss
+from recipes.train.export import export
+from recipes.train.heldout import held_out_prompts, write_prompts
+from recipes.train.material import Material, read_material
+from recipes.train.optimizer import Schedule
+from recipes.train.pretrain import PretrainSettings, pretrain
+from recipes.train.prune import best_pruned
+from recipes.train.run import Run
+from recipes.train.session import Machine
+from recipes.train.sizes import SIZES, draft_config, new_model, sized_config
+from recipes.train.stream import PackedStream
 
 
 def _machine(arguments: argparse.Namespace) -> Machine:
@@ -182,7 +182,7 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pearl_rt.train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m recipes.train", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:

@@ -16,33 +16,35 @@ import numpy as np
 import pytest
 import torch
 
+from bench.shapes import SHAPES
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.errors import ConfigError, RequestError
-from pearl_rt.train.__main__ import build_parser, main
-from pearl_rt.train.bpe import save_tokenizer, train_tokenizer
-from pearl_rt.train.card import readme, thinned, write_card
-from pearl_rt.train.corpus import is_held_out, read_corpus
-from pearl_rt.train.distill import SOURCES, DistillSettings, distill
-from pearl_rt.train.divergence import (
+from pearl_rt.kernels.shapes import MODELS
+from recipes.train.__main__ import build_parser, main
+from recipes.train.bpe import save_tokenizer, train_tokenizer
+from recipes.train.card import readme, thinned, write_card
+from recipes.train.corpus import is_held_out, read_corpus
+from recipes.train.distill import SOURCES, DistillSettings, distill
+from recipes.train.divergence import (
     DIVERGENCES,
     forward_kl,
     jensen_shannon,
     reverse_kl,
     total_variation,
 )
-from pearl_rt.train.evaluate import acceptance, held_out_rows, text_loss
-from pearl_rt.train.grow import grown
-from pearl_rt.train.llama import KVCache, LlamaForCausalLM
-from pearl_rt.train.material import Material, read_material
-from pearl_rt.train.optimizer import Schedule
-from pearl_rt.train.pretrain import PretrainSettings, pretrain
-from pearl_rt.train.prune import best_pruned, pruned
-from pearl_rt.train.run import Run
-from pearl_rt.train.sampler import sample_rows
-from pearl_rt.train.session import Machine, cross_entropy
-from pearl_rt.train.sizes import new_model, sized_config
-from pearl_rt.train.stream import PackedStream
+from recipes.train.evaluate import acceptance, held_out_rows, text_loss
+from recipes.train.grow import grown
+from recipes.train.llama import KVCache, LlamaForCausalLM
+from recipes.train.material import Material, read_material
+from recipes.train.optimizer import Schedule
+from recipes.train.pretrain import PretrainSettings, pretrain
+from recipes.train.prune import best_pruned, pruned
+from recipes.train.run import Run
+from recipes.train.sampler import sample_rows
+from recipes.train.session import Machine, cross_entropy
+from recipes.train.sizes import SIZES, new_model, sized_config
+from recipes.train.stream import PackedStream
 
 transformers = pytest.importorskip("transformers")
 
@@ -391,7 +393,7 @@ def settings() -> PretrainSettings:
 def clock() -> Iterator[None]:
     """A run's clock, on which every step takes a second, however long it takes here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pearl_rt.train.run.time", SimpleNamespace(monotonic=count(1.0).__next__))
+        patch.setattr("recipes.train.run.time", SimpleNamespace(monotonic=count(1.0).__next__))
         yield
 
 
@@ -494,12 +496,25 @@ class TestTraining:
             )
 
 
+def test_a_size_has_the_shape_that_kernels_and_benchmarks_know_by_that_name() -> None:
+    assert SIZES.keys() & SHAPES.keys() == {"88m", "135m"}
+    for name in ("88m", "135m"):
+        trained = sized_config(name, SHAPES[name].vocab_size, eos_id=1).to_dict()
+        benched = SHAPES[name].config_dict(SHAPES[name].vocab_size)
+        sizes = [key for key in benched if key.startswith(("hidden_size", "intermediate", "num_", "head_"))]
+        assert len(sizes) == 6
+        assert {key: trained[key] for key in sizes} == {key: benched[key] for key in sizes}
+    smollm = MODELS["135m"]  # the figures of its published config.json
+    assert (smollm.hidden, smollm.intermediate, smollm.layers) == (576, 1536, 30)
+    assert (smollm.heads, smollm.kv_heads, smollm.head_dim, smollm.vocab) == (9, 3, 64, 49152)
+
+
 def documented_commands() -> list[list[str]]:
-    text = (Path(__file__).parent.parent / "docs" / "training.md").read_text().replace("\\\n", " ")
+    text = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text().replace("\\\n", " ")
     lines = [
         line.strip() for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()
     ]
-    starts = ("$T ", "python -m pearl_rt.train ")
+    starts = ("$T ", "python -m recipes.train ")
     return [shlex.split(line[len(start) :]) for start in starts for line in lines if line.startswith(start)]
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pearl_rt.errors import RequestError
-from pearl_rt.train.bpe import EOS, encode_documents, read_tokenizer
-from pearl_rt.train.corpus import Corpus, read_corpus
+from recipes.train.bpe import EOS, encode_documents, read_tokenizer
+from recipes.train.corpus import Corpus, read_corpus
 
 
 @dataclass(frozen=True)

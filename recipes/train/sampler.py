@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pearl_rt.train.llama import KVCache, LlamaForCausalLM
-from pearl_rt.train.session import Machine
+from recipes.train.llama import KVCache, LlamaForCausalLM
+from recipes.train.session import Machine
 
 
 @torch.no_grad()

@@ -15,16 +15,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pearl_rt.errors import ConfigError, RequestError
-from pearl_rt.train.divergence import DIVERGENCES
-from pearl_rt.train.export import export
-from pearl_rt.train.llama import LlamaForCausalLM
-from pearl_rt.train.material import Material
-from pearl_rt.train.optimizer import Optimizers, Schedule
-from pearl_rt.train.pretrain import BAR_FORMAT
-from pearl_rt.train.run import Run
-from pearl_rt.train.sampler import sample_rows
-from pearl_rt.train.session import LOGIT_ROWS, Machine, compile_layers
-from pearl_rt.train.stream import PackedStream
+from recipes.train.divergence import DIVERGENCES
+from recipes.train.export import export
+from recipes.train.llama import LlamaForCausalLM
+from recipes.train.material import Material
+from recipes.train.optimizer import Optimizers, Schedule
+from recipes.train.pretrain import BAR_FORMAT
+from recipes.train.run import Run
+from recipes.train.sampler import sample_rows
+from recipes.train.session import LOGIT_ROWS, Machine, compile_layers
+from recipes.train.stream import PackedStream
 
 SOURCES = ("text", "draft", "target")
 

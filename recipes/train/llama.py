@@ -1,6 +1,6 @@
 """The Llama family in torch, trainable: Llama, Mistral, Qwen2 (biases on q, k, v), Qwen3 (norms on q and k).
 
-The state dict has Hugging Face's names and shapes. This is the model that `pearl_rt.train` trains and samples
+The state dict has Hugging Face's names and shapes. This is the model that `recipes.train` trains and samples
 from; nothing here knows of files, devices, optimisers, or of how a model is run fast.
 """
 

@@ -12,15 +12,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pearl_rt.checkpoint.config import ModelConfig
-from pearl_rt.train.export import export
-from pearl_rt.train.grow import grown
-from pearl_rt.train.llama import LlamaForCausalLM
-from pearl_rt.train.material import Material
-from pearl_rt.train.optimizer import Optimizers, Schedule
-from pearl_rt.train.run import Run
-from pearl_rt.train.session import Machine, compile_layers, cross_entropy
-from pearl_rt.train.sizes import new_model
-from pearl_rt.train.stream import PackedStream
+from recipes.train.export import export
+from recipes.train.grow import grown
+from recipes.train.llama import LlamaForCausalLM
+from recipes.train.material import Material
+from recipes.train.optimizer import Optimizers, Schedule
+from recipes.train.run import Run
+from recipes.train.session import Machine, compile_layers, cross_entropy
+from recipes.train.sizes import new_model
+from recipes.train.stream import PackedStream
 
 BAR_FORMAT = "{l_bar}{bar}| {elapsed}<{remaining} {postfix}"
 

@@ -110,7 +110,7 @@ def readme(card: dict[str, Any]) -> str:
     """The README of a models directory, from its training.json."""
     parts = [
         "# The pair\n\nA target and a draft of the Llama architecture, trained with "
-        "`python -m pearl_rt.train` (the commands are in docs/training.md) "
+        "`python -m recipes.train` (the commands are in docs/training.md) "
         "on the source of Python's standard library, which is under "
         "the [PSF licence](https://docs.python.org/3/license.html). Weights are bf16. "
         "`heldout/prompts.jsonl` holds prompts from files that no training stage read. "
