@@ -15,7 +15,7 @@ from pearl_rt.sampling_params import integer
 from pearl_rt.tokenizer import Tokenizer
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "interpret")
-CAPTURED_FORMS = ("events", "graph", "while")
+CAPTURED_FORMS = ("events", "graph")
 FORMS = (*CAPTURED_FORMS, "eager")
 JUDGES = ("rejection", "coupled")
 MIN_MODEL_LEN = 8

@@ -253,10 +253,6 @@ class FakeCuda:
             ctypes.c_uint64(graph), self.kernel(callback), None, nodes, ctypes.c_size_t(len(after))
         )
 
-    def add_event(self, graph: int) -> None:
-        """What a capture leaves of an event of somebody else's: no body of a conditional node may hold it."""
-        self._library.fake_graph_add_event(ctypes.c_uint64(graph))
-
     def destroy_exec(self, graph_exec: int) -> None:
         self._library.fake_graph_exec_destroy(ctypes.c_uint64(graph_exec))
 

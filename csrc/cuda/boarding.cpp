@@ -41,34 +41,16 @@ void Boarding::settle() {
   is_settled_ = true;
 }
 
-bool Boarding::has_work() {
-  hear_cancelled();
-  const State& state = *flight_->state();
-  bool has_place = false;
-  for (int slot = 0; slot < state.num_slots; ++slot) {
-    const bool stays = slot == slot_ || slot == chosen_ || (flight_->runs(slot) && !flight_->leaves(slot));
-    has_place = has_place || !flight_->runs(slot);
-    if (stays && std::count(cancelled_.begin(), cancelled_.end(), state.request_id[slot]) != 0) return true;
-  }
-  Admission& admission = flight_->run()->admission;
-  return has_place && admission.has_news() && admission.first_fits([&](const Request& request) {
-    return state.blocks_needed(request) <= state.blocks.num_free();
-  });
-}
-
 bool Boarding::awaits_room() const {
   if (!cancelled_.empty()) return true;
   return slot_ >= 0 && !target_->has_host_draft() && is_last_pass() && !may_judge();
 }
 
-void Boarding::hear_cancelled() {
-  Admission& admission = flight_->run()->admission;
-  if (!admission.has_news()) return;
-  for (const uint64_t id : admission.take_cancelled()) cancelled_.push_back(id);
-}
-
 bool Boarding::take_cancelled() {
-  hear_cancelled();
+  Admission& admission = flight_->run()->admission;
+  if (admission.has_news()) {
+    for (const uint64_t id : admission.take_cancelled()) cancelled_.push_back(id);
+  }
   const State& state = *flight_->state();
   bool changed = false;
   std::vector<uint64_t> later;

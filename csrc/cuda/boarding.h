@@ -21,9 +21,6 @@ class Boarding {
   // in_one_stream: rounds are launched on the target's stream, the draft's steps with them.
   bool perform(bool in_one_stream);
 
-  // Whether somebody may have a slot now, or leaves one: perform() would have something to do.
-  bool has_work();
-
   // Whether somebody is on the way into the flight.
   bool is_busy() const { return slot_ >= 0 || chosen_ >= 0; }
   // Whether who waits needs further rounds, although nobody stays for them: a draft on the host is fed a
@@ -38,7 +35,6 @@ class Boarding {
   bool awaits_copies() const { return awaits_copies_; }
 
  private:
-  void hear_cancelled();
   bool take_cancelled();           // -> whether a slot that ran is nobody's now
   void take_turn();                // with a draft on the host: what becomes of the state between two rounds
   void choose();                   // who waits gets a slot, if one is free

@@ -324,12 +324,12 @@ void CudaLane::wait_for(CudaLane* other) {
   check(context_->driver().api().cuStreamWaitEvent(stream_, event, 0), "cuStreamWaitEvent");
 }
 
-void CudaLane::launch_rounds(CUgraphExec exec, OpKind as, int64_t round) {
+void CudaLane::launch_round(CUgraphExec exec, int64_t round) {
   round_ = round;
   next_ = body_.size();
   at_ = OpKind::kRound;
   if (several_devices_) context_->make_current();
-  device_trace_.begin(as, static_cast<int>(round));
+  device_trace_.begin(at_, static_cast<int>(round));
   launch(exec);
   device_trace_.end();
 }

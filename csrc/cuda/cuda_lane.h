@@ -54,10 +54,8 @@ class CudaLane : public Lane {
   bool is_past(int64_t round) const;
   // Makes this stream wait for all that was queued on the other's.
   void wait_for(CudaLane* other);
-  // Launches a graph that stands for a round of all lanes, or (kLoop) for several from that one on.
-  void launch_rounds(CUgraphExec exec, OpKind as, int64_t round);
-  // Rounds up to that one may be on the stream.
-  void reach(int64_t round) { round_ = round; }
+  // Launches a graph that stands for a round of all lanes.
+  void launch_round(CUgraphExec exec, int64_t round);
   // Between rounds, for a request that joins: copies; a pass of its prompt; its first verdict alone.
   void queue(const std::vector<Copy>& copies);
   void feed(const std::vector<Copy>& range);

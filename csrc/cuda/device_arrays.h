@@ -19,13 +19,13 @@ namespace pearl {
 // Addresses in order of kernels/state.py. ring: pinned host memory. chunk: [B, 2] of this lane's prefill.
 // joining: [B] finish_reason of the slots that step "join" judges. block_table: [B, MB] KV blocks of a slot.
 // num_logprobs: [B] as Request's; told: pinned host memory, as csrc/cuda/told_ring.h reads it; both only
-// where sizes have max_logprobs. loop, loop_host: csrc/cuda/loop_kernels.h.
+// where sizes have max_logprobs.
 // clang-format off
 #define PEARL_ARRAYS(X)                                                                           \
   X(prompt_len) X(max_total_len) X(gamma) X(temperature) X(seed) X(stop_token_ids)                \
   X(token_ids) X(committed) X(pending) X(finish_reason) X(round) X(ring)                          \
   X(draft_token_ids) X(num_draft_tokens) X(draft_logits) X(num_rows) X(target_logits) X(chunk)    \
-  X(joining) X(num_logprobs) X(told) X(block_table) X(loop) X(loop_host)
+  X(joining) X(num_logprobs) X(told) X(block_table)
 // clang-format on
 
 struct ArrayAddresses {

@@ -114,9 +114,6 @@ Driver::Driver(const std::string& library) : library_(open_library(library), &dl
 #define PEARL_RESOLVE(name, version, parameters) resolve(get, #name, version, &api_.name, &lacking);
   PEARL_CUDA_CALLS(PEARL_RESOLVE)
 #undef PEARL_RESOLVE
-#define PEARL_RESOLVE(name, version, parameters) resolve(get, #name, version, &api_.name, &lacking_);
-  PEARL_CUDA_LATER_CALLS(PEARL_RESOLVE)
-#undef PEARL_RESOLVE
   if (!lacking.empty()) {
     missing("the NVIDIA driver here (" + library + ", CUDA " + version_text(version_) + ") lacks " + lacking +
             ": " + kWayOut + "update the driver");
@@ -152,13 +149,6 @@ DeviceInfo Driver::device(int ordinal) const {
   attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR, &info.compute_major);
   attribute(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR, &info.compute_minor);
   return info;
-}
-
-void Driver::need_conditional_nodes(const std::string& what, const std::string& way_out) const {
-  if (lacking_.empty()) return;
-  missing(what +
-          " needs conditional nodes of graphs, which came with CUDA 12.3; the NVIDIA driver here (CUDA " +
-          version_text(version_) + ") lacks " + lacking_ + ": " + way_out + ", or update the driver");
 }
 
 void Driver::check(CUresult code, const char* call, const std::string& place) const {

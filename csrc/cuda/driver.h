@@ -40,9 +40,6 @@ class Driver {
   const DriverApi& api() const { return api_; }
   int version() const { return version_; }  // 13000 for 13.0
   int num_devices() const { return num_devices_; }
-  // Throws Failure(kResource), which says what is missing, where graphs can have no conditional nodes. what:
-  // "form 'while'"; way_out: "pass form='graph'".
-  void need_conditional_nodes(const std::string& what, const std::string& way_out) const;
   DeviceInfo device(int ordinal) const;
 
   // Throws CudaError unless code is CUDA_SUCCESS. place: "in step score of the target lane, round 12".
@@ -51,7 +48,6 @@ class Driver {
  private:
   const std::unique_ptr<void, int (*)(void*)> library_;
   DriverApi api_;
-  std::string lacking_;  // of the later calls
   int version_ = 0;
   int num_devices_ = 0;
 };

@@ -16,9 +16,6 @@ using CUevent = struct CUevent_st*;
 using CUgraph = struct CUgraph_st*;
 using CUgraphNode = struct CUgraphNode_st*;
 using CUgraphExec = struct CUgraphExec_st*;
-using CUmodule = struct CUmod_st*;
-using CUfunction = struct CUfunc_st*;
-using CUgraphConditionalHandle = uint64_t;
 
 constexpr CUresult CUDA_SUCCESS = 0;
 constexpr CUresult CUDA_ERROR_INVALID_VALUE = 1;
@@ -38,39 +35,6 @@ constexpr unsigned CU_EVENT_DISABLE_TIMING = 2;
 constexpr unsigned long long CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY = 8;
 constexpr int CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = 75;
 constexpr int CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = 76;
-constexpr unsigned CU_GRAPH_COND_ASSIGN_DEFAULT = 1;
-constexpr int CU_GRAPH_COND_TYPE_WHILE = 1;
-constexpr int CU_GRAPH_NODE_TYPE_CONDITIONAL = 13;
-
-struct CUDA_KERNEL_NODE_PARAMS_v2_st {
-  CUfunction func;
-  unsigned gridDimX, gridDimY, gridDimZ;
-  unsigned blockDimX, blockDimY, blockDimZ;
-  unsigned sharedMemBytes;
-  void** kernelParams;
-  void** extra;
-  void* kern;
-  CUcontext ctx;
-};
-
-struct CUDA_CONDITIONAL_NODE_PARAMS {
-  CUgraphConditionalHandle handle;
-  int type;
-  unsigned size;
-  CUgraph* phGraph_out;
-  CUcontext ctx;
-};
-
-// What is past the member in use must be zero.
-struct CUgraphNodeParams_st {
-  int type;
-  int reserved0[3];
-  union {
-    long long reserved1[29];
-    CUDA_CONDITIONAL_NODE_PARAMS conditional;
-  };
-  long long reserved2;
-};
 
 // A copy of depth * height rows of width bytes; ours have one.
 struct CUDA_MEMCPY3D {
@@ -129,25 +93,13 @@ struct CUDA_MEMCPY3D {
   X(cuGraphInstantiateWithFlags, 11040, (CUgraphExec* exec, CUgraph graph, unsigned long long flags))  \
   X(cuGraphExecDestroy, 10000, (CUgraphExec exec))                                                     \
   X(cuGraphUpload, 11010, (CUgraphExec exec, CUstream stream))                                         \
-  X(cuGraphLaunch, 10000, (CUgraphExec exec, CUstream stream))                                         \
-  X(cuGraphAddKernelNode, 12000, (CUgraphNode* node, CUgraph graph, const CUgraphNode* after,          \
-                                  size_t num_after, const CUDA_KERNEL_NODE_PARAMS_v2_st* parameters))  \
-  X(cuModuleLoadData, 2000, (CUmodule* module, const void* image))                                     \
-  X(cuModuleGetFunction, 2000, (CUfunction* function, CUmodule module, const char* name))              \
-  X(cuModuleUnload, 2000, (CUmodule module))
-// Those that a driver of 12.0 lacks: nullptr there.
-#define PEARL_CUDA_LATER_CALLS(X)                                                                      \
-  X(cuGraphAddNode, 12020, (CUgraphNode* node, CUgraph graph, const CUgraphNode* after,                \
-                            size_t num_after, CUgraphNodeParams_st* parameters))                       \
-  X(cuGraphConditionalHandleCreate, 12030, (CUgraphConditionalHandle* handle, CUgraph graph,           \
-                                            CUcontext context, unsigned at_launch, unsigned flags))
+  X(cuGraphLaunch, 10000, (CUgraphExec exec, CUstream stream))
 // clang-format on
 
-// One pointer for each call, all set but for the later ones.
+// One pointer for each call, all set.
 struct DriverApi {
 #define PEARL_MEMBER(name, version, parameters) CUresult(*name) parameters = nullptr;
   PEARL_CUDA_CALLS(PEARL_MEMBER)
-  PEARL_CUDA_LATER_CALLS(PEARL_MEMBER)
 #undef PEARL_MEMBER
 };
 

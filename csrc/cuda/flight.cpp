@@ -39,26 +39,6 @@ bool Flight::has_room(int more) const {
   return run_->ring.has_room(static_cast<size_t>(owed));
 }
 
-void Flight::correct_issued(int64_t by) {
-  num_issued_ += by;
-  num_read_ = std::min(num_read_, num_issued_);
-}
-
-int64_t Flight::room_for_rounds() const {
-  int64_t owed = 0;
-  int64_t unread = 0;  // of the seat that has most
-  int64_t staying = 0;
-  for (const Seat& seat : seats_) {
-    if (!seat.runs) continue;
-    owed += num_issued(seat) - seat.num_read + (seat.leaves ? 1 : 0);  // "abort"
-    unread = std::max(unread, num_issued(seat) - seat.num_read);
-    staying += !seat.leaves;
-  }
-  if (staying == 0) return 0;
-  const int64_t results = (static_cast<int64_t>(run_->ring.num_free()) - owed) / staying;
-  return std::max<int64_t>(0, std::min(results, ring_.size() - unread));
-}
-
 bool Flight::awaits_verdict() const {
   return has_turn() && std::any_of(seats_.begin(), seats_.end(), [&](const Seat& seat) {
            return seat.runs && seat.num_read < num_issued(seat);

@@ -38,11 +38,6 @@ class Flight {
 
   // A verify was queued, of all slots that run.
   void verdict_issued() { ++num_issued_; }
-  // So many rounds more were queued, if by > 0; or they were, and did not run.
-  void correct_issued(int64_t by);
-  // Rounds that may be queued beyond those that are: all their results will find room, and no verdict is
-  // overwritten before it was read.
-  int64_t room_for_rounds() const;
   bool awaits_verdict() const;
 
   // Publishes what slots have committed, each slot's rounds in order -> whether anything had come. A slot

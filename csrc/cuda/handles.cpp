@@ -106,33 +106,4 @@ CudaGraphExec& CudaGraphExec::operator=(CudaGraphExec&& other) noexcept {
   return *this;
 }
 
-CudaModule::CudaModule(std::shared_ptr<Context> context, const char* ptx) : context_(std::move(context)) {
-  const CurrentContext current(*context_);
-  const Driver& driver = context_->driver();
-  driver.check(driver.api().cuModuleLoadData(&module_, ptx), "cuModuleLoadData", on_device(*context_));
-}
-
-CudaModule::~CudaModule() {
-  if (module_ == nullptr) return;
-  destroy_quietly(*context_, [this](const DriverApi& api) { api.cuModuleUnload(module_); });
-}
-
-CudaModule::CudaModule(CudaModule&& other) noexcept
-    : context_(std::move(other.context_)), module_(std::exchange(other.module_, nullptr)) {}
-
-CudaModule& CudaModule::operator=(CudaModule&& other) noexcept {
-  std::swap(context_, other.context_);
-  std::swap(module_, other.module_);
-  return *this;
-}
-
-CUfunction CudaModule::function(const char* name) const {
-  const CurrentContext current(*context_);
-  CUfunction found = nullptr;
-  const Driver& driver = context_->driver();
-  driver.check(driver.api().cuModuleGetFunction(&found, module_, name), "cuModuleGetFunction",
-               std::string("for kernel ") + name + " " + on_device(*context_));
-  return found;
-}
-
 }  // namespace pearl

@@ -41,8 +41,7 @@ class CurrentContext {
   const Context& context_;
 };
 
-// Movable owners, made and destroyed from any thread: event, graph, graph exec, module. get() is the raw
-// handle.
+// Movable owners, made and destroyed from any thread: event, graph, graph exec. get() is the raw handle.
 class CudaEvent {
  public:
   CudaEvent(std::shared_ptr<Context> context, unsigned flags);
@@ -80,20 +79,6 @@ class CudaGraphExec {
  private:
   std::shared_ptr<Context> context_;
   CUgraphExec exec_ = nullptr;
-};
-
-// Kernels from PTX, which the driver compiles for its chip; what launches them goes first.
-class CudaModule {
- public:
-  CudaModule(std::shared_ptr<Context> context, const char* ptx);
-  ~CudaModule();
-  CudaModule(CudaModule&& other) noexcept;
-  CudaModule& operator=(CudaModule&& other) noexcept;
-  CUfunction function(const char* name) const;
-
- private:
-  std::shared_ptr<Context> context_;
-  CUmodule module_ = nullptr;
 };
 
 }  // namespace pearl

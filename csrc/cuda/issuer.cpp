@@ -74,7 +74,6 @@ void CudaIssuer::set_options(const IssuerOptions& options) {
   if (options.rounds_ahead < 1) {
     refuse("rounds_ahead is " + std::to_string(options.rounds_ahead) + "; it must be at least 1");
   }
-  if (options.form == Form::kWhile) driver_->need_conditional_nodes("form 'while'", "pass form 'graph'");
   const std::lock_guard<std::mutex> lock(mutex_);
   if (work_) refuse("a run is in flight: set the issuer's options before it");
   options_ = options;
@@ -142,10 +141,8 @@ void CudaIssuer::serve() {
 }
 
 void CudaIssuer::perform(const Work& work) {
-  round_exec_ = loop_exec_ = nullptr;
-  is_one_stream_ = false;
+  round_exec_ = nullptr;
   round_ = 0;
-  loop_ = Loop();
   const bool flown = guarded(work.run, [&] { fly(work); });
   land(work);
   if (!flown || !work.options.timed) return;
@@ -186,8 +183,7 @@ void CudaIssuer::loop(const Work& work, Flight* flight, Clock::duration* busy) {
     const uint32_t seen = bell_.value();  // before the look for work
     const Clock::time_point begin = Clock::now();
     const bool has_read = flight->read_verdicts();
-    if (flight->is_empty() && !boarding.is_busy() && !loop_.is_flying() &&
-        work.run->admission.close_if_empty()) {
+    if (flight->is_empty() && !boarding.is_busy() && work.run->admission.close_if_empty()) {
       work.run->halt();
     }
     if (flight->halted()) return;
@@ -195,8 +191,7 @@ void CudaIssuer::loop(const Work& work, Flight* flight, Clock::duration* busy) {
       moved_at = Clock::now();
       *busy += moved_at - begin;
     } else {
-      rest(work, flight, seen, moved_at,
-           flight->awaits_verdict() || boarding.awaits_copies() || loop_.is_flying());
+      rest(work, flight, seen, moved_at, flight->awaits_verdict() || boarding.awaits_copies());
     }
   }
 }
@@ -204,17 +199,13 @@ void CudaIssuer::loop(const Work& work, Flight* flight, Clock::duration* busy) {
 bool CudaIssuer::issue(const Work& work, Flight* flight, Boarding* boarding) {
   bool moved = false;
   while (!flight->halted() && ends_round(work, flight, &moved)) {
-    if (loop_.is_flying()) {
-      if (!loop_ends(work, flight, boarding)) return moved;
-      moved = true;
-    }
     // Between two rounds. Who waits for room, or for a verdict, goes on as soon as it is there.
     if (flight->anyone_stays() && !flight->may_begin(round_ + 1)) return moved;
-    const bool boarded = boarding->perform(is_one_stream_);
+    const bool boarded = boarding->perform(round_exec_ != nullptr);
     moved = moved || boarded;
     const bool is_wanted = flight->anyone_stays() || boarding->needs_a_round();
     if (is_wanted && flight->may_begin(round_ + 1) && !boarding->awaits_room()) {
-      if (!issue_round(work, flight, boarding)) return moved;
+      if (!issue_round(work, flight)) return moved;
       moved = true;
     } else if (!boarded) {
       return moved;
@@ -225,7 +216,7 @@ bool CudaIssuer::issue(const Work& work, Flight* flight, Boarding* boarding) {
 
 // Queues what is left of the round that was begun -> whether it is whole.
 bool CudaIssuer::ends_round(const Work& work, Flight* flight, bool* moved) {
-  if (is_one_stream_) return true;
+  if (round_exec_ != nullptr) return true;
   for (bool again = true; again;) {
     again = false;
     for (CudaLane* lane : work.lanes) again = lane->issue(flight, round_) || again;
@@ -234,14 +225,8 @@ bool CudaIssuer::ends_round(const Work& work, Flight* flight, bool* moved) {
   for (const CudaLane* lane : work.lanes) {
     if (!lane->is_past(round_)) return false;
   }
-  if (work.options.form != Form::kEvents && RoundGraphs::can_hold(work.lanes)) {
-    if (work.options.form == Form::kWhile && LoopGraphs::can_hold(work.lanes)) {
-      loop_exec_ = loop_graphs_.find(work.lanes);
-      loop_.begin(work.lanes[0]);
-    } else {
-      round_exec_ = round_graphs_.find(work.lanes);
-    }
-    is_one_stream_ = true;
+  if (work.options.form == Form::kGraph && RoundGraphs::can_hold(work.lanes)) {
+    round_exec_ = round_graphs_.find(work.lanes);
     if (work.lanes.size() > 1) work.lanes[0]->wait_for(work.lanes[1]);
     *moved = true;
   }
@@ -249,52 +234,14 @@ bool CudaIssuer::ends_round(const Work& work, Flight* flight, bool* moved) {
 }
 
 // Begins the next round -> whether there is one.
-bool CudaIssuer::issue_round(const Work& work, Flight* flight, Boarding* boarding) {
+bool CudaIssuer::issue_round(const Work& work, Flight* flight) {
   CudaLane& target = *work.lanes.front();
   if (round_ >= target.max_rounds() || target.program().body.empty()) return false;
-  // Where a prompt is fed, a pass goes in front of each round.
-  if (loop_exec_ != nullptr && !boarding->is_busy() && !boarding->has_work()) {
-    return issue_loop(work, flight);
-  }
   ++round_;
-  if (!is_one_stream_) return true;
-  if (round_exec_ == nullptr) round_exec_ = round_graphs_.find(work.lanes);
-  target.launch_rounds(round_exec_, OpKind::kRound, round_);
+  if (round_exec_ == nullptr) return true;
+  target.launch_round(round_exec_, round_);
   flight->verdict_issued();
   return true;
-}
-
-// Launches the rounds that follow -> whether there is room for one.
-bool CudaIssuer::issue_loop(const Work& work, Flight* flight) {
-  CudaLane& target = *work.lanes.front();
-  const int64_t more = std::min(flight->room_for_rounds(), target.max_rounds() - round_);
-  if (more <= 0) return false;
-  loop_.launch(loop_exec_, round_, more);
-  count_loop(&target, flight);
-  return true;
-}
-
-// While a loop flies: gives it rounds as results find room, or ends it where somebody joins or leaves ->
-// whether it has ended.
-bool CudaIssuer::loop_ends(const Work& work, Flight* flight, Boarding* boarding) {
-  CudaLane& target = *work.lanes.front();
-  const bool has_ended = loop_.has_ended();
-  if (!has_ended && boarding->has_work()) {
-    loop_.stop();
-    // Meanwhile, what comes next if somebody joins.
-    if (round_exec_ == nullptr && work.state->num_slots > 1) round_exec_ = round_graphs_.find(work.lanes);
-  } else if (!has_ended) {
-    loop_.allow(std::min(flight->room_for_rounds(), target.max_rounds() - round_));
-  }
-  count_loop(&target, flight);
-  if (has_ended) flight->read_verdicts();  // they are all there: what follows is for who still runs
-  return has_ended;
-}
-
-void CudaIssuer::count_loop(CudaLane* target, Flight* flight) {
-  flight->correct_issued(loop_.rounds() - round_);
-  round_ = loop_.rounds();
-  target->reach(round_);
 }
 
 // looks: there is something to come that nobody rings for.
@@ -319,11 +266,6 @@ bool CudaIssuer::look_for_faults(const Work& work, Flight* flight) {
   bool all_idle = true;
   for (CudaLane* lane : work.lanes) all_idle = lane->is_idle() && all_idle;
   if (!all_idle) return false;
-  if (loop_.is_flying()) {
-    if (loop_.has_record()) return true;
-    throw Failure(FailureKind::kExecutor,
-                  "the streams are idle, but the loop of rounds never said that it ended");
-  }
   if (!flight->awaits_verdict() || flight->read_verdicts() || flight->halted()) return true;
   throw Failure(FailureKind::kExecutor, "the streams are idle, but the verdict of round " +
                                             std::to_string(flight->num_read()) +
@@ -331,7 +273,6 @@ bool CudaIssuer::look_for_faults(const Work& work, Flight* flight) {
 }
 
 void CudaIssuer::land(const Work& work) {
-  loop_.stop();
   for (CudaLane* lane : work.lanes) {
     // Twice: a call that failed by itself has waited for nothing.
     if (!guarded(work.run, [&] { lane->drain(); })) guarded(work.run, [&] { lane->drain(); });

@@ -16,20 +16,17 @@
 #include "cuda/boarding.h"
 #include "cuda/cuda_lane.h"
 #include "cuda/driver.h"
-#include "cuda/loop.h"
-#include "cuda/loop_graph.h"
 #include "cuda/round_graph.h"
 
 namespace pearl {
 
 // How the ops of a round are put in order on the device: one launch for each, with events between the
-// streams; one launch for all; or one for all rounds, until somebody joins or leaves. The same bits. What
-// cannot be launched so is launched as the form before does it.
-enum class Form { kEvents, kGraph, kWhile };
+// streams; or one launch for all. The same bits. A round that cannot be one graph is launched by events.
+enum class Form { kEvents, kGraph };
 
 struct IssuerOptions {
   Form form = Form::kEvents;
-  // Rounds queued past the last verdict read; at most half of the verdict ring, all of which a loop may take.
+  // Rounds queued past the last verdict read; at most half of the verdict ring.
   int64_t rounds_ahead = 2;
   bool timed = false;  // whether ops are timed for trace()
 };
@@ -42,8 +39,7 @@ class CudaIssuer {
   CudaIssuer(const CudaIssuer&) = delete;
   CudaIssuer& operator=(const CudaIssuer&) = delete;
 
-  // Of the next run. Throws Failure(kRequest) while one is in flight, Failure(kResource) for a form that the
-  // driver is too old for.
+  // Of the next run. Throws Failure(kRequest) while one is in flight.
   void set_options(const IssuerOptions& options);
   IssuerOptions options() const;
   // Throws Failure(kRequest) if rounds_ahead is more than the ring of these arrays takes.
@@ -77,10 +73,7 @@ class CudaIssuer {
   void fly(const Work& work);
   void loop(const Work& work, Flight* flight, Clock::duration* busy);
   bool issue(const Work& work, Flight* flight, Boarding* boarding);
-  bool issue_round(const Work& work, Flight* flight, Boarding* boarding);
-  bool issue_loop(const Work& work, Flight* flight);
-  bool loop_ends(const Work& work, Flight* flight, Boarding* boarding);
-  void count_loop(CudaLane* target, Flight* flight);
+  bool issue_round(const Work& work, Flight* flight);
   bool ends_round(const Work& work, Flight* flight, bool* moved);
   void rest(const Work& work, Flight* flight, uint32_t seen, Clock::time_point idle_since, bool looks);
   // Whether the streams are idle. Throws CudaError for what went wrong on one, Failure if a verdict is lost.
@@ -99,13 +92,9 @@ class CudaIssuer {
   bool quit_ = false;             // guarded by mutex_
   // The thread's.
   RoundGraphs round_graphs_;
-  LoopGraphs loop_graphs_;
-  Loop loop_;
   // Of the run, once its prologue was queued.
-  bool is_one_stream_ = false;        // rounds are launched on the target's; else by events
-  CUgraphExec round_exec_ = nullptr;  // nullptr: none was needed yet
-  CUgraphExec loop_exec_ = nullptr;   // nullptr: rounds are launched one by one
-  int64_t round_ = 0;                 // that was begun last, or that a loop may have begun; 0 is the prologue
+  CUgraphExec round_exec_ = nullptr;  // a round, launched on the target's stream; nullptr: by events
+  int64_t round_ = 0;                 // that was begun last; 0 is the prologue
   std::thread thread_;
 };
 

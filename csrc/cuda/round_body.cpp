@@ -24,7 +24,7 @@ std::string place(OpKind kind) { return std::string("for step ") + op_name(kind)
 
 }  // namespace
 
-std::vector<CUgraphNode> RoundBody::build() {
+void RoundBody::build() {
   bool moved = true;
   while (moved) {
     moved = false;
@@ -38,13 +38,6 @@ std::vector<CUgraphNode> RoundBody::build() {
              " lane waits for what a later round records; use form 'events'");
     }
   }
-  Nodes ends;
-  for (const Nodes& last : last_) {
-    for (const CUgraphNode node : last) {
-      if (std::find(ends.begin(), ends.end(), node) == ends.end()) ends.push_back(node);
-    }
-  }
-  return ends;
 }
 
 bool RoundBody::add_next(size_t lane) {

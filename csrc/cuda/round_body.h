@@ -17,9 +17,9 @@ class RoundBody {
   RoundBody(const std::vector<CudaLane*>& lanes, CUgraph graph)
       : lanes_(lanes), graph_(graph), next_(lanes.size(), 0), last_(lanes.size()) {}
 
-  // Once -> the nodes that all of the round is before. Throws Failure(kRequest) for a body whose waits the
-  // edges of one round cannot express, CudaError for what the driver refuses.
-  std::vector<CUgraphNode> build();
+  // Once. Throws Failure(kRequest) for a body whose waits the edges of one round cannot express, CudaError for
+  // what the driver refuses.
+  void build();
 
  private:
   using Nodes = std::vector<CUgraphNode>;

@@ -23,8 +23,8 @@ bool RoundGraphs::can_hold(const std::vector<CudaLane*>& lanes) {
   return true;
 }
 
-RoundKey round_key(const std::vector<CudaLane*>& lanes) {
-  RoundKey key;
+RoundGraphs::Key RoundGraphs::key_of(const std::vector<CudaLane*>& lanes) {
+  Key key;
   for (const CudaLane* lane : lanes) {
     for (const auto* ops : {&lane->program().prologue, &lane->program().body}) {
       for (size_t i = 0; i < ops->size(); ++i) {
@@ -45,7 +45,7 @@ RoundKey round_key(const std::vector<CudaLane*>& lanes) {
 }
 
 CUgraphExec RoundGraphs::find(const std::vector<CudaLane*>& lanes) {
-  RoundKey key = round_key(lanes);
+  Key key = key_of(lanes);
   const auto found = execs_.find(key);
   if (found != execs_.end()) return found->second.get();
   if (execs_.size() >= kMaxGraphs) execs_.clear();

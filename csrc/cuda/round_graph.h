@@ -11,10 +11,6 @@
 
 namespace pearl {
 
-// What a graph of a run's rounds is made of: (op, event or step), lane after lane.
-using RoundKey = std::vector<std::pair<int, uint64_t>>;
-RoundKey round_key(const std::vector<CudaLane*>& lanes);
-
 class RoundGraphs {
  public:
   // Whether a round of these lanes can be one graph: none of it is ordered with a lane on the host.
@@ -25,7 +21,11 @@ class RoundGraphs {
   CUgraphExec find(const std::vector<CudaLane*>& lanes);
 
  private:
-  std::map<RoundKey, CudaGraphExec> execs_;
+  // What a graph is made of: (op, event or step), lane after lane.
+  using Key = std::vector<std::pair<int, uint64_t>>;
+  static Key key_of(const std::vector<CudaLane*>& lanes);
+
+  std::map<Key, CudaGraphExec> execs_;
 };
 
 }  // namespace pearl
