@@ -21,6 +21,7 @@ class Context {
   CUcontext get() const { return context_; }
   const Driver& driver() const { return *driver_; }
   int ordinal() const { return ordinal_; }
+  std::string place() const { return "on device " + std::to_string(ordinal_); }  // for messages
 
  private:
   const std::shared_ptr<Driver> driver_;
@@ -41,44 +42,57 @@ class CurrentContext {
   const Context& context_;
 };
 
-// Movable owners, made and destroyed from any thread: event, graph, graph exec. get() is the raw handle.
-class CudaEvent {
+// A handle that is made and destroyed from any thread; movable. get() is the raw handle, nullptr behind a
+// move.
+template <typename Handle, CUresult (*DriverApi::*kDestroy)(Handle)>
+class Owned {
+ public:
+  // A destroy says nothing that a caller could act on: after a sticky error it repeats that, and after the
+  // driver was shut down (CUDA_ERROR_DEINITIALIZED, at the end of a process) there is nothing left to
+  // destroy.
+  ~Owned() {
+    if (handle_ == nullptr) return;
+    const DriverApi& api = context_->driver().api();
+    const bool pushed = api.cuCtxPushCurrent(context_->get()) == CUDA_SUCCESS;
+    (api.*kDestroy)(handle_);
+    CUcontext popped = nullptr;
+    if (pushed) api.cuCtxPopCurrent(&popped);
+  }
+  Owned(Owned&& other) noexcept
+      : context_(std::move(other.context_)), handle_(std::exchange(other.handle_, nullptr)) {}
+  Owned& operator=(Owned&& other) noexcept {
+    std::swap(context_, other.context_);
+    std::swap(handle_, other.handle_);
+    return *this;
+  }
+  Handle get() const { return handle_; }
+
+ protected:
+  // make: (api, where to put the handle) -> what `call` returned.
+  template <typename Make>
+  Owned(std::shared_ptr<Context> context, const char* call, const Make& make) : context_(std::move(context)) {
+    const CurrentContext current(*context_);
+    context_->driver().check(make(context_->driver().api(), &handle_), call, context_->place());
+  }
+
+ private:
+  std::shared_ptr<Context> context_;
+  Handle handle_ = nullptr;
+};
+
+class CudaEvent : public Owned<CUevent, &DriverApi::cuEventDestroy> {
  public:
   CudaEvent(std::shared_ptr<Context> context, unsigned flags);
-  ~CudaEvent();
-  CudaEvent(CudaEvent&& other) noexcept;
-  CudaEvent& operator=(CudaEvent&& other) noexcept;
-  CUevent get() const { return event_; }
-
- private:
-  std::shared_ptr<Context> context_;
-  CUevent event_ = nullptr;
 };
 
-class CudaGraph {
+class CudaGraph : public Owned<CUgraph, &DriverApi::cuGraphDestroy> {
  public:
   explicit CudaGraph(std::shared_ptr<Context> context);
-  ~CudaGraph();
-  CudaGraph(CudaGraph&& other) noexcept;
-  CudaGraph& operator=(CudaGraph&& other) noexcept;
-  CUgraph get() const { return graph_; }
-
- private:
-  std::shared_ptr<Context> context_;
-  CUgraph graph_ = nullptr;
 };
 
-class CudaGraphExec {
+class CudaGraphExec : public Owned<CUgraphExec, &DriverApi::cuGraphExecDestroy> {
  public:
   CudaGraphExec(std::shared_ptr<Context> context, const CudaGraph& graph);
-  ~CudaGraphExec();
-  CudaGraphExec(CudaGraphExec&& other) noexcept;
-  CudaGraphExec& operator=(CudaGraphExec&& other) noexcept;
-  CUgraphExec get() const { return exec_; }
-
- private:
-  std::shared_ptr<Context> context_;
-  CUgraphExec exec_ = nullptr;
 };
 
 }  // namespace pearl

@@ -1,7 +1,6 @@
 #include "cuda/step_table.h"
 
 #include <algorithm>
-#include <tuple>
 #include <utility>
 
 #include "coordinator/failure.h"
@@ -70,12 +69,6 @@ StepKey run_key(const State& state) {
     if (state.num_logprobs[slot] >= 0) key.told = 1;
   }
   return key;
-}
-
-bool StepKey::operator<(const StepKey& other) const {
-  return std::tie(op, gamma, judge, keep_logits, slot, shaped, told) <
-         std::tie(other.op, other.gamma, other.judge, other.keep_logits, other.slot, other.shaped,
-                  other.told);
 }
 
 std::string StepKey::text() const {

@@ -2,6 +2,7 @@
 // works, nor when it is launched.
 #pragma once
 
+#include <compare>
 #include <map>
 #include <memory>
 #include <string>
@@ -24,7 +25,7 @@ struct StepKey {
   int slot = -1;
   int shaped = -1;  // whether filters and penalties are applied; for requests without any the same bits
   int told = -1;    // whether log-probabilities are told, of requests that ask
-  bool operator<(const StepKey& other) const;
+  auto operator<=>(const StepKey&) const = default;
   std::string text() const;  // "draft for gamma 4, judge rejection, logits kept"
 };
 
