@@ -17,7 +17,7 @@
 #include "cpu/cpu_steps.h"
 #include "cpu/scripted_executor.h"
 #include "cuda/device_arrays.h"
-#include "cuda/told_ring.h"
+#include "cuda/logprob_ring.h"
 #include "cuda/verdict_ring.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))

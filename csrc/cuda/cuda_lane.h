@@ -12,7 +12,7 @@
 #include "coordinator/state.h"
 #include "cuda/device_arrays.h"
 #include "cuda/device_trace.h"
-#include "cuda/flight.h"
+#include "cuda/in_flight.h"
 #include "cuda/handles.h"
 #include "cuda/step_table.h"
 

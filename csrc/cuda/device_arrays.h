@@ -12,13 +12,13 @@
 #include "coordinator/state.h"
 #include "cuda/shaping_arrays.h"
 #include "cuda/staging.h"
-#include "cuda/told_ring.h"
+#include "cuda/logprob_ring.h"
 
 namespace pearl {
 
 // Addresses in order of kernels/state.py. ring: pinned host memory. chunk: [B, 2] of this lane's prefill.
 // joining: [B] finish_reason of the slots that step "join" judges. block_table: [B, MB] KV blocks of a slot.
-// num_logprobs: [B] as Request's; told: pinned host memory, as csrc/cuda/told_ring.h reads it; both only
+// num_logprobs: [B] as Request's; told: pinned host memory, as csrc/cuda/logprob_ring.h reads it; both only
 // where sizes have max_logprobs.
 // clang-format off
 #define PEARL_ARRAYS(X)                                                                           \

@@ -13,7 +13,7 @@
 
 #include "coordinator/event.h"
 #include "coordinator/run.h"
-#include "cuda/boarding.h"
+#include "cuda/gpu_admission.h"
 #include "cuda/cuda_lane.h"
 #include "cuda/driver.h"
 #include "cuda/round_graph.h"

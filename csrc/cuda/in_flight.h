@@ -11,7 +11,7 @@
 #include "coordinator/run.h"
 #include "coordinator/state.h"
 #include "cuda/driver_api.h"
-#include "cuda/told_ring.h"
+#include "cuda/logprob_ring.h"
 #include "cuda/verdict_ring.h"
 
 namespace pearl {

@@ -1,4 +1,4 @@
-#include "cuda/flight.h"
+#include "cuda/in_flight.h"
 
 #include <algorithm>
 #include <string>

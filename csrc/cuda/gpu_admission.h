@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "cuda/cuda_lane.h"
-#include "cuda/flight.h"
+#include "cuda/in_flight.h"
 #include "cuda/join_copies.h"
 
 namespace pearl {

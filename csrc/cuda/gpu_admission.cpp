@@ -1,4 +1,4 @@
-#include "cuda/boarding.h"
+#include "cuda/gpu_admission.h"
 
 #include <algorithm>
 #include <optional>
