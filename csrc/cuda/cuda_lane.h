@@ -12,8 +12,8 @@
 #include "coordinator/state.h"
 #include "cuda/device_arrays.h"
 #include "cuda/device_trace.h"
-#include "cuda/in_flight.h"
 #include "cuda/handles.h"
+#include "cuda/in_flight.h"
 #include "cuda/step_table.h"
 
 namespace pearl {

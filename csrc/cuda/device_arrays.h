@@ -10,9 +10,9 @@
 #include <vector>
 
 #include "coordinator/state.h"
+#include "cuda/logprob_ring.h"
 #include "cuda/shaping_arrays.h"
 #include "cuda/staging.h"
-#include "cuda/logprob_ring.h"
 
 namespace pearl {
 

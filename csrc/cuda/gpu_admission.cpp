@@ -6,7 +6,7 @@
 
 namespace pearl {
 
-Boarding::Boarding(const std::vector<CudaLane*>& lanes, Flight* flight)
+GpuAdmission::GpuAdmission(const std::vector<CudaLane*>& lanes, Flight* flight)
     : flight_(flight), target_(lanes.front()) {
   if (lanes.size() > 1 && !lanes[1]->program().empty()) draft_ = lanes[1];
   copies_.emplace_back(target_->arrays());
@@ -14,15 +14,15 @@ Boarding::Boarding(const std::vector<CudaLane*>& lanes, Flight* flight)
   if (draft_ != nullptr) copies_.emplace_back(draft_->arrays());
 }
 
-bool Boarding::has_one_memory() const { return draft_->arrays().is_same_memory(target_->arrays()); }
+bool GpuAdmission::has_one_memory() const { return draft_->arrays().is_same_memory(target_->arrays()); }
 
-bool Boarding::perform(bool in_one_stream) {
+bool GpuAdmission::perform(bool in_one_stream) {
   is_settled_ = has_aborted_ = false;
   bool changed = take_cancelled();
-  const bool boards = slot_ < 0 && admit(in_one_stream);
+  const bool admits = slot_ < 0 && admit(in_one_stream);
   const bool shares = draft_ != nullptr && has_one_memory();
   const bool two_memories = draft_ != nullptr && !shares;
-  if (draft_ != nullptr && slot_ >= 0 && (boards ? shares : in_one_stream)) draft_->wait_for(target_);
+  if (draft_ != nullptr && slot_ >= 0 && (admits ? shares : in_one_stream)) draft_->wait_for(target_);
   const bool feeds = slot_ >= 0 && feed();
   if (feeds && fed_ == flight_->state()->prompt_len[slot_]) {
     judge();
@@ -30,23 +30,23 @@ bool Boarding::perform(bool in_one_stream) {
   }
   if (draft_ != nullptr && changed && (two_memories || !in_one_stream)) draft_->wait_for(target_);
   if (two_memories && changed) draft_->queue(draft_->arrays().verdict_from(target_->arrays()));
-  if (draft_ != nullptr && in_one_stream && (boards || feeds || (changed && two_memories))) {
+  if (draft_ != nullptr && in_one_stream && (admits || feeds || (changed && two_memories))) {
     target_->wait_for(draft_);
   }
-  return boards || feeds || changed || has_aborted_;
+  return admits || feeds || changed || has_aborted_;
 }
 
-void Boarding::settle() {
+void GpuAdmission::settle() {
   if (!is_settled_ && draft_ != nullptr && !has_one_memory()) target_->wait_for(draft_);
   is_settled_ = true;
 }
 
-bool Boarding::awaits_room() const {
+bool GpuAdmission::awaits_room() const {
   if (!cancelled_.empty()) return true;
   return slot_ >= 0 && !target_->has_host_draft() && is_last_pass() && !may_judge();
 }
 
-bool Boarding::take_cancelled() {
+bool GpuAdmission::take_cancelled() {
   Admission& admission = flight_->run()->admission;
   if (admission.has_news()) {
     for (const uint64_t id : admission.take_cancelled()) cancelled_.push_back(id);
@@ -77,7 +77,7 @@ bool Boarding::take_cancelled() {
   return changed;
 }
 
-void Boarding::take_turn() {
+void GpuAdmission::take_turn() {
   State& state = *flight_->state();
   int& feeding = state.feeding;
   if (feeding >= 0) {
@@ -93,7 +93,7 @@ void Boarding::take_turn() {
   if (chosen_ >= 0 && state.prompt_len[chosen_] > 1) feeding = chosen_;
 }
 
-void Boarding::choose() {
+void GpuAdmission::choose() {
   const int free = free_slot();
   if (free < 0 || !flight_->run()->admission.has_news()) return;
   State* const state = flight_->state();
@@ -105,14 +105,14 @@ void Boarding::choose() {
   chosen_ = free;
 }
 
-int Boarding::free_slot() const {
+int GpuAdmission::free_slot() const {
   const int num_slots = flight_->state()->num_slots;
   int free = 0;
   while (free < num_slots && flight_->runs(free)) ++free;
   return free < num_slots ? free : -1;
 }
 
-bool Boarding::admit(bool in_one_stream) {
+bool GpuAdmission::admit(bool in_one_stream) {
   State* const state = flight_->state();
   const int block = (block_ + 1) % JoinCopies::kBlocks;
   awaits_copies_ = false;
@@ -136,7 +136,7 @@ bool Boarding::admit(bool in_one_stream) {
   return true;
 }
 
-bool Boarding::feed() {
+bool GpuAdmission::feed() {
   const int64_t length = flight_->state()->prompt_len[slot_];
   const int64_t end = std::min(length, fed_ + target_->arrays().sizes().prefill_chunk);
   if (is_last_pass() && !may_judge()) return false;
@@ -148,23 +148,23 @@ bool Boarding::feed() {
   return true;
 }
 
-bool Boarding::is_last_pass() const {
+bool GpuAdmission::is_last_pass() const {
   return flight_->state()->prompt_len[slot_] - fed_ <= target_->arrays().sizes().prefill_chunk;
 }
 
 // Behind the last pass its verdict follows at once, then a round's. With a draft on the host that verdict has
 // to be read before the next window is made: so that it has the windows that it has alone.
-bool Boarding::may_judge() const {
+bool GpuAdmission::may_judge() const {
   const bool has_draft = flight_->state()->feeding != slot_ && flight_->has_turn();
   return flight_->has_room(2) && (has_draft || !target_->has_host_draft());
 }
 
-void Boarding::mark() {
+void GpuAdmission::mark() {
   target_->mark(block_);
   if (draft_ != nullptr) draft_->mark(block_);
 }
 
-void Boarding::judge() {
+void GpuAdmission::judge() {
   settle();
   target_->judge(slot_, copies_[0].await_verdict(slot_), copies_[0].take_verdict(slot_));
   flight_->join(slot_);

@@ -12,10 +12,10 @@
 
 namespace pearl {
 
-class Boarding {
+class GpuAdmission {
  public:
   // lanes: [target] or [target, draft]; those without a program have no part in it.
-  Boarding(const std::vector<CudaLane*>& lanes, Flight* flight);
+  GpuAdmission(const std::vector<CudaLane*>& lanes, Flight* flight);
 
   // Between two rounds, both of which are queued whole or not at all -> whether anything has changed.
   // in_one_stream: rounds are launched on the target's stream, the draft's steps with them.

@@ -177,37 +177,37 @@ void CudaIssuer::fly(const Work& work) {
 }
 
 void CudaIssuer::loop(const Work& work, Flight* flight, Clock::duration* busy) {
-  Boarding boarding(work.lanes, flight);
+  GpuAdmission admission(work.lanes, flight);
   Clock::time_point moved_at = Clock::now();
   while (!flight->halted()) {
     const uint32_t seen = bell_.value();  // before the look for work
     const Clock::time_point begin = Clock::now();
     const bool has_read = flight->read_verdicts();
-    if (flight->is_empty() && !boarding.is_busy() && work.run->admission.close_if_empty()) {
+    if (flight->is_empty() && !admission.is_busy() && work.run->admission.close_if_empty()) {
       work.run->halt();
     }
     if (flight->halted()) return;
-    if (issue(work, flight, &boarding) || has_read) {
+    if (issue(work, flight, &admission) || has_read) {
       moved_at = Clock::now();
       *busy += moved_at - begin;
     } else {
-      rest(work, flight, seen, moved_at, flight->awaits_verdict() || boarding.awaits_copies());
+      rest(work, flight, seen, moved_at, flight->awaits_verdict() || admission.awaits_copies());
     }
   }
 }
 
-bool CudaIssuer::issue(const Work& work, Flight* flight, Boarding* boarding) {
+bool CudaIssuer::issue(const Work& work, Flight* flight, GpuAdmission* admission) {
   bool moved = false;
   while (!flight->halted() && ends_round(work, flight, &moved)) {
     // Between two rounds. Who waits for room, or for a verdict, goes on as soon as it is there.
     if (flight->anyone_stays() && !flight->may_begin(round_ + 1)) return moved;
-    const bool boarded = boarding->perform(round_exec_ != nullptr);
-    moved = moved || boarded;
-    const bool is_wanted = flight->anyone_stays() || boarding->needs_a_round();
-    if (is_wanted && flight->may_begin(round_ + 1) && !boarding->awaits_room()) {
+    const bool admitted = admission->perform(round_exec_ != nullptr);
+    moved = moved || admitted;
+    const bool is_wanted = flight->anyone_stays() || admission->needs_a_round();
+    if (is_wanted && flight->may_begin(round_ + 1) && !admission->awaits_room()) {
       if (!issue_round(work, flight)) return moved;
       moved = true;
-    } else if (!boarded) {
+    } else if (!admitted) {
       return moved;
     }
   }

@@ -13,9 +13,9 @@
 
 #include "coordinator/event.h"
 #include "coordinator/run.h"
-#include "cuda/gpu_admission.h"
 #include "cuda/cuda_lane.h"
 #include "cuda/driver.h"
+#include "cuda/gpu_admission.h"
 #include "cuda/round_graph.h"
 
 namespace pearl {
@@ -72,7 +72,7 @@ class CudaIssuer {
   void stand_aside() const;
   void fly(const Work& work);
   void loop(const Work& work, Flight* flight, Clock::duration* busy);
-  bool issue(const Work& work, Flight* flight, Boarding* boarding);
+  bool issue(const Work& work, Flight* flight, GpuAdmission* admission);
   bool issue_round(const Work& work, Flight* flight);
   bool ends_round(const Work& work, Flight* flight, bool* moved);
   void rest(const Work& work, Flight* flight, uint32_t seen, Clock::time_point idle_since, bool looks);

@@ -17,8 +17,8 @@ class RoundBody {
   RoundBody(const std::vector<CudaLane*>& lanes, CUgraph graph)
       : lanes_(lanes), graph_(graph), next_(lanes.size(), 0), last_(lanes.size()) {}
 
-  // Once. Throws Failure(kRequest) for a body whose waits the edges of one round cannot express, CudaError for
-  // what the driver refuses.
+  // Once. Throws Failure(kRequest) for a body whose waits the edges of one round cannot express, CudaError
+  // for what the driver refuses.
   void build();
 
  private:
