@@ -193,7 +193,7 @@ void CudaLane::submit(const LaneProgram& program, int64_t max_rounds, State* sta
 
 void CudaLane::join() { issuer_->join(this); }
 
-void CudaLane::begin(const Flight& flight, bool timed, bool several_devices) {
+void CudaLane::begin(const InFlight& in_flight, bool timed, bool several_devices) {
   several_devices_ = several_devices;
   context_->make_current();
   at_ = OpKind::kPrefill;
@@ -203,7 +203,7 @@ void CudaLane::begin(const Flight& flight, bool timed, bool several_devices) {
     arrays_->share_upload();
     wait_for(peer_);
   } else {
-    copy(arrays_->upload(*flight.state(), key_.shaped > 0));
+    copy(arrays_->upload(*in_flight.state(), key_.shaped > 0));
   }
 }
 
@@ -222,38 +222,38 @@ bool CudaLane::is_past(int64_t round) const {
   return body_.empty() || round_ > round || (round_ == round && (round == 0 || next_ == body_.size()));
 }
 
-bool CudaLane::issue(Flight* flight, int64_t last_round) {
+bool CudaLane::issue(InFlight* in_flight, int64_t last_round) {
   bool moved = false;
-  while (!flight->halted()) {
+  while (!in_flight->halted()) {
     const Resolved* next = next_op(last_round);
     if (next == nullptr) break;
     if (!moved && several_devices_) context_->make_current();
-    if (!perform(*next, flight)) break;
+    if (!perform(*next, in_flight)) break;
     ++next_;
     moved = true;
   }
   return moved;
 }
 
-bool CudaLane::perform(const Resolved& next, Flight* flight) {
+bool CudaLane::perform(const Resolved& next, InFlight* in_flight) {
   at_ = next.op.kind;
-  if (next.op.kind == OpKind::kWait) return wait(next.op.event, flight);
+  if (next.op.kind == OpKind::kWait) return wait(next.op.event, in_flight);
   if (next.op.kind == OpKind::kRecord) {
     const CUevent event = own_event(1 + next.op.event);
     check(context_->driver().api().cuEventRecord(event, stream_), "cuEventRecord");
-    flight->record(next.op.event, event);
+    in_flight->record(next.op.event, event);
   } else {
     device_trace_.begin(next.op.kind, static_cast<int>(round_));
-    compute(next, flight);
+    compute(next, in_flight);
     device_trace_.end();
   }
   return true;
 }
 
-bool CudaLane::wait(int event, Flight* flight) {
+bool CudaLane::wait(int event, InFlight* in_flight) {
   if (waits_.size() <= static_cast<size_t>(event)) waits_.resize(event + 1, 0);
-  const CUevent issued = flight->issued(event, waits_[event]);
-  if (issued == nullptr && !flight->recorded_by_host(event, waits_[event])) return false;
+  const CUevent issued = in_flight->issued(event, waits_[event]);
+  if (issued == nullptr && !in_flight->recorded_by_host(event, waits_[event])) return false;
   device_trace_.begin(OpKind::kWait, static_cast<int>(round_));
   if (issued != nullptr) {
     check(context_->driver().api().cuStreamWaitEvent(stream_, issued, 0), "cuStreamWaitEvent");
@@ -263,27 +263,27 @@ bool CudaLane::wait(int event, Flight* flight) {
   return true;
 }
 
-void CudaLane::compute(const Resolved& next, Flight* flight) {
+void CudaLane::compute(const Resolved& next, InFlight* in_flight) {
   switch (next.op.kind) {
     case OpKind::kPrefill:
-      return prefill(true, flight);
+      return prefill(true, in_flight);
     case OpKind::kPrefillContext:
-      return prefill(false, flight);
+      return prefill(false, in_flight);
     case OpKind::kFetchWindow:
     case OpKind::kFetchVerdict:
-      if (peer_ == nullptr) return copy(arrays_->window_from(flight->state(), key_.keep_logits > 0));
+      if (peer_ == nullptr) return copy(arrays_->window_from(in_flight->state(), key_.keep_logits > 0));
       return copy(fetched(next.op.kind));
     default:
       launch(next.step->exec);
-      if (is_verdict(next.op)) flight->verdict_issued();
+      if (is_verdict(next.op)) in_flight->verdict_issued();
   }
 }
 
-void CudaLane::prefill(bool with_last, Flight* flight) {
-  std::vector<int64_t> lengths = flight->state()->prompt_len;
+void CudaLane::prefill(bool with_last, InFlight* in_flight) {
+  std::vector<int64_t> lengths = in_flight->state()->prompt_len;
   for (int64_t& length : lengths) length = std::max<int64_t>(0, length - (with_last ? 0 : 1));
   for (const DeviceArrays::Pass& pass : arrays_->prefill(lengths)) {
-    if (flight->halted()) return;
+    if (in_flight->halted()) return;
     copy(pass.copies);
     launch(prefill_chunk_->exec);
     if (with_last && pass.last) launch(prefill_logits_[pass.slot]->exec);

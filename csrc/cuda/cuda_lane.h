@@ -47,9 +47,9 @@ class CudaLane : public Lane {
 
   // From here on: the issuer's thread, for one run.
   // Uploads the requests, and makes this stream wait for the target's upload where both lanes share it.
-  void begin(const Flight& flight, bool timed, bool several_devices);
+  void begin(const InFlight& in_flight, bool timed, bool several_devices);
   // Queues ops until a wait whose record was not issued, or the end of last_round -> whether any was queued.
-  bool issue(Flight* flight, int64_t last_round);
+  bool issue(InFlight* in_flight, int64_t last_round);
   // Whether all ops up to the end of that round were queued.
   bool is_past(int64_t round) const;
   // Makes this stream wait for all that was queued on the other's.
@@ -93,11 +93,11 @@ class CudaLane : public Lane {
   const Step& find(const std::string& op, StepKey key, int slot = -1) const;
   std::vector<Resolved> resolve(const std::vector<Op>& ops, const State& state) const;
   void check_order(const LaneProgram& program) const;
-  const Resolved* next_op(int64_t last_round);         // nullptr: not now
-  bool perform(const Resolved& next, Flight* flight);  // false: it has to wait
-  bool wait(int event, Flight* flight);
-  void compute(const Resolved& next, Flight* flight);
-  void prefill(bool with_last, Flight* flight);
+  const Resolved* next_op(int64_t last_round);              // nullptr: not now
+  bool perform(const Resolved& next, InFlight* in_flight);  // false: it has to wait
+  bool wait(int event, InFlight* in_flight);
+  void compute(const Resolved& next, InFlight* in_flight);
+  void prefill(bool with_last, InFlight* in_flight);
   void copy(const std::vector<Copy>& copies);
   void launch(CUgraphExec exec);
   CUevent own_event(size_t index);

@@ -6,11 +6,11 @@
 
 namespace pearl {
 
-GpuAdmission::GpuAdmission(const std::vector<CudaLane*>& lanes, Flight* flight)
-    : flight_(flight), target_(lanes.front()) {
+GpuAdmission::GpuAdmission(const std::vector<CudaLane*>& lanes, InFlight* in_flight)
+    : in_flight_(in_flight), target_(lanes.front()) {
   if (lanes.size() > 1 && !lanes[1]->program().empty()) draft_ = lanes[1];
   copies_.emplace_back(target_->arrays());
-  if (target_->has_host_draft()) flight_->on_turn([this] { take_turn(); });
+  if (target_->has_host_draft()) in_flight_->on_turn([this] { take_turn(); });
   if (draft_ != nullptr) copies_.emplace_back(draft_->arrays());
 }
 
@@ -24,7 +24,7 @@ bool GpuAdmission::perform(bool in_one_stream) {
   const bool two_memories = draft_ != nullptr && !shares;
   if (draft_ != nullptr && slot_ >= 0 && (admits ? shares : in_one_stream)) draft_->wait_for(target_);
   const bool feeds = slot_ >= 0 && feed();
-  if (feeds && fed_ == flight_->state()->prompt_len[slot_]) {
+  if (feeds && fed_ == in_flight_->state()->prompt_len[slot_]) {
     judge();
     changed = true;
   }
@@ -47,28 +47,28 @@ bool GpuAdmission::awaits_room() const {
 }
 
 bool GpuAdmission::take_cancelled() {
-  Admission& admission = flight_->run()->admission;
+  Admission& admission = in_flight_->run()->admission;
   if (admission.has_news()) {
     for (const uint64_t id : admission.take_cancelled()) cancelled_.push_back(id);
   }
-  const State& state = *flight_->state();
+  const State& state = *in_flight_->state();
   bool changed = false;
   std::vector<uint64_t> later;
   for (const uint64_t id : cancelled_) {
     for (int slot = 0; slot < state.num_slots; ++slot) {
       if (state.request_id[slot] != id) continue;
       if (slot == slot_ || slot == chosen_) {
-        if (!flight_->has_room(1)) {
+        if (!in_flight_->has_room(1)) {
           later.push_back(id);
           continue;
         }
         (slot == slot_ ? slot_ : chosen_) = -1;
-        flight_->abort(slot);
+        in_flight_->abort(slot);
         has_aborted_ = true;
-      } else if (flight_->runs(slot) && !flight_->leaves(slot)) {
+      } else if (in_flight_->runs(slot) && !in_flight_->leaves(slot)) {
         settle();
         target_->queue(copies_[0].leave(slot));
-        flight_->leave(slot);
+        in_flight_->leave(slot);
         changed = true;
       }
     }
@@ -78,7 +78,7 @@ bool GpuAdmission::take_cancelled() {
 }
 
 void GpuAdmission::take_turn() {
-  State& state = *flight_->state();
+  State& state = *in_flight_->state();
   int& feeding = state.feeding;
   if (feeding >= 0) {
     const bool is_given_up = feeding != slot_ && feeding != chosen_;
@@ -87,7 +87,7 @@ void GpuAdmission::take_turn() {
   }
   if (is_busy()) return;
   for (int slot = 0; slot < state.num_slots; ++slot) {
-    if (!flight_->runs(slot)) state.release(slot);
+    if (!in_flight_->runs(slot)) state.release(slot);
   }
   choose();
   if (chosen_ >= 0 && state.prompt_len[chosen_] > 1) feeding = chosen_;
@@ -95,28 +95,28 @@ void GpuAdmission::take_turn() {
 
 void GpuAdmission::choose() {
   const int free = free_slot();
-  if (free < 0 || !flight_->run()->admission.has_news()) return;
-  State* const state = flight_->state();
-  const std::optional<Admission::Waiting> waiting =
-      flight_->run()->admission.next([&](const Request& request) { return state->reserve(free, request); });
+  if (free < 0 || !in_flight_->run()->admission.has_news()) return;
+  State* const state = in_flight_->state();
+  const std::optional<Admission::Waiting> waiting = in_flight_->run()->admission.next(
+      [&](const Request& request) { return state->reserve(free, request); });
   if (!waiting) return;
   state->fill(free, waiting->id, waiting->request, false);
-  flight_->clear(free);
+  in_flight_->clear(free);
   chosen_ = free;
 }
 
 int GpuAdmission::free_slot() const {
-  const int num_slots = flight_->state()->num_slots;
+  const int num_slots = in_flight_->state()->num_slots;
   int free = 0;
-  while (free < num_slots && flight_->runs(free)) ++free;
+  while (free < num_slots && in_flight_->runs(free)) ++free;
   return free < num_slots ? free : -1;
 }
 
 bool GpuAdmission::admit(bool in_one_stream) {
-  State* const state = flight_->state();
+  State* const state = in_flight_->state();
   const int block = (block_ + 1) % JoinCopies::kBlocks;
   awaits_copies_ = false;
-  if (chosen_ < 0 && !flight_->run()->admission.has_news()) return false;
+  if (chosen_ < 0 && !in_flight_->run()->admission.has_news()) return false;
   const bool has_passed = target_->has_passed(block) && (draft_ == nullptr || draft_->has_passed(block));
   if (has_passed && !target_->has_host_draft()) choose();
   awaits_copies_ = !has_passed && (chosen_ >= 0 || free_slot() >= 0);
@@ -137,7 +137,7 @@ bool GpuAdmission::admit(bool in_one_stream) {
 }
 
 bool GpuAdmission::feed() {
-  const int64_t length = flight_->state()->prompt_len[slot_];
+  const int64_t length = in_flight_->state()->prompt_len[slot_];
   const int64_t end = std::min(length, fed_ + target_->arrays().sizes().prefill_chunk);
   if (is_last_pass() && !may_judge()) return false;
   const int64_t context = std::min(end, length - 1);  // the first window feeds the last token
@@ -149,14 +149,14 @@ bool GpuAdmission::feed() {
 }
 
 bool GpuAdmission::is_last_pass() const {
-  return flight_->state()->prompt_len[slot_] - fed_ <= target_->arrays().sizes().prefill_chunk;
+  return in_flight_->state()->prompt_len[slot_] - fed_ <= target_->arrays().sizes().prefill_chunk;
 }
 
 // Behind the last pass its verdict follows at once, then a round's. With a draft on the host that verdict has
 // to be read before the next window is made: so that it has the windows that it has alone.
 bool GpuAdmission::may_judge() const {
-  const bool has_draft = flight_->state()->feeding != slot_ && flight_->has_turn();
-  return flight_->has_room(2) && (has_draft || !target_->has_host_draft());
+  const bool has_draft = in_flight_->state()->feeding != slot_ && in_flight_->has_turn();
+  return in_flight_->has_room(2) && (has_draft || !target_->has_host_draft());
 }
 
 void GpuAdmission::mark() {
@@ -167,7 +167,7 @@ void GpuAdmission::mark() {
 void GpuAdmission::judge() {
   settle();
   target_->judge(slot_, copies_[0].await_verdict(slot_), copies_[0].take_verdict(slot_));
-  flight_->join(slot_);
+  in_flight_->join(slot_);
   slot_ = -1;
 }
 

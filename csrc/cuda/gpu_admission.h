@@ -15,18 +15,18 @@ namespace pearl {
 class GpuAdmission {
  public:
   // lanes: [target] or [target, draft]; those without a program have no part in it.
-  GpuAdmission(const std::vector<CudaLane*>& lanes, Flight* flight);
+  GpuAdmission(const std::vector<CudaLane*>& lanes, InFlight* in_flight);
 
   // Between two rounds, both of which are queued whole or not at all -> whether anything has changed.
   // in_one_stream: rounds are launched on the target's stream, the draft's steps with them.
   bool perform(bool in_one_stream);
 
-  // Whether somebody is on the way into the flight.
+  // Whether somebody is on the way into the in_flight.
   bool is_busy() const { return slot_ >= 0 || chosen_ >= 0; }
   // Whether who waits needs further rounds, although nobody stays for them: a draft on the host is fed a
   // chunk of a prompt in each, and gives the state away at its end.
   bool needs_a_round() const {
-    return target_->has_host_draft() && (is_busy() || flight_->run()->admission.has_news());
+    return target_->has_host_draft() && (is_busy() || in_flight_->run()->admission.has_news());
   }
   // Behind perform(): whether who boards, or is given up, lacks room for its results, which further rounds
   // would take. The rounds of a draft on the host cannot wait: it judges in one of them, and is one ahead.
@@ -48,7 +48,7 @@ class GpuAdmission {
   void settle();  // before the target's rows change: a draft with a memory of its own may still fetch them
   bool has_one_memory() const;
 
-  Flight* const flight_;
+  InFlight* const in_flight_;
   CudaLane* const target_;
   CudaLane* draft_ = nullptr;        // none in a program without one
   std::vector<JoinCopies> copies_;   // of the target, and of the draft

@@ -6,8 +6,8 @@
 
 namespace pearl {
 
-Flight::Flight(State* state, Run* run, VerdictRing ring, ToldRing told, int64_t rounds_ahead, bool host_lanes,
-               int num_events, std::vector<std::vector<int>> recorded)
+InFlight::InFlight(State* state, Run* run, VerdictRing ring, ToldRing told, int64_t rounds_ahead,
+                   bool host_lanes, int num_events, std::vector<std::vector<int>> recorded)
     : state_(state),
       run_(run),
       ring_(ring),
@@ -24,14 +24,14 @@ Flight::Flight(State* state, Run* run, VerdictRing ring, ToldRing told, int64_t 
   result_.token_ids.reserve(state->gamma_max + 1);
 }
 
-bool Flight::may_begin(int64_t round) const {
+bool InFlight::may_begin(int64_t round) const {
   // Round `num_read_` is the next to be read: behind the last one read it is the first. A draft on the host
   // lets nobody run further ahead than one; requests that join it need that one.
   const int64_t ahead = host_lanes_ ? std::max<int64_t>(rounds_ahead_, 2) : rounds_ahead_;
   return round - num_read_ + 1 <= ahead && has_room(0);
 }
 
-bool Flight::has_room(int more) const {
+bool InFlight::has_room(int more) const {
   int64_t owed = more;
   for (const Seat& seat : seats_) {
     if (seat.runs) owed += num_issued(seat) - seat.num_read + 1;  // of the next round, or "abort"
@@ -39,49 +39,49 @@ bool Flight::has_room(int more) const {
   return run_->ring.has_room(static_cast<size_t>(owed));
 }
 
-bool Flight::awaits_verdict() const {
+bool InFlight::awaits_verdict() const {
   return has_turn() && std::any_of(seats_.begin(), seats_.end(), [&](const Seat& seat) {
            return seat.runs && seat.num_read < num_issued(seat);
          });
 }
 
-bool Flight::is_empty() const {
+bool InFlight::is_empty() const {
   return std::none_of(seats_.begin(), seats_.end(), [](const Seat& seat) { return seat.runs; });
 }
 
-bool Flight::anyone_stays() const {
+bool InFlight::anyone_stays() const {
   return std::any_of(seats_.begin(), seats_.end(),
                      [](const Seat& seat) { return seat.runs && !seat.leaves; });
 }
 
-void Flight::join(int slot) {
+void InFlight::join(int slot) {
   seats_[slot] = {};
   seats_[slot].runs = true;
   seats_[slot].offset = num_issued_ - 1;  // one round of its own is queued
   seats_[slot].committed = state_->prompt_len[slot];
 }
 
-void Flight::leave(int slot) {
+void InFlight::leave(int slot) {
   seats_[slot].leaves = true;
   seats_[slot].until = num_issued_;
 }
 
-void Flight::abort(int slot) {
+void InFlight::abort(int slot) {
   seats_[slot] = {};
   end_slot(slot);
 }
 
-void Flight::record(int event, CUevent on_device) {
+void InFlight::record(int event, CUevent on_device) {
   ++events_[event].count;
   events_[event].last = on_device;
 }
 
-CUevent Flight::issued(int event, uint64_t k) const {
+CUevent InFlight::issued(int event, uint64_t k) const {
   // A later record of the same stream stands for an earlier one.
   return events_[event].count > k ? events_[event].last : nullptr;
 }
 
-bool Flight::read_verdicts() {
+bool InFlight::read_verdicts() {
   bool moved = false;
   const bool has_turn = this->has_turn();
   for (int slot = 0; slot < state_->num_slots && !run_->halted(); ++slot) {
@@ -99,12 +99,12 @@ bool Flight::read_verdicts() {
   return moved;
 }
 
-bool Flight::is_there(int64_t round, int slot) const {
+bool InFlight::is_there(int64_t round, int slot) const {
   if (!ring_.has(round, slot)) return false;
   return state_->num_logprobs[slot] < 0 || ring_.read(round, slot).num_new == 0 || told_.has(round, slot);
 }
 
-void Flight::count_rounds() {
+void InFlight::count_rounds() {
   int64_t done = num_issued_;
   for (const Seat& seat : seats_) {
     if (seat.runs) done = std::min(done, seat.offset + seat.num_read);
@@ -118,7 +118,7 @@ void Flight::count_rounds() {
   }
 }
 
-void Flight::end_slot(int slot) {
+void InFlight::end_slot(int slot) {
   result_.request_id = state_->request_id[slot];
   result_.round = static_cast<int32_t>(seats_[slot].num_read);
   result_.slot = slot;
@@ -132,7 +132,7 @@ void Flight::end_slot(int slot) {
   run_->ring.push(result_);
 }
 
-void Flight::vacate(int slot) {
+void InFlight::vacate(int slot) {
   seats_[slot].runs = false;
   // What was queued for the slot is ahead of a new owner's passes on each lane's stream, and what is queued
   // from now on reads that it does not run: DESIGN.md, section 5. A draft on the host may still use
@@ -140,7 +140,7 @@ void Flight::vacate(int slot) {
   if (!host_lanes_) state_->release(slot);
 }
 
-void Flight::read_slot(int slot) {
+void InFlight::read_slot(int slot) {
   Seat& seat = seats_[slot];
   const int64_t round = seat.num_read++;
   const VerdictEntry entry = ring_.read(round, slot);
@@ -165,7 +165,7 @@ void Flight::read_slot(int slot) {
   result_.error.clear();
 }
 
-void Flight::apply(int slot, const VerdictEntry& entry, int64_t round) {
+void InFlight::apply(int slot, const VerdictEntry& entry, int64_t round) {
   State& s = *state_;
   const int window_len = round == 0 ? 0 : s.num_draft_tokens[slot];
   int32_t* const tokens = s.tokens(slot) + s.committed[slot];
@@ -180,7 +180,7 @@ void Flight::apply(int slot, const VerdictEntry& entry, int64_t round) {
   s.finish_reason[slot] = reason;
 }
 
-std::string Flight::bad_logits(int slot, const VerdictEntry& entry, int64_t round) const {
+std::string InFlight::bad_logits(int slot, const VerdictEntry& entry, int64_t round) const {
   // A draft that could not be sampled is -1 among the candidates.
   const bool by_draft = entry.accept_len < entry.num_judged && entry.token_ids[entry.accept_len] < 0;
   const char* step = by_draft ? "draft" : round == 0 ? "prefill" : "score";

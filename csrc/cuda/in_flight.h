@@ -16,12 +16,12 @@
 
 namespace pearl {
 
-class Flight {
+class InFlight {
  public:
   // host_lanes: whether a lane on the host reads verdicts, in `state`, and waits for the target's events.
   // recorded: [2] the events that the target's lane records in its prologue and in its body.
-  Flight(State* state, Run* run, VerdictRing ring, ToldRing told, int64_t rounds_ahead, bool host_lanes,
-         int num_events, std::vector<std::vector<int>> recorded);
+  InFlight(State* state, Run* run, VerdictRing ring, ToldRing told, int64_t rounds_ahead, bool host_lanes,
+           int num_events, std::vector<std::vector<int>> recorded);
 
   // take_turn: called where the draft on the host waits for a verdict that was read, so that the state may be
   // changed. Not in the prologue, where it may still read prompts.

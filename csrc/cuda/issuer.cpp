@@ -43,13 +43,13 @@ std::vector<int> recorded_events(const std::vector<Op>& ops) {
   return events;
 }
 
-Flight make_flight(const std::vector<CudaLane*>& lanes, State* state, Run* run, int64_t rounds_ahead) {
+InFlight make_in_flight(const std::vector<CudaLane*>& lanes, State* state, Run* run, int64_t rounds_ahead) {
   const CudaLane& target = *lanes.front();
   const ArraySizes& sizes = target.arrays().sizes();
   const VerdictRing ring(target.arrays().ring(), sizes.ring_size, sizes.num_slots, state->longest_gamma);
   const LaneProgram& program = target.program();
-  return Flight(state, run, ring, target.arrays().told(), rounds_ahead, target.has_host_draft(),
-                run->num_events(), {recorded_events(program.prologue), recorded_events(program.body)});
+  return InFlight(state, run, ring, target.arrays().told(), rounds_ahead, target.has_host_draft(),
+                  run->num_events(), {recorded_events(program.prologue), recorded_events(program.body)});
 }
 
 }  // namespace
@@ -164,48 +164,48 @@ void CudaIssuer::stand_aside() const {
 
 void CudaIssuer::fly(const Work& work) {
   stand_aside();
-  Flight flight = make_flight(work.lanes, work.state, work.run, work.options.rounds_ahead);
+  InFlight in_flight = make_in_flight(work.lanes, work.state, work.run, work.options.rounds_ahead);
   const bool several_devices =
       work.lanes.size() > 1 && work.lanes[0]->context()->ordinal() != work.lanes[1]->context()->ordinal();
-  for (CudaLane* lane : work.lanes) lane->begin(flight, work.options.timed, several_devices);
+  for (CudaLane* lane : work.lanes) lane->begin(in_flight, work.options.timed, several_devices);
   Clock::duration busy{0};
-  loop(work, &flight, &busy);
-  if (flight.num_read() == 0) return;
+  loop(work, &in_flight, &busy);
+  if (in_flight.num_read() == 0) return;
   const double spent = std::chrono::duration<double, std::nano>(busy).count();
   const std::lock_guard<std::mutex> lock(mutex_);
-  host_ns_per_round_ = spent / static_cast<double>(flight.num_read());
+  host_ns_per_round_ = spent / static_cast<double>(in_flight.num_read());
 }
 
-void CudaIssuer::loop(const Work& work, Flight* flight, Clock::duration* busy) {
-  GpuAdmission admission(work.lanes, flight);
+void CudaIssuer::loop(const Work& work, InFlight* in_flight, Clock::duration* busy) {
+  GpuAdmission admission(work.lanes, in_flight);
   Clock::time_point moved_at = Clock::now();
-  while (!flight->halted()) {
+  while (!in_flight->halted()) {
     const uint32_t seen = bell_.value();  // before the look for work
     const Clock::time_point begin = Clock::now();
-    const bool has_read = flight->read_verdicts();
-    if (flight->is_empty() && !admission.is_busy() && work.run->admission.close_if_empty()) {
+    const bool has_read = in_flight->read_verdicts();
+    if (in_flight->is_empty() && !admission.is_busy() && work.run->admission.close_if_empty()) {
       work.run->halt();
     }
-    if (flight->halted()) return;
-    if (issue(work, flight, &admission) || has_read) {
+    if (in_flight->halted()) return;
+    if (issue(work, in_flight, &admission) || has_read) {
       moved_at = Clock::now();
       *busy += moved_at - begin;
     } else {
-      rest(work, flight, seen, moved_at, flight->awaits_verdict() || admission.awaits_copies());
+      rest(work, in_flight, seen, moved_at, in_flight->awaits_verdict() || admission.awaits_copies());
     }
   }
 }
 
-bool CudaIssuer::issue(const Work& work, Flight* flight, GpuAdmission* admission) {
+bool CudaIssuer::issue(const Work& work, InFlight* in_flight, GpuAdmission* admission) {
   bool moved = false;
-  while (!flight->halted() && ends_round(work, flight, &moved)) {
+  while (!in_flight->halted() && ends_round(work, in_flight, &moved)) {
     // Between two rounds. Who waits for room, or for a verdict, goes on as soon as it is there.
-    if (flight->anyone_stays() && !flight->may_begin(round_ + 1)) return moved;
+    if (in_flight->anyone_stays() && !in_flight->may_begin(round_ + 1)) return moved;
     const bool admitted = admission->perform(round_exec_ != nullptr);
     moved = moved || admitted;
-    const bool is_wanted = flight->anyone_stays() || admission->needs_a_round();
-    if (is_wanted && flight->may_begin(round_ + 1) && !admission->awaits_room()) {
-      if (!issue_round(work, flight)) return moved;
+    const bool is_wanted = in_flight->anyone_stays() || admission->needs_a_round();
+    if (is_wanted && in_flight->may_begin(round_ + 1) && !admission->awaits_room()) {
+      if (!issue_round(work, in_flight)) return moved;
       moved = true;
     } else if (!admitted) {
       return moved;
@@ -215,11 +215,11 @@ bool CudaIssuer::issue(const Work& work, Flight* flight, GpuAdmission* admission
 }
 
 // Queues what is left of the round that was begun -> whether it is whole.
-bool CudaIssuer::ends_round(const Work& work, Flight* flight, bool* moved) {
+bool CudaIssuer::ends_round(const Work& work, InFlight* in_flight, bool* moved) {
   if (round_exec_ != nullptr) return true;
   for (bool again = true; again;) {
     again = false;
-    for (CudaLane* lane : work.lanes) again = lane->issue(flight, round_) || again;
+    for (CudaLane* lane : work.lanes) again = lane->issue(in_flight, round_) || again;
     *moved = *moved || again;
   }
   for (const CudaLane* lane : work.lanes) {
@@ -234,23 +234,23 @@ bool CudaIssuer::ends_round(const Work& work, Flight* flight, bool* moved) {
 }
 
 // Begins the next round -> whether there is one.
-bool CudaIssuer::issue_round(const Work& work, Flight* flight) {
+bool CudaIssuer::issue_round(const Work& work, InFlight* in_flight) {
   CudaLane& target = *work.lanes.front();
   if (round_ >= target.max_rounds() || target.program().body.empty()) return false;
   ++round_;
   if (round_exec_ == nullptr) return true;
   target.launch_round(round_exec_, round_);
-  flight->verdict_issued();
+  in_flight->verdict_issued();
   return true;
 }
 
 // looks: there is something to come that nobody rings for.
-void CudaIssuer::rest(const Work& work, Flight* flight, uint32_t seen, Clock::time_point idle_since,
+void CudaIssuer::rest(const Work& work, InFlight* in_flight, uint32_t seen, Clock::time_point idle_since,
                       bool looks) {
   const Clock::time_point now = Clock::now();
   if (!looks) {
     // A lane on the host, the reader of results or a stop will ring; only a fault on a stream cannot.
-    const bool all_idle = look_for_faults(work, flight);
+    const bool all_idle = look_for_faults(work, in_flight);
     bell_.wait_until(seen, all_idle ? Clock::time_point::max() : now + 5 * kPatience, spin_);
     return;
   }
@@ -258,17 +258,17 @@ void CudaIssuer::rest(const Work& work, Flight* flight, uint32_t seen, Clock::ti
     for (int i = 0; i < 64; ++i) cpu_pause();
     return;
   }
-  if (now - idle_since > kPatience) look_for_faults(work, flight);
+  if (now - idle_since > kPatience) look_for_faults(work, in_flight);
   bell_.wait_until(seen, now + kLook, std::chrono::microseconds(0));
 }
 
-bool CudaIssuer::look_for_faults(const Work& work, Flight* flight) {
+bool CudaIssuer::look_for_faults(const Work& work, InFlight* in_flight) {
   bool all_idle = true;
   for (CudaLane* lane : work.lanes) all_idle = lane->is_idle() && all_idle;
   if (!all_idle) return false;
-  if (!flight->awaits_verdict() || flight->read_verdicts() || flight->halted()) return true;
+  if (!in_flight->awaits_verdict() || in_flight->read_verdicts() || in_flight->halted()) return true;
   throw Failure(FailureKind::kExecutor, "the streams are idle, but the verdict of round " +
-                                            std::to_string(flight->num_read()) +
+                                            std::to_string(in_flight->num_read()) +
                                             " never came: its step verify wrote none");
 }
 

@@ -71,13 +71,13 @@ class CudaIssuer {
   void perform(const Work& work);  // a whole run, with the streams idle at its end
   void stand_aside() const;
   void fly(const Work& work);
-  void loop(const Work& work, Flight* flight, Clock::duration* busy);
-  bool issue(const Work& work, Flight* flight, GpuAdmission* admission);
-  bool issue_round(const Work& work, Flight* flight);
-  bool ends_round(const Work& work, Flight* flight, bool* moved);
-  void rest(const Work& work, Flight* flight, uint32_t seen, Clock::time_point idle_since, bool looks);
+  void loop(const Work& work, InFlight* in_flight, Clock::duration* busy);
+  bool issue(const Work& work, InFlight* in_flight, GpuAdmission* admission);
+  bool issue_round(const Work& work, InFlight* in_flight);
+  bool ends_round(const Work& work, InFlight* in_flight, bool* moved);
+  void rest(const Work& work, InFlight* in_flight, uint32_t seen, Clock::time_point idle_since, bool looks);
   // Whether the streams are idle. Throws CudaError for what went wrong on one, Failure if a verdict is lost.
-  bool look_for_faults(const Work& work, Flight* flight);
+  bool look_for_faults(const Work& work, InFlight* in_flight);
   void land(const Work& work);
 
   const std::shared_ptr<Driver> driver_;
