@@ -16,10 +16,10 @@ InFlight::InFlight(State* state, Run* run, VerdictRing ring, ToldRing told, int6
       host_lanes_(host_lanes),
       recorded_by_target_(std::move(recorded)),
       events_(num_events),
-      seats_(state->num_slots) {
+      slots_(state->num_slots) {
   for (int slot = 0; slot < state->num_slots; ++slot) {
-    seats_[slot].runs = state->running(slot);
-    seats_[slot].committed = state->prompt_len[slot];
+    slots_[slot].runs = state->running(slot);
+    slots_[slot].committed = state->prompt_len[slot];
   }
   result_.token_ids.reserve(state->gamma_max + 1);
 }
@@ -33,41 +33,42 @@ bool InFlight::may_begin(int64_t round) const {
 
 bool InFlight::has_room(int more) const {
   int64_t owed = more;
-  for (const Seat& seat : seats_) {
-    if (seat.runs) owed += num_issued(seat) - seat.num_read + 1;  // of the next round, or "abort"
+  for (const SlotProgress& progress : slots_) {
+    if (progress.runs) owed += num_issued(progress) - progress.num_read + 1;  // of the next round, or "abort"
   }
   return run_->ring.has_room(static_cast<size_t>(owed));
 }
 
 bool InFlight::awaits_verdict() const {
-  return has_turn() && std::any_of(seats_.begin(), seats_.end(), [&](const Seat& seat) {
-           return seat.runs && seat.num_read < num_issued(seat);
+  return has_turn() && std::any_of(slots_.begin(), slots_.end(), [&](const SlotProgress& progress) {
+           return progress.runs && progress.num_read < num_issued(progress);
          });
 }
 
 bool InFlight::is_empty() const {
-  return std::none_of(seats_.begin(), seats_.end(), [](const Seat& seat) { return seat.runs; });
+  return std::none_of(slots_.begin(), slots_.end(),
+                      [](const SlotProgress& progress) { return progress.runs; });
 }
 
 bool InFlight::anyone_stays() const {
-  return std::any_of(seats_.begin(), seats_.end(),
-                     [](const Seat& seat) { return seat.runs && !seat.leaves; });
+  return std::any_of(slots_.begin(), slots_.end(),
+                     [](const SlotProgress& progress) { return progress.runs && !progress.leaves; });
 }
 
 void InFlight::join(int slot) {
-  seats_[slot] = {};
-  seats_[slot].runs = true;
-  seats_[slot].offset = num_issued_ - 1;  // one round of its own is queued
-  seats_[slot].committed = state_->prompt_len[slot];
+  slots_[slot] = {};
+  slots_[slot].runs = true;
+  slots_[slot].offset = num_issued_ - 1;  // one round of its own is queued
+  slots_[slot].committed = state_->prompt_len[slot];
 }
 
 void InFlight::leave(int slot) {
-  seats_[slot].leaves = true;
-  seats_[slot].until = num_issued_;
+  slots_[slot].leaves = true;
+  slots_[slot].until = num_issued_;
 }
 
 void InFlight::abort(int slot) {
-  seats_[slot] = {};
+  slots_[slot] = {};
   end_slot(slot);
 }
 
@@ -85,12 +86,13 @@ bool InFlight::read_verdicts() {
   bool moved = false;
   const bool has_turn = this->has_turn();
   for (int slot = 0; slot < state_->num_slots && !run_->halted(); ++slot) {
-    const Seat& seat = seats_[slot];
-    while (has_turn && seat.runs && seat.num_read < num_issued(seat) && is_there(seat.num_read, slot)) {
+    const SlotProgress& progress = slots_[slot];
+    while (has_turn && progress.runs && progress.num_read < num_issued(progress) &&
+           is_there(progress.num_read, slot)) {
       read_slot(slot);
       moved = true;
     }
-    if (seat.runs && seat.leaves && seat.num_read == num_issued(seat)) {
+    if (progress.runs && progress.leaves && progress.num_read == num_issued(progress)) {
       end_slot(slot);
       moved = true;
     }
@@ -106,8 +108,8 @@ bool InFlight::is_there(int64_t round, int slot) const {
 
 void InFlight::count_rounds() {
   int64_t done = num_issued_;
-  for (const Seat& seat : seats_) {
-    if (seat.runs) done = std::min(done, seat.offset + seat.num_read);
+  for (const SlotProgress& progress : slots_) {
+    if (progress.runs) done = std::min(done, progress.offset + progress.num_read);
   }
   for (; num_read_ < done; ++num_read_) {
     if (!host_lanes_) continue;
@@ -120,7 +122,7 @@ void InFlight::count_rounds() {
 
 void InFlight::end_slot(int slot) {
   result_.request_id = state_->request_id[slot];
-  result_.round = static_cast<int32_t>(seats_[slot].num_read);
+  result_.round = static_cast<int32_t>(slots_[slot].num_read);
   result_.slot = slot;
   result_.token_ids.clear();
   result_.logprobs.clear();
@@ -133,7 +135,7 @@ void InFlight::end_slot(int slot) {
 }
 
 void InFlight::vacate(int slot) {
-  seats_[slot].runs = false;
+  slots_[slot].runs = false;
   // What was queued for the slot is ahead of a new owner's passes on each lane's stream, and what is queued
   // from now on reads that it does not run: DESIGN.md, section 5. A draft on the host may still use
   // them, on a thread of its own: those blocks go back when it waits.
@@ -141,12 +143,12 @@ void InFlight::vacate(int slot) {
 }
 
 void InFlight::read_slot(int slot) {
-  Seat& seat = seats_[slot];
-  const int64_t round = seat.num_read++;
+  SlotProgress& progress = slots_[slot];
+  const int64_t round = progress.num_read++;
   const VerdictEntry entry = ring_.read(round, slot);
   if (entry.finish_reason == VerdictRing::kBadLogits) result_.error = bad_logits(slot, entry, round);
   if (host_lanes_) apply(slot, entry, round);
-  seat.committed += entry.num_new;
+  progress.committed += entry.num_new;
   result_.request_id = state_->request_id[slot];
   result_.round = static_cast<int32_t>(round);
   result_.slot = slot;
@@ -186,7 +188,7 @@ std::string InFlight::bad_logits(int slot, const VerdictEntry& entry, int64_t ro
   const char* step = by_draft ? "draft" : round == 0 ? "prefill" : "score";
   return std::string("NaN or infinite logits in step ") + step + " of the " +
          (by_draft ? "draft" : "target") + " lane, sequence " + std::to_string(slot) + ", position " +
-         std::to_string(seats_[slot].committed + entry.accept_len) + "; the request was ended";
+         std::to_string(slots_[slot].committed + entry.accept_len) + "; the request was ended";
 }
 
 }  // namespace pearl

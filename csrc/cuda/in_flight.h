@@ -47,8 +47,8 @@ class InFlight {
 
   // As of the last verdict read: whether a slot is somebody's, whether any is, and whether any is in the
   // rounds that follow.
-  bool runs(int slot) const { return seats_[slot].runs; }
-  bool leaves(int slot) const { return seats_[slot].leaves; }
+  bool runs(int slot) const { return slots_[slot].runs; }
+  bool leaves(int slot) const { return slots_[slot].leaves; }
   bool is_empty() const;
   bool anyone_stays() const;
 
@@ -81,7 +81,7 @@ class InFlight {
     CUevent last = nullptr;
   };
   // Who has a slot.
-  struct Seat {
+  struct SlotProgress {
     bool runs = false;      // as of the last verdict read
     bool leaves = false;    // and is in no round from `until` on
     int64_t until = 0;      // a round of the run
@@ -89,9 +89,9 @@ class InFlight {
     int64_t num_read = 0;   // its rounds whose verdict was read
     int64_t committed = 0;  // as of the last of them
   };
-  // Rounds of a seat that were queued.
-  int64_t num_issued(const Seat& seat) const {
-    return (seat.leaves ? seat.until : num_issued_) - seat.offset;
+  // Rounds of a progress that were queued.
+  int64_t num_issued(const SlotProgress& progress) const {
+    return (progress.leaves ? progress.until : num_issued_) - progress.offset;
   }
   bool is_there(int64_t round, int slot) const;  // its verdict, and its log-probabilities if it asks
   void read_slot(int slot);
@@ -108,9 +108,9 @@ class InFlight {
   const int64_t rounds_ahead_;
   const bool host_lanes_;
   const std::vector<std::vector<int>> recorded_by_target_;
-  std::vector<Recorded> events_;  // [num_events]
-  std::vector<Seat> seats_;       // [B]
-  std::vector<int> ended_;        // slots whose end lanes on the host have still to be told
+  std::vector<Recorded> events_;     // [num_events]
+  std::vector<SlotProgress> slots_;  // [B]
+  std::vector<int> ended_;           // slots whose end lanes on the host have still to be told
   std::function<void()> take_turn_;
   int64_t num_issued_ = 0;  // verifies queued, first included
   int64_t num_read_ = 0;    // rounds whose verdicts were read: the next is num_read_
