@@ -31,7 +31,6 @@ from bench.measure import WARM_TOKENS, Program, Workload
 from bench.rounds_ahead import DEPTHS, choices, depth_rows, format_depths, sweep
 from bench.section import device_menu, fit_workload, menus, num_runs
 from bench.timeline import SKIPPED_ROUNDS, draw, write_chrome_trace
-from pearl_rt.errors import PearlError
 from pearl_rt.types.metrics import RequestMetrics
 
 TOLD = ("device", "form", "rounds_ahead", "capture", "dtype", "isa", "max_model_len")  # of an engine's stats
@@ -62,19 +61,6 @@ def seconds_per_token(subject: DeviceSubject) -> float:
     workload = Workload(subject.prompts[:1], 12)
     [sample] = subject.run(Program("ar", subject.forms[0]), workload, 0)
     return max(sample.tpot, 1e-6)
-
-
-def leave_out_forms(subject: DeviceSubject, num_tokens: int = 8) -> dict[str, str]:
-    """Tries each form but the first once: those that this machine refuses have no rows -> why not."""
-    first, *others = subject.forms
-    refused: dict[str, str] = {}
-    for form in others:
-        try:
-            subject.run(Program("ar", form), Workload(subject.prompts[:1], num_tokens), 0)
-        except PearlError as error:
-            refused[form] = str(error)
-    subject.forms = (first, *(form for form in others if form not in refused))
-    return refused
 
 
 def timed_pictures(section: DeviceSection, form: str) -> dict[str, RequestMetrics]:
@@ -148,9 +134,6 @@ def run_on_device(options: argparse.Namespace, subject: DeviceSubject) -> dict[s
     """Everything after the models are there: prints the report, returns the figures."""
     machine, bandwidth = device_card(subject)
     print_card(subject, machine, bandwidth)
-    refused = leave_out_forms(subject)
-    for form, why in refused.items():
-        print(f"form {form} is left out: {why}", flush=True)
     ceiling = bandwidth / subject.figures[0].bytes_per_step if bandwidth else None
     alphas: list[float | None] = list(options.alphas) if subject.plan else [None]
     gammas = tuple(options.gammas)
@@ -212,7 +195,6 @@ def run_on_device(options: argparse.Namespace, subject: DeviceSubject) -> dict[s
         "planted": sections[-1].planted,
         "engine": {key: value for key, value in subject.engine.stats().items() if key in TOLD},
         "sections": [section.to_dict() for section in sections],
-        "forms_left_out": refused,
         "rounds_ahead": ahead,
         "goals": [v.to_dict() for v in verdicts],
         "outputs_equal": all(section.difference is None for section in sections)

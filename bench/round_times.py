@@ -2,8 +2,7 @@
 lane works.
 
 Knows trace rows and counts of rounds; no engines, and nothing of what was expected. Rows of rounds that were
-issued ahead of the end of a run, and returned at once, are left out; so are the first rounds, which warm up,
-and launches of many rounds (form "while"), within which nothing is seen.
+issued ahead of the end of a run, and returned at once, are left out; so are the first rounds, which warm up.
 
     between rounds   from the last end of one round's steps to the first begin of the next one's
     within a round   what no lane works of the time from a round's first begin to its last end
@@ -31,7 +30,7 @@ def rounds_of(metrics: RequestMetrics) -> list[dict[str, Span]]:
     rounds: dict[int, dict[str, Span]] = {}
     skipped = min(SKIPPED_ROUNDS, metrics.rounds // 3)
     for row in metrics.trace:
-        if row.op not in ("wait", "loop") and skipped < row.round <= metrics.rounds:
+        if row.op != "wait" and skipped < row.round <= metrics.rounds:
             rounds.setdefault(row.round, {})[row.op.split()[0]] = row.begin_ns, row.end_ns
     return [rounds[number] for number in sorted(rounds)]
 

@@ -60,11 +60,9 @@ class Engine:
                    CPU (float32 on "interpret")
     placement      "shared" (both models on all cores, or on one GPU), "split" (one core for the
                    draft, the rest for the target), "devices" (with draft_device) or "auto"
-    form           how a GPU's rounds are launched: "events" (two streams), "graph" (one graph a round),
-                   "while" (one graph for all rounds, on one GPU with a driver of CUDA 12.3 or newer), or
+    form           how a GPU's rounds are launched: "events" (two streams), "graph" (one graph a round) or
                    "eager" (kernel by kernel from Python, for checking); the same bits
-    rounds_ahead   rounds that are queued on a GPU before their verdict is read; with "while" as many as its
-                   results have room for
+    rounds_ahead   rounds that are queued on a GPU before their verdict is read
     max_memory     bytes of each GPU that may be taken; None: all that is free
     max_model_len  tokens of prompt and answer; None: what both models were made for, but 4096 at most
     num_threads    cores to use; None: all that this process may use

@@ -38,7 +38,6 @@ TESTS = (
     "cuda_joins",
     "cuda_logprobs",
     "cuda_blocks",
-    "cuda_loop",
 )
 LIBRARIES = {"thread": ("libtsan.so",), "address": ("libasan.so", "libubsan.so", "libstdc++.so")}
 OPTIONS = {

@@ -19,7 +19,6 @@ from fake_gpu import fresh
 from bench import goals, latency, pairs, section, throughput
 from bench import measure as m
 from bench.card import ModelFigures
-from bench.device_latency import leave_out_forms
 from bench.device_section import DeviceSection, Peers, add_peers, goal_rows, run_device_section
 from bench.device_subject import DeviceSubject
 from bench.expected import expected_rounds, share_of
@@ -158,18 +157,15 @@ def test_goals_of_rounds_are_the_projects() -> None:
 
 
 def test_forms_take_the_place_of_placements() -> None:
-    menu = section.device_menu(("events", "graph", "while"))
+    menu = section.device_menu(("events", "graph"))
     best = [m.Program("sd", "events", 6), m.Program("pearl", "events", 8)]
     assert [str(p) for p in menu.programs(best)] == [
         "ar/events",
         "ar/graph",
-        "ar/while",
         "sd/events gamma 6",
         "pearl/events gamma 8",
         "sd/graph gamma 6",
         "pearl/graph gamma 8",
-        "sd/while gamma 6",
-        "pearl/while gamma 8",
         "auto/events",
     ]
     assert len(menu.programs(best)) == menu.num_programs
@@ -193,7 +189,7 @@ def test_forms_are_switched_and_steps_are_timed(monkeypatch: pytest.MonkeyPatch)
         )
         with engine:
             subject = DeviceSubject(
-                engine, CPU, ("events", "graph", "while"), (config, config), figures, [[5, 9, 3]], ("a", "b")
+                engine, CPU, ("events", "graph"), (config, config), figures, [[5, 9, 3]], ("a", "b")
             )
             found = run_device_section(
                 subject,
@@ -208,30 +204,13 @@ def test_forms_are_switched_and_steps_are_timed(monkeypatch: pytest.MonkeyPatch)
         assert world is not None
     assert found.difference is None
     assert [f"{r['strategy']}/{r['placement']}" for r in found.rows] == [
-        *("ar/events", "ar/graph", "ar/while", "sd/events", "pearl/events", "sd/graph", "pearl/graph"),
-        *("sd/while", "pearl/while", "auto/events"),
+        *("ar/events", "ar/graph", "sd/events", "pearl/events", "sd/graph", "pearl/graph", "auto/events"),
     ]
     assert all(found.times[name].score > 0 for name in ("ar/events", "sd/events gamma 1"))
     assert found.together is not None and found.together.together > 0
-    assert found.host_us.keys() >= {"ar/events", "ar/graph", "sd/graph gamma 1", "pearl/while gamma 1"}
+    assert found.host_us.keys() >= {"ar/events", "ar/graph", "sd/graph gamma 1", "pearl/graph gamma 1"}
     assert all(0 < spent < 1e6 for spent in found.host_us.values())
-    assert {share.program for share in found.shares} >= {"ar/events", "ar/graph", "sd/while gamma 1"}
-
-
-@pytest.mark.skipif(not fake_cuda.has_compiler(), reason="the fake driver needs a compiler")
-def test_a_form_that_the_driver_refuses_has_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pearl_rt.backends.cuda_lanes.measure", lambda lanes: NOMINAL_TIMES)
-    config = pairs.make_config(Shape(16, 16, 1, 1, 1, 32, max_position_embeddings=32), 32)
-    target = dict(pairs.plant(config, pairs.successor_cycle(32, 0), 0.1, 3.0, 3))
-    figures = tuple(ModelFigures.of(name, config, "bfloat16") for name in ("a", "b"))
-    for world in fresh(fake_cuda.load(), monkeypatch):
-        world.cuda.call("fake_set_version", 12020)
-        told = {"device": "cuda", "dtype": "float32", "judge": "coupled", "max_model_len": 24}
-        with Engine(config, target, **told) as engine:
-            forms = ("events", "while", "graph")
-            subject = DeviceSubject(engine, CPU, forms, (config, config), figures, [[5, 9, 3]], ("a", "b"))
-            [(form, why)] = leave_out_forms(subject, 2).items()
-    assert form == "while" and "needs conditional nodes" in why and subject.forms == ("events", "graph")
+    assert {share.program for share in found.shares} >= {"ar/events", "ar/graph", "sd/graph gamma 1"}
 
 
 # the whole

@@ -88,11 +88,6 @@ def test_a_run_without_rounds_says_nothing() -> None:
     assert " - " in format_times({"ar/events": found})
 
 
-def test_within_a_launch_of_many_rounds_nothing_is_seen() -> None:
-    loops = [TraceRow("target", "loop", 1 + 64 * i, i * MICRO, i * MICRO + 900) for i in range(5)]
-    assert round_times([run_of("ar", loops, 300)]) == round_times([run_of("ar", [], 300)])
-
-
 @pytest.mark.parametrize(
     ("window", "score", "slowdown", "hidden"),
     [(300, 500, 1.0, 1.0), (330, 620, 1.24, 0.6), (800, 800, 1.6, 0.0)],

@@ -113,13 +113,6 @@ class Admission {
   // Verify: whether anything below is worth a lock.
   bool has_news() const { return news_.load(std::memory_order_acquire); }
 
-  // Verify: whether somebody waits, and fits(the request that has waited longest).
-  template <class Fits>
-  bool first_fits(Fits&& fits) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    return !waiting_.empty() && fits(waiting_.front().request);
-  }
-
   std::vector<uint64_t> take_cancelled() {
     const std::lock_guard<std::mutex> lock(mutex_);
     return std::exchange(cancelled_, {});

@@ -42,15 +42,14 @@ class ResultRing {
   bool wait_for_room(size_t n) {
     for (;;) {
       const uint32_t seen = room_.value();
-      if (entries_.size() - size() >= n) return true;
+      if (has_room(n)) return true;
       if (closed_.load(std::memory_order_acquire)) return false;
       room_.wait(seen, std::chrono::microseconds(0));
     }
   }
 
   // Producer that does not sleep here: whether there is room for n results. `watcher` is raised by drain().
-  bool has_room(size_t n) const { return num_free() >= n; }
-  size_t num_free() const { return entries_.size() - size(); }
+  bool has_room(size_t n) const { return entries_.size() - size() >= n; }
   void watch(Signal* watcher) { watcher_.store(watcher, std::memory_order_release); }
 
   void push(const RoundResult& result) {

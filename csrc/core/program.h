@@ -18,7 +18,6 @@ enum class OpKind {
   kFetchWindow,     // the draft's window, into the target's memory
   kFetchVerdict,    // what the target committed, into the draft's memory
   kRound,           // all ops of a round at once, in traces only
-  kLoop,            // rounds that repeat themselves on a device, in traces only: `round` is the first
   kRecord,          // event += 1
   kWait,            // until the event has been recorded once more than this lane has waited for it
 };
@@ -44,8 +43,6 @@ inline const char* op_name(OpKind kind) {
       return "fetch";
     case OpKind::kRound:
       return "round";
-    case OpKind::kLoop:
-      return "loop";
     case OpKind::kRecord:
       return "record";
     case OpKind::kWait:

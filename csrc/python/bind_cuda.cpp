@@ -3,8 +3,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "cuda/cuda_lane.h"
-#include "cuda/issuer.h"
+#include "cuda/lane/cuda_lane.h"
+#include "cuda/run/issuer.h"
 
 namespace py = pybind11;
 
@@ -25,13 +25,10 @@ std::shared_ptr<void> keep(py::object object) {
 Form form_from(const std::string& name) {
   if (name == "events") return Form::kEvents;
   if (name == "graph") return Form::kGraph;
-  if (name == "while") return Form::kWhile;
-  throw Failure(FailureKind::kRequest, "form is '" + name + "'; it must be 'events', 'graph' or 'while'");
+  throw Failure(FailureKind::kRequest, "form is '" + name + "'; it must be 'events' or 'graph'");
 }
 
-const char* form_name(Form form) {
-  return form == Form::kEvents ? "events" : form == Form::kGraph ? "graph" : "while";
-}
+const char* form_name(Form form) { return form == Form::kEvents ? "events" : "graph"; }
 
 template <typename T>
 void set_option(CudaIssuer& issuer, T IssuerOptions::* option, T value) {
@@ -54,14 +51,11 @@ void bind_cuda(py::module_& m) {
           [](CudaIssuer& self, const std::string& name) {
             set_option(self, &IssuerOptions::form, form_from(name));
           },
-          "'events': a launch for each op; 'graph': one for each round, where all of it is on one device;\n"
-          "'while': one for all rounds, where 'graph' could be one for each. ResourceError for 'while': the\n"
-          "driver is older than CUDA 12.3.")
+          "'events': a launch for each op; 'graph': one for each round, where none of it is on the host.")
       .def_property(
           "rounds_ahead", [](const CudaIssuer& self) { return self.options().rounds_ahead; },
           [](CudaIssuer& self, int64_t value) { set_option(self, &IssuerOptions::rounds_ahead, value); },
-          "Rounds queued past the last verdict read: 1 to half of the verdict ring. A loop of form 'while'\n"
-          "runs as far ahead as the ring has room.")
+          "Rounds queued past the last verdict read: 1 to half of the verdict ring.")
       .def_property(
           "timed", [](const CudaIssuer& self) { return self.options().timed; },
           [](CudaIssuer& self, bool value) { set_option(self, &IssuerOptions::timed, value); },

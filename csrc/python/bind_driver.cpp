@@ -1,7 +1,7 @@
 // The NVIDIA driver and its devices, for Python. Without a driver, asking for one says what is missing.
 #include <pybind11/pybind11.h>
 
-#include "cuda/driver.h"
+#include "cuda/driver/driver.h"
 
 namespace py = pybind11;
 

@@ -176,7 +176,7 @@ class CudaLanes:
 
     @property
     def form(self) -> str:
-        """How rounds are launched. Between requests "events", "graph" and "while" may follow each other."""
+        """How rounds are launched. Between requests "events" and "graph" may follow each other."""
         return self._issuer.form if self._capture is not None else self.options.form
 
     @form.setter
@@ -203,8 +203,8 @@ class CudaLanes:
 
     @property
     def timed(self) -> bool:
-        """Whether the steps of requests leave their times in the trace, which costs events around each: of
-        form "graph" the rounds, of "while" the launches, since no event can be in what repeats itself.
+        """Whether the steps of requests leave their times in the trace, which costs events around each; of
+        form "graph" the rounds do.
         """
         return self._capture is None or self._issuer.timed
 
@@ -309,8 +309,8 @@ class CudaLanes:
         stream, room = gpu.stream(priority), self._room
         state = steps.state
         tensors = dict(vars(state.whole)) | {"chunk": steps.chunk, "joining": state.joining}
-        tensors |= {"block_table": state.block_table, "loop": state.loop, "loop_host": state.loop_host}
-        tensors |= shaping.arrays() | (told.arrays() if told is not None else {})
+        tensors |= {"block_table": state.block_table} | shaping.arrays()
+        tensors |= told.arrays() if told is not None else {}
         sizes = {
             "num_slots": room.num_slots,
             "gamma_max": room.gamma_max,

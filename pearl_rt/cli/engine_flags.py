@@ -32,7 +32,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
         help="auto, cpu, cuda, cuda:N, or interpret (the kernels in their interpreter: slow, for tests)",
     )
     parser.add_argument("--draft-device", help="cuda:N or cpu, for the draft; default: the target's")
-    parser.add_argument("--form", default="events", help="of a GPU's rounds: events, graph, while or eager")
+    parser.add_argument("--form", default="events", help="of a GPU's rounds: events, graph or eager")
     parser.add_argument("--max-model-len", type=int, help="tokens of prompt and answer")
     parser.add_argument("--max-num-seqs", type=int, help="sequences at once; default 8 on the CPU, else 1")
     parser.add_argument(

@@ -73,7 +73,7 @@ class Shaping:
         return sum(tensor.nbytes for tensor in (*own, *self.floats.values(), *self.row_floats.values()))
 
     def arrays(self) -> dict[str, Tensor]:
-        """What csrc/cuda/shaping_arrays.h writes and copies, by its names there."""
+        """What csrc/cuda/memory/shaping_arrays.h writes and copies, by its names there."""
         names = ("top_k", "min_tokens", "masked_ids", "bias_ids", "bias", "kept_thresholds")
         return self.floats | {name: getattr(self, name) for name in names}
 

@@ -3,7 +3,8 @@
     begin(gamma)  ahead of verify, and of what changes rows in place
     tell(gamma)   behind it, of what it has committed
 
-Both only launch. Knows the state of a round; not requests, models or order. csrc/cuda/told_ring.h reads it.
+Both only launch. Knows the state of a round; not requests, models or order. csrc/cuda/run/logprob_ring.h
+reads it.
 """
 
 import torch
@@ -42,7 +43,7 @@ class ToldRing:
         return sum(t.nbytes for t in (self.num_logprobs, self._workspace, self._before, self._rows))
 
     def arrays(self) -> dict[str, torch.Tensor]:
-        """What csrc/cuda/device_arrays.h writes and reads, by its names there."""
+        """What csrc/cuda/memory/device_arrays.h writes and reads, by its names there."""
         return {"num_logprobs": self.num_logprobs, "told": self.ring}
 
     def begin(self, gamma: int, *, keeps: bool) -> None:

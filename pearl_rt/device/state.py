@@ -14,7 +14,6 @@ from pearl_rt.model.kv_cache import check_block_size
 from pearl_rt.types.request import Request
 
 __all__ = ["BAD_LOGITS", "FINISH_NAMES", "IDLE", "RUNNING", "DeviceState", "RoundRow", "StateSizes"]
-LOOP_WORDS, LOOP_HOST_WORDS = 4, 96
 FINISH_NAMES = ("", "", "stop", "length", "error")  # of a finish_reason, for callers
 UNUSED_PAGE = 0  # entries of a block table behind a slot's pages; any page number would do
 
@@ -81,16 +80,11 @@ class DeviceState:
         self.block_table = torch.full(
             (sizes.num_slots, max_blocks), UNUSED_PAGE, dtype=torch.int32, device=device
         )
-        # What a loop of rounds counts, and how the host and it speak: csrc/cuda/loop_kernels.h.
-        self.loop = torch.zeros(LOOP_WORDS, dtype=torch.int32, device=device)
-        self.loop_host = torch.zeros(LOOP_HOST_WORDS, dtype=torch.int32)
-        if device.type == "cuda":
-            self.loop_host = self.loop_host.pin_memory()
 
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        own = (self.drafted, self.joining, self.block_table, self.loop)
+        own = (self.drafted, self.joining, self.block_table)
         return sum(tensor.nbytes for tensor in (*vars(self.whole).values(), *own))
 
     def windowed(self, gamma: int, *, joining: bool = False) -> State:

@@ -15,7 +15,7 @@ from pearl_rt.strategy.program import PLACEMENTS
 from pearl_rt.types.sampling_params import integer
 
 DEVICES = ("auto", "cpu", "cuda", "cuda:N", "interpret")
-CAPTURED_FORMS = ("events", "graph", "while")
+CAPTURED_FORMS = ("events", "graph")
 FORMS = (*CAPTURED_FORMS, "eager")
 JUDGES = ("rejection", "coupled")
 MIN_MODEL_LEN = 8

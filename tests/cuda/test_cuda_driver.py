@@ -66,7 +66,7 @@ def test_declarations_are_nvidias(folder: Path | None) -> None:
     ],
 )
 def test_a_wrong_declaration_is_seen(right: str, wrong: str, said: str, tmp_path: Path) -> None:
-    text = (ROOT / "csrc" / "cuda" / "driver_api.h").read_text()
+    text = (ROOT / "csrc" / "cuda" / "driver" / "driver_api.h").read_text()
     assert right in text
     (tmp_path / "cuda").mkdir()
     (tmp_path / "cuda" / "driver_api.h").write_text(text.replace(right, wrong, 1))

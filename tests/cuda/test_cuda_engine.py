@@ -45,7 +45,7 @@ SMALL: dict[str, Any] = {
     "num_attention_heads": 2,
     "max_position_embeddings": MAX_LEN,
 }
-FORMS = ("events", "graph", "while")
+FORMS = ("events", "graph")
 SAMPLED = SamplingParams(temperature=0.8, seed=2**64 - 1, max_tokens=4)
 GREEDY = SamplingParams(max_tokens=10**9)  # to max_model_len
 RUNS = (
@@ -333,28 +333,20 @@ def test_steps_are_measured_where_each_is_a_launch(world: FakeWorld, monkeypatch
         "pearl_rt.backends.cuda_lanes.measure",
         lambda lanes: (seen.append((lanes.form, lanes.timed)), NOMINAL_TIMES)[1],
     )
-    with engine_of(form="while") as engine:
+    with engine_of(form="graph") as engine:
         lanes = engine.lanes["shared"]
         seen.clear()
         lanes.measure()
-        assert seen == [("events", True)] and (lanes.form, lanes.timed) == ("while", False)
+        assert seen == [("events", True)] and (lanes.form, lanes.timed) == ("graph", False)
         for form in (*FORMS, "graph"):
             lanes.form = form
             assert lanes.form == form
-        with pytest.raises(ConfigError, match=r"form 'eager' can't follow 'graph'.*'while'"):
+        with pytest.raises(ConfigError, match=r"form 'eager' can't follow 'graph'.*'events', 'graph'"):
             lanes.form = "eager"
 
 
-def test_a_driver_that_has_no_loops(world: FakeWorld) -> None:
-    world.cuda.call("fake_set_version", 12020)
-    with pytest.raises(ResourceError, match=r"form 'while' needs.*CUDA 12.2.*pass form 'graph', or update"):
-        engine_of(form="while")
-    with engine_of(form="graph", strategy="ar") as engine:
-        check(engine, ONE, SamplingParams(max_tokens=2))
-
-
 @pytest.mark.parametrize(
-    ("draft_device", "blocks", "form"), [("cuda:0", (16, 3), "while"), ("cpu", (32, 2), "graph")]
+    ("draft_device", "blocks", "form"), [("cuda:0", (16, 3), "events"), ("cpu", (32, 2), "graph")]
 )
 def test_a_batch_is_what_each_is_alone(
     world: FakeWorld, monkeypatch: pytest.MonkeyPatch, draft_device: str, blocks: tuple[int, int], form: str

@@ -16,7 +16,7 @@ import pytest
 import torch
 from tiny_pairs import Pair
 
-from pearl_rt import _C, ConfigError, DeviceError, Engine, RequestError, ResourceError, SamplingParams
+from pearl_rt import ConfigError, DeviceError, Engine, RequestError, ResourceError, SamplingParams
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,8 +36,6 @@ def pair_of(dtype: str) -> Pair:
 
 
 def engine_of(dtype: str = "bfloat16", **options: Any) -> Engine:
-    if options.get("form") == "while" and _C.CudaDriver().version < 12030:
-        pytest.skip("conditional nodes came with CUDA 12.3")
     return pair_of(dtype).engine(**{"device": "cuda", "max_model_len": MAX_LEN, "judge": "coupled"} | options)
 
 
@@ -68,7 +66,6 @@ def forgotten() -> Iterator[None]:
         ("bfloat16", "eager", (("sd", 4), ("pearl", 4))),
         ("bfloat16", "events", PROGRAMS),
         ("bfloat16", "graph", PROGRAMS),
-        ("bfloat16", "while", PROGRAMS),
         ("float16", "events", (("ar", 1), ("pearl", 4))),
         ("float32", "graph", (("ar", 1), ("pearl", 4))),
     ],
@@ -82,7 +79,7 @@ def test_every_program_and_form_gives_the_same_bits(
             assert answers(engine, strategy=strategy, gamma=gamma) == expected(dtype), (strategy, gamma)
 
 
-@pytest.mark.parametrize("form", ["events", "graph", "while", "eager"])
+@pytest.mark.parametrize("form", ["events", "graph", "eager"])
 def test_requests_that_wait_for_blocks(form: str) -> None:
     """Four slots over the blocks of the longest request: each answer as it is alone."""
     with engine_of(
@@ -102,7 +99,7 @@ def test_a_draft_elsewhere(draft_device: str) -> None:
             assert answers(engine, strategy=strategy, gamma=gamma) == expected("bfloat16"), (strategy, gamma)
 
 
-@pytest.mark.parametrize("form", ["events", "graph", "while"])
+@pytest.mark.parametrize("form", ["events", "graph"])
 def test_log_probabilities_are_those_of_eager(form: str) -> None:
     """The same bits; ar's rounds go round the ring."""
     shaped = replace(SAMPLED, top_k=50, repetition_penalty=1.2)

@@ -28,13 +28,6 @@ def fake() -> Iterator[Any]:
     yield from clean_world()
 
 
-LOOPS = (
-    "cuModuleLoadData",
-    "cuModuleGetFunction",
-    "cuGraphConditionalHandleCreate",
-    "cuGraphAddKernelNode",
-    "cuGraphAddNode",
-)
 CALLS = ("cuMemcpyAsync", "cuGraphLaunch", "cuEventRecord", "cuStreamWaitEvent", "cuCtxSetCurrent")
 
 
@@ -51,7 +44,7 @@ def test_each_failing_call_is_one_exception(placement: str, form: str, code: int
     nodes = ("cuGraphAddChildGraphNode", "cuGraphAddMemcpyNode")
     graphs = ("cuGraphCreate", *nodes, "cuGraphInstantiateWithFlags")
     seen = set()
-    for call in (*CALLS, *others, *graphs, *(LOOPS if form == "while" else ())):
+    for call in (*CALLS, *others, *graphs):
         for nth in (1, 2, 5, 9):
             fake.reset()
             bench = CudaBench.build(placement, target=TARGET, draft=HALF_RIGHT, form=form, gammas=[3])
@@ -86,7 +79,6 @@ def test_each_failing_call_is_one_exception(placement: str, form: str, code: int
             assert fake.violations() == [] and fake.live_handles() == [], (call, nth)
     assert seen >= {"cuMemcpyAsync", "cuGraphLaunch", "cuEventRecord", "cuStreamSynchronize"}
     assert ("cuGraphAddMemcpyNode" in seen) == (form != "events" and placement == "devices")
-    assert seen.issuperset(LOOPS) == (form == "while" and placement == "shared")
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -166,7 +158,7 @@ def test_refused_requests_and_options(fake: Any) -> None:
     with pytest.raises(RequestError, match="a verdict ring of 6 rounds takes 1 to 3"):
         bench.start("sd", request)
     bench.issuer.rounds_ahead = 3
-    with pytest.raises(RequestError, match="form is 'spiral'; it must be 'events', 'graph' or 'while'"):
+    with pytest.raises(RequestError, match="form is 'spiral'; it must be 'events' or 'graph'"):
         bench.issuer.form = "spiral"
     bench.target.close_gate("verify", 2)
     bench.start("sd", request)

@@ -10,7 +10,7 @@
 #include <string>
 #include <thread>
 
-#include "cuda/handles.h"
+#include "cuda/driver/handles.h"
 #include "fake_cuda.h"
 
 using namespace pearl;

@@ -1,13 +1,12 @@
-// Compiles only if every call and number of csrc/cuda/driver_api.h is that of NVIDIA's own headers: the type
-// of each call equals PFN_<name>_v<version> of cudaTypedefs.h, with the same handle in the same place.
-#include "cuda/driver_api.h"
+// Compiles only if every call and number of csrc/cuda/driver/driver_api.h is that of NVIDIA's own headers:
+// the type of each call equals PFN_<name>_v<version> of cudaTypedefs.h, with the same handle in the same
+// place.
+#include "cuda/driver/driver_api.h"
 
 // Before cuda.h, which renames calls by macros.
 namespace pearl {
 #define TAKE_TYPE(name, version, parameters) using Ours_##name = CUresult(*) parameters;
 PEARL_CUDA_CALLS(TAKE_TYPE)
-PEARL_CUDA_LATER_CALLS(TAKE_TYPE)
-constexpr unsigned kOursAssignDefault = CU_GRAPH_COND_ASSIGN_DEFAULT;  // a macro there
 }  // namespace pearl
 
 #include <cuda.h>
@@ -45,16 +44,7 @@ IS_NAMESAKE(CUevent_st)
 IS_NAMESAKE(CUgraph_st)
 IS_NAMESAKE(CUgraphNode_st)
 IS_NAMESAKE(CUgraphExec_st)
-IS_NAMESAKE(CUmod_st)
-IS_NAMESAKE(CUfunc_st)
-// Field by field, below.
-IS_NAMESAKE(CUDA_KERNEL_NODE_PARAMS_v2_st)
-IS_NAMESAKE(CUgraphNodeParams_st)
-
-template <>
-constexpr bool is_alike<pearl::CUDA_MEMCPY3D, ::CUDA_MEMCPY3D>() {
-  return true;  // field by field, below
-}
+IS_NAMESAKE(CUDA_MEMCPY3D)  // field by field, below
 
 template <typename Ours, typename Theirs>
 struct IsAlikeCall : std::false_type {};
@@ -73,12 +63,7 @@ struct IsAlikeCall<pearl::CUresult (*)(Ours...), ::CUresult (*)(Theirs...)> {
   static_assert(version <= 12000, #name " needs a driver newer than 12.0");      \
   static_assert(IsAlikeCall<pearl::Ours_##name, PFN_##name##_v##version>::value, \
                 #name " is declared differently");
-#define SAME_LATER_CALL(name, version, parameters)                               \
-  static_assert(version <= 12030, #name " needs a driver newer than 12.3");      \
-  static_assert(IsAlikeCall<pearl::Ours_##name, PFN_##name##_v##version>::value, \
-                #name " is declared differently");
 PEARL_CUDA_CALLS(SAME_CALL)
-PEARL_CUDA_LATER_CALLS(SAME_LATER_CALL)
 
 #define SAME_NUMBER(number) \
   static_assert(static_cast<int>(pearl::number) == static_cast<int>(::number), #number);
@@ -129,34 +114,6 @@ SAME_FIELD(CUDA_MEMCPY3D, Height)
 SAME_FIELD(CUDA_MEMCPY3D, Depth)
 SAME_NUMBER(CU_MEMORYTYPE_UNIFIED)
 SAME_NUMBER(CU_STREAM_CAPTURE_MODE_RELAXED)
-static_assert(sizeof(pearl::CUDA_KERNEL_NODE_PARAMS_v2_st) == sizeof(::CUDA_KERNEL_NODE_PARAMS_v2_st));
-SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, func)
-SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, gridDimX)
-SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, gridDimY)
-SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, gridDimZ)
-SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, blockDimX)
-SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, blockDimY)
-SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, blockDimZ)
-SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, sharedMemBytes)
-SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, kernelParams)
-SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, extra)
-SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, kern)
-SAME_FIELD(CUDA_KERNEL_NODE_PARAMS_v2_st, ctx)
-static_assert(sizeof(pearl::CUDA_CONDITIONAL_NODE_PARAMS) == sizeof(::CUDA_CONDITIONAL_NODE_PARAMS));
-SAME_FIELD(CUDA_CONDITIONAL_NODE_PARAMS, handle)
-SAME_FIELD(CUDA_CONDITIONAL_NODE_PARAMS, type)
-SAME_FIELD(CUDA_CONDITIONAL_NODE_PARAMS, size)
-SAME_FIELD(CUDA_CONDITIONAL_NODE_PARAMS, phGraph_out)
-SAME_FIELD(CUDA_CONDITIONAL_NODE_PARAMS, ctx)
-static_assert(sizeof(pearl::CUgraphNodeParams_st) == sizeof(::CUgraphNodeParams_st));
-SAME_FIELD(CUgraphNodeParams_st, type)
-SAME_FIELD(CUgraphNodeParams_st, reserved0)
-SAME_FIELD(CUgraphNodeParams_st, reserved1)
-SAME_FIELD(CUgraphNodeParams_st, conditional)
-SAME_FIELD(CUgraphNodeParams_st, reserved2)
-static_assert(pearl::kOursAssignDefault == CU_GRAPH_COND_ASSIGN_DEFAULT);
-SAME_NUMBER(CU_GRAPH_COND_TYPE_WHILE)
-SAME_NUMBER(CU_GRAPH_NODE_TYPE_CONDITIONAL)
 
 // What driver.cpp asks for the calls.
 static_assert(CU_GET_PROC_ADDRESS_LEGACY_STREAM == 1);

@@ -45,7 +45,7 @@ SANITIZE = os.environ.get("PEARL_SANITIZE", "")  # set by tests/sanitize.py
 HANDLES = ("fake_stream_create", "fake_graph_create", "fake_graph_add", "fake_graph_exec", "fake_alloc")
 SIZES = ("fake_violations", "fake_live_handles", "fake_num_calls")
 # tests/fakes/cuda_handles.cpp: what it is built from, what it runs, and what ThreadSanitizer must report.
-DRIVER = ("cuda/driver.cpp", "cuda/handles.cpp")
+DRIVER = ("cuda/driver/driver.cpp", "cuda/driver/handles.cpp")
 SCENARIOS = ("events", "graph", "owners", "shutdown", "faults")
 RACES = ("events without the target's wait", "events without the draft's wait", "graph without an edge")
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -73,7 +73,7 @@ def compiled(name: str, sources: list[Path], flags: list[str]) -> Path:
 
 def build(sanitize: str = "") -> Path:
     """The library, built for a sanitizer ("thread", "address") or none."""
-    headers = [ROOT / "csrc" / "cuda" / "driver_api.h"]
+    headers = [ROOT / "csrc" / "cuda" / "driver" / "driver_api.h"]
     sources = [*(HERE / "driver").glob("*.cpp"), *(HERE / "driver").glob("*.h")]
     # Its own calls never bind to a real driver's that torch has loaded.
     flags = [*FLAGS, *SANITIZERS[sanitize], "-shared", "-fvisibility=hidden", "-Wl,-Bsymbolic"]
@@ -115,7 +115,7 @@ def load() -> FakeCuda:
 
 
 class CopyNode(ctypes.Structure):
-    """CUDA_MEMCPY3D of csrc/cuda/driver_api.h."""
+    """CUDA_MEMCPY3D of csrc/cuda/driver/driver_api.h."""
 
     _fields_ = (
         *(
@@ -255,10 +255,6 @@ class FakeCuda:
         return self._library.fake_graph_add(
             ctypes.c_uint64(graph), self.kernel(callback), None, nodes, ctypes.c_size_t(len(after))
         )
-
-    def add_event(self, graph: int) -> None:
-        """What a capture leaves of an event of somebody else's: no body of a conditional node may hold it."""
-        self._library.fake_graph_add_event(ctypes.c_uint64(graph))
 
     def destroy_exec(self, graph_exec: int) -> None:
         self._library.fake_graph_exec_destroy(ctypes.c_uint64(graph_exec))

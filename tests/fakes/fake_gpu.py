@@ -122,9 +122,9 @@ def installed(world: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> FakeWorld:
 
     def state(self: DeviceState, *args: object) -> None:
         make_state(self, *args)  # type: ignore[arg-type]
-        own = {name: getattr(self, name) for name in ("joining", "block_table", "loop", "loop_host")}
+        own = {name: getattr(self, name) for name in ("joining", "block_table")}
         for name, tensor in (vars(self.whole) | own).items():
-            world.register(tensor, -1 if name in ("ring", "loop_host") else world.current)
+            world.register(tensor, -1 if name == "ring" else world.current)
 
     def steps(self: LaneSteps, *args: object) -> None:
         make_steps(self, *args)  # type: ignore[arg-type]

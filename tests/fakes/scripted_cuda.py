@@ -17,7 +17,7 @@ from scripted import CAPACITY, VOCAB, Bench
 
 from pearl_rt import _C
 
-NAMES = (  # PEARL_ARRAYS of csrc/cuda/device_arrays.h
+NAMES = (  # PEARL_ARRAYS of csrc/cuda/memory/device_arrays.h
     "prompt_len",
     "max_total_len",
     "gamma",
@@ -39,9 +39,7 @@ NAMES = (  # PEARL_ARRAYS of csrc/cuda/device_arrays.h
     "joining",
     *(TOLD := ("num_logprobs", "told")),  # the target's
     "block_table",
-    "loop",
-    "loop_host",
-    # PEARL_SHAPING of csrc/cuda/shaping_arrays.h
+    # PEARL_SHAPING of csrc/cuda/memory/shaping_arrays.h
     *(SHAPING_FLOATS := ("repetition_penalty", "frequency_penalty", "presence_penalty", "top_p", "min_p")),
     "top_k",
     "min_tokens",
@@ -55,10 +53,9 @@ BLOCKS = ("block_size", "num_blocks")
 NUM_BIASED = 3
 MAX_LOGPROBS = 5
 RING_HEADER = 6
-LOOP_ALLOWED = 0  # of loop_host: LoopHostWords of csrc/cuda/loop_kernels.h
 JUDGES = ("rejection", "coupled")
 PLACEMENTS = ("shared", "devices", "host")
-FORMS = ("events", "graph", "while")
+FORMS = ("events", "graph")
 TARGET, HALF_RIGHT = {"rule": 1}, {"rule": 1, "divergence": 0.4}
 
 
@@ -237,7 +234,7 @@ class CudaBench(Bench):
             **told,
         )
         program_placement = "shared" if placement == "shared" else "devices"
-        arrays = {name: target_state[name] for name in ("block_table", "loop", "loop_host")}
+        arrays = {"block_table": target_state["block_table"]}
         return cls(made, target_steps, draft_steps, program_placement, issuer, fake, arrays)
 
     def lane(self) -> Any:
@@ -292,8 +289,6 @@ class Maker:
             "bias": (slots, NUM_BIASED),
             "kept_thresholds": (slots * 2 * max(gamma, 1),),
             "told": (ring, slots, 1 + (gamma + 1) * (1 + MAX_LOGPROBS) * 3),
-            "loop": (4,),
-            "loop_host": (96,),
         }
         floats = ("temperature", "draft_logits", "target_logits", *SHAPING_FLOATS, "bias", "kept_thresholds")
         dtypes = dict.fromkeys(floats, np.float32)
@@ -302,7 +297,7 @@ class Maker:
             name: self.fake.array(
                 shapes.get(name, (slots,)),
                 dtypes.get(name, np.int32),
-                -1 if name in ("ring", "told", "loop_host") else device,
+                -1 if name in ("ring", "told") else device,
             )
             for name in NAMES
             if name != "chunk"
@@ -373,11 +368,3 @@ def settled(count: Callable[[], int], least: int = 0, quiet_s: float = 0.05) -> 
         if (now := count()) != value:
             value, since = now, time.monotonic()
     return value
-
-
-def comes(is_so: Callable[[], bool]) -> bool:
-    """Whether it is so before long."""
-    deadline = time.monotonic() + 20
-    while not is_so() and time.monotonic() < deadline:
-        time.sleep(0.001)
-    return is_so()

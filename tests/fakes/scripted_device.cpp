@@ -15,9 +15,9 @@
 #include <vector>
 
 #include "cpu/lane/cpu_steps.h"
-#include "cuda/device_arrays.h"
-#include "cuda/told_ring.h"
-#include "cuda/verdict_ring.h"
+#include "cuda/memory/device_arrays.h"
+#include "cuda/run/logprob_ring.h"
+#include "cuda/run/verdict_ring.h"
 #include "testing/scripted_executor.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -26,7 +26,7 @@ using pearl::FinishReason;
 using pearl::State;
 
 extern "C" struct ScriptedConfig {
-  uint64_t addresses[35];  // in the order of PEARL_ARRAYS, then of PEARL_SHAPING
+  uint64_t addresses[33];  // in the order of PEARL_ARRAYS, then of PEARL_SHAPING
   int32_t num_slots, gamma_max, capacity, vocab_size, draft_vocab_size, num_stop_ids, ring_size;
   int32_t block_size, num_blocks, num_biased, max_logprobs, is_target;
   uint64_t rule;
@@ -46,7 +46,7 @@ struct Arrays {
   float* draft_logits;
   int32_t* num_rows;
   float* target_logits;
-  int32_t *chunk, *joining, *num_logprobs, *told, *block_table, *loop, *loop_host;
+  int32_t *chunk, *joining, *num_logprobs, *told, *block_table;
   float *repetition_penalty, *frequency_penalty, *presence_penalty, *top_p, *min_p;
   int32_t *top_k, *min_tokens, *masked_ids, *bias_ids;
   float *bias, *kept_thresholds;

@@ -116,7 +116,6 @@ void CpuLane::perform(const Op& op) {
       case OpKind::kFetchWindow:
       case OpKind::kFetchVerdict:
       case OpKind::kRound:
-      case OpKind::kLoop:
       case OpKind::kRecord:
       case OpKind::kWait:
         return;

@@ -15,7 +15,6 @@ using pearl::CUdevice;
 namespace fake_calls {
 using namespace pearl;
 PEARL_CUDA_CALLS(FAKE_DECLARE)
-PEARL_CUDA_LATER_CALLS(FAKE_DECLARE)
 }  // namespace fake_calls
 #undef FAKE_DECLARE
 
@@ -28,7 +27,7 @@ struct Symbol {
 };
 
 #define FAKE_SYMBOL(name, version, parameters) {#name, version, reinterpret_cast<void*>(&fake_calls::name)},
-const Symbol kSymbols[] = {PEARL_CUDA_CALLS(FAKE_SYMBOL) PEARL_CUDA_LATER_CALLS(FAKE_SYMBOL)};
+const Symbol kSymbols[] = {PEARL_CUDA_CALLS(FAKE_SYMBOL)};
 #undef FAKE_SYMBOL
 
 size_t put_lines(const std::vector<std::string>& lines, char* buffer, size_t size) {

@@ -1,15 +1,13 @@
 // A CUDA driver without a GPU, for tests: what a test asks of it beyond the driver's own calls.
 //
-// The library exports cuGetProcAddress_v2 and every call of csrc/cuda/driver_api.h. Device memory is host
-// memory; a stream is a thread that runs its work in order, after random delays; a kernel is a C function.
-// What CUDA forbids, and what it allows but no coordinator of ours should do, is kept as a text, a
+// The library exports cuGetProcAddress_v2 and every call of csrc/cuda/driver/driver_api.h. Device memory is
+// host memory; a stream is a thread that runs its work in order, after random delays; a kernel is a C
+// function. What CUDA forbids, and what it allows but no coordinator of ours should do, is kept as a text, a
 // *violation*:
 //   a wait on an event never recorded, an event recorded on another context's stream, a call while another
 //   context is current, any use of a handle after its destroy, a destroy of an exec or stream at work, work
 //   issued after the context's error was returned, copies of memory that is not registered (or freed, or too
-//   short), the default stream, calls that a capture forbids, a graph launched where it has nothing to do,
-//   what may not be in the body of a conditional node, kernels of a module that was unloaded.
-// Of kernels in modules it knows those of csrc/cuda/loop_kernels.h, and runs C++ in their place.
+//   short), the default stream, calls that a capture forbids, a graph launched where it has nothing to do.
 // Worker threads share nothing with each other or the caller but what CUDA orders (events, edges of graphs,
 // the order in a stream), so that ThreadSanitizer sees a missing wait as a race.
 //
@@ -55,7 +53,6 @@ typedef void (*fake_kernel)(void* argument);
 void* fake_graph_create(int device, fake_kernel kernel, void* argument);  // CUgraph of one kernel; null: none
 void* fake_graph_add(void* graph, fake_kernel kernel, void* argument, void* const* after,
                      size_t num_after);    // -> CUgraphNode
-void fake_graph_add_event(void* graph);    // what no body of a conditional node may hold
 void* fake_graph_exec(void* graph);        // CUgraphExec
 void fake_graph_exec_destroy(void* exec);  // graphs: cuGraphDestroy
 // A kernel of work on a stream without a graph, as an eager torch operator would put there.

@@ -1,27 +1,61 @@
 // Graphs of the fake driver: nodes and edges, snapshots of them, and runs with independent branches in
 // parallel.
-#include "graphs.h"
-
 #include <algorithm>
+#include <memory>
+#include <optional>
 #include <thread>
+#include <vector>
+
+#include "fake_cuda.h"
+#include "memory.h"
+#include "streams.h"
 
 namespace fake {
 namespace {
 
-std::vector<size_t> add_tasks(Exec* exec, const std::vector<NodeImage>& nodes,
-                              const std::vector<size_t>& entry);
+struct NodeImage {
+  Context* context = nullptr;  // where it runs; null: nowhere, it is empty
+  fake_kernel kernel = nullptr;
+  void* argument = nullptr;
+  std::optional<Copy> copy = std::nullopt;  // instead of a kernel
+  bool is_child = false;
+  std::vector<NodeImage> child;  // a child graph as it was when it was added
+  std::vector<size_t> after;     // indices in the same graph
+};
+
+struct Graph : Object {
+  explicit Graph(Context* context) : Object(Kind::kGraph), context(context) {}
+  Context* const context;  // of kernels that tests add; null: made by cuGraphCreate
+  std::vector<NodeImage> nodes;
+};
+
+struct Node : Object {
+  Node(Graph* graph, size_t index) : Object(Kind::kNode), graph(graph), index(index) {}
+  Graph* const graph;
+  const size_t index;
+};
+
+// A node of an exec: child graphs are dissolved into their nodes, between two empty ones.
+struct Task {
+  Context* context;
+  fake_kernel kernel;
+  void* argument;
+  std::optional<Copy> copy;
+  std::vector<size_t> before;  // tasks that wait for this one
+  uint32_t num_after = 0;      // tasks that this one waits for
+};
+
+struct Exec : Object {
+  Exec() : Object(Kind::kExec) {}
+  std::vector<Task> tasks;
+  std::vector<size_t> roots;
+  Record* last_launch = nullptr;
+};
 
 size_t add_task(Exec* exec, const NodeImage& node, const std::vector<size_t>& after) {
   const size_t index = exec->tasks.size();
   exec->tasks.push_back(
       {node.context, node.kernel, node.argument, node.copy, {}, static_cast<uint32_t>(after.size())});
-  exec->tasks[index].module = node.module;
-  if (node.body != nullptr) {
-    auto body = std::make_shared<Exec>();
-    add_tasks(body.get(), node.body->nodes, {});
-    exec->tasks[index].condition = node.condition;
-    exec->tasks[index].body = std::move(body);
-  }
   for (size_t earlier : after) exec->tasks[earlier].before.push_back(index);
   if (after.empty()) exec->roots.push_back(index);
   return index;
@@ -74,13 +108,7 @@ class GraphRun {
       }
       const Task& task = exec_.tasks[ready.front()];
       random.delay(max_delay_us_);
-      if (task.body != nullptr) {
-        while (task.condition->value.load() != 0 && !has_failed()) {
-          GraphRun(*task.body, max_delay_us_).run(task.body->roots, Random(random.next()));
-        }
-      } else if (task.context != nullptr && !has_failed()) {
-        run_task(task);
-      }
+      if (task.context != nullptr && !has_failed()) run_task(task);
       ready.clear();
       for (size_t later : task.before) {
         if (left_[later].fetch_sub(1, std::memory_order_acq_rel) == 1) ready.push_back(later);
@@ -106,19 +134,10 @@ class GraphRun {
   std::vector<std::atomic<uint32_t>> left_;
 };
 
-void assign_defaults(const Exec& exec) {
-  for (const Task& task : exec.tasks) {
-    if (task.body == nullptr) continue;
-    task.condition->value = task.condition->at_launch;
-    assign_defaults(*task.body);
-  }
-}
-
 struct LaunchWork : Work {
   LaunchWork(const Exec* exec, Record* before, Record* done) : exec(exec), before(before), done(done) {}
   void run(Stream& stream) override {
     if (before != nullptr) before->done.wait_for(1);  // launches of one exec never overlap
-    assign_defaults(*exec);
     GraphRun(*exec, stream.max_delay_us()).run(exec->roots, Random(stream.random().next()));
   }
   void finish() override { done->finish(); }
@@ -131,38 +150,23 @@ struct UploadWork : Work {
   void run(Stream&) override {}
 };
 
-// "All kernels, including kernels in nested conditionals or child graphs at any level, must belong to the
-// same CUDA context" (cuda.h, CUDA_CONDITIONAL_NODE_PARAMS).
-void check_body_node(Call& c, const Context& context, const NodeImage& node) {
-  if (node.context != nullptr && node.context != &context) {
-    c.refuse(kInvalidValue, "work of device " + std::to_string(node.context->device) +
-                                " in the body of a conditional node of device " +
-                                std::to_string(context.device));
+void* add_node(Call& c, Graph& graph, NodeImage image, void* const* after, size_t num_after) {
+  for (size_t i = 0; i < num_after; ++i) {
+    const auto& node = c.object<Node>(after[i], Kind::kNode);
+    if (node.graph != &graph) c.refuse(kInvalidValue, "a dependency is a node of another graph");
+    if (std::count(image.after.begin(), image.after.end(), node.index) != 0) {
+      c.refuse(kInvalidValue, "a dependency is given twice");
+    }
+    image.after.push_back(node.index);
   }
-  for (const NodeImage& inner : node.child) check_body_node(c, context, inner);
+  graph.nodes.push_back(std::move(image));
+  return c.world.add(std::make_unique<Node>(&graph, graph.nodes.size() - 1), graph.is_tests_own);
 }
 
 void* instantiate(Call& c, const Graph& graph, bool is_tests_own) {
-  if (graph.parent != nullptr)
-    c.refuse(kInvalidValue, "the body of a conditional node is no graph of its own");
-  for (const Object* object : c.world.objects(Kind::kConditional)) {
-    const auto& condition = static_cast<const Conditional&>(*object);
-    if (condition.graph == &graph && !condition.has_node) {
-      c.refuse(kInvalidValue, "a conditional handle that no node has");
-    }
-  }
   auto exec = std::make_unique<Exec>();
   add_tasks(exec.get(), graph.nodes, {});
   return c.world.add(std::move(exec), is_tests_own);
-}
-
-void check_modules(Call& c, const Exec& exec) {
-  for (const Task& task : exec.tasks) {
-    if (task.module != nullptr && !task.module->is_alive) {
-      c.refuse(kInvalidHandle, "a kernel of a module that was unloaded");
-    }
-    if (task.body != nullptr) check_modules(c, *task.body);
-  }
 }
 
 void destroy_exec(Call& c, void* handle) {
@@ -173,12 +177,6 @@ void destroy_exec(Call& c, void* handle) {
 
 void destroy_graph(Call& c, Graph& graph) {
   graph.is_alive = false;
-  for (Object* object : c.world.objects(Kind::kConditional)) {
-    if (static_cast<Conditional*>(object)->graph == &graph) object->is_alive = false;
-  }
-  for (Object* object : c.world.objects(Kind::kGraph)) {
-    if (static_cast<Graph*>(object)->parent == &graph) destroy_graph(c, *static_cast<Graph*>(object));
-  }
   for (Object* object : c.world.objects(Kind::kNode)) {
     if (static_cast<Node*>(object)->graph == &graph) object->is_alive = false;
   }
@@ -192,38 +190,6 @@ using pearl::CUgraph;
 using pearl::CUgraphExec;
 using pearl::CUgraphNode;
 using pearl::CUstream;
-
-namespace fake {
-
-bool has_conditions(const std::vector<NodeImage>& nodes) {
-  return std::any_of(nodes.begin(), nodes.end(), [](const NodeImage& node) {
-    return node.condition != nullptr || has_conditions(node.child);
-  });
-}
-
-void* add_node(Call& c, Graph& graph, NodeImage image, void* const* after, size_t num_after) {
-  if (graph.body_context != nullptr) check_body_node(c, *graph.body_context, image);
-  for (size_t i = 0; i < num_after; ++i) {
-    const auto& node = c.object<Node>(after[i], Kind::kNode);
-    if (node.graph != &graph) c.refuse(kInvalidValue, "a dependency is a node of another graph");
-    if (std::count(image.after.begin(), image.after.end(), node.index) != 0) {
-      c.refuse(kInvalidValue, "a dependency is given twice");
-    }
-    image.after.push_back(node.index);
-  }
-  graph.nodes.push_back(std::move(image));
-  return c.world.add(std::make_unique<Node>(&graph, graph.nodes.size() - 1), graph.is_tests_own);
-}
-
-}  // namespace fake
-
-FAKE_EXPORT void fake_graph_add_event(void* handle) {
-  Call c("fake_graph_add_event");
-  try {
-    c.object<Graph>(handle, Kind::kGraph).has_events = true;
-  } catch (const Refusal&) {
-  }
-}
 
 FAKE_EXPORT void* fake_graph_add(void* handle, fake_kernel kernel, void* argument, void* const* after,
                                  size_t num_after) {
@@ -274,11 +240,7 @@ FAKE_EXPORT CUresult cuGraphCreate(CUgraph* graph, unsigned flags) {
 }
 
 FAKE_EXPORT CUresult cuGraphDestroy(CUgraph handle) {
-  return call("cuGraphDestroy", [&](Call& c) {
-    auto& graph = c.object<Graph>(handle, Kind::kGraph);
-    if (graph.parent != nullptr) c.refuse(kInvalidValue, "the body of a conditional node goes with its node");
-    destroy_graph(c, graph);
-  });
+  return call("cuGraphDestroy", [&](Call& c) { destroy_graph(c, c.object<Graph>(handle, Kind::kGraph)); });
 }
 
 FAKE_EXPORT CUresult cuGraphAddChildGraphNode(CUgraphNode* node, CUgraph handle, const CUgraphNode* after,
@@ -287,10 +249,6 @@ FAKE_EXPORT CUresult cuGraphAddChildGraphNode(CUgraphNode* node, CUgraph handle,
     auto& graph = c.object<Graph>(handle, Kind::kGraph);
     const auto& child = c.object<Graph>(child_handle, Kind::kGraph);
     if (&graph == &child) c.refuse(kInvalidValue, "a graph as its own child");
-    if (has_conditions(child.nodes)) c.refuse(kNotSupported, "a child graph with a conditional node");
-    if (child.has_events && graph.body_context != nullptr) {
-      c.refuse(kNotSupported, "an event node in the body of a conditional node");
-    }
     NodeImage image;
     image.is_child = true;
     image.child = child.nodes;
@@ -351,7 +309,6 @@ FAKE_EXPORT CUresult cuGraphLaunch(CUgraphExec handle, CUstream stream_handle) {
   return call("cuGraphLaunch", [&](Call& c) {
     auto& exec = c.object<Exec>(handle, Kind::kExec);
     Stream& stream = usable_stream(c, stream_handle, true);
-    check_modules(c, exec);
     // A graph may span devices; one that has nothing to do on its stream's was launched on a wrong one.
     const Context* other = nullptr;
     bool has_own = false;

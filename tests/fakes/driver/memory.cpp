@@ -80,15 +80,6 @@ void Copy::run(Context& context, const char* call) const {
   std::memcpy(reinterpret_cast<void*>(to), reinterpret_cast<const void*>(from), num_bytes);
 }
 
-bool is_memory(const World& world, int device, uintptr_t begin, size_t num_bytes) {
-  auto found = world.allocations.upper_bound(begin);
-  if (found == world.allocations.begin()) return false;
-  const Allocation& allocation = *(--found)->second;
-  const uintptr_t offset = begin - allocation.begin;
-  return allocation.device == device && offset <= allocation.num_bytes &&
-         num_bytes <= allocation.num_bytes - offset;
-}
-
 Copy legal_copy(Call& c, uintptr_t to, uintptr_t from, size_t num_bytes) {
   Allocation* const target = find(c, to, num_bytes, "to");
   Allocation* const source = find(c, from, num_bytes, "from");

@@ -31,9 +31,6 @@ struct Copy {
   void run(Context& context, const char* call) const;
 };
 
-// Whether memory of that device (-1: pinned) has all of the bytes.
-bool is_memory(const World& world, int device, uintptr_t begin, size_t num_bytes);
-
 // Refuses memory that copies may not touch.
 Copy legal_copy(Call& c, uintptr_t to, uintptr_t from, size_t num_bytes);
 

@@ -29,9 +29,7 @@ constexpr ErrorText kErrors[] = {
     {101, "CUDA_ERROR_INVALID_DEVICE", "invalid device ordinal"},
     {201, "CUDA_ERROR_INVALID_CONTEXT", "invalid device context"},
     {214, "CUDA_ERROR_ECC_UNCORRECTABLE", "uncorrectable ECC error encountered"},
-    {218, "CUDA_ERROR_INVALID_PTX", "a PTX JIT compilation failed"},
     {400, "CUDA_ERROR_INVALID_HANDLE", "invalid resource handle"},
-    {500, "CUDA_ERROR_NOT_FOUND", "named symbol not found"},
     {600, "CUDA_ERROR_NOT_READY", "device not ready"},
     {700, "CUDA_ERROR_ILLEGAL_ADDRESS", "an illegal memory access was encountered"},
     {702, "CUDA_ERROR_LAUNCH_TIMEOUT", "the launch timed out and was terminated"},
@@ -71,8 +69,7 @@ const char* error_text(CUresult code) {
 bool is_sticky(CUresult code) { return code == 214 || (code >= 700 && code < 720 && code != 701); }
 
 const char* kind_name(Kind kind) {
-  constexpr const char* names[] = {"context", "stream", "event",    "graph",      "node",
-                                   "exec",    "module", "function", "conditional"};
+  constexpr const char* names[] = {"context", "stream", "event", "graph", "node", "exec"};
   return names[static_cast<int>(kind)];
 }
 

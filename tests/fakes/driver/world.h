@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "cuda/driver_api.h"
+#include "cuda/driver/driver_api.h"
 
 namespace fake {
 
@@ -18,14 +18,13 @@ using pearl::CUresult;
 
 constexpr CUresult kInvalidValue = 1, kOutOfMemory = 2, kNotInitialized = 3, kDeinitialized = 4,
                    kNoDevice = 100, kInvalidDevice = 101, kInvalidContext = 201, kInvalidHandle = 400,
-                   kNotFound = 500, kNotReady = 600, kIllegalAddress = 700, kNotSupported = 801,
-                   kCaptureUnsupported = 900, kInvalidPtx = 218;
+                   kNotReady = 600, kIllegalAddress = 700, kNotSupported = 801, kCaptureUnsupported = 900;
 
 const char* error_name(CUresult code);  // null: no such code
 const char* error_text(CUresult code);
 bool is_sticky(CUresult code);
 
-enum class Kind { kContext, kStream, kEvent, kGraph, kNode, kExec, kModule, kFunction, kConditional };
+enum class Kind { kContext, kStream, kEvent, kGraph, kNode, kExec };
 const char* kind_name(Kind kind);
 
 // What a handle stands for. Never freed before a reset, so that worker threads need no count of owners.

@@ -1,0 +1,109 @@
+#include "cuda/lane/step_table.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "core/failure.h"
+#include "cuda/memory/shaping_arrays.h"
+
+namespace pearl {
+
+namespace {
+
+// What an op depends on.
+struct Fields {
+  bool gamma = false, judge = false, keep_logits = false, slot = false, shaped = false, told = false;
+};
+
+const std::map<std::string, Fields>& fields_of_ops() {
+  static const std::map<std::string, Fields> fields = {
+      {"join", {.gamma = true, .judge = true, .shaped = true, .told = true}},
+      {"prefill chunk", {}},
+      {"prefill logits", {.gamma = true, .slot = true}},
+      {"first", {.gamma = true, .judge = true, .shaped = true, .told = true}},
+      {"draft", {.gamma = true, .judge = true, .keep_logits = true, .shaped = true}},
+      {"score", {.gamma = true}},
+      {"score window", {.gamma = true}},
+      {"verify", {.gamma = true, .judge = true, .shaped = true, .told = true}},
+  };
+  return fields;
+}
+
+[[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
+
+// The key without what its op does not depend on.
+StepKey reduced(StepKey key) {
+  const auto found = fields_of_ops().find(key.op);
+  if (found == fields_of_ops().end()) {
+    std::string known;
+    for (const auto& [name, fields] : fields_of_ops()) known += (known.empty() ? "" : ", ") + name;
+    refuse("no step is called '" + key.op + "'; known are " + known);
+  }
+  const Fields& fields = found->second;
+  if (!fields.gamma) key.gamma = -1;
+  if (!fields.judge) key.judge.clear();
+  if (!fields.keep_logits) key.keep_logits = -1;
+  if (!fields.slot) key.slot = -1;
+  key.shaped = fields.shaped ? std::max(key.shaped, 0) : -1;
+  key.told = fields.told ? std::max(key.told, 0) : -1;
+  if ((fields.gamma && key.gamma < 0) || (fields.judge && key.judge.empty()) ||
+      (fields.keep_logits && key.keep_logits < 0) || (fields.slot && key.slot < 0)) {
+    refuse("step '" + key.op + "' needs" + (fields.gamma ? " gamma" : "") + (fields.judge ? " judge" : "") +
+           (fields.keep_logits ? " keep_logits" : "") + (fields.slot ? " slot" : ""));
+  }
+  return key;
+}
+
+}  // namespace
+
+StepKey run_key(const State& state) {
+  StepKey key;
+  key.gamma = state.longest_gamma;
+  key.judge = state.judge == JudgeKind::kCoupled ? "coupled" : "rejection";
+  key.keep_logits = 0;
+  key.shaped = key.told = 0;
+  for (int slot = 0; slot < state.num_slots; ++slot) {
+    if (!state.running(slot)) continue;
+    if (state.judge == JudgeKind::kRejection && state.temperature[slot] > 0.0f) key.keep_logits = 1;
+    if (is_shaped(state, slot)) key.shaped = 1;
+    if (state.num_logprobs[slot] >= 0) key.told = 1;
+  }
+  return key;
+}
+
+std::string StepKey::text() const {
+  std::string fields;
+  const auto add = [&](const std::string& field) { fields += (fields.empty() ? " for " : ", ") + field; };
+  if (gamma >= 0) add("gamma " + std::to_string(gamma));
+  if (!judge.empty()) add("judge " + judge);
+  if (keep_logits >= 0) add(keep_logits ? "logits kept" : "no logits kept");
+  if (slot >= 0) add("slot " + std::to_string(slot));
+  if (shaped > 0) add("shaped");
+  if (told > 0) add("told");
+  return op + fields;
+}
+
+void StepTable::add(StepKey key, Step step) {
+  key = reduced(std::move(key));
+  if (step.graph == nullptr || step.exec == nullptr) refuse("step " + key.text() + " has a handle that is 0");
+  steps_[std::move(key)] = std::move(step);
+}
+
+bool StepTable::has(const StepKey& key) const { return steps_.count(reduced(key)) > 0; }
+
+const Step& StepTable::find(StepKey key, const std::string& lane) const {
+  key = reduced(std::move(key));
+  auto found = steps_.find(key);
+  if (found == steps_.end() && key.op == "first") {
+    StepKey verify = key;
+    verify.op = "verify";
+    found = steps_.find(verify);
+  }
+  if (found != steps_.end()) return found->second;
+  std::string known;
+  for (const auto& [other, step] : steps_) known += (known.empty() ? "" : "; ") + other.text();
+  refuse("the " + lane + " lane has no step " + key.text() + ": capture it first; captured are " +
+         (known.empty() ? "none" : known));
+}
+
+}  // namespace pearl

@@ -1,0 +1,316 @@
+#include "cuda/memory/device_arrays.h"
+
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "core/failure.h"
+#include "cuda/memory/join_copies.h"
+#include "cuda/run/verdict_ring.h"
+
+namespace pearl {
+
+namespace {
+
+constexpr size_t kIntRows = 9;       // arrays of one int32 for each slot, written by add_rows
+constexpr int32_t kUnusedBlock = 0;  // behind a slot's blocks: never read, and any id would do
+
+[[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
+
+int64_t passes(int64_t length, int64_t chunk) { return (length + chunk - 1) / chunk; }
+
+void check_size(const std::string& lane, const char* name, int64_t found, int64_t expected) {
+  if (found != expected) {
+    refuse("the arrays of the " + lane + " lane have " + name + " " + std::to_string(found) +
+           "; the coordinator's is " + std::to_string(expected));
+  }
+}
+
+}  // namespace
+
+DeviceArrays::DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, const ArraySizes& sizes,
+                           CUdeviceptr staging, size_t staging_bytes, std::shared_ptr<void> owner)
+    : sizes_(sizes), shaping_(sizes.shaping()), staging_bytes_(staging_bytes), owner_(std::move(owner)) {
+  std::map<std::string, CUdeviceptr*> known;
+#define PEARL_MEMBER(name) known[#name] = &at_.name;
+  PEARL_ARRAYS(PEARL_MEMBER)
+#undef PEARL_MEMBER
+  if (shaping_.exist()) known.merge(shaping_.places());
+  if (sizes.max_logprobs < 0) {
+    known.erase("num_logprobs");
+    known.erase("told");
+  }
+  for (const auto& [name, place] : addresses) {
+    if (known.count(name) == 0) {
+      refuse("no array is called '" + name +
+             "': see kernels/state.py, with num_biased device_shaping.py, with max_logprobs told_ring.py");
+    }
+    *known[name] = place;
+  }
+  for (const auto& [name, place] : known) {
+    // Nothing lies in the arrays of a window where there is no draft: torch gives them no address.
+    const bool empty = sizes.gamma_max == 0 && (name == "draft_token_ids" || name == "draft_logits");
+    if (addresses.count(name) == 0 || (*place == 0 && !empty)) {
+      refuse("array '" + name + "' has no address; all of kernels/state.py and the lane's chunk are needed");
+    }
+  }
+  if (sizes.num_slots < 1 || sizes.capacity < 2 || sizes.gamma_max < 0 || sizes.vocab_size < 1 ||
+      sizes.num_stop_ids < 0 || sizes.ring_size < 2 || sizes.prefill_chunk < 1) {
+    refuse("sizes of arrays must be at least: 1 slot, capacity 2, vocabulary 1, ring 2, prefill chunk 1");
+  }
+  try {
+    BlockPool::check(sizes.num_blocks, sizes.block_size);
+  } catch (const std::invalid_argument& error) {
+    refuse(error.what());
+  }
+  const size_t needed = DeviceArrays::staging_bytes(sizes, false);
+  if (staging == 0 || staging % Staging::kAlignment != 0 || staging_bytes < needed) {
+    refuse("staging has " + std::to_string(staging_bytes) + " bytes at " + std::to_string(staging) + "; " +
+           std::to_string(needed) + " are needed, aligned to " + std::to_string(Staging::kAlignment));
+  }
+  const size_t for_joins = JoinCopies::staging_bytes(sizes);
+  char* const begin = reinterpret_cast<char*>(staging);
+  join_staging_ = Staging(begin, for_joins);
+  staging_ = Staging(begin + for_joins, staging_bytes - for_joins);
+}
+
+size_t DeviceArrays::row_bytes(const ArraySizes& sizes, size_t slots) {
+  const size_t stops = Staging::bytes<int32_t>(slots * static_cast<size_t>(sizes.num_stop_ids));
+  const size_t prompts = slots * Staging::bytes<int32_t>(static_cast<size_t>(sizes.capacity));
+  const size_t tables = Staging::bytes<int32_t>(slots * sizes.max_blocks());
+  return kIntRows * Staging::bytes<int32_t>(slots) + Staging::bytes<float>(slots) +
+         Staging::bytes<uint64_t>(slots) + stops + prompts + tables +
+         ShapingArrays::staging_bytes(sizes.shaping(), slots);
+}
+
+size_t DeviceArrays::staging_bytes(const ArraySizes& sizes, bool host_logits) {
+  const auto slots = static_cast<size_t>(sizes.num_slots);
+  const auto gamma = static_cast<size_t>(sizes.gamma_max);
+  const auto num_passes = static_cast<size_t>(passes(sizes.capacity, sizes.prefill_chunk));
+  size_t total = JoinCopies::staging_bytes(sizes) + row_bytes(sizes, slots);
+  total += 2 * Staging::bytes<int32_t>(slots);
+  total += Staging::bytes<int32_t>(2) + Staging::bytes<int32_t>(2 * slots * num_passes);
+  total += Staging::bytes<int32_t>(slots) + Staging::bytes<int32_t>(slots * gamma);
+  if (host_logits) total += Staging::bytes<float>(slots * gamma * sizes.draft_vocab_size);
+  return total;
+}
+
+void DeviceArrays::check_sizes(const State& state, const std::string& lane) const {
+  check_size(lane, "num_slots", sizes_.num_slots, state.num_slots);
+  check_size(lane, "capacity", sizes_.capacity, state.capacity);
+  check_size(lane, "vocab_size", sizes_.vocab_size, state.vocab_size);
+  const BlockPool& pool = state.blocks;
+  if (sizes_.num_blocks < pool.num_blocks() || sizes_.block_size != pool.block_size()) {
+    refuse("the arrays of the " + lane + " lane have " + std::to_string(sizes_.num_blocks) +
+           " KV blocks of " + std::to_string(sizes_.block_size) + " tokens; " +
+           std::to_string(pool.num_blocks()) + " of " + std::to_string(pool.block_size()) +
+           " were asked for");
+  }
+  if (sizes_.gamma_max < state.gamma_max) {
+    refuse("the arrays of the " + lane + " lane have room for windows of " +
+           std::to_string(sizes_.gamma_max) + " tokens; the coordinator's gamma_max is " +
+           std::to_string(state.gamma_max));
+  }
+}
+
+void DeviceArrays::check_stops(size_t found, const std::string& lane) const {
+  if (found > static_cast<size_t>(sizes_.num_stop_ids)) {
+    refuse(std::to_string(found) + " end-of-text and stop ids; the " + lane + " lane takes " +
+           std::to_string(sizes_.num_stop_ids) + ": pass fewer");
+  }
+}
+
+void DeviceArrays::check_requests(const State& state, const std::string& lane) const {
+  for (int slot = 0; slot < state.num_slots; ++slot) {
+    if (!state.running(slot)) continue;
+    check_stops(state.stop_token_ids[slot].size(), lane);
+    if (is_shaped(state, slot)) shaping_.check(state.transform[slot], lane);
+  }
+}
+
+void DeviceArrays::check_request(const Request& request, const std::string& lane) const {
+  check_stops(request.stop_token_ids.size() + (request.ignore_eos ? 0 : request.eos_token_ids.size()), lane);
+  shaping_.check(request, lane);
+}
+
+void DeviceArrays::check_told(const State& state, const std::string& lane) const {
+  for (int slot = 0; slot < state.num_slots; ++slot) {
+    if (state.running(slot)) check_told(state.num_logprobs[slot], lane);
+  }
+}
+
+void DeviceArrays::check_told(int num_logprobs, const std::string& lane) const {
+  if (std::min(num_logprobs, sizes_.vocab_size) > sizes_.max_logprobs) {
+    refuse("log-probabilities of " + std::to_string(num_logprobs) + " likeliest tokens; the " + lane +
+           " lane tells " + (sizes_.max_logprobs < 0 ? "none" : std::to_string(sizes_.max_logprobs)) +
+           ": give DeviceArrays max_logprobs, or ask for fewer");
+  }
+}
+
+void DeviceArrays::add_rows(const State& state, int begin, int end, bool shaped, Staging* staging,
+                            std::vector<Copy>* copies) const {
+  const auto slots = static_cast<size_t>(end - begin);
+  const auto first = static_cast<size_t>(begin);
+  const auto ints = [&](CUdeviceptr to, const auto& value) {
+    int32_t* const from = staging->take<int32_t>(slots);
+    for (size_t i = 0; i < slots; ++i) from[i] = static_cast<int32_t>(value(begin + static_cast<int>(i)));
+    copies->push_back({to + first * 4, address(from), slots * 4});
+  };
+  const auto zero = [](int) { return 0; };
+  ints(at_.prompt_len, [&](int b) { return state.prompt_len[b]; });
+  ints(at_.max_total_len, [&](int b) { return state.max_total_len[b]; });
+  ints(at_.gamma, [&](int b) { return state.gamma[b]; });
+  ints(at_.committed, [&](int b) { return state.prompt_len[b]; });
+  for (const CUdeviceptr to : {at_.pending, at_.round, at_.num_draft_tokens, at_.num_rows}) ints(to, zero);
+  if (sizes_.max_logprobs >= 0) ints(at_.num_logprobs, [&](int b) { return state.num_logprobs[b]; });
+
+  float* const temperature = staging->take<float>(slots);
+  std::copy_n(state.temperature.begin() + begin, slots, temperature);
+  copies->push_back({at_.temperature + first * 4, address(temperature), slots * 4});
+  uint64_t* const seed = staging->take<uint64_t>(slots);
+  std::copy_n(state.seed.begin() + begin, slots, seed);
+  copies->push_back({at_.seed + first * 8, address(seed), slots * 8});
+
+  const auto num_stops = static_cast<size_t>(sizes_.num_stop_ids);
+  int32_t* const stops = staging->take<int32_t>(slots * num_stops);
+  std::fill(stops, stops + slots * num_stops, -1);
+  for (size_t i = 0; i < slots; ++i) {
+    if (state.idle(static_cast<int>(first + i))) continue;
+    const std::vector<int32_t>& ids = state.stop_token_ids[first + i];
+    std::copy(ids.begin(), ids.end(), stops + i * num_stops);
+  }
+  if (num_stops > 0) {
+    copies->push_back({at_.stop_token_ids + first * num_stops * 4, address(stops), slots * num_stops * 4});
+  }
+
+  for (size_t b = first; b < first + slots; ++b) {
+    const auto length = static_cast<size_t>(state.prompt_len[b]);
+    if (length == 0) continue;
+    const size_t at = b * static_cast<size_t>(sizes_.capacity);
+    int32_t* const prompt = staging->take<int32_t>(length);
+    std::copy_n(state.token_ids.data() + at, length, prompt);
+    copies->push_back({at_.token_ids + at * 4, address(prompt), length * 4});
+  }
+
+  const size_t width = sizes_.max_blocks();
+  int32_t* const tables = staging->take<int32_t>(slots * width);
+  std::fill(tables, tables + slots * width, kUnusedBlock);
+  for (size_t i = 0; i < slots; ++i) {
+    std::copy_n(state.block_table.begin() + (first + i) * width, state.num_held[first + i],
+                tables + i * width);
+  }
+  copies->push_back({at_.block_table + first * width * 4, address(tables), slots * width * 4});
+  if (shaped) shaping_.add_rows(state, begin, end, staging, copies);
+}
+
+std::vector<Copy> DeviceArrays::upload(const State& state, bool shaped) {
+  const auto slots = static_cast<size_t>(sizes_.num_slots);
+  std::vector<Copy> copies;
+  staging_.clear();
+  add_rows(state, 0, sizes_.num_slots, shaped, &staging_, &copies);
+  // Last: a slot whose upload broke off does not run.
+  int32_t* const nobody = staging_.take<int32_t>(slots);
+  std::fill(nobody, nobody + slots, static_cast<int32_t>(FinishReason::kIdle));
+  copies.push_back({at_.joining, address(nobody), slots * 4});
+  int32_t* const reasons = staging_.take<int32_t>(slots);
+  for (size_t b = 0; b < slots; ++b) reasons[b] = static_cast<int32_t>(state.finish_reason[b]);
+  copies.push_back({at_.finish_reason, address(reasons), slots * 4});
+  VerdictRing(ring(), sizes_.ring_size, sizes_.num_slots, state.longest_gamma).clear();
+  told().clear();
+
+  const auto gamma = static_cast<size_t>(state.longest_gamma);
+  host_lengths_ = staging_.take<int32_t>(slots);
+  host_windows_ = staging_.take<int32_t>(slots * gamma);
+  host_logits_ =
+      takes_host_logits() ? staging_.take<float>(slots * gamma * sizes_.draft_vocab_size) : nullptr;
+  return copies;
+}
+
+void DeviceArrays::share_upload() { staging_.clear(); }
+
+std::vector<DeviceArrays::Pass> DeviceArrays::prefill(const std::vector<int64_t>& lengths) {
+  const int64_t size = sizes_.prefill_chunk;
+  int64_t total = 0;
+  for (const int64_t length : lengths) total += passes(length, size);
+  int32_t* const nothing = staging_.take<int32_t>(2);
+  nothing[0] = nothing[1] = 0;
+  int32_t* range = staging_.take<int32_t>(2 * static_cast<size_t>(total));
+  std::vector<Pass> result;
+  // Every row but the pass's own is empty.
+  std::vector<Copy> before;
+  for (size_t b = 0; b < lengths.size(); ++b) before.push_back({at_.chunk + b * 8, address(nothing), 8});
+  for (size_t b = 0; b < lengths.size(); ++b) {
+    const CUdeviceptr row = at_.chunk + b * 8;
+    for (int64_t start = 0; start < lengths[b]; start += size, range += 2) {
+      range[0] = static_cast<int32_t>(start);
+      range[1] = static_cast<int32_t>(std::min(start + size, lengths[b]));
+      before.push_back({row, address(range), 8});
+      result.push_back({static_cast<int>(b), range[1] == lengths[b], std::move(before)});
+      before.clear();
+    }
+    if (lengths[b] > 0) before.push_back({row, address(nothing), 8});
+  }
+  return result;
+}
+
+std::vector<Copy> DeviceArrays::window_from(const DeviceArrays& draft, int gamma, bool keep_logits,
+                                            bool shaped) const {
+  const auto slots = static_cast<size_t>(sizes_.num_slots);
+  std::vector<Copy> copies = {
+      {at_.num_draft_tokens, draft.at_.num_draft_tokens, slots * 4},
+      {at_.draft_token_ids, draft.at_.draft_token_ids, slots * gamma * 4},
+  };
+  if (keep_logits) {
+    // All rows: which of them the window is, only the device knows.
+    const size_t num_rows = slots * 2 * gamma;
+    copies.push_back({at_.draft_logits, draft.at_.draft_logits, num_rows * sizes_.draft_vocab_size * 4});
+    if (shaped) {
+      copies.push_back({shaping_.kept_thresholds(), draft.shaping_.kept_thresholds(), num_rows * 4});
+    }
+  }
+  return copies;
+}
+
+std::vector<Copy> DeviceArrays::window_from(State* state, bool keep_logits) {
+  State& s = *state;
+  // Staging is free again once a verdict behind its copies was read; of a round of nobody there is none.
+  bool is_empty = true;
+  for (int b = 0; b < s.num_slots; ++b) is_empty = is_empty && !s.running(b);
+  if (is_empty) return {};
+  const auto slots = static_cast<size_t>(sizes_.num_slots);
+  const auto gamma = static_cast<size_t>(s.longest_gamma);
+  const auto vocab = static_cast<size_t>(sizes_.draft_vocab_size);
+  std::vector<Copy> copies = {
+      {at_.num_draft_tokens, address(host_lengths_), slots * 4},
+      {at_.draft_token_ids, address(host_windows_), slots * gamma * 4},
+  };
+  for (int b = 0; b < s.num_slots; ++b) {
+    const int length = s.running(b) ? s.num_draft_tokens[b] : 0;
+    const bool is_bad = s.running(b) && s.bad_draft[b] >= 0;
+    host_lengths_[b] = length + (is_bad ? 1 : 0);
+    std::copy_n(s.window(b), length, host_windows_ + b * gamma);
+    if (is_bad) host_windows_[b * gamma + length] = kPlaceholderTokenId;  // as a draft on a device says it
+    if (!keep_logits) continue;
+    const int64_t first = s.committed[b] + s.pending[b];
+    for (int j = 0; j < length; ++j) {
+      float* const row = host_logits_ + (b * gamma + j) * vocab;
+      std::copy_n(s.draft_row(b, first + j), vocab, row);
+      // Here a position's row is found by the gamma of the run, there by gamma_max.
+      const size_t to = b * 2 * gamma + (first + j) % (2 * gamma);
+      copies.push_back({at_.draft_logits + to * vocab * 4, address(row), vocab * 4});
+    }
+  }
+  return copies;
+}
+
+std::vector<Copy> DeviceArrays::verdict_from(const DeviceArrays& target) const {
+  const auto slots = static_cast<size_t>(sizes_.num_slots);
+  return {
+      {at_.token_ids, target.at_.token_ids, slots * sizes_.capacity * 4},
+      {at_.committed, target.at_.committed, slots * 4},
+      {at_.pending, target.at_.pending, slots * 4},
+      {at_.finish_reason, target.at_.finish_reason, slots * 4},
+  };
+}
+
+}  // namespace pearl

@@ -1,0 +1,133 @@
+// The arrays of a running batch in a device's memory, by the names of kernels/state.py, and what is copied
+// into them: a run's requests from the host's State, a window or a verdict from another memory. Knows
+// addresses and layouts; not streams, steps or order: copies are lists, in order, for one stream.
+#pragma once
+
+#include <algorithm>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "coordinator/state.h"
+#include "cuda/memory/shaping_arrays.h"
+#include "cuda/memory/staging.h"
+#include "cuda/run/logprob_ring.h"
+
+namespace pearl {
+
+// Addresses in order of kernels/state.py. ring: pinned host memory. chunk: [B, 2] of this lane's prefill.
+// joining: [B] finish_reason of the slots that step "join" judges. block_table: [B, MB] KV blocks of a slot.
+// num_logprobs: [B] as Request's; told: pinned host memory, as csrc/cuda/run/logprob_ring.h reads it; both
+// only where sizes have max_logprobs.
+// clang-format off
+#define PEARL_ARRAYS(X)                                                                           \
+  X(prompt_len) X(max_total_len) X(gamma) X(temperature) X(seed) X(stop_token_ids)                \
+  X(token_ids) X(committed) X(pending) X(finish_reason) X(round) X(ring)                          \
+  X(draft_token_ids) X(num_draft_tokens) X(draft_logits) X(num_rows) X(target_logits) X(chunk)    \
+  X(joining) X(num_logprobs) X(told) X(block_table)
+// clang-format on
+
+struct ArrayAddresses {
+#define PEARL_MEMBER(name) CUdeviceptr name = 0;
+  PEARL_ARRAYS(PEARL_MEMBER)
+#undef PEARL_MEMBER
+};
+
+struct ArraySizes {
+  int num_slots = 1;         // B
+  int gamma_max = 0;         // G
+  int64_t capacity = 0;      // C
+  int vocab_size = 0;        // V
+  int draft_vocab_size = 0;  // Vd, of draft_logits
+  int num_stop_ids = 0;      // NS
+  int ring_size = 0;         // RING
+  int prefill_chunk = 0;     // tokens of a prefill pass; prompts are cut at its multiples
+  int num_biased = 0;        // ids of logit_bias; 0: there are no arrays of csrc/cuda/memory/shaping_arrays.h
+  int max_logprobs = -1;     // likeliest tokens told with each at most; -1: nothing is told
+  int block_size = 16;       // BS, positions of a KV block
+  int num_blocks = 0;        // of this lane's KV cache
+
+  // MB: of a slot.
+  size_t max_blocks() const {
+    const int64_t size = std::max(block_size, 1);  // one that no cache can have is refused later
+    return static_cast<size_t>((capacity + size - 1) / size);
+  }
+  ShapingSizes shaping() const { return {num_slots, 2 * num_stop_ids, num_biased}; }
+};
+
+class DeviceArrays {
+ public:
+  // staging: pinned host memory of at least staging_bytes(sizes). owner: whatever keeps all of it alive.
+  // Throws Failure(kRequest) for an address that is missing or unknown, and for too little staging.
+  DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, const ArraySizes& sizes,
+               CUdeviceptr staging, size_t staging_bytes, std::shared_ptr<void> owner);
+
+  // host_logits: a draft on the host keeps logits, for judge "rejection" at temperature > 0.
+  static size_t staging_bytes(const ArraySizes& sizes, bool host_logits);
+
+  // Throws Failure(kRequest) if a state of other sizes is to be mirrored here.
+  void check_sizes(const State& state, const std::string& lane) const;
+  // Throws Failure(kRequest) for requests that do not fit: too many stop ids, or biased ids.
+  void check_requests(const State& state, const std::string& lane) const;
+  void check_request(const Request& request, const std::string& lane) const;
+
+  // Takes the run's requests into staging, marks the ring as empty, and says what to copy. Only while nothing
+  // of the run before is in flight. shaped: with what changes logits.
+  std::vector<Copy> upload(const State& state, bool shaped);
+  // Instead, where the other lane has uploaded into the same memory: this lane's staging is free again.
+  void share_upload();
+
+  // The rows that each launch of a prefill reads from `chunk`: one group of copies for each pass.
+  struct Pass {
+    int slot;
+    bool last;  // of its slot
+    std::vector<Copy> copies;
+  };
+  // lengths: [B] tokens to feed of each slot, 0 for none. Once for each upload.
+  std::vector<Pass> prefill(const std::vector<int64_t>& lengths);
+
+  // The window of the run from another device's arrays, or from the host's state; with its logits if kept,
+  // which on a device have thresholds if they are shaped.
+  std::vector<Copy> window_from(const DeviceArrays& draft, int gamma, bool keep_logits, bool shaped) const;
+  std::vector<Copy> window_from(State* state, bool keep_logits);
+  // What the target committed.
+  std::vector<Copy> verdict_from(const DeviceArrays& target) const;
+
+  // The rows of slots [begin, end), all but finish_reason, through staging: row_bytes of it.
+  void add_rows(const State& state, int begin, int end, bool shaped, Staging* staging,
+                std::vector<Copy>* copies) const;
+  static size_t row_bytes(const ArraySizes& sizes, size_t num_slots);
+  // What csrc/cuda/memory/join_copies.h has of staging; no upload uses it.
+  Staging join_staging() const { return join_staging_; }
+
+  const ArrayAddresses& at() const { return at_; }
+  bool is_same_memory(const DeviceArrays& other) const { return at_.token_ids == other.at_.token_ids; }
+  bool takes_host_logits() const { return staging_bytes_ >= staging_bytes(sizes_, true); }
+  const ArraySizes& sizes() const { return sizes_; }
+  int32_t* ring() const { return reinterpret_cast<int32_t*>(at_.ring); }
+  ToldRing told() const {
+    return {reinterpret_cast<int32_t*>(at_.told), sizes_.ring_size, sizes_.num_slots, sizes_.gamma_max + 1,
+            sizes_.max_logprobs};
+  }
+  // Throws Failure(kRequest) for more log-probabilities than there is room for: the target's lane has some.
+  void check_told(const State& state, const std::string& lane) const;
+  void check_told(int num_logprobs, const std::string& lane) const;
+
+ private:
+  void check_stops(size_t found, const std::string& lane) const;
+
+  ArrayAddresses at_;
+  const ArraySizes sizes_;
+  ShapingArrays shaping_;
+  const size_t staging_bytes_;
+  Staging join_staging_;
+  Staging staging_;  // of a run's upload
+  const std::shared_ptr<void> owner_;
+  // Set by upload, for the windows that a draft on the host makes.
+  int32_t* host_lengths_ = nullptr;  // [B]
+  int32_t* host_windows_ = nullptr;  // [B, gamma]
+  float* host_logits_ = nullptr;     // [B, gamma, Vd]
+};
+
+}  // namespace pearl

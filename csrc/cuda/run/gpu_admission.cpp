@@ -1,0 +1,174 @@
+#include "cuda/run/gpu_admission.h"
+
+#include <algorithm>
+#include <optional>
+#include <utility>
+
+namespace pearl {
+
+GpuAdmission::GpuAdmission(const std::vector<CudaLane*>& lanes, InFlight* in_flight)
+    : in_flight_(in_flight), target_(lanes.front()) {
+  if (lanes.size() > 1 && !lanes[1]->program().empty()) draft_ = lanes[1];
+  copies_.emplace_back(target_->arrays());
+  if (target_->has_host_draft()) in_flight_->on_turn([this] { take_turn(); });
+  if (draft_ != nullptr) copies_.emplace_back(draft_->arrays());
+}
+
+bool GpuAdmission::has_one_memory() const { return draft_->arrays().is_same_memory(target_->arrays()); }
+
+bool GpuAdmission::perform(bool in_one_stream) {
+  is_settled_ = has_aborted_ = false;
+  bool changed = take_cancelled();
+  const bool admits = slot_ < 0 && admit(in_one_stream);
+  const bool shares = draft_ != nullptr && has_one_memory();
+  const bool two_memories = draft_ != nullptr && !shares;
+  if (draft_ != nullptr && slot_ >= 0 && (admits ? shares : in_one_stream)) draft_->wait_for(target_);
+  const bool feeds = slot_ >= 0 && feed();
+  if (feeds && fed_ == in_flight_->state()->prompt_len[slot_]) {
+    judge();
+    changed = true;
+  }
+  if (draft_ != nullptr && changed && (two_memories || !in_one_stream)) draft_->wait_for(target_);
+  if (two_memories && changed) draft_->queue(draft_->arrays().verdict_from(target_->arrays()));
+  if (draft_ != nullptr && in_one_stream && (admits || feeds || (changed && two_memories))) {
+    target_->wait_for(draft_);
+  }
+  return admits || feeds || changed || has_aborted_;
+}
+
+void GpuAdmission::settle() {
+  if (!is_settled_ && draft_ != nullptr && !has_one_memory()) target_->wait_for(draft_);
+  is_settled_ = true;
+}
+
+bool GpuAdmission::awaits_room() const {
+  if (!cancelled_.empty()) return true;
+  return slot_ >= 0 && !target_->has_host_draft() && is_last_pass() && !may_judge();
+}
+
+bool GpuAdmission::take_cancelled() {
+  Admission& admission = in_flight_->run()->admission;
+  if (admission.has_news()) {
+    for (const uint64_t id : admission.take_cancelled()) cancelled_.push_back(id);
+  }
+  const State& state = *in_flight_->state();
+  bool changed = false;
+  std::vector<uint64_t> later;
+  for (const uint64_t id : cancelled_) {
+    for (int slot = 0; slot < state.num_slots; ++slot) {
+      if (state.request_id[slot] != id) continue;
+      if (slot == slot_ || slot == chosen_) {
+        if (!in_flight_->has_room(1)) {
+          later.push_back(id);
+          continue;
+        }
+        (slot == slot_ ? slot_ : chosen_) = -1;
+        in_flight_->abort(slot);
+        has_aborted_ = true;
+      } else if (in_flight_->runs(slot) && !in_flight_->leaves(slot)) {
+        settle();
+        target_->queue(copies_[0].leave(slot));
+        in_flight_->leave(slot);
+        changed = true;
+      }
+    }
+  }
+  cancelled_ = std::move(later);
+  return changed;
+}
+
+void GpuAdmission::take_turn() {
+  State& state = *in_flight_->state();
+  int& feeding = state.feeding;
+  if (feeding >= 0) {
+    const bool is_given_up = feeding != slot_ && feeding != chosen_;
+    state.fed[feeding] = state.draft_fed[feeding];
+    if (is_given_up || state.fed[feeding] == state.prompt_len[feeding] - 1) feeding = -1;
+  }
+  if (is_busy()) return;
+  for (int slot = 0; slot < state.num_slots; ++slot) {
+    if (!in_flight_->runs(slot)) state.release(slot);
+  }
+  choose();
+  if (chosen_ >= 0 && state.prompt_len[chosen_] > 1) feeding = chosen_;
+}
+
+void GpuAdmission::choose() {
+  const int free = free_slot();
+  if (free < 0 || !in_flight_->run()->admission.has_news()) return;
+  State* const state = in_flight_->state();
+  const std::optional<Admission::Waiting> waiting = in_flight_->run()->admission.next(
+      [&](const Request& request) { return state->reserve(free, request); });
+  if (!waiting) return;
+  state->fill(free, waiting->id, waiting->request, false);
+  in_flight_->clear(free);
+  chosen_ = free;
+}
+
+int GpuAdmission::free_slot() const {
+  const int num_slots = in_flight_->state()->num_slots;
+  int free = 0;
+  while (free < num_slots && in_flight_->runs(free)) ++free;
+  return free < num_slots ? free : -1;
+}
+
+bool GpuAdmission::admit(bool in_one_stream) {
+  State* const state = in_flight_->state();
+  const int block = (block_ + 1) % JoinCopies::kBlocks;
+  awaits_copies_ = false;
+  if (chosen_ < 0 && !in_flight_->run()->admission.has_news()) return false;
+  const bool has_passed = target_->has_passed(block) && (draft_ == nullptr || draft_->has_passed(block));
+  if (has_passed && !target_->has_host_draft()) choose();
+  awaits_copies_ = !has_passed && (chosen_ >= 0 || free_slot() >= 0);
+  if (!has_passed || chosen_ < 0) return false;
+  slot_ = std::exchange(chosen_, -1);
+  block_ = block;
+  fed_ = 0;
+  const bool shaped = target_->is_shaped();
+  if (draft_ != nullptr) target_->wait_for(draft_);  // it may still be fed what the slot had before
+  is_settled_ = true;
+  target_->queue(copies_[0].begin(*state, slot_, block_, true, shaped));
+  if (draft_ != nullptr) {
+    if (in_one_stream) draft_->wait_for(target_);  // the rounds so far bring rows into the draft's memory
+    draft_->queue(copies_[1].begin(*state, slot_, block_, !has_one_memory(), shaped));
+  }
+  mark();
+  return true;
+}
+
+bool GpuAdmission::feed() {
+  const int64_t length = in_flight_->state()->prompt_len[slot_];
+  const int64_t end = std::min(length, fed_ + target_->arrays().sizes().prefill_chunk);
+  if (is_last_pass() && !may_judge()) return false;
+  const int64_t context = std::min(end, length - 1);  // the first window feeds the last token
+  if (draft_ != nullptr && fed_ < context) draft_->feed(copies_[1].pass(slot_, block_, fed_, context));
+  target_->feed(copies_[0].pass(slot_, block_, fed_, end));
+  mark();
+  fed_ = end;
+  return true;
+}
+
+bool GpuAdmission::is_last_pass() const {
+  return in_flight_->state()->prompt_len[slot_] - fed_ <= target_->arrays().sizes().prefill_chunk;
+}
+
+// Behind the last pass its verdict follows at once, then a round's. With a draft on the host that verdict has
+// to be read before the next window is made: so that it has the windows that it has alone.
+bool GpuAdmission::may_judge() const {
+  const bool has_draft = in_flight_->state()->feeding != slot_ && in_flight_->has_turn();
+  return in_flight_->has_room(2) && (has_draft || !target_->has_host_draft());
+}
+
+void GpuAdmission::mark() {
+  target_->mark(block_);
+  if (draft_ != nullptr) draft_->mark(block_);
+}
+
+void GpuAdmission::judge() {
+  settle();
+  target_->judge(slot_, copies_[0].await_verdict(slot_), copies_[0].take_verdict(slot_));
+  in_flight_->join(slot_);
+  slot_ = -1;
+}
+
+}  // namespace pearl

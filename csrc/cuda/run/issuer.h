@@ -1,0 +1,101 @@
+// The one host thread that queues work ahead on the streams of a coordinator's CUDA lanes, as CpuDevice is
+// the thread of CPU lanes. Lanes take turns; it reads verdicts from the pinned ring, late, and ends the run.
+// Between requests it sleeps. Knows rounds and verdicts; not what a step does. Never needs Python.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "coordinator/run.h"
+#include "core/event.h"
+#include "cuda/driver/driver.h"
+#include "cuda/graph/round_graph.h"
+#include "cuda/lane/cuda_lane.h"
+#include "cuda/run/gpu_admission.h"
+
+namespace pearl {
+
+// How the ops of a round are put in order on the device: one launch for each, with events between the
+// streams; or one launch for all. The same bits. A round that cannot be one graph is launched by events.
+enum class Form { kEvents, kGraph };
+
+struct IssuerOptions {
+  Form form = Form::kEvents;
+  // Rounds queued past the last verdict read; at most half of the verdict ring.
+  int64_t rounds_ahead = 2;
+  bool timed = false;  // whether ops are timed for trace()
+};
+
+class CudaIssuer {
+ public:
+  // spin: how long it polls the verdict ring before it sleeps between looks.
+  CudaIssuer(std::shared_ptr<Driver> driver, std::chrono::microseconds spin);
+  ~CudaIssuer();
+  CudaIssuer(const CudaIssuer&) = delete;
+  CudaIssuer& operator=(const CudaIssuer&) = delete;
+
+  // Of the next run. Throws Failure(kRequest) while one is in flight.
+  void set_options(const IssuerOptions& options);
+  IssuerOptions options() const;
+  // Throws Failure(kRequest) if rounds_ahead is more than the ring of these arrays takes.
+  void check_ring(const DeviceArrays& arrays) const;
+
+  // lanes: [target] or [target, draft], with their programs. Returns at once; the run ends by itself, or by
+  // run.halt(). Throws Failure(kRequest) if another coordinator's run is in flight.
+  void start(std::vector<CudaLane*> lanes, State* state, Run* run);
+  // Returns when nothing of the lane's run is in flight.
+  void join(const CudaLane* lane);
+  bool is_flying(const CudaLane* lane) const;
+
+  // What the last run that flew cost its thread for each verdict read: launching, and reading verdicts; not
+  // the looks that found nothing. 0 before any.
+  double host_ns_per_round() const;
+
+  Signal* bell() { return &bell_; }
+  uint64_t next_serial() { return serial_.fetch_add(1, std::memory_order_relaxed); }
+  const std::shared_ptr<Driver>& driver() const { return driver_; }
+
+ private:
+  struct Work {
+    std::vector<CudaLane*> lanes;
+    State* state;
+    Run* run;
+    IssuerOptions options;
+  };
+  void serve();
+  void perform(const Work& work);  // a whole run, with the streams idle at its end
+  void stand_aside() const;
+  void fly(const Work& work);
+  void loop(const Work& work, InFlight* in_flight, Clock::duration* busy);
+  bool issue(const Work& work, InFlight* in_flight, GpuAdmission* admission);
+  bool issue_round(const Work& work, InFlight* in_flight);
+  bool ends_round(const Work& work, InFlight* in_flight, bool* moved);
+  void rest(const Work& work, InFlight* in_flight, uint32_t seen, Clock::time_point idle_since, bool looks);
+  // Whether the streams are idle. Throws CudaError for what went wrong on one, Failure if a verdict is lost.
+  bool look_for_faults(const Work& work, InFlight* in_flight);
+  void land(const Work& work);
+
+  const std::shared_ptr<Driver> driver_;
+  const std::chrono::microseconds spin_;
+  Signal bell_;
+  std::atomic<uint64_t> serial_{1};
+  mutable std::mutex mutex_;
+  std::condition_variable ended_;
+  IssuerOptions options_;         // guarded by mutex_
+  std::optional<Work> work_;      // guarded by mutex_
+  double host_ns_per_round_ = 0;  // guarded by mutex_
+  bool quit_ = false;             // guarded by mutex_
+  // The thread's.
+  RoundGraphs round_graphs_;
+  // Of the run, once its prologue was queued.
+  CUgraphExec round_exec_ = nullptr;  // a round, launched on the target's stream; nullptr: by events
+  int64_t round_ = 0;                 // that was begun last; 0 is the prologue
+  std::thread thread_;
+};
+
+}  // namespace pearl
