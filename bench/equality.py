@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,25 +25,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if sys.path[0] == str(ROOT / "bench"):
-    sys.path[0] = str(ROOT)  # run as a script: our modules are bench.*, and none of them may shadow another's
+if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
+    sys.path[0] = os.path.dirname(sys.path[0])
 
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from tqdm import tqdm
 
-from bench.device_pairs import DevicePlan  # noqa: E402
-from bench.device_subject import EAGER, device_named  # noqa: E402
-from bench.exit_code import exit_code  # noqa: E402
-from bench.goals import EQUALITY_GOALS, format_goals, verdict  # noqa: E402
-from bench.measure import common_prefix  # noqa: E402
-from bench.pairs import PairSpec  # noqa: E402
-from bench.table import format_table  # noqa: E402
-from pearl_rt.config import Environment  # noqa: E402
-from pearl_rt.engine import Engine  # noqa: E402
-from pearl_rt.errors import PearlError  # noqa: E402
-from pearl_rt.options import FORMS  # noqa: E402
-from pearl_rt.sampling_params import SamplingParams  # noqa: E402
+from bench.harness.exit_code import exit_code
+from bench.harness.goals import EQUALITY_GOALS, format_goals, verdict
+from bench.harness.measure import common_prefix
+from bench.harness.table import format_table
+from bench.model_pairs.device_model_pair import EAGER, device_named
+from bench.model_pairs.device_planted import DevicePlan
+from bench.model_pairs.planted import PairSpec
+from pearl_rt.config import Environment
+from pearl_rt.engine import Engine
+from pearl_rt.errors import PearlError
+from pearl_rt.options import FORMS
+from pearl_rt.sampling_params import SamplingParams
 
 PAIR = "planted:127m+51m@0.9"
 RATIO = 5.0  # r of the target (see pairs.py): over 32,000 ids it keeps its rule 0.80 of the time

@@ -24,14 +24,14 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
+    sys.path[0] = os.path.dirname(sys.path[0])
+
+from bench.harness.gpu_environment import gpu_card, gpu_name, num_gpus, slug, why_no_gpu
+from bench.harness.processes import Outcome, Part, run_parts, summary
+from bench.memcheck import NOTHING_TO_CHECK, TOOL, find_tool
+
 ROOT = Path(__file__).resolve().parent.parent
-if sys.path[0] == str(ROOT / "bench"):
-    sys.path[0] = str(ROOT)  # run as a script: our modules are bench.*, and none of them may shadow another's
-
-from bench.gpu_card import gpu_card, gpu_name, num_gpus, slug, why_no_gpu  # noqa: E402
-from bench.memcheck import NOTHING_TO_CHECK, TOOL, find_tool  # noqa: E402
-from bench.parts import Outcome, Part, run_parts, summary  # noqa: E402
-
 TOTAL_S = 460.0
 LONG_TOTAL_S = 1200.0
 ONLY_TOTAL_S = 560.0  # of parts that are named: one command where a command may take ten minutes
@@ -99,7 +99,8 @@ def memcheck_part(python: str) -> Part:
 
 def gpu_tests_part(pytest: list[str]) -> Part:
     """The tests marked gpu, kernel tests apart. Only files that have some are collected."""
-    files = [p for p in sorted((ROOT / "tests").glob("test_*.py")) if "pytest.mark.gpu" in p.read_text()]
+    found = [p for p in sorted((ROOT / "tests").rglob("test_*.py")) if "kernels" not in p.parts]
+    files = [p for p in found if "pytest.mark.gpu" in p.read_text()]
     absent = None if files else "no test outside tests/kernels is marked gpu"
     names = [str(path.relative_to(ROOT)) for path in files]
     workers = ["-n", "3", "--dist", "loadfile"] if find_spec("xdist") else []

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import re
 import sys
 import time
@@ -22,15 +23,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if sys.path[0] == str(ROOT / "bench"):
-    sys.path[0] = str(ROOT)  # run as a script: our modules are bench.*, and none of them may shadow another's
+if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
+    sys.path[0] = os.path.dirname(sys.path[0])
 
-from bench.goals import GOALS, Verdict, format_goals, verdict  # noqa: E402
-from bench.gpu_card import copy_bandwidth, format_card, gpu_card, why_no_gpu  # noqa: E402
-from bench.gpu_timer import GraphTimer, Timer  # noqa: E402
-from bench.kernel_cases import COLUMNS, Row, Spec, format_row, run_case  # noqa: E402
-from bench.kernel_warmup import compile_share, num_workers, run_workers, share  # noqa: E402
+from bench.harness.goals import GOALS, Verdict, format_goals, verdict
+from bench.harness.gpu_environment import copy_bandwidth, format_card, gpu_card, why_no_gpu
+from bench.kernel_cases.case import COLUMNS, Row, Spec, format_row, run_case
+from bench.kernel_cases.timer import GraphTimer, Timer
+from bench.kernel_cases.warmup import compile_share, num_workers, run_workers, share
 
 BUDGET, QUICK_BUDGET = 220.0, 50.0  # seconds of cases, compilation included
 REPEATS, QUICK_REPEATS = 15, 9
@@ -67,7 +67,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def all_specs() -> list[Spec]:
     """Every case, by room."""
-    from bench import attention_cases, linear_cases, step_cases, verify_cases
+    from bench.kernel_cases import attention as attention_cases
+    from bench.kernel_cases import linear as linear_cases
+    from bench.kernel_cases import step as step_cases
+    from bench.kernel_cases import verify as verify_cases
 
     rooms = (verify_cases, step_cases, attention_cases, linear_cases)
     return [spec for room in rooms for spec in room.specs()]
@@ -130,7 +133,7 @@ def run(options: argparse.Namespace, specs: Sequence[Spec]) -> dict[str, Any]:
     """Everything on the GPU: prints the report, returns the figures."""
     import torch
 
-    from bench.kernel_peers import installed
+    from bench.kernel_cases.peers import installed
 
     torch.manual_seed(0)
     timer = GraphTimer()

@@ -14,25 +14,24 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if sys.path[0] == str(ROOT / "bench"):
-    sys.path[0] = str(ROOT)  # run as a script: our modules are bench.*, and none of them may shadow another's
+if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
+    sys.path[0] = os.path.dirname(sys.path[0])
 
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import torch
+from tqdm import tqdm
 
-from bench.card import bandwidth_card, format_card, machine_card  # noqa: E402
-from bench.exit_code import exit_code  # noqa: E402
-from bench.measure import Measured, Program, Workload, tokens_per_second  # noqa: E402
-from bench.pairs import describe  # noqa: E402
-from bench.peers import HuggingFace  # noqa: E402
-from bench.section import (  # noqa: E402
+from bench.harness.environment import bandwidth_card, format_card, machine_card
+from bench.harness.exit_code import exit_code
+from bench.harness.measure import Measured, Program, Workload, tokens_per_second
+from bench.harness.peers import HuggingFace
+from bench.harness.run import (
     GAMMAS,
     Section,
     cpu_menu,
@@ -42,11 +41,12 @@ from bench.section import (  # noqa: E402
     num_runs,
     run_section,
 )
-from bench.steps import format_steps, measure_steps, to_dict  # noqa: E402
-from bench.subject import Subject, open_subject  # noqa: E402
-from bench.timeline import draw, write_chrome_trace  # noqa: E402
-from pearl_rt.metrics import RequestMetrics  # noqa: E402
-from pearl_rt.options import CAPTURED_FORMS, FORMS  # noqa: E402
+from bench.model_pairs.model_pair import Subject, open_subject
+from bench.model_pairs.planted import describe
+from bench.rounds.steps import format_steps, measure_steps, to_dict
+from bench.rounds.timeline import draw, write_chrome_trace
+from pearl_rt.metrics import RequestMetrics
+from pearl_rt.options import CAPTURED_FORMS, FORMS
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -153,9 +153,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def latency_on_device(options: argparse.Namespace) -> dict[str, Any]:
     """The main job where kernels run."""
-    from bench.device_latency import run_on_device
-    from bench.device_subject import open_on_device
-    from bench.pairs import PairSpec
+    from bench.harness.device_latency import run_on_device
+    from bench.model_pairs.device_model_pair import open_on_device
+    from bench.model_pairs.planted import PairSpec
 
     if options.pair:
         options.alphas = options.alphas or [PairSpec.parse(options.pair).alpha]

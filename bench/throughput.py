@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import os
 import statistics
 import sys
 from collections import Counter
@@ -24,24 +25,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if sys.path[0] == str(ROOT / "bench"):
-    sys.path[0] = str(ROOT)  # run as a script: our modules are bench.*, and none of them may shadow another's
+if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
+    sys.path[0] = os.path.dirname(sys.path[0])
 
-from tqdm import tqdm  # noqa: E402
+from tqdm import tqdm
 
-from bench.batched_peer import BatchedHuggingFace  # noqa: E402
-from bench.card import bandwidth_card, format_card, machine_card  # noqa: E402
-from bench.exit_code import exit_code  # noqa: E402
-from bench.measure import WARM_TOKENS, timed  # noqa: E402
-from bench.pairs import PairSpec  # noqa: E402
-from bench.subject import Subject, open_subject  # noqa: E402
-from bench.table import format_table  # noqa: E402
-from pearl_rt import SamplingParams  # noqa: E402
-from pearl_rt.options import FORMS  # noqa: E402
+from bench.harness.batched_peer import BatchedHuggingFace
+from bench.harness.environment import bandwidth_card, format_card, machine_card
+from bench.harness.exit_code import exit_code
+from bench.harness.measure import WARM_TOKENS, timed
+from bench.harness.table import format_table
+from bench.model_pairs.model_pair import Subject, open_subject
+from bench.model_pairs.planted import PairSpec
+from pearl_rt import SamplingParams
+from pearl_rt.options import FORMS
 
 if TYPE_CHECKING:
-    from bench.device_subject import DeviceSubject
+    from bench.model_pairs.device_model_pair import DeviceSubject
 
 COLUMNS = (
     ("strategy", "strategy", "s"),
@@ -217,8 +217,8 @@ def with_speed_ups(found: Sequence[Figures], repeats: int) -> list[dict[str, Any
 
 def measure_on_device(options: argparse.Namespace) -> dict[str, Any]:
     """An engine for each size, one after the other: prints everything, returns the figures."""
-    from bench.device_latency import device_card, print_card
-    from bench.device_subject import open_on_device
+    from bench.harness.device_latency import device_card, print_card
+    from bench.model_pairs.device_model_pair import open_on_device
 
     found: list[Figures] = []
     told: dict[str, Any] = {}
