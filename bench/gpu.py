@@ -27,7 +27,9 @@ from pathlib import Path
 if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
     sys.path[0] = os.path.dirname(sys.path[0])
 
-from bench.harness.gpu_environment import gpu_card, gpu_name, num_gpus, slug, why_no_gpu
+import torch
+
+from bench.harness.environment import gpu_environment, slug, why_no_gpu
 from bench.harness.processes import Outcome, Part, run_parts, summary
 from bench.memcheck import NOTHING_TO_CHECK, TOOL, find_tool
 
@@ -126,7 +128,7 @@ def equality_part(python: str, options: Sequence[str], limit_s: float) -> Part:
 def two_gpus_part(python: str, stem: Path) -> Part:
     """The draft on a GPU of its own: the setting in which both models share nothing."""
     part = latency_part(python, "two-gpus", "planted:8b+1b@0.8", (*SHORT, *TWO_GPUS), 100.0, stem)
-    return part if num_gpus() > 1 else replace(part, absent="there is one GPU")
+    return part if torch.cuda.device_count() > 1 else replace(part, absent="there is one GPU")
 
 
 def parts_of(python: str, stem: Path, *, long: bool = False) -> list[Part]:
@@ -178,10 +180,10 @@ def parts_of(python: str, stem: Path, *, long: bool = False) -> list[Part]:
     ]
 
 
-def write_results(outcome: Outcome, stem: Path, card: dict[str, object]) -> None:
+def write_results(outcome: Outcome, stem: Path, machine: dict[str, object]) -> None:
     """The JSON of a part that has figures."""
     if outcome.figures() is not None:
-        write_json(Path(f"{stem}-{outcome.part.name}.json"), {"card": card, **outcome.to_dict()})
+        write_json(Path(f"{stem}-{outcome.part.name}.json"), {"card": machine, **outcome.to_dict()})
 
 
 def write_json(path: Path, content: dict[str, object]) -> None:
@@ -199,11 +201,11 @@ def main(argv: list[str] | None = None) -> int:
     if missing:
         print(f"gpu: {missing}: nothing was built, run or written", file=sys.stderr)
         return 2
-    card = gpu_card()
+    machine = gpu_environment()
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    stem = options.results_dir / f"{date}-{slug(gpu_name())}"
+    stem = options.results_dir / f"{date}-{slug(machine['gpu'])}"
     options.results_dir.mkdir(parents=True, exist_ok=True)
-    print(*(card[key] for key in ("gpu", "driver", "torch", "triton", "commit")), sep=", ")
+    print(*(machine[key] for key in ("gpu", "driver", "torch", "triton", "commit")), sep=", ")
     log = Path(f"{stem}-{'gpu-latency' if options.long else 'gpu'}.txt")
     log.unlink(missing_ok=True)
     done: list[Outcome] = []
@@ -215,8 +217,8 @@ def main(argv: list[str] | None = None) -> int:
 
     def keep(outcome: Outcome) -> None:
         done.append(outcome)
-        write_results(outcome, stem, card)
-        write_json(log.with_suffix(".json"), {"card": card, "parts": [without_figures(o) for o in done]})
+        write_results(outcome, stem, machine)
+        write_json(log.with_suffix(".json"), {"card": machine, "parts": [without_figures(o) for o in done]})
 
     parts = parts_of(sys.executable, stem, long=options.long)
     if options.only:

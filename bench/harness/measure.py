@@ -37,6 +37,7 @@ class Program:
     placement: str = "shared"  # where lanes sit, or, on a device, in which form rounds are launched
     gamma: int = 0  # 0: none, or the program chooses
     judge: str = "coupled"
+    batch: int = 0  # prompts at once, where sizes are compared; 0: there is one size
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -44,7 +45,8 @@ class Program:
 
     def __str__(self) -> str:
         window = f" gamma {self.gamma}" if self.gamma else ""
-        return f"{self.strategy}/{self.placement}{window}"
+        together = f" in batches of {self.batch}" if self.batch else ""
+        return f"{self.strategy}/{self.placement}{window}{together}"
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Workload:
     temperature: float = 0.0
     seed: int = 0
     batch: int = 1  # prompts that run at once
+    one_seed: bool = False  # for all prompts: batches of any size then write the same
 
     def part(self, num_prompts: int, max_tokens: int) -> Workload:
         """The same, over fewer prompts and tokens."""
@@ -64,6 +67,10 @@ class Workload:
     def at(self, temperature: float) -> Workload:
         """The same, at another temperature."""
         return replace(self, temperature=temperature)
+
+    def seed_of(self, prompt: int) -> int:
+        """Of the batch that begins with this prompt."""
+        return self.seed + (0 if self.one_seed else prompt)
 
     def firsts(self) -> range:
         """The first prompt of each batch."""
@@ -115,6 +122,11 @@ class Measured:
 
     program: Program
     samples: list[Sample] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> list[RequestMetrics]:
+        """Of our own programs; a peer has none."""
+        return [s.metrics for s in self.samples if s.metrics is not None]
 
     def seconds_by_prompt(self) -> dict[int, float]:
         """Median seconds of each prompt over the repeats."""
@@ -215,17 +227,17 @@ def mean_metric(result: Measured, name: str) -> float | None:
     """Mean over samples of one of the engine's figures; None for a peer, or where it isn't defined: how busy
     a lane was is not known of one sequence among others.
     """
-    of = [s.metrics for s in result.samples if s.metrics is not None]
-    values = [getattr(metrics, name) for metrics in of if metrics.trace or not name.endswith("_busy")]
+    values = [
+        getattr(metrics, name) for metrics in result.metrics if metrics.trace or not name.endswith("_busy")
+    ]
     values = [v for v in values if not math.isnan(v)]
     return float(np.mean(values)) if values else None
 
 
 def pooled(result: Measured, numerator: str, denominator: str) -> float | None:
     """Sum of one count over the sum of another, over all samples."""
-    metrics = [s.metrics for s in result.samples if s.metrics is not None]
-    below = sum(getattr(m, denominator) for m in metrics)
-    return sum(getattr(m, numerator) for m in metrics) / below if below else None
+    below = sum(getattr(m, denominator) for m in result.metrics)
+    return sum(getattr(m, numerator) for m in result.metrics) / below if below else None
 
 
 def row_of(result: Measured, ar: Measured | None, sd: Measured | None) -> dict[str, Any]:
@@ -235,12 +247,7 @@ def row_of(result: Measured, ar: Measured | None, sd: Measured | None) -> dict[s
     """
     tpots = [s.tpot * 1e3 for s in result.samples]
     program = result.program
-    metrics = [s.metrics for s in result.samples if s.metrics is not None]
-    ran = (
-        sorted({f"{m.strategy}/{m.placement} {m.gamma}" for m in metrics})
-        if program.strategy == "auto"
-        else None
-    )
+    ran = sorted({f"{m.strategy}/{m.placement} {m.gamma}" for m in result.metrics})
     return {
         "strategy": program.strategy,
         "placement": program.placement,
@@ -257,7 +264,7 @@ def row_of(result: Measured, ar: Measured | None, sd: Measured | None) -> dict[s
         "mean_accepted_tokens": mean_metric(result, "mean_accepted_tokens"),
         "draft_busy": mean_metric(result, "draft_busy") if program.strategy != "ar" else None,
         "target_busy": mean_metric(result, "target_busy"),
-        "ran": ran,
+        "ran": ran if program.strategy == "auto" else None,
     }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bench.harness.gpu_environment import version_of
+from bench.harness.environment import version_of
 from bench.kernel_cases.case import Variant
 from bench.kernel_cases.timer import Call
 

@@ -1,14 +1,15 @@
 """What queueing rounds ahead of their verdicts is worth on a GPU: speed, gaps and host time at each depth,
 measured by turns.
 
-Knows subjects and traces; not how anything is launched. A depth of 1 lets the host launch a round once it has
-read the verdict of the one before; more hide the host, and leave as many rounds behind the end of an answer,
-which return early but have to be launched all the same. A call lasts until they are done: `tail`.
+Knows model pairs and traces; not how anything is launched. A depth of 1 lets the host launch a round once it
+has read the verdict of the one before; more hide the host, and leave as many rounds behind the end of an
+answer, which return early but have to be launched all the same. A call lasts until they are done: `tail`.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 from tqdm import tqdm
 
 from bench.harness.measure import Measured, Program, Sample, Workload, first_difference, tokens_per_second
+from bench.harness.run import Run
 from bench.harness.table import format_table
-from bench.model_pairs.device_model_pair import DeviceSubject
+from bench.model_pairs.model_pair import ModelPair
 from bench.rounds.round_times import finite, median_of, round_times
 from pearl_rt.backends import Asked
 
@@ -72,7 +74,7 @@ class _Runs:
 
 
 def sweep(
-    subject: DeviceSubject,
+    pair: ModelPair,
     programs: Sequence[Program],
     workload: Workload,
     *,
@@ -81,16 +83,16 @@ def sweep(
     bar: tqdm[Any] | None = None,
 ) -> tuple[list[Depth], str | None]:
     """Every program at every depth over the same prompts, by turns -> the figures, and where tokens differ.
-    The subject has its own depth again at the end. The default is measured even if it is not asked for.
+    The pair has its own depth again at the end. The default is measured even if it is not asked for.
     """
     depths = sorted({*depths, DEFAULT})
     work = workload.part(PROMPTS, TOKENS)
     found = [_Runs(program, depth) for program in programs for depth in depths]
-    before = [lanes.rounds_ahead for lanes in subject.lanes()]
+    before = [lanes.rounds_ahead for lanes in pair.lanes()]
     try:
         for runs in found:  # each once, uncounted: its graphs are there, and its rounds are timed
-            subject.switch("rounds_ahead", runs.rounds_ahead)
-            timed = subject.timed_runs(runs.program, workload.part(TIMED_PROMPTS, TIMED_TOKENS))
+            pair.switch("rounds_ahead", runs.rounds_ahead)
+            timed = pair.timed_runs(runs.program, workload.part(TIMED_PROMPTS, TIMED_TOKENS))
             times = round_times(timed)
             runs.between = times.between_p50, times.between_p95
         turn = 0
@@ -98,14 +100,14 @@ def sweep(
             for prompt in work.firsts():
                 for i in range(len(found)):
                     runs = found[(i + turn) % len(found)]
-                    subject.switch("rounds_ahead", runs.rounds_ahead)
+                    pair.switch("rounds_ahead", runs.rounds_ahead)
                     if bar is not None:
                         bar.set_postfix_str(f"rounds ahead {runs.rounds_ahead}: {runs.program}")
-                    runs.samples += subject.run(runs.program, work, prompt)
-                    runs.host_us += subject.host_us.get(str(runs.program), [])[-1:]
+                    runs.samples += pair.run(runs.program, work, prompt)
+                    runs.host_us += pair.host_us.get(str(runs.program), [])[-1:]
                 turn += 1
     finally:
-        for lanes, depth in zip(subject.lanes(), before, strict=True):
+        for lanes, depth in zip(pair.lanes(), before, strict=True):
             lanes.rounds_ahead = depth
     difference = first_difference(Measured(runs.program, runs.samples) for runs in found)
     return [depth_of(runs, found) for runs in found], str(difference) if difference else None
@@ -184,3 +186,26 @@ def depth_rows(depths: Sequence[Depth], difference: str | None, pair: str) -> li
         }
         for choice in choices(depths)
     ]
+
+
+def best_programs(run: Run) -> list[Program]:
+    """ar, and the fastest speculative row whose gamma was swept."""
+    rows = [row for row in run.rows if row["judge"] == run.judge]
+    form = rows[0]["placement"]
+    swept = [r for r in rows if r["strategy"] in ("sd", "pearl") and r["placement"] == form]
+    best = max(swept, key=lambda row: row["tokens_per_second"])
+    return [Program(r["strategy"], form, r["gamma"] or 0, r["judge"]) for r in (rows[0], best)]
+
+
+def try_depths(
+    pair: ModelPair, run: Run, workload: Workload, depths: Sequence[int], bar: tqdm[Any]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What queueing rounds is worth to these programs -> figures and rows of a goal; prints the table."""
+    found, difference = sweep(pair, best_programs(run), workload, depths=depths, bar=bar)
+    tqdm.write(f"\nrounds queued ahead, by turns:\n{format_depths(found, difference)}", file=sys.stdout)
+    told = {
+        "depths": [depth.to_dict() for depth in found],
+        "difference": difference,
+        "choices": {} if difference else {c.best.program: str(c) for c in choices(found)},
+    }
+    return told, depth_rows(found, difference, pair.name)

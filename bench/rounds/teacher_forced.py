@@ -23,7 +23,7 @@ TIE = {torch.bfloat16: 2.0**-6, torch.float16: 2.0**-9, torch.float32: 1e-4}
 
 
 @dataclass(frozen=True)
-class Forced:
+class TeacherForced:
     """Our tokens by another model's choice."""
 
     tokens: int
@@ -54,7 +54,7 @@ def misses(model: Any, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> t
     return ((best - ours) / best.abs().clamp_min(1e-30)).cpu()
 
 
-def compare_forced(model: Any, texts: Iterable[tuple[int, Sequence[int], Sequence[int]]]) -> Forced:
+def compare_forced(model: Any, texts: Iterable[tuple[int, Sequence[int], Sequence[int]]]) -> TeacherForced:
     """texts: (number of the prompt, its ids, our ids)."""
     dtype = next(model.parameters()).dtype
     tokens = first = near = 0
@@ -68,10 +68,10 @@ def compare_forced(model: Any, texts: Iterable[tuple[int, Sequence[int], Sequenc
         beyond = (~(distance <= TIE[dtype])).nonzero()  # NaN is beyond too
         if len(beyond) and wrong is None:
             wrong = prompt, int(beyond[0])
-    return Forced(tokens, first, near, worst, wrong)
+    return TeacherForced(tokens, first, near, worst, wrong)
 
 
-def format_forced(name: str, found: Forced) -> str:
+def format_forced(name: str, found: TeacherForced) -> str:
     """A line."""
     text = (
         f"along our text {name} has our token as its first choice {found.first_choice} times of "

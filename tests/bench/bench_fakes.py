@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import torch
 
 from bench.model_pairs import planted as pairs
+from bench.model_pairs import planting
 from bench.model_pairs.shapes import Shape
 from bench.rounds.round_times import RoundTimes
 from pearl_rt.config import ModelConfig
@@ -21,9 +22,18 @@ CPU = torch.device("cpu")
 TINY = pairs.make_config(Shape(32, 48, 2, 4, 2, 96), 96)
 
 
+def planted_tensors(
+    config: ModelConfig, noise_norm: float, head_scale: float, seed: int, *, rule_seed: int | None = None
+) -> dict[str, torch.Tensor]:
+    """All tensors of one planted model, made on the host."""
+    successor = planting.successor_cycle(config.vocab_size, seed if rule_seed is None else rule_seed)
+    pool = planting.RandomPool(seed)
+    return dict(planting.PlantedTensors(config, successor, noise_norm, head_scale, pool))
+
+
 def packed(config: ModelConfig, seed: int = 3) -> tuple[dict[str, torch.Tensor], LlamaWeights]:
     """Planted tensors, and the same as kernels read them, in fp32."""
-    tensors = dict(pairs.plant(config, pairs.successor_cycle(config.vocab_size, seed), 2.0, 3.0, seed))
+    tensors = planted_tensors(config, 2.0, 3.0, seed)
     return tensors, LlamaWeights.pack(config, tensors, dtype=torch.float32, device=CPU)
 
 

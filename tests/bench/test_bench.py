@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from bench_fakes import planted_tensors
 
 from bench.harness import measure as m
-from bench.harness import run as section
+from bench.harness import menu, peers, run
 from bench.harness.table import format_sweep, format_table
 from bench.model_pairs import planted as pairs
+from bench.model_pairs import planting
 from bench.model_pairs.prompts import read_prompts
 from bench.model_pairs.shapes import SHAPES, Shape, shape_named
 from bench.rounds import timeline
@@ -74,7 +76,7 @@ def tiny_pair() -> pairs.PlantedPair:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SHAPES, "88m", TINY["target"])
         patch.setitem(SHAPES, "8m", TINY["draft"])
-        patch.setattr(pairs, "POOL_SIZE", (1 << 20) + 7)
+        patch.setattr(planting, "POOL_SIZE", (1 << 20) + 7)
         return pairs.make_pair(pairs.PairSpec.parse("planted:88m+8m@0.7"), torch_predict, flops=2e10)
 
 
@@ -87,7 +89,8 @@ def test_planted_pair_agrees_as_asked(tiny_pair: pairs.PlantedPair) -> None:
 def test_planted_misses_come_independently(tiny_pair: pairs.PlantedPair) -> None:
     """Lag-one correlation of agreement within 4 / sqrt(n), and no sequence an outlier (fixed seed)."""
     pair = tiny_pair
-    hits = pairs.follows(torch_predict, pair.draft_config, pair.draft_tensors, pair.successor, 1e12, seed=5)
+    scoring = pairs.Scoring(pair.successor, torch_predict, 1e12)
+    hits = scoring.hits(pair.configs[1], pair.tensors[1], seed=5)
     centred = hits - hits.mean()
     assert abs((centred[:, 1:] * centred[:, :-1]).mean() / (centred**2).mean()) < 4 / np.sqrt(hits.size)
     assert hits.mean(axis=1).std() < 2 * np.sqrt(hits.mean() * (1 - hits.mean()) / hits.shape[1])
@@ -96,7 +99,7 @@ def test_planted_misses_come_independently(tiny_pair: pairs.PlantedPair) -> None
 def test_planted_text_never_loops(tiny_pair: pairs.PlantedPair) -> None:
     """The target keeps to the rule, and the rule's walk has no id twice."""
     (walk,) = pairs.walks(tiny_pair.successor, 1, seed=3)
-    greedy = torch_predict(tiny_pair.target_config, tiny_pair.target_tensors, [walk])[0]
+    greedy = torch_predict(tiny_pair.configs[0], tiny_pair.tensors[0], [walk])[0]
     text = greedy[pairs.PROMPT_LEN - 1 :]
     assert np.mean(text[:-1] == walk[pairs.PROMPT_LEN :]) > 0.99
     assert len(set(text.tolist())) > 0.99 * len(text)
@@ -104,9 +107,7 @@ def test_planted_text_never_loops(tiny_pair: pairs.PlantedPair) -> None:
 
 def test_planting_is_deterministic() -> None:
     config = pairs.make_config(TINY["draft"], 512)
-    first, again, other = (
-        pairs.plant(config, pairs.successor_cycle(512, seed), 2.0, 3.0, seed) for seed in (4, 4, 5)
-    )
+    first, again, other = (planted_tensors(config, 2.0, 3.0, seed) for seed in (4, 4, 5))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])
     layers = [first[f"model.layers.{i}.mlp.up_proj.weight"] for i in (0, 1)]
@@ -114,7 +115,7 @@ def test_planting_is_deterministic() -> None:
 
 
 def test_successor_is_one_cycle() -> None:
-    successor, seen, token = pairs.successor_cycle(512, 0), set(), 0
+    successor, seen, token = planting.successor_cycle(512, 0), set(), 0
     while token not in seen:
         seen.add(token)
         token = int(successor[token])
@@ -122,8 +123,10 @@ def test_successor_is_one_cycle() -> None:
 
 
 def test_agreement_formula_inverts() -> None:
-    assert pairs.agreement_of_ratio(9.0, 8192) > 0.9999
-    assert pairs.agreement_of_ratio(pairs.ratio_of_agreement(0.8, 8192), 8192) == pytest.approx(0.8, abs=1e-3)
+    assert planting.agreement_of_ratio(9.0, 8192) > 0.9999
+    assert planting.agreement_of_ratio(planting.ratio_of_agreement(0.8, 8192), 8192) == pytest.approx(
+        0.8, abs=1e-3
+    )
 
 
 # prompts
@@ -232,13 +235,13 @@ def test_runs_are_interleaved() -> None:
 
 
 def test_sweep_finds_the_best_gamma() -> None:
-    best, rates = m.sweep(FakeRunner(SPEED), section.cpu_menu().swept, (1, 4, 8), WORK)
+    best, rates = m.sweep(FakeRunner(SPEED), menu.cpu_menu().swept, (1, 4, 8), WORK)
     assert [str(p) for p in best] == ["sd/shared gamma 4", "sd/split gamma 4", "pearl/split gamma 4"]
     assert set(rates["sd/split"]) == {1, 4, 8}
 
 
 def test_section_compares_with_the_best_serial_speculation() -> None:
-    found, _ = section.run_section(FakeRunner(SPEED), WORK, gammas=(1, 4))
+    found, _ = run.run_programs(FakeRunner(SPEED), WORK, gammas=(1, 4))
     rows = {(r["strategy"], r["placement"]): r for r in found.rows}
     assert found.difference is None
     assert rows["pearl", "split"]["x_sd"] == pytest.approx((0.5 + 39 * 0.006) / (0.5 + 39 * 0.005)), (
@@ -247,35 +250,35 @@ def test_section_compares_with_the_best_serial_speculation() -> None:
     assert rows["sd", "shared"]["x_sd"] == pytest.approx(1)
     assert rows["ar", "shared"]["x_ar"] == pytest.approx(1)
     assert rows["pearl", "split"]["acceptance"] == pytest.approx(0.75)
-    assert "outputs equal" in section.format_section(found)
+    assert "outputs equal" in run.format_run(found)
 
 
 def test_no_speed_ups_over_different_tokens() -> None:
-    found, _ = section.run_section(FakeRunner(SPEED, liar="pearl"), WORK, gammas=(4,))
+    found, _ = run.run_programs(FakeRunner(SPEED, liar="pearl"), WORK, gammas=(4,))
     assert (found.difference.prompt, found.difference.position) == (1, 5)
     assert all(r["x_ar"] is None and r["x_sd"] is None for r in found.rows)
-    text = section.format_section(found)
+    text = run.format_run(found)
     assert "OUTPUTS DIFFER" in text and "wrote 1005" in text and "wrote -7" in text
     assert found.to_dict()["outputs_equal"] is False
 
 
 def test_rejection_rows_are_marked_and_not_compared() -> None:
     hot = m.Workload(WORK.prompts, 40, temperature=0.8)
-    found, _ = section.run_section(FakeRunner(SPEED), hot, gammas=(4,))
+    found, _ = run.run_programs(FakeRunner(SPEED), hot, gammas=(4,))
     judged = [(r["strategy"], r["judge"]) for r in found.rows]
     assert judged[-2:] == [("sd", "rejection"), ("pearl", "rejection")]
     assert found.difference is None
-    text = section.format_section(found)
+    text = run.format_run(found)
     assert "pearl *" in text and "the same law, other tokens" in text
 
 
 def test_rejection_alone_owes_tokens_to_its_own_window_only() -> None:
     hot = m.Workload(WORK.prompts, 40, temperature=0.8)
-    menu = section.menus(section.cpu_menu(), (0.0, 0.8), "rejection")
-    assert menu[0.0].judge == "coupled"
-    found, _ = section.run_section(FakeRunner(SPEED), hot, gammas=(4,), menu=menu[0.8])
+    by_temperature = menu.menus(menu.cpu_menu(), (0.0, 0.8), "rejection")
+    assert by_temperature[0.0].judge == "coupled"
+    found, _ = run.run_programs(FakeRunner(SPEED), hot, gammas=(4,), menu=by_temperature[0.8])
     assert {row["judge"] for row in found.rows} == {"rejection"} and found.difference is None
-    assert found.rows[-1]["x_sd"] is not None and " *" not in section.format_section(found)
+    assert found.rows[-1]["x_sd"] is not None and " *" not in run.format_run(found)
 
     class Placed(FakeRunner):
         """sd writes other tokens on split cores than on shared ones, pearl other ones than sd."""
@@ -285,7 +288,7 @@ def test_rejection_alone_owes_tokens_to_its_own_window_only() -> None:
             made.token_ids[7] = {"sd/split": -1, "pearl/split": -2}.get("/".join(program.kind), 0)
             return made
 
-    found, _ = section.run_section(Placed(SPEED), hot, gammas=(4,), menu=menu[0.8])
+    found, _ = run.run_programs(Placed(SPEED), hot, gammas=(4,), menu=by_temperature[0.8])
     assert found.difference is not None and {p.strategy for p in found.difference.programs} == {"sd"}
 
 
@@ -296,7 +299,7 @@ def test_batches_share_a_call() -> None:
     [found] = m.measure(runner, [m.Program("ar")], work, progress=told.append)
     assert [call[1] for call in runner.calls] == [0, 0, 2, 4] and len(told) == 3
     assert [sample.prompt for sample in found.samples] == [0, 1, 2, 3, 4]
-    fitted = section.fit_workload(m.Workload([[1]] * 8, 128, batch=4), 10.0, 100.0, 2, 4)
+    fitted = menu.fit_workload(m.Workload([[1]] * 8, 128, batch=4), 10.0, 100.0, 2, 4)
     assert len(fitted.prompts) == 4
 
 
@@ -316,11 +319,11 @@ class FakePeer(FakeRunner):
 
 
 def test_peers_are_rows_and_their_tokens_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(section, "PEER_REST", 0)
+    monkeypatch.setattr(peers, "REST", 0)
     peer = FakePeer({"hf ar/shared": 0.02, "hf assisted/shared": 0.015}, liar="hf ar")
-    found, _ = section.run_section(FakeRunner(SPEED), WORK, gammas=(4,), peer=peer)
+    found, _ = run.run_programs(FakeRunner(SPEED), WORK, gammas=(4,), peer=peer)
     assert found.difference is None, "a peer's tokens don't close the gate"
-    text = section.format_section(found)
+    text = run.format_run(found)
     assert "hf ar/shared wrote our tokens in 3 of 4 prompts" in text
     assert next(r for r in found.rows if r["strategy"] == "hf ar")["acceptance"] is None
 
@@ -336,19 +339,19 @@ def test_progress_is_told_of_every_run() -> None:
     hot = m.Workload(WORK.prompts, 40, temperature=0.8)
     for work in (WORK, hot):
         told.clear()
-        section.run_section(FakeRunner(SPEED), work, gammas=(2, 4), bar=Bar())  # type: ignore[arg-type]
-        assert len(told) == section.num_runs(section.cpu_menu(), (2, 4), work, 1, sampled=work is hot)
+        run.run_programs(FakeRunner(SPEED), work, gammas=(2, 4), bar=Bar())  # type: ignore[arg-type]
+        assert len(told) == menu.num_runs(menu.cpu_menu(), (2, 4), work, 1)
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.001, (8, 128)), (0.02, (3, 128)), (10.0, (3, 32))])
 def test_slow_pairs_get_less_work(seconds: float, expected: tuple[int, int]) -> None:
-    fitted = section.fit_workload(m.Workload([[1]] * 8, 128), seconds, 100.0, 2, 4)
+    fitted = menu.fit_workload(m.Workload([[1]] * 8, 128), seconds, 100.0, 2, 4)
     assert len(fitted.prompts) == expected[0]
     assert (fitted.max_tokens == expected[1]) or expected == (3, 128)
 
 
 def test_tables_line_up() -> None:
-    found, _ = section.run_section(FakeRunner(SPEED), WORK, gammas=(4,))
+    found, _ = run.run_programs(FakeRunner(SPEED), WORK, gammas=(4,))
     lines = format_table(found.rows).splitlines()
     bars = [[i for i, c in enumerate(line) if c in "|+"] for line in lines]
     assert all(b == bars[0] for b in bars)
@@ -383,8 +386,8 @@ def test_overlap_is_read_from_the_trace() -> None:
 
 
 def test_chrome_trace_has_a_track_a_lane(tmp_path: Path) -> None:
-    run = overlapping_run(m.Program("pearl", "split", 4), True)
-    timeline.write_chrome_trace(tmp_path / "t.json", {"pearl": run})
+    traced = overlapping_run(m.Program("pearl", "split", 4), True)
+    timeline.write_chrome_trace(tmp_path / "t.json", {"pearl": traced})
     events = json.loads((tmp_path / "t.json").read_text())["traceEvents"]
     assert {e["args"]["name"] for e in events if e["ph"] == "M"} == {"pearl", "draft", "target"}
     assert {e["name"] for e in events if e["ph"] == "X"} == {"draft", "wait", "score", "verify"}

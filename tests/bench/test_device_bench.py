@@ -1,4 +1,4 @@
-"""The main job on a device, without one: a section's goals and peers, the forms over the fake driver, and the
+"""The main job on a device, without one: a run's goals and peers, the forms over the fake driver, and the
 whole path in the interpreter.
 
 Nothing here says anything of speed.
@@ -13,24 +13,30 @@ from pathlib import Path
 import fake_cuda
 import pytest
 import torch
-from bench_fakes import CPU, Logits, run_of, steady_run, times_of
+from bench_fakes import Logits, planted_tensors, run_of, steady_run, times_of
 from fake_gpu import fresh
 
 from bench import latency, throughput
 from bench.harness import goals
 from bench.harness import measure as m
-from bench.harness import run as section
-from bench.harness.device_latency import leave_out_forms
-from bench.harness.device_run import DeviceSection, Peers, add_peers, goal_rows, run_device_section
 from bench.harness.environment import ModelFigures
+from bench.harness.menu import device_menu
+from bench.harness.peers import Peers
+from bench.harness.run import Run
 from bench.model_pairs import planted as pairs
-from bench.model_pairs.device_model_pair import DeviceSubject
+from bench.model_pairs.model_pair import ModelPair
 from bench.model_pairs.shapes import Shape
+from bench.rounds.device_figures import DeviceFigures
 from bench.rounds.expected import expected_rounds, share_of
+from bench.rounds.pair_run import add_peers, goal_rows, run_pair
 from pearl_rt.eager_coordinator import NOMINAL_TIMES
 from pearl_rt.engine import Engine
 
-# a section
+# a run
+
+
+def device_run(num_prompts: int, num_tokens: int) -> Run:
+    return Run(0.0, num_prompts, num_tokens, {}, device=DeviceFigures())
 
 
 def sample_of(prompt: int, seconds: float, ids: list[int]) -> m.Sample:
@@ -60,15 +66,15 @@ def test_speed_ups_over_a_peer_wait_for_the_comparison(same: bool) -> None:
     peers = Peers(peer, absent={"vllm": "not installed"}, num_prompts=1)
     work = m.Workload([[0, 1], [0, 1], [0, 1]], 2)
     ours = [m.Measured(m.Program("ar", "events"), [sample_of(i, 0.5 * (i + 1), [3, 4]) for i in range(3)])]
-    found = DeviceSection(0.0, 3, 2, {})
+    found = device_run(3, 2)
     add_peers(found, peers, ours, work, 4)
-    assert found.forced is not None and found.forced.holds == same
+    assert found.device.forced is not None and found.device.forced.holds == same
     expected = {"ar/events": {"hf ar": pytest.approx(4.0), "hf assisted gamma 4": pytest.approx(4.0)}}
-    assert found.against == (expected if same else {}), "over the one prompt that both ran"
+    assert found.device.against == (expected if same else {}), "over the one prompt that both ran"
     assert [(r["strategy"], r["x_ar"]) for r in found.rows] == [("hf ar", None), ("hf assisted", None)]
-    assert found.absent == {"vllm": "not installed"}
+    assert found.device.absent == {"vllm": "not installed"}
     calls = peer.calls
-    add_peers(DeviceSection(0.0, 3, 2, {}), peers, ours, work, 4)
+    add_peers(device_run(3, 2), peers, ours, work, 4)
     assert peer.calls == calls + 1, "the target's own rows are kept from one agreement to the next"
 
 
@@ -82,15 +88,17 @@ def test_a_peer_that_fails_is_a_row_that_says_so() -> None:
     logits = torch.zeros(4, 8)
     logits[1, 3] = logits[2, 4] = 9.0
     ours = [m.Measured(m.Program("ar", "events"), [sample_of(0, 0.5, [3, 4])])]
-    found = DeviceSection(0.0, 1, 2, {})
+    found = device_run(1, 2)
     add_peers(found, Peers(Failing(logits), num_prompts=1), ours, m.Workload([[0, 1]], 2), 4)
-    assert found.absent == {"hf assisted/eager gamma 4": "failed: CUDA out of memory"}
-    assert found.against == {"ar/events": {"hf ar": pytest.approx(4.0)}}
+    assert found.device.absent == {"hf assisted/eager gamma 4": "failed: CUDA out of memory"}
+    assert found.device.against == {"ar/events": {"hf ar": pytest.approx(4.0)}}
 
 
-def section_of(difference: m.Difference | None = None, host: float = 15.0) -> DeviceSection:
+def run_of_all(difference: m.Difference | None = None, host: float = 15.0) -> Run:
     """What a run at 8b+135m@0.9 might have found."""
-    found = DeviceSection(0.0, 3, 96, {}, planted={"asked": 0.9}, difference=difference)
+    run = Run(0.0, 3, 96, {}, difference=difference, device=DeviceFigures({"asked": 0.9}))
+    found = run.device
+    assert found is not None
     for strategy, gamma, times, us in (
         ("ar", 0, times_of(math.nan, 5800, 12), 5820.0),
         ("sd", 10, times_of(5400, 5850, 12), 11290.0),
@@ -99,13 +107,13 @@ def section_of(difference: m.Difference | None = None, host: float = 15.0) -> De
         name = str(m.Program(strategy, "events", gamma))
         alpha = 0.9 if gamma else 0.0
         rounds = round(expected_rounds(strategy, alpha, gamma, 95))
-        run = steady_run([1] * (rounds - 1) + [96 - rounds], us, strategy)
-        share = share_of(name, strategy, gamma, alpha, times, [run])
+        answer = steady_run([1] * (rounds - 1) + [96 - rounds], us, strategy)
+        share = share_of(name, strategy, gamma, alpha, times, [answer])
         assert share is not None
         found.times[name] = times
         found.shares.append(share)
         found.host_us[name] = host
-        found.rows.append(
+        run.rows.append(
             {
                 "strategy": strategy,
                 "placement": "events",
@@ -115,32 +123,32 @@ def section_of(difference: m.Difference | None = None, host: float = 15.0) -> De
             }
         )
     found.against = {"ar/events": {"hf ar": 4.4, "hf compiled": 1.3}}
-    return found
+    return run
 
 
-def verdicts_of(found: DeviceSection) -> dict[str, goals.Verdict]:
+def verdicts_of(found: Run) -> dict[str, goals.Verdict]:
     rows = goal_rows(found, ("8b", "135m"), ceiling=200.0)
     return {goal.name: goals.verdict(goal, rows) for goal in goals.ROUND_GOALS}
 
 
-def test_goals_of_rounds_are_judged_from_a_section() -> None:
-    found = verdicts_of(section_of())
+def test_goals_of_rounds_are_judged_from_a_run() -> None:
+    found = verdicts_of(run_of_all())
     met = {name: verdict.met for name, verdict in found.items()}
     open_or_missed = [name for name, value in met.items() if value is not True]
     assert open_or_missed == [
         "pearl against sd, 8B+135M at 0.9",
-        "two rounds queued ahead, against the best of 1 to 4",  # not measured in a section
+        "two rounds queued ahead, against the best of 1 to 4",  # not measured in a run
     ]
     share = found["8B ar against the copy bandwidth"]
     assert share.found == pytest.approx(1e6 / 5820 / 200)
     text = goals.format_goals(list(found.values()))
     assert "MISSED" in text and "0.97x" in text and "predicted 4 to 5: met" in text
-    assert verdicts_of(section_of(host=40.0))["host work a round"].met is False
+    assert verdicts_of(run_of_all(host=40.0))["host work a round"].met is False
 
 
 def test_different_tokens_meet_no_goal() -> None:
     difference = m.Difference(0, 3, (m.Program("ar"), m.Program("sd")), (1, 2))
-    assert not any(verdict.met for verdict in verdicts_of(section_of(difference)).values())
+    assert not any(verdict.met for verdict in verdicts_of(run_of_all(difference)).values())
 
 
 def test_goals_of_rounds_are_the_projects() -> None:
@@ -161,7 +169,7 @@ def test_goals_of_rounds_are_the_projects() -> None:
 
 
 def test_forms_take_the_place_of_placements() -> None:
-    menu = section.device_menu(("events", "graph", "while"))
+    menu = device_menu(("events", "graph", "while"))
     best = [m.Program("sd", "events", 6), m.Program("pearl", "events", 8)]
     assert [str(p) for p in menu.programs(best)] == [
         "ar/events",
@@ -186,34 +194,25 @@ def test_forms_are_switched_and_steps_are_timed(monkeypatch: pytest.MonkeyPatch)
     """Native lanes on a GPU that is none: all forms in one engine, the same tokens, a row for every step."""
     monkeypatch.setattr("pearl_rt.cuda_lane.measure", lambda lanes: NOMINAL_TIMES)
     config = pairs.make_config(Shape(16, 16, 1, 1, 1, 32, max_position_embeddings=32), 32)
-    target, draft = (
-        dict(pairs.plant(config, pairs.successor_cycle(32, 0), noise, 3.0, 3)) for noise in (0.1, 0.4)
-    )
+    target, draft = (planted_tensors(config, noise, 3.0, 3, rule_seed=0) for noise in (0.1, 0.4))
     figures = tuple(ModelFigures.of(name, config, "bfloat16") for name in ("a", "b"))
     for world in fresh(fake_cuda.load(), monkeypatch):
         engine = Engine(
             config, target, config, draft, device="cuda", dtype="float32", judge="coupled", max_model_len=24
         )
         with engine:
-            subject = DeviceSubject(
-                engine, CPU, ("events", "graph", "while"), (config, config), figures, [[5, 9, 3]], ("a", "b")
-            )
-            found = run_device_section(
-                subject,
-                m.Workload([[5, 9, 3]], 3),
-                gammas=(1,),
-                repeats=1,
-                planting=None,
-                peers=None,
-                warm_tokens=0,
-            )
-            assert not any(lanes.timed for lanes in subject.lanes()), "timestamps are off again"
+            forms = ("events", "graph", "while")
+            pair = ModelPair(engine, "cuda", ("a", "b"), (config, config), figures, [[5, 9, 3]], forms=forms)
+            run, _ = run_pair(pair, m.Workload([[5, 9, 3]], 3), gammas=(1,), menu=device_menu(forms))
+            assert not any(lanes.timed for lanes in pair.lanes()), "timestamps are off again"
         assert world is not None
-    assert found.difference is None
-    assert [f"{r['strategy']}/{r['placement']}" for r in found.rows] == [
+    assert run.difference is None
+    assert [f"{r['strategy']}/{r['placement']}" for r in run.rows] == [
         *("ar/events", "ar/graph", "ar/while", "sd/events", "pearl/events", "sd/graph", "pearl/graph"),
         *("sd/while", "pearl/while", "auto/events"),
     ]
+    found = run.device
+    assert found is not None
     assert all(found.times[name].score > 0 for name in ("ar/events", "sd/events gamma 1"))
     assert found.together is not None and found.together.together > 0
     assert found.host_us.keys() >= {"ar/events", "ar/graph", "sd/graph gamma 1", "pearl/while gamma 1"}
@@ -225,16 +224,16 @@ def test_forms_are_switched_and_steps_are_timed(monkeypatch: pytest.MonkeyPatch)
 def test_a_form_that_the_driver_refuses_has_no_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pearl_rt.cuda_lane.measure", lambda lanes: NOMINAL_TIMES)
     config = pairs.make_config(Shape(16, 16, 1, 1, 1, 32, max_position_embeddings=32), 32)
-    target = dict(pairs.plant(config, pairs.successor_cycle(32, 0), 0.1, 3.0, 3))
+    target = planted_tensors(config, 0.1, 3.0, 3, rule_seed=0)
     figures = tuple(ModelFigures.of(name, config, "bfloat16") for name in ("a", "b"))
     for world in fresh(fake_cuda.load(), monkeypatch):
         world.cuda.call("fake_set_version", 12020)
         told = {"device": "cuda", "dtype": "float32", "judge": "coupled", "max_model_len": 24}
         with Engine(config, target, **told) as engine:
             forms = ("events", "while", "graph")
-            subject = DeviceSubject(engine, CPU, forms, (config, config), figures, [[5, 9, 3]], ("a", "b"))
-            [(form, why)] = leave_out_forms(subject, 2).items()
-    assert form == "while" and "needs conditional nodes" in why and subject.forms == ("events", "graph")
+            pair = ModelPair(engine, "cuda", ("a", "b"), (config, config), figures, [[5, 9, 3]], forms=forms)
+            [(form, why)] = latency.leave_out_forms(pair, 2).items()
+    assert form == "while" and "needs conditional nodes" in why and pair.forms == ("events", "graph")
 
 
 # the whole

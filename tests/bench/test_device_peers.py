@@ -12,8 +12,8 @@ import pytest
 import torch
 from bench_fakes import TINY, Logits, packed
 
-from bench.harness import device_peers
 from bench.harness import measure as m
+from bench.harness import peers
 from bench.model_pairs.weight_views import hugging_face_model, weight_views
 from bench.rounds.teacher_forced import TIE, compare_forced, format_forced
 
@@ -48,15 +48,15 @@ def test_near_ties_are_told_from_wrong_tokens(
 
 
 @pytest.fixture(scope="module")
-def hugging_face() -> device_peers.DeviceHuggingFace:
+def hugging_face() -> peers.HuggingFace:
     """Two random models over views; the static cache is not compiled."""
     pytest.importorskip("transformers")
     models = [hugging_face_model(TINY, weight_views(TINY, packed(TINY, seed)[1])) for seed in (3, 4)]
-    return device_peers.DeviceHuggingFace(*models, compiled=True, may_compile=False)
+    return peers.HuggingFace(*models, compiled=True, may_compile=False)
 
 
 def test_hugging_face_writes_the_same_text_in_each_of_its_ways(
-    hugging_face: device_peers.DeviceHuggingFace,
+    hugging_face: peers.HuggingFace,
 ) -> None:
     workload = m.Workload([[5, 9, 33, 2], [7]], 9)
     programs = hugging_face.programs(3)
@@ -77,11 +77,11 @@ def test_hugging_face_writes_the_same_text_in_each_of_its_ways(
 
 
 def test_an_absent_engine_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(device_peers, "find_spec", lambda name: None)
-    runners, absent = device_peers.engine_peers(Path("target"))
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    runners, absent = peers.engine_peers(Path("target"))
     assert not runners and absent == dict.fromkeys(("vllm", "sglang", "gpt-fast"), "not installed")
-    monkeypatch.setattr(device_peers, "find_spec", lambda name: object())
-    runners, absent = device_peers.engine_peers(None)
+    monkeypatch.setattr(peers, "find_spec", lambda name: object())
+    runners, absent = peers.engine_peers(None)
     assert not runners and "--target" in absent["vllm"] and "no package" in absent["gpt-fast"]
 
 
@@ -107,8 +107,8 @@ def test_engines_are_called_as_they_document(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "vllm", vllm)
     monkeypatch.setitem(sys.modules, "sglang", sglang)
     installed = {"vllm", "sglang"}
-    monkeypatch.setattr(device_peers, "find_spec", lambda name: object() if name in installed else None)
-    [runner], absent = device_peers.engine_peers(Path("target"))
+    monkeypatch.setattr(peers, "find_spec", lambda name: object() if name in installed else None)
+    [runner], absent = peers.engine_peers(Path("target"))
     assert told[0]["model"] == "target" and told[0]["max_num_seqs"] == 1
     assert absent == {"sglang": "does not start: no GPU", "gpt-fast": "not installed"}
     [program] = runner.programs(4)

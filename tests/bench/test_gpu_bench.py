@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from bench import equality, gpu, kernels, latency, memcheck, throughput
-from bench.harness import goals
-from bench.harness import gpu_environment as gpu_card
+from bench.harness import environment, goals
 from bench.harness import processes as parts
 from bench.kernel_cases import attention as attention_cases
 from bench.kernel_cases import traffic
@@ -492,7 +491,7 @@ def test_hardware_names_every_kernel() -> None:
 
 
 def test_a_machine_without_cuda_is_known() -> None:
-    assert (gpu_card.why_no_gpu() is None) == torch.cuda.is_available()
+    assert (environment.why_no_gpu() is None) == torch.cuda.is_available()
 
 
 def test_results_carry_the_machine_and_are_few(
@@ -505,9 +504,8 @@ def test_results_carry_the_machine_and_are_few(
         python_part("hangs", "import time; print('begun', flush=True); time.sleep(60)", limit_s=1.0),
     ]
     monkeypatch.setattr(gpu, "why_no_gpu", lambda: None)
-    monkeypatch.setattr(gpu, "gpu_name", lambda: "NVIDIA H100 80GB HBM3")
-    card = dict.fromkeys(("gpu", "driver", "torch", "triton", "commit"), "H100")
-    monkeypatch.setattr(gpu, "gpu_card", lambda: card)
+    machine = dict.fromkeys(("driver", "torch", "triton", "commit"), "1") | {"gpu": "NVIDIA H100 80GB HBM3"}
+    monkeypatch.setattr(gpu, "gpu_environment", lambda: machine)
     monkeypatch.setattr(gpu, "parts_of", lambda python, stem, long: todo)
     assert gpu.main(["--results-dir", str(tmp_path)]) == 1
     names = sorted(path.name.split("-", 3)[3] for path in tmp_path.iterdir())  # behind the date
@@ -515,7 +513,7 @@ def test_results_carry_the_machine_and_are_few(
     assert names == [f"{stem}-gpu.json", f"{stem}-gpu.txt", f"{stem}-kernels.json"]
     [kernels_file] = tmp_path.glob("*-kernels.json")
     written = json.loads(kernels_file.read_text())
-    assert written["card"] == card and written["figures"] == {"green": True}
+    assert written["card"] == machine and written["figures"] == {"green": True}
     assert written["status"] == "ok" and written["returncode"] == 0
     [whole] = tmp_path.glob("*-gpu.json")
     found = json.loads(whole.read_text())
@@ -524,7 +522,7 @@ def test_results_carry_the_machine_and_are_few(
         ("kernels", "ok"),
         ("hangs", "timed out"),
     ]
-    assert found["card"] == card and not any("figures" in part for part in found["parts"])
+    assert found["card"] == machine and not any("figures" in part for part in found["parts"])
     [log] = tmp_path.glob("*.txt")
     assert log.read_text() == '== build\nbuilt\n== kernels\ntable\n{"green": true}\n== hangs\nbegun\n'
     assert "stopped after 1 s" in capsys.readouterr().out
@@ -550,7 +548,7 @@ def test_the_command_lines_of_the_main_job_are_its_own(monkeypatch: pytest.Monke
     """Each is one that latency.py takes, on the GPU; the draft on another one only where there are two."""
     monkeypatch.setattr(gpu, "find_spec", lambda name: None)
     for count in (1, 2):
-        monkeypatch.setattr(gpu, "num_gpus", lambda count=count: count)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda count=count: count)
         found = [*gpu.parts_of("python3", Path("r/s")), *gpu.parts_of("python3", Path("r/s"), long=True)]
         told = {p.name: p for p in found if "bench/latency.py" in p.command}
         assert told.keys() == {"latency", "two-gpus", "latency-8b-1b", "latency-7b-68m", "latency-8b-135m"}

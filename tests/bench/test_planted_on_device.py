@@ -8,12 +8,13 @@ import pytest
 import torch
 from bench_fakes import CPU, TINY, packed
 
-from bench.model_pairs import device_planted as device_pairs
 from bench.model_pairs import planted as pairs
+from bench.model_pairs import planting
 from bench.model_pairs.shapes import SHAPES, Shape
 from bench.model_pairs.weight_views import hugging_face_model, torch_model, weight_views
 from pearl_rt.errors import ResourceError
 from pearl_rt.models.llama import LlamaWeights
+from pearl_rt.models.shapes import tensor_shapes
 
 TINY_PAIR = {"8b": Shape(128, 256, 2, 4, 2, 1024), "135m": Shape(96, 128, 2, 2, 2, 512)}
 
@@ -56,7 +57,7 @@ def test_models_over_views_are_the_same_model() -> None:
 
 
 def test_a_name_has_the_same_numbers_whatever_was_made_before() -> None:
-    source, other = device_pairs.DeviceSource(1, CPU), device_pairs.DeviceSource(2, CPU)
+    source, other = planting.DeviceSource(1, CPU), planting.DeviceSource(2, CPU)
     first = source.cut("a", (64, 64), 0.5)
     source.cut("b", (3, 5), 1.0)
     assert first.dtype == torch.bfloat16 and torch.equal(first, source.cut("a", (64, 64), 0.5))
@@ -66,13 +67,13 @@ def test_a_name_has_the_same_numbers_whatever_was_made_before() -> None:
 
 
 def test_lazy_tensors_are_the_planted_ones() -> None:
-    successor, source = pairs.successor_cycle(96, 0), device_pairs.DeviceSource(4, CPU)
-    lazy = device_pairs.LazyTensors(TINY, successor, 2.0, 3.0, source)
-    assert len(lazy) == len(list(lazy)) == len(pairs.tensor_shapes(TINY))
+    successor, source = planting.successor_cycle(96, 0), planting.DeviceSource(4, CPU)
+    lazy = planting.PlantedTensors(TINY, successor, 2.0, 3.0, source)
+    assert len(lazy) == len(list(lazy)) == len(tensor_shapes(TINY))
     embedding, head = lazy["model.embed_tokens.weight"].float(), lazy["lm_head.weight"].float()
     torch.testing.assert_close(embedding.norm(dim=1), torch.ones(96), rtol=0.01, atol=0)
     torch.testing.assert_close(head[torch.from_numpy(successor)], 3.0 * embedding, rtol=0.02, atol=0.02)
-    scale = pairs.weight_scale("model.layers.0.self_attn.o_proj.weight", TINY)
+    scale = planting.weight_scale("model.layers.0.self_attn.o_proj.weight", TINY)
     assert lazy["model.layers.0.self_attn.o_proj.weight"].float().std() == pytest.approx(2 * scale, rel=0.1)
 
 
@@ -80,9 +81,8 @@ def test_an_agreement_is_planted_and_changed_in_place(monkeypatch: pytest.Monkey
     """4 standard errors of the difference of two samples (false alarm 1 in 16,000 each; fixed seed)."""
     for name, shape in TINY_PAIR.items():
         monkeypatch.setitem(SHAPES, name, shape)
-    monkeypatch.setattr(device_pairs, "FLOPS", 2e10)
-    plan = device_pairs.DevicePlan("8b", "135m", 0, CPU)
-    made = (plan.target_config, plan.target_tensors()), (plan.draft_config, plan.draft_tensors(0.7))
+        plan = pairs.PairPlan(pairs.PairSpec("8b", "135m", 0.7), 0, CPU)
+    made = zip(plan.configs, (plan.target_tensors(), plan.draft_tensors()), strict=True)
     target, draft = (
         weight_views(config, LlamaWeights.pack(config, tensors, dtype=torch.float32, device=CPU))
         for config, tensors in made
@@ -90,7 +90,7 @@ def test_an_agreement_is_planted_and_changed_in_place(monkeypatch: pytest.Monkey
     addresses = {name: tensor.data_ptr() for name, tensor in draft.items()}
     untouched = {name: tensor.clone() for name, tensor in draft.items() if "q_proj" in name}
     for alpha in (0.7, 0.85):
-        found = plan.replant(alpha, target, draft)
+        found = plan.replant(alpha, target, draft, flops=2e10)
         assert found.rule_kept > 0.99 and found.spec.alpha == alpha
         assert abs(found.alpha - alpha) < 4 * 1.5 * found.alpha_error
     assert {name: tensor.data_ptr() for name, tensor in draft.items()} == addresses
@@ -98,7 +98,7 @@ def test_an_agreement_is_planted_and_changed_in_place(monkeypatch: pytest.Monkey
 
 
 def test_memory_is_checked_before_anything_is_made() -> None:
-    plan = device_pairs.DevicePlan("8b", "135m", 0, torch.device("cuda"))
-    device_pairs.check_device_memory(plan, 256, 78 << 30)
+    plan = pairs.PairPlan(pairs.PairSpec("8b", "135m", 0.9), 0, torch.device("cuda"))
+    plan.check_memory(256, 78 << 30)
     with pytest.raises(ResourceError, match=r"2[0-9]\.[0-9] GiB needed for 8b\+135m .* 20\.0 GiB free: take"):
-        device_pairs.check_device_memory(plan, 256, 20 << 30)
+        plan.check_memory(256, 20 << 30)

@@ -12,13 +12,13 @@ from typing import Any
 
 import fake_cuda
 import pytest
-from bench_fakes import CPU, run_of
+from bench_fakes import run_of
 from fake_gpu import FakeWorld, fresh
 from tiny_pairs import SMALL, Pair
 
 from bench.harness import goals
 from bench.harness import measure as m
-from bench.model_pairs.device_model_pair import DeviceSubject
+from bench.model_pairs.model_pair import ModelPair
 from bench.rounds.rounds_ahead import DEFAULT, choices, depth_rows, format_depths, sweep
 from pearl_rt.eager_coordinator import NOMINAL_TIMES
 from pearl_rt.errors import ConfigError, RequestError
@@ -34,7 +34,7 @@ class Lanes:
 
 
 class Scripted:
-    """A subject whose runs take what a script says: (strategy, depth, run) -> seconds."""
+    """A scripted whose runs take what a script says: (strategy, depth, run) -> seconds."""
 
     def __init__(self, seconds: Any, wrong_depth: int = 0) -> None:
         self.seconds, self.wrong_depth = seconds, wrong_depth
@@ -61,9 +61,9 @@ class Scripted:
 
 
 def swept(seconds: Any, **options: Any) -> tuple[Scripted, list[Any], str | None]:
-    subject = Scripted(seconds, **options)
-    found, difference = sweep(subject, [AR, SD], WORK)  # type: ignore[arg-type]
-    return subject, found, difference
+    scripted = Scripted(seconds, **options)
+    found, difference = sweep(scripted, [AR, SD], WORK)  # type: ignore[arg-type]
+    return scripted, found, difference
 
 
 def test_depths_run_by_turns_and_the_best_is_named() -> None:
@@ -73,13 +73,13 @@ def test_depths_run_by_turns_and_the_best_is_named() -> None:
         noise = random.Random(run).uniform(0.995, 1.005)
         return noise * (1.0 if strategy == "ar" else 0.5 + 0.05 * depth)
 
-    subject, found, difference = swept(seconds)
-    assert difference is None and subject.own.rounds_ahead == DEFAULT, "its own depth is back"
+    scripted, found, difference = swept(seconds)
+    assert difference is None and scripted.own.rounds_ahead == DEFAULT, "its own depth is back"
     assert [(d.program, d.rounds_ahead) for d in found] == [
         (str(program), depth) for program in (AR, SD) for depth in (1, 2, 3, 4)
     ]
-    first = subject.runs[:8]
-    assert len(set(first)) == 8 and subject.runs[8] == first[1], "by turns, each round one further"
+    first = scripted.runs[:8]
+    assert len(set(first)) == 8 and scripted.runs[8] == first[1], "by turns, each round one further"
     told = {depth.rounds_ahead: depth for depth in found if depth.program == str(SD)}
     assert told[2].x_default == 1 and told[1].x_default == pytest.approx(0.6 / 0.55, rel=0.01)
     assert told[3].host_us == 30.0 and math.isnan(told[3].between_p50)
@@ -109,10 +109,10 @@ def test_the_subject_has_its_depth_again_after_a_fault() -> None:
             raise RequestError("no")
         return 1.0
 
-    subject = Scripted(fails)
+    scripted = Scripted(fails)
     with pytest.raises(RequestError):
-        sweep(subject, [AR], WORK)  # type: ignore[arg-type]
-    assert subject.own.rounds_ahead == DEFAULT
+        sweep(scripted, [AR], WORK)  # type: ignore[arg-type]
+    assert scripted.own.rounds_ahead == DEFAULT
 
 
 @pytest.fixture
@@ -126,12 +126,12 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorld]:
 def test_lanes_take_another_depth_between_requests(world: FakeWorld) -> None:
     pair = Pair.make("half-right", **SMALL)
     with pair.engine(device="cuda", max_model_len=12, judge="coupled", rounds_ahead=3) as engine:
-        subject = DeviceSubject(engine, CPU, ("events",), None, None, [[5, 9, 3]], ("a", "b"))  # type: ignore[arg-type]
+        scripted = ModelPair(engine, "cuda", ("a", "b"), None, None, [[5, 9, 3]], forms=("events",))  # type: ignore[arg-type]
         work = m.Workload([[5, 9, 3]], 3)
-        found, difference = sweep(subject, [m.Program("ar", "events")], work, depths=(1,), repeats=1)
+        found, difference = sweep(scripted, [m.Program("ar", "events")], work, depths=(1,), repeats=1)
         assert difference is None and [depth.rounds_ahead for depth in found] == [1, DEFAULT]
         assert all(depth.between_p50 > 0 and depth.host_us > 0 for depth in found)
-        [lanes] = subject.lanes()
+        [lanes] = scripted.lanes()
         assert lanes.rounds_ahead == 3
         with pytest.raises(RequestError, match="rounds_ahead is 0"):
             lanes.rounds_ahead = 0
