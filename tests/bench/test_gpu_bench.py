@@ -24,6 +24,7 @@ from bench.kernel_cases import traffic
 from bench.kernel_cases import warmup as kernel_warmup
 from bench.kernel_cases.case import Job, Row, Spec, Variant, disagreement, format_row, run_case
 from bench.kernel_cases.timer import MAX_COPIES, Call, Rotation, medians
+from pearl_rt.errors import ConfigError
 from pearl_rt.kernels.shapes import SHAPES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -343,6 +344,24 @@ def test_the_goals_are_the_issues() -> None:
         ],
         key=str,
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"at_most": 1.0}, "as at_least or at_most, one of them"),
+        ({"at_least": "much"}, "wants a number"),
+        ({"figure": "speed"}, "'fast' is over figure 'speed'"),
+        ({"wher": {}}, "it has name, where, figure, at_least, wher"),
+    ],
+)
+def test_a_goal_that_cannot_be_judged_is_refused(change: dict[str, Any], reason: str) -> None:
+    good = {"name": "fast", "where": {"op": "linear", "rows": {"upto": 8}}, "figure": "us", "at_least": 1.0}
+    goal = goals.Goal.parse(good)
+    assert goal.applies({"op": "linear", "rows": 8}) and not goal.applies({"op": "linear", "rows": 9})
+    assert not goal.applies({"op": "linear"})
+    with pytest.raises(ConfigError, match=reason):
+        goals.Goal.parse(good | change)
 
 
 def test_every_goal_is_measured_by_some_case_and_cases_have_names_of_their_own() -> None:
