@@ -8,14 +8,14 @@ Buffers are made on torch's default device, in bf16 unless told.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 
 import torch
 
 from bench.kernel_cases import peers, traffic
-from bench.kernel_cases.case import Job, Spec, Variant
-from bench.kernel_cases.linear import BF16, EPS, ROWS, once, random, spoil, workspace
-from bench.kernel_cases.timer import Call
+from bench.kernel_cases.case import Job, Spec, job_of, spoil
+from bench.kernel_cases.linear import BF16, EPS, ROWS, random, workspace
 from pearl_rt.kernels.shapes import SHAPES, ModelShape
 
 BLOCK_SIZE = 16  # the engine's own
@@ -73,8 +73,8 @@ def attention_job(
     starts = torch.arange(batch + 1, dtype=torch.int32) * q_len
     space = workspace(op.workspace_size(batch * q_len, heads, head_dim, table.shape[1] * BLOCK_SIZE, q_len))
 
-    def call(i: int) -> Call:
-        return lambda: op.attention(
+    def run(i: int) -> None:
+        op.attention(
             queries[i], keys[i], values[i], table, context_lens, starts, outs[i], scale, q_len, space
         )
 
@@ -96,12 +96,8 @@ def attention_job(
             peers.flashinfer_attention, list(queries), in_blocks, table, context, q_len, scale
         ),
     }
-    return Job(
-        Variant([call(i) for i in range(copies)], lambda i: outs[i]),
-        {name: peer for name, peer in found.items() if peer is not None},
-        once(lambda i: exact_attention(*rows[i], scale)),
-        lambda: spoil(outs),
-    )
+    present = {name: peer for name, peer in found.items() if peer is not None}
+    return job_of(run, outs, lambda i: exact_attention(*rows[i], scale), present)
 
 
 def attention_spec(shape: ModelShape, batch: int, q_len: int, context: int) -> Spec:
@@ -111,7 +107,7 @@ def attention_spec(shape: ModelShape, batch: int, q_len: int, context: int) -> S
         traffic.attention(
             [q_len] * batch, [context] * batch, shape.heads, shape.kv_heads, shape.head_dim, BLOCK_SIZE
         ),
-        lambda copies: attention_job(copies, shape, batch, q_len, context),
+        partial(attention_job, shape=shape, batch=batch, q_len=q_len, context=context),
         {"shape": shape.name, "batch": batch, "rows": q_len, "context": context},
         quick=batch == 1 and (shape.name, q_len, context) in QUICK,
     )
@@ -133,10 +129,8 @@ def store_job(copies: int, shape: ModelShape, rows: int, *, dtype: torch.dtype =
     keys, values = (torch.zeros(size, dtype=dtype) for _ in range(2))
     outs = [torch.empty(rows, heads, head_dim, dtype=dtype) for _ in range(copies)]
 
-    def call(i: int) -> Call:
-        return lambda: op.qkv_rope_store(
-            qkvs[i], positions, cos, sin, slots, outs[i], keys[i], values[i], None, None, EPS
-        )
+    def run(i: int) -> None:
+        op.qkv_rope_store(qkvs[i], positions, cos, sin, slots, outs[i], keys[i], values[i], None, None, EPS)
 
     def written(i: int) -> torch.Tensor:
         stored = [kv[i].view(capacity, kv_heads, head_dim)[slots] for kv in (keys, values)]
@@ -149,23 +143,20 @@ def store_job(copies: int, shape: ModelShape, rows: int, *, dtype: torch.dtype =
         c, s = (t[positions.long()][:, None, :] for t in (cos, sin))
         return torch.cat((torch.cat((low * c - high * s, high * c + low * s), dim=-1), v), dim=1)
 
-    return Job(
-        Variant([call(i) for i in range(copies)], written),
-        {},
-        once(exact),
-        lambda: spoil([*outs, keys, values]),
-    )
+    return job_of(run, outs, exact, output=written, reset=lambda: spoil([*outs, keys, values]))
 
 
-def store_spec(shape: ModelShape, rows: int) -> Spec:
-    return Spec(
-        "qkv_rope_store",
-        f"qkv_rope_store {shape.name} T{rows}",
-        traffic.qkv_rope_store(rows, shape.heads, shape.kv_heads, shape.head_dim, qkv=traffic.FLOAT),
-        lambda copies: store_job(copies, shape, rows),
-        {"shape": shape.name, "rows": rows},
-        quick=shape.name == "Llama-3.1-8B" and rows == 8,
-    )
+def store_specs() -> Iterator[Spec]:
+    for shape in SHAPES:
+        for rows in (1, 8):
+            yield Spec(
+                "qkv_rope_store",
+                f"qkv_rope_store {shape.name} T{rows}",
+                traffic.qkv_rope_store(rows, shape.heads, shape.kv_heads, shape.head_dim, qkv=traffic.FLOAT),
+                partial(store_job, shape=shape, rows=rows),
+                {"shape": shape.name, "rows": rows},
+                quick=shape.name == "Llama-3.1-8B" and rows == 8,
+            )
 
 
 def attention_specs() -> Iterator[Spec]:
@@ -179,5 +170,4 @@ def attention_specs() -> Iterator[Spec]:
 
 
 def specs() -> list[Spec]:
-    stores = [store_spec(shape, rows) for shape in SHAPES for rows in (1, 8)]
-    return [*attention_specs(), *stores]
+    return [*attention_specs(), *store_specs()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -36,6 +37,36 @@ class Job:
     wrong: Callable[[torch.Tensor, int], str | None]  # (output, copy) -> how it departs from the reference
     reset: Callable[[], None] = lambda: None  # puts back what calls have changed, and spoils outputs
     repeatable: bool = True  # a call may run again without a reset and writes the same
+
+
+NOTHING = -7  # what integer outputs are spoilt with
+
+
+def spoil(tensors: Sequence[torch.Tensor]) -> None:
+    """So that an output that nobody writes is seen."""
+    for tensor in tensors:
+        tensor.fill_(float("nan") if tensor.is_floating_point() else NOTHING)
+
+
+def job_of(
+    run: Callable[[int], object],
+    outs: Sequence[torch.Tensor],
+    exact: Callable[[int], torch.Tensor],
+    peers: Mapping[str, Variant] | None = None,
+    *,
+    output: Callable[[int], torch.Tensor] | None = None,
+    reset: Callable[[], None] | None = None,
+    repeatable: bool = True,
+) -> Job:
+    """run(i) writes outs[i], or what output(i) reads, which is compared with exact(i), computed once."""
+    remembered = cache(exact)
+    return Job(
+        Variant([partial(run, i) for i in range(len(outs))], output or (lambda i: outs[i])),
+        peers or {},
+        lambda found, i: disagreement(found, remembered(i)),
+        reset or (lambda: spoil(outs)),
+        repeatable,
+    )
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,15 @@ output. Buffers are made on torch's default device, in bf16 unless told.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
+from functools import partial
 from importlib import import_module
 
 import torch
 import torch.nn.functional as F
 
 from bench.kernel_cases import peers, traffic
-from bench.kernel_cases.case import Job, Spec, Variant, disagreement
-from bench.kernel_cases.timer import Call
+from bench.kernel_cases.case import Job, Spec, Variant, job_of, spoil
 from pearl_rt.kernels.shapes import SHAPES
 
 ROWS = (1, 5, 8, 16)
@@ -32,20 +31,8 @@ def random(*size: int, dtype: torch.dtype, scale: float = 1.0) -> torch.Tensor:
     return torch.empty(size, dtype=dtype).normal_(0.0, scale)
 
 
-def spoil(tensors: Tensors) -> None:
-    """So that an output that nobody writes is seen."""
-    for tensor in tensors:
-        tensor.fill_(float("nan"))
-
-
 def workspace(num_bytes: int) -> torch.Tensor:
     return torch.empty(max(num_bytes, 16), dtype=torch.uint8)
-
-
-def once(exact: Callable[[int], torch.Tensor]) -> Callable[[torch.Tensor, int], str | None]:
-    """Compares an output with `exact` of its copy, which is computed at its first use."""
-    remembered = cache(exact)
-    return lambda found, i: disagreement(found, remembered(i))
 
 
 def linear_job(
@@ -64,31 +51,25 @@ def linear_job(
     space = workspace(op.workspace_size(rows, n, k))
     if not residual:
         outs = [torch.empty(rows, n, dtype=torch.float32 if in_fp32 else dtype) for _ in range(copies)]
-
-        def plain(i: int) -> Call:
-            return lambda: op.linear(xs[i], weights[i], outs[i], None, None, space)
-
-        return Job(
-            Variant([plain(i) for i in range(copies)], lambda i: outs[i]),
+        return job_of(
+            lambda i: op.linear(xs[i], weights[i], outs[i], None, None, space),
+            outs,
+            lambda i: xs[i].float() @ weights[i].float().t(),
             {"torch.mm": peers.matmul(xs, weights)},
-            once(lambda i: xs[i].float() @ weights[i].float().t()),
-            lambda: spoil(outs),
         )
     before = random(rows, n, dtype=torch.float32)
     ours, theirs = ([before.clone() for _ in range(copies)] for _ in range(2))
-
-    def added(i: int) -> Call:
-        return lambda: op.linear(xs[i], weights[i], None, None, ours[i], space)
 
     def reset() -> None:
         for tensor in ours + theirs:
             tensor.copy_(before)
 
-    return Job(
-        Variant([added(i) for i in range(copies)], lambda i: ours[i]),
+    return job_of(
+        lambda i: op.linear(xs[i], weights[i], None, None, ours[i], space),
+        ours,
+        lambda i: before + xs[i].float() @ weights[i].float().t(),
         {"torch.mm + add": rounded(peers.matmul_add(xs, weights, theirs), dtype)},
-        once(lambda i: before + xs[i].float() @ weights[i].float().t()),
-        reset,
+        reset=reset,
         repeatable=False,
     )
 
@@ -114,9 +95,6 @@ def gate_up_job(
     outs = [torch.empty(rows, intermediate, dtype=xs[0].dtype) for _ in range(copies)]
     space = workspace(op.workspace_size(rows, intermediate, hidden))
 
-    def call(i: int) -> Call:
-        return lambda: op.gate_up_silu(xs[i], weights[i], outs[i], space)
-
     def exact(i: int) -> torch.Tensor:
         gate, up = (xs[i].float() @ weights[i].float().t()).chunk(2, dim=-1)
         return F.silu(gate) * up
@@ -125,9 +103,7 @@ def gate_up_job(
     others = {"torch": loosely(peers.torch_call(peers.gate_up_silu, pairs))}
     if with_compile:
         others["torch.compile"] = loosely(peers.compiled(peers.gate_up_silu, pairs))
-    return Job(
-        Variant([call(i) for i in range(copies)], lambda i: outs[i]), others, once(exact), lambda: spoil(outs)
-    )
+    return job_of(lambda i: op.gate_up_silu(xs[i], weights[i], outs[i], space), outs, exact, others)
 
 
 def loosely(variant: Variant) -> Variant:
@@ -153,9 +129,6 @@ def rms_norm_job(
     before = random(rows, hidden, dtype=torch.float32) if residual else None
     streams = [[before.clone() if before is not None else None for _ in range(copies)] for _ in range(3)]
 
-    def call(i: int) -> Call:
-        return lambda: op.rms_norm(xs[i], weight, EPS, outs[i], streams[0][i])
-
     def exact(i: int) -> torch.Tensor:
         row = xs[i].float() + (before if before is not None else 0.0)
         return F.rms_norm(row, (hidden,), weight.float(), EPS)
@@ -176,8 +149,14 @@ def rms_norm_job(
     others = {"torch": peers.torch_call(function, arguments(1))}
     if with_compile:
         others["torch.compile"] = peers.compiled(function, arguments(2))
-    ours = Variant([call(i) for i in range(copies)], lambda i: outs[i])
-    return Job(ours, others, once(exact), reset, repeatable=not residual)
+    return job_of(
+        lambda i: op.rms_norm(xs[i], weight, EPS, outs[i], streams[0][i]),
+        outs,
+        exact,
+        others,
+        reset=reset,
+        repeatable=not residual,
+    )
 
 
 def linear_specs() -> Iterator[Spec]:
@@ -185,24 +164,20 @@ def linear_specs() -> Iterator[Spec]:
     seen: set[tuple[int, int, bool]] = set()
     for shape in SHAPES:
         for layer, (n, k) in shape.linears.items():
-            if (n, k, layer in RESIDUAL) in seen:
+            residual, in_fp32 = layer in RESIDUAL, layer in IN_FP32
+            if (n, k, residual) in seen:
                 continue
-            seen.add((n, k, layer in RESIDUAL))
+            seen.add((n, k, residual))
+            out = traffic.FLOAT if in_fp32 else traffic.HALF
             for rows in ROWS:
-                yield linear_spec(shape.name, layer, rows, n, k)
-
-
-def linear_spec(shape: str, layer: str, rows: int, n: int, k: int) -> Spec:
-    residual, in_fp32 = layer in RESIDUAL, layer in IN_FP32
-    out = traffic.FLOAT if in_fp32 else traffic.HALF
-    return Spec(
-        "linear",
-        f"linear {shape} {layer} {n}x{k} T{rows}",
-        traffic.linear(rows, n, k, out=out, residual=residual),
-        lambda copies: linear_job(copies, rows, n, k, residual=residual, in_fp32=in_fp32),
-        {"shape": shape, "rows": rows, "weight_bytes": n * k * traffic.HALF},
-        quick=shape in QUICK_SHAPES and rows in QUICK_ROWS,
-    )
+                yield Spec(
+                    "linear",
+                    f"linear {shape.name} {layer} {n}x{k} T{rows}",
+                    traffic.linear(rows, n, k, out=out, residual=residual),
+                    partial(linear_job, rows=rows, n=n, k=k, residual=residual, in_fp32=in_fp32),
+                    {"shape": shape.name, "rows": rows, "weight_bytes": n * k * traffic.HALF},
+                    quick=shape.name in QUICK_SHAPES and rows in QUICK_ROWS,
+                )
 
 
 def gate_up_specs() -> Iterator[Spec]:
@@ -210,40 +185,30 @@ def gate_up_specs() -> Iterator[Spec]:
         n, k = shape.intermediate, shape.hidden
         for rows in ROWS:
             compiles = shape.name == "Llama-3.1-8B" and rows == 8
-            yield gate_up_spec(shape.name, rows, n, k, compiles)
-
-
-def gate_up_spec(shape: str, rows: int, n: int, k: int, compiles: bool) -> Spec:
-    return Spec(
-        "gate_up_silu",
-        f"gate_up_silu {shape} 2x{n}x{k} T{rows}",
-        traffic.gate_up_silu(rows, n, k),
-        lambda copies: gate_up_job(copies, rows, n, k, with_compile=compiles),
-        {"shape": shape, "rows": rows, "weight_bytes": 2 * n * k * traffic.HALF, "compiles": compiles},
-        quick=shape in QUICK_SHAPES and rows in QUICK_ROWS and not compiles,
-    )
+            tags = {"shape": shape.name, "rows": rows, "weight_bytes": 2 * n * k * traffic.HALF}
+            yield Spec(
+                "gate_up_silu",
+                f"gate_up_silu {shape.name} 2x{n}x{k} T{rows}",
+                traffic.gate_up_silu(rows, n, k),
+                partial(gate_up_job, rows=rows, intermediate=n, hidden=k, with_compile=compiles),
+                tags | {"compiles": compiles},
+                quick=shape.name in QUICK_SHAPES and rows in QUICK_ROWS and not compiles,
+            )
 
 
 def rms_norm_specs() -> Iterator[Spec]:
-    for shape in SHAPES:
-        if shape.name == "Llama-2-7B":
-            continue  # 8B's
-        for rows in (1, 16):
-            compiles = shape.name == "Llama-3.1-8B" and rows == 16
-            yield rms_norm_spec(shape.name, shape.hidden, rows, residual=False, compiles=compiles)
-    yield rms_norm_spec("Llama-3.1-8B", 4096, 16, residual=True, compiles=False)
-
-
-def rms_norm_spec(shape: str, hidden: int, rows: int, *, residual: bool, compiles: bool) -> Spec:
-    x = traffic.HALF if residual else traffic.FLOAT
-    return Spec(
-        "rms_norm",
-        f"rms_norm {shape} H{hidden} T{rows}{' +residual' if residual else ''}",
-        traffic.rms_norm(rows, hidden, x=x, residual=residual),
-        lambda copies: rms_norm_job(copies, rows, hidden, residual=residual, with_compile=compiles),
-        {"shape": shape, "rows": rows, "compiles": compiles},
-        quick=shape == "Llama-3.2-1B",
-    )
+    shapes = [shape for shape in SHAPES if shape.name != "Llama-2-7B"]  # which has 8B's
+    cases = [(shape.name, shape.hidden, rows, False) for shape in shapes for rows in (1, 16)]
+    for shape, hidden, rows, residual in (*cases, ("Llama-3.1-8B", 4096, 16, True)):
+        compiles = shape == "Llama-3.1-8B" and rows == 16 and not residual
+        yield Spec(
+            "rms_norm",
+            f"rms_norm {shape} H{hidden} T{rows}{' +residual' if residual else ''}",
+            traffic.rms_norm(rows, hidden, x=traffic.HALF if residual else traffic.FLOAT, residual=residual),
+            partial(rms_norm_job, rows=rows, hidden=hidden, residual=residual, with_compile=compiles),
+            {"shape": shape, "rows": rows, "compiles": compiles},
+            quick=shape == "Llama-3.2-1B",
+        )
 
 
 def specs() -> list[Spec]:

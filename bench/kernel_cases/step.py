@@ -16,8 +16,8 @@ import torch.nn.functional as F
 
 from bench.kernel_cases import traffic
 from bench.kernel_cases.attention import exact_attention
-from bench.kernel_cases.case import Job, Spec, Variant, rms
-from bench.kernel_cases.linear import BF16, EPS, random, spoil, workspace
+from bench.kernel_cases.case import Job, Spec, Variant, rms, spoil
+from bench.kernel_cases.linear import BF16, EPS, random, workspace
 from pearl_rt.kernels.shapes import SHAPES, ModelShape
 
 ROWS = (1, 5, 8, 16)

@@ -6,17 +6,18 @@ that a window usually ends with a rejection, whose recovered token has to be dra
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
+from itertools import product
 from typing import Any
 
 import torch
 
 from bench.kernel_cases import judge_peers, peers, traffic
-from bench.kernel_cases.case import Job, Spec, Variant
-from bench.kernel_cases.linear import once, random, workspace
-from bench.kernel_cases.timer import Call
+from bench.kernel_cases.case import NOTHING, Job, Spec, Variant, job_of
+from bench.kernel_cases.linear import random, workspace
 
 BATCHES, GAMMAS, VOCABS = (1, 8, 32), (4, 8), (32000, 128256)
 QUICK_BATCHES = (1, 8)
@@ -27,7 +28,6 @@ TARGET = 4  # the purpose of noise that draft and target share
 POSITION = 1000
 CAPACITY = 1 << 15  # tokens of a slot: more than it can commit while it is timed
 RUNNING = 1  # finish_reason
-NOTHING = -7  # what integer outputs are spoilt with
 
 
 def filled(size: int, value: float, dtype: torch.dtype) -> torch.Tensor:
@@ -39,34 +39,36 @@ def on_reference(op: str, *arguments: object) -> None:
     getattr(import_module(f"pearl_rt.kernels.reference.{op}"), op)(*arguments)
 
 
+def against_reference(
+    op: Callable[..., object],
+    arguments: Callable[[int, torch.Tensor], tuple[object, ...]],
+    outs: Sequence[torch.Tensor],
+    others: Mapping[str, Variant],
+) -> Job:
+    """arguments: of a call, by copy and output. The exact output is the definition's."""
+
+    def exact(i: int) -> torch.Tensor:
+        out = torch.empty_like(outs[i])
+        on_reference(op.__name__, *arguments(i, out))
+        return out
+
+    ready = [arguments(i, out) for i, out in enumerate(outs)]
+    return job_of(lambda i: op(*ready[i]), outs, exact, others)
+
+
 def sample_job(copies: int, rows: int, vocab: int) -> Job:
     op = import_module("pearl_rt.kernels.sample")
     logits = [random(rows, vocab, dtype=torch.float32, scale=SPREAD) for _ in range(copies)]
     temperature = filled(rows, TEMPERATURE, torch.float32)
     seed, positions = torch.arange(rows, dtype=torch.int64), filled(rows, POSITION, torch.int64)
-    outs = [filled(rows, NOTHING, torch.int32) for _ in range(copies)]
     space = workspace(op.workspace_size(rows, vocab))
-
-    def call(i: int) -> Call:
-        return lambda: op.sample(logits[i], temperature, seed, positions, TARGET, outs[i], None, space)
-
-    def exact(i: int) -> torch.Tensor:
-        out = torch.empty_like(outs[i])
-        on_reference("sample", logits[i], temperature, seed, positions, TARGET, out, None, space)
-        return out
-
     others = {"torch": Variant(peers.torch_call(peers.sample, [(row, TEMPERATURE) for row in logits]).calls)}
-    return Job(
-        Variant([call(i) for i in range(copies)], lambda i: outs[i]), others, once(exact), spoiler(outs)
-    )
 
+    def arguments(i: int, out: torch.Tensor) -> tuple[object, ...]:
+        return logits[i], temperature, seed, positions, TARGET, out, None, space
 
-def spoiler(outs: list[torch.Tensor]) -> Callable[[], None]:
-    def spoil() -> None:
-        for out in outs:
-            out.fill_(NOTHING)
-
-    return spoil
+    outs = [filled(rows, NOTHING, torch.int32) for _ in range(copies)]
+    return against_reference(op.sample, arguments, outs, others)
 
 
 def filters_job(copies: int, rows: int, vocab: int) -> Job:
@@ -74,22 +76,15 @@ def filters_job(copies: int, rows: int, vocab: int) -> Job:
     logits = [random(rows, vocab, dtype=torch.float32, scale=SPREAD) for _ in range(copies)]
     temperature = filled(rows, TEMPERATURE, torch.float32)
     top_k, top_p = filled(rows, TOP_K, torch.int32), filled(rows, TOP_P, torch.float32)
-    outs = [filled(rows, NOTHING, torch.float32) for _ in range(copies)]
     space = workspace(op.workspace_size(rows, vocab))
+    given = [(row, TEMPERATURE, TOP_K, TOP_P) for row in logits]
+    others = {"torch": peers.torch_call(peers.filter_thresholds, given)}
 
-    def call(i: int) -> Call:
-        return lambda: op.filters(logits[i], temperature, top_k, top_p, None, outs[i], space)
+    def arguments(i: int, out: torch.Tensor) -> tuple[object, ...]:
+        return logits[i], temperature, top_k, top_p, None, out, space
 
-    def exact(i: int) -> torch.Tensor:
-        out = torch.empty_like(outs[i])
-        on_reference("filters", logits[i], temperature, top_k, top_p, None, out, space)
-        return out
-
-    arguments = [(row, TEMPERATURE, TOP_K, TOP_P) for row in logits]
-    others = {"torch": peers.torch_call(peers.filter_thresholds, arguments)}
-    return Job(
-        Variant([call(i) for i in range(copies)], lambda i: outs[i]), others, once(exact), spoiler(outs)
-    )
+    outs = [filled(rows, NOTHING, torch.float32) for _ in range(copies)]
+    return against_reference(op.filters, arguments, outs, others)
 
 
 class Windows:
@@ -126,19 +121,8 @@ def judge_job(copies: int, batch: int, gamma: int, vocab: int, kind: str) -> Job
         inputs = (target, draft, own.tokens, lengths, starts, positions, temperature, seed, kind)
         return (*inputs, out[0], out[1], out[2], space)
 
-    def call(i: int) -> Call:
-        ready = arguments(i, outs[i])
-        return lambda: op.judge(*ready)
-
-    def exact(i: int) -> torch.Tensor:
-        out = torch.empty_like(outs[i])
-        on_reference("judge", *arguments(i, out))
-        return out
-
     others = judge_peers.judges(windows, positions, temperature, seed) if with_draft else {}
-    return Job(
-        Variant([call(i) for i in range(copies)], lambda i: outs[i]), others, once(exact), spoiler(outs)
-    )
+    return against_reference(op.judge, arguments, outs, others)
 
 
 def make_state(windows: Windows) -> Any:
@@ -186,9 +170,7 @@ def verify_job(copies: int, batch: int, gamma: int, vocab: int, kind: str) -> Jo
     def arguments(state: Any) -> tuple[object, ...]:
         return (*state.verify_arguments(), kind, space)
 
-    def call(i: int) -> Call:
-        ready = arguments(states[i])
-        return lambda: op.verify(*ready)
+    ready = [arguments(state) for state in states]
 
     def reset() -> None:
         for state in states:
@@ -203,54 +185,44 @@ def verify_job(copies: int, batch: int, gamma: int, vocab: int, kind: str) -> Jo
         on_reference("verify", *arguments(own))
         return committed(own)
 
-    ours = Variant([call(i) for i in range(copies)], lambda i: committed(states[i]))
-    return Job(ours, {}, once(exact), reset, repeatable=False)
-
-
-def sample_spec(rows: int, vocab: int) -> Spec:
-    return Spec(
-        "sample",
-        f"sample R{rows} V{vocab}",
-        traffic.sample(rows, vocab),
-        lambda copies: sample_job(copies, rows, vocab),
-        {"rows": rows, "vocab": vocab},
-        quick=vocab == 128256,
-    )
-
-
-def filters_spec(rows: int, vocab: int) -> Spec:
-    return Spec(
-        "filters",
-        f"filters R{rows} V{vocab} top_k {TOP_K} top_p {TOP_P}",
-        traffic.sample(rows, vocab),
-        lambda copies: filters_job(copies, rows, vocab),
-        {"rows": rows, "vocab": vocab},
-        quick=vocab == 128256,
-    )
-
-
-def window_spec(op: str, batch: int, gamma: int, vocab: int, kind: str) -> Spec:
-    job = judge_job if op == "judge" else verify_job
-    return Spec(
-        op,
-        f"{op} {kind} B{batch} gamma{gamma} V{vocab}",
-        traffic.verify(batch, gamma, vocab, draft=kind == "rejection"),
-        lambda copies: job(copies, batch, gamma, vocab, kind),
-        {"batch": batch, "gamma": gamma, "vocab": vocab, "kind": kind},
-        quick=batch in QUICK_BATCHES and gamma == 8 and vocab == 128256,
+    outs = [state.token_ids for state in states]
+    return job_of(
+        lambda i: op.verify(*ready[i]),
+        outs,
+        exact,
+        output=lambda i: committed(states[i]),
+        reset=reset,
+        repeatable=False,
     )
 
 
 def window_specs() -> Iterator[Spec]:
     """Judging alone by rejection, which is what peers do, and whole rounds of both kinds."""
-    for op, kind in (("judge", "rejection"), ("verify", "rejection"), ("verify", "coupled")):
-        for batch in BATCHES:
-            for gamma in GAMMAS:
-                for vocab in VOCABS:
-                    yield window_spec(op, batch, gamma, vocab, kind)
+    forms = (judge_job, "rejection"), (verify_job, "rejection"), (verify_job, "coupled")
+    for (job, kind), batch, gamma, vocab in product(forms, BATCHES, GAMMAS, VOCABS):
+        op = "judge" if job is judge_job else "verify"
+        yield Spec(
+            op,
+            f"{op} {kind} B{batch} gamma{gamma} V{vocab}",
+            traffic.verify(batch, gamma, vocab, draft=kind == "rejection"),
+            partial(job, batch=batch, gamma=gamma, vocab=vocab, kind=kind),
+            {"batch": batch, "gamma": gamma, "vocab": vocab, "kind": kind},
+            quick=batch in QUICK_BATCHES and gamma == 8 and vocab == 128256,
+        )
+
+
+def row_specs() -> Iterator[Spec]:
+    forms = ("sample", sample_job, ""), ("filters", filters_job, f" top_k {TOP_K} top_p {TOP_P}")
+    for (op, job, words), rows, vocab in product(forms, (1, 8), VOCABS):
+        yield Spec(
+            op,
+            f"{op} R{rows} V{vocab}{words}",
+            traffic.sample(rows, vocab),
+            partial(job, rows=rows, vocab=vocab),
+            {"rows": rows, "vocab": vocab},
+            quick=vocab == 128256,
+        )
 
 
 def specs() -> list[Spec]:
-    rows_and_vocabs = [(rows, vocab) for rows in (1, 8) for vocab in VOCABS]
-    samples = [spec(*size) for spec in (sample_spec, filters_spec) for size in rows_and_vocabs]
-    return [*window_specs(), *samples]
+    return [*window_specs(), *row_specs()]
