@@ -35,7 +35,7 @@ from bench.harness.measure import Measured, Program, Workload, tokens_per_second
 from bench.harness.menu import GAMMAS, Menu, cpu_menu, device_menu, fit_workload, menus, num_runs
 from bench.harness.peers import Peers, engine_peers
 from bench.harness.run import Run, format_run
-from bench.model_pairs.model_pair import EAGER, ModelPair, numbers_on_cpu, open_pair
+from bench.model_pairs.model_pair import EAGER, ModelPair, cpu_dtype, open_pair
 from bench.rounds.pair_run import goal_rows, run_pair
 from bench.rounds.rounds_ahead import DEPTHS, try_depths
 from bench.rounds.steps import format_steps, measure_steps
@@ -301,7 +301,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     pair = open_pair(options)
     with pair.engine:
         machine, bandwidth = measured_environment(
-            pair.device, pair.figures, cores=pair.cores, isa=options.isa, dtype=numbers_on_cpu(options)
+            pair.device, pair.figures, cores=pair.cores, isa=options.isa, dtype=cpu_dtype(options)
         )
         print(format_environment(machine, pair.figures, bandwidth), flush=True)
         figures: dict[str, Any] = {

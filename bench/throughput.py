@@ -41,7 +41,7 @@ from bench.harness.measure import (
     tokens_per_second,
 )
 from bench.harness.table import format_table
-from bench.model_pairs.model_pair import ModelPair, numbers_on_cpu, open_pair
+from bench.model_pairs.model_pair import ModelPair, cpu_dtype, open_pair
 from pearl_rt.metrics import RequestMetrics
 from pearl_rt.options import FORMS
 
@@ -172,7 +172,7 @@ class Throughput:
         options = self.options
         if not self.figures:
             machine, bandwidth = measured_environment(
-                pair.device, pair.figures, cores=pair.cores, isa=options.isa, dtype=numbers_on_cpu(options)
+                pair.device, pair.figures, cores=pair.cores, isa=options.isa, dtype=cpu_dtype(options)
             )
             print(format_environment(machine, pair.figures, bandwidth), flush=True)
             self.figures = {

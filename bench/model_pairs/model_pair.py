@@ -228,7 +228,7 @@ def planted_on_cpu(options: argparse.Namespace, spec: PairSpec) -> ModelPair:
         "cpu",
         names,
         (target, draft),
-        figures_of(names, pair.configs, [numbers_on_cpu(options)] * 2),
+        figures_of(names, pair.configs, [cpu_dtype(options)] * 2),
         random_prompts(target.vocab_size, options.num_prompts, PLANTED_PROMPT_LEN, options.seed),
         [pair.note("the host")],
         cores,
@@ -236,7 +236,7 @@ def planted_on_cpu(options: argparse.Namespace, spec: PairSpec) -> ModelPair:
     )
 
 
-def numbers_on_cpu(options: argparse.Namespace) -> str:
+def cpu_dtype(options: argparse.Namespace) -> str:
     """The dtype of weights that no checkpoint decides."""
     return "bfloat16" if options.dtype == "auto" else str(options.dtype)
 

@@ -5,7 +5,7 @@ which are ours: 88m is the shape that the speed lines of this project are stated
 and 0.01m is for Triton's interpreter, in which even that takes a third of a second a pass. 127m has four
 layers with the heads of an 8B, four queries to a key, 51m the first four layers of 135m: what is compared bit
 for bit on a GPU is compared on them. Every shape is
-used with an untied head, because a planted pair (see pairs.py) needs one; a decode step reads the same
+used with an untied head, because a planted pair (see planted.py) needs one; a decode step reads the same
 bytes either way, since of a tied matrix it reads all of it once, as the head, and of an embedding one row.
 """
 

@@ -6,6 +6,7 @@ No engine runs in most of this file: a fake runner writes scripted tokens in scr
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -301,6 +302,18 @@ def test_batches_share_a_call() -> None:
     assert [sample.prompt for sample in found.samples] == [0, 1, 2, 3, 4]
     fitted = menu.fit_workload(m.Workload([[1]] * 8, 128, batch=4), 10.0, 100.0, 2, 4)
     assert len(fitted.prompts) == 4
+
+
+def test_batches_of_any_size_may_have_the_same_noise_and_are_told_apart() -> None:
+    work = m.Workload([[1]] * 5, 40, seed=7, batch=2)
+    assert [work.seed_of(prompt) for prompt in work.firsts()] == [7, 9, 11]
+    assert {replace(work, batch=n, one_seed=True).seed_of(n) for n in (1, 4)} == {7}
+    found = [
+        m.Measured(m.Program("sd", "shared", 3, batch=n), [m.Sample(0, [1, n], 1, 1, 1, None)])
+        for n in (1, 4)
+    ]
+    text = str(m.first_difference(found))
+    assert "sd/shared gamma 3 in batches of 1 wrote 1, sd/shared gamma 3 in batches of 4 wrote 4" in text
 
 
 def test_a_shorter_output_is_a_difference() -> None:

@@ -76,6 +76,18 @@ def test_hugging_face_writes_the_same_text_in_each_of_its_ways(
     assert not compare_forced(hugging_face.target, [(0, [5, 9], [1, 1, 1, 1])]).holds
 
 
+def test_a_batch_is_padded_and_writes_the_same_text(hugging_face: peers.HuggingFace) -> None:
+    prompts = [[5, 9, 33, 2], [7], [80, 3]]
+    program = m.Program("hf ar", "eager")
+    alone, together = (
+        m.measure(hugging_face, [program], m.Workload(prompts, 9, batch=batch), warm_tokens=0)
+        for batch in (1, 3)
+    )
+    assert m.first_difference([*alone, *together]) is None
+    assert [sample.prompt for sample in together[0].samples] == [0, 1, 2]
+    assert len({sample.seconds for sample in together[0].samples}) == 1, "each has its share of the call"
+
+
 def test_an_absent_engine_is_a_row_that_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peers, "find_spec", lambda name: None)
     runners, absent = peers.engine_peers(Path("target"))
