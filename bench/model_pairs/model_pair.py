@@ -210,35 +210,21 @@ def figures_of(
     return target, draft
 
 
-def planted_on_cpu(options: argparse.Namespace, spec: PairSpec) -> ModelPair:
-    """The pair that --pair names, with prompts of random ids."""
-    cores = choose_cores(options.threads)
+def cpu_dtype(options: argparse.Namespace) -> str:
+    """The dtype of weights that no checkpoint decides."""
+    return "bfloat16" if options.dtype == "auto" else str(options.dtype)
+
+
+def plant_on_cpu(options: argparse.Namespace, spec: PairSpec) -> PlantedPair:
+    """Both models, calibrated by the executor itself."""
+    predict = NativePredict(choose_cores(options.threads), options.isa)
     with tqdm(total=NUM_STEPS, desc="planting", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
 
         def tell(what: str) -> None:
             bar.set_postfix_str(what)
             bar.update()
 
-        pair = make_pair(spec, NativePredict(cores, options.isa), seed=options.seed, tell=tell)
-    (target, draft), (target_tensors, draft_tensors) = pair.configs, pair.tensors
-    engine = Engine(target, target_tensors, draft, draft_tensors, **engine_options(options))
-    names = spec.target, spec.draft
-    return ModelPair(
-        engine,
-        "cpu",
-        names,
-        (target, draft),
-        figures_of(names, pair.configs, [cpu_dtype(options)] * 2),
-        random_prompts(target.vocab_size, options.num_prompts, PLANTED_PROMPT_LEN, options.seed),
-        [pair.note("the host")],
-        cores,
-        planting=pair,
-    )
-
-
-def cpu_dtype(options: argparse.Namespace) -> str:
-    """The dtype of weights that no checkpoint decides."""
-    return "bfloat16" if options.dtype == "auto" else str(options.dtype)
+        return make_pair(spec, predict, seed=options.seed, tell=tell)
 
 
 def plan_on_device(options: argparse.Namespace, spec: PairSpec) -> PairPlan:
@@ -249,30 +235,45 @@ def plan_on_device(options: argparse.Namespace, spec: PairSpec) -> PairPlan:
     return PairPlan(spec, options.seed, device)
 
 
-def planted_on_device(options: argparse.Namespace, spec: PairSpec) -> ModelPair:
-    """The pair that --pair names, planted for no agreement yet: see ModelPair.replant."""
-    if options.draft_device == "cpu":
-        raise ConfigError(
-            "a planted draft is replanted where it is, on a GPU: pass checkpoints with a CPU draft"
-        )
-    plan, is_gpu = plan_on_device(options, spec), options.device != "interpret"
-    length = PLANTED_PROMPT_LEN if is_gpu else INTERPRETED_PROMPT_LEN
-    if is_gpu:
-        free, _ = torch.cuda.mem_get_info(plan.device)
-        plan.check_memory(length + options.max_tokens, free, num_caches=2 * options.max_num_seqs)
-    target, draft = plan.configs
-    engine = Engine(target, plan.target_tensors(), draft, plan.draft_tensors(), **engine_options(options))
+def from_plan(options: argparse.Namespace, spec: PairSpec) -> ModelPair:
+    """The pair that --pair names, with prompts of random ids. On a device it is planted for no agreement yet:
+    see ModelPair.replant.
+    """
+    length = INTERPRETED_PROMPT_LEN if options.device == "interpret" else PLANTED_PROMPT_LEN
+    planting, plan = None, None
+    if options.device == "cpu":
+        planting = plant_on_cpu(options, spec)
+        (target, draft), tensors = planting.configs, planting.tensors
+    else:
+        if options.draft_device == "cpu":
+            raise ConfigError(
+                "a planted draft is replanted where it is, on a GPU: pass checkpoints with a CPU draft"
+            )
+        plan = plan_on_device(options, spec)
+        if options.device != "interpret":
+            free, _ = torch.cuda.mem_get_info(plan.device)
+            plan.check_memory(length + options.max_tokens, free, num_caches=2 * options.max_num_seqs)
+        (target, draft), tensors = plan.configs, (plan.target_tensors(), plan.draft_tensors())
+    engine = Engine(target, tensors[0], draft, tensors[1], **engine_options(options))
     names = spec.target, spec.draft
+    dtype = {"cpu": cpu_dtype(options), "interpret": "float32"}.get(options.device, "bfloat16")
     return ModelPair(
         engine,
         options.device,
         names,
         (target, draft),
-        figures_of(names, plan.configs, ["bfloat16" if is_gpu else "float32"] * 2),
-        random_prompts(plan.vocab_size, options.num_prompts, length, options.seed),
-        forms=forms_of(options),
+        figures_of(names, (target, draft), [dtype] * 2),
+        random_prompts(target.vocab_size, options.num_prompts, length, options.seed),
+        [planting.note("the host")] if planting else [],
+        cores_of(options),
+        forms_of(options),
+        planting=planting,
         plan=plan,
     )
+
+
+def cores_of(options: argparse.Namespace) -> list[int]:
+    return choose_cores(options.threads) if options.device == "cpu" else []
 
 
 def from_checkpoints(options: argparse.Namespace) -> ModelPair:
@@ -297,7 +298,7 @@ def from_checkpoints(options: argparse.Namespace) -> ModelPair:
         figures_of(names, configs, [engine.target.dtype, engine.draft.dtype]),
         [tokenizer.encode(text) for text in texts],
         [f"prompts: the first {len(texts)} of {name_of(prompts)}"],
-        choose_cores(options.threads) if options.device == "cpu" else [],
+        cores_of(options),
         forms_of(options),
         checkpoints=paths,
     )
@@ -311,7 +312,4 @@ def name_of(path: Path) -> str:
 
 def open_pair(options: argparse.Namespace) -> ModelPair:
     """The pair that the command line asks for. Raises ConfigError, CheckpointError, ResourceError."""
-    if not options.pair:
-        return from_checkpoints(options)
-    spec = PairSpec.parse(options.pair)
-    return planted_on_cpu(options, spec) if options.device == "cpu" else planted_on_device(options, spec)
+    return from_plan(options, PairSpec.parse(options.pair)) if options.pair else from_checkpoints(options)
