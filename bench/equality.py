@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -24,30 +24,27 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if sys.path[0] == str(ROOT / "bench"):
-    sys.path[0] = str(ROOT)  # run as a script: our modules are bench.*, and none of them may shadow another's
+if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
+    sys.path[0] = os.path.dirname(sys.path[0])
 
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from tqdm import tqdm
 
-from bench.device_pairs import DevicePlan  # noqa: E402
-from bench.device_subject import EAGER, device_named  # noqa: E402
-from bench.exit_code import exit_code  # noqa: E402
-from bench.goals import EQUALITY_GOALS, format_goals, verdict  # noqa: E402
-from bench.measure import common_prefix  # noqa: E402
-from bench.pairs import PairSpec  # noqa: E402
-from bench.table import format_table  # noqa: E402
-from pearl_rt.checkpoint.config import Environment  # noqa: E402
-from pearl_rt.engine import Engine  # noqa: E402
-from pearl_rt.errors import PearlError  # noqa: E402
-from pearl_rt.strategy.options import FORMS  # noqa: E402
-from pearl_rt.types.sampling_params import SamplingParams  # noqa: E402
+from bench.harness.command import exit_code, finish
+from bench.harness.goals import EQUALITY_GOALS, format_goals, verdict
+from bench.harness.measure import common_prefix
+from bench.harness.table import format_table
+from bench.model_pairs.model_pair import EAGER, plan_on_device
+from bench.model_pairs.planted import PairSpec
+from pearl_rt.engine import Engine
+from pearl_rt.errors import PearlError
+from pearl_rt.strategy.options import FORMS
+from pearl_rt.types.sampling_params import SamplingParams
 
 PAIR = "planted:127m+51m@0.9"
-RATIO = 5.0  # r of the target (see pairs.py): over 32,000 ids it keeps its rule 0.80 of the time
+RATIO = 5.0  # r of the target (see planting.py): over 32,000 ids it keeps its rule 0.80 of the time
 STRATEGIES = ("ar", "sd", "pearl")
-LONGEST_PROMPT = {"cuda": 300, "cpu": 8}  # by the device's type: more than a chunk, and one of two
+LONGEST_PROMPT, INTERPRETED_PROMPT = 300, 8  # more than a chunk, and one of two
 EAGER_ALONE = 2, 200  # prompts and tokens: each launch is Python's there
 COLUMNS = (
     ("form", "form", "s"),
@@ -162,21 +159,18 @@ MakeEngine = Callable[[str, int], Engine]  # form, sequences at once
 
 def engines_of(options: argparse.Namespace) -> tuple[MakeEngine, list[list[int]]]:
     """Who makes engines of the one pair, and its prompts. The draft is not calibrated: any agreement does."""
-    spec = PairSpec.parse(options.pair)
-    device = device_named(options.device)
-    if options.device == "interpret":
-        Environment.interpret_kernels()
-    plan = DevicePlan(spec.target, spec.draft, options.seed, device)
-    longest = LONGEST_PROMPT[device.type]
+    plan = plan_on_device(options, PairSpec.parse(options.pair))
+    target, draft = plan.configs
+    longest = INTERPRETED_PROMPT if options.device == "interpret" else LONGEST_PROMPT
     prompts = varied_prompts(plan.vocab_size, options.num_prompts, longest, options.seed)
 
     def make(form: str, batch: int) -> Engine:
         told: dict[str, Any] = {} if options.device == "interpret" else {"form": form}
         return Engine(
-            plan.target_config,
+            target,
             plan.target_tensors(RATIO),
-            plan.draft_config,
-            plan.draft_tensors(spec.alpha),
+            draft,
+            plan.draft_tensors(),
             judge="coupled",
             device=options.device,
             gamma=options.gamma,
@@ -312,10 +306,7 @@ def report(options: argparse.Namespace, rows: Sequence[Row]) -> dict[str, Any]:
         "goals": [v.to_dict() for v in verdicts],
         "outputs_equal": not wrong,
     }
-    print(json.dumps(figures))
-    if options.json_out:
-        options.json_out.write_text(json.dumps(figures, indent=1) + "\n")
-    return figures
+    return finish(figures, options.json_out)
 
 
 def compared(options: argparse.Namespace, deadline: float) -> dict[str, Any]:

@@ -19,28 +19,26 @@ import datetime
 import json
 import os
 import sys
-from collections.abc import Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
+    sys.path[0] = os.path.dirname(sys.path[0])
+
+import torch
+
+from bench.harness.environment import gpu_environment, slug, why_no_gpu
+from bench.harness.processes import Outcome, Part, run_parts, summary
+from bench.memcheck import NOTHING_TO_CHECK, TOOL, find_tool
+
 ROOT = Path(__file__).resolve().parent.parent
-if sys.path[0] == str(ROOT / "bench"):
-    sys.path[0] = str(ROOT)  # run as a script: our modules are bench.*, and none of them may shadow another's
-
-from bench.gpu_card import gpu_card, gpu_name, num_gpus, slug, why_no_gpu  # noqa: E402
-from bench.memcheck import NOTHING_TO_CHECK, TOOL, find_tool  # noqa: E402
-from bench.parts import Outcome, Part, run_parts, summary  # noqa: E402
-
 TOTAL_S = 460.0
 LONG_TOTAL_S = 1200.0
 ONLY_TOTAL_S = 560.0  # of parts that are named: one command where a command may take ten minutes
 NOTHING_COLLECTED = 5  # pytest's exit status
 KERNELS_BUDGET_S = 90
-ELSEWHERE = (
-    "test_compile.py",
-    "test_interpret.py",
-)  # kernel tests of compiler and interpreter: they need no GPU
+ELSEWHERE = "test_compile.py", "test_interpret.py"  # kernel tests that need no GPU
 # The main job in little time: the pair for which two lanes on one GPU should pay.
 SHORT_PAIR = "planted:8b+135m@0.9"
 SHORT = (
@@ -91,96 +89,89 @@ def total_of(options: argparse.Namespace) -> float:
     return LONG_TOTAL_S if options.long else TOTAL_S
 
 
-def memcheck_part(python: str) -> Part:
-    """memcheck over a few kernel tests."""
-    absent = None if find_tool() else f"{TOOL} is not installed"
-    return Part("memcheck", [python, "bench/memcheck.py"], 90.0, absent, nothing_status=NOTHING_TO_CHECK)
+def workers(most: int) -> list[str]:
+    """pytest's options for several processes, if it can."""
+    return ["-n", str(min(most, os.cpu_count() or 1))] if find_spec("xdist") else []
 
 
-def gpu_tests_part(pytest: list[str]) -> Part:
-    """The tests marked gpu, kernel tests apart. Only files that have some are collected."""
-    files = [p for p in sorted((ROOT / "tests").glob("test_*.py")) if "pytest.mark.gpu" in p.read_text()]
-    absent = None if files else "no test outside tests/kernels is marked gpu"
-    names = [str(path.relative_to(ROOT)) for path in files]
-    workers = ["-n", "3", "--dist", "loadfile"] if find_spec("xdist") else []
-    command = [*pytest, *workers, "-m", "gpu", *names]
-    return Part("gpu-tests", command, 130.0, absent, nothing_status=NOTHING_COLLECTED)
+class Parts:
+    """The parts by name. stem: what names of results begin with."""
 
+    def __init__(self, python: str, stem: Path) -> None:
+        self.python, self.stem = python, stem
 
-def latency_part(
-    python: str, name: str, pair: str, options: Sequence[str], limit_s: float, stem: Path
-) -> Part:
-    """The main job on the GPU for one pair, with a picture if something here can draw."""
-    command = [python, "bench/latency.py", "--device", "cuda", "--pair", pair, *options]
-    if find_spec("matplotlib") is not None:
-        command += ["--plot", f"{stem}-{name}.png"]
-    return Part(name, command, limit_s, shown=30)
+    def script(self, name: str, limit_s: float, *options: str, shown: int = 12) -> Part:
+        return Part(name, [self.python, f"bench/{name}.py", *options], limit_s, shown=shown)
 
+    def pytest(self, name: str, limit_s: float, *options: str) -> Part:
+        command = [self.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options]
+        return Part(name, command, limit_s, nothing_status=NOTHING_COLLECTED)
 
-def equality_part(python: str, options: Sequence[str], limit_s: float) -> Part:
-    """Whether all forms, programs and batches write the same tokens."""
-    return Part("equality", [python, "bench/equality.py", *options], limit_s, shown=40)
+    def first(self) -> list[Part]:
+        """What all others need."""
+        return [
+            Part("build", [self.python, "setup.py", "-q", "build_ext", "--inplace"], 120.0),
+            Part("imports", [self.python, "-c", IMPORTS], 40.0),
+        ]
 
+    def gpu_tests(self) -> Part:
+        """The tests marked gpu, kernel tests apart. Only files that have some are collected."""
+        found = [p for p in sorted((ROOT / "tests").rglob("test_*.py")) if "kernels" not in p.parts]
+        files = [str(p.relative_to(ROOT)) for p in found if "pytest.mark.gpu" in p.read_text()]
+        by_file = [*workers(3), "--dist", "loadfile"] if workers(3) else []
+        part = self.pytest("gpu-tests", 130.0, *by_file, "-m", "gpu", *files)
+        return part if files else replace(part, absent="no test outside tests/kernels is marked gpu")
 
-def two_gpus_part(python: str, stem: Path) -> Part:
-    """The draft on a GPU of its own: the setting in which both models share nothing."""
-    part = latency_part(python, "two-gpus", "planted:8b+1b@0.8", (*SHORT, *TWO_GPUS), 100.0, stem)
-    return part if num_gpus() > 1 else replace(part, absent="there is one GPU")
+    def latency(self, name: str, pair: str, limit_s: float, *options: str) -> Part:
+        """The main job for one pair, with a picture if something here can draw."""
+        picture = ["--plot", f"{self.stem}-{name}.png"] if find_spec("matplotlib") is not None else []
+        part = self.script(
+            "latency", limit_s, "--device", "cuda", "--pair", pair, *options, *picture, shown=30
+        )
+        return replace(part, name=name)
+
+    def two_gpus(self) -> Part:
+        """The draft on a GPU of its own: the setting in which both models share nothing."""
+        part = self.latency("two-gpus", "planted:8b+1b@0.8", 100.0, *SHORT, *TWO_GPUS)
+        return part if torch.cuda.device_count() > 1 else replace(part, absent="there is one GPU")
+
+    def memcheck(self) -> Part:
+        absent = None if find_tool() else f"{TOOL} is not installed"
+        return replace(self.script("memcheck", 90.0), absent=absent, nothing_status=NOTHING_TO_CHECK)
+
+    def short(self) -> list[Part]:
+        """What is right before what is fast."""
+        ignored = [f"--ignore=tests/kernels/{name}" for name in ELSEWHERE]
+        limit = KERNELS_BUDGET_S + 45.0
+        return [
+            *self.first(),
+            self.gpu_tests(),
+            self.script("equality", EQUALITY_LIMIT_S, *EQUALITY_SHORT, shown=40),
+            self.pytest("kernel-tests", 150.0, *workers(12), "tests/kernels", *ignored),
+            self.latency("latency", SHORT_PAIR, 150.0, *SHORT),
+            self.script("kernels", limit, "--budget", str(KERNELS_BUDGET_S), shown=40),
+            self.memcheck(),
+            self.two_gpus(),
+        ]
+
+    def long(self) -> list[Part]:
+        """The main job in full, and no kernels."""
+        return [
+            *self.first(),
+            self.script("equality", EQUALITY_LONG_LIMIT_S, shown=40),
+            self.script("throughput", 170.0, "--device", "cuda", *BATCHES, shown=20),
+            *(
+                self.latency(f"latency-{pair.replace('+', '-')}", f"planted:{pair}@0.9", 300.0, *LONG)
+                for pair in LONG_PAIRS
+            ),
+            self.two_gpus(),
+        ]
 
 
 def parts_of(python: str, stem: Path, *, long: bool = False) -> list[Part]:
-    """What there is to run, in order. The sum of the limits may pass the total: few parts need theirs.
-
-    stem: what names of results begin with.
-    """
-    pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    workers = ["-n", str(min(12, os.cpu_count() or 1))] if find_spec("xdist") else []
-    first = [
-        Part("build", [python, "setup.py", "-q", "build_ext", "--inplace"], 120.0),
-        Part("imports", [python, "-c", IMPORTS], 40.0),
-    ]
-    if long:
-        pairs = [
-            latency_part(
-                python, f"latency-{pair.replace('+', '-')}", f"planted:{pair}@0.9", LONG, 300.0, stem
-            )
-            for pair in LONG_PAIRS
-        ]
-        return [
-            *first,
-            equality_part(python, (), EQUALITY_LONG_LIMIT_S),
-            Part(
-                "throughput", [python, "bench/throughput.py", "--device", "cuda", *BATCHES], 170.0, shown=20
-            ),
-            *pairs,
-            two_gpus_part(python, stem),
-        ]
-    return [  # what is right before what is fast
-        *first,
-        gpu_tests_part(pytest),
-        equality_part(python, EQUALITY_SHORT, EQUALITY_LIMIT_S),
-        Part(
-            "kernel-tests",
-            [*pytest, *workers, "tests/kernels", *(f"--ignore=tests/kernels/{name}" for name in ELSEWHERE)],
-            150.0,
-            nothing_status=NOTHING_COLLECTED,
-        ),
-        latency_part(python, "latency", SHORT_PAIR, SHORT, 150.0, stem),
-        Part(
-            "kernels",
-            [python, "bench/kernels.py", "--budget", str(KERNELS_BUDGET_S)],
-            KERNELS_BUDGET_S + 45.0,
-            shown=40,
-        ),
-        memcheck_part(python),
-        two_gpus_part(python, stem),
-    ]
-
-
-def write_results(outcome: Outcome, stem: Path, card: dict[str, object]) -> None:
-    """The JSON of a part that has figures."""
-    if outcome.figures() is not None:
-        write_json(Path(f"{stem}-{outcome.part.name}.json"), {"card": card, **outcome.to_dict()})
+    """What there is to run, in order. The sum of the limits may pass the total: few parts need theirs."""
+    parts = Parts(python, stem)
+    return parts.long() if long else parts.short()
 
 
 def write_json(path: Path, content: dict[str, object]) -> None:
@@ -198,11 +189,11 @@ def main(argv: list[str] | None = None) -> int:
     if missing:
         print(f"gpu: {missing}: nothing was built, run or written", file=sys.stderr)
         return 2
-    card = gpu_card()
+    machine = gpu_environment()
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d")
-    stem = options.results_dir / f"{date}-{slug(gpu_name())}"
+    stem = options.results_dir / f"{date}-{slug(machine['gpu'])}"
     options.results_dir.mkdir(parents=True, exist_ok=True)
-    print(*(card[key] for key in ("gpu", "driver", "torch", "triton", "commit")), sep=", ")
+    print(*(machine[key] for key in ("gpu", "driver", "torch", "triton", "commit")), sep=", ")
     log = Path(f"{stem}-{'gpu-latency' if options.long else 'gpu'}.txt")
     log.unlink(missing_ok=True)
     done: list[Outcome] = []
@@ -214,8 +205,9 @@ def main(argv: list[str] | None = None) -> int:
 
     def keep(outcome: Outcome) -> None:
         done.append(outcome)
-        write_results(outcome, stem, card)
-        write_json(log.with_suffix(".json"), {"card": card, "parts": [without_figures(o) for o in done]})
+        if outcome.figures() is not None:
+            write_json(Path(f"{stem}-{outcome.part.name}.json"), {"card": machine, **outcome.to_dict()})
+        write_json(log.with_suffix(".json"), {"card": machine, "parts": [without_figures(o) for o in done]})
 
     parts = parts_of(sys.executable, stem, long=options.long)
     if options.only:

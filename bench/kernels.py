@@ -4,7 +4,7 @@
     python bench/kernels.py --quick      the shapes of 1B and 8B, within one minute
     python bench/kernels.py --only verify
 
-Prints a card, a row a case as it is measured, what became of the goals, and as its last line the same as
+Prints the machine, a row a case as it is measured, what became of the goals, and as its last line the same as
 JSON. Cases that a goal applies to run first; when the budget is spent the rest is left out, by name. Exit
 status 1 if an output was wrong or a case failed (such a case has no figures), 2 if there is no GPU.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
+import os
 import re
 import sys
 import time
@@ -22,15 +22,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if sys.path[0] == str(ROOT / "bench"):
-    sys.path[0] = str(ROOT)  # run as a script: our modules are bench.*, and none of them may shadow another's
+if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
+    sys.path[0] = os.path.dirname(sys.path[0])
 
-from bench.goals import GOALS, Verdict, format_goals, verdict  # noqa: E402
-from bench.gpu_card import copy_bandwidth, format_card, gpu_card, why_no_gpu  # noqa: E402
-from bench.gpu_timer import GraphTimer, Timer  # noqa: E402
-from bench.kernel_cases import COLUMNS, Row, Spec, format_row, run_case  # noqa: E402
-from bench.kernel_warmup import compile_share, num_workers, run_workers, share  # noqa: E402
+from bench.harness.command import finish
+from bench.harness.environment import copy_bandwidth, format_machine, gpu_environment, why_no_gpu
+from bench.harness.goals import GOALS, Verdict, format_goals, verdict
+from bench.kernel_cases.case import COLUMNS, Row, Spec, format_row, run_case
+from bench.kernel_cases.timer import GraphTimer, Timer
+from bench.kernel_cases.warmup import compile_share, num_workers, run_workers, share
 
 BUDGET, QUICK_BUDGET = 220.0, 50.0  # seconds of cases, compilation included
 REPEATS, QUICK_REPEATS = 15, 9
@@ -67,7 +67,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def all_specs() -> list[Spec]:
     """Every case, by room."""
-    from bench import attention_cases, linear_cases, step_cases, verify_cases
+    from bench.kernel_cases import attention as attention_cases
+    from bench.kernel_cases import linear as linear_cases
+    from bench.kernel_cases import step as step_cases
+    from bench.kernel_cases import verify as verify_cases
 
     rooms = (verify_cases, step_cases, attention_cases, linear_cases)
     return [spec for room in rooms for spec in room.specs()]
@@ -130,14 +133,14 @@ def run(options: argparse.Namespace, specs: Sequence[Spec]) -> dict[str, Any]:
     """Everything on the GPU: prints the report, returns the figures."""
     import torch
 
-    from bench.kernel_peers import installed
+    from bench.kernel_cases.peers import installed
 
     torch.manual_seed(0)
     timer = GraphTimer()
-    card = gpu_card()
+    machine = gpu_environment()
     bandwidth = copy_bandwidth(timer)
     peers = installed()
-    print(format_card(card, bandwidth))
+    print(*format_machine(machine, {"copy": bandwidth / 1e9}), sep="\n")
     there = [
         f"torch {torch.__version__}",
         *(f"{name} {version}" for name, version in peers.items() if version),
@@ -164,7 +167,7 @@ def run(options: argparse.Namespace, specs: Sequence[Spec]) -> dict[str, Any]:
     if after is not None:
         print(f"\nmemory copied at {bandwidth / 1e9:.0f} GB/s before the cases, {after / 1e9:.0f} after them")
     return {
-        "card": card,
+        "card": machine,
         "copy_gb_s": bandwidth / 1e9,
         "copy_gb_s_after": None if after is None else after / 1e9,
         "peers": peers,
@@ -192,9 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         compile_share(share(specs, index, count))
         return OK
     figures = run(options, specs)
-    print(json.dumps(figures))
-    if options.json_out:
-        options.json_out.write_text(json.dumps(figures, indent=1) + "\n")
+    finish(figures, options.json_out)
     return OK if figures["green"] else RED
 
 

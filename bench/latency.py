@@ -6,47 +6,44 @@
     python bench/latency.py --device cuda --pair planted:8b+135m@0.9 --peers all
     python bench/latency.py --device interpret --pair planted:0.01m+0.01m@0.7 ...     the same path, no GPU
 
-Prints a card, the executor's speed, one table a temperature, and as its last line the same figures as JSON.
-Exit status 1, and no speed-ups, if any two programs wrote different tokens. Progress goes to stderr.
+Prints the environment, the executor's speed, one table a temperature, and as its last line the same figures
+as JSON. Exit status 1, and no speed-ups, if any two programs wrote different tokens. Progress goes to
+stderr.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if sys.path[0] == str(ROOT / "bench"):
-    sys.path[0] = str(ROOT)  # run as a script: our modules are bench.*, and none of them may shadow another's
+if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
+    sys.path[0] = os.path.dirname(sys.path[0])
 
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import torch
+from tqdm import tqdm
 
-from bench.card import bandwidth_card, format_card, machine_card  # noqa: E402
-from bench.exit_code import exit_code  # noqa: E402
-from bench.measure import Measured, Program, Workload, tokens_per_second  # noqa: E402
-from bench.pairs import describe  # noqa: E402
-from bench.peers import HuggingFace  # noqa: E402
-from bench.section import (  # noqa: E402
-    GAMMAS,
-    Section,
-    cpu_menu,
-    fit_workload,
-    format_section,
-    menus,
-    num_runs,
-    run_section,
-)
-from bench.steps import format_steps, measure_steps, to_dict  # noqa: E402
-from bench.subject import Subject, open_subject  # noqa: E402
-from bench.timeline import draw, write_chrome_trace  # noqa: E402
-from pearl_rt.strategy.options import CAPTURED_FORMS, FORMS  # noqa: E402
-from pearl_rt.types.metrics import RequestMetrics  # noqa: E402
+from bench.harness.command import exit_code, finish
+from bench.harness.environment import ceiling, format_environment, measured_environment
+from bench.harness.goals import ROUND_GOALS, format_goals, verdict
+from bench.harness.measure import Measured, Workload, tokens_per_second
+from bench.harness.menu import GAMMAS, Menu, cpu_menu, device_menu, fit_workload, menus, num_runs
+from bench.harness.peers import Peers, engine_peers
+from bench.harness.run import Run, format_run
+from bench.model_pairs.model_pair import EAGER, ModelPair, cpu_dtype, open_pair
+from bench.rounds.pair_run import goal_rows, run_pair
+from bench.rounds.rounds_ahead import DEPTHS, try_depths
+from bench.rounds.steps import format_steps, measure_steps
+from bench.rounds.timeline import SKIPPED_ROUNDS, draw, write_chrome_trace
+from pearl_rt.strategy.options import CAPTURED_FORMS, FORMS
+from pearl_rt.types.metrics import RequestMetrics
+
+OF_ENGINE = ("device", "form", "rounds_ahead", "capture", "dtype", "isa", "max_model_len")  # of its stats
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -151,126 +148,177 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def latency_on_device(options: argparse.Namespace) -> dict[str, Any]:
-    """The main job where kernels run."""
-    from bench.device_latency import run_on_device
-    from bench.device_subject import open_on_device
-    from bench.pairs import PairSpec
-
-    if options.pair:
-        options.alphas = options.alphas or [PairSpec.parse(options.pair).alpha]
-    subject = open_on_device(options)
-    with subject.engine:
-        return run_on_device(options, subject)
-
-
-def seconds_per_token(subject: Subject) -> float:
-    """One decode step of ar, from a short run that also warms the engine."""
-    [sample] = subject.run(Program("ar"), Workload(subject.prompts[:1], 12), 0)
-    return max(sample.tpot, 1e-6)
-
-
 def traced_runs(results: list[Measured]) -> dict[str, RequestMetrics]:
     """The first prompt of the best pearl, after the best sd's, on the same placement if it ran there."""
-    found: dict[str, RequestMetrics] = {}
     judge = results[0].program.judge
-    pearl = [r for r in results if r.program.strategy == "pearl" and r.program.judge == judge]
-    best = max(pearl, key=tokens_per_second)
-    serial = [r for r in results if r.program.strategy == "sd" and r.program.judge == judge]
-    same = [r for r in serial if r.program.placement == best.program.placement]
-    for result in (max(same or serial, key=tokens_per_second), best):
-        metrics = result.samples[0].metrics
-        assert metrics is not None
-        found[
-            f"{result.program.strategy}, {result.program.placement} cores, gamma {result.program.gamma}"
-        ] = metrics
-    return found
-
-
-def run(options: argparse.Namespace, subject: Subject) -> dict[str, Any]:
-    """Everything after the models are loaded: prints the report, returns the figures."""
-    from pearl_rt import _C
-
-    isa = options.isa or _C.detect_isa()
-    dtype = "bfloat16" if options.dtype == "auto" else options.dtype
-    machine = machine_card(isa=isa, cpus=subject.cores, dtype=dtype)
-    bandwidth = bandwidth_card(_C.CoreSet(subject.cores), subject.figures)
-    print(format_card(machine, subject.figures, bandwidth), *subject.notes, sep="\n")
-    engine = subject.engine
-    models = [engine.target, engine.draft]
-    speeds = [
-        measure_steps(model, figures, subject.cores)
-        for model, figures in zip(models, subject.figures, strict=True)
-    ]
-    print(format_steps(speeds), flush=True)
-
-    menu = cpu_menu(split=len(subject.cores) > 1, pearl_shared=options.pearl_shared)
-    by_temperature = menus(menu, options.temperature, options.judge)
-    whole = Workload(subject.prompts, options.max_tokens, seed=options.seed, batch=options.batch)
-    workload = fit_workload(
-        whole, seconds_per_token(subject), options.budget, len(options.temperature), len(options.gammas)
-    )
-    sections: list[Section] = []
-    with ExitStack() as stack:
-        peer = None
-        if options.peers:
-            peer = HuggingFace(*stack.enter_context(subject.checkpoint_directories()), len(subject.cores))
-            machine["transformers"] = peer.version
-        bar = stack.enter_context(tqdm(total=0, unit="run", file=sys.stderr, dynamic_ncols=True))
-        bar.total = sum(
-            num_runs(
-                by_temperature[temperature],
-                options.gammas,
-                workload,
-                options.repeats,
-                sampled=temperature > 0,
-                num_peers=3 if peer is not None and temperature == 0 else 0,
-            )
-            for temperature in options.temperature
-        )
-        for temperature in options.temperature:
-            section, results = run_section(
-                subject.run,
-                workload.at(temperature),
-                gammas=tuple(options.gammas),
-                menu=by_temperature[temperature],
-                repeats=options.repeats,
-                peer=peer,
-                bar=bar,
-            )
-            if not sections and options.trace:
-                write_chrome_trace(options.trace, traced_runs(results))
-            if not sections and options.plot:
-                draw(options.plot, traced_runs(results))
-            sections.append(section)
-            tqdm.write(f"\n{format_section(section)}", file=sys.stdout)
-    figures = {
-        "machine": machine,
-        "bandwidth_gb_per_second": bandwidth,
-        "models": [asdict(m) for m in subject.figures],
-        "notes": subject.notes,
-        "planted": describe(subject.planted) if subject.planted else None,
-        "steps": to_dict(speeds),
-        "sections": [section.to_dict() for section in sections],
-        "outputs_equal": all(section.difference is None for section in sections),
+    by = {
+        s: [r for r in results if r.program.kind[0] == s and r.program.judge == judge]
+        for s in ("sd", "pearl")
     }
-    print(json.dumps(figures))
-    if options.json_out:
-        options.json_out.write_text(json.dumps(figures, indent=1) + "\n")
-    return figures
+    best = max(by["pearl"], key=tokens_per_second)
+    same = [r for r in by["sd"] if r.program.placement == best.program.placement]
+    chosen = max(same or by["sd"], key=tokens_per_second), best
+    names = [f"{r.program.strategy}, {r.program.placement} cores, gamma {r.program.gamma}" for r in chosen]
+    return {name: r.metrics[0] for name, r in zip(names, chosen, strict=True)}
+
+
+def pictures_of(run: Run, results: list[Measured], pair: ModelPair) -> dict[str, RequestMetrics]:
+    """A run of sd, and of pearl below it; on a device those whose steps were timed."""
+    if run.device is None:
+        return traced_runs(results)
+    form, times = pair.forms[0], run.device.times
+    names = [next(n for n in times if n.startswith(f"{s}/{form}")) for s in ("sd", "pearl")]
+    return {f"{name}, {form}": run.device.runs[name][0] for name in names}
+
+
+def draw_pictures(options: argparse.Namespace, runs: dict[str, RequestMetrics]) -> None:
+    """The files of --trace and --plot; a picture needs rounds behind the first ones."""
+    if options.trace:
+        write_chrome_trace(options.trace, runs)
+    if options.plot and min(metrics.rounds for metrics in runs.values()) > SKIPPED_ROUNDS:
+        draw(options.plot, runs)
+    elif options.plot:
+        print("no picture: its runs have too few rounds", file=sys.stderr)
+
+
+def fitted(options: argparse.Namespace, pair: ModelPair, num_parts: int) -> Workload:
+    """What is asked for, or what the budget allows of it. The interpreter's pace is nobody's."""
+    asked = Workload(pair.prompts, options.max_tokens, seed=options.seed, batch=options.batch)
+    if pair.device == "interpret":
+        return asked
+    return fit_workload(asked, pair.seconds_per_token(), options.budget, num_parts, len(options.gammas))
+
+
+def asked_peers(options: argparse.Namespace, pair: ModelPair) -> Peers | None:
+    """Those that --peers asks for."""
+    if not options.peers:
+        return None
+    peers = Peers(num_prompts=options.peer_prompts)
+    try:
+        peers.hugging_face = pair.hugging_face(compiled=options.peers == "all")
+    except ModuleNotFoundError as error:
+        if not pair.on_device:
+            raise
+        peers.absent["hf"] = f"{error.name} is not installed"
+    if options.peers == "all":
+        peers.engines, absent = engine_peers(pair.checkpoints[0] if pair.checkpoints else None)
+        peers.absent |= absent
+    return peers
+
+
+class MainJob:
+    """Every agreement and temperature of a pair, printed as each is done."""
+
+    def __init__(self, options: argparse.Namespace, pair: ModelPair, highest: float | None) -> None:
+        """highest: tok/s of ar at the memory's speed."""
+        self.options, self.pair, self.highest = options, pair, highest
+        self.runs: list[Run] = []
+        self.goal_rows: list[dict[str, Any]] = []
+        self.ahead: dict[str, Any] | None = None
+
+    def run_all(
+        self, workload: Workload, menus: dict[float, Menu], alphas: Sequence[float | None]
+    ) -> str | None:
+        """All of it -> the version of transformers, if it ran."""
+        options, pair = self.options, self.pair
+        peers = asked_peers(options, pair)
+        with tqdm(total=0, unit="run", file=sys.stderr, dynamic_ncols=True) as bar:
+            count = partial(
+                num_runs, repeats=options.repeats, num_peers=3 if peers and not pair.on_device else 0
+            )
+            counts = [count(menu, options.gammas, workload.at(at)) for at, menu in menus.items()]
+            bar.total = len(alphas) * sum(counts)
+            for alpha in alphas:
+                if alpha is not None:
+                    pair.replant(alpha, lambda what: bar.set_postfix_str(f"planting: {what}"))
+                if pair.on_device:
+                    tqdm.write("\n" + "\n".join(pair.notes), file=sys.stdout)
+                for temperature, menu in menus.items():
+                    run, results = run_pair(
+                        pair,
+                        workload.at(temperature),
+                        gammas=tuple(options.gammas),
+                        repeats=options.repeats,
+                        peers=peers,
+                        bar=bar,
+                        menu=menu,
+                    )
+                    self.keep(run, results, workload.at(temperature), bar)
+        return peers.hugging_face.version if peers and peers.hugging_face else None
+
+    def keep(self, run: Run, results: list[Measured], workload: Workload, bar: tqdm[Any]) -> None:
+        """Prints one run; of the first one also the pictures, and rounds queued ahead."""
+        options, pair, is_first = self.options, self.pair, not self.runs
+        self.runs.append(run)
+        tqdm.write(f"\n{format_run(run)}", file=sys.stdout)
+        if is_first and (options.trace or options.plot):
+            draw_pictures(options, pictures_of(run, results, pair))
+        if run.device is None:
+            return
+        run.device.runs.clear()
+        self.goal_rows += goal_rows(run, pair.names, self.highest)
+        depths = DEPTHS if options.rounds_ahead is None else tuple(options.rounds_ahead)
+        if is_first and depths and pair.is_gpu and pair.forms[0] != EAGER:
+            self.ahead, rows = try_depths(pair, run, workload, depths, bar)
+            self.goal_rows += rows
+
+    def figures(self) -> dict[str, Any]:
+        """Of the JSON; prints the goals."""
+        equal = all(run.difference is None for run in self.runs)
+        own = {"sections": [run.to_dict() for run in self.runs], "outputs_equal": equal}
+        planted = self.pair.planting
+        if not self.pair.on_device:
+            return own | {"planted": planted.to_dict() if planted else None}
+        verdicts = [verdict(goal, self.goal_rows) for goal in ROUND_GOALS] if self.pair.is_gpu else []
+        if verdicts:
+            print(f"\ngoals, stated for one H100:\n{format_goals(verdicts)}")
+        return own | {
+            "ceiling_tokens_per_second": self.highest,
+            "planted": planted.to_dict() if planted else None,
+            "engine": {key: value for key, value in self.pair.engine.stats().items() if key in OF_ENGINE},
+            "rounds_ahead": self.ahead,
+            "goals": [v.to_dict() for v in verdicts],
+            "outputs_equal": equal and (self.ahead is None or self.ahead["difference"] is None),
+        }
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """The whole: prints the report, returns the figures."""
+    pair = open_pair(options)
+    with pair.engine:
+        machine, bandwidth = measured_environment(
+            pair.device, pair.figures, cores=pair.cores, isa=options.isa, dtype=cpu_dtype(options)
+        )
+        print(format_environment(machine, pair.figures, bandwidth), flush=True)
+        figures: dict[str, Any] = {
+            "machine": machine,
+            "bandwidth_gb_per_second": bandwidth,
+            "models": [asdict(m) for m in pair.figures],
+            "notes": pair.notes,
+        }
+        alphas: list[float | None] = [None]
+        if pair.on_device:
+            menu = device_menu(pair.forms)
+            alphas = list(options.alphas or [pair.plan.spec.alpha]) if pair.plan else alphas
+        else:
+            print(*pair.notes, sep="\n")
+            models = zip((pair.engine.target, pair.engine.draft), pair.figures, strict=True)
+            speeds = [measure_steps(model, own, pair.cores) for model, own in models]
+            print(format_steps(speeds), flush=True)
+            figures["steps"] = [asdict(speed) for speed in speeds]
+            menu = cpu_menu(split=len(pair.cores) > 1, pearl_shared=options.pearl_shared)
+        by_temperature = menus(menu, options.temperature, options.judge)
+        job = MainJob(options, pair, ceiling(pair.figures, bandwidth))
+        workload = fitted(options, pair, len(alphas) * len(by_temperature))
+        transformers = job.run_all(workload, by_temperature, alphas)
+        if transformers:
+            machine["transformers"] = transformers
+        return finish(figures | job.figures(), options.json_out)
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_arguments(argv)
-
-    def measured() -> dict[str, Any]:
-        if options.device != "cpu":
-            return latency_on_device(options)
-        subject = open_subject(options)
-        with subject.engine:
-            return run(options, subject)
-
-    return exit_code("latency", measured)
+    return exit_code("latency", lambda: measured(options))
 
 
 if __name__ == "__main__":

@@ -6,42 +6,44 @@
 
 The same prompts in batches of each size with each program, interleaved; greedy, or sampled with the same
 noise for all (judge "coupled"). On a device an engine has steps for so many sequences, so that each size has
-an engine of its own, one after the other. Prints a card, a table, and as its last line the same figures as
-JSON. Exit status 1, and no speed-ups, if a batch changed a token of any program.
+an engine of its own, one after the other. Prints the environment, a table, and as its last line the same
+figures as JSON. Exit status 1, and no speed-ups, if a batch changed a token of any program.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
-import json
+import os
 import statistics
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-if sys.path[0] == str(ROOT / "bench"):
-    sys.path[0] = str(ROOT)  # run as a script: our modules are bench.*, and none of them may shadow another's
+if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
+    sys.path[0] = os.path.dirname(sys.path[0])
 
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from tqdm import tqdm
 
-from bench.batched_peer import BatchedHuggingFace  # noqa: E402
-from bench.card import bandwidth_card, format_card, machine_card  # noqa: E402
-from bench.exit_code import exit_code  # noqa: E402
-from bench.measure import WARM_TOKENS, timed  # noqa: E402
-from bench.pairs import PairSpec  # noqa: E402
-from bench.subject import Subject, open_subject  # noqa: E402
-from bench.table import format_table  # noqa: E402
-from pearl_rt import SamplingParams  # noqa: E402
-from pearl_rt.strategy.options import FORMS  # noqa: E402
-
-if TYPE_CHECKING:
-    from bench.device_subject import DeviceSubject
+from bench.harness.command import exit_code, finish
+from bench.harness.environment import format_environment, measured_environment
+from bench.harness.measure import (
+    Measured,
+    Program,
+    Workload,
+    first_difference,
+    measure,
+    pooled,
+    tokens_per_second,
+)
+from bench.harness.table import format_table
+from bench.model_pairs.model_pair import ModelPair, cpu_dtype, open_pair
+from pearl_rt.strategy.options import FORMS
+from pearl_rt.types.metrics import RequestMetrics
 
 COLUMNS = (
     ("strategy", "strategy", "s"),
@@ -59,47 +61,7 @@ COLUMNS = (
 )
 
 
-@dataclass
-class Figures:
-    """One program at one size of batch."""
-
-    strategy: str
-    gamma: int
-    batch: int
-    seconds: float = 0.0
-    outputs: dict[int, list[int]] = field(default_factory=dict)  # prompt -> its tokens
-    metrics: list[Any] = field(default_factory=list)  # of ours; a peer has none
-
-    @property
-    def tokens_per_second(self) -> float:
-        return sum(map(len, self.outputs.values())) / self.seconds
-
-    def row(self) -> dict[str, Any]:
-        """What the table and the JSON have of it, without speed-ups."""
-        row: dict[str, Any] = {
-            "strategy": self.strategy,
-            "gamma": self.gamma or None,
-            "batch": self.batch,
-            "tokens_per_second": self.tokens_per_second,
-            **dict.fromkeys(("x_ar", "x_alone", "ttft_p50_ms", "tpot_p50_ms", "tpot_p95_ms")),
-            **dict.fromkeys(("acceptance", "tokens_per_round", "accepted_per_position")),
-        }
-        if not self.metrics:
-            return row
-        tpots = sorted(m.tpot * 1e3 for m in self.metrics)
-        judged, rounds = sum(m.judged for m in self.metrics), sum(m.rounds for m in self.metrics)
-        row |= {
-            "ttft_p50_ms": statistics.median(m.ttft * 1e3 for m in self.metrics),
-            "tpot_p50_ms": statistics.median(tpots),
-            "tpot_p95_ms": tpots[min(len(tpots) - 1, round(0.95 * len(tpots)))],
-            "acceptance": sum(m.accepted for m in self.metrics) / judged if judged else None,
-            "tokens_per_round": sum(len(m.token_times) - 1 for m in self.metrics) / max(rounds, 1),
-            "accepted_per_position": by_position(self.metrics) or None,
-        }
-        return row
-
-
-def by_position(metrics: Sequence[Any]) -> str:
+def by_position(metrics: Sequence[RequestMetrics]) -> str:
     """Of the drafts that were judged in each place of the window, the share that stood."""
     judged: Counter[int] = Counter()
     accepted: Counter[int] = Counter()
@@ -141,176 +103,139 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
             parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} would measure nothing")
     if min(options.batches) < 1 or max(options.batches) > options.num_prompts:
         parser.error(f"--batches {options.batches}: pass sizes of 1 to --num-prompts ({options.num_prompts})")
-    options.max_num_seqs = max(options.batches)
     options.draft_device, options.forms = None, [options.form]
     if options.device != "cpu" and options.peers:
         parser.error("--peers is for a CPU: on a device bench/latency.py runs them, one sequence at a time")
     return options
 
 
-def measure(
-    subject: Subject | DeviceSubject, options: argparse.Namespace, batches: Sequence[int]
-) -> list[Figures]:
-    """Every program at every size, by turns: a slow minute of the machine hits all alike."""
-    found = {
-        (strategy, batch): Figures(strategy, options.gamma if strategy in ("sd", "pearl") else 0, batch)
-        for batch in batches
-        for strategy in options.strategies
-    }
-    total = options.repeats * len(found)
-    with tqdm(total=total, unit="run", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
-        for _ in range(options.repeats):
-            for figures in found.values():
-                run(subject, options, figures)
-                bar.update()
-    return list(found.values())
-
-
-def run(subject: Subject | DeviceSubject, options: argparse.Namespace, figures: Figures) -> None:
-    """All prompts once, a batch after the other."""
-    params = SamplingParams(
-        temperature=options.temperature, max_tokens=options.max_tokens, seed=options.seed, ignore_eos=True
-    )
-    for first in range(0, len(subject.prompts), figures.batch):
-        prompts = subject.prompts[first : first + figures.batch]
-        generate = partial(
-            subject.engine.generate,
-            prompts,
-            params,
-            strategy=figures.strategy,
-            gamma=figures.gamma or None,
-            placement=None if figures.strategy == "auto" else "shared",
-            judge="coupled",
+def programs_of(options: argparse.Namespace, pair: ModelPair, batch: int) -> list[Program]:
+    """What runs at one size: in the first form on a device, on all cores of a CPU."""
+    place = pair.forms[0] if pair.on_device else "shared"
+    return [
+        Program(
+            strategy,
+            "auto" if strategy == "auto" and not pair.on_device else place,
+            options.gamma if strategy in ("sd", "pearl") else 0,
+            batch=batch,
         )
-        outputs, seconds = timed(generate)
-        figures.seconds += seconds
-        for place, output in enumerate(outputs, first):
-            figures.outputs[place] = output.token_ids
-            figures.metrics.append(output.metrics)
+        for strategy in options.strategies
+    ]
 
 
-def first_difference(found: Sequence[Figures]) -> str | None:
-    """Where two programs or sizes wrote different tokens, or None."""
-    reference = found[0]
-    for other in found[1:]:
-        for prompt, tokens in reference.outputs.items():
-            if other.outputs[prompt] != tokens:
-                return (
-                    f"prompt {prompt}: {other.strategy} in batches of {other.batch} wrote other tokens than "
-                    f"{reference.strategy} in batches of {reference.batch}"
-                )
-    return None
+def workload_of(options: argparse.Namespace, pair: ModelPair, batch: int) -> Workload:
+    """The same prompts and noise at every size."""
+    return Workload(pair.prompts, options.max_tokens, options.temperature, options.seed, batch, one_seed=True)
 
 
-def with_speed_ups(found: Sequence[Figures], repeats: int) -> list[dict[str, Any]]:
-    """Rows, compared with ar in batches of the same size, and with the same program alone."""
-    rates = {(f.strategy, f.batch): f.tokens_per_second * repeats for f in found}
-    rows = []
-    for figures in found:
-        row, rate = figures.row(), rates[figures.strategy, figures.batch]
-        row["tokens_per_second"] = rate
-        for name, other in (("x_ar", ("ar", figures.batch)), ("x_alone", (figures.strategy, 1))):
-            row[name] = rate / rates[other] if other in rates else None
-        rows.append(row)
-    return rows
+def row_of(result: Measured, rates: dict[tuple[str, int], float]) -> dict[str, Any]:
+    """A row of the table and the JSON. rates: tok/s that it is compared with, none if tokens differ."""
+    program, metrics, rate = result.program, result.metrics, tokens_per_second(result)
+    tpots = [m.tpot * 1e3 for m in metrics]
 
+    def times(strategy: str, batch: int) -> float | None:
+        base = rates.get((strategy, batch))
+        return rate / base if base else None
 
-def measure_on_device(options: argparse.Namespace) -> dict[str, Any]:
-    """An engine for each size, one after the other: prints everything, returns the figures."""
-    from bench.device_latency import device_card, print_card
-    from bench.device_subject import open_on_device
-
-    found: list[Figures] = []
-    told: dict[str, Any] = {}
-    for batch in options.batches:
-        subject = open_on_device(argparse.Namespace(**vars(options) | {"max_num_seqs": batch}))
-        with subject.engine:
-            if not told:
-                machine, bandwidth = device_card(subject)
-                print_card(subject, machine, bandwidth)
-                told = {
-                    "machine": machine,
-                    "bandwidth_gb_per_second": {"copy": bandwidth / 1e9} if bandwidth else None,
-                    "models": [asdict(m) for m in subject.figures],
-                }
-            if subject.plan is not None:
-                subject.plant(PairSpec.parse(options.pair).alpha, lambda what: None)
-            print(*subject.notes, f"an engine for {batch}", sep="; ", flush=True)
-            if subject.is_gpu:  # every program once: captured, compiled, warm
-                warm = argparse.Namespace(**vars(options) | {"max_tokens": WARM_TOKENS, "repeats": 1})
-                measure(subject, warm, [batch])
-            found += measure(subject, options, [batch])
-            told["notes"] = subject.notes
-        del subject
-        gc.collect()  # its weights and graphs, before the next one's
-    return finish(options, found, told, {})
-
-
-def report(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
-    """Prints everything, returns the figures."""
-    from pearl_rt import _C
-
-    isa = options.isa or _C.detect_isa()
-    dtype = "bfloat16" if options.dtype == "auto" else options.dtype
-    machine = machine_card(isa=isa, cpus=subject.cores, dtype=dtype)
-    bandwidth = bandwidth_card(_C.CoreSet(subject.cores), subject.figures)
-    print(format_card(machine, subject.figures, bandwidth), *subject.notes, sep="\n", flush=True)
-    found = measure(subject, options, options.batches)
-    difference = first_difference(found)
-    agreement: dict[int, float] = {}
-    if options.peers and difference is None:
-        with subject.checkpoint_directories() as (target, _):
-            peer = BatchedHuggingFace(target, len(subject.cores))
-            machine["transformers"] = peer.version
-            for batch in options.batches:
-                outputs, seconds = peer.generate(subject.prompts, options.max_tokens, batch)
-                found.append(Figures("hf ar", 0, batch, seconds * options.repeats, dict(enumerate(outputs))))
-                same = sum(found[0].outputs[i] == tokens for i, tokens in enumerate(outputs))
-                agreement[batch] = same / len(outputs)
-    told = {
-        "machine": machine,
-        "bandwidth_gb_per_second": bandwidth,
-        "models": [asdict(m) for m in subject.figures],
-        "notes": subject.notes,
+    return {
+        "strategy": program.strategy,
+        "gamma": program.gamma or None,
+        "batch": program.batch,
+        "tokens_per_second": rate,
+        "x_ar": times("ar", program.batch),
+        "x_alone": times(program.strategy, 1),
+        "ttft_p50_ms": statistics.median(m.ttft * 1e3 for m in metrics) if metrics else None,
+        "tpot_p50_ms": statistics.median(tpots) if metrics else None,
+        "tpot_p95_ms": float(np.percentile(tpots, 95)) if metrics else None,
+        "acceptance": pooled(result, "accepted", "judged"),
+        "tokens_per_round": tokens_per_round(metrics) if metrics else None,
+        "accepted_per_position": by_position(metrics) or None,
     }
-    return finish(options, found, told, agreement)
 
 
-def finish(
-    options: argparse.Namespace,
-    found: Sequence[Figures],
-    told: dict[str, Any],
-    agreement: dict[int, float],
-) -> dict[str, Any]:
-    """The table and the JSON. told: the machine and the models; agreement: of a peer, by batch."""
-    difference = first_difference([figures for figures in found if figures.metrics])
-    rows = with_speed_ups(found, options.repeats) if difference is None else [f.row() for f in found]
+def tokens_per_round(metrics: Sequence[RequestMetrics]) -> float:
+    """Over all requests together."""
+    return sum(len(m.token_times) - 1 for m in metrics) / max(sum(m.rounds for m in metrics), 1)
+
+
+class Throughput:
+    """Every program at every size of batch."""
+
+    def __init__(self, options: argparse.Namespace, bar: tqdm[Any]) -> None:
+        self.options, self.bar = options, bar
+        self.found: list[Measured] = []
+        self.figures: dict[str, Any] = {}
+        self.agreement: dict[int, float] = {}  # of a peer with us, by batch
+
+    def run(self, pair: ModelPair, batches: Sequence[int]) -> None:
+        """On one engine, by turns."""
+        options = self.options
+        if not self.figures:
+            machine, bandwidth = measured_environment(
+                pair.device, pair.figures, cores=pair.cores, isa=options.isa, dtype=cpu_dtype(options)
+            )
+            print(format_environment(machine, pair.figures, bandwidth), flush=True)
+            self.figures = {
+                "machine": machine,
+                "bandwidth_gb_per_second": bandwidth,
+                "models": [asdict(m) for m in pair.figures],
+            }
+        if pair.plan is not None:
+            pair.replant(pair.plan.spec.alpha)
+        self.figures["notes"] = pair.notes
+        sizes = [f"an engine for {batch}" for batch in batches if pair.on_device]
+        print("; ".join([*pair.notes, *sizes]), flush=True)
+        for batch in batches:
+            self.found += measure(
+                pair.run,
+                programs_of(options, pair, batch),
+                workload_of(options, pair, batch),
+                repeats=options.repeats,
+                progress=lambda _: self.bar.update(),
+                **({"warm_tokens": 0} if pair.device == "interpret" else {}),
+            )
+
+    def add_peer(self, pair: ModelPair) -> None:
+        """Hugging Face behind ours, which may be compared: it has no batches beside an assistant."""
+        peer = pair.hugging_face()
+        self.figures["machine"]["transformers"] = peer.version
+        ours = {sample.prompt: sample.token_ids for sample in self.found[0].samples}
+        for batch in self.options.batches:
+            workload = workload_of(self.options, pair, batch)
+            [found] = measure(peer, [Program("hf ar", batch=batch)], workload, warm_tokens=0)
+            self.found.append(found)
+            same = sum(ours[sample.prompt] == sample.token_ids for sample in found.samples)
+            self.agreement[batch] = same / len(found.samples)
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything: prints the table, returns the figures."""
+    on_device = options.device != "cpu"
+    engines = [[batch] for batch in options.batches] if on_device else [options.batches]
+    with tqdm(unit="run", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
+        job = Throughput(options, bar)
+        for batches in engines:
+            pair = open_pair(argparse.Namespace(**vars(options), max_num_seqs=max(batches)))
+            with pair.engine:
+                job.run(pair, batches)
+                difference = first_difference(job.found)
+                if options.peers and difference is None:
+                    job.add_peer(pair)
+            del pair
+            gc.collect()  # its weights and graphs, before the next one's
+    rates = {(r.program.strategy, r.program.batch): tokens_per_second(r) for r in job.found}
+    rows = [row_of(result, rates if difference is None else {}) for result in job.found]
     print(f"\n{format_table(rows, COLUMNS)}")
     print(difference or "all programs wrote the same tokens in every batch")
-    for batch, share in agreement.items():
+    for batch, share in job.agreement.items():
         print(f"hf ar in batches of {batch}: {share:.0%} of its answers are ours, token for token")
-    figures = told | {
-        "rows": rows,
-        "peer_agreement": agreement,
-        "outputs_equal": difference is None,
-    }
-    print(json.dumps(figures))
-    if options.json_out:
-        options.json_out.write_text(json.dumps(figures, indent=1) + "\n")
-    return figures
+    equal = {"peer_agreement": job.agreement, "outputs_equal": difference is None}
+    return finish(job.figures | {"rows": rows} | equal, options.json_out)
 
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_arguments(argv)
-
-    def measured() -> dict[str, Any]:
-        if options.device != "cpu":
-            return measure_on_device(options)
-        subject = open_subject(options)
-        with subject.engine:
-            return report(subject, options)
-
-    return exit_code("throughput", measured)
+    return exit_code("throughput", lambda: measured(options))
 
 
 if __name__ == "__main__":
