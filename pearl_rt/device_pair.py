@@ -34,12 +34,12 @@ from pearl_rt.device_model import (
 from pearl_rt.device_pages import DevicePages
 from pearl_rt.device_state import DeviceState, RoundRow, StateSizes
 from pearl_rt.errors import ConfigError, DeviceError, RequestError
-from pearl_rt.kernels.state import State
 from pearl_rt.loader import load_tensors
 from pearl_rt.options import JUDGES, check_vocabularies, choice, max_length
 from pearl_rt.planner import MAX_GAMMA
 from pearl_rt.request import Request, check_plain, check_stop_ids, prepare_prompt
 from pearl_rt.sampling_params import SamplingParams
+from pearl_rt.state import State
 from pearl_rt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class DevicePair:
 
     @property
     def tensors(self) -> State:
-        """The struct of arrays for the window in use (kernels/state.py): views, at fixed addresses."""
+        """The struct of arrays for the window in use (pearl_rt/state.py): views, at fixed addresses."""
         return self.state.windowed(self._gamma)
 
     def on_device(self) -> AbstractContextManager[Any]:

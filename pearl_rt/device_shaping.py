@@ -14,8 +14,8 @@ from pearl_rt.kernels.filters import filters
 from pearl_rt.kernels.filters import workspace_size as filters_workspace
 from pearl_rt.kernels.penalties import TARGET_ROWS, penalties
 from pearl_rt.kernels.penalties import workspace_size as penalties_workspace
-from pearl_rt.kernels.state import State
 from pearl_rt.request import FILTERS, SHAPING, Request
+from pearl_rt.state import State
 
 Tensor = torch.Tensor
 MAX_BIASED = 64  # ids in logit_bias

@@ -21,8 +21,8 @@ def test_wheel_imports_elsewhere(tmp_path: Path) -> None:
     assert "pearl_rt/kernels/__init__.py" in names
     assert not [n for n in names if n.startswith(("kernels/", "tests/", "bench/", "models/"))]
     code = (
-        "import pearl_rt, pearl_rt._C, pearl_rt.kernels, pearl_rt.engine;"
-        "print(pearl_rt.__file__, pearl_rt._C.detect_isa())"
+        "import pearl_rt, pearl_rt._C, pearl_rt.engine; from importlib.util import find_spec;"
+        "print(pearl_rt.__file__, pearl_rt._C.detect_isa(), find_spec('pearl_rt.kernels').origin)"
     )
     # -P and an empty directory: nothing of the checkout is on the path.
     result = subprocess.run(
