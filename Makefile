@@ -1,6 +1,7 @@
 # make latency | make test | make test-all | make check | make docs: each sets up what it needs; so do
 # make exactness | make schedules | make soak | make sanitize, which take longer.
 #   make test PYTHON=python3 VENV=     use the installed Python, torch and build tools; no network
+#   make build                         only builds: then the Python of VENV imports pearl_rt from any directory
 #   make gpu [RESULTS_DIR=DIR]         with a GPU: builds, tests and measures with what is installed; no network
 #   make gpu-latency                   with a GPU: equal tokens, batches and the main job in full, 20 minutes
 
@@ -32,7 +33,7 @@ CPP = $(shell find csrc tests/fakes -name '*.cpp' -o -name '*.h')
 CLANG_FORMAT = $(firstword $(wildcard $(dir $(PY))clang-format) clang-format)
 RUN = PYTHONPATH=$(CURDIR) $(PY)
 
-.PHONY: latency test test-all exactness schedules soak check sanitize map docs gpu gpu-latency build clean
+.PHONY: latency test test-all exactness schedules soak check sanitize map docs gpu gpu-latency build importable clean
 .DELETE_ON_ERROR:
 
 latency: build
@@ -86,6 +87,14 @@ gpu gpu-latency:
 
 build: $(READY)
 	$(PY) setup.py -q build_ext --inplace
+ifneq ($(strip $(VENV)),)
+	@$(MAKE) --no-print-directory importable
+endif
+
+# Puts this checkout on the path of VENV's Python, behind what is installed there.
+importable:
+	@$(PY) -c "import pathlib, sys, sysconfig; \
+	  (pathlib.Path(sysconfig.get_path('purelib')) / 'pearl_rt.pth').write_text(sys.argv[1] + '\n')" "$(CURDIR)"
 
 ifeq ($(strip $(VENV)),)
 build/.checked: setup.py

@@ -3,7 +3,7 @@
     tokens   accept_len candidates, then the token that follows; cut at the first stop id, else at
              max_total_len; finish_reason 2 stop, 3 length, 4 bad logits
     pending  what was drafted behind the candidates that were judged, if all of them stood, else 0
-    ring     the round's entry (kernels/state.py), its number last, behind a release fence of system scope
+    ring     the round's entry (pearl_rt/state.py), its number last, behind a release fence of system scope
 
 `pearl_rt.reference.round.advance` and `cut` are the definition. Knows nothing of logits and judges. Slots
 that do not run are untouched, their ring entries too.
@@ -16,7 +16,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .state import RING_HEADER
+from pearl_rt.state import RING_HEADER
+
 from .window import RUNNING
 
 HEADER = tl.constexpr(RING_HEADER)

@@ -1,10 +1,14 @@
-"""Mends Triton's interpreter: loops to a run-time bound under numpy 2.4, assertions on request, its pace.
+"""Mends Triton's interpreter: loops to a run-time bound under numpy 2.4, tl.dot, assertions, its pace.
 
 Imported by the files that kernels are made of; does nothing where kernels are compiled.
 
 Triton 3.6 turns an array of one element into a number in a way that numpy 2.4 refuses (triton #9171, mended
 in 3.9). It is mended here because no requirement would do: torch's wheels for CUDA ask for one exact version
 of Triton, and whoever installs pearl_rt beside other packages has the numpy that they brought.
+
+It multiplies matrices by numpy's BLAS, which orders a sum by the processor and by the number of rows.
+Compiled kernels promise a row the same bits in any company, and tests hold them to it. Here every sum of
+tl.dot is in order of k.
 
 The interpreter evaluates every check for integer overflow and throws the result away, for a fifth of its
 time, and makes no tl.device_assert. Both follow triton.knobs.runtime.debug (TRITON_DEBUG=1) here, as they do
@@ -40,6 +44,25 @@ def mend_scalars() -> None:
         interpreter._patch_lang_tensor = patch_and_mend
 
 
+def sum_in_order(a: numpy.ndarray, b: numpy.ndarray, dtype: numpy.dtype) -> numpy.ndarray:
+    """a [.., M, K] times b [.., K, N], in dtype: each sum in order of k, if N is more than one.
+
+    einsum runs no BLAS unless it is asked to optimize. Over arrays in C order its inner loop is along N.
+    """
+    left, right = (numpy.ascontiguousarray(matrix, dtype) for matrix in (a, b))
+    return numpy.einsum("...mk,...kn->...mn", left, right)
+
+
+def dot_in_order() -> None:
+    """Has tl.dot sum in order of k, on every machine."""
+
+    def create_dot(self: Any, a: Any, b: Any, d: Any, *precision: Any) -> Any:  # fp32 is fp32 here
+        total = sum_in_order(a.data, b.data, d.data.dtype)
+        return interpreter.TensorHandle(total + d.data, d.dtype.scalar)
+
+    interpreter.InterpreterBuilder.create_dot = create_dot
+
+
 def follow_debug() -> None:
     """Has the interpreter check what compiled kernels would."""
     builder, debug = interpreter.interpreter_builder, bool(triton.knobs.runtime.debug)
@@ -62,5 +85,6 @@ def patch_once() -> None:
 
 if interpreting():
     mend_scalars()
+    dot_in_order()
     follow_debug()
     patch_once()

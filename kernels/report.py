@@ -17,13 +17,10 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 
+from . import MODULES
 from .compile import SHARED_LIMITS, CompileCase, Compiled, compile_case, problems
 from .library import interpreting
 
-MODULES = (
-    *("rms_norm", "linear", "gate_up_silu", "qkv_rope_store", "attention", "attention_prefill", "embedding"),
-    *("feed", "penalties", "filters", "sample", "judge", "verify", "logprobs", "tell", "rollback"),
-)
 Job = tuple[str, int, int]  # module, index of the case, compute capability * 10
 
 

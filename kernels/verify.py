@@ -33,6 +33,8 @@ import torch
 import triton
 import triton.language as tl
 
+from pearl_rt.state import RING_HEADER
+
 from .commit import commit
 from .compile import CompileCase
 from .coupled import coupled_verdict
@@ -42,7 +44,6 @@ from .library import check, check_device, on_their_device, register
 from .noise import EXACT
 from .residual import rejection_verdict
 from .sample import check_logits, config
-from .state import RING_HEADER
 from .window import locate
 from .workspace import carve
 

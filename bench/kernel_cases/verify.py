@@ -127,7 +127,7 @@ def judge_job(copies: int, batch: int, gamma: int, vocab: int, kind: str) -> Job
 
 def make_state(windows: Windows) -> Any:
     """The state of slots that are about to judge these windows, as serial speculation does."""
-    states = import_module("pearl_rt.kernels.state")
+    states = import_module("pearl_rt.state")
     batch, gamma, vocab = windows.batch, windows.gamma, windows.vocab
     state = states.State.allocate(batch, gamma, CAPACITY, vocab, vocab, 2, 8, device=windows.target.device)
     state.target_logits.copy_(windows.target)

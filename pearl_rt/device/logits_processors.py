@@ -14,7 +14,7 @@ from pearl_rt.kernels.filters import filters
 from pearl_rt.kernels.filters import workspace_size as filters_workspace
 from pearl_rt.kernels.penalties import TARGET_ROWS, penalties
 from pearl_rt.kernels.penalties import workspace_size as penalties_workspace
-from pearl_rt.kernels.state import State
+from pearl_rt.state import State
 from pearl_rt.types.request import FILTERS, SHAPING, Request
 
 Tensor = torch.Tensor
@@ -104,14 +104,21 @@ class Shaping:
         self.state.move_rows(self._kept(gamma), self._kept(wider))
 
     @property
+    def served(self) -> frozenset[str]:
+        """The parameters that launches serve. Of those that are captured: all of them, since native
+        lanes write the values. Otherwise what the requests that run ask for: the others cost no launches.
+        """
+        return frozenset((*SHAPING, *FILTERS)) if self._captured else frozenset().union(*self._asked)
+
+    @property
     def penalises(self) -> bool:
-        """Whether rows are changed in place for a request that runs."""
-        return self._captured or any(asked & set(SHAPING) for asked in self._asked)
+        """Whether rows are changed in place."""
+        return not self.served.isdisjoint(SHAPING)
 
     @property
     def filters(self) -> bool:
-        """Whether a request that runs asks for thresholds."""
-        return self._captured or any(asked & set(FILTERS) for asked in self._asked)
+        """Whether rows have thresholds."""
+        return not self.served.isdisjoint(FILTERS)
 
     def target(self, gamma: int, *, joining: bool = False) -> Tensor | None:
         """Transforms the rows that were scored, in place -> [B, gamma + 1] thresholds, if any are on.
@@ -164,12 +171,12 @@ class Shaping:
     def _wanted(
         self, top_k: Tensor, top_p: Tensor, min_p: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """Those that a request that runs asks for: the others cost no launches."""
-        asked = frozenset[str]().union(*self._asked)
+        """Each filter's values; None of one that is not served."""
+        served = self.served
         return (
-            top_k if "top_k" in asked else None,
-            top_p if "top_p" in asked else None,
-            min_p if "min_p" in asked else None,
+            top_k if "top_k" in served else None,
+            top_p if "top_p" in served else None,
+            min_p if "min_p" in served else None,
         )
 
     def _penalise(

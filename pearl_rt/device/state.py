@@ -1,4 +1,4 @@
-"""What a round reads and writes, on a device: the tensors of kernels/state.py, as the host sees them.
+"""What a round reads and writes, on a device: the tensors of pearl_rt/state.py, as the host sees them.
 
 Knows requests and sizes; not models, programs or how a round works. A run has one window for all of its
 requests, and sees the same memory with exactly as many rows as that window needs: `windowed`.
@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pearl_rt.kernels.state import BAD_LOGITS, IDLE, RING_HEADER, RUNNING, State
 from pearl_rt.model.kv_cache import check_block_size
+from pearl_rt.state import BAD_LOGITS, IDLE, RING_HEADER, RUNNING, State
 from pearl_rt.types.request import Request
 
 __all__ = ["BAD_LOGITS", "FINISH_NAMES", "IDLE", "RUNNING", "DeviceState", "RoundRow", "StateSizes"]

@@ -35,8 +35,8 @@ from pearl_rt.device.model import (
 from pearl_rt.device.pages import DevicePages
 from pearl_rt.device.state import DeviceState, RoundRow, StateSizes
 from pearl_rt.errors import ConfigError, DeviceError, RequestError
-from pearl_rt.kernels.state import State
 from pearl_rt.lowlevel.call_order import CallOrder
+from pearl_rt.state import State
 from pearl_rt.strategy.options import JUDGES, check_vocabularies, choice, max_length
 from pearl_rt.strategy.planner import MAX_GAMMA
 from pearl_rt.types.request import Request, check_plain, check_stop_ids, prepare_prompt
@@ -220,7 +220,7 @@ class DevicePair:
 
     @property
     def tensors(self) -> State:
-        """The struct of arrays for the window in use (kernels/state.py): views, at fixed addresses."""
+        """The struct of arrays for the window in use (pearl_rt/state.py): views, at fixed addresses."""
         return self.state.windowed(self._gamma)
 
     def on_device(self) -> AbstractContextManager[Any]:

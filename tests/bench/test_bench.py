@@ -24,6 +24,7 @@ from bench.model_pairs.prompts import read_prompts
 from bench.model_pairs.shapes import SHAPES, Shape, shape_named
 from bench.rounds import timeline
 from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.errors import ConfigError, RequestError
 from pearl_rt.types.metrics import RequestMetrics, TraceRow
 from recipes.train.llama import LlamaForCausalLM

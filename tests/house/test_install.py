@@ -17,6 +17,8 @@ import pytest
 import pearl_rt
 
 ROOT = Path(__file__).resolve().parents[2]
+# What a shell has in which nothing of pearl_rt was set, and no make runs.
+PLAIN = {"PATH": os.environ["PATH"]}
 ELSEWHERE = ("models", "bench", "tests", "recipes", "docs", "examples")  # what a checkout has, and no release
 
 
@@ -79,3 +81,28 @@ def test_wheel_of_the_sdist_writes_text_elsewhere(sdist: Path, tmp_path: Path) -
     models = ["--target", ROOT / "models/target", "--draft", ROOT / "models/draft"]
     request = ["--prompt", "def fibonacci(n):\n", "--max-tokens", "16"]
     assert run([python, "-m", "pearl_rt", "generate", *models, *request], tmp_path).strip()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_a_virtual_environment_imports_the_checkout(tmp_path: Path) -> None:
+    venv, elsewhere = tmp_path / "venv", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    subprocess.run(["make", "-s", "importable", f"VENV={venv}"], cwd=ROOT, check=True, env=PLAIN)
+    command = [venv / "bin" / "python", "-c", "import pearl_rt; print(pearl_rt.__file__)"]
+    run = subprocess.run(command, cwd=elsewhere, env=PLAIN, capture_output=True, text=True)
+    assert run.stdout == f"{ROOT}/pearl_rt/__init__.py\n", run.stderr
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("venv", "installs"), [(".venv", True), ("", False)])
+def test_a_build_installs_where_there_is_a_virtual_environment(venv: str, installs: bool) -> None:
+    said = subprocess.run(
+        ["make", "-n", "build", f"VENV={venv}"],
+        cwd=ROOT,
+        env=PLAIN,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert "setup.py" in said and ("pearl_rt.pth" in said) == installs

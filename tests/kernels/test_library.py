@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +18,9 @@ from test_attention import FP32, random_case
 from test_qkv_rope_store import random_case as rope_case
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pearl_rt.kernels import interpreter, library
-from pearl_rt.kernels.report import MODULES
+from pearl_rt.kernels import MODULES, interpreter, library
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -62,6 +67,20 @@ def test_leaves_tensors_of_the_host_and_none_at_all_alone(monkeypatch: pytest.Mo
 def test_every_launcher_does(name: str) -> None:
     launcher = getattr(importlib.import_module(f"pearl_rt.kernels.{name}"), name)
     assert launcher.__wrapped__.__name__ == name
+
+
+def test_one_import_registers_every_operator() -> None:
+    """In a process that imports nothing else of pearl_rt."""
+    files = sorted(Path(library.__file__).parent.glob("*.py"))
+    calls = [re.findall(r"^ *register\(\s*f?\"(\w+)\(", path.read_text(), re.MULTILINE) for path in files]
+    names = sorted(name for own in calls for name in own)
+    assert len(names) >= 13 and "rms_norm" in names
+    code = (
+        "import pearl_rt.kernels, torch, sys;"
+        "print(*(n for n in sys.argv[1:] if hasattr(torch.ops.pearl_rt, n)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.split() == names, run.stderr
 
 
 def test_the_interpreter_patches_the_language_once(

@@ -11,10 +11,10 @@ from rows import poisoned
 
 from pearl_rt.kernels import verify as kernel
 from pearl_rt.kernels.reference import verify as reference
-from pearl_rt.kernels.state import BAD_LOGITS, IDLE, LENGTH, RING_HEADER, RUNNING, STOP, State
 from pearl_rt.reference import round as definition
 from pearl_rt.reference.judge import ReferenceJudge
 from pearl_rt.reference.round import Limits, RoundState
+from pearl_rt.state import BAD_LOGITS, IDLE, LENGTH, RING_HEADER, RUNNING, STOP, State
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")
 

@@ -1,4 +1,4 @@
-// The arrays of a running batch in a device's memory, by the names of kernels/state.py, and what is copied
+// The arrays of a running batch in a device's memory, by the names of pearl_rt/state.py, and what is copied
 // into them: a run's requests from the host's State, a window or a verdict from another memory. Knows
 // addresses and layouts; not streams, steps or order: copies are lists, in order, for one stream.
 #pragma once
@@ -16,7 +16,7 @@
 
 namespace pearl {
 
-// Addresses in order of kernels/state.py. ring: pinned host memory. chunk: [B, 2] of this lane's prefill.
+// Addresses in order of pearl_rt/state.py. ring: pinned host memory. chunk: [B, 2] of this lane's prefill.
 // joining: [B] finish_reason of the slots that step "join" judges. block_table: [B, MB] KV blocks of a slot.
 // num_logprobs: [B] as Request's; told: pinned host memory, as csrc/cuda/run/logprob_ring.h reads it; both
 // only where sizes have max_logprobs.
