@@ -36,7 +36,8 @@ struct IssuerOptions {
 
 class CudaIssuer {
  public:
-  // spin: how long it polls the verdict ring before it sleeps between looks.
+  // spin: how long it polls the verdict ring before it sleeps between looks. Throws Failure(kResource) if its
+  // thread cannot be had.
   CudaIssuer(std::shared_ptr<Driver> driver, std::chrono::microseconds spin);
   ~CudaIssuer();
   CudaIssuer(const CudaIssuer&) = delete;
@@ -106,7 +107,7 @@ class CudaIssuer {
   CUgraphExec round_exec_ = nullptr;  // nullptr: none was needed yet
   CUgraphExec loop_exec_ = nullptr;   // nullptr: rounds are launched one by one
   int64_t round_ = 0;                 // that was begun last, or that a loop may have begun; 0 is the prologue
-  std::thread thread_;
+  std::jthread thread_;
 };
 
 }  // namespace pearl
