@@ -124,7 +124,7 @@ class Engine:
         self._limits = self._backend.limits(has_draft)
         self._wanted = Wanted.checked(strategy, gamma, placement, self._limits)
         self._judge = judge
-        self._tokenizer = tokenizer
+        self._tokenizer = tokenizer and tokenizer.hiding(target_config.eos_token_ids)
         self._config = target_config
         parts = [("target", target_config, target_tensors)]
         if draft_config is not None and draft_tensors is not None:

@@ -4,6 +4,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <limits>
+
 #include "cpu/machine/bandwidth.h"
 #include "cpu/model/llama.h"
 
@@ -91,7 +93,14 @@ std::vector<py::array_t<float>> forward_batch(LlamaExecutor& executor,
 void bind_executor(py::module_& m) {
   m.def("available_isas", &available_isas, "Instruction sets that run here, fastest first");
   m.def("detect_isa", [] { return available_isas().front(); });
-  m.def("available_bytes", &available_bytes, "Memory that can still be had");
+  m.def(
+      "available_bytes",
+      [](const std::string& meminfo, const std::string& group) -> std::optional<int64_t> {
+        const int64_t bytes = available_bytes(meminfo, group);
+        return bytes == std::numeric_limits<int64_t>::max() ? std::nullopt : std::optional(bytes);
+      },
+      py::arg("meminfo") = "/proc/meminfo", py::arg("group") = "/sys/fs/cgroup",
+      "Memory that can still be had without swapping; None: unknown. Tests bring files of their own.");
   m.def("measure_bandwidth", &measure_bandwidth, py::arg("core_set"), py::arg("bytes"), py::arg("seconds"),
         py::call_guard<py::gil_scoped_release>(),
         "Bytes per second that the cores read from a buffer of that size");

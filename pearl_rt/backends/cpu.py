@@ -14,7 +14,6 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pearl_rt._C as _C
@@ -158,16 +157,8 @@ def available_memory() -> int | None:
     """Bytes that can be allocated without swapping: MemAvailable, or less where a cgroup allows less. None:
     unknown.
     """
-    limits = []
-    try:
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                limits.append(int(line.split()[1]) * 1024)
-        group = Path("/sys/fs/cgroup")
-        limits.append(int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
-    except (OSError, ValueError):  # no such file, or "max"
-        pass
-    return min(limits, default=None)
+    available: int | None = _C.available_bytes()
+    return available
 
 
 def weight_bytes(config: ModelConfig, dtype: str) -> int:

@@ -33,7 +33,10 @@ class ChatTemplate:
         """Raises CheckpointError for what is no template."""
         self._special_tokens = dict(special_tokens or {})
         try:
-            self._template = _environment().from_string(source)
+            environment = _environment()
+            self._template = environment.from_string(source)
+            constants = environment.parse(source).find_all(nodes.Const)
+            self._knows_developer = any(constant.value == "developer" for constant in constants)
         except jinja2.TemplateError as error:
             raise CheckpointError(
                 f"the chat template is not valid Jinja ({error}): fetch it again"
@@ -69,13 +72,19 @@ class ChatTemplate:
         """The prompt. messages: {"role": ..., "content": ...}, at least one; `variables` are the template's
         own.
 
-        Encode it with add_special_tokens=False. Raises RequestError if the template refuses them.
+        The role "developer" is "system" where the template does not name it. Encode the prompt with
+        add_special_tokens=False. Raises RequestError if the template refuses them.
         """
         if not messages:
             raise RequestError("messages is empty: give at least one")
         plain = [
             {name: value for name, value in message.items() if value is not None} for message in messages
         ]
+        if not self._knows_developer:
+            plain = [
+                message | {"role": "system"} if message.get("role") == "developer" else message
+                for message in plain
+            ]
         given: dict[str, Any] = {**self._special_tokens, **variables}
         given |= {"messages": plain, "tools": tools, "documents": None}
         try:

@@ -4,9 +4,10 @@ Knows the `tokenizers` library and nothing about models, except that a model may
 tokens (a padded vocabulary): such ids are legal and stand for no text.
 """
 
+import copy
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -32,8 +33,8 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self.vocab_size = max(tokenizer.get_vocab_size(with_added_tokens=True), vocab_size)
         added = tokenizer.get_added_tokens_decoder()
-        special = {i for i, token in added.items() if token.special}
-        self._shown = frozenset(tokenizer.get_vocab(with_added_tokens=True).values()) - special
+        self.hidden = {i: token.content for i, token in added.items() if token.special}  # no text; by names
+        self._shown = frozenset(tokenizer.get_vocab(with_added_tokens=True).values()) - self.hidden.keys()
         probe = tokenizer.encode("a").ids
         self._prefix = [bos_token_id] if bos_token_id is not None and probe[:1] != [bos_token_id] else []
 
@@ -56,15 +57,28 @@ class Tokenizer:
             tokenizer = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the library raises no narrower type
             raise CheckpointError(f"{file} is not a readable tokenizer ({error}): fetch it again") from error
-        settings = directory / "tokenizer_config.json"
-        bos = _asked_bos(read_json(settings)) if settings.exists() else None
+        file_of_settings = directory / "tokenizer_config.json"
+        settings = read_json(file_of_settings) if file_of_settings.exists() else {}
+        bos = _named(settings, "bos_token") if settings.get("add_bos_token") else None
         bos_token_id = None if bos is None else tokenizer.token_to_id(bos)
         if bos is not None and bos_token_id is None:
             raise CheckpointError(
-                f"{settings} asks for the first token {bos!r}, which {file.name} does not have"
+                f"{file_of_settings} asks for the first token {bos!r}, which {file.name} does not have"
             )
         rows = read_json(directory / "config.json").get("vocab_size")
-        return cls(tokenizer, vocab_size=rows if isinstance(rows, int) else 0, bos_token_id=bos_token_id)
+        whole = cls(tokenizer, vocab_size=rows if isinstance(rows, int) else 0, bos_token_id=bos_token_id)
+        eos = _named(settings, "eos_token")
+        eos_token_id = None if eos is None else tokenizer.token_to_id(eos)
+        return whole if eos_token_id is None else whole.hiding([eos_token_id])
+
+    def hiding(self, token_ids: Collection[int]) -> "Tokenizer":
+        """The same tokenizer, for which these ids, a model's ends of text, stand for no text either."""
+        more = {i: self.token_text(i) for i in token_ids if i in self._shown}
+        if not more:
+            return self
+        other = copy.copy(self)
+        other.hidden, other._shown = self.hidden | more, self._shown - more.keys()
+        return other
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt, beginning-of-text token first. Raises RequestError for what is not text.
@@ -177,9 +191,10 @@ class IncrementalDecoder:
         return self._tokenizer._tokenizer.decode(self._window, skip_special_tokens=False)
 
 
-def _asked_bos(settings: dict[str, Any]) -> str | None:
-    """The first token that a tokenizer_config.json wants, if any."""
-    if not settings.get("add_bos_token"):
-        return None
-    token = settings.get("bos_token")
-    return token.get("content") if isinstance(token, dict) else token
+def _named(settings: dict[str, Any], name: str) -> str | None:
+    """A token that a tokenizer_config.json names, if it does."""
+    token = settings.get(name)
+    token = token.get("content") if isinstance(token, dict) else token
+    if token is not None and not isinstance(token, str):
+        raise CheckpointError(f"{name} of tokenizer_config.json is {token!r}, not text: fetch the file again")
+    return token

@@ -102,6 +102,7 @@ class Answer:
         return TextStream(
             None if tokenizer is None else tokenizer.decoder(after=self._prompt.token_ids),
             params.stop,
+            hidden=None if tokenizer is None else tokenizer.hidden,
             include_stop_str_in_output=params.include_stop_str_in_output,
             min_tokens=params.min_tokens,
         )

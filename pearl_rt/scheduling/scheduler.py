@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pearl_rt.errors import EngineClosedError, QueueFullError
+from pearl_rt.errors import EngineClosedError, QueueFullError, ResourceError
 from pearl_rt.scheduling.handle import RequestHandle
 from pearl_rt.types.outputs import RequestOutput, StreamChunk
 
@@ -87,13 +87,12 @@ class Scheduler:
                 )
             if not self._in_flight:
                 self._take_turn()
+            if self._thread is None:
+                self._thread = self._started_thread()
             handle = RequestHandle(self._next_id, self._cancel)
             self._next_id += 1
             self._in_flight += 1
             self._waiting.append((handle, job))
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="pearl_rt scheduler", daemon=True)
-                self._thread.start()
             self._changed.notify_all()
         return handle
 
@@ -110,6 +109,20 @@ class Scheduler:
             self._changed.notify_all()
         if thread is not None:
             thread.join()
+
+    def _started_thread(self) -> threading.Thread:
+        """It waits for self._changed, which the caller holds."""
+        thread = threading.Thread(target=self._work, name="pearl_rt scheduler", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            if not self._in_flight:
+                self._end_turn()
+            raise ResourceError(
+                f"no more threads can be started, and one is needed for submitted requests ({error}): raise "
+                "the limit (ulimit -u, or pids.max of a container), or end other threads"
+            ) from None
+        return thread
 
     def _cancel(self, handle: RequestHandle) -> None:
         with self._changed:

@@ -3,9 +3,12 @@
 Knows a decoder only by push() and finish(). The first stop string is the one that is complete first, as the
 text is read character by character; of several that end at once, the longest. So the cut depends on the text
 alone, not on how it was divided into tokens or rounds.
+
+A stop string that names a token without text, a special one, is looked for in the text with such names in
+their places. They are not shown, but as part of a stop string that is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 
@@ -58,14 +61,20 @@ class TextStream:
         decoder: Decoder | None,
         stop: Sequence[str] = (),
         *,
+        hidden: Mapping[int, str] | None = None,
         include_stop_str_in_output: bool = False,
         min_tokens: int = 0,
     ) -> None:
+        """hidden: the names of the tokens that `decoder` leaves out."""
         self._decoder = decoder
+        names = set((hidden or {}).values()) - {""}
+        named = {text for text in stop if any(name in text for name in names)}
         self._matchers = [StopMatcher(text) for text in stop]
+        self._naming = [matcher for matcher in self._matchers if matcher.stop in named]  # hear names as well
+        self._hidden = (hidden or {}) if named else {}
         self._include_stop = include_stop_str_in_output
         self._min_tokens = min_tokens
-        self._held = ""  # decoded, and perhaps the beginning of a stop string
+        self._held: list[tuple[str, bool]] = []  # characters, perhaps the beginning of a stop string; shown?
         self.num_tokens = 0  # taken so far; the last one completed the stop string, if there was one
         self.stop: str | None = None  # the stop string that ended the text
 
@@ -82,26 +91,41 @@ class TextStream:
                 break
             self.num_tokens += 1
             shown += self._filtered(self._decoder.push([token_id]))
+            if token_id in self._hidden and self.stop is None:
+                shown += self._filtered(self._hidden[token_id], is_shown=False)
         return shown
 
     def finish(self) -> str:
         """What is still held back, once no token will follow; "" after a stop string."""
         if self._decoder is None or self.stop is not None:
             return ""
-        shown = self._filtered(self._decoder.finish())
-        rest, self._held = self._held, ""
-        return shown + rest
+        return self._filtered(self._decoder.finish()) + self._let_out(len(self._held))
 
-    def _filtered(self, text: str) -> str:
+    def _filtered(self, text: str, *, is_shown: bool = True) -> str:
         """What of the held text and `text` can be shown."""
-        for place, character in enumerate(text):
-            complete = [matcher.stop for matcher in self._matchers if matcher.push(character)]
+        if not self._matchers:
+            return text
+        hearing = self._matchers if is_shown else self._naming
+        for character in text:
+            self._held.append((character, is_shown))
+            complete = [matcher for matcher in hearing if matcher.push(character)]
             if complete and self.num_tokens >= self._min_tokens:
-                self.stop = max(complete, key=len)
-                read, self._held = self._held + text[: place + 1], ""
-                return read if self._include_stop else read[: -len(self.stop)]
-        held = max((matcher.held for matcher in self._matchers), default=0)
-        read = self._held + text
-        cut = len(read) - held
-        self._held = read[cut:]
-        return read[:cut]
+                first = max(complete, key=lambda matcher: len(matcher.stop))
+                self.stop = first.stop
+                shown = self._let_out(self._begin(first, len(first.stop)))
+                self._held.clear()
+                return shown + (first.stop if self._include_stop else "")
+        return self._let_out(min(self._begin(matcher, matcher.held) for matcher in self._matchers))
+
+    def _begin(self, matcher: StopMatcher, heard: int) -> int:
+        """Where in what is held the last characters begin that a matcher has heard, so many of them."""
+        place, hears_names = len(self._held), matcher in self._naming
+        while heard:
+            place -= 1
+            heard -= hears_names or self._held[place][1]
+        return place
+
+    def _let_out(self, count: int) -> str:
+        """The first `count` held characters, as they are shown."""
+        out, self._held = self._held[:count], self._held[count:]
+        return "".join([character for character, is_shown in out if is_shown])

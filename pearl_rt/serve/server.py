@@ -48,7 +48,9 @@ def bound_socket(host: str, port: int) -> socket.socket:
     """A socket at the address; port 0 is any free one. Raises ResourceError if it cannot be had."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        bound = socket.socket(family)
+        # asyncio sets TCP_NODELAY for this protocol only: an answer on a kept connection would wait for the
+        # client's delayed acknowledgement.
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:

@@ -18,7 +18,7 @@ from pearl_rt import CheckpointError, ConfigError, Engine, ResourceError, Sampli
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import save_checkpoint
 from pearl_rt.checkpoint.shapes import tensor_shapes
-from pearl_rt.cli.commands import commands as cli
+from pearl_rt.cli import commands as cli
 
 FOUR = SamplingParams(max_tokens=4)
 OPTIONS = {"strategy": "pearl", "gamma": 2, "placement": "shared", "max_model_len": 32, "num_threads": 1}

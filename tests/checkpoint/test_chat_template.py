@@ -212,3 +212,33 @@ def test_a_conversation_is_the_template_of_all_that_was_said(tmp_path: Path) -> 
         assert conversation.messages == before
         conversation.reset()
         assert "".join(conversation.ask("one")) == first
+
+
+@pytest.mark.parametrize(
+    ("roles", "otherwise", "is_known"),
+    [
+        ("['system', 'user']", "", False),
+        ("['system', 'user']", "{{ raise_exception('no such role') }}", False),
+        ("['system', 'user']", "as a developer: [{{ m.role }}]{{ m.content }}", False),
+        ("['system', 'user', 'developer']", "", True),
+        (
+            "['system', 'user']",
+            "{% if m['role'] == 'developer' %}[{{ m.role }}]{{ m.content }}{% endif %}",
+            True,
+        ),
+    ],
+    ids=["drops", "raises", "writes-any", "knows", "knows-apart"],
+)
+def test_a_developer_is_the_system_where_a_template_knows_none(
+    roles: str, otherwise: str, is_known: bool
+) -> None:
+    template = ChatTemplate(
+        "{% for m in messages %}{% if m.role in "
+        + roles
+        + " %}[{{ m.role }}]{{ m.content }}{% else %}"
+        + otherwise
+        + "{% endif %}{% endfor %}"
+    )
+    said = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": "hi"}]
+    assert template.render(said) == f"[{'developer' if is_known else 'system'}]be brief[user]hi"
+    assert said[0]["role"] == "developer"

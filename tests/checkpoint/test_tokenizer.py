@@ -243,6 +243,27 @@ def test_padded_rows_of_the_model_stand_for_no_text(tmp_path: Path) -> None:
         tokenizer.decode([400])
 
 
+def test_the_end_of_the_text_is_not_shown_whatever_its_flag(tmp_path: Path) -> None:
+    tok = byte_level()
+    tok.add_tokens(
+        [tokenizers.AddedToken(name, special=False, normalized=False) for name in ("<end>", "<b>")]
+    )
+    end, other = tok.token_to_id("<end>"), tok.token_to_id("<b>")
+    for asked, shown in (
+        ({}, "a<end><b>"),
+        ({"eos_token": "<end>"}, "a<b>"),
+        ({"eos_token": "<gone>"}, "a<end><b>"),
+    ):
+        tokenizer = Tokenizer.from_pretrained(saved(tmp_path, tok, **asked))
+        ids = [*tokenizer.encode("a"), end, other]
+        assert tokenizer.decode(ids) == "".join(pieces(tokenizer, ids, [], [1, 1, 1])) == shown
+    hiding = tokenizer.hiding([end, other, 10**6])
+    assert hiding.decode(ids) == "a" and (hiding.hidden[end], hiding.hidden[other]) == ("<end>", "<b>")
+    assert tokenizer.decode(ids) == "a<end><b>"
+    assert hiding.fingerprint == tokenizer.fingerprint
+    assert hiding.hiding([end]) is hiding
+
+
 @pytest.mark.parametrize(
     ("in_file", "asked", "expected"),
     [
@@ -322,3 +343,7 @@ def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
         CheckpointError, match=r"asks for the first token '<bos>', which tokenizer\.json does not"
     ):
         Tokenizer.from_pretrained(tmp_path)
+    for name in ("bos_token", "eos_token"):
+        saved(tmp_path, byte_level(), add_bos_token=True, **{name: 5})
+        with pytest.raises(CheckpointError, match=rf"{name} of tokenizer_config\.json is 5, not text"):
+            Tokenizer.from_pretrained(tmp_path)

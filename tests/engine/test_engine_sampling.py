@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterator
 
 import pytest
+import tokenizers
 import torch
-from tiny_pairs import Pair
+from tiny_pairs import Pair, byte_tokenizer
 
 from pearl_rt import Engine, Logprob, RequestError, SamplingParams
+from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.cli.commands import main
 
 PROMPT = [5, 9, 200, 3]
@@ -139,3 +141,30 @@ def test_flags_of_the_command_line(
     ]
     assert main(["generate", *pair, "--prompt", "a", "--logit-bias", "x=1"]) == 2
     assert "--logit-bias x=1 is not ID=X" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("strategy", ["ar", "sd", "pearl"])
+def test_a_stop_string_may_be_a_special_token_and_the_end_is_not_shown(strategy: str) -> None:
+    """Ids 256 and 257 are named, one special and one the model's end of text, flagged as neither."""
+    tok = byte_tokenizer()
+    for name, is_special in (("<special>", True), ("<end>", False)):
+        tok.add_tokens([tokenizers.AddedToken(name, special=is_special, normalized=False)])
+    pair = Pair.make("half-right", eos_token_ids=(257,))
+    named = Tokenizer(tok, vocab_size=pair.config.vocab_size)
+    with pair.engine(max_model_len=64, num_threads=1, tokenizer=named) as engine:
+        [letter] = engine.tokenizer.encode("x") if engine.tokenizer is not None else [-1]
+        for bias, stop, expected in (
+            ({256: 100.0}, ["<special>"], ("", "<special>", 1)),
+            ({256: 100.0}, ["<special><special>"], ("", "<special><special>", 2)),
+            ({256: 100.0}, [], ("", None, 8)),
+            ({257: 100.0}, [], ("", None, 1)),
+            ({letter: 100.0}, ["<special>"], ("x" * 8, None, 8)),
+        ):
+            params = SamplingParams(max_tokens=8, logit_bias=bias, stop=stop)
+            [told] = engine.generate(PROMPT, params, strategy=strategy, gamma=3)
+            assert (told.text, told.stop_reason, len(told.token_ids)) == expected
+            assert "".join(chunk.text for chunk in engine.stream(PROMPT, params)) == told.text
+        [told] = engine.generate(
+            PROMPT, SamplingParams(max_tokens=4, logit_bias={257: 100.0}, ignore_eos=True)
+        )
+        assert (told.text, told.token_ids) == ("", [257] * 4)

@@ -164,3 +164,47 @@ def test_characters_of_several_tokens_in_a_stop_string() -> None:
     pieces = [stream.push([i]) for i in ids] + [stream.finish()]
     assert "".join(pieces) == "héllo 🧠 w"
     assert not any("�" in piece for piece in pieces)
+
+
+def first_stop_among_names(
+    pieces: list[tuple[str, bool]], stops: list[str], names: set[str], include: bool
+) -> tuple[str, str | None]:
+    """(what is shown, which stop string ended it), where some pieces are names that are not shown."""
+    characters = [(character, is_shown) for piece, is_shown in pieces for character in piece]
+    for end in range(1, len(characters) + 1):
+        ending = []
+        for stop in stops:
+            heard = [n for n in range(end) if characters[n][1] or any(name in stop for name in names)]
+            last = heard[-len(stop) :]
+            if last[-1:] == [end - 1] and "".join(characters[n][0] for n in last) == stop:
+                ending.append((len(stop), stop, last[0]))
+        if ending:
+            _, stop, begin = max(ending)
+            shown = "".join(character for character, is_shown in characters[:begin] if is_shown)
+            return shown + (stop if include else ""), stop
+    return "".join(character for character, is_shown in characters if is_shown), None
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    ids=st.lists(st.integers(0, 6), max_size=25),
+    stops=st.lists(st.sampled_from(["a", "ab", "ba", "<x>", "a<x>b", "<x><y>", "b<y>", "b<"]), max_size=3),
+    include=st.booleans(),
+)
+def test_stop_strings_may_name_tokens_that_are_not_shown(
+    ids: list[int], stops: list[str], include: bool
+) -> None:
+    words, hidden = ["a", "b", "ab", "<x>", "<", "", ""], {5: "<x>", 6: "<y>"}
+    stream = TextStream(Words(words), stops, hidden=hidden, include_stop_str_in_output=include)
+    shown = "".join(stream.push([token_id]) for token_id in ids) + stream.finish()
+    pieces = [(hidden.get(token_id, words[token_id]), token_id not in hidden) for token_id in ids]
+    expected = first_stop_among_names(pieces, stops, set(hidden.values()), include)
+    assert (shown, stream.stop) == expected
+
+
+def test_nothing_waits_for_a_name_that_no_stop_string_has() -> None:
+    stream = TextStream(Words(["a", ""]), ["ab"], hidden={1: "<x>"})
+    assert [stream.push([token_id]) for token_id in (0, 1, 0)] == ["", "", "a"]
+    named = TextStream(Words(["a", "b", ""]), ["a<x>"], hidden={2: "<x>"})
+    assert [named.push([token_id]) for token_id in (0, 1, 0, 2)] == ["", "ab", "", ""]
+    assert (named.stop, named.num_tokens) == ("a<x>", 4)

@@ -304,3 +304,13 @@ def test_the_command_serves_and_stops(pair: tuple[Path, Path], number: int) -> N
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+def test_answers_on_a_kept_connection_do_not_wait_for_acknowledgements(served: Served) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=30) as connection:
+        connection.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert connection.recv(4096).startswith(b"HTTP/1.1 200")
+        accepted = [
+            each.transport.get_extra_info("socket") for each in served.server.server_state.connections
+        ]
+        assert [each.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) for each in accepted] == [1]

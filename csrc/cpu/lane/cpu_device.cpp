@@ -9,6 +9,7 @@
 #include <string>
 
 #include "core/failure.h"
+#include "core/thread.h"
 
 namespace pearl {
 
@@ -19,7 +20,7 @@ constexpr std::chrono::microseconds kIdleSpin{50};  // between requests
 }  // namespace
 
 CpuDevice::CpuDevice(std::vector<int> cpus, std::chrono::microseconds spin)
-    : cpus_(std::move(cpus)), spin_(spin), thread_([this] { serve(); }) {
+    : cpus_(std::move(cpus)), spin_(spin), thread_(started_thread("a lane", [this] { serve(); })) {
   try {
     pin();
   } catch (...) {

@@ -25,7 +25,7 @@ class CpuDevice {
  public:
   // cpus: the cores; the thread is pinned to the first, or not at all if there are none. spin: how long it
   // polls for an event before it sleeps while it has a task (waking costs 25 us); without one it parks soon.
-  // Throws Failure(kResource) for a core that this process may not use.
+  // Throws Failure(kResource) for a core that this process may not use, or if its thread cannot be had.
   CpuDevice(std::vector<int> cpus, std::chrono::microseconds spin);
   ~CpuDevice();
   CpuDevice(const CpuDevice&) = delete;
@@ -54,7 +54,7 @@ class CpuDevice {
   std::vector<DeviceTask*> tasks_;    // guarded by mutex_
   bool quit_ = false;                 // guarded by mutex_
   std::atomic<uint32_t> changes_{0};  // of tasks_ and quit_
-  std::thread thread_;
+  std::jthread thread_;
 };
 
 }  // namespace pearl

@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "core/thread.h"
+
 namespace pearl {
 namespace {
 
@@ -63,17 +65,25 @@ CoreSet::CoreSet(std::vector<int> cpus) : cpus_(std::move(cpus)) {
       throw std::invalid_argument("CPU " + std::to_string(cpus_[i]) + " is named twice in " + list_of(cpus_));
     }
   }
-  for (int index = 1; index < size(); ++index) {
-    helpers_.emplace_back([this, index] { help(index); });
-    pin(helpers_.back().native_handle(), cpus_[index]);
+  helpers_.reserve(cpus_.size());
+  try {
+    for (int index = 1; index < size(); ++index) {
+      const std::string purpose = "core " + std::to_string(cpus_[index]);
+      helpers_.push_back(started_thread(purpose, [this, index] { help(index); }));
+      pin(helpers_.back().native_handle(), cpus_[index]);
+    }
+  } catch (...) {
+    stop();  // those that run: each is joined where it is dropped
+    throw;
   }
 }
 
-CoreSet::~CoreSet() {
+CoreSet::~CoreSet() { stop(); }
+
+void CoreSet::stop() {
   stopping_ = true;
   epoch_.fetch_add(1, std::memory_order_release);
   epoch_.notify_all();
-  for (std::thread& helper : helpers_) helper.join();
 }
 
 void CoreSet::pin_calling_thread() const { pin(pthread_self(), cpus_[0]); }

@@ -19,7 +19,8 @@ std::vector<int> affinity_cpus();
 // set of one core costs nothing. Helpers spin for a short while after a run, then sleep.
 class CoreSet {
  public:
-  // Throws std::invalid_argument for an empty list, a CPU named twice, or one this process may not use.
+  // Throws std::invalid_argument for an empty list, a CPU named twice, or one this process may not use;
+  // Failure(kResource) if a helper's thread cannot be had.
   explicit CoreSet(std::vector<int> cpus);
   ~CoreSet();
   CoreSet(const CoreSet&) = delete;
@@ -56,6 +57,7 @@ class CoreSet {
   void run_erased(Function function, void* context);
   void wait_for_all();
   void help(int index);
+  void stop();  // lets the helpers that there are end
 
   std::vector<int> cpus_;
   std::mutex running_;
@@ -67,7 +69,7 @@ class CoreSet {
   // set by wait_for_all()
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<uint32_t> generation_{0};
-  std::vector<std::thread> helpers_;
+  std::vector<std::jthread> helpers_;
 };
 
 }  // namespace pearl

@@ -2,8 +2,9 @@
 
 #include <sys/mman.h>
 
-#include <cstdio>
+#include <algorithm>
 #include <fstream>
+#include <initializer_list>
 #include <limits>
 #include <utility>
 
@@ -14,40 +15,52 @@ constexpr int64_t kHugePage = int64_t{2} << 20;
 constexpr int64_t kUnknown = std::numeric_limits<int64_t>::max();
 
 // The first number of a file, or kUnknown.
-int64_t number_in(const char* path) {
+int64_t number_in(const std::string& path) {
   std::ifstream file(path);
   int64_t value = 0;
   return file >> value ? value : kUnknown;
 }
 
-int64_t meminfo_available() {
-  std::ifstream file("/proc/meminfo");
-  std::string name, unit;
-  int64_t kilobytes = 0;
-  while (file >> name >> kilobytes) {
-    if (name == "MemAvailable:") return kilobytes * 1024;
-    std::getline(file, unit);
+// The sum of the numbers behind these names, one to a line ("name number ..."), or kUnknown where none
+// stands.
+int64_t named_in(const std::string& path, std::initializer_list<const char*> names) {
+  std::ifstream file(path);
+  std::string name, rest;
+  int64_t value = 0, sum = 0;
+  bool is_known = false;
+  while (file >> name >> value) {
+    for (const char* wanted : names) {
+      if (name != wanted) continue;
+      sum += value;
+      is_known = true;
+    }
+    std::getline(file, rest);
   }
-  return kUnknown;
+  return is_known ? sum : kUnknown;
 }
 
 std::string mebibytes(int64_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
 
 }  // namespace
 
-int64_t available_bytes() {
-  int64_t available = meminfo_available();
-  const int64_t limit = number_in("/sys/fs/cgroup/memory.max");
-  const int64_t used = number_in("/sys/fs/cgroup/memory.current");
-  if (limit != kUnknown && used != kUnknown && limit - used < available) available = limit - used;
-  return available;
+int64_t available_bytes(const std::string& meminfo, const std::string& group) {
+  const int64_t kibibytes = named_in(meminfo, {"MemAvailable:"});
+  const int64_t available = kibibytes == kUnknown ? kUnknown : kibibytes * 1024;
+  const int64_t limit = number_in(group + "/memory.max");
+  const int64_t used = number_in(group + "/memory.current");
+  if (limit == kUnknown || used == kUnknown) return available;
+  // What the kernel gives back at once is not used: cached files, and its own caches.
+  const int64_t cached =
+      named_in(group + "/memory.stat", {"inactive_file", "active_file", "slab_reclaimable"});
+  const int64_t held = cached == kUnknown ? used : std::max<int64_t>(used - cached, 0);
+  return std::min(available, std::max<int64_t>(limit - held, 0));
 }
 
 int64_t last_level_cache_bytes() {
   for (int index = 4; index >= 0;
        --index) {  // sysconf counts every die of a socket; the kernel, what a CPU sees
     const std::string path = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size";
-    const int64_t kibibytes = number_in(path.c_str());
+    const int64_t kibibytes = number_in(path);
     if (kibibytes != kUnknown) return kibibytes * 1024;
   }
   return 0;

@@ -18,9 +18,10 @@ class OutOfMemory : public std::bad_alloc {
   std::string text_;
 };
 
-// Bytes that can still be had without swapping: the kernel's estimate, or what the control group leaves; the
-// largest number where neither can be read.
-int64_t available_bytes();
+// Bytes that can still be had without swapping: the kernel's estimate, or what the control group leaves of
+// its limit, cached files being free; the largest number where neither can be read.
+int64_t available_bytes(const std::string& meminfo = "/proc/meminfo",
+                        const std::string& group = "/sys/fs/cgroup");
 
 // The size of the last-level cache; 0 where it is not known.
 int64_t last_level_cache_bytes();

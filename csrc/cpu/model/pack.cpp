@@ -2,8 +2,9 @@
 
 #include <algorithm>
 #include <cstring>
-#include <thread>
+#include <exception>
 
+#include "core/thread.h"
 #include "cpu/machine/core_set.h"
 
 namespace pearl {
@@ -119,12 +120,24 @@ void unpack_row(const PackedMatrix& matrix, DType dtype, const void* buffer, int
 
 void in_parallel(int count, const std::function<void(int, int)>& body) {
   const int threads = std::max(1, std::min<int>(count, static_cast<int>(affinity_cpus().size())));
-  std::vector<std::thread> pool;
-  for (int t = 1; t < threads; ++t) {
-    pool.emplace_back(body, int64_t{count} * t / threads, int64_t{count} * (t + 1) / threads);
+  std::vector<std::exception_ptr> thrown(threads);
+  const auto take_share = [&](int t) {
+    try {
+      body(int64_t{count} * t / threads, int64_t{count} * (t + 1) / threads);
+    } catch (...) {
+      thrown[t] = std::current_exception();
+    }
+  };
+  {
+    std::vector<std::jthread> pool;  // each is joined where it is dropped
+    for (int t = 1; t < threads; ++t) {
+      pool.push_back(started_thread("packing weights", [&take_share, t] { take_share(t); }));
+    }
+    take_share(0);
   }
-  body(0, count / threads);
-  for (std::thread& thread : pool) thread.join();
+  for (const std::exception_ptr& each : thrown) {
+    if (each) std::rethrow_exception(each);
+  }
 }
 
 }  // namespace pearl

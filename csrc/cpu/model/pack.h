@@ -56,7 +56,8 @@ void pack_blocks(const PackedMatrix& matrix, const std::vector<SourceRow>& rows,
 void unpack_row(const PackedMatrix& matrix, DType dtype, const void* buffer, int64_t row, int source_k,
                 float* out);
 
-// body(first, last) over [0, count) in contiguous shares, on as many threads as the process has CPUs.
+// body(first, last) over [0, count) in contiguous shares, on as many threads as the process has CPUs. Throws
+// what body throws, once all shares have ended; Failure(kResource) if a thread cannot be had.
 void in_parallel(int count, const std::function<void(int, int)>& body);
 
 }  // namespace pearl

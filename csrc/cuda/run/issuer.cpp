@@ -9,6 +9,8 @@
 #include <string>
 #include <utility>
 
+#include "core/thread.h"
+
 namespace pearl {
 
 namespace {
@@ -55,7 +57,7 @@ InFlight make_in_flight(const std::vector<CudaLane*>& lanes, State* state, Run* 
 }  // namespace
 
 CudaIssuer::CudaIssuer(std::shared_ptr<Driver> driver, std::chrono::microseconds spin)
-    : driver_(std::move(driver)), spin_(spin), thread_([this] { serve(); }) {
+    : driver_(std::move(driver)), spin_(spin), thread_(started_thread("the issuer", [this] { serve(); })) {
 #ifdef __linux__
   pthread_setname_np(thread_.native_handle(), "pearl-issuer");
 #endif

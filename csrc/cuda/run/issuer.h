@@ -33,7 +33,8 @@ struct IssuerOptions {
 
 class CudaIssuer {
  public:
-  // spin: how long it polls the verdict ring before it sleeps between looks.
+  // spin: how long it polls the verdict ring before it sleeps between looks. Throws Failure(kResource) if its
+  // thread cannot be had.
   CudaIssuer(std::shared_ptr<Driver> driver, std::chrono::microseconds spin);
   ~CudaIssuer();
   CudaIssuer(const CudaIssuer&) = delete;
@@ -95,7 +96,7 @@ class CudaIssuer {
   // Of the run, once its prologue was queued.
   CUgraphExec round_exec_ = nullptr;  // a round, launched on the target's stream; nullptr: by events
   int64_t round_ = 0;                 // that was begun last; 0 is the prologue
-  std::thread thread_;
+  std::jthread thread_;
 };
 
 }  // namespace pearl
