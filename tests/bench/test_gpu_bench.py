@@ -7,6 +7,8 @@ A fake timer runs the calls on the CPU and says how long they took by a script.
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -588,3 +590,14 @@ def test_the_cases_can_be_listed_without_a_gpu(capsys: pytest.CaptureFixture[str
     assert kernels.main(["--list", "--only", "^linear Llama-3.1-8B lm_head"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and all("MB" in line for line in lines)
+
+
+def test_a_command_runs_as_a_script_from_anywhere_and_as_a_module(tmp_path: Path) -> None:
+    words = ["--list", "--only", "^step SmolLM-135M T1 ctx256"]
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    script, module = (
+        subprocess.run([sys.executable, *how, *words], cwd=where, env=env, capture_output=True, text=True)
+        for how, where in (([str(ROOT / "bench" / "kernels.py")], tmp_path), (["-m", "bench.kernels"], ROOT))
+    )
+    assert script.returncode == 0, script.stderr
+    assert script.stdout == module.stdout and "step SmolLM-135M" in script.stdout
