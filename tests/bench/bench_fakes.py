@@ -21,6 +21,8 @@ from pearl_rt.types.metrics import RequestMetrics, TraceRow
 CPU = torch.device("cpu")
 TINY = pairs.make_config(Shape(32, 48, 2, 4, 2, 96), 96)
 
+TINY_SHAPES = {"target": Shape(128, 256, 2, 4, 2, 1024), "draft": Shape(96, 128, 2, 2, 2, 512)}
+
 
 def planted_tensors(
     config: ModelConfig, noise_norm: float, head_scale: float, seed: int, *, rule_seed: int | None = None

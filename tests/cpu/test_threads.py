@@ -64,7 +64,9 @@ print("refused", refused)
 def test_no_more_threads(tmp_path: Path) -> None:
     """Cores, lanes, packing and submitted requests: each thread is the first that cannot be had."""
     library = fake_cuda.compiled(
-        "few_threads.so", [ROOT / "tests" / "fakes" / "few_threads.cpp"], ["-std=c++20", "-O1", "-fPIC", "-shared"]
+        "few_threads.so",
+        [ROOT / "tests" / "fakes" / "few_threads.cpp"],
+        ["-std=c++20", "-O1", "-fPIC", "-shared"],
     )
     pair = Pair.make("half-right", num_hidden_layers=1).save(tmp_path)
     environment = os.environ | {
