@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.shapes import SHAPES
+from bench.model_pairs.shapes import SHAPES
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.errors import ConfigError, RequestError
