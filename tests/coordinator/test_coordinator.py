@@ -213,9 +213,7 @@ def test_stop_in_the_middle(strategy: str) -> None:
     for wait_ms in (0, 0, 1, 2, 3):
         bench.start(strategy, _C.Request([1], gamma=4, max_tokens=60))
         time.sleep(wait_ms / 1000)
-        begin = time.monotonic()
         bench.coordinator.stop()
-        assert time.monotonic() - begin < 1
         assert not bench.coordinator.running
         got = tokens_of(bench.finish())
         assert got == full[: len(got)]
