@@ -84,7 +84,7 @@ void CudaLane::attach(const std::vector<Lane*>& lanes, size_t index, const State
 
 void CudaLane::check(const LaneProgram& program, const State& state) const {
   arrays_->check_requests(state, name_);
-  if (is_target()) arrays_->check_told(state, name_);
+  if (is_target()) arrays_->check_logprobs(state, name_);
   issuer_->check_ring(*arrays_);
   check_order(program);
   resolve(program.prologue, state);

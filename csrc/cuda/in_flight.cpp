@@ -6,12 +6,12 @@
 
 namespace pearl {
 
-InFlight::InFlight(State* state, Run* run, VerdictRing ring, ToldRing told, int64_t rounds_ahead,
+InFlight::InFlight(State* state, Run* run, VerdictRing ring, LogprobRing logprobs, int64_t rounds_ahead,
                    bool host_lanes, int num_events, std::vector<std::vector<int>> recorded)
     : state_(state),
       run_(run),
       ring_(ring),
-      told_(told),
+      logprobs_(logprobs),
       rounds_ahead_(rounds_ahead),
       host_lanes_(host_lanes),
       recorded_by_target_(std::move(recorded)),
@@ -103,7 +103,7 @@ bool InFlight::read_verdicts() {
 
 bool InFlight::is_there(int64_t round, int slot) const {
   if (!ring_.has(round, slot)) return false;
-  return state_->num_logprobs[slot] < 0 || ring_.read(round, slot).num_new == 0 || told_.has(round, slot);
+  return state_->num_logprobs[slot] < 0 || ring_.read(round, slot).num_new == 0 || logprobs_.has(round, slot);
 }
 
 void InFlight::count_rounds() {
@@ -155,7 +155,7 @@ void InFlight::read_slot(int slot) {
   result_.token_ids.assign(entry.token_ids, entry.token_ids + entry.num_new);
   result_.logprobs.clear();
   if (const int k = state_->num_logprobs[slot]; k >= 0) {
-    told_.read(round, slot, entry.num_new, k, &result_.logprobs);
+    logprobs_.read(round, slot, entry.num_new, k, &result_.logprobs);
   }
   result_.accept_len = entry.accept_len;
   result_.num_judged = entry.num_judged;

@@ -20,8 +20,8 @@ class InFlight {
  public:
   // host_lanes: whether a lane on the host reads verdicts, in `state`, and waits for the target's events.
   // recorded: [2] the events that the target's lane records in its prologue and in its body.
-  InFlight(State* state, Run* run, VerdictRing ring, ToldRing told, int64_t rounds_ahead, bool host_lanes,
-           int num_events, std::vector<std::vector<int>> recorded);
+  InFlight(State* state, Run* run, VerdictRing ring, LogprobRing logprobs, int64_t rounds_ahead,
+           bool host_lanes, int num_events, std::vector<std::vector<int>> recorded);
 
   // take_turn: called where the draft on the host waits for a verdict that was read, so that the state may be
   // changed. Not in the prologue, where it may still read prompts.
@@ -55,7 +55,7 @@ class InFlight {
   // The slot is nobody's, and what the ring still says of it is forgotten.
   void clear(int slot) const {
     ring_.clear(slot);
-    told_.clear(slot);
+    logprobs_.clear(slot);
   }
   // Its first verdict was queued by itself, behind the rounds so far: it runs in those that follow.
   void join(int slot);
@@ -104,7 +104,7 @@ class InFlight {
   State* const state_;
   Run* const run_;
   const VerdictRing ring_;
-  const ToldRing told_;
+  const LogprobRing logprobs_;
   const int64_t rounds_ahead_;
   const bool host_lanes_;
   const std::vector<std::vector<int>> recorded_by_target_;

@@ -48,7 +48,7 @@ InFlight make_in_flight(const std::vector<CudaLane*>& lanes, State* state, Run* 
   const ArraySizes& sizes = target.arrays().sizes();
   const VerdictRing ring(target.arrays().ring(), sizes.ring_size, sizes.num_slots, state->longest_gamma);
   const LaneProgram& program = target.program();
-  return InFlight(state, run, ring, target.arrays().told(), rounds_ahead, target.has_host_draft(),
+  return InFlight(state, run, ring, target.arrays().logprob_ring(), rounds_ahead, target.has_host_draft(),
                   run->num_events(), {recorded_events(program.prologue), recorded_events(program.body)});
 }
 

@@ -14,14 +14,14 @@
 
 namespace pearl {
 
-class ToldRing {
+class LogprobRing {
  public:
   static constexpr int kFields = 3;  // of an entry: as Logprob
   static_assert(sizeof(Logprob) == kFields * sizeof(int32_t), "an entry is copied as it lies");
 
   // ring: [ring_size, num_slots, 1 + num_rows * (1 + most) * kFields], or nullptr if there is none. most:
   // likeliest tokens told with each.
-  ToldRing(int32_t* ring, int ring_size, int num_slots, int num_rows, int most)
+  LogprobRing(int32_t* ring, int ring_size, int num_slots, int num_rows, int most)
       : ring_(ring), ring_size_(ring_size), num_slots_(num_slots), num_rows_(num_rows), most_(most) {}
 
   // No entry is any round's. Only while no round is in flight.
