@@ -10,7 +10,7 @@ GpuAdmission::GpuAdmission(const std::vector<CudaLane*>& lanes, InFlight* in_fli
     : in_flight_(in_flight), target_(lanes.front()) {
   if (lanes.size() > 1 && !lanes[1]->program().empty()) draft_ = lanes[1];
   copies_.emplace_back(target_->arrays());
-  if (target_->has_host_draft()) in_flight_->on_turn([this] { take_turn(); });
+  if (target_->has_host_draft()) in_flight_->on_yield([this] { use_yield(); });
   if (draft_ != nullptr) copies_.emplace_back(draft_->arrays());
 }
 
@@ -77,7 +77,7 @@ bool GpuAdmission::take_cancelled() {
   return changed;
 }
 
-void GpuAdmission::take_turn() {
+void GpuAdmission::use_yield() {
   State& state = *in_flight_->state();
   int& feeding = state.feeding;
   if (feeding >= 0) {
@@ -155,7 +155,7 @@ bool GpuAdmission::is_last_pass() const {
 // Behind the last pass its verdict follows at once, then a round's. With a draft on the host that verdict has
 // to be read before the next window is made: so that it has the windows that it has alone.
 bool GpuAdmission::may_judge() const {
-  const bool has_draft = in_flight_->state()->feeding != slot_ && in_flight_->has_turn();
+  const bool has_draft = in_flight_->state()->feeding != slot_ && in_flight_->draft_yields();
   return in_flight_->has_room(2) && (has_draft || !target_->has_host_draft());
 }
 

@@ -36,7 +36,7 @@ class GpuAdmission {
 
  private:
   bool take_cancelled();           // -> whether a slot that ran is nobody's now
-  void take_turn();                // with a draft on the host: what becomes of the state between two rounds
+  void use_yield();                // with a draft on the host: what becomes of the state between two rounds
   void choose();                   // who waits gets a slot, if one is free
   int free_slot() const;           // -1: none
   bool admit(bool in_one_stream);  // -> whether somebody's rows are on the way

@@ -40,7 +40,7 @@ bool InFlight::has_room(int more) const {
 }
 
 bool InFlight::awaits_verdict() const {
-  return has_turn() && std::any_of(slots_.begin(), slots_.end(), [&](const SlotProgress& progress) {
+  return draft_yields() && std::any_of(slots_.begin(), slots_.end(), [&](const SlotProgress& progress) {
            return progress.runs && progress.num_read < num_issued(progress);
          });
 }
@@ -84,10 +84,10 @@ CUevent InFlight::issued(int event, uint64_t k) const {
 
 bool InFlight::read_verdicts() {
   bool moved = false;
-  const bool has_turn = this->has_turn();
+  const bool draft_yields = this->draft_yields();
   for (int slot = 0; slot < state_->num_slots && !run_->halted(); ++slot) {
     const SlotProgress& progress = slots_[slot];
-    while (has_turn && progress.runs && progress.num_read < num_issued(progress) &&
+    while (draft_yields && progress.runs && progress.num_read < num_issued(progress) &&
            is_there(progress.num_read, slot)) {
       read_slot(slot);
       moved = true;
@@ -115,7 +115,7 @@ void InFlight::count_rounds() {
     if (!host_lanes_) continue;
     for (const int slot : ended_) state_->finish_reason[slot] = FinishReason::kAbort;
     ended_.clear();
-    if (num_read_ > 0 && take_turn_) take_turn_();
+    if (num_read_ > 0 && during_yield_) during_yield_();
     for (const int event : recorded_by_target_[num_read_ == 0 ? 0 : 1]) run_->record(event);
   }
 }

@@ -23,12 +23,12 @@ class InFlight {
   InFlight(State* state, Run* run, VerdictRing ring, LogprobRing logprobs, int64_t rounds_ahead,
            bool host_lanes, int num_events, std::vector<std::vector<int>> recorded);
 
-  // take_turn: called where the draft on the host waits for a verdict that was read, so that the state may be
+  // use_yield: called where the draft on the host waits for a verdict that was read, so that the state may be
   // changed. Not in the prologue, where it may still read prompts.
-  void on_turn(std::function<void()> take_turn) { take_turn_ = std::move(take_turn); }
+  void on_yield(std::function<void()> use_yield) { during_yield_ = std::move(use_yield); }
   // Whether the state is ours: a draft on the host has done its part of the next round to be read, which is
   // queued, and waits for its verdict.
-  bool has_turn() const { return !host_lanes_ || num_issued_ > num_read_; }
+  bool draft_yields() const { return !host_lanes_ || num_issued_ > num_read_; }
 
   // Whether work of that round may be queued: it is at most rounds_ahead rounds past the last verdict read,
   // and its results will find room.
@@ -111,7 +111,7 @@ class InFlight {
   std::vector<Recorded> events_;     // [num_events]
   std::vector<SlotProgress> slots_;  // [B]
   std::vector<int> ended_;           // slots whose end lanes on the host have still to be told
-  std::function<void()> take_turn_;
+  std::function<void()> during_yield_;
   int64_t num_issued_ = 0;  // verifies queued, first included
   int64_t num_read_ = 0;    // rounds whose verdicts were read: the next is num_read_
   RoundResult result_;
