@@ -46,7 +46,7 @@ CudaLane::~CudaLane() { join(); }
 
 void CudaLane::add_step(const StepKey& key, Step step) {
   const std::lock_guard<std::mutex> lock(steps_mutex_);
-  if (issuer_->is_flying(this)) refuse("a run is in flight: add steps to the " + name_ + " lane before it");
+  if (issuer_->is_running(this)) refuse("a run is in flight: add steps to the " + name_ + " lane before it");
   step.serial = issuer_->next_serial();
   steps_.add(key, std::move(step));
 }

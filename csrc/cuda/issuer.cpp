@@ -108,7 +108,7 @@ void CudaIssuer::start(std::vector<CudaLane*> lanes, State* state, Run* run) {
   bell_.raise();
 }
 
-bool CudaIssuer::is_flying(const CudaLane* lane) const {
+bool CudaIssuer::is_running(const CudaLane* lane) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return work_ && std::find(work_->lanes.begin(), work_->lanes.end(), lane) != work_->lanes.end();
 }
@@ -143,9 +143,9 @@ void CudaIssuer::serve() {
 void CudaIssuer::perform(const Work& work) {
   round_exec_ = nullptr;
   round_ = 0;
-  const bool flown = guarded(work.run, [&] { fly(work); });
-  land(work);
-  if (!flown || !work.options.timed) return;
+  const bool has_run = guarded(work.run, [&] { run(work); });
+  drain(work);
+  if (!has_run || !work.options.timed) return;
   guarded(work.run, [&] {
     for (CudaLane* lane : work.lanes) {
       lane->context()->make_current();
@@ -156,27 +156,27 @@ void CudaIssuer::perform(const Work& work) {
 
 // Somebody else's capture in the global mode forbids this thread's looks at events and streams, unless it
 // says that it has no part in it.
-void CudaIssuer::stand_aside() const {
+void CudaIssuer::relax_capture_mode() const {
   int mode = CU_STREAM_CAPTURE_MODE_RELAXED;
   driver_->check(driver_->api().cuThreadExchangeStreamCaptureMode(&mode), "cuThreadExchangeStreamCaptureMode",
                  "before a run");
 }
 
-void CudaIssuer::fly(const Work& work) {
-  stand_aside();
+void CudaIssuer::run(const Work& work) {
+  relax_capture_mode();
   InFlight in_flight = make_in_flight(work.lanes, work.state, work.run, work.options.rounds_ahead);
   const bool several_devices =
       work.lanes.size() > 1 && work.lanes[0]->context()->ordinal() != work.lanes[1]->context()->ordinal();
   for (CudaLane* lane : work.lanes) lane->begin(in_flight, work.options.timed, several_devices);
   Clock::duration busy{0};
-  loop(work, &in_flight, &busy);
+  queue_rounds(work, &in_flight, &busy);
   if (in_flight.num_read() == 0) return;
   const double spent = std::chrono::duration<double, std::nano>(busy).count();
   const std::lock_guard<std::mutex> lock(mutex_);
   host_ns_per_round_ = spent / static_cast<double>(in_flight.num_read());
 }
 
-void CudaIssuer::loop(const Work& work, InFlight* in_flight, Clock::duration* busy) {
+void CudaIssuer::queue_rounds(const Work& work, InFlight* in_flight, Clock::duration* busy) {
   GpuAdmission admission(work.lanes, in_flight);
   Clock::time_point moved_at = Clock::now();
   while (!in_flight->halted()) {
@@ -272,7 +272,7 @@ bool CudaIssuer::look_for_faults(const Work& work, InFlight* in_flight) {
                                             " never came: its step verify wrote none");
 }
 
-void CudaIssuer::land(const Work& work) {
+void CudaIssuer::drain(const Work& work) {
   for (CudaLane* lane : work.lanes) {
     // Twice: a call that failed by itself has waited for nothing.
     if (!guarded(work.run, [&] { lane->drain(); })) guarded(work.run, [&] { lane->drain(); });

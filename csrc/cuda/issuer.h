@@ -50,7 +50,7 @@ class CudaIssuer {
   void start(std::vector<CudaLane*> lanes, State* state, Run* run);
   // Returns when nothing of the lane's run is in flight.
   void join(const CudaLane* lane);
-  bool is_flying(const CudaLane* lane) const;
+  bool is_running(const CudaLane* lane) const;
 
   // What the last run that flew cost its thread for each verdict read: launching, and reading verdicts; not
   // the looks that found nothing. 0 before any.
@@ -69,16 +69,16 @@ class CudaIssuer {
   };
   void serve();
   void perform(const Work& work);  // a whole run, with the streams idle at its end
-  void stand_aside() const;
-  void fly(const Work& work);
-  void loop(const Work& work, InFlight* in_flight, Clock::duration* busy);
+  void relax_capture_mode() const;
+  void run(const Work& work);
+  void queue_rounds(const Work& work, InFlight* in_flight, Clock::duration* busy);
   bool issue(const Work& work, InFlight* in_flight, GpuAdmission* admission);
   bool issue_round(const Work& work, InFlight* in_flight);
   bool ends_round(const Work& work, InFlight* in_flight, bool* moved);
   void rest(const Work& work, InFlight* in_flight, uint32_t seen, Clock::time_point idle_since, bool looks);
   // Whether the streams are idle. Throws CudaError for what went wrong on one, Failure if a verdict is lost.
   bool look_for_faults(const Work& work, InFlight* in_flight);
-  void land(const Work& work);
+  void drain(const Work& work);
 
   const std::shared_ptr<Driver> driver_;
   const std::chrono::microseconds spin_;
