@@ -209,9 +209,9 @@ std::vector<Copy> DeviceArrays::upload(const State& state, bool shaped) {
   staging_.clear();
   add_rows(state, 0, sizes_.num_slots, shaped, &staging_, &copies);
   // Last: a slot whose upload broke off does not run.
-  int32_t* const nobody = staging_.take<int32_t>(slots);
-  std::fill(nobody, nobody + slots, static_cast<int32_t>(FinishReason::kIdle));
-  copies.push_back({at_.joining, address(nobody), slots * 4});
+  int32_t* const idle = staging_.take<int32_t>(slots);
+  std::fill(idle, idle + slots, static_cast<int32_t>(FinishReason::kIdle));
+  copies.push_back({at_.joining, address(idle), slots * 4});
   int32_t* const reasons = staging_.take<int32_t>(slots);
   for (size_t b = 0; b < slots; ++b) reasons[b] = static_cast<int32_t>(state.finish_reason[b]);
   copies.push_back({at_.finish_reason, address(reasons), slots * 4});
@@ -273,7 +273,7 @@ std::vector<Copy> DeviceArrays::window_from(const DeviceArrays& draft, int gamma
 
 std::vector<Copy> DeviceArrays::window_from(State* state, bool keep_logits) {
   State& s = *state;
-  // Staging is free again once a verdict behind its copies was read; of a round of nobody there is none.
+  // Staging may be reused once a verdict behind its copies was read. An empty round has no verdict.
   bool is_empty = true;
   for (int b = 0; b < s.num_slots; ++b) is_empty = is_empty && !s.running(b);
   if (is_empty) return {};
