@@ -3,7 +3,8 @@
     begin(gamma)  ahead of verify, and of what changes rows in place
     tell(gamma)   behind it, of what it has committed
 
-Both only launch. Knows the state of a round; not requests, models or order. csrc/cuda/logprob_ring.h reads it.
+Both only launch. Knows the state of a round; not requests, models or order. csrc/cuda/logprob_ring.h reads
+it.
 """
 
 import torch
