@@ -380,7 +380,7 @@ void Step::verify_slot(int b, int32_t* finish_reason) {
 // Behind the verdict, which a reader may see long before.
 void Step::tell(int b, const pearl::RoundResult& result) {
   std::this_thread::sleep_for(std::chrono::microseconds(result.round % 3 == 1 ? 0 : 100));
-  const int64_t row = (1 + lane->c.max_logprobs) * pearl::ToldRing::kFields;
+  const int64_t row = (1 + lane->c.max_logprobs) * pearl::LogprobRing::kFields;
   const int64_t width = 1 + (lane->c.gamma_max + 1) * row;
   int32_t* entry = lane->at.told +
                    (static_cast<int64_t>(result.round % lane->c.ring_size) * lane->c.num_slots + b) * width;

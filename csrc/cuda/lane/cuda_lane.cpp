@@ -11,7 +11,7 @@ namespace {
 
 [[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
 
-// How a step is called that an op launches; nullptr where it is none, or several.
+// The name of the step that an op launches; nullptr if it launches none, or several.
 const char* step_name(OpKind kind) {
   switch (kind) {
     case OpKind::kFirst:
@@ -46,7 +46,7 @@ CudaLane::~CudaLane() { join(); }
 
 void CudaLane::add_step(const StepKey& key, Step step) {
   const std::lock_guard<std::mutex> lock(steps_mutex_);
-  if (issuer_->is_flying(this)) refuse("a run is in flight: add steps to the " + name_ + " lane before it");
+  if (issuer_->is_running(this)) refuse("a run is in flight: add steps to the " + name_ + " lane before it");
   step.serial = issuer_->next_serial();
   steps_.add(key, std::move(step));
 }
@@ -84,7 +84,7 @@ void CudaLane::attach(const std::vector<Lane*>& lanes, size_t index, const State
 
 void CudaLane::check(const LaneProgram& program, const State& state) const {
   arrays_->check_requests(state, name_);
-  if (is_target()) arrays_->check_told(state, name_);
+  if (is_target()) arrays_->check_logprobs(state, name_);
   issuer_->check_ring(*arrays_);
   check_order(program);
   resolve(program.prologue, state);
@@ -275,7 +275,7 @@ void CudaLane::compute(const Resolved& next, InFlight* in_flight) {
       return copy(fetched(next.op.kind));
     default:
       launch(next.step->exec);
-      if (is_verdict(next.op)) in_flight->verdict_issued();
+      if (is_verdict(next.op)) in_flight->count_queued_round();
   }
 }
 
@@ -399,7 +399,7 @@ std::string CudaLane::place() const {
          std::to_string(round_);
 }
 
-// A fault on a stream is told late: of any step up to the last one queued.
+// A fault on a stream is reported late: any step up to the last one queued may have caused it.
 std::string CudaLane::stream_place() const {
   return "on the stream of the " + name_ + " lane, in round " + std::to_string(round_) + " or before";
 }

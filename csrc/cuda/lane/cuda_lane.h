@@ -41,7 +41,7 @@ class CudaLane : public Lane {
   Admission::Terms terms(const LaneProgram& program, const State& state) const override;
   void check_joiner(const Request& request) const override {
     arrays_->check_request(request, name_);
-    if (is_target()) arrays_->check_told(request.num_logprobs, name_);
+    if (is_target()) arrays_->check_logprobs(request.num_logprobs, name_);
   }
   const Trace& trace() const override { return trace_; }
 

@@ -133,13 +133,13 @@ void DeviceArrays::check_request(const Request& request, const std::string& lane
   shaping_.check(request, lane);
 }
 
-void DeviceArrays::check_told(const State& state, const std::string& lane) const {
+void DeviceArrays::check_logprobs(const State& state, const std::string& lane) const {
   for (int slot = 0; slot < state.num_slots; ++slot) {
-    if (state.running(slot)) check_told(state.num_logprobs[slot], lane);
+    if (state.running(slot)) check_logprobs(state.num_logprobs[slot], lane);
   }
 }
 
-void DeviceArrays::check_told(int num_logprobs, const std::string& lane) const {
+void DeviceArrays::check_logprobs(int num_logprobs, const std::string& lane) const {
   if (std::min(num_logprobs, sizes_.vocab_size) > sizes_.max_logprobs) {
     refuse("log-probabilities of " + std::to_string(num_logprobs) + " likeliest tokens; the " + lane +
            " lane tells " + (sizes_.max_logprobs < 0 ? "none" : std::to_string(sizes_.max_logprobs)) +
@@ -209,14 +209,14 @@ std::vector<Copy> DeviceArrays::upload(const State& state, bool shaped) {
   staging_.clear();
   add_rows(state, 0, sizes_.num_slots, shaped, &staging_, &copies);
   // Last: a slot whose upload broke off does not run.
-  int32_t* const nobody = staging_.take<int32_t>(slots);
-  std::fill(nobody, nobody + slots, static_cast<int32_t>(FinishReason::kIdle));
-  copies.push_back({at_.joining, address(nobody), slots * 4});
+  int32_t* const idle = staging_.take<int32_t>(slots);
+  std::fill(idle, idle + slots, static_cast<int32_t>(FinishReason::kIdle));
+  copies.push_back({at_.joining, address(idle), slots * 4});
   int32_t* const reasons = staging_.take<int32_t>(slots);
   for (size_t b = 0; b < slots; ++b) reasons[b] = static_cast<int32_t>(state.finish_reason[b]);
   copies.push_back({at_.finish_reason, address(reasons), slots * 4});
   VerdictRing(ring(), sizes_.ring_size, sizes_.num_slots, state.longest_gamma).clear();
-  told().clear();
+  logprob_ring().clear();
 
   const auto gamma = static_cast<size_t>(state.longest_gamma);
   host_lengths_ = staging_.take<int32_t>(slots);
@@ -273,7 +273,7 @@ std::vector<Copy> DeviceArrays::window_from(const DeviceArrays& draft, int gamma
 
 std::vector<Copy> DeviceArrays::window_from(State* state, bool keep_logits) {
   State& s = *state;
-  // Staging is free again once a verdict behind its copies was read; of a round of nobody there is none.
+  // Staging may be reused once a verdict behind its copies was read. An empty round has no verdict.
   bool is_empty = true;
   for (int b = 0; b < s.num_slots; ++b) is_empty = is_empty && !s.running(b);
   if (is_empty) return {};

@@ -106,13 +106,13 @@ class DeviceArrays {
   bool takes_host_logits() const { return staging_bytes_ >= staging_bytes(sizes_, true); }
   const ArraySizes& sizes() const { return sizes_; }
   int32_t* ring() const { return reinterpret_cast<int32_t*>(at_.ring); }
-  ToldRing told() const {
+  LogprobRing logprob_ring() const {
     return {reinterpret_cast<int32_t*>(at_.told), sizes_.ring_size, sizes_.num_slots, sizes_.gamma_max + 1,
             sizes_.max_logprobs};
   }
   // Throws Failure(kRequest) for more log-probabilities than there is room for: the target's lane has some.
-  void check_told(const State& state, const std::string& lane) const;
-  void check_told(int num_logprobs, const std::string& lane) const;
+  void check_logprobs(const State& state, const std::string& lane) const;
+  void check_logprobs(int num_logprobs, const std::string& lane) const;
 
  private:
   void check_stops(size_t found, const std::string& lane) const;

@@ -1,6 +1,6 @@
-// The copies that bring a request into a slot of a batch that goes on, and take one out: its rows, its prompt
-// pass by pass, its first verdict. Each starts from a block of staging that stays as it is until the copies
-// have run. Knows arrays and blocks; not streams, nor when a copy has run.
+// The copies with which a request joins a run, or leaves it: its rows, the range of each prefill pass, its
+// first verdict. Their sources are in a block of staging, which must not change before they have run. Knows
+// arrays and blocks; not streams, nor when a copy has run.
 #pragma once
 
 #include <array>
@@ -13,26 +13,26 @@ namespace pearl {
 
 class JoinCopies {
  public:
-  static constexpr int kBlocks = 2;  // requests whose copies may wait at once
+  static constexpr int kBlocks = 2;  // requests whose copies may be queued at once
 
-  // Over the staging that these arrays keep for joins.
+  // Uses the staging that these arrays keep for joins.
   explicit JoinCopies(const DeviceArrays& arrays);
   static size_t staging_bytes(const ArraySizes& sizes);
 
-  // Takes the request in that slot of the host's state into a block, over whatever was there. with_rows: also
-  // what the arrays keep of a request; else another lane brings it into the same memory. -> what to copy:
-  // all but finish_reason.
+  // Writes the request in that slot of the host's state to a block of staging, over its old contents -> the
+  // copies of its rows, all but finish_reason. with_rows: false if another lane copies them to the same
+  // memory.
   std::vector<Copy> begin(const State& state, int slot, int block, bool with_rows, bool shaped);
 
-  // What has the next prefill pass feed tokens [start, end) of the slot, and of no other; start is a multiple
+  // The next prefill pass feeds tokens [start, end) of this slot, and none of the others. start is a multiple
   // of the chunk.
   std::vector<Copy> pass(int slot, int block, int64_t start, int64_t end);
 
-  // The slot is judged by the next step "join", as those that run are by "verify".
+  // The next step "join" judges this slot, as "verify" judges the slots that run.
   std::vector<Copy> await_verdict(int slot) const;
-  // What that step made of it is so for the rounds that follow.
+  // The finish_reason that "join" wrote is the slot's in the rounds that follow.
   std::vector<Copy> take_verdict(int slot) const;
-  // The slot is nobody's in the rounds that follow.
+  // The slot is idle in the rounds that follow.
   std::vector<Copy> leave(int slot) const;
 
  private:

@@ -36,7 +36,7 @@ class ShapingArrays {
   void check(const Request& request, const std::string& lane) const;
   void check(const Transform& transform, const std::string& lane) const;
 
-  // The rows of slots [begin, end), through staging. Slots that nobody has are off.
+  // The rows of slots [begin, end), through staging. Idle slots have no filters and penalties.
   void add_rows(const State& state, int begin, int end, Staging* staging, std::vector<Copy>* copies) const;
   static size_t staging_bytes(const ShapingSizes& sizes, size_t num_slots);
 

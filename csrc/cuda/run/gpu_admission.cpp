@@ -10,7 +10,7 @@ GpuAdmission::GpuAdmission(const std::vector<CudaLane*>& lanes, InFlight* in_fli
     : in_flight_(in_flight), target_(lanes.front()) {
   if (lanes.size() > 1 && !lanes[1]->program().empty()) draft_ = lanes[1];
   copies_.emplace_back(target_->arrays());
-  if (target_->has_host_draft()) in_flight_->on_turn([this] { take_turn(); });
+  if (target_->has_host_draft()) in_flight_->on_yield([this] { use_yield(); });
   if (draft_ != nullptr) copies_.emplace_back(draft_->arrays());
 }
 
@@ -19,11 +19,11 @@ bool GpuAdmission::has_one_memory() const { return draft_->arrays().is_same_memo
 bool GpuAdmission::perform(bool in_one_stream) {
   is_settled_ = has_aborted_ = false;
   bool changed = take_cancelled();
-  const bool admits = slot_ < 0 && admit(in_one_stream);
+  const bool admits = !prefills() && admit(in_one_stream);
   const bool shares = draft_ != nullptr && has_one_memory();
   const bool two_memories = draft_ != nullptr && !shares;
-  if (draft_ != nullptr && slot_ >= 0 && (admits ? shares : in_one_stream)) draft_->wait_for(target_);
-  const bool feeds = slot_ >= 0 && feed();
+  if (draft_ != nullptr && prefills() && (admits ? shares : in_one_stream)) draft_->wait_for(target_);
+  const bool feeds = prefills() && feed();
   if (feeds && fed_ == in_flight_->state()->prompt_len[slot_]) {
     judge();
     changed = true;
@@ -43,7 +43,7 @@ void GpuAdmission::settle() {
 
 bool GpuAdmission::awaits_room() const {
   if (!cancelled_.empty()) return true;
-  return slot_ >= 0 && !target_->has_host_draft() && is_last_pass() && !may_judge();
+  return prefills() && !target_->has_host_draft() && is_last_pass() && !may_judge();
 }
 
 bool GpuAdmission::take_cancelled() {
@@ -57,15 +57,15 @@ bool GpuAdmission::take_cancelled() {
   for (const uint64_t id : cancelled_) {
     for (int slot = 0; slot < state.num_slots; ++slot) {
       if (state.request_id[slot] != id) continue;
-      if (slot == slot_ || slot == chosen_) {
+      if (slot == slot_) {
         if (!in_flight_->has_room(1)) {
           later.push_back(id);
           continue;
         }
-        (slot == slot_ ? slot_ : chosen_) = -1;
+        slot_ = -1;
         in_flight_->abort(slot);
         has_aborted_ = true;
-      } else if (in_flight_->runs(slot) && !in_flight_->leaves(slot)) {
+      } else if (in_flight_->request_state(slot) == RequestState::kRunning) {
         settle();
         target_->queue(copies_[0].leave(slot));
         in_flight_->leave(slot);
@@ -77,23 +77,23 @@ bool GpuAdmission::take_cancelled() {
   return changed;
 }
 
-void GpuAdmission::take_turn() {
+void GpuAdmission::use_yield() {
   State& state = *in_flight_->state();
   int& feeding = state.feeding;
   if (feeding >= 0) {
-    const bool is_given_up = feeding != slot_ && feeding != chosen_;
+    const bool is_cancelled = feeding != slot_;
     state.fed[feeding] = state.draft_fed[feeding];
-    if (is_given_up || state.fed[feeding] == state.prompt_len[feeding] - 1) feeding = -1;
+    if (is_cancelled || state.fed[feeding] == state.prompt_len[feeding] - 1) feeding = -1;
   }
   if (is_busy()) return;
   for (int slot = 0; slot < state.num_slots; ++slot) {
     if (!in_flight_->runs(slot)) state.release(slot);
   }
-  choose();
-  if (chosen_ >= 0 && state.prompt_len[chosen_] > 1) feeding = chosen_;
+  reserve_slot();
+  if (slot_ >= 0 && state.prompt_len[slot_] > 1) feeding = slot_;
 }
 
-void GpuAdmission::choose() {
+void GpuAdmission::reserve_slot() {
   const int free = free_slot();
   if (free < 0 || !in_flight_->run()->admission.has_news()) return;
   State* const state = in_flight_->state();
@@ -101,8 +101,8 @@ void GpuAdmission::choose() {
       [&](const Request& request) { return state->reserve(free, request); });
   if (!waiting) return;
   state->fill(free, waiting->id, waiting->request, false);
-  in_flight_->clear(free);
-  chosen_ = free;
+  in_flight_->reserve(free);
+  slot_ = free;
 }
 
 int GpuAdmission::free_slot() const {
@@ -112,24 +112,28 @@ int GpuAdmission::free_slot() const {
   return free < num_slots ? free : -1;
 }
 
+bool GpuAdmission::prefills() const {
+  return slot_ >= 0 && in_flight_->request_state(slot_) == RequestState::kPrefilling;
+}
+
 bool GpuAdmission::admit(bool in_one_stream) {
   State* const state = in_flight_->state();
   const int block = (block_ + 1) % JoinCopies::kBlocks;
   awaits_copies_ = false;
-  if (chosen_ < 0 && !in_flight_->run()->admission.has_news()) return false;
+  if (slot_ < 0 && !in_flight_->run()->admission.has_news()) return false;
   const bool has_passed = target_->has_passed(block) && (draft_ == nullptr || draft_->has_passed(block));
-  if (has_passed && !target_->has_host_draft()) choose();
-  awaits_copies_ = !has_passed && (chosen_ >= 0 || free_slot() >= 0);
-  if (!has_passed || chosen_ < 0) return false;
-  slot_ = std::exchange(chosen_, -1);
+  if (has_passed && !target_->has_host_draft()) reserve_slot();
+  awaits_copies_ = !has_passed && (slot_ >= 0 || free_slot() >= 0);
+  if (!has_passed || slot_ < 0) return false;
+  in_flight_->begin_prefill(slot_);
   block_ = block;
   fed_ = 0;
   const bool shaped = target_->is_shaped();
-  if (draft_ != nullptr) target_->wait_for(draft_);  // it may still be fed what the slot had before
+  if (draft_ != nullptr) target_->wait_for(draft_);  // it may still feed tokens of the slot's last request
   is_settled_ = true;
   target_->queue(copies_[0].begin(*state, slot_, block_, true, shaped));
   if (draft_ != nullptr) {
-    if (in_one_stream) draft_->wait_for(target_);  // the rounds so far bring rows into the draft's memory
+    if (in_one_stream) draft_->wait_for(target_);  // rounds queued so far copy rows to the draft's memory
     draft_->queue(copies_[1].begin(*state, slot_, block_, !has_one_memory(), shaped));
   }
   mark();
@@ -152,11 +156,12 @@ bool GpuAdmission::is_last_pass() const {
   return in_flight_->state()->prompt_len[slot_] - fed_ <= target_->arrays().sizes().prefill_chunk;
 }
 
-// Behind the last pass its verdict follows at once, then a round's. With a draft on the host that verdict has
-// to be read before the next window is made: so that it has the windows that it has alone.
+// Room for two results: the first verdict follows the last pass at once, and a round's verdict follows it. A
+// draft on the host must have fed its chunk of the prompt, and have yielded: the first verdict is then read
+// before it drafts, so that the request has the windows that it has alone.
 bool GpuAdmission::may_judge() const {
-  const bool has_draft = in_flight_->state()->feeding != slot_ && in_flight_->has_turn();
-  return in_flight_->has_room(2) && (has_draft || !target_->has_host_draft());
+  const bool is_fed = in_flight_->state()->feeding != slot_ && in_flight_->draft_yields();
+  return in_flight_->has_room(2) && (is_fed || !target_->has_host_draft());
 }
 
 void GpuAdmission::mark() {

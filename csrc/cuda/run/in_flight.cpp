@@ -6,65 +6,71 @@
 
 namespace pearl {
 
-InFlight::InFlight(State* state, Run* run, VerdictRing ring, ToldRing told, int64_t rounds_ahead,
+InFlight::InFlight(State* state, Run* run, VerdictRing ring, LogprobRing logprobs, int64_t rounds_ahead,
                    bool host_lanes, int num_events, std::vector<std::vector<int>> recorded)
     : state_(state),
       run_(run),
       ring_(ring),
-      told_(told),
+      logprobs_(logprobs),
       rounds_ahead_(rounds_ahead),
       host_lanes_(host_lanes),
       recorded_by_target_(std::move(recorded)),
       events_(num_events),
       slots_(state->num_slots) {
   for (int slot = 0; slot < state->num_slots; ++slot) {
-    slots_[slot].runs = state->running(slot);
+    if (state->running(slot)) slots_[slot].request = RequestState::kRunning;
     slots_[slot].committed = state->prompt_len[slot];
   }
   result_.token_ids.reserve(state->gamma_max + 1);
 }
 
 bool InFlight::may_begin(int64_t round) const {
-  // Round `num_read_` is the next to be read: behind the last one read it is the first. A draft on the host
-  // lets nobody run further ahead than one; requests that join it need that one.
+  // Round read_rounds_ is the next to be read. Beside a draft on the host never more than two rounds are in
+  // flight, and requests that join it need two.
   const int64_t ahead = host_lanes_ ? std::max<int64_t>(rounds_ahead_, 2) : rounds_ahead_;
-  return round - num_read_ + 1 <= ahead && has_room(0);
+  return round - read_rounds_ + 1 <= ahead && has_room(0);
 }
 
 bool InFlight::has_room(int more) const {
-  int64_t owed = more;
-  for (const SlotProgress& progress : slots_) {
-    if (progress.runs) owed += num_issued(progress) - progress.num_read + 1;  // of the next round, or "abort"
+  int64_t needed = more;
+  for (const SlotProgress& slot : slots_) {
+    // + 1: the result of the next round, or "abort".
+    if (slot.runs()) needed += queued_rounds(slot) - slot.read_rounds + 1;
   }
-  return run_->ring.has_room(static_cast<size_t>(owed));
+  return run_->ring.has_room(static_cast<size_t>(needed));
 }
 
 bool InFlight::awaits_verdict() const {
-  return has_turn() && std::any_of(slots_.begin(), slots_.end(), [&](const SlotProgress& progress) {
-           return progress.runs && progress.num_read < num_issued(progress);
+  return draft_yields() && std::any_of(slots_.begin(), slots_.end(), [&](const SlotProgress& slot) {
+           return slot.runs() && slot.read_rounds < queued_rounds(slot);
          });
 }
 
-bool InFlight::is_empty() const {
-  return std::none_of(slots_.begin(), slots_.end(),
-                      [](const SlotProgress& progress) { return progress.runs; });
+bool InFlight::any_runs() const {
+  return std::any_of(slots_.begin(), slots_.end(), [](const SlotProgress& slot) { return slot.runs(); });
 }
 
-bool InFlight::anyone_stays() const {
+bool InFlight::any_running() const {
   return std::any_of(slots_.begin(), slots_.end(),
-                     [](const SlotProgress& progress) { return progress.runs && !progress.leaves; });
+                     [](const SlotProgress& slot) { return slot.request == RequestState::kRunning; });
+}
+
+void InFlight::reserve(int slot) {
+  slots_[slot].request = RequestState::kWaiting;
+  ring_.clear(slot);
+  logprobs_.clear(slot);
 }
 
 void InFlight::join(int slot) {
   slots_[slot] = {};
-  slots_[slot].runs = true;
-  slots_[slot].offset = num_issued_ - 1;  // one round of its own is queued
+  slots_[slot].request = RequestState::kRunning;
+  slots_[slot].offset = queued_rounds_ - 1;  // its round 0 is queued
   slots_[slot].committed = state_->prompt_len[slot];
 }
 
 void InFlight::leave(int slot) {
-  slots_[slot].leaves = true;
-  slots_[slot].until = num_issued_;
+  slots_[slot].request = RequestState::kLeaving;
+  slots_[slot].end = queued_rounds_;
 }
 
 void InFlight::abort(int slot) {
@@ -84,45 +90,45 @@ CUevent InFlight::issued(int event, uint64_t k) const {
 
 bool InFlight::read_verdicts() {
   bool moved = false;
-  const bool has_turn = this->has_turn();
+  const bool may_read = draft_yields();
   for (int slot = 0; slot < state_->num_slots && !run_->halted(); ++slot) {
-    const SlotProgress& progress = slots_[slot];
-    while (has_turn && progress.runs && progress.num_read < num_issued(progress) &&
-           is_there(progress.num_read, slot)) {
+    const SlotProgress& own = slots_[slot];
+    while (may_read && own.runs() && own.read_rounds < queued_rounds(own) &&
+           has_come(own.read_rounds, slot)) {
       read_slot(slot);
       moved = true;
     }
-    if (progress.runs && progress.leaves && progress.num_read == num_issued(progress)) {
+    if (own.request == RequestState::kLeaving && own.read_rounds == queued_rounds(own)) {
       end_slot(slot);
       moved = true;
     }
   }
-  count_rounds();
+  count_read_rounds();
   return moved;
 }
 
-bool InFlight::is_there(int64_t round, int slot) const {
+bool InFlight::has_come(int64_t round, int slot) const {
   if (!ring_.has(round, slot)) return false;
-  return state_->num_logprobs[slot] < 0 || ring_.read(round, slot).num_new == 0 || told_.has(round, slot);
+  return state_->num_logprobs[slot] < 0 || ring_.read(round, slot).num_new == 0 || logprobs_.has(round, slot);
 }
 
-void InFlight::count_rounds() {
-  int64_t done = num_issued_;
-  for (const SlotProgress& progress : slots_) {
-    if (progress.runs) done = std::min(done, progress.offset + progress.num_read);
+void InFlight::count_read_rounds() {
+  int64_t read = queued_rounds_;
+  for (const SlotProgress& slot : slots_) {
+    if (slot.runs()) read = std::min(read, slot.offset + slot.read_rounds);
   }
-  for (; num_read_ < done; ++num_read_) {
+  for (; read_rounds_ < read; ++read_rounds_) {
     if (!host_lanes_) continue;
-    for (const int slot : ended_) state_->finish_reason[slot] = FinishReason::kAbort;
-    ended_.clear();
-    if (num_read_ > 0 && take_turn_) take_turn_();
-    for (const int event : recorded_by_target_[num_read_ == 0 ? 0 : 1]) run_->record(event);
+    for (const int slot : aborted_) state_->finish_reason[slot] = FinishReason::kAbort;
+    aborted_.clear();
+    if (read_rounds_ > 0 && during_yield_) during_yield_();
+    for (const int event : recorded_by_target_[read_rounds_ == 0 ? 0 : 1]) run_->record(event);
   }
 }
 
 void InFlight::end_slot(int slot) {
   result_.request_id = state_->request_id[slot];
-  result_.round = static_cast<int32_t>(slots_[slot].num_read);
+  result_.round = static_cast<int32_t>(slots_[slot].read_rounds);
   result_.slot = slot;
   result_.token_ids.clear();
   result_.logprobs.clear();
@@ -130,32 +136,31 @@ void InFlight::end_slot(int slot) {
   result_.finish_reason = FinishReason::kAbort;
   result_.t_ns = now_ns();
   vacate(slot);
-  if (host_lanes_) ended_.push_back(slot);
+  if (host_lanes_) aborted_.push_back(slot);
   run_->ring.push(result_);
 }
 
 void InFlight::vacate(int slot) {
-  slots_[slot].runs = false;
-  // What was queued for the slot is ahead of a new owner's passes on each lane's stream, and what is queued
-  // from now on reads that it does not run: DESIGN.md, section 5. A draft on the host may still use
-  // them, on a thread of its own: those blocks go back when it waits.
+  slots_[slot].request = RequestState::kNone;
+  // The blocks are free although rounds in flight may still write to them: each lane's stream runs those
+  // before the next owner's prompt, and later rounds read that the slot is idle (DESIGN.md, section 5). A
+  // draft on the host has a thread of its own, and may use them until it yields: they are released there.
   if (!host_lanes_) state_->release(slot);
 }
 
 void InFlight::read_slot(int slot) {
-  SlotProgress& progress = slots_[slot];
-  const int64_t round = progress.num_read++;
+  const int64_t round = slots_[slot].read_rounds++;
   const VerdictEntry entry = ring_.read(round, slot);
   if (entry.finish_reason == VerdictRing::kBadLogits) result_.error = bad_logits(slot, entry, round);
   if (host_lanes_) apply(slot, entry, round);
-  progress.committed += entry.num_new;
+  slots_[slot].committed += entry.num_new;
   result_.request_id = state_->request_id[slot];
   result_.round = static_cast<int32_t>(round);
   result_.slot = slot;
   result_.token_ids.assign(entry.token_ids, entry.token_ids + entry.num_new);
   result_.logprobs.clear();
   if (const int k = state_->num_logprobs[slot]; k >= 0) {
-    told_.read(round, slot, entry.num_new, k, &result_.logprobs);
+    logprobs_.read(round, slot, entry.num_new, k, &result_.logprobs);
   }
   result_.accept_len = entry.accept_len;
   result_.num_judged = entry.num_judged;

@@ -1,6 +1,19 @@
-// What the CUDA lanes of one run share: how far rounds may be queued ahead of the verdicts that were read,
-// which events were issued, and what becomes of a verdict. Slots count rounds of their own, from the first
-// that they run in. One thread's, the issuer's. Makes no call of the driver.
+// The rounds of one run that are in flight: queued on the streams of its CUDA lanes, and not yet read.
+// Decides how far ahead rounds may be queued, keeps the state of each slot's request and which events were
+// recorded, and publishes verdicts. Used by one thread, the issuer's. Makes no call of the driver.
+//
+// Two clocks count the rounds of a run: queued_rounds, whose verdicts were queued, and read_rounds, whose
+// verdicts the host has read for every slot. The prologue is round 0. Each slot counts rounds of its own,
+// from its request's first verdict; `offset` is the difference. An example with rounds_ahead = 2:
+//
+//   round of the run   0      1      2    |  3      4    |  5
+//                         read            |  in flight   |  not queued yet
+//                                         |              queued_rounds = 5
+//                                         read_rounds = 3
+//   slot 0             0      1      2       3      4         running, offset 0
+//   slot 1                P      P0  1       2      3         prefilling (P: a pass), then running, offset 1
+//   slot 2             0      1      2       3                leaving, end = 4; offset 0
+//   slot 3                                       P            prefilling
 #pragma once
 
 #include <functional>
@@ -16,52 +29,64 @@
 
 namespace pearl {
 
+// The state of the request that has a slot. Requests without a slot wait in the run's Admission.
+enum class RequestState {
+  kNone,        // the slot is free
+  kWaiting,     // the slot and its KV blocks are reserved; nothing was copied to a device
+  kPrefilling,  // its rows are copied; a pass of its prompt goes in front of each round
+  kRunning,     // it is in every round that is queued
+  kLeaving,     // cancelled: it is in the rounds queued so far, and in no later one
+};
+
 class InFlight {
  public:
   // host_lanes: whether a lane on the host reads verdicts, in `state`, and waits for the target's events.
   // recorded: [2] the events that the target's lane records in its prologue and in its body.
-  InFlight(State* state, Run* run, VerdictRing ring, ToldRing told, int64_t rounds_ahead, bool host_lanes,
-           int num_events, std::vector<std::vector<int>> recorded);
+  InFlight(State* state, Run* run, VerdictRing ring, LogprobRing logprobs, int64_t rounds_ahead,
+           bool host_lanes, int num_events, std::vector<std::vector<int>> recorded);
 
-  // take_turn: called where the draft on the host waits for a verdict that was read, so that the state may be
-  // changed. Not in the prologue, where it may still read prompts.
-  void on_turn(std::function<void()> take_turn) { take_turn_ = std::move(take_turn); }
-  // Whether the state is ours: a draft on the host has done its part of the next round to be read, which is
-  // queued, and waits for its verdict.
-  bool has_turn() const { return !host_lanes_ || num_issued_ > num_read_; }
+  // A draft on the host yields the state while it waits for a verdict. use_yield is called once for each
+  // round that was read, before that draft goes on; not for the prologue, where the draft may still read
+  // prompts.
+  void on_yield(std::function<void()> use_yield) { during_yield_ = std::move(use_yield); }
+  // Whether this thread may use the state now. A draft on the host yields it once its part of the next round
+  // to be read is done, and that round is queued. Always true without one.
+  bool draft_yields() const { return !host_lanes_ || queued_rounds_ > read_rounds_; }
 
-  // Whether work of that round may be queued: it is at most rounds_ahead rounds past the last verdict read,
-  // and its results will find room.
+  // Whether that round may be queued: it is at most rounds_ahead past the last round read, and the host's
+  // ring has room for its results.
   bool may_begin(int64_t round) const;
-  // Whether all results that are owed find room, those of one more round, and so many besides.
+  // Whether the host's ring has room for all results of the rounds in flight, of one more round, and for
+  // `more` results besides.
   bool has_room(int more) const;
 
-  // A verify was queued, of all slots that run.
-  void verdict_issued() { ++num_issued_; }
+  // The verdict of a round was queued, of all slots that run.
+  void count_queued_round() { ++queued_rounds_; }
+  // Whether the verdict of a round in flight can be read without a further call from a lane on the host.
   bool awaits_verdict() const;
 
-  // Publishes what slots have committed, each slot's rounds in order -> whether anything had come. A slot
-  // whose logits could not be used ends with an error.
+  // Reads the verdicts that have come and publishes them, each slot's in order -> whether any had come. A
+  // request whose logits cannot be used ends with an error.
   bool read_verdicts();
-  int64_t num_read() const { return num_read_; }  // rounds whose verdicts were all read
+  int64_t read_rounds() const { return read_rounds_; }
 
-  // As of the last verdict read: whether a slot is somebody's, whether any is, and whether any is in the
-  // rounds that follow.
-  bool runs(int slot) const { return slots_[slot].runs; }
-  bool leaves(int slot) const { return slots_[slot].leaves; }
-  bool is_empty() const;
-  bool anyone_stays() const;
+  // As of the last verdict read.
+  RequestState request_state(int slot) const { return slots_[slot].request; }
+  // Whether verdicts of the slot were queued, or will be.
+  bool runs(int slot) const { return slots_[slot].runs(); }
+  bool any_runs() const;
+  // Whether a request is in the rounds that follow.
+  bool any_running() const;
 
-  // The slot is nobody's, and what the ring still says of it is forgotten.
-  void clear(int slot) const {
-    ring_.clear(slot);
-    told_.clear(slot);
-  }
-  // Its first verdict was queued by itself, behind the rounds so far: it runs in those that follow.
+  // Takes a free slot for a request that waits; entries of earlier requests in the rings are cleared.
+  void reserve(int slot);
+  // Its rows and its first pass are queued.
+  void begin_prefill(int slot) { slots_[slot].request = RequestState::kPrefilling; }
+  // Its first verdict was queued, behind the rounds queued so far. It runs in all that follow.
   void join(int slot);
-  // It runs in the rounds that were queued, and in none that follow: "abort" ends it behind them.
+  // A running request is cancelled. A result "abort" follows the last round that it is in.
   void leave(int slot);
-  // A request whose prompt is not fed yet is given up.
+  // A request that waits or prefills is cancelled: "abort" at once.
   void abort(int slot);
 
   // An event of the program was recorded on a stream: waits from now on are for this one.
@@ -80,40 +105,40 @@ class InFlight {
     uint64_t count = 0;
     CUevent last = nullptr;
   };
-  // Who has a slot.
   struct SlotProgress {
-    bool runs = false;      // as of the last verdict read
-    bool leaves = false;    // and is in no round from `until` on
-    int64_t until = 0;      // a round of the run
-    int64_t offset = 0;     // its round r is the run's r + offset
-    int64_t num_read = 0;   // its rounds whose verdict was read
-    int64_t committed = 0;  // as of the last of them
+    RequestState request = RequestState::kNone;
+    int64_t offset = 0;       // its round r is the run's r + offset
+    int64_t end = 0;          // leaving: the first round of the run that it is not in
+    int64_t read_rounds = 0;  // its rounds whose verdict was read
+    int64_t committed = 0;    // tokens, as of the last of them
+    bool runs() const { return request == RequestState::kRunning || request == RequestState::kLeaving; }
   };
-  // Rounds of a progress that were queued.
-  int64_t num_issued(const SlotProgress& progress) const {
-    return (progress.leaves ? progress.until : num_issued_) - progress.offset;
+  // Rounds of the slot's own that were queued.
+  int64_t queued_rounds(const SlotProgress& slot) const {
+    return (slot.request == RequestState::kLeaving ? slot.end : queued_rounds_) - slot.offset;
   }
-  bool is_there(int64_t round, int slot) const;  // its verdict, and its log-probabilities if it asks
+  // Whether the verdict has come, and its log-probabilities if the request asks for them.
+  bool has_come(int64_t round, int slot) const;
   void read_slot(int slot);
   void end_slot(int slot);
-  void vacate(int slot);  // it is nobody's, and its KV blocks are free
-  void count_rounds();
+  void vacate(int slot);  // the slot is free, and so are its KV blocks
+  void count_read_rounds();
   void apply(int slot, const VerdictEntry& entry, int64_t round);
   std::string bad_logits(int slot, const VerdictEntry& entry, int64_t round) const;
 
   State* const state_;
   Run* const run_;
   const VerdictRing ring_;
-  const ToldRing told_;
+  const LogprobRing logprobs_;
   const int64_t rounds_ahead_;
   const bool host_lanes_;
   const std::vector<std::vector<int>> recorded_by_target_;
   std::vector<Recorded> events_;     // [num_events]
   std::vector<SlotProgress> slots_;  // [B]
-  std::vector<int> ended_;           // slots whose end lanes on the host have still to be told
-  std::function<void()> take_turn_;
-  int64_t num_issued_ = 0;  // verifies queued, first included
-  int64_t num_read_ = 0;    // rounds whose verdicts were read: the next is num_read_
+  std::vector<int> aborted_;         // slots that ended with "abort", which `state` does not show yet
+  std::function<void()> during_yield_;
+  int64_t queued_rounds_ = 0;
+  int64_t read_rounds_ = 0;
   RoundResult result_;
 };
 

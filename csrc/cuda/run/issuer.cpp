@@ -15,12 +15,12 @@ namespace pearl {
 
 namespace {
 
-constexpr std::chrono::microseconds kLook{50};     // between looks at the ring, after the spin
-constexpr std::chrono::milliseconds kPatience{2};  // until the streams are asked what is wrong
+constexpr std::chrono::microseconds kPoll{50};     // between polls of the ring, after the spin
+constexpr std::chrono::milliseconds kPatience{2};  // until the streams are queried for faults
 
 [[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
 
-// Runs what may throw; what it throws ends the run.
+// Runs a function; an exception from it ends the run.
 template <typename Function>
 bool guarded(Run* run, const Function& function) {
   try {
@@ -50,7 +50,7 @@ InFlight make_in_flight(const std::vector<CudaLane*>& lanes, State* state, Run* 
   const ArraySizes& sizes = target.arrays().sizes();
   const VerdictRing ring(target.arrays().ring(), sizes.ring_size, sizes.num_slots, state->longest_gamma);
   const LaneProgram& program = target.program();
-  return InFlight(state, run, ring, target.arrays().told(), rounds_ahead, target.has_host_draft(),
+  return InFlight(state, run, ring, target.arrays().logprob_ring(), rounds_ahead, target.has_host_draft(),
                   run->num_events(), {recorded_events(program.prologue), recorded_events(program.body)});
 }
 
@@ -110,7 +110,7 @@ void CudaIssuer::start(std::vector<CudaLane*> lanes, State* state, Run* run) {
   bell_.raise();
 }
 
-bool CudaIssuer::is_flying(const CudaLane* lane) const {
+bool CudaIssuer::is_running(const CudaLane* lane) const {
   const std::lock_guard<std::mutex> lock(mutex_);
   return work_ && std::find(work_->lanes.begin(), work_->lanes.end(), lane) != work_->lanes.end();
 }
@@ -138,16 +138,16 @@ void CudaIssuer::serve() {
     perform(*work);
     const std::lock_guard<std::mutex> lock(mutex_);
     work_.reset();
-    ended_.notify_all();  // under the lock: whoever joins may destroy the lanes at once
+    ended_.notify_all();  // under the lock: behind join() the caller may destroy the lanes at once
   }
 }
 
 void CudaIssuer::perform(const Work& work) {
   round_exec_ = nullptr;
   round_ = 0;
-  const bool flown = guarded(work.run, [&] { fly(work); });
-  land(work);
-  if (!flown || !work.options.timed) return;
+  const bool has_run = guarded(work.run, [&] { run(work); });
+  drain(work);
+  if (!has_run || !work.options.timed) return;
   guarded(work.run, [&] {
     for (CudaLane* lane : work.lanes) {
       lane->context()->make_current();
@@ -156,36 +156,36 @@ void CudaIssuer::perform(const Work& work) {
   });
 }
 
-// Somebody else's capture in the global mode forbids this thread's looks at events and streams, unless it
-// says that it has no part in it.
-void CudaIssuer::stand_aside() const {
+// A capture in the global mode, by any other thread, forbids this thread to query events and streams, unless
+// this thread's own mode is relaxed.
+void CudaIssuer::relax_capture_mode() const {
   int mode = CU_STREAM_CAPTURE_MODE_RELAXED;
   driver_->check(driver_->api().cuThreadExchangeStreamCaptureMode(&mode), "cuThreadExchangeStreamCaptureMode",
                  "before a run");
 }
 
-void CudaIssuer::fly(const Work& work) {
-  stand_aside();
+void CudaIssuer::run(const Work& work) {
+  relax_capture_mode();
   InFlight in_flight = make_in_flight(work.lanes, work.state, work.run, work.options.rounds_ahead);
   const bool several_devices =
       work.lanes.size() > 1 && work.lanes[0]->context()->ordinal() != work.lanes[1]->context()->ordinal();
   for (CudaLane* lane : work.lanes) lane->begin(in_flight, work.options.timed, several_devices);
   Clock::duration busy{0};
-  loop(work, &in_flight, &busy);
-  if (in_flight.num_read() == 0) return;
+  queue_rounds(work, &in_flight, &busy);
+  if (in_flight.read_rounds() == 0) return;
   const double spent = std::chrono::duration<double, std::nano>(busy).count();
   const std::lock_guard<std::mutex> lock(mutex_);
-  host_ns_per_round_ = spent / static_cast<double>(in_flight.num_read());
+  host_ns_per_round_ = spent / static_cast<double>(in_flight.read_rounds());
 }
 
-void CudaIssuer::loop(const Work& work, InFlight* in_flight, Clock::duration* busy) {
+void CudaIssuer::queue_rounds(const Work& work, InFlight* in_flight, Clock::duration* busy) {
   GpuAdmission admission(work.lanes, in_flight);
   Clock::time_point moved_at = Clock::now();
   while (!in_flight->halted()) {
     const uint32_t seen = bell_.value();  // before the look for work
     const Clock::time_point begin = Clock::now();
     const bool has_read = in_flight->read_verdicts();
-    if (in_flight->is_empty() && !admission.is_busy() && work.run->admission.close_if_empty()) {
+    if (!in_flight->any_runs() && !admission.is_busy() && work.run->admission.close_if_empty()) {
       work.run->halt();
     }
     if (in_flight->halted()) return;
@@ -201,11 +201,12 @@ void CudaIssuer::loop(const Work& work, InFlight* in_flight, Clock::duration* bu
 bool CudaIssuer::issue(const Work& work, InFlight* in_flight, GpuAdmission* admission) {
   bool moved = false;
   while (!in_flight->halted() && ends_round(work, in_flight, &moved)) {
-    // Between two rounds. Who waits for room, or for a verdict, goes on as soon as it is there.
-    if (in_flight->anyone_stays() && !in_flight->may_begin(round_ + 1)) return moved;
+    // Between two rounds. If the next round may not begin, this returns until a verdict is read or results
+    // have room.
+    if (in_flight->any_running() && !in_flight->may_begin(round_ + 1)) return moved;
     const bool admitted = admission->perform(round_exec_ != nullptr);
     moved = moved || admitted;
-    const bool is_wanted = in_flight->anyone_stays() || admission->needs_a_round();
+    const bool is_wanted = in_flight->any_running() || admission->needs_a_round();
     if (is_wanted && in_flight->may_begin(round_ + 1) && !admission->awaits_room()) {
       if (!issue_round(work, in_flight)) return moved;
       moved = true;
@@ -216,7 +217,7 @@ bool CudaIssuer::issue(const Work& work, InFlight* in_flight, GpuAdmission* admi
   return moved;
 }
 
-// Queues what is left of the round that was begun -> whether it is whole.
+// Queues the rest of the round that was begun -> whether all of it is queued.
 bool CudaIssuer::ends_round(const Work& work, InFlight* in_flight, bool* moved) {
   if (round_exec_ != nullptr) return true;
   for (bool again = true; again;) {
@@ -242,16 +243,16 @@ bool CudaIssuer::issue_round(const Work& work, InFlight* in_flight) {
   ++round_;
   if (round_exec_ == nullptr) return true;
   target.launch_round(round_exec_, round_);
-  in_flight->verdict_issued();
+  in_flight->count_queued_round();
   return true;
 }
 
-// looks: there is something to come that nobody rings for.
+// Sleeps until the bell rings. polls: a verdict or a copy is awaited, for which no bell rings.
 void CudaIssuer::rest(const Work& work, InFlight* in_flight, uint32_t seen, Clock::time_point idle_since,
-                      bool looks) {
+                      bool polls) {
   const Clock::time_point now = Clock::now();
-  if (!looks) {
-    // A lane on the host, the reader of results or a stop will ring; only a fault on a stream cannot.
+  if (!polls) {
+    // A lane on the host, the reader of results or a stop will ring. A fault on a stream does not.
     const bool all_idle = look_for_faults(work, in_flight);
     bell_.wait_until(seen, all_idle ? Clock::time_point::max() : now + 5 * kPatience, spin_);
     return;
@@ -261,7 +262,7 @@ void CudaIssuer::rest(const Work& work, InFlight* in_flight, uint32_t seen, Cloc
     return;
   }
   if (now - idle_since > kPatience) look_for_faults(work, in_flight);
-  bell_.wait_until(seen, now + kLook, std::chrono::microseconds(0));
+  bell_.wait_until(seen, now + kPoll, std::chrono::microseconds(0));
 }
 
 bool CudaIssuer::look_for_faults(const Work& work, InFlight* in_flight) {
@@ -270,13 +271,13 @@ bool CudaIssuer::look_for_faults(const Work& work, InFlight* in_flight) {
   if (!all_idle) return false;
   if (!in_flight->awaits_verdict() || in_flight->read_verdicts() || in_flight->halted()) return true;
   throw Failure(FailureKind::kExecutor, "the streams are idle, but the verdict of round " +
-                                            std::to_string(in_flight->num_read()) +
+                                            std::to_string(in_flight->read_rounds()) +
                                             " never came: its step verify wrote none");
 }
 
-void CudaIssuer::land(const Work& work) {
+void CudaIssuer::drain(const Work& work) {
   for (CudaLane* lane : work.lanes) {
-    // Twice: a call that failed by itself has waited for nothing.
+    // Twice: a first call that failed has not waited for the stream.
     if (!guarded(work.run, [&] { lane->drain(); })) guarded(work.run, [&] { lane->drain(); });
   }
 }

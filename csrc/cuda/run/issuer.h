@@ -1,6 +1,6 @@
-// The one host thread that queues work ahead on the streams of a coordinator's CUDA lanes, as CpuDevice is
-// the thread of CPU lanes. Lanes take turns; it reads verdicts from the pinned ring, late, and ends the run.
-// Between requests it sleeps. Knows rounds and verdicts; not what a step does. Never needs Python.
+// The host thread that queues work ahead on the streams of a coordinator's CUDA lanes, as CpuDevice is the
+// thread of CPU lanes. It queues the ops of all lanes, reads verdicts from the pinned ring, late, and ends
+// the run. Between runs it sleeps. Knows rounds and verdicts; not what a step does. Never needs Python.
 #pragma once
 
 #include <chrono>
@@ -33,8 +33,8 @@ struct IssuerOptions {
 
 class CudaIssuer {
  public:
-  // spin: how long it polls the verdict ring before it sleeps between looks. Throws Failure(kResource) if its
-  // thread cannot be had.
+  // spin: how long it polls the verdict ring without a pause, before it sleeps between polls. Throws
+  // Failure(kResource) if its thread cannot be started.
   CudaIssuer(std::shared_ptr<Driver> driver, std::chrono::microseconds spin);
   ~CudaIssuer();
   CudaIssuer(const CudaIssuer&) = delete;
@@ -49,12 +49,12 @@ class CudaIssuer {
   // lanes: [target] or [target, draft], with their programs. Returns at once; the run ends by itself, or by
   // run.halt(). Throws Failure(kRequest) if another coordinator's run is in flight.
   void start(std::vector<CudaLane*> lanes, State* state, Run* run);
-  // Returns when nothing of the lane's run is in flight.
+  // Returns when no work of the lane's run is in flight.
   void join(const CudaLane* lane);
-  bool is_flying(const CudaLane* lane) const;
+  bool is_running(const CudaLane* lane) const;
 
-  // What the last run that flew cost its thread for each verdict read: launching, and reading verdicts; not
-  // the looks that found nothing. 0 before any.
+  // Host time of the last run for each round read, in which the thread launched work and read verdicts;
+  // without polls that found nothing. 0 before the first run.
   double host_ns_per_round() const;
 
   Signal* bell() { return &bell_; }
@@ -70,16 +70,16 @@ class CudaIssuer {
   };
   void serve();
   void perform(const Work& work);  // a whole run, with the streams idle at its end
-  void stand_aside() const;
-  void fly(const Work& work);
-  void loop(const Work& work, InFlight* in_flight, Clock::duration* busy);
+  void relax_capture_mode() const;
+  void run(const Work& work);
+  void queue_rounds(const Work& work, InFlight* in_flight, Clock::duration* busy);
   bool issue(const Work& work, InFlight* in_flight, GpuAdmission* admission);
   bool issue_round(const Work& work, InFlight* in_flight);
   bool ends_round(const Work& work, InFlight* in_flight, bool* moved);
-  void rest(const Work& work, InFlight* in_flight, uint32_t seen, Clock::time_point idle_since, bool looks);
+  void rest(const Work& work, InFlight* in_flight, uint32_t seen, Clock::time_point idle_since, bool polls);
   // Whether the streams are idle. Throws CudaError for what went wrong on one, Failure if a verdict is lost.
   bool look_for_faults(const Work& work, InFlight* in_flight);
-  void land(const Work& work);
+  void drain(const Work& work);
 
   const std::shared_ptr<Driver> driver_;
   const std::chrono::microseconds spin_;
@@ -94,7 +94,7 @@ class CudaIssuer {
   // The thread's.
   RoundGraphs round_graphs_;
   // Of the run, once its prologue was queued.
-  CUgraphExec round_exec_ = nullptr;  // a round, launched on the target's stream; nullptr: by events
+  CUgraphExec round_exec_ = nullptr;  // a round as one graph, on the target's stream; nullptr: by events
   int64_t round_ = 0;                 // that was begun last; 0 is the prologue
   std::jthread thread_;
 };

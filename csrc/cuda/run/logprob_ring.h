@@ -1,7 +1,7 @@
-// The host's side of the ring of log-probabilities in pinned memory (kernels/tell.py): what a round's tokens
-// had, slot by slot, for slots that ask. Knows entries; not rounds in flight, nor verdicts. An entry's round
-// is stored behind its fields with release at system scope, and read here with acquire: it stands for itself,
-// whichever of it and the verdict's entry (csrc/cuda/run/verdict_ring.h) comes first.
+// The host's side of the ring of log-probabilities in pinned memory (kernels/tell.py): those of a round's
+// tokens, slot by slot, for requests that ask for them. Knows entries; not rounds in flight, nor verdicts. A
+// device stores the fields of an entry, then its round with release at system scope; the host reads the round
+// with acquire. The verdict's entry (csrc/cuda/run/verdict_ring.h) may come before it or after it.
 #pragma once
 
 #include <algorithm>
@@ -14,29 +14,29 @@
 
 namespace pearl {
 
-class ToldRing {
+class LogprobRing {
  public:
   static constexpr int kFields = 3;  // of an entry: as Logprob
   static_assert(sizeof(Logprob) == kFields * sizeof(int32_t), "an entry is copied as it lies");
 
-  // ring: [ring_size, num_slots, 1 + num_rows * (1 + most) * kFields], or nullptr if there is none. most:
-  // likeliest tokens told with each.
-  ToldRing(int32_t* ring, int ring_size, int num_slots, int num_rows, int most)
+  // ring: [ring_size, num_slots, 1 + num_rows * (1 + most) * kFields], or nullptr if there is none. most: of
+  // likeliest tokens, for each token.
+  LogprobRing(int32_t* ring, int ring_size, int num_slots, int num_rows, int most)
       : ring_(ring), ring_size_(ring_size), num_slots_(num_slots), num_rows_(num_rows), most_(most) {}
 
-  // No entry is any round's. Only while no round is in flight.
+  // Clears all entries. Only while no round is in flight.
   void clear() {
     for (int slot = 0; slot < num_slots_; ++slot) clear(slot);
   }
 
-  // No entry of that slot is any round's. Only while no round that it runs in is in flight.
+  // Clears the entries of a slot. Only while no round that it runs in is in flight.
   void clear(int slot) const {
     for (int round = 0; ring_ != nullptr && round < ring_size_; ++round) {
       std::atomic_ref<int32_t>(*entry(round, slot)).store(-1, std::memory_order_relaxed);
     }
   }
 
-  // Whether that round's are there; then they stay until round + ring_size is judged.
+  // Whether the round's entry has come. It stays until round + ring_size is judged.
   bool has(int64_t round, int slot) const {
     return std::atomic_ref<int32_t>(*entry(round, slot)).load(std::memory_order_acquire) == round;
   }

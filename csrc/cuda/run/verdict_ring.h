@@ -29,17 +29,17 @@ class VerdictRing {
 
   int size() const { return ring_size_; }
 
-  // No entry is any round's. Only while no round is in flight.
+  // Clears all entries. Only while no round is in flight.
   void clear() { std::fill(ring_, ring_ + static_cast<size_t>(ring_size_) * num_slots_ * width_, -1); }
 
-  // No entry of that slot is any round's. Only while no round that it runs in is in flight.
+  // Clears the entries of a slot. Only while no round that it runs in is in flight.
   void clear(int slot) const {
     for (int round = 0; round < ring_size_; ++round) {
       std::atomic_ref<int32_t>(*entry(round, slot)).store(-1, std::memory_order_relaxed);
     }
   }
 
-  // Whether the verdict of that round is there; then it stays until round + ring_size is judged.
+  // Whether the verdict of that round has come. It stays until round + ring_size is judged.
   bool has(int64_t round, int slot) const {
     return std::atomic_ref<int32_t>(*entry(round, slot)).load(std::memory_order_acquire) == round;
   }
