@@ -63,7 +63,7 @@ IMPORTS = """
 import importlib, pathlib
 import torch, triton, pearl_rt
 from pearl_rt import _C
-from pearl_rt.kernels.library import interpreting
+from pearl_rt.kernels.base.library import interpreting
 assert not interpreting(), "TRITON_INTERPRET is set: kernels would not be compiled"
 names = sorted(p.stem for p in pathlib.Path("kernels").glob("*.py") if p.stem != "__init__")
 for name in names:

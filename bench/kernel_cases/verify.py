@@ -57,7 +57,7 @@ def against_reference(
 
 
 def sample_job(copies: int, rows: int, vocab: int) -> Job:
-    op = import_module("pearl_rt.kernels.sample")
+    op = import_module("pearl_rt.kernels.sampling.sample")
     logits = [random(rows, vocab, dtype=torch.float32, scale=SPREAD) for _ in range(copies)]
     temperature = filled(rows, TEMPERATURE, torch.float32)
     seed, positions = torch.arange(rows, dtype=torch.int64), filled(rows, POSITION, torch.int64)
@@ -72,7 +72,7 @@ def sample_job(copies: int, rows: int, vocab: int) -> Job:
 
 
 def filters_job(copies: int, rows: int, vocab: int) -> Job:
-    op = import_module("pearl_rt.kernels.filters")
+    op = import_module("pearl_rt.kernels.sampling.filters")
     logits = [random(rows, vocab, dtype=torch.float32, scale=SPREAD) for _ in range(copies)]
     temperature = filled(rows, TEMPERATURE, torch.float32)
     top_k, top_p = filled(rows, TOP_K, torch.int32), filled(rows, TOP_P, torch.float32)
@@ -103,7 +103,7 @@ class Windows:
 
 
 def judge_job(copies: int, batch: int, gamma: int, vocab: int, kind: str) -> Job:
-    op = import_module("pearl_rt.kernels.judge")
+    op = import_module("pearl_rt.kernels.verify.judge")
     windows = [Windows(batch, gamma, vocab) for _ in range(copies)]
     with_draft = kind == "rejection"
     rows = batch * (gamma + 1)
@@ -163,7 +163,7 @@ def committed(state: Any) -> torch.Tensor:
 
 def verify_job(copies: int, batch: int, gamma: int, vocab: int, kind: str) -> Job:
     """Every call commits, so that slots move on while they are timed; they never end."""
-    op = import_module("pearl_rt.kernels.verify")
+    op = import_module("pearl_rt.kernels.verify.verify")
     states = [make_state(Windows(batch, gamma, vocab)) for _ in range(copies)]
     space = workspace(op.workspace_size(batch, gamma, vocab, kind))
 

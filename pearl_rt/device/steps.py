@@ -14,11 +14,11 @@ import torch
 from pearl_rt.device.logits_processors import Shaping
 from pearl_rt.device.state import DeviceState
 from pearl_rt.errors import ConfigError
-from pearl_rt.kernels.feed import DRAFT_FIRST, DRAFT_NEXT, PREFILL, SCORE, SCORE_WINDOW, feed
-from pearl_rt.kernels.sample import sample
-from pearl_rt.kernels.sample import workspace_size as sample_workspace
-from pearl_rt.kernels.verify import verify
-from pearl_rt.kernels.verify import workspace_size as verify_workspace
+from pearl_rt.kernels.forward.feed import DRAFT_FIRST, DRAFT_NEXT, PREFILL, SCORE, SCORE_WINDOW, feed
+from pearl_rt.kernels.sampling.sample import sample
+from pearl_rt.kernels.sampling.sample import workspace_size as sample_workspace
+from pearl_rt.kernels.verify.verify import verify
+from pearl_rt.kernels.verify.verify import workspace_size as verify_workspace
 from pearl_rt.model.forward_batch import ForwardBatch
 from pearl_rt.model.llama import Llama
 from pearl_rt.reference.judge import KINDS

@@ -19,7 +19,7 @@ from bench.kernel_cases import traffic
 from bench.kernel_cases import warmup as kernel_warmup
 from bench.kernel_cases.case import Job, Row, Spec, Variant, disagreement, format_row, run_case
 from bench.kernel_cases.timer import MAX_COPIES, Call, Rotation, medians
-from pearl_rt.kernels.shapes import SHAPES
+from pearl_rt.kernels.base.shapes import SHAPES
 
 L2 = 50 << 20
 BANDWIDTH = 3e12

@@ -14,7 +14,7 @@ from bench.kernel_cases import step as step_cases
 from bench.kernel_cases import verify as verify_cases
 from bench.kernel_cases.case import Job, Row, Spec, run_case
 from bench.kernel_cases.timer import Call, Rotation
-from pearl_rt.kernels.shapes import ModelShape
+from pearl_rt.kernels.base.shapes import ModelShape
 
 COPIES = 2
 TINY = ModelShape("tiny", 64, 96, 2, 4, 2, 16, 111)

@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pearl_rt.kernels import interpreter, library
+from pearl_rt.kernels.base import interpreter, library
 
 SHAPES = [(16, 16, 16), (16, 128, 32), (64, 64, 64), (48, 100, 17), (128, 32, 128)]
 

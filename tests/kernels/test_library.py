@@ -18,7 +18,8 @@ from test_attention import FP32, random_case
 from test_qkv_rope_store import random_case as rope_case
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pearl_rt.kernels import MODULES, interpreter, library
+from pearl_rt.kernels import MODULES
+from pearl_rt.kernels.base import interpreter, library
 
 ROOT = Path(__file__).resolve().parents[2]
 

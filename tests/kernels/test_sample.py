@@ -11,8 +11,8 @@ from chi_square import FALSE_ALARM, p_value
 from logit_rows import SHAPES, row_of
 from rows import Canary, poisoned
 
-from pearl_rt.kernels import sample as kernel
-from pearl_rt.kernels.reference import sample as reference
+from pearl_rt.kernels.reference.sampling import sample as reference
+from pearl_rt.kernels.sampling import sample as kernel
 from pearl_rt.reference import judge as definition
 from pearl_rt.reference import noise
 from pearl_rt.reference.noise import Purpose

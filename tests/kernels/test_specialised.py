@@ -21,7 +21,7 @@ from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.device.logits_processors import Shaping
 from pearl_rt.device.state import DeviceState, StateSizes
 from pearl_rt.device.steps import DraftSteps, TargetSteps
-from pearl_rt.kernels import library
+from pearl_rt.kernels.base import library
 from pearl_rt.model.llama import Llama, LlamaWeights, Sizes
 from pearl_rt.checkpoint.shapes import tensor_shapes
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from rows import Canary, poisoned
 
-from pearl_rt.kernels import tell as kernel
-from pearl_rt.kernels.reference import tell as reference
+from pearl_rt.kernels.reference.verify import publish_logprobs as reference
+from pearl_rt.kernels.verify import publish_logprobs as kernel
 from pearl_rt.reference import logprobs as definition
 
 POISON = 2147480000

@@ -9,8 +9,8 @@ import pytest
 import torch
 from rows import poisoned
 
-from pearl_rt.kernels import verify as kernel
-from pearl_rt.kernels.reference import verify as reference
+from pearl_rt.kernels.reference.verify import verify as reference
+from pearl_rt.kernels.verify import verify as kernel
 from pearl_rt.reference import round as definition
 from pearl_rt.reference.judge import ReferenceJudge
 from pearl_rt.reference.round import Limits, RoundState

@@ -20,7 +20,7 @@ from bench.model_pairs.shapes import SHAPES
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.errors import ConfigError, RequestError
-from pearl_rt.kernels.shapes import MODELS
+from pearl_rt.kernels.base.shapes import MODELS
 from recipes.train.__main__ import build_parser, main
 from recipes.train.bpe import save_tokenizer, train_tokenizer
 from recipes.train.card import readme, thinned, write_card

@@ -36,8 +36,8 @@ import torch
 import triton
 import triton.language as tl
 
-from . import library
-from .compile import CompileCase
+from ..base import library
+from ..tools.compile import CompileCase
 
 PREFILL, SCORE, SCORE_WINDOW, DRAFT_FIRST, DRAFT_NEXT = range(5)
 KINDS = ("PREFILL", "SCORE", "SCORE_WINDOW", "DRAFT_FIRST", "DRAFT_NEXT")

@@ -28,13 +28,13 @@ import torch
 import triton
 import triton.language as tl
 
-from .compile import CompileCase
+from ..base.library import check, check_device, on_their_device, register
+from ..base.shapes import SHAPES
+from ..base.workspace import Part, carve, num_bytes
+from ..tools.compile import CompileCase
 from .filters import rank_of, row_top, value_of
-from .library import check, check_device, on_their_device, register
 from .noise import EXACT, exp, log
 from .sample import INFINITY, NOWHERE, check_logits, row_offset
-from .shapes import SHAPES
-from .workspace import Part, carve, num_bytes
 
 MAX_K = 20
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from . import interpreter  # noqa: F401
+from ..base import interpreter  # noqa: F401
 
 EXACT = {"enable_fp_fusion": False}  # options of every launch, and of every CompileCase
 

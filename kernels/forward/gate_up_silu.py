@@ -24,11 +24,11 @@ import torch
 import triton
 import triton.language as tl
 
-from . import interpreter  # noqa: F401
-from .compile import CompileCase
-from .library import check, check_device, check_workspace, on_their_device, register
+from ..base import interpreter  # noqa: F401
+from ..base.library import check, check_device, check_workspace, on_their_device, register
+from ..base.shapes import SHAPES
+from ..tools.compile import CompileCase
 from .linear import BLOCK_M, MAX_ROWS, SLICES, check_operands, multiply_many_rows
-from .shapes import SHAPES
 
 BLOCK_PRODUCT = 1024
 

@@ -33,12 +33,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .compile import CompileCase
-from .library import check, check_device, on_their_device, register
+from ..base.library import check, check_device, on_their_device, register
+from ..base.shapes import SHAPES
+from ..base.workspace import Part, carve, num_bytes
+from ..tools.compile import CompileCase
 from .noise import EXACT, exp, inverse_temperature, log
 from .sample import INFINITY, check_logits, is_usable, row_offset
-from .shapes import SHAPES
-from .workspace import Part, carve, num_bytes
 
 PASSES = 8  # digits of four bits, highest first
 STEPS = tl.constexpr(17)  # what is known before each of 2 * PASSES launches; the last: the k-th largest logit

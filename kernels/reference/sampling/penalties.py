@@ -27,7 +27,7 @@ def penalties(
     bias: torch.Tensor,
     workspace: torch.Tensor,
 ) -> None:
-    """Shapes and meaning as in kernels/penalties.py."""
+    """Shapes and meaning as in kernels/sampling/penalties.py."""
     vocab, rows = logits.shape[1], len(logits) // len(token_ids)
     for b in (finish_reason == RUNNING).nonzero()[:, 0].tolist():
         known = int(committed[b] + pending[b])

@@ -1,6 +1,6 @@
 """The rows of a window, inside kernels: which logits, candidate and position a row has, and one tile of it.
 
-Two layouts: ragged (kernels/judge.py) and the state of a running batch (kernels/verify.py, STATE). Knows
+Two layouts: ragged (kernels/verify/judge.py) and the state of a running batch (kernels/verify/verify.py, STATE). Knows
 nothing of verdicts. judge_scan_kernel: grid (row blocks, tiles, 1 for the target or 2 for the draft too);
 a program writes one tile's maximum (+inf if an entry cannot be used), the index of it, and the sum of
 exp((x - maximum) / temperature)."""
@@ -12,8 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .noise import exp, inverse_temperature
-from .sample import INFINITY, best_of, clean, load_tile, mark_bad, row_offset
+from ..sampling.noise import exp, inverse_temperature
+from ..sampling.sample import INFINITY, best_of, clean, load_tile, mark_bad, row_offset
 
 # How a window ended, as one kernel hands it to the next.
 STANDS = tl.constexpr(0)  # all rows stood, and no row is left

@@ -32,14 +32,14 @@ import torch
 import triton
 import triton.language as tl
 
-from . import interpreter  # noqa: F401
-from .compile import CompileCase
-from .library import check, check_device, on_their_device, register
+from ..base import interpreter  # noqa: F401
+from ..base.library import check, check_device, on_their_device, register
+from ..base.shapes import SHAPES
+from ..base.workspace import Part, carve, num_bytes
+from ..tools.compile import CompileCase
+from ..verify.window import RUNNING
 from .noise import EXACT
 from .sample import INFINITY, check_logits, row_offset
-from .shapes import SHAPES
-from .window import RUNNING
-from .workspace import Part, carve, num_bytes
 
 IN_PROMPT = tl.constexpr(1 << 30)  # the bit of a count
 MOST = tl.constexpr(3.4028234663852886e38)

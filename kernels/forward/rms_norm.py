@@ -16,9 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .compile import CompileCase
-from .library import check, check_computed_rightly, check_device, on_their_device, register
-from .shapes import SHAPES
+from ..base.library import check, check_computed_rightly, check_device, on_their_device, register
+from ..base.shapes import SHAPES
+from ..tools.compile import CompileCase
 
 MAX_HIDDEN = 32768  # 64 values a thread
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

@@ -27,10 +27,17 @@ import torch
 import triton
 import triton.language as tl
 
-from . import interpreter  # noqa: F401
-from .compile import CompileCase
-from .library import check, check_computed_rightly, check_device, check_workspace, on_their_device, register
-from .shapes import SHAPES
+from ..base import interpreter  # noqa: F401
+from ..base.library import (
+    check,
+    check_computed_rightly,
+    check_device,
+    check_workspace,
+    on_their_device,
+    register,
+)
+from ..base.shapes import SHAPES
+from ..tools.compile import CompileCase
 
 MAX_ROWS = 64  # of the kernel; more go to torch.mm
 BLOCK_M = tl.constexpr(16)

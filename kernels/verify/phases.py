@@ -13,15 +13,15 @@ from typing import Any
 import torch
 import triton
 
-from .compile import CompileCase
+from ..base.library import interpreting
+from ..base.shapes import SHAPES
+from ..base.workspace import Part
+from ..sampling.noise import EXACT
+from ..sampling.sample import config
+from ..tools.compile import CompileCase
 from .coupled import own_key_kernel
-from .library import interpreting
-from .noise import EXACT
-from .residual import residual_kernel
-from .sample import config
-from .shapes import SHAPES
+from .rejection import residual_kernel
 from .window import judge_scan_kernel
-from .workspace import Part
 
 KINDS = ("rejection", "coupled")
 MAX_DRAFT_TOKENS = 63

@@ -16,9 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from . import library
-from .compile import CompileCase
-from .shapes import SHAPES
+from ..base import library
+from ..base.shapes import SHAPES
+from ..tools.compile import CompileCase
 
 BLOCK_H = 1024
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .noise import (
+from ..sampling.noise import (
     ACCEPT,
     BONUS,
     RESIDUAL,
@@ -28,7 +28,7 @@ from .noise import (
     noise_words,
     uniform,
 )
-from .sample import INFINITY, best_of, best_tile, clean, is_usable, load_tile, row_offset, top_tile
+from ..sampling.sample import INFINITY, best_of, best_tile, clean, is_usable, load_tile, row_offset, top_tile
 from .window import BAD, GREEDY, LEFT, OWN, STANDS, first_of, locate, pick, slot_of, threshold_of
 
 

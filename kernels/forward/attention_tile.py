@@ -20,8 +20,8 @@ import torch
 import triton
 import triton.language as tl
 
-from . import interpreter  # noqa: F401
-from .library import check, check_computed_rightly, check_device
+from ..base import interpreter  # noqa: F401
+from ..base.library import check, check_computed_rightly, check_device
 
 LOG2_E = 1.4426950408889634
 # Kernels of a head shape must give a row the same bits in each of their specialisations: no fused

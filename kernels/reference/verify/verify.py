@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from ..sampling.sample import filtered
 from .judge import verdict
-from .sample import filtered
 
 RUNNING, STOP, LENGTH, BAD_LOGITS = 1, 2, 3, 4
 
@@ -31,7 +31,7 @@ def verify(
     target_thresholds: torch.Tensor | None = None,
     draft_thresholds: torch.Tensor | None = None,
 ) -> None:
-    """Shapes and meaning as in kernels/verify.py."""
+    """Shapes and meaning as in kernels/verify/verify.py."""
     vocab = target_logits.shape[2]
     for b in (finish_reason == RUNNING).nonzero()[:, 0].tolist():
         base, before, number, rows = (int(t[b]) for t in (committed, pending, round, num_rows))

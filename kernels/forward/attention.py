@@ -37,11 +37,11 @@ import torch
 import triton
 import triton.language as tl
 
+from ..base.library import check_device, check_workspace, on_their_device, register
+from ..base.shapes import SHAPES
+from ..tools.compile import CompileCase
 from .attention_prefill import attention_prefill
 from .attention_tile import LOG2_E, OPTIONS, attend, check_arguments
-from .compile import CompileCase
-from .library import check_device, check_workspace, on_their_device, register
-from .shapes import SHAPES
 
 MAX_Q_LEN = 64  # beyond: attention_prefill
 SPLIT = 256  # positions

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from . import noise
-from .sample import filtered, scaled, tokens, usable
+from ..sampling import noise
+from ..sampling.sample import filtered, scaled, tokens, usable
 
 ACCEPT, RESIDUAL, BONUS, TARGET = 1, 2, 3, 4
 
@@ -87,7 +87,7 @@ def judge(
     draft_thresholds: torch.Tensor | None = None,
     target_is_scaled: bool = False,
 ) -> None:
-    """Shapes and meaning as in kernels/judge.py."""
+    """Shapes and meaning as in kernels/verify/judge.py."""
     vocab = target_logits.shape[1]
     for b in range(len(draft_token_ids)):
         slot = b if idx_mapping is None else int(idx_mapping[b])

@@ -1,4 +1,4 @@
-"""python -m pearl_rt.kernels.report: what every kernel takes on every chip that it ships for, without a GPU.
+"""python -m pearl_rt.kernels.tools.report: what every kernel takes on every chip that it ships for, without a GPU.
 
 A line per configuration and compute capability: registers per thread, shared memory per program, spills,
 and bytes of the widest load and of the narrowest asynchronous copy from global memory. The last line is
@@ -17,9 +17,9 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 
-from . import MODULES
+from .. import MODULES
+from ..base.library import interpreting
 from .compile import SHARED_LIMITS, CompileCase, Compiled, compile_case, problems
-from .library import interpreting
 
 Job = tuple[str, int, int]  # module, index of the case, compute capability * 10
 
@@ -43,7 +43,7 @@ def run_job(job: Job) -> Compiled | str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m pearl_rt.kernels.report", description=__doc__.split("\n")[0]
+        prog="python -m pearl_rt.kernels.tools.report", description=__doc__.split("\n")[0]
     )
     parser.add_argument("modules", nargs="*", help=f"of {', '.join(MODULES)}; default: all")
     parser.add_argument("--arch", type=int, nargs="+", choices=SHARED_LIMITS, default=list(SHARED_LIMITS))

@@ -2,8 +2,8 @@
 ring.
 
     candidates  token_ids[b, committed : committed + pending], then the window; as many as there are rows
-    judge       as kernels/judge.py; row r is for position committed + r; behind the candidates, the bonus
-    commit      as kernels/commit.py
+    judge       as kernels/verify/judge.py; row r is for position committed + r; behind the candidates, the bonus
+    commit      as kernels/verify/commit.py
 
 Three launches, as judge's, the last of which is verify_*_kernel: grid (slot blocks,), a program merges its
 slots' tiles and commits them. Slots that do not run are untouched, their ring entries too, and nothing of
@@ -35,17 +35,17 @@ import triton.language as tl
 
 from pearl_rt.state import RING_HEADER
 
+from ..base.library import check, check_device, on_their_device, register
+from ..base.workspace import carve
+from ..sampling.noise import EXACT
+from ..sampling.sample import check_logits, config
+from ..tools.compile import CompileCase
 from .commit import commit
-from .compile import CompileCase
 from .coupled import coupled_verdict
 from .judge import workspace_size as judge_workspace_size
-from .judge_phases import Sizes, check_kind, launch_phases, phase_cases, verdict_signature, vocabularies
-from .library import check, check_device, on_their_device, register
-from .noise import EXACT
-from .residual import rejection_verdict
-from .sample import check_logits, config
+from .phases import Sizes, check_kind, launch_phases, phase_cases, verdict_signature, vocabularies
+from .rejection import rejection_verdict
 from .window import locate
-from .workspace import carve
 
 
 @triton.jit

@@ -22,9 +22,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .compile import CompileCase
-from .library import check, check_computed_rightly, check_device, on_their_device, register
-from .shapes import SHAPES
+from ..base.library import check, check_computed_rightly, check_device, on_their_device, register
+from ..base.shapes import SHAPES
+from ..tools.compile import CompileCase
 
 BLOCK_H = 8  # heads of a program
 NUM_WARPS = 4

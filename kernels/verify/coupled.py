@@ -10,8 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .noise import TARGET, exponential, inverse_temperature, log, noise_tile, uniform
-from .sample import INFINITY, best_of, best_tile, clean, is_usable, load_tile, row_offset, top_tile
+from ..sampling.noise import TARGET, exponential, inverse_temperature, log, noise_tile, uniform
+from ..sampling.sample import INFINITY, best_of, best_tile, clean, is_usable, load_tile, row_offset, top_tile
 from .window import BAD, GREEDY, STANDS, first_of, locate, pick, slot_of, threshold_of
 
 

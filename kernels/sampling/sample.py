@@ -27,11 +27,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .compile import CompileCase
-from .library import check, check_device, interpreting, on_their_device, register
+from ..base.library import check, check_device, interpreting, on_their_device, register
+from ..base.shapes import SHAPES
+from ..base.workspace import Part, carve, num_bytes
+from ..tools.compile import CompileCase
 from .noise import EXACT, exponential, inverse_temperature, log, noise_tile, uniform
-from .shapes import SHAPES
-from .workspace import Part, carve, num_bytes
 
 INFINITY = tl.constexpr(float("inf"))
 NOWHERE = tl.constexpr(2147483647)  # an index behind every other

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .logprobs import logprobs
+from ..sampling.logprobs import logprobs
 
 
 def tell(
@@ -18,7 +18,7 @@ def tell(
     ring: torch.Tensor,
     workspace: torch.Tensor,
 ) -> None:
-    """Shapes and meaning as in kernels/tell.py."""
+    """Shapes and meaning as in kernels/verify/publish_logprobs.py."""
     for b, wanted in enumerate(num_logprobs.tolist()):
         first, end = int(before[b]), int(committed[b])
         if wanted < 0 or end <= first:

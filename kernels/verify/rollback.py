@@ -21,9 +21,9 @@ import torch
 import triton
 import triton.language as tl
 
-from . import interpreter  # noqa: F401
-from .compile import CompileCase
-from .library import check, check_device, on_their_device, register
+from ..base import interpreter  # noqa: F401
+from ..base.library import check, check_device, on_their_device, register
+from ..tools.compile import CompileCase
 
 BLOCK = 256  # table entries at a time
 

@@ -22,10 +22,10 @@ import torch
 import triton
 import triton.language as tl
 
+from ..base.library import on_their_device
+from ..base.shapes import SHAPES
+from ..tools.compile import CompileCase
 from .attention_tile import LOG2_E, OPTIONS, attend, check_arguments
-from .compile import CompileCase
-from .library import on_their_device
-from .shapes import SHAPES
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,10 @@
 
     row r of slot b   token_ids[b, before[b] + r], if that is below committed[b] and the slot asks for any
     ring[n % RING, b] n, then for each of them 1 + k entries: its own, then the k likeliest
-    an entry          id, log-probability (its bits), rank, as kernels/logprobs.py tells them
+    an entry          id, log-probability (its bits), rank, as kernels/sampling/logprobs.py tells them
 
 n is the round that verify has judged, round[b] - 1; before is what committed was ahead of it. The fields are
-stored first, then n with release at system scope, as in kernels/commit.py: whoever reads n with acquire reads
+stored first, then n with release at system scope, as in kernels/verify/commit.py: whoever reads n with acquire reads
 them. The verdict's own entry is published by itself, earlier; nothing orders a reader between the two rings.
 
     asked_kernel  (slots,)  the token that each row is asked for, or -1
@@ -29,12 +29,12 @@ import torch
 import triton
 import triton.language as tl
 
-from .compile import CompileCase
-from .library import check, check_device, on_their_device, register
-from .logprobs import logprobs
-from .logprobs import workspace_size as logprobs_workspace
-from .sample import check_logits, row_offset
-from .workspace import Part, carve, num_bytes
+from ..base.library import check, check_device, on_their_device, register
+from ..base.workspace import Part, carve, num_bytes
+from ..sampling.logprobs import logprobs
+from ..sampling.logprobs import workspace_size as logprobs_workspace
+from ..sampling.sample import check_logits, row_offset
+from ..tools.compile import CompileCase
 
 FIELDS = tl.constexpr(3)  # of an entry
 

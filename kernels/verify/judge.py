@@ -40,23 +40,15 @@ import torch
 import triton
 import triton.language as tl
 
-from .compile import CompileCase
+from ..base.library import check, check_device, on_their_device, register
+from ..base.workspace import carve, num_bytes
+from ..sampling.noise import EXACT
+from ..sampling.sample import check_logits, config
+from ..tools.compile import CompileCase
 from .coupled import coupled_verdict
-from .judge_phases import (
-    Sizes,
-    check_kind,
-    launch_phases,
-    phase_cases,
-    types,
-    verdict_signature,
-    vocabularies,
-)
-from .library import check, check_device, on_their_device, register
-from .noise import EXACT
-from .residual import rejection_verdict
-from .sample import check_logits, config
+from .phases import Sizes, check_kind, launch_phases, phase_cases, types, verdict_signature, vocabularies
+from .rejection import rejection_verdict
 from .window import locate, slot_of
-from .workspace import carve, num_bytes
 
 
 @triton.jit
