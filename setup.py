@@ -9,7 +9,7 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -80,13 +80,8 @@ class CMakeBuild(build_ext):
 
 setup(
     packages=[
-        "pearl_rt",
-        "pearl_rt.adapters",
-        "pearl_rt.kernels",
-        "pearl_rt.kernels.reference",
-        "pearl_rt.models",
-        "pearl_rt.serve",
-        "pearl_rt.train",
+        *find_packages(include=["pearl_rt", "pearl_rt.*"], exclude=["pearl_rt.kernels*"]),
+        *(f"pearl_rt.{package}" for package in find_packages(include=["kernels", "kernels.*"])),
     ],
     package_dir={"pearl_rt.kernels": "kernels"},
     ext_modules=[Extension("pearl_rt._C", sources=[])],

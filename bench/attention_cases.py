@@ -17,7 +17,7 @@ from bench import traffic
 from bench.gpu_timer import Call
 from bench.kernel_cases import Job, Spec, Variant
 from bench.linear_cases import BF16, EPS, ROWS, once, random, spoil, workspace
-from pearl_rt.kernels.shapes import SHAPES, ModelShape
+from pearl_rt.kernels.base.shapes import SHAPES, ModelShape
 
 BLOCK_SIZE = 16  # the engine's own
 CONTEXTS = (256, 4096, 32768)
@@ -61,7 +61,7 @@ def exact_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: fl
 def attention_job(
     copies: int, shape: ModelShape, batch: int, q_len: int, context: int, *, dtype: torch.dtype = BF16
 ) -> Job:
-    op = import_module("pearl_rt.kernels.attention")
+    op = import_module("pearl_rt.kernels.forward.attention")
     heads, kv_heads, head_dim = shape.heads, shape.kv_heads, shape.head_dim
     scale = head_dim**-0.5
     pages = page_table(batch, context)
@@ -120,7 +120,7 @@ def attention_spec(shape: ModelShape, batch: int, q_len: int, context: int) -> S
 
 def store_job(copies: int, shape: ModelShape, rows: int, *, dtype: torch.dtype = BF16) -> Job:
     """Rotary positions and the KV store for the next `rows` tokens of one sequence."""
-    op = import_module("pearl_rt.kernels.qkv_rope_store")
+    op = import_module("pearl_rt.kernels.forward.qkv_rope_store")
     heads, kv_heads, head_dim = shape.heads, shape.kv_heads, shape.head_dim
     first, capacity = 1000, 2048
     qkvs = [random(rows, (heads + 2 * kv_heads) * head_dim, dtype=torch.float32) for _ in range(copies)]

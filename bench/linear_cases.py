@@ -17,7 +17,7 @@ from bench import kernel_peers as peers
 from bench import traffic
 from bench.gpu_timer import Call
 from bench.kernel_cases import Job, Spec, Variant, disagreement
-from pearl_rt.kernels.shapes import SHAPES
+from pearl_rt.kernels.base.shapes import SHAPES
 
 ROWS = (1, 5, 8, 16)
 QUICK_ROWS = (1, 8)
@@ -59,7 +59,7 @@ def linear_job(
     in_fp32: bool = False,
     dtype: torch.dtype = BF16,
 ) -> Job:
-    op = import_module("pearl_rt.kernels.linear")
+    op = import_module("pearl_rt.kernels.forward.linear")
     xs = [random(rows, k, dtype=dtype) for _ in range(copies)]
     weights = [random(n, k, dtype=dtype, scale=k**-0.5) for _ in range(copies)]
     space = workspace(op.workspace_size(rows, n, k))
@@ -109,7 +109,7 @@ def gate_up_job(
     with_compile: bool = False,
     dtype: torch.dtype = BF16,
 ) -> Job:
-    op = import_module("pearl_rt.kernels.gate_up_silu")
+    op = import_module("pearl_rt.kernels.forward.gate_up_silu")
     xs = [random(rows, hidden, dtype=dtype) for _ in range(copies)]
     weights = [random(2 * intermediate, hidden, dtype=dtype, scale=hidden**-0.5) for _ in range(copies)]
     outs = [torch.empty(rows, intermediate, dtype=xs[0].dtype) for _ in range(copies)]
@@ -146,7 +146,7 @@ def rms_norm_job(
     dtype: torch.dtype = BF16,
 ) -> Job:
     """Without a residual x is the fp32 residual stream; with it x is in half precision and is added first."""
-    op = import_module("pearl_rt.kernels.rms_norm")
+    op = import_module("pearl_rt.kernels.forward.rms_norm")
     xs = [random(rows, hidden, dtype=dtype if residual else torch.float32) for _ in range(copies)]
     weight = random(hidden, dtype=dtype)
     wide = weight.float()  # torch takes no mixed dtypes

@@ -18,7 +18,7 @@ from bench import traffic
 from bench.attention_cases import exact_attention
 from bench.kernel_cases import Job, Spec, Variant, rms
 from bench.linear_cases import BF16, EPS, random, spoil, workspace
-from pearl_rt.kernels.shapes import SHAPES, ModelShape
+from pearl_rt.kernels.base.shapes import SHAPES, ModelShape
 
 ROWS = (1, 5, 8, 16)
 CONTEXTS = (256, 4096)
@@ -167,7 +167,7 @@ class Step:
     """One model with one batch: our step, the plain one, and what both should give."""
 
     def __init__(self, shape: ModelShape, rows: int, context: int, dtype: torch.dtype) -> None:
-        self.sampling = import_module("pearl_rt.kernels.sample")
+        self.sampling = import_module("pearl_rt.kernels.sampling.sample")
         self.model = make_model(shape, rows, context, dtype)
         self.batch = make_batch(shape.vocab, rows, context)
         self.row_ids = torch.arange(rows, dtype=torch.int32)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pearl_rt.kernels.shapes import ModelShape
+from pearl_rt.kernels.base.shapes import ModelShape
 
 HALF = 2  # bf16, fp16
 FLOAT = 4  # fp32

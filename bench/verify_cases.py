@@ -35,13 +35,13 @@ def filled(size: int, value: float, dtype: torch.dtype) -> torch.Tensor:
     return torch.full((size,), value, dtype=dtype)
 
 
-def on_reference(op: str, *arguments: object) -> None:
+def on_reference(room: str, op: str, *arguments: object) -> None:
     """The operator's definition, on the same tensors."""
-    getattr(import_module(f"pearl_rt.kernels.reference.{op}"), op)(*arguments)
+    getattr(import_module(f"pearl_rt.kernels.reference.{room}.{op}"), op)(*arguments)
 
 
 def sample_job(copies: int, rows: int, vocab: int) -> Job:
-    op = import_module("pearl_rt.kernels.sample")
+    op = import_module("pearl_rt.kernels.sampling.sample")
     logits = [random(rows, vocab, dtype=torch.float32, scale=SPREAD) for _ in range(copies)]
     temperature = filled(rows, TEMPERATURE, torch.float32)
     seed, positions = torch.arange(rows, dtype=torch.int64), filled(rows, POSITION, torch.int64)
@@ -53,7 +53,7 @@ def sample_job(copies: int, rows: int, vocab: int) -> Job:
 
     def exact(i: int) -> torch.Tensor:
         out = torch.empty_like(outs[i])
-        on_reference("sample", logits[i], temperature, seed, positions, TARGET, out, None, space)
+        on_reference("sampling", "sample", logits[i], temperature, seed, positions, TARGET, out, None, space)
         return out
 
     others = {"torch": Variant(peers.torch_call(peers.sample, [(row, TEMPERATURE) for row in logits]).calls)}
@@ -71,7 +71,7 @@ def spoiler(outs: list[torch.Tensor]) -> Callable[[], None]:
 
 
 def filters_job(copies: int, rows: int, vocab: int) -> Job:
-    op = import_module("pearl_rt.kernels.filters")
+    op = import_module("pearl_rt.kernels.sampling.filters")
     logits = [random(rows, vocab, dtype=torch.float32, scale=SPREAD) for _ in range(copies)]
     temperature = filled(rows, TEMPERATURE, torch.float32)
     top_k, top_p = filled(rows, TOP_K, torch.int32), filled(rows, TOP_P, torch.float32)
@@ -83,7 +83,7 @@ def filters_job(copies: int, rows: int, vocab: int) -> Job:
 
     def exact(i: int) -> torch.Tensor:
         out = torch.empty_like(outs[i])
-        on_reference("filters", logits[i], temperature, top_k, top_p, None, out, space)
+        on_reference("sampling", "filters", logits[i], temperature, top_k, top_p, None, out, space)
         return out
 
     arguments = [(row, TEMPERATURE, TOP_K, TOP_P) for row in logits]
@@ -109,7 +109,7 @@ class Windows:
 
 
 def judge_job(copies: int, batch: int, gamma: int, vocab: int, kind: str) -> Job:
-    op = import_module("pearl_rt.kernels.judge")
+    op = import_module("pearl_rt.kernels.verify.judge")
     windows = [Windows(batch, gamma, vocab) for _ in range(copies)]
     with_draft = kind == "rejection"
     rows = batch * (gamma + 1)
@@ -133,7 +133,7 @@ def judge_job(copies: int, batch: int, gamma: int, vocab: int, kind: str) -> Job
 
     def exact(i: int) -> torch.Tensor:
         out = torch.empty_like(outs[i])
-        on_reference("judge", *arguments(i, out))
+        on_reference("verify", "judge", *arguments(i, out))
         return out
 
     others = judge_peers.judges(windows, positions, temperature, seed) if with_draft else {}
@@ -144,7 +144,7 @@ def judge_job(copies: int, batch: int, gamma: int, vocab: int, kind: str) -> Job
 
 def make_state(windows: Windows) -> Any:
     """The state of slots that are about to judge these windows, as serial speculation does."""
-    states = import_module("pearl_rt.kernels.state")
+    states = import_module("pearl_rt.kernels.base.state")
     batch, gamma, vocab = windows.batch, windows.gamma, windows.vocab
     state = states.State.allocate(batch, gamma, CAPACITY, vocab, vocab, 2, 8, device=windows.target.device)
     state.target_logits.copy_(windows.target)
@@ -180,7 +180,7 @@ def committed(state: Any) -> torch.Tensor:
 
 def verify_job(copies: int, batch: int, gamma: int, vocab: int, kind: str) -> Job:
     """Every call commits, so that slots move on while they are timed; they never end."""
-    op = import_module("pearl_rt.kernels.verify")
+    op = import_module("pearl_rt.kernels.verify.verify")
     states = [make_state(Windows(batch, gamma, vocab)) for _ in range(copies)]
     space = workspace(op.workspace_size(batch, gamma, vocab, kind))
 
@@ -201,7 +201,7 @@ def verify_job(copies: int, batch: int, gamma: int, vocab: int, kind: str) -> Jo
         small = {name: tensor.clone() for name, tensor in vars(states[i]).items() if "logits" not in name}
         own = replace(states[i], **small)
         begin(own)
-        on_reference("verify", *arguments(own))
+        on_reference("verify", "verify", *arguments(own))
         return committed(own)
 
     ours = Variant([call(i) for i in range(copies)], lambda i: committed(states[i]))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from pearl_rt.device_state import DeviceState
-from pearl_rt.kernels.logprobs import logprobs, workspace_size
+from pearl_rt.kernels.sampling.logprobs import logprobs, workspace_size
 from pearl_rt.request import Request
 from pearl_rt.sampling_params import MAX_LOGPROBS
 

@@ -81,7 +81,7 @@ def prepare_kernels(device: torch.device) -> None:
     try:
         from triton.runtime.interpreter import InterpretedFunction
 
-        from pearl_rt.kernels.feed import feed_kernel
+        from pearl_rt.kernels.forward.feed import feed_kernel
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"the kernels need {error.name}, which is not installed: `pip install 'pearl_rt[gpu]'`"

@@ -34,7 +34,7 @@ from pearl_rt.device_model import (
 from pearl_rt.device_pages import DevicePages
 from pearl_rt.device_state import DeviceState, RoundRow, StateSizes
 from pearl_rt.errors import ConfigError, DeviceError, RequestError
-from pearl_rt.kernels.state import State
+from pearl_rt.kernels.base.state import State
 from pearl_rt.loader import load_tensors
 from pearl_rt.options import JUDGES, check_vocabularies, choice, max_length
 from pearl_rt.planner import MAX_GAMMA
@@ -220,7 +220,7 @@ class DevicePair:
 
     @property
     def tensors(self) -> State:
-        """The struct of arrays for the window in use (kernels/state.py): views, at fixed addresses."""
+        """The struct of arrays for the window in use (kernels/base/state.py): views, at fixed addresses."""
         return self.state.windowed(self._gamma)
 
     def on_device(self) -> AbstractContextManager[Any]:

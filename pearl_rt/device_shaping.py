@@ -10,11 +10,11 @@ import torch
 
 from pearl_rt.device_state import DeviceState
 from pearl_rt.errors import RequestError
-from pearl_rt.kernels.filters import filters
-from pearl_rt.kernels.filters import workspace_size as filters_workspace
-from pearl_rt.kernels.penalties import TARGET_ROWS, penalties
-from pearl_rt.kernels.penalties import workspace_size as penalties_workspace
-from pearl_rt.kernels.state import State
+from pearl_rt.kernels.base.state import State
+from pearl_rt.kernels.sampling.filters import filters
+from pearl_rt.kernels.sampling.filters import workspace_size as filters_workspace
+from pearl_rt.kernels.sampling.penalties import TARGET_ROWS, penalties
+from pearl_rt.kernels.sampling.penalties import workspace_size as penalties_workspace
 from pearl_rt.request import FILTERS, SHAPING, Request
 
 Tensor = torch.Tensor

@@ -1,4 +1,4 @@
-"""What a round reads and writes, on a device: the tensors of kernels/state.py, as the host sees them.
+"""What a round reads and writes, on a device: the tensors of kernels/base/state.py, as the host sees them.
 
 Knows requests and sizes; not models, programs or how a round works. A run has one window for all of its
 requests, and sees the same memory with exactly as many rows as that window needs: `windowed`.
@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pearl_rt.kernels.state import BAD_LOGITS, IDLE, RING_HEADER, RUNNING, State
+from pearl_rt.kernels.base.state import BAD_LOGITS, IDLE, RING_HEADER, RUNNING, State
 from pearl_rt.kv_cache import check_block_size
 from pearl_rt.request import Request
 

@@ -15,12 +15,12 @@ from pearl_rt.device_shaping import Shaping
 from pearl_rt.device_state import DeviceState
 from pearl_rt.errors import ConfigError
 from pearl_rt.judge import KINDS
-from pearl_rt.kernels.feed import DRAFT_FIRST, DRAFT_NEXT, PREFILL, SCORE, SCORE_WINDOW, feed
-from pearl_rt.kernels.sample import sample
-from pearl_rt.kernels.sample import workspace_size as sample_workspace
-from pearl_rt.kernels.state import State
-from pearl_rt.kernels.verify import verify
-from pearl_rt.kernels.verify import workspace_size as verify_workspace
+from pearl_rt.kernels.base.state import State
+from pearl_rt.kernels.forward.feed import DRAFT_FIRST, DRAFT_NEXT, PREFILL, SCORE, SCORE_WINDOW, feed
+from pearl_rt.kernels.sampling.sample import sample
+from pearl_rt.kernels.sampling.sample import workspace_size as sample_workspace
+from pearl_rt.kernels.verify.verify import verify
+from pearl_rt.kernels.verify.verify import workspace_size as verify_workspace
 from pearl_rt.models.forward_batch import ForwardBatch
 from pearl_rt.models.llama import Llama
 from pearl_rt.noise import Purpose

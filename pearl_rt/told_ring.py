@@ -9,7 +9,7 @@ Both only launch. Knows the state of a round; not requests, models or order. csr
 import torch
 
 from pearl_rt.device_state import DeviceState
-from pearl_rt.kernels.tell import entry_size, tell, workspace_size
+from pearl_rt.kernels.verify.tell import entry_size, tell, workspace_size
 from pearl_rt.sampling_params import MAX_LOGPROBS
 
 

@@ -276,7 +276,7 @@ class Maker:
     host_logits: bool
 
     def state(self, device: int) -> dict[str, np.ndarray]:
-        """The arrays of kernels/state.py in a device's memory, poisoned."""
+        """The arrays of kernels/base/state.py in a device's memory, poisoned."""
         s = self.sizes
         slots, gamma, ring = s["num_slots"], s["gamma_max"], s["ring_size"]
         shapes: dict[str, tuple[int, ...]] = {

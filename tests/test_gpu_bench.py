@@ -32,7 +32,7 @@ from bench import (
 )
 from bench.gpu_timer import MAX_COPIES, Call, Rotation, medians
 from bench.kernel_cases import Job, Row, Spec, Variant, disagreement, format_row, run_case
-from pearl_rt.kernels.shapes import SHAPES
+from pearl_rt.kernels.base.shapes import SHAPES
 
 ROOT = Path(__file__).resolve().parent.parent
 L2 = 50 << 20

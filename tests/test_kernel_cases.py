@@ -11,7 +11,7 @@ import torch
 from bench import attention_cases, linear_cases, step_cases, verify_cases
 from bench.gpu_timer import Call, Rotation
 from bench.kernel_cases import Job, Row, Spec, run_case
-from pearl_rt.kernels.shapes import ModelShape
+from pearl_rt.kernels.base.shapes import ModelShape
 
 COPIES = 2
 TINY = ModelShape("tiny", 64, 96, 2, 4, 2, 16, 111)

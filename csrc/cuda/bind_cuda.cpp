@@ -71,7 +71,7 @@ void bind_cuda(py::module_& m) {
           "What the last run cost this thread for each round, its prompt included; not idle looks.");
 
   py::class_<DeviceArrays, std::shared_ptr<DeviceArrays>>(
-      m, "DeviceArrays", "The arrays of kernels/state.py and a lane's `chunk` [B, 2], by address.")
+      m, "DeviceArrays", "The arrays of kernels/base/state.py and a lane's `chunk` [B, 2], by address.")
       .def(
           py::init([](const std::map<std::string, CUdeviceptr>& addresses, int num_slots, int gamma_max,
                       int64_t capacity, int vocab_size, int draft_vocab_size, int num_stop_ids, int ring_size,

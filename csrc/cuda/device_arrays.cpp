@@ -42,8 +42,9 @@ DeviceArrays::DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, 
   }
   for (const auto& [name, place] : addresses) {
     if (known.count(name) == 0) {
-      refuse("no array is called '" + name +
-             "': see kernels/state.py, with num_biased device_shaping.py, with max_logprobs told_ring.py");
+      refuse(
+          "no array is called '" + name +
+          "': see kernels/base/state.py, with num_biased device_shaping.py, with max_logprobs told_ring.py");
     }
     *known[name] = place;
   }
@@ -51,7 +52,8 @@ DeviceArrays::DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, 
     // Nothing lies in the arrays of a window where there is no draft: torch gives them no address.
     const bool empty = sizes.gamma_max == 0 && (name == "draft_token_ids" || name == "draft_logits");
     if (addresses.count(name) == 0 || (*place == 0 && !empty)) {
-      refuse("array '" + name + "' has no address; all of kernels/state.py and the lane's chunk are needed");
+      refuse("array '" + name +
+             "' has no address; all of kernels/base/state.py and the lane's chunk are needed");
     }
   }
   if (sizes.num_slots < 1 || sizes.capacity < 2 || sizes.gamma_max < 0 || sizes.vocab_size < 1 ||

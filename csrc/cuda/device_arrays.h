@@ -1,5 +1,5 @@
-// The arrays of a running batch in a device's memory, by the names of kernels/state.py, and what is copied
-// into them: a run's requests from the host's State, a window or a verdict from another memory. Knows
+// The arrays of a running batch in a device's memory, by the names of kernels/base/state.py, and what is
+// copied into them: a run's requests from the host's State, a window or a verdict from another memory. Knows
 // addresses and layouts; not streams, steps or order: copies are lists, in order, for one stream.
 #pragma once
 
@@ -16,10 +16,10 @@
 
 namespace pearl {
 
-// Addresses in order of kernels/state.py. ring: pinned host memory. chunk: [B, 2] of this lane's prefill.
-// joining: [B] finish_reason of the slots that step "join" judges. block_table: [B, MB] KV blocks of a slot.
-// num_logprobs: [B] as Request's; told: pinned host memory, as csrc/cuda/told_ring.h reads it; both only
-// where sizes have max_logprobs. loop, loop_host: csrc/cuda/loop_kernels.h.
+// Addresses in order of kernels/base/state.py. ring: pinned host memory. chunk: [B, 2] of this lane's
+// prefill. joining: [B] finish_reason of the slots that step "join" judges. block_table: [B, MB] KV blocks of
+// a slot. num_logprobs: [B] as Request's; told: pinned host memory, as csrc/cuda/told_ring.h reads it; both
+// only where sizes have max_logprobs. loop, loop_host: csrc/cuda/loop_kernels.h.
 // clang-format off
 #define PEARL_ARRAYS(X)                                                                           \
   X(prompt_len) X(max_total_len) X(gamma) X(temperature) X(seed) X(stop_token_ids)                \

@@ -1,7 +1,7 @@
-// The host's side of the ring of log-probabilities in pinned memory (kernels/tell.py): what a round's tokens
-// had, slot by slot, for slots that ask. Knows entries; not rounds in flight, nor verdicts. An entry's round
-// is stored behind its fields with release at system scope, and read here with acquire: it stands for itself,
-// whichever of it and the verdict's entry (csrc/cuda/verdict_ring.h) comes first.
+// The host's side of the ring of log-probabilities in pinned memory (verify/tell.py of kernels/): what a
+// round's tokens had, slot by slot, for slots that ask. Knows entries; not rounds in flight, nor verdicts. An
+// entry's round is stored behind its fields with release at system scope, and read here with acquire: it
+// stands for itself, whichever of it and the verdict's entry (csrc/cuda/verdict_ring.h) comes first.
 #pragma once
 
 #include <algorithm>

@@ -1,5 +1,5 @@
-// The host's side of the verdict ring in pinned memory (kernels/state.py): what a round committed, slot by
-// slot. A GPU stores an entry's payload, then its round with release at system scope; the host reads the
+// The host's side of the verdict ring in pinned memory (kernels/base/state.py): what a round committed, slot
+// by slot. A GPU stores an entry's payload, then its round with release at system scope; the host reads the
 // round with acquire. Knows entries; not rounds in flight, nor what becomes of a verdict.
 #pragma once
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 
 from pearl_rt.adapters import operators
-from pearl_rt.kernels.reference import noise
+from pearl_rt.kernels.reference.sampling import noise
 from pearl_rt.noise import Purpose
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from pearl_rt.kernels import judge as judge_kernel
-from pearl_rt.kernels import sample as sample_kernel
-from pearl_rt.kernels.library import interpreting
-from pearl_rt.kernels.reference import judge as judge_reference
-from pearl_rt.kernels.reference import sample as sample_reference
+from pearl_rt.kernels.base.library import interpreting
+from pearl_rt.kernels.reference.sampling import sample as sample_reference
+from pearl_rt.kernels.reference.verify import judge as judge_reference
+from pearl_rt.kernels.sampling import sample as sample_kernel
+from pearl_rt.kernels.verify import judge as judge_kernel
 
 
 def runs_kernels(tensor: torch.Tensor) -> bool:
@@ -38,7 +38,7 @@ class Verdicts:
 
 
 def judge(target_logits: torch.Tensor, draft_token_ids: torch.Tensor, **arguments: Any) -> Verdicts:
-    """Rejection. arguments: those of pearl_rt.kernels.judge.judge, without outputs and workspace."""
+    """Rejection. arguments: those of pearl_rt.kernels.verify.judge.judge, without outputs and workspace."""
     sequences, most = draft_token_ids.shape
     device = target_logits.device
     out = Verdicts(*(torch.empty(sequences, dtype=torch.int32, device=device) for _ in range(3)))

@@ -31,10 +31,10 @@ class AttentionBackend(Protocol):
 
 
 class TritonAttention:
-    """pearl_rt.kernels.attention: row-invariant, and capturable."""
+    """pearl_rt.kernels.forward.attention: row-invariant, and capturable."""
 
     def __init__(self, cache: CacheShape, num_heads: int) -> None:
-        from pearl_rt.kernels.attention import attention
+        from pearl_rt.kernels.forward.attention import attention
 
         self._attention = attention
         self._scale = cache.head_dim**-0.5

@@ -1,6 +1,6 @@
 """What one forward pass is fed: a ragged batch, as tensors at fixed addresses.
 
-Knows shapes only: the step that launches a pass has `pearl_rt.kernels.feed` fill them on the device.
+Knows shapes only: the step that launches a pass has `pearl_rt.kernels.forward.feed` fill them on the device.
 
 T rows in B sequences, whose rows follow each other; rows behind cu_seqlens_q[B] are padding. Two sequences,
 of which the first feeds its tokens at positions 7 and 8 and the second at position 3, in a batch of 4 rows:

@@ -21,15 +21,15 @@ from dataclasses import dataclass
 import torch
 
 from pearl_rt.config import ModelConfig
-from pearl_rt.kernels.attention import MAX_Q_LEN
-from pearl_rt.kernels.attention import workspace_size as attention_workspace
-from pearl_rt.kernels.embedding import embedding
-from pearl_rt.kernels.gate_up_silu import gate_up_silu
-from pearl_rt.kernels.gate_up_silu import workspace_size as gate_up_workspace
-from pearl_rt.kernels.linear import MAX_ROWS, linear
-from pearl_rt.kernels.linear import workspace_size as linear_workspace
-from pearl_rt.kernels.qkv_rope_store import qkv_rope_store
-from pearl_rt.kernels.rms_norm import rms_norm
+from pearl_rt.kernels.forward.attention import MAX_Q_LEN
+from pearl_rt.kernels.forward.attention import workspace_size as attention_workspace
+from pearl_rt.kernels.forward.embedding import embedding
+from pearl_rt.kernels.forward.gate_up_silu import gate_up_silu
+from pearl_rt.kernels.forward.gate_up_silu import workspace_size as gate_up_workspace
+from pearl_rt.kernels.forward.linear import MAX_ROWS, linear
+from pearl_rt.kernels.forward.linear import workspace_size as linear_workspace
+from pearl_rt.kernels.forward.qkv_rope_store import qkv_rope_store
+from pearl_rt.kernels.forward.rms_norm import rms_norm
 from pearl_rt.kv_cache import CacheShape, PagedKVCache
 from pearl_rt.models.attention_backends import attention_backend
 from pearl_rt.models.forward_batch import ForwardBatch

@@ -23,7 +23,7 @@ def compiling_environment() -> dict[str, str]:
 # Imports what costs seconds; then runs each program that it is given, in a fork that has run nothing else.
 FORKS = """
 import json, os, sys, traceback
-import pearl_rt.kernels.report
+import pearl_rt.kernels.tools.report
 for line in sys.stdin:
     program, out = json.loads(line)
     child = os.fork()
@@ -88,14 +88,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def report_in_background(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[], CompletedProcess[str]] | None]:
-    """python -m pearl_rt.kernels.report: minutes of compiling, at low priority, while the interpreter uses
-    one core. Begins with the first of the kernels' tests, if one will read it; what it yields waits for the
-    end."""
+    """The report: minutes of compiling, at low priority, while the interpreter uses one core. Begins with the
+    first of the kernels' tests, if one will read it; what it yields waits for the end."""
     if not any(map(reads_report, request.session.items)):
         yield None
         return
     out, error = (tmp_path_factory.mktemp("report") / name for name in ("out", "error"))
-    command = ["nice", "-n", "19", sys.executable, "-m", "pearl_rt.kernels.report"]
+    command = ["nice", "-n", "19", sys.executable, "-m", "pearl_rt.kernels.tools.report"]
     with out.open("w") as stdout, error.open("w") as stderr:
         process = subprocess.Popen(
             command,

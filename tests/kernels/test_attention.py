@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pearl_rt.kernels.attention import MAX_Q_LEN, SPLIT, attention, num_splits, workspace_size
-from pearl_rt.kernels.reference.attention import attention as reference
+from pearl_rt.kernels.forward.attention import MAX_Q_LEN, SPLIT, attention, num_splits, workspace_size
+from pearl_rt.kernels.reference.forward.attention import attention as reference
 
 UNUSED = 2147480000  # an entry of a block table that must not be read
 CANARY = 7.0

@@ -9,8 +9,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from pearl_rt.kernels.compile import SHARED_LIMITS, CompileCase, Compiled, problems, read_listing
-from pearl_rt.kernels.report import MODULES
+from pearl_rt.kernels.tools.compile import SHARED_LIMITS, CompileCase, Compiled, problems, read_listing
+from pearl_rt.kernels.tools.report import MODULES
 
 Python = Callable[..., CompletedProcess[str]]
 FITS = Compiled(registers=90, shared=98304, spills=0, widest_load=16, narrowest_copy=16)
@@ -109,8 +109,8 @@ def test_an_empty_listing_is_an_error() -> None:
 # Changes a shipped case so that it must fail, and prints what is said of it.
 CHANGED = """
 from dataclasses import replace
-from pearl_rt.kernels import linear, rms_norm
-from pearl_rt.kernels.compile import compile_case, problems
+from pearl_rt.kernels.forward import linear, rms_norm
+from pearl_rt.kernels.tools.compile import compile_case, problems
 case = {case}
 print(*problems(case, 90, compile_case(case, 90)), sep="\\n")
 """
@@ -139,21 +139,24 @@ def test_sees_what_does_not_fit(case: str, said: str, compiled_python: Python) -
     [
         ("r.main(['nothing'])", "no kernels in nothing: choose from rms_norm, linear"),
         ("os.environ['TRITON_INTERPRET'] = '1'; r.main([])", "TRITON_INTERPRET is set: unset it"),
-        ("r.MODULES = ('rms_norm', 'gone'); r.main([])", "No module named 'pearl_rt.kernels.gone'"),
+        (
+            "r.MODULES = {'gone': 'pearl_rt.kernels.gone'}; r.main([])",
+            "No module named 'pearl_rt.kernels.gone'",
+        ),
     ],
     ids=["unknown", "interpreted", "missing"],
 )
 def test_refuses(program: str, said: str, compiled_python: Python) -> None:
-    run = compiled_python(f"import os; import pearl_rt.kernels.report as r; {program}")
+    run = compiled_python(f"import os; import pearl_rt.kernels.tools.report as r; {program}")
     assert run.returncode != 0
     assert said in run.stdout
 
 
 def test_one_bad_case_does_not_hide_the_others(compiled_python: Python) -> None:
     program = """
-import pearl_rt.kernels.report as report
+import pearl_rt.kernels.tools.report as report
 from dataclasses import replace
-module = report.importlib.import_module("pearl_rt.kernels.rms_norm")
+module = report.importlib.import_module("pearl_rt.kernels.forward.rms_norm")
 good = module.compile_cases()[:1]
 broken, twin = replace(good[0], name="broken", signature={}), replace(good[0], name="twin")
 module.compile_cases = lambda: [*good, broken, twin]
@@ -170,8 +173,8 @@ raise SystemExit(report.main(["rms_norm", "--arch", "80"]))
 # Prints, for each kernel that is given addresses, whether it asserts without and with debug.
 ASSERTIONS = """
 from dataclasses import replace
-from pearl_rt.kernels import attention, attention_prefill, qkv_rope_store
-from pearl_rt.kernels.compile import build
+from pearl_rt.kernels.forward import attention, attention_prefill, qkv_rope_store
+from pearl_rt.kernels.tools.compile import build
 for module in (attention, attention_prefill, qkv_rope_store):
     case = module.compile_cases()[0]
     cases = case, replace(case, options=case.options | {"debug": True})

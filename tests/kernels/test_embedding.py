@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pearl_rt.kernels.embedding import embedding
-from pearl_rt.kernels.reference import embedding as reference
+from pearl_rt.kernels.forward.embedding import embedding
+from pearl_rt.kernels.reference.forward import embedding as reference
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=["fp32", "fp16"])

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from pearl_rt.kernels.feed import DRAFT_FIRST, DRAFT_NEXT, KINDS, PREFILL, SCORE, SCORE_WINDOW, feed
-from pearl_rt.kernels.reference import feed as reference
+from pearl_rt.kernels.forward.feed import DRAFT_FIRST, DRAFT_NEXT, KINDS, PREFILL, SCORE, SCORE_WINDOW, feed
+from pearl_rt.kernels.reference.forward import feed as reference
 
 CAPACITY, MAX_BLOCKS, BLOCK_SIZE, GAMMA = 48, 3, 16, 5
 POISON_ID, POISON_PAGE, CANARY = -777, 2147480000, -99

@@ -10,9 +10,9 @@ from chi_square import FALSE_ALARM, p_value
 from logit_rows import row_of
 from rows import poisoned
 
-from pearl_rt.kernels import filters as kernel
-from pearl_rt.kernels import sample as sampling
-from pearl_rt.kernels.reference import filters as reference
+from pearl_rt.kernels.reference.sampling import filters as reference
+from pearl_rt.kernels.sampling import filters as kernel
+from pearl_rt.kernels.sampling import sample as sampling
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 

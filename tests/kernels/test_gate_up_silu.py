@@ -6,9 +6,9 @@ import pytest
 import torch
 from rows import among_nan
 
-from pearl_rt.kernels.gate_up_silu import config, gate_up_silu, workspace_size
-from pearl_rt.kernels.linear import MAX_ROWS
-from pearl_rt.kernels.reference.gate_up_silu import gate_up_silu as reference
+from pearl_rt.kernels.forward.gate_up_silu import config, gate_up_silu, workspace_size
+from pearl_rt.kernels.forward.linear import MAX_ROWS
+from pearl_rt.kernels.reference.forward.gate_up_silu import gate_up_silu as reference
 
 FP16, FP32 = torch.float16, torch.float32
 

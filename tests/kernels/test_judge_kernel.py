@@ -12,10 +12,10 @@ from logit_rows import SHAPES, row_of
 from rows import Canary, poisoned
 
 from pearl_rt import judge as definition
-from pearl_rt.kernels import judge as kernel
-from pearl_rt.kernels import sample as sampling
-from pearl_rt.kernels.judge_phases import KINDS
-from pearl_rt.kernels.reference import judge as reference
+from pearl_rt.kernels.reference.verify import judge as reference
+from pearl_rt.kernels.sampling import sample as sampling
+from pearl_rt.kernels.verify import judge as kernel
+from pearl_rt.kernels.verify.phases import KINDS
 from pearl_rt.noise import Purpose
 from pearl_rt.round import Verdict
 

@@ -14,8 +14,8 @@ from test_attention import FP32, random_case
 from test_qkv_rope_store import random_case as rope_case
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pearl_rt.kernels import interpreter, library
-from pearl_rt.kernels.report import MODULES
+from pearl_rt.kernels.base import interpreter, library
+from pearl_rt.kernels.tools.report import MODULES
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -60,7 +60,7 @@ def test_leaves_tensors_of_the_host_and_none_at_all_alone(monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("name", MODULES)
 def test_every_launcher_does(name: str) -> None:
-    launcher = getattr(importlib.import_module(f"pearl_rt.kernels.{name}"), name)
+    launcher = getattr(importlib.import_module(MODULES[name]), name)
     assert launcher.__wrapped__.__name__ == name
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from rows import among_nan
 
-from pearl_rt.kernels.compile import SHARED_LIMITS
-from pearl_rt.kernels.linear import MAX_ROWS, SLICES, config, linear, workspace_size
-from pearl_rt.kernels.reference.linear import linear as reference
-from pearl_rt.kernels.shapes import SHAPES
+from pearl_rt.kernels.base.shapes import SHAPES
+from pearl_rt.kernels.forward.linear import MAX_ROWS, SLICES, config, linear, workspace_size
+from pearl_rt.kernels.reference.forward.linear import linear as reference
+from pearl_rt.kernels.tools.compile import SHARED_LIMITS
 
 FP16, FP32 = torch.float16, torch.float32
 

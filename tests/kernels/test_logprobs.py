@@ -9,8 +9,8 @@ from logit_rows import SHAPES, row_of
 from rows import Canary, among_nan, poisoned
 
 from pearl_rt import logprobs as definition
-from pearl_rt.kernels import logprobs as kernel
-from pearl_rt.kernels.reference import logprobs as reference
+from pearl_rt.kernels.reference.sampling import logprobs as reference
+from pearl_rt.kernels.sampling import logprobs as kernel
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 UNTOUCHED = Canary.VALUE

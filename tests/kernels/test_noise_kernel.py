@@ -13,7 +13,7 @@ import triton.language as tl
 
 import pearl_rt
 from pearl_rt import noise as definition
-from pearl_rt.kernels import noise
+from pearl_rt.kernels.sampling import noise
 
 EDGES = np.unique(
     np.concatenate(
@@ -120,7 +120,7 @@ PROBE = """
 import triton, triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from pearl_rt.kernels import noise
+from pearl_rt.kernels.sampling import noise
 
 @triton.jit
 def probe(x_ptr, y_ptr, BLOCK: tl.constexpr):

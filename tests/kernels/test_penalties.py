@@ -8,8 +8,8 @@ import torch
 from logit_rows import row_of
 from rows import Canary, poisoned
 
-from pearl_rt.kernels import penalties as kernel
-from pearl_rt.kernels.reference import penalties as reference
+from pearl_rt.kernels.reference.sampling import penalties as reference
+from pearl_rt.kernels.sampling import penalties as kernel
 from pearl_rt.transform import Transform
 
 POISON = 2147480000

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from pearl_rt.kernels.qkv_rope_store import qkv_rope_store
-from pearl_rt.kernels.reference.qkv_rope_store import qkv_rope_store as reference
+from pearl_rt.kernels.forward.qkv_rope_store import qkv_rope_store
+from pearl_rt.kernels.reference.forward.qkv_rope_store import qkv_rope_store as reference
 
 CANARY = 7.0
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pearl_rt.kernels.reference.rms_norm import rms_norm as reference
-from pearl_rt.kernels.rms_norm import MAX_HIDDEN, rms_norm
+from pearl_rt.kernels.forward.rms_norm import MAX_HIDDEN, rms_norm
+from pearl_rt.kernels.reference.forward.rms_norm import rms_norm as reference
 
 EPS = 1e-5
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from pearl_rt.kernels.reference.rollback import rollback as reference
-from pearl_rt.kernels.rollback import BLOCK, rollback
+from pearl_rt.kernels.reference.verify.rollback import rollback as reference
+from pearl_rt.kernels.verify.rollback import BLOCK, rollback
 
 CANARY = 123456
 

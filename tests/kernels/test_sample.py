@@ -13,8 +13,8 @@ from rows import Canary, poisoned
 
 from pearl_rt import judge as definition
 from pearl_rt import noise
-from pearl_rt.kernels import sample as kernel
-from pearl_rt.kernels.reference import sample as reference
+from pearl_rt.kernels.reference.sampling import sample as reference
+from pearl_rt.kernels.sampling import sample as kernel
 from pearl_rt.noise import Purpose
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")

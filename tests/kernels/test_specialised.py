@@ -21,7 +21,7 @@ from pearl_rt.config import ModelConfig
 from pearl_rt.device_shaping import Shaping
 from pearl_rt.device_state import DeviceState, StateSizes
 from pearl_rt.device_steps import DraftSteps, TargetSteps
-from pearl_rt.kernels import library
+from pearl_rt.kernels.base import library
 from pearl_rt.models.llama import Llama, LlamaWeights, Sizes
 from pearl_rt.models.shapes import tensor_shapes
 

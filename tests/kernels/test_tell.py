@@ -8,8 +8,8 @@ import torch
 from rows import Canary, poisoned
 
 from pearl_rt import logprobs as definition
-from pearl_rt.kernels import tell as kernel
-from pearl_rt.kernels.reference import tell as reference
+from pearl_rt.kernels.reference.verify import tell as reference
+from pearl_rt.kernels.verify import tell as kernel
 
 POISON = 2147480000
 CAPACITY, ROWS, RING, SPARE = 30, 3, 4, 2  # SPARE: rows of an entry that windows of this size leave free

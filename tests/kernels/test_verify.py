@@ -10,9 +10,9 @@ from rows import poisoned
 
 from pearl_rt import round as definition
 from pearl_rt.judge import ReferenceJudge
-from pearl_rt.kernels import verify as kernel
-from pearl_rt.kernels.reference import verify as reference
-from pearl_rt.kernels.state import BAD_LOGITS, IDLE, LENGTH, RING_HEADER, RUNNING, STOP, State
+from pearl_rt.kernels.base.state import BAD_LOGITS, IDLE, LENGTH, RING_HEADER, RUNNING, STOP, State
+from pearl_rt.kernels.reference.verify import verify as reference
+from pearl_rt.kernels.verify import verify as kernel
 from pearl_rt.round import Limits, RoundState
 
 pytestmark = pytest.mark.filterwarnings("ignore:overflow encountered")

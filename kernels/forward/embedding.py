@@ -1,0 +1,78 @@
+"""embedding: rows of the embedding table, widened into the residual stream.
+
+    out[t, :] = weight[clamp(input_ids[t], 0, V - 1), :]
+
+Ids out of range read the nearest row: a draft with fewer rows than the target has none for some of its ids,
+and a placeholder (-1) of a row that was flagged must not be an address.
+
+Grid: (T, ceil(H / BLOCK_H)). A program copies BLOCK_H columns of one row.
+Shapes: input_ids [T] int32; weight [V, H] fp32, fp16 or bf16; out [T, H] fp32.
+Requires contiguous tensors on one device. Mutates out.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ..base import library
+from ..base.shapes import SHAPES
+from ..tools.compile import CompileCase
+
+BLOCK_H = 1024
+
+
+@triton.jit
+def embedding_kernel(
+    input_ids_ptr,  # [T] int32
+    weight_ptr,  # [V, H]
+    out_ptr,  # [T, H] fp32
+    vocab_size,
+    hidden_size,
+    BLOCK_H: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    token = tl.load(input_ids_ptr + row)
+    token = tl.minimum(tl.maximum(token, 0), vocab_size - 1).to(tl.int64)
+    inside = columns < hidden_size
+    values = tl.load(weight_ptr + token * hidden_size + columns, mask=inside, other=0.0)
+    tl.store(out_ptr + row * hidden_size + columns, values.to(tl.float32), mask=inside)
+
+
+@library.on_their_device
+def embedding(input_ids: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+    """out = weight[input_ids], in fp32."""
+    library.check_device("embedding", input_ids=input_ids, weight=weight, out=out)
+    library.check("embedding", "weight", weight, (None, None), torch.float32, torch.float16, torch.bfloat16)
+    library.check("embedding", "input_ids", input_ids, (None,), torch.int32)
+    num_tokens, (vocab_size, hidden_size) = input_ids.shape[0], weight.shape
+    library.check("embedding", "out", out, (num_tokens, hidden_size), torch.float32)
+    if num_tokens == 0:
+        return
+    grid = (num_tokens, triton.cdiv(hidden_size, BLOCK_H))
+    embedding_kernel[grid](input_ids, weight, out, vocab_size, hidden_size, BLOCK_H=BLOCK_H)
+
+
+def compile_cases() -> list[CompileCase]:
+    """One for each dtype: sizes are run-time arguments."""
+    return [
+        CompileCase(
+            name=f"embedding {dtype}",
+            kernel=embedding_kernel,
+            signature={
+                "input_ids_ptr": "*i32",
+                "weight_ptr": f"*{dtype}",
+                "out_ptr": "*fp32",
+                "vocab_size": "i32",
+                "hidden_size": "i32",
+            },
+            constexprs={"BLOCK_H": BLOCK_H},
+            divisible_by_16=("hidden_size",) if all(shape.hidden % 16 == 0 for shape in SHAPES) else (),
+        )
+        for dtype in ("bf16", "fp16")
+    ]
+
+
+library.register("embedding(Tensor input_ids, Tensor weight, Tensor(a!) out) -> ()", embedding)

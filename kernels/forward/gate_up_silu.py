@@ -1,0 +1,207 @@
+"""out = silu(x @ gate.T) * (x @ up.T): both projections of a gated MLP in one pass over their weights.
+
+    out[t, i] = silu(sum_k x[t, k] * weight[i, k]) * sum_k x[t, k] * weight[I + i, k]
+    silu(z) = z / (1 + exp(-z))
+
+Grid (ceil(T / 16), ceil(I / BLOCK_I)). A program takes 16 rows of x and BLOCK_I rows of each half of the
+weight, and keeps a sum for each half. The loop over K, its slices and its pipeline are those of linear. K
+is not split: the intermediate size of a gated MLP makes programs enough.
+
+Shapes    x [T, K], weight [2 * I, K] (the gate's rows, then up's), out [T, I]; T 1..64, above it torch.mm
+Dtypes    x, weight fp32, fp16 or bf16, alike; sums and products fp32, rounded once; out fp32 or like weight
+Requires  rows of 16 * n bytes; x and weight aligned to 16 bytes; workspace_size bytes of workspace
+Mutates   out, workspace
+Live      num_live None, or [1] int32: at 0 nothing else is read, nothing written (torch.mm does not ask)
+Rows      up to T = 64 the bits of a row depend on nothing but that row: the configuration follows (I, K)
+"""
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from ..base import interpreter  # noqa: F401
+from ..base.library import check, check_device, check_workspace, on_their_device, register
+from ..base.shapes import SHAPES
+from ..tools.compile import CompileCase
+from .linear import BLOCK_M, MAX_ROWS, SLICES, check_operands, multiply_many_rows
+
+BLOCK_PRODUCT = 1024
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a weight [2 * I, K] is cut."""
+
+    block_i: int  # rows of each half per program
+    slice_k: int  # columns per warp and step
+    num_stages: int
+
+    def constexprs(self, K: int) -> dict[str, int]:
+        """Of gate_up_silu_kernel."""
+        is_even = K % (SLICES * self.slice_k) == 0
+        return {"EVEN_K": is_even, "BLOCK_I": self.block_i, "SLICES": SLICES, "SLICE_K": self.slice_k}
+
+
+def config(I: int, K: int, element_size: int) -> Config:  # noqa: E741
+    """By the shape alone, never by the number of rows. Two programs at a time on a chip with 227 KiB."""
+    columns = 128 // element_size  # of 128 bytes
+    if I >= 32 * 132:  # 80 KiB each
+        return Config(block_i=32, slice_k=columns // 2, num_stages=5)
+    return Config(block_i=16, slice_k=columns, num_stages=5)  # 96 KiB each
+
+
+def workspace_size(T: int, I: int, K: int) -> int:  # noqa: E741
+    """Bytes of workspace that gate_up_silu needs for x [T, K] and weight [2 * I, K]."""
+    return 8 * T * I if T > MAX_ROWS else 0
+
+
+@triton.jit
+def silu_product(
+    gate,  # fp32
+    up,  # fp32
+):
+    return gate / (1.0 + tl.exp(-gate)) * up
+
+
+@triton.jit(do_not_specialize=["T"])  # one binary for every number of rows
+def gate_up_silu_kernel(
+    x_ptr,  # [T, K]
+    weight_ptr,  # [2 * I, K]
+    out_ptr,  # [T, I]
+    num_live_ptr,  # [1] int32 or None
+    T,
+    I,  # noqa: E741
+    K,
+    EVEN_K: tl.constexpr,  # K is a multiple of SLICES * SLICE_K
+    BLOCK_I: tl.constexpr,
+    SLICES: tl.constexpr,
+    SLICE_K: tl.constexpr,
+):
+    if num_live_ptr is not None:  # noqa: SIM102 (decided when compiled)
+        if tl.load(num_live_ptr) == 0:
+            return
+    BLOCK_K: tl.constexpr = SLICES * SLICE_K
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
+    k = tl.arange(0, SLICES)[:, None] * SLICE_K + tl.arange(0, SLICE_K)[None, :]
+
+    x_ptrs = x_ptr + m[None, :, None] * K + k[:, None, :]  # [SLICES, BLOCK_M, SLICE_K]
+    gate_ptrs = weight_ptr + i.to(tl.int64)[None, None, :] * K + k[:, :, None]  # [SLICES, SLICE_K, BLOCK_I]
+    up_ptrs = weight_ptr + (I + i).to(tl.int64)[None, None, :] * K + k[:, :, None]
+    is_row = (m < T)[None, :, None]
+    is_weight = (i < I)[None, None, :]
+    gate_total = tl.zeros((SLICES, BLOCK_M, BLOCK_I), tl.float32)
+    up_total = tl.zeros((SLICES, BLOCK_M, BLOCK_I), tl.float32)
+    for step in range(tl.cdiv(K, BLOCK_K)):
+        if EVEN_K:
+            x = tl.load(x_ptrs, mask=is_row, other=0.0)
+            gate = tl.load(gate_ptrs, mask=is_weight, other=0.0)
+            up = tl.load(up_ptrs, mask=is_weight, other=0.0)
+        else:
+            is_column = k < K - step * BLOCK_K
+            x = tl.load(x_ptrs, mask=is_row & is_column[:, None, :], other=0.0)
+            gate = tl.load(gate_ptrs, mask=is_weight & is_column[:, :, None], other=0.0)
+            up = tl.load(up_ptrs, mask=is_weight & is_column[:, :, None], other=0.0)
+        gate_total = tl.dot(x, gate, gate_total, input_precision="ieee")
+        up_total = tl.dot(x, up, up_total, input_precision="ieee")
+        x_ptrs += BLOCK_K
+        gate_ptrs += BLOCK_K
+        up_ptrs += BLOCK_K
+
+    result = silu_product(tl.sum(gate_total, 0), tl.sum(up_total, 0))
+    offsets = m.to(tl.int64)[:, None] * I + i[None, :]
+    keep = (m < T)[:, None] & (i < I)[None, :]
+    tl.store(out_ptr + offsets, result.to(out_ptr.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def silu_product_kernel(
+    product_ptr,  # [T, 2 * I] fp32: x @ weight.T of many rows
+    out_ptr,  # [T, I]
+    I,  # noqa: E741
+    BLOCK: tl.constexpr,
+):
+    row = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    keep = i < I
+    gate = tl.load(product_ptr + 2 * row * I + i, mask=keep, other=0.0)
+    up = tl.load(product_ptr + (2 * row + 1) * I + i, mask=keep, other=0.0)
+    tl.store(out_ptr + row * I + i, silu_product(gate, up).to(out_ptr.dtype.element_ty), mask=keep)
+
+
+@on_their_device
+def gate_up_silu(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    out: torch.Tensor,
+    workspace: torch.Tensor,
+    num_live: torch.Tensor | None = None,
+) -> None:
+    """x: [T, K]; weight: [2 * I, K], the gate's rows, then up's; out: [T, I] fp32 or as weight, overwritten;
+    workspace: uint8 [workspace_size(T, I, K)]; num_live: [1] int32 or None.
+
+    x = [[1, 2, 0, 0]], weight = [[1, 0, 0, 0], [3, 1, 0, 0]]: I is 1, the gate 1, up 5, out [[3.6553]].
+    """
+    check_device("gate_up_silu", x=x, weight=weight, out=out, workspace=workspace, num_live=num_live)
+    check_operands("gate_up_silu", x, weight, num_live)
+    (T, K), rows = x.shape, weight.shape[0]
+    if rows % 2:
+        raise ValueError(
+            f"gate_up_silu: weight has {rows} rows, expected an even number: the gate's, then up's"
+        )
+    I = rows // 2  # noqa: E741
+    check("gate_up_silu", "out", out, (T, I), torch.float32, weight.dtype)
+    num_bytes = workspace_size(T, I, K)
+    check_workspace("gate_up_silu", workspace, num_bytes)
+
+    if T > MAX_ROWS:
+        product = workspace[:num_bytes].view(torch.float32).view(T, rows)
+        multiply_many_rows(x, weight, product, None)
+        silu_product_kernel[(T, triton.cdiv(I, BLOCK_PRODUCT))](product, out, I, BLOCK=BLOCK_PRODUCT)
+        return
+    cut = config(I, K, weight.element_size())
+    gate_up_silu_kernel[(triton.cdiv(T, BLOCK_M.value), triton.cdiv(I, cut.block_i))](
+        x, weight, out, num_live, T, I, K, **cut.constexprs(K), num_warps=SLICES, num_stages=cut.num_stages
+    )
+
+
+def compile_cases() -> list[CompileCase]:
+    """Of every shipped MLP, and the second half of the path for many rows."""
+    cases = []
+    for shape in SHAPES:
+        cut = config(shape.intermediate, shape.hidden, 2)
+        for dtype in ("bf16", "fp16") if shape.name == "Llama-2-7B" else ("bf16",):
+            pointer = f"*{dtype}"
+            cases.append(
+                CompileCase(
+                    name=f"gate_up_silu 2x{shape.intermediate}x{shape.hidden} {dtype}",
+                    kernel=gate_up_silu_kernel,
+                    signature={"x_ptr": pointer, "weight_ptr": pointer, "out_ptr": pointer}
+                    | {"num_live_ptr": "*i32", "T": "i32", "I": "i32", "K": "i32"},
+                    constexprs=cut.constexprs(shape.hidden),
+                    num_warps=SLICES,
+                    num_stages=cut.num_stages,
+                    divisible_by_16=("I", "K"),
+                    load_bytes=16,
+                )
+            )
+    many_rows = CompileCase(
+        name="gate_up_silu of many rows bf16",
+        kernel=silu_product_kernel,
+        signature={"product_ptr": "*fp32", "out_ptr": "*bf16", "I": "i32"},
+        constexprs={"BLOCK": BLOCK_PRODUCT},
+        divisible_by_16=("I",),
+    )
+    return [*cases, many_rows]
+
+
+register(
+    "gate_up_silu(Tensor x, Tensor weight, Tensor(a!) out, Tensor(b!) workspace, "
+    "Tensor? num_live=None) -> ()",
+    gate_up_silu,
+)

@@ -1,0 +1,398 @@
+"""Sampling one token per row: greedy, or the Gumbel-max of its softmax.
+
+    temperature > 0   argmax_i (logits[r, i] - max_r) / temperature[r] + Gumbel(seed, position, purpose, i)
+    else              argmax_i logits[r, i]
+    the lowest index wins ties; -1 where a row holds NaN or +inf, or nothing but -inf
+
+over the entries with logits[r, i] >= thresholds[r]. Bit for bit `pearl_rt.judge.sample`, whatever the
+number of rows. Three launches, grids from shapes only:
+
+    scan_kernel  (row blocks, tiles)      one tile of a row: its maximum (+inf: cannot be used), and where
+    key_kernel   (row blocks, key tiles)  the row's maximum, then one tile's best key; nothing if all greedy
+    pick_kernel  (row blocks,)            the best of the tiles, by index among equals
+
+logits [R, V] fp32, fp16 or bf16, rows at any stride; computed in fp32. temperature [R] fp32, seed and
+positions [R] int64, thresholds [R] fp32 or None, out [R] int32. Mutates out and the workspace.
+
+    logits [1, 4] = [0.5, 2.0, 2.0, -inf], temperature [0.0]  ->  out [1]
+"""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from ..base.library import check, check_device, interpreting, on_their_device, register
+from ..base.shapes import SHAPES
+from ..base.workspace import Part, carve, num_bytes
+from ..tools.compile import CompileCase
+from .noise import EXACT, exponential, inverse_temperature, log, noise_tile, uniform
+
+INFINITY = tl.constexpr(float("inf"))
+NOWHERE = tl.constexpr(2147483647)  # an index behind every other
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+MAX_VOCAB = 2**31 - 2**16
+
+
+@dataclass(frozen=True)
+class Config:
+    """How a vocabulary is cut. Never chosen by the number of rows."""
+
+    tile: int  # entries of a row that one program scans
+    rows: int  # rows of one scanning program: 1 unless the vocabulary is small
+    key_tile: int  # entries that one program draws noise for
+    key_rows: int
+    num_warps: int = 4
+
+
+def config(vocab: int, rows: int = 1) -> Config:
+    """The one configuration of a vocabulary.
+
+    Only in the interpreter, where a program costs by its operations and hardly by its entries, are key tiles
+    larger, and take programs as many rows as there are; no result depends on that.
+    """
+    tile = min(4096, max(16, triton.next_power_of_2(vocab)))
+    key_tile = min(1024, tile)
+    if interpreting():
+        most, key_tile = (
+            triton.next_power_of_2(max(rows, 1)),
+            min(8192, max(16, triton.next_power_of_2(vocab))),
+        )
+        return Config(tile, min(most, 32768 // tile), key_tile, min(most, 32768 // key_tile))
+    return Config(tile, 4096 // tile, key_tile, 1024 // key_tile)
+
+
+@triton.jit
+def row_offset(row, stride):
+    """Where a row starts, in elements: 64 bits, as rows times vocabulary passes 2^31."""
+    return row.to(tl.int64) * stride
+
+
+@triton.jit
+def load_tile(logits_ptr, offset, live, column, V):
+    """[ROWS, TILE] fp32; -inf behind the vocabulary and in rows that are not live."""
+    place = offset[:, None] + column[None, :]
+    mask = live[:, None] & (column < V)[None, :]
+    return tl.load(logits_ptr + place, mask=mask, other=-INFINITY).to(tl.float32)
+
+
+@triton.jit
+def clean(x, threshold):
+    """-inf in place of what cannot be used, or lies below the row's threshold. [ROWS, TILE], [ROWS]"""
+    return tl.where((x < INFINITY) & (x >= threshold[:, None]), x, -INFINITY)
+
+
+@triton.jit
+def best_of(keys, index):
+    """The largest key of each row, and the lowest index that holds it: [ROWS], [ROWS] int32."""
+    best = tl.max(keys, axis=1)
+    return best, tl.min(tl.where(keys == best[:, None], index, NOWHERE), axis=1)
+
+
+@triton.jit
+def mark_bad(top, x):
+    """top [ROWS], or +inf where x [ROWS, TILE] holds NaN or +inf."""
+    return tl.where(tl.max(tl.where(x < INFINITY, 0, 1), axis=1) > 0, INFINITY, top)
+
+
+@triton.jit
+def best_tile(best_ptr, at_ptr, row, live, T, TP: tl.constexpr):
+    """The best of T tiles, as best_of: [ROWS], [ROWS] int32. row: [ROWS], into [.., T]."""
+    tile = tl.arange(0, TP)
+    place = row[:, None] * T + tile[None, :]
+    mask = live[:, None] & (tile < T)[None, :]
+    best = tl.load(best_ptr + place, mask=mask, other=-INFINITY)
+    return best_of(best, tl.load(at_ptr + place, mask=mask, other=NOWHERE))
+
+
+@triton.jit
+def top_tile(top_ptr, row, live, T, TP: tl.constexpr):
+    """The largest of T tiles: [ROWS]."""
+    tile = tl.arange(0, TP)
+    mask = live[:, None] & (tile < T)[None, :]
+    return tl.max(tl.load(top_ptr + row[:, None] * T + tile[None, :], mask=mask, other=-INFINITY), axis=1)
+
+
+@triton.jit
+def is_usable(top):
+    """Of a row's maximum: no NaN, no +inf, and not all -inf."""
+    return (top > -INFINITY) & (top < INFINITY)
+
+
+@triton.jit
+def scan_kernel(
+    logits_ptr,  # [R, V], rows at `stride`
+    stride,
+    thresholds_ptr,  # [R] fp32, or None
+    top_ptr,  # [R, T] fp32, out
+    at_ptr,  # [R, T] int32, out
+    R,
+    V,
+    T,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    tile = tl.program_id(1)
+    live = row < R
+    column = tile * TILE + tl.arange(0, TILE)
+    x = load_tile(logits_ptr, row_offset(row, stride), live, column, V)
+    threshold = tl.full([ROWS], -INFINITY, tl.float32)
+    if thresholds_ptr is not None:
+        threshold = tl.load(thresholds_ptr + row, mask=live, other=0.0)
+    top, at = best_of(clean(x, threshold), column[None, :])
+    tl.store(top_ptr + row * T + tile, mark_bad(top, x), mask=live)
+    tl.store(at_ptr + row * T + tile, at, mask=live)
+
+
+@triton.jit
+def key_kernel(
+    logits_ptr,  # [R, V], rows at `stride`
+    stride,
+    thresholds_ptr,  # [R] fp32, or None
+    temperature_ptr,  # [R] fp32
+    seed_ptr,  # [R] int64
+    positions_ptr,  # [R] int64
+    top_ptr,  # [R, T] fp32
+    key_ptr,  # [R, KT] fp32, out
+    key_at_ptr,  # [R, KT] int32, out
+    R,
+    V,
+    T,
+    KT,
+    PURPOSE: tl.constexpr,
+    TP: tl.constexpr,
+    ROWS: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    tile = tl.program_id(1)
+    live = row < R
+    temperature = tl.load(temperature_ptr + row, mask=live, other=0.0)
+    top = top_tile(top_ptr, row, live, T, TP)
+    live = live & (temperature > 0.0) & is_usable(top)
+    if tl.max(live.to(tl.int32), axis=0) == 0:
+        return
+    top = tl.where(live, top, 0.0)
+    column = tile * TILE + tl.arange(0, TILE)
+    x = load_tile(logits_ptr, row_offset(row, stride), live, column, V)
+    threshold = tl.full([ROWS], -INFINITY, tl.float32)
+    if thresholds_ptr is not None:
+        threshold = tl.load(thresholds_ptr + row, mask=live, other=0.0)
+    seed = tl.load(seed_ptr + row, mask=live, other=0)
+    position = tl.load(positions_ptr + row, mask=live, other=0)
+    words = noise_tile(seed, position, tl.full([ROWS], PURPOSE, tl.int32), tile * TILE, TILE)
+    scaled = (clean(x, threshold) - top[:, None]) * inverse_temperature(temperature)[:, None]
+    key, at = best_of(scaled - log(exponential(uniform(words))), column[None, :])
+    tl.store(key_ptr + row * KT + tile, key, mask=live)
+    tl.store(key_at_ptr + row * KT + tile, at, mask=live)
+
+
+@triton.jit
+def pick_kernel(
+    temperature_ptr,  # [R] fp32
+    top_ptr,  # [R, T] fp32
+    at_ptr,  # [R, T] int32
+    key_ptr,  # [R, KT] fp32
+    key_at_ptr,  # [R, KT] int32
+    out_ptr,  # [R] int32, out
+    R,
+    T,
+    KT,
+    TP: tl.constexpr,
+    KTP: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    live = row < R
+    top, at = best_tile(top_ptr, at_ptr, row, live, T, TP)
+    usable = is_usable(top)
+    sampled = live & usable & (tl.load(temperature_ptr + row, mask=live, other=0.0) > 0.0)
+    key, key_at = best_tile(key_ptr, key_at_ptr, row, sampled, KT, KTP)
+    token = tl.where(sampled & (key > -INFINITY), key_at, at)
+    tl.store(out_ptr + row, tl.where(usable, token, -1), mask=live)
+
+
+def check_logits(op: str, name: str, logits: torch.Tensor, dims: int) -> None:
+    """Entries of a row side by side, rows anywhere; a floating dtype; indices that fit. Raises ValueError."""
+    if logits.dim() != dims or logits.shape[-1] < 1:
+        raise ValueError(
+            f"{op}: {name} has shape {list(logits.shape)}, expected {dims} dimensions, vocabulary >= 1"
+        )
+    if logits.dtype not in FLOATS:
+        raise ValueError(f"{op}: {name} is {logits.dtype}, expected {' or '.join(map(str, FLOATS))}")
+    if logits.shape[-1] > MAX_VOCAB:
+        raise ValueError(f"{op}: {name} has a vocabulary of {logits.shape[-1]}, the limit is {MAX_VOCAB}")
+    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
+        raise ValueError(f"{op}: {name} has strides {logits.stride()}: make its last dimension contiguous")
+
+
+def _parts(rows: int, vocab: int) -> list[Part]:
+    shape = config(vocab)
+    tiles, key_tiles = triton.cdiv(vocab, shape.tile), triton.cdiv(vocab, shape.key_tile)
+    return [
+        ((rows, tiles), torch.float32),
+        ((rows, tiles), torch.int32),
+        ((rows, key_tiles), torch.float32),
+        ((rows, key_tiles), torch.int32),
+    ]
+
+
+def workspace_size(rows: int, vocab: int) -> int:
+    """Bytes of workspace."""
+    return num_bytes(_parts(rows, vocab))
+
+
+@on_their_device
+def sample(
+    logits: torch.Tensor,
+    temperature: torch.Tensor,
+    seed: torch.Tensor,
+    positions: torch.Tensor,
+    purpose: int,
+    out: torch.Tensor,
+    thresholds: torch.Tensor | None,
+    workspace: torch.Tensor,
+) -> None:
+    """One token per row of logits into out; see above."""
+    check_logits("sample", "logits", logits, 2)
+    rows, vocab = logits.shape
+    check("sample", "temperature", temperature, (rows,), torch.float32)
+    check("sample", "seed", seed, (rows,), torch.int64)
+    check("sample", "positions", positions, (rows,), torch.int64)
+    check("sample", "out", out, (rows,), torch.int32)
+    if thresholds is not None:
+        check("sample", "thresholds", thresholds, (rows,), torch.float32)
+    if not 0 <= purpose <= 4:
+        raise ValueError(f"sample: purpose is {purpose}, expected 0..4 (pearl_rt.noise.Purpose)")
+    check_device(
+        "sample",
+        logits=logits,
+        temperature=temperature,
+        seed=seed,
+        positions=positions,
+        out=out,
+        thresholds=thresholds,
+        workspace=workspace,
+    )
+    top, at, key, key_at = carve("sample", workspace, _parts(rows, vocab))
+    if rows == 0:
+        return
+    shape = config(vocab, rows)
+    tiles, key_tiles = top.shape[1], key.shape[1]
+    blocks, key_blocks = triton.cdiv(rows, shape.rows), triton.cdiv(rows, shape.key_rows)
+    padded, key_padded = triton.next_power_of_2(tiles), triton.next_power_of_2(key_tiles)
+    options = {"num_warps": shape.num_warps, **EXACT}
+    scan_kernel[(blocks, tiles)](
+        logits, logits.stride(0), thresholds, top, at, rows, vocab, tiles, shape.rows, shape.tile, **options
+    )
+    key_kernel[(key_blocks, key_tiles)](
+        logits,
+        logits.stride(0),
+        thresholds,
+        temperature,
+        seed,
+        positions,
+        top,
+        key,
+        key_at,
+        rows,
+        vocab,
+        tiles,
+        key_tiles,
+        int(purpose),
+        padded,
+        shape.key_rows,
+        shape.key_tile,
+        **options,
+    )
+    pick_kernel[(key_blocks,)](
+        temperature,
+        top,
+        at,
+        key,
+        key_at,
+        out,
+        rows,
+        tiles,
+        key_tiles,
+        padded,
+        key_padded,
+        shape.key_rows,
+        **options,
+    )
+
+
+register(
+    "sample(Tensor logits, Tensor temperature, Tensor seed, Tensor positions, int purpose, Tensor(a!) out, "
+    "Tensor? thresholds, Tensor(b!) workspace) -> ()",
+    sample,
+)
+
+
+def compile_cases() -> list[CompileCase]:
+    """Every kernel at every shipped vocabulary; at the largest in every dtype of logits."""
+    cases = []
+    numbers = {"stride": "i64", "R": "i32", "V": "i32", "T": "i32", "KT": "i32"}
+    for vocab in sorted({shape.vocab for shape in SHAPES}):
+        shape = config(vocab)
+        tiles, key_tiles = triton.cdiv(vocab, shape.tile), triton.cdiv(vocab, shape.key_tile)
+        padded, key_padded = triton.next_power_of_2(tiles), triton.next_power_of_2(key_tiles)
+        for dtype in ("fp32", "fp16", "bf16") if vocab == 128256 else ("fp32",):
+            rows = {"logits_ptr": f"*{dtype}", "thresholds_ptr": "*fp32", "top_ptr": "*fp32", **numbers}
+            cases.append(
+                CompileCase(
+                    f"sample scan {vocab} {dtype}",
+                    scan_kernel,
+                    {**{k: v for k, v in rows.items() if k != "KT"}, "at_ptr": "*i32"},
+                    {"ROWS": 1, "TILE": shape.tile},
+                    num_warps=shape.num_warps,
+                    divisible_by_16=("stride", "V"),
+                    options=EXACT,
+                )
+            )
+            cases.append(
+                CompileCase(
+                    f"sample keys {vocab} {dtype}",
+                    key_kernel,
+                    {
+                        **rows,
+                        "temperature_ptr": "*fp32",
+                        "seed_ptr": "*i64",
+                        "positions_ptr": "*i64",
+                        "key_ptr": "*fp32",
+                        "key_at_ptr": "*i32",
+                    },
+                    {"PURPOSE": 4, "TP": padded, "ROWS": 1, "TILE": shape.key_tile},
+                    num_warps=shape.num_warps,
+                    divisible_by_16=("stride", "V"),
+                    options=EXACT,
+                )
+            )
+        cases.append(
+            CompileCase(
+                f"sample pick {vocab}",
+                pick_kernel,
+                {
+                    "temperature_ptr": "*fp32",
+                    "top_ptr": "*fp32",
+                    "at_ptr": "*i32",
+                    "key_ptr": "*fp32",
+                    "key_at_ptr": "*i32",
+                    "out_ptr": "*i32",
+                    "R": "i32",
+                    "T": "i32",
+                    "KT": "i32",
+                },
+                {"TP": padded, "KTP": key_padded, "ROWS": 1},
+                num_warps=shape.num_warps,
+                options=EXACT,
+            )
+        )
+    return cases

@@ -1,0 +1,97 @@
+"""The end of a round, inside kernels: a verdict becomes its slot's state and an entry of the result ring.
+
+    tokens   accept_len candidates, then the token that follows; cut at the first stop id, else at
+             max_total_len; finish_reason 2 stop, 3 length, 4 bad logits
+    pending  what was drafted behind the candidates that were judged, if all of them stood, else 0
+    ring     the round's entry (base/state.py), its number last, behind a release fence of system scope
+
+`pearl_rt.round.advance` and `cut` are the definition. Knows nothing of logits and judges. Slots that do not
+run are untouched, their ring entries too.
+"""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..base.state import RING_HEADER
+from .window import RUNNING
+
+HEADER = tl.constexpr(RING_HEADER)
+STOPPED = tl.constexpr(2)
+AT_LENGTH = tl.constexpr(3)
+BAD_LOGITS = tl.constexpr(4)
+
+
+@triton.jit
+def commit(
+    b,  # [SEQS] slot
+    real,  # [SEQS]
+    accept_len,  # [SEQS]
+    token,  # [SEQS] that follows, or -1
+    bad,  # [SEQS] int1
+    num_draft,  # [SEQS] judged
+    token_ids_ptr,  # [B, capacity]
+    committed_ptr,  # [B]
+    pending_ptr,  # [B]
+    finish_ptr,  # [B]
+    round_ptr,  # [B]
+    ring_ptr,  # [RING, B, HEADER + K + 1]
+    draft_ids_ptr,  # [B, K]
+    num_draft_ptr,  # [B]
+    max_total_len_ptr,  # [B]
+    stop_ids_ptr,  # [B, NS]
+    capacity,
+    K,
+    RING,
+    B,
+    NS: tl.constexpr,
+    WIDTH: tl.constexpr,  # power of two, >= 2 * K
+):
+    real = real & (tl.load(finish_ptr + b, mask=real, other=0) == RUNNING)
+    base = tl.load(committed_ptr + b, mask=real, other=0)
+    pending = tl.load(pending_ptr + b, mask=real, other=0)
+    number = tl.load(round_ptr + b, mask=real, other=0)
+    window = tl.where(number == 0, 0, tl.load(num_draft_ptr + b, mask=real, other=0))
+    room = tl.maximum(tl.load(max_total_len_ptr + b, mask=real, other=0) - base, 1)
+
+    # The tokens from `committed` on, as they are after this round.
+    j = tl.arange(0, WIDTH)[None, :]
+    follows = (j == accept_len[:, None]) & (token >= 0)[:, None]
+    behind = j - pending[:, None]
+    drafted = real[:, None] & (behind >= 0) & (behind < window[:, None])
+    place = token_ids_ptr + b.to(tl.int64)[:, None] * capacity + base[:, None] + j
+    tokens = tl.load(place, mask=real[:, None] & (behind < 0), other=-1)
+    drafts = tl.load(draft_ids_ptr + b[:, None] * K + behind, mask=drafted, other=-1)
+    tokens = tl.where(follows, token[:, None], tl.where(drafted, drafts, tokens))
+
+    new = tl.where(bad, 0, accept_len + (token >= 0).to(tl.int32))
+    hit = tokens * 0
+    for i in range(NS):
+        stop = tl.load(stop_ids_ptr + b * NS + i, mask=real, other=-1)
+        hit = hit | ((tokens == stop[:, None]) & (stop >= 0)[:, None]).to(tl.int32)
+    first = tl.min(tl.where(hit != 0, j, WIDTH), axis=1)
+    stopped = (first < new) & (first < room)
+    kept = tl.where(stopped, first + 1, tl.minimum(new, room))
+    reason = tl.where(stopped, STOPPED, tl.where(room <= new, AT_LENGTH, RUNNING))
+    reason = tl.where(bad, BAD_LOGITS, reason)
+    left = tl.where((token >= 0) | (reason != RUNNING), 0, pending + window - num_draft)
+
+    tl.debug_barrier()  # every warp has read what is overwritten now
+    tl.store(place, tokens, mask=real[:, None] & (follows | drafted) & (bad == 0)[:, None])
+    tl.store(committed_ptr + b, base + kept, mask=real)
+    tl.store(pending_ptr + b, left, mask=real)
+    tl.store(finish_ptr + b, reason, mask=real)
+    tl.store(round_ptr + b, number + 1, mask=real)
+    entry = ring_ptr + ((number % RING) * B + b).to(tl.int64) * (HEADER + K + 1)
+    tl.store(entry + 1, accept_len, mask=real)
+    tl.store(entry + 2, num_draft, mask=real)
+    tl.store(entry + 3, pending, mask=real)
+    tl.store(entry + 4, reason, mask=real)
+    tl.store(entry + 5, kept, mask=real)
+    unusable = (bad != 0)[:, None] & (j == accept_len[:, None])
+    tl.store(entry[:, None] + HEADER + j, tokens, mask=real[:, None] & ((j < kept[:, None]) | unusable))
+    tl.debug_barrier()
+    tl.atomic_xchg(entry, number, mask=real, sem="release", scope="sys")

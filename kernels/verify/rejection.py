@@ -1,0 +1,237 @@
+"""Rejection, inside kernels: which row of a window fails the ratio test, and the race for what the target has
+left.
+
+    row r stands if u * q(x) / sum q <= p(x) / sum p; else argmax_i max(p_i - q_i, 0) / Exp(seed, position, i)
+
+residual_kernel: grid (sequence blocks, key tiles). Every program decides for all rows of its sequences
+from the tiles of judge_scan_kernel (a few kilobytes), then races one tile of the row that ended the
+window; where nothing of the residual lies in the tile, it draws from the row alone, which is read only if
+nothing lies in any. Ratios and sums over tiles are fp64, all else fp32. rejection_verdict: the best of the
+tiles."""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from ..sampling.noise import (
+    ACCEPT,
+    BONUS,
+    RESIDUAL,
+    exp,
+    exponential,
+    inverse_temperature,
+    log,
+    noise_tile,
+    noise_words,
+    uniform,
+)
+from ..sampling.sample import INFINITY, best_of, best_tile, clean, is_usable, load_tile, row_offset, top_tile
+from .window import BAD, GREEDY, LEFT, OWN, STANDS, first_of, locate, pick, slot_of, threshold_of
+
+
+@triton.jit
+def row_sum(sum_ptr, top_ptr, row, live, top, inverse, T, TP: tl.constexpr):
+    """The sum of exp((x - top) * inverse) over the tiles of each row: [ROWS] fp64."""
+    tile = tl.arange(0, TP)
+    place = row[:, None] * T + tile[None, :]
+    mask = live[:, None] & (tile < T)[None, :]
+    tops = tl.load(top_ptr + place, mask=mask, other=-INFINITY)
+    sums = tl.load(sum_ptr + place, mask=mask, other=0.0)
+    factor = exp((tops - top[:, None]) * inverse[:, None])
+    return tl.sum(sums.to(tl.float64) * factor.to(tl.float64), axis=1)
+
+
+@triton.jit
+def residual_kernel(
+    rows_ptr,
+    num_draft_ptr,
+    positions_ptr,
+    draft_ids_ptr,
+    token_ids_ptr,
+    pending_ptr,
+    finish_ptr,
+    round_ptr,
+    capacity,
+    K,
+    S,
+    slots_ptr,  # [B] or None
+    target_ptr,  # [N, V], rows at target_stride
+    target_stride,
+    target_thresholds_ptr,  # [N] or None
+    draft_ptr,  # [slots, S, Vd], or None
+    draft_stride,
+    step_stride,
+    draft_thresholds_ptr,  # [slots, S] or None
+    temperature_ptr,  # [slots]
+    seed_ptr,  # [slots]
+    top_ptr,  # [B * MAX_ROWS, T], and so on: judge_scan_kernel's
+    at_ptr,
+    sum_ptr,
+    draft_top_ptr,
+    draft_sum_ptr,
+    key_ptr,  # [B, KT] fp32, out: residual keys
+    key_at_ptr,  # [B, KT] int32, out
+    own_ptr,  # [B, KT] fp32, out: keys of the row alone; of bonus rows, and where a tile's residual is empty
+    own_at_ptr,  # [B, KT] int32, out
+    decision_ptr,  # [B, 4] int32, out: how it ended, accept_len, argmax of the row there, num_draft
+    B,
+    V,
+    VD,
+    T,
+    KT,
+    SCALED: tl.constexpr,
+    MAX_ROWS: tl.constexpr,
+    STATE: tl.constexpr,
+    SEQS: tl.constexpr,
+    RP: tl.constexpr,  # power of two, >= MAX_ROWS
+    TP: tl.constexpr,  # power of two, >= T
+    TILE: tl.constexpr,
+):
+    # All rows of the sequences at once: is each usable, and does it stand?
+    index = tl.arange(0, SEQS * RP)
+    b = tl.program_id(0) * SEQS + index // RP
+    r = index % RP
+    live = (b < B) & (r < MAX_ROWS)
+    rows, num_draft, target_row, position, step, candidate = locate(
+        b,
+        r,
+        live,
+        rows_ptr,
+        num_draft_ptr,
+        positions_ptr,
+        draft_ids_ptr,
+        token_ids_ptr,
+        pending_ptr,
+        finish_ptr,
+        round_ptr,
+        capacity,
+        K,
+        S,
+        MAX_ROWS,
+        STATE,
+    )
+    live = live & (r < rows)
+    drafted = live & (r < num_draft)
+    slot = slot_of(slots_ptr, b, live)
+    temperature = tl.load(temperature_ptr + slot, mask=live, other=0.0)
+    seed = tl.load(seed_ptr + slot, mask=live, other=0)
+    sampled = live & (temperature > 0.0)
+    place = b * MAX_ROWS + r
+    top, argmax = best_tile(top_ptr, at_ptr, place, live, T, TP)
+    usable = is_usable(top)
+    known = (candidate >= 0) & (candidate < V)
+    draft_inverse = inverse_temperature(temperature)
+    inverse = draft_inverse
+    if SCALED:
+        inverse = inverse * 0.0 + 1.0
+    draft_top = draft_inverse
+    if draft_ptr is not None:
+        draft_top = top_tile(draft_top_ptr, place, drafted & sampled, T, TP)
+        draft_usable = is_usable(draft_top)
+    else:
+        draft_usable = live
+    bad = live & ((usable & (known | (r >= num_draft))) == 0)
+    bad = bad | (drafted & sampled & (draft_usable == 0))
+
+    asked = drafted & sampled & (bad == 0)
+    top = tl.where(live & usable, top, 0.0)
+    total = row_sum(sum_ptr, top_ptr, place, sampled & usable, top, inverse, T, TP)
+    logit = tl.load(
+        target_ptr + row_offset(target_row, target_stride) + candidate, mask=asked, other=-INFINITY
+    )
+    logit = logit.to(tl.float32)
+    logit = tl.where(logit >= threshold_of(target_thresholds_ptr, target_row, asked), logit, -INFINITY)
+    p = exp((logit - top) * inverse).to(tl.float64)
+    if draft_ptr is not None:
+        draft_top = tl.where(asked, draft_top, 0.0)
+        draft_total = row_sum(draft_sum_ptr, draft_top_ptr, place, asked, draft_top, draft_inverse, T, TP)
+        offset = row_offset(slot, draft_stride) + row_offset(step, step_stride)
+        draft_logit = tl.load(draft_ptr + offset + candidate, mask=asked & (candidate < VD), other=-INFINITY)
+        draft_logit = draft_logit.to(tl.float32)
+        draft_threshold = threshold_of(draft_thresholds_ptr, slot * S + step, asked)
+        draft_logit = tl.where(draft_logit >= draft_threshold, draft_logit, -INFINITY)
+        q = exp((draft_logit - draft_top) * draft_inverse).to(tl.float64)
+    else:
+        draft_total = total * 0.0 + 1.0
+        q = draft_total
+    w0, _w1, _w2, _w3 = noise_words(seed, position, r * 0 + ACCEPT, r * 0)
+    u = uniform(w0).to(tl.float64)
+    accepted = (p > 0.0) & (u * q * total <= p * draft_total)
+
+    # The first row that ends its sequence.
+    missed = drafted & tl.where(sampled, accepted == 0, argmax != candidate)
+    bonus = live & (r == num_draft)
+    how = tl.where(bad, BAD, tl.where(sampled, tl.where(bonus, OWN, LEFT), GREEDY))
+    first, chosen = first_of(bad | missed | bonus, r, SEQS, RP)
+    ended = pick(how, chosen, SEQS, RP)
+    num_draft = pick(num_draft, r == 0, SEQS, RP)
+    sequence = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
+    tile = tl.program_id(1)
+    if tile == 0:
+        out = decision_ptr + sequence * 4
+        real = sequence < B
+        tl.store(out, ended, mask=real)
+        tl.store(out + 1, tl.where(ended == STANDS, num_draft, first), mask=real)
+        tl.store(out + 2, pick(argmax, chosen, SEQS, RP), mask=real)
+        tl.store(out + 3, num_draft, mask=real)
+    live = ended >= OWN
+    if tl.max(live.to(tl.int32), axis=0) == 0:
+        return
+
+    # One tile of that row: what the target has left over the draft, and the race for it.
+    slot = pick(slot, chosen, SEQS, RP)
+    seed = tl.load(seed_ptr + slot, mask=live, other=0)
+    position = pick(position, chosen, SEQS, RP)
+    target_row = pick(target_row, chosen, SEQS, RP)
+    top = pick(top, chosen, SEQS, RP)[:, None]
+    scale = (1.0 / tl.where(live, pick(total, chosen, SEQS, RP), 1.0)).to(tl.float32)
+    inverse = tl.where(live, pick(inverse, chosen, SEQS, RP), 1.0)[:, None]
+    column = tile * TILE + tl.arange(0, TILE)
+    x = load_tile(target_ptr, row_offset(target_row, target_stride), live, column, V)
+    scaled = (clean(x, threshold_of(target_thresholds_ptr, target_row, live)) - top) * inverse
+    wanted = exp(scaled) * scale[:, None]
+    left = live & (ended == LEFT)
+    if draft_ptr is not None:
+        step = pick(step, chosen, SEQS, RP)
+        draft_top = pick(draft_top, chosen, SEQS, RP)[:, None]
+        draft_inverse = tl.where(left, pick(draft_inverse, chosen, SEQS, RP), 1.0)[:, None]
+        draft_scale = (1.0 / tl.where(left, pick(draft_total, chosen, SEQS, RP), 1.0)).to(tl.float32)
+        offset = row_offset(slot, draft_stride) + row_offset(step, step_stride)
+        d = load_tile(draft_ptr, offset, left, column, VD)
+        d = clean(d, threshold_of(draft_thresholds_ptr, slot * S + step, left))
+        wanted = wanted - exp((d - draft_top) * draft_inverse) * draft_scale[:, None]
+    else:
+        candidate = pick(candidate, chosen, SEQS, RP)
+        wanted = tl.where(column[None, :] == candidate[:, None], 0.0, wanted)
+    wanted = tl.where(left[:, None] & (wanted > 0.0), wanted, 0.0)
+    purpose = tl.where(left, RESIDUAL, BONUS)
+    race = exponential(uniform(noise_tile(seed, position, purpose, tile * TILE, TILE)))
+    key, key_at = best_of(tl.div_rn(wanted, race), column[None, :])
+    tl.store(key_ptr + sequence * KT + tile, key, mask=live)
+    tl.store(key_at_ptr + sequence * KT + tile, key_at, mask=live)
+    alone = live & (key <= 0.0)
+    if tl.max(alone.to(tl.int32), axis=0) == 1:
+        own, own_at = best_of(scaled - log(race), column[None, :])
+        tl.store(own_ptr + sequence * KT + tile, own, mask=alone)
+        tl.store(own_at_ptr + sequence * KT + tile, own_at, mask=alone)
+
+
+@triton.jit
+def rejection_verdict(
+    decision_ptr, key_ptr, key_at_ptr, own_ptr, own_at_ptr, sequence, real, KT, KTP: tl.constexpr
+):
+    """accept_len, next_token, bad (int1), num_draft: [SEQS] each."""
+    decision = decision_ptr + sequence * 4
+    ended = tl.load(decision, mask=real, other=0)
+    accept_len = tl.load(decision + 1, mask=real, other=0)
+    argmax = tl.load(decision + 2, mask=real, other=-1)
+    num_draft = tl.load(decision + 3, mask=real, other=0)
+    drawn = real & (ended >= OWN)
+    key, key_at = best_tile(key_ptr, key_at_ptr, sequence, drawn, KT, KTP)
+    empty = drawn & ((key > 0.0) == 0)
+    own, own_at = best_tile(own_ptr, own_at_ptr, sequence, empty, KT, KTP)
+    token = tl.where(empty, tl.where(own > -INFINITY, own_at, argmax), tl.where(drawn, key_at, argmax))
+    return accept_len, tl.where(ended >= GREEDY, token, -1), real & (ended == BAD), num_draft

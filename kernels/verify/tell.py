@@ -1,0 +1,217 @@
+"""Log-probabilities of the tokens that a round committed, in a ring that the host reads: behind verify.
+
+    row r of slot b   token_ids[b, before[b] + r], if that is below committed[b] and the slot asks for any
+    ring[n % RING, b] n, then for each of them 1 + k entries: its own, then the k likeliest
+    an entry          id, log-probability (its bits), rank, as kernels/sampling/logprobs.py tells them
+
+n is the round that verify has judged, round[b] - 1; before is what committed was ahead of it. The fields are
+stored first, then n with release at system scope, as in commit.py: whoever reads n with acquire reads
+them. The verdict's own entry is published by itself, earlier; nothing orders a reader between the two rings.
+
+    asked_kernel  (slots,)  the token that each row is asked for, or -1
+    logprobs      its three launches
+    tell_kernel   (slots,)  one slot's entries, then its n
+
+target_logits [B, G + 1, V] as they are, before penalties: fp32, fp16 or bf16, usable where a token was
+committed. token_ids [B, C], before, committed, round, num_logprobs [B] int32, the last how many likeliest
+tokens a slot wants with each, at most k, or -1 for nothing. ring [RING, B, 1 + R * (1 + k) * 3] int32,
+R >= G + 1; perhaps pinned memory of the host. Slots that ask for nothing, or have committed nothing, cost
+nothing and are left alone. Of a slot's entries only those that it wants are written. Mutates ring, workspace.
+
+    before 3, committed 5, num_logprobs 0, round 2  ->  ring[1 % RING, b]: 1, then the first entry of two rows
+"""
+
+# mypy: allow-untyped-defs
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from ..base.library import check, check_device, on_their_device, register
+from ..base.workspace import Part, carve, num_bytes
+from ..sampling.logprobs import logprobs
+from ..sampling.logprobs import workspace_size as logprobs_workspace
+from ..sampling.sample import check_logits, row_offset
+from ..tools.compile import CompileCase
+
+FIELDS = tl.constexpr(3)  # of an entry
+
+
+@triton.jit
+def asked_kernel(
+    token_ids_ptr,  # [B, capacity]
+    before_ptr,  # [B]
+    committed_ptr,  # [B]
+    num_logprobs_ptr,  # [B]
+    asked_ptr,  # [B * MAX_ROWS], out
+    capacity,
+    MAX_ROWS: tl.constexpr,
+    RP: tl.constexpr,  # power of two, >= MAX_ROWS
+):
+    b = tl.program_id(0)
+    r = tl.arange(0, RP)
+    before = tl.load(before_ptr + b)
+    num_new = tl.load(committed_ptr + b) - before
+    asks = (tl.load(num_logprobs_ptr + b) >= 0) & (r < num_new) & (r < MAX_ROWS)
+    token = tl.load(token_ids_ptr + row_offset(b, capacity) + before + r, mask=asks, other=-1)
+    tl.store(asked_ptr + b * MAX_ROWS + r, token, mask=r < MAX_ROWS)
+
+
+@triton.jit
+def tell_kernel(
+    ids_ptr,  # [B * MAX_ROWS, W]
+    values_ptr,  # [B * MAX_ROWS, W] the bits of fp32
+    ranks_ptr,  # [B * MAX_ROWS, W]
+    before_ptr,  # [B]
+    committed_ptr,  # [B]
+    round_ptr,  # [B]
+    num_logprobs_ptr,  # [B]
+    ring_ptr,  # [RING, B, stride]
+    stride,
+    RING,
+    B,
+    W: tl.constexpr,  # 1 + k
+    MAX_ROWS: tl.constexpr,
+    SIZE: tl.constexpr,  # power of two, >= MAX_ROWS * W * FIELDS
+):
+    b = tl.program_id(0)
+    num_new = tl.load(committed_ptr + b) - tl.load(before_ptr + b)
+    wanted = tl.load(num_logprobs_ptr + b)
+    if (wanted < 0) | (num_new <= 0):
+        return
+    number = tl.load(round_ptr + b) - 1
+    at = tl.arange(0, SIZE)
+    entry, field = at // FIELDS, at % FIELDS
+    live = (entry < tl.minimum(num_new, MAX_ROWS) * W) & (entry % W <= wanted)
+    place = row_offset(b, MAX_ROWS * W) + entry
+    told = tl.load(ids_ptr + place, mask=live & (field == 0), other=0)
+    told |= tl.load(values_ptr + place, mask=live & (field == 1), other=0)
+    told |= tl.load(ranks_ptr + place, mask=live & (field == 2), other=0)
+    out = ring_ptr + ((number % RING) * B + b).to(tl.int64) * stride
+    tl.store(out + 1 + at, told, mask=live)
+    tl.debug_barrier()  # every thread's fields come before the release of the one that stores n
+    tl.atomic_xchg(out, number, sem="release", scope="sys")
+
+
+def entry_size(max_rows: int, k: int) -> int:
+    """int32 of one slot's entry in the ring."""
+    return 1 + max_rows * (1 + k) * FIELDS.value
+
+
+def _parts(slots: int, max_rows: int, vocab: int, k: int) -> list[Part]:
+    rows = slots * max_rows
+    told = (rows, 1 + k)
+    own = ((logprobs_workspace(rows, vocab, k),), torch.uint8)
+    return [((rows,), torch.int32), (told, torch.int32), (told, torch.float32), (told, torch.int32), own]
+
+
+def workspace_size(slots: int, max_rows: int, vocab: int, k: int) -> int:
+    """Bytes of workspace."""
+    return num_bytes(_parts(slots, max_rows, vocab, k))
+
+
+@on_their_device
+def tell(
+    target_logits: torch.Tensor,
+    token_ids: torch.Tensor,
+    before: torch.Tensor,
+    committed: torch.Tensor,
+    round: torch.Tensor,
+    num_logprobs: torch.Tensor,
+    k: int,
+    ring: torch.Tensor,
+    workspace: torch.Tensor,
+) -> None:
+    """Of what verify has committed, for every slot that asks; see above."""
+    check_logits("tell", "target_logits", target_logits, 3)
+    slots, max_rows, vocab = target_logits.shape
+    if target_logits.stride(0) != max_rows * target_logits.stride(1):
+        raise ValueError(f"tell: target_logits has strides {target_logits.stride()}: rows must lie evenly")
+    check("tell", "token_ids", token_ids, (slots, None), torch.int32)
+    for name, tensor in (
+        ("before", before),
+        ("committed", committed),
+        ("round", round),
+        ("num_logprobs", num_logprobs),
+    ):
+        check("tell", name, tensor, (slots,), torch.int32)
+    check("tell", "ring", ring, (None, slots, None), torch.int32)
+    ring_size, _, stride = ring.shape
+    if ring_size < 1 or stride < entry_size(max_rows, k):
+        raise ValueError(
+            f"tell: ring has {ring_size} rounds of {stride} int32 for a slot, expected at least 1 of "
+            f"{entry_size(max_rows, k)} for {max_rows} rows of k {k}"
+        )
+    check_device(
+        "tell",
+        target_logits=target_logits,
+        token_ids=token_ids,
+        before=before,
+        committed=committed,
+        round=round,
+        num_logprobs=num_logprobs,
+        workspace=workspace,
+    )
+    if ring.device != token_ids.device and not ring.is_pinned():
+        raise ValueError(
+            f"tell: ring on {ring.device}, expected {token_ids.device}, or pinned memory of the host"
+        )
+    asked, ids, values, ranks, own = carve("tell", workspace, _parts(slots, max_rows, vocab, k))
+    if slots == 0:
+        return
+    given = (before, committed)
+    asked_kernel[(slots,)](
+        token_ids,
+        *given,
+        num_logprobs,
+        asked,
+        token_ids.shape[1],
+        MAX_ROWS=max_rows,
+        RP=triton.next_power_of_2(max_rows),
+        num_warps=1,
+    )
+    logprobs(target_logits.flatten(0, 1), asked, k, ids, values, ranks, own)
+    tell_kernel[(slots,)](
+        ids,
+        values.view(torch.int32),
+        ranks,
+        *given,
+        round,
+        num_logprobs,
+        ring,
+        stride,
+        ring_size,
+        slots,
+        W=1 + k,
+        MAX_ROWS=max_rows,
+        SIZE=triton.next_power_of_2(max_rows * (1 + k) * FIELDS.value),
+        num_warps=4,
+    )
+
+
+register(
+    "tell(Tensor target_logits, Tensor token_ids, Tensor before, Tensor committed, Tensor round, "
+    "Tensor num_logprobs, int k, Tensor(a!) ring, Tensor(b!) workspace) -> ()",
+    tell,
+)
+
+
+def compile_cases() -> list[CompileCase]:
+    """For windows of 16, with no likeliest tokens and with twenty; logprobs' own are in its file."""
+    max_rows = 17
+    lengths = dict.fromkeys(("before_ptr", "committed_ptr", "num_logprobs_ptr"), "*i32")
+    asked = {"token_ids_ptr": "*i32", **lengths, "asked_ptr": "*i32", "capacity": "i32"}
+    told = dict.fromkeys(("ids_ptr", "values_ptr", "ranks_ptr"), "*i32")
+    ring = {"round_ptr": "*i32", "ring_ptr": "*i32", **dict.fromkeys(("stride", "RING", "B"), "i32")}
+    rows = {"MAX_ROWS": max_rows, "RP": triton.next_power_of_2(max_rows)}
+    cases = [CompileCase("tell asked gamma 16", asked_kernel, asked, rows, num_warps=1)]
+    for k in (0, 20):
+        sizes = {
+            "W": 1 + k,
+            "MAX_ROWS": max_rows,
+            "SIZE": triton.next_power_of_2(max_rows * (1 + k) * FIELDS.value),
+        }
+        cases.append(CompileCase(f"tell gamma 16 k {k}", tell_kernel, {**told, **lengths, **ring}, sizes))
+    return cases
