@@ -62,6 +62,11 @@ def interpreting() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
+def runs_kernels(device: torch.device) -> bool:
+    """Whether kernels of this process can be launched on tensors there."""
+    return device.type == "cuda" or interpreting()
+
+
 def check_device(op: str, **tensors: torch.Tensor | None) -> None:
     """All on one device, and one that can run kernels. Raises ValueError."""
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -70,7 +75,7 @@ def check_device(op: str, **tensors: torch.Tensor | None) -> None:
         places = ", ".join(f"{name} on {tensor.device}" for name, tensor in present.items())
         raise ValueError(f"{op}: tensors on several devices ({places}): move them to one")
     device = devices.pop()
-    if device.type != "cuda" and not interpreting():
+    if not runs_kernels(device):
         raise ValueError(
             f"{op}: tensors on {device}, but kernels are compiled for CUDA: move them there, or set "
             "TRITON_INTERPRET=1 before pearl_rt.kernels is imported"

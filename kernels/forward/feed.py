@@ -37,7 +37,6 @@ import triton
 import triton.language as tl
 
 from ..base import library
-from ..tools.compile import CompileCase
 
 PREFILL, SCORE, SCORE_WINDOW, DRAFT_FIRST, DRAFT_NEXT = range(5)
 KINDS = ("PREFILL", "SCORE", "SCORE_WINDOW", "DRAFT_FIRST", "DRAFT_NEXT")
@@ -274,55 +273,6 @@ def feed(
         BLOCK_L=triton.next_power_of_2(num_logits),
         BLOCK_T=triton.next_power_of_2(num_tokens),
     )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every kind, for one sequence with a window of 16, and for 32 of them."""
-    pointers = {
-        **dict.fromkeys(
-            (
-                *("token_ids_ptr", "committed_ptr", "pending_ptr", "max_total_len_ptr", "gamma_ptr"),
-                *("finish_reason_ptr", "window_ptr", "chunk_ptr", "block_table_ptr", "input_ids_ptr"),
-                "positions_ptr",
-            ),
-            "*i32",
-        ),
-        "slot_mapping_ptr": "*i64",
-        **dict.fromkeys(("cu_seqlens_q_ptr", "context_lens_ptr", "logit_rows_ptr", "num_rows_ptr"), "*i32"),
-        "num_draft_tokens_ptr": "*i32",
-        "sample_positions_ptr": "*i64",
-        "ring_rows_ptr": "*i64",
-    }
-    sizes = dict.fromkeys(
-        (
-            *("num_sequences", "num_tokens", "capacity", "max_blocks", "block_size", "window_stride_b"),
-            *("window_stride_g", "num_logits", "max_q_len", "ring_size", "step"),
-        ),
-        "i32",
-    )
-    blocks = {
-        PREFILL: (256, 1),
-        SCORE: (16, 16),
-        SCORE_WINDOW: (32, 32),
-        DRAFT_FIRST: (2, 1),
-        DRAFT_NEXT: (1, 1),
-    }
-    return [
-        CompileCase(
-            name=f"feed {KINDS[kind]} B{num_sequences}",
-            kernel=feed_kernel,
-            signature={**pointers, **sizes},
-            constexprs={
-                "KIND": kind,
-                "BLOCK_B": num_sequences,
-                "BLOCK_Q": block_q,
-                "BLOCK_L": block_l,
-                "BLOCK_T": block_q if kind == PREFILL else block_q * num_sequences,
-            },
-        )
-        for kind, (block_q, block_l) in blocks.items()
-        for num_sequences in (1, 32)
-    ]
 
 
 library.register(

@@ -23,8 +23,6 @@ import triton
 import triton.language as tl
 
 from ..base.library import check, check_computed_rightly, check_device, on_their_device, register
-from ..base.shapes import SHAPES
-from ..tools.compile import CompileCase
 
 BLOCK_H = 8  # heads of a program
 NUM_WARPS = 4
@@ -189,43 +187,3 @@ register(
     "Tensor? k_norm_weight, float eps) -> ()",
     qkv_rope_store,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every shipped head shape, in bf16, from an fp32 projection, as models run it; the last one with norms
-    too, and from bf16."""
-    cases = []
-    for model in SHAPES:
-        others = (("fp32", True), ("bf16", False)) if model is SHAPES[-1] else ()
-        for source, has_norm in (("fp32", False), *others):
-            signature = {
-                "qkv_ptr": f"*{source}",
-                "positions_ptr": "*i32",
-                **dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32"),
-                "slot_mapping_ptr": "*i64",
-                **dict.fromkeys(("q_out_ptr", "k_cache_ptr", "v_cache_ptr"), "*bf16"),
-                **dict.fromkeys(("q_norm_ptr", "k_norm_ptr"), "*bf16" if has_norm else "*fp32"),
-                "num_positions": "i32",
-                "num_slots": "i32",
-                "eps": "fp32",
-            }
-            constexprs = {
-                "HQ": model.heads,
-                "HKV": model.kv_heads,
-                "HALF": model.head_dim // 2,
-                "BLOCK_HALF": triton.next_power_of_2(model.head_dim // 2),
-                "BLOCK_H": BLOCK_H,
-                "HAS_NORM": has_norm,
-            }
-            heads = f"{model.heads}/{model.kv_heads}x{model.head_dim}"
-            cases.append(
-                CompileCase(
-                    f"qkv_rope_store {model.name} {heads} {source}{' norm' if has_norm else ''}",
-                    rope_store_kernel,
-                    signature,
-                    constexprs,
-                    NUM_WARPS,
-                    options=dict(OPTIONS),
-                )
-            )
-    return cases

@@ -34,9 +34,7 @@ import triton
 import triton.language as tl
 
 from ..base.library import check, check_device, on_their_device, register
-from ..base.shapes import SHAPES
 from ..base.workspace import Part, carve, num_bytes
-from ..tools.compile import CompileCase
 from .noise import EXACT, exp, inverse_temperature, log
 from .sample import INFINITY, check_logits, is_usable, row_offset
 
@@ -325,60 +323,3 @@ register(
     "Tensor(a!) thresholds, Tensor(b!) workspace) -> ()",
     filters,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every pass at every shipped vocabulary, with all three filters."""
-    given = {
-        "temperature_ptr": "*fp32",
-        "top_k_ptr": "*i32",
-        "top_p_ptr": "*fp32",
-        "min_p_ptr": "*fp32",
-        "top_ptr": "*fp32",
-        "prefix_ptr": "*i32",
-        "above_ptr": "*fp64",
-        "goal_ptr": "*fp64",
-        "weight_ptr": "*fp32",
-        "R": "i32",
-        "V": "i32",
-        "T": "i32",
-    }
-    logits = {"logits_ptr": "*fp32", "stride": "i32"}
-    cases = []
-    for vocab in sorted({shape.vocab for shape in SHAPES}):
-        tile = _tile(vocab)
-        padded = triton.next_power_of_2(triton.cdiv(vocab, tile))
-        aligned = ("stride", "V")
-        cases.append(
-            CompileCase(
-                f"filters top {vocab}",
-                top_kernel,
-                {**logits, "top_ptr": "*fp32", "V": "i32", "T": "i32"},
-                {"TILE": tile},
-                divisible_by_16=aligned,
-                options=EXACT,
-            )
-        )
-        for phase, name in enumerate(("top_k", "top_p")):
-            for digit in (0, 1):  # the passes behind differ from these in shifts only
-                cases.append(
-                    CompileCase(
-                        f"filters {name} digit {digit} {vocab}",
-                        digit_kernel,
-                        {**logits, **given},
-                        {"PHASE": phase, "DIGIT": digit, "TP": padded, "TILE": tile},
-                        divisible_by_16=aligned,
-                        options=EXACT,
-                    )
-                )
-        cases.append(
-            CompileCase(
-                f"filters threshold {vocab}",
-                threshold_kernel,
-                {**given, "thresholds_ptr": "*fp32"},
-                {"TP": padded},
-                divisible_by_16=("V",),
-                options=EXACT,
-            )
-        )
-    return cases

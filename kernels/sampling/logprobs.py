@@ -29,9 +29,7 @@ import triton
 import triton.language as tl
 
 from ..base.library import check, check_device, on_their_device, register
-from ..base.shapes import SHAPES
 from ..base.workspace import Part, carve, num_bytes
-from ..tools.compile import CompileCase
 from .filters import rank_of, row_top, value_of
 from .noise import EXACT, exp, log
 from .sample import INFINITY, NOWHERE, check_logits, row_offset
@@ -217,36 +215,3 @@ register(
     "Tensor(c!) ranks, Tensor(d!) workspace) -> ()",
     logprobs,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every kernel at every shipped vocabulary, with no likeliest tokens and with the most."""
-    row = {"logits_ptr": "*fp32", "stride": "i32", "token_ids_ptr": "*i32", "top_ptr": "*fp32"}
-    tiles = {"above_ptr": "*i32", "best_ptr": "*i64"}
-    out = {"ids_ptr": "*i32", "logprobs_ptr": "*fp32", "ranks_ptr": "*i32"}
-    numbers = {"V": "i32", "T": "i32"}
-    cases = []
-    for vocab in sorted({shape.vocab for shape in SHAPES}):
-        for k in (0, MAX_K):
-            sizes = _merge_sizes(vocab, k)
-            for name, kernel, signature, constexprs in (
-                ("tile", tile_kernel, {**row, **tiles, **numbers}, {"K": k, "TILE": _tile(vocab)}),
-                (
-                    "mass",
-                    mass_kernel,
-                    {**row, "mass_ptr": "*fp64", **numbers},
-                    {"TP": sizes["TP"], "TILE": _tile(vocab)},
-                ),
-                ("merge", merge_kernel, {**row, **tiles, "mass_ptr": "*fp64", **out, "T": "i32"}, sizes),
-            ):
-                cases.append(
-                    CompileCase(
-                        f"logprobs {name} {vocab} k {k}",
-                        kernel,
-                        signature,
-                        constexprs,
-                        divisible_by_16=("stride", "V") if "V" in signature else ("stride",),
-                        options=EXACT,
-                    )
-                )
-    return cases

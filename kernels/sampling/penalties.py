@@ -33,9 +33,7 @@ import triton.language as tl
 
 from ..base import interpreter  # noqa: F401
 from ..base.library import check, check_device, on_their_device, register
-from ..base.shapes import SHAPES
 from ..base.workspace import Part, carve, num_bytes
-from ..tools.compile import CompileCase
 from ..verify.window import RUNNING
 from .noise import EXACT
 from .sample import INFINITY, check_logits, row_offset
@@ -287,47 +285,3 @@ register(
     "Tensor(b!) workspace) -> ()",
     penalties,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Both kernels at every shipped vocabulary; rows of a target and of a draft's step."""
-    where = {
-        **dict.fromkeys(("token_ids_ptr", "window_ptr"), "*i32"),
-        **dict.fromkeys(("window_stride_b", "window_stride_g"), "i32"),
-        **dict.fromkeys(("committed_ptr", "pending_ptr", "finish_ptr", "prompt_len_ptr"), "*i32"),
-    }
-    amounts = dict.fromkeys(("repetition_ptr", "frequency_ptr", "presence_ptr"), "*fp32")
-    cases = []
-    for vocab in sorted({shape.vocab for shape in SHAPES}):
-        cases.append(
-            CompileCase(
-                f"penalties count {vocab}",
-                count_kernel,
-                {**where, **amounts, "counts_ptr": "*i32", **dict.fromkeys(("C", "V", "step"), "i32")},
-                {"TILE": TOKENS},
-                divisible_by_16=("C", "V"),
-                options=EXACT,
-            )
-        )
-        for dtype in ("fp32", "bf16") if vocab == 128256 else ("fp32",):
-            cases.append(
-                CompileCase(
-                    f"penalties apply {vocab} {dtype}",
-                    apply_kernel,
-                    {
-                        "logits_ptr": f"*{dtype}",
-                        "stride": "i32",
-                        **where,
-                        "num_rows_ptr": "*i32",
-                        **amounts,
-                        **dict.fromkeys(("min_tokens_ptr", "masked_ids_ptr", "bias_ids_ptr"), "*i32"),
-                        "bias_ptr": "*fp32",
-                        "counts_ptr": "*i32",
-                        **dict.fromkeys(("C", "V", "L", "NM", "NB", "step"), "i32"),
-                    },
-                    {"NMP": 64, "NBP": 64, "TILE": _tile(vocab)},
-                    divisible_by_16=("stride", "C", "V"),
-                    options=EXACT,
-                )
-            )
-    return cases

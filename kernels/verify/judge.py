@@ -43,9 +43,8 @@ from ..base.library import check, check_device, on_their_device, register
 from ..base.workspace import carve, num_bytes
 from ..sampling.noise import EXACT
 from ..sampling.sample import check_logits, config
-from ..tools.compile import CompileCase
 from .coupled import coupled_verdict
-from .phases import Sizes, check_kind, launch_phases, phase_cases, types, verdict_signature, vocabularies
+from .phases import Sizes, check_kind, launch_phases
 from .rejection import rejection_verdict
 from .window import locate, slot_of
 
@@ -273,31 +272,3 @@ register(
     "bool target_is_scaled=False) -> ()",
     judge,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """The ragged launches at two vocabularies, dtypes and windows, the last one at all; see verify too."""
-    cases = phase_cases(state=False, choices=[(32000, "fp32", 4), (128256, "bf16", 8)])
-    outputs = types("accept_len_ptr next_token_ptr bad_row_ptr", "*i32")
-    rejection, coupled = verdict_signature(state=False)
-    for vocab in vocabularies():
-        sizes = Sizes(1, 9, vocab)
-        padded = {"KTP": triton.next_power_of_2(sizes.key_tiles)}
-        constants = {**sizes.reduction, "SEQS": 1, **padded}
-        cases += [
-            CompileCase(
-                f"judge verdict rejection {vocab}",
-                rejection_verdict_kernel,
-                {**rejection, **outputs},
-                {"SEQS": 1, **padded},
-                options=EXACT,
-            ),
-            CompileCase(
-                f"judge verdict coupled {vocab}",
-                coupled_verdict_kernel,
-                {**coupled, **outputs},
-                constants,
-                options=EXACT,
-            ),
-        ]
-    return cases

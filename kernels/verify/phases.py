@@ -1,4 +1,4 @@
-"""What judge and verify share: the sizes of a call, its first two launches, and what compiles them.
+"""What judge and verify share: the sizes of a call, and its first two launches.
 
 Two launches with grids from shapes only; the third is the caller's own, which reads what these leave in the
 workspace. Rejection: judge_scan_kernel (window.py), then residual_kernel (residual.py). Coupled:
@@ -14,11 +14,9 @@ import torch
 import triton
 
 from ..base.library import interpreting
-from ..base.shapes import SHAPES
 from ..base.workspace import Part
 from ..sampling.noise import EXACT
 from ..sampling.sample import config
-from ..tools.compile import CompileCase
 from .coupled import own_key_kernel
 from .rejection import residual_kernel
 from .window import judge_scan_kernel
@@ -178,94 +176,3 @@ def check_kind(op: str, kind: str, num_draft_tokens: int) -> None:
         raise ValueError(f"{op}: kind is {kind!r}, expected {' or '.join(KINDS)}")
     if num_draft_tokens > MAX_DRAFT_TOKENS:
         raise ValueError(f"{op}: windows of {num_draft_tokens} draft tokens, the limit is {MAX_DRAFT_TOKENS}")
-
-
-def types(names: str, kind: str) -> dict[str, str]:
-    """A signature of arguments of one type, their names between blanks."""
-    return dict.fromkeys(names.split(), kind)
-
-
-def vocabularies() -> list[int]:
-    """The shipped ones."""
-    return sorted({shape.vocab for shape in SHAPES})
-
-
-def phase_cases(state: bool, choices: list[tuple[int, str, int]]) -> list[CompileCase]:
-    """The first two launches, for each (vocabulary, dtype, window)."""
-    cases = []
-    kept = "token_ids_ptr pending_ptr finish_ptr round_ptr"
-    thresholds = dict.fromkeys(("target_thresholds_ptr", "draft_thresholds_ptr"))
-    common = {
-        **types("rows_ptr num_draft_ptr draft_ids_ptr", "*i32"),
-        "positions_ptr": "*i32" if state else "*i64",
-        **(types(kept, "*i32") if state else {"slots_ptr": "*i32"}),
-        **types("capacity K S V T", "i32"),
-        "temperature_ptr": "*fp32",
-        "target_stride": "i32",
-        "top_ptr": "*fp32",
-    }
-    constants = {"SCALED": False, "STATE": state, "target_thresholds_ptr": None}
-    constants |= {"slots_ptr": None} if state else dict.fromkeys(kept.split())
-    aligned = ("V", "VD", "target_stride", "draft_stride", "step_stride")
-    for vocab, dtype, window in choices:
-        shape = config(vocab)
-        sizes = Sizes(1, window + 1, vocab)
-        where = f"{'state' if state else 'ragged'} {vocab} gamma {window} {dtype}"
-        logits = {**common, "target_ptr": f"*{dtype}"}
-        both = {**logits, "draft_ptr": f"*{dtype}", **types("draft_stride step_stride VD", "i32")}
-        partials = types("sum_ptr draft_top_ptr draft_sum_ptr", "*fp32")
-        keys = {"key_ptr": "*fp32", "key_at_ptr": "*i32", "KT": "i32", "seed_ptr": "*i64"}
-        scan = {"ROWS": 1, "TILE": shape.tile, "MAX_ROWS": window + 1, **constants}
-        nothing = dict.fromkeys((*partials, "draft_ptr", "draft_thresholds_ptr"))
-        for name, kernel, signature, constexprs in (
-            (
-                "judge scan rejection",
-                judge_scan_kernel,
-                {**both, **partials, "at_ptr": "*i32", "N": "i32"},
-                {**scan, **thresholds, "SUM": True},
-            ),
-            (
-                "judge scan coupled",
-                judge_scan_kernel,
-                {**logits, **types("draft_stride step_stride VD N", "i32"), "at_ptr": "*i32"},
-                {**scan, **nothing, "SUM": False},
-            ),
-            (
-                "judge residual",
-                residual_kernel,
-                {
-                    **both,
-                    **partials,
-                    **keys,
-                    **types("at_ptr own_at_ptr decision_ptr", "*i32"),
-                    "own_ptr": "*fp32",
-                    "B": "i32",
-                },
-                {**constants, **thresholds, **sizes.reduction, "SEQS": 1, "TILE": shape.key_tile},
-            ),
-            (
-                "judge own keys",
-                own_key_kernel,
-                {**logits, **keys, "N": "i32"},
-                {**scan, "TILE": shape.key_tile, "TP": triton.next_power_of_2(sizes.tiles)},
-            ),
-        ):
-            names = f"{name} {where}", kernel, signature, constexprs
-            present = tuple(n for n in aligned if n in signature)
-            cases.append(CompileCase(*names, shape.num_warps, divisible_by_16=present, options=EXACT))
-    return cases
-
-
-def verdict_signature(state: bool) -> tuple[dict[str, str], dict[str, str]]:
-    """What the last launch reads besides its outputs: rejection's, coupled's."""
-    keys = types("key_ptr", "*fp32") | types("key_at_ptr", "*i32") | types("B KT", "i32")
-    rejection = {**keys, **types("decision_ptr own_at_ptr", "*i32"), "own_ptr": "*fp32"}
-    coupled = {
-        **keys,
-        **types("top_ptr temperature_ptr", "*fp32"),
-        **types("at_ptr num_draft_ptr draft_ids_ptr", "*i32"),
-        **types("V T K", "i32"),
-    }
-    if not state:
-        coupled |= {**types("rows_ptr slots_ptr", "*i32"), "positions_ptr": "*i64"}
-    return rejection, coupled

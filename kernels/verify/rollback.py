@@ -23,7 +23,6 @@ import triton.language as tl
 
 from ..base import interpreter  # noqa: F401
 from ..base.library import check, check_device, on_their_device, register
-from ..tools.compile import CompileCase
 
 BLOCK = 256  # table entries at a time
 
@@ -116,13 +115,3 @@ register(
     "Tensor(d!) num_freed, int block_size, int margin) -> ()",
     rollback,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """One: nothing here depends on a model."""
-    pointers = ("block_table_ptr", "num_blocks_ptr", "committed_lens_ptr", "freed_ptr", "num_freed_ptr")
-    signature = {
-        **dict.fromkeys(pointers, "*i32"),
-        **dict.fromkeys(("table_width", "block_size", "margin"), "i32"),
-    }
-    return [CompileCase("rollback", rollback_kernel, signature, {"BLOCK": BLOCK})]

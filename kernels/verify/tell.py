@@ -34,7 +34,6 @@ from ..base.workspace import Part, carve, num_bytes
 from ..sampling.logprobs import logprobs
 from ..sampling.logprobs import workspace_size as logprobs_workspace
 from ..sampling.sample import check_logits, row_offset
-from ..tools.compile import CompileCase
 
 FIELDS = tl.constexpr(3)  # of an entry
 
@@ -196,22 +195,3 @@ register(
     "Tensor num_logprobs, int k, Tensor(a!) ring, Tensor(b!) workspace) -> ()",
     tell,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """For windows of 16, with no likeliest tokens and with twenty; logprobs' own are in its file."""
-    max_rows = 17
-    lengths = dict.fromkeys(("before_ptr", "committed_ptr", "num_logprobs_ptr"), "*i32")
-    asked = {"token_ids_ptr": "*i32", **lengths, "asked_ptr": "*i32", "capacity": "i32"}
-    told = dict.fromkeys(("ids_ptr", "values_ptr", "ranks_ptr"), "*i32")
-    ring = {"round_ptr": "*i32", "ring_ptr": "*i32", **dict.fromkeys(("stride", "RING", "B"), "i32")}
-    rows = {"MAX_ROWS": max_rows, "RP": triton.next_power_of_2(max_rows)}
-    cases = [CompileCase("tell asked gamma 16", asked_kernel, asked, rows, num_warps=1)]
-    for k in (0, 20):
-        sizes = {
-            "W": 1 + k,
-            "MAX_ROWS": max_rows,
-            "SIZE": triton.next_power_of_2(max_rows * (1 + k) * FIELDS.value),
-        }
-        cases.append(CompileCase(f"tell gamma 16 k {k}", tell_kernel, {**told, **lengths, **ring}, sizes))
-    return cases

@@ -38,11 +38,10 @@ from ..base.state import RING_HEADER
 from ..base.workspace import carve
 from ..sampling.noise import EXACT
 from ..sampling.sample import check_logits, config
-from ..tools.compile import CompileCase
 from .commit import commit
 from .coupled import coupled_verdict
 from .judge import workspace_size as judge_workspace_size
-from .phases import Sizes, check_kind, launch_phases, phase_cases, verdict_signature, vocabularies
+from .phases import Sizes, check_kind, launch_phases
 from .rejection import rejection_verdict
 from .window import locate
 
@@ -358,38 +357,3 @@ register(
     "Tensor? target_thresholds=None, Tensor? draft_thresholds=None) -> ()",
     verify,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every launch at every shipped vocabulary, for windows of 8 and fp32 logits."""
-    window = 8
-    cases = phase_cases(state=True, choices=[(vocab, "fp32", window) for vocab in vocabularies()])
-    names = (
-        "token_ids_ptr committed_ptr pending_ptr finish_ptr round_ptr ring_ptr draft_ids_ptr num_draft_ptr "
-        "max_total_len_ptr stop_ids_ptr"
-    )
-    state = {
-        **dict.fromkeys(names.split(), "*i32"),
-        **dict.fromkeys(("capacity", "K", "RING", "B"), "i32"),
-    }
-    rejection, coupled = verdict_signature(state=True)
-    for vocab in vocabularies():
-        sizes = Sizes(1, window + 1, vocab)
-        own = {"KTP": triton.next_power_of_2(sizes.key_tiles), "NS": 4, "WIDTH": 2 * window}
-        cases += [
-            CompileCase(
-                f"verify rejection {vocab} gamma {window}",
-                verify_rejection_kernel,
-                {**rejection, **state},
-                {"SEQS": 1, **own},
-                options=EXACT,
-            ),
-            CompileCase(
-                f"verify coupled {vocab} gamma {window}",
-                verify_coupled_kernel,
-                {**coupled, **state, "num_rows_ptr": "*i32"},
-                {**sizes.reduction, "SEQS": 1, **own},
-                options=EXACT,
-            ),
-        ]
-    return cases

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +15,9 @@ from test_attention import FP32, random_case
 from test_qkv_rope_store import random_case as rope_case
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from pearl_rt import kernels
 from pearl_rt.kernels.base import interpreter, library
-from pearl_rt.kernels.tools.report import MODULES
+from pearl_rt.kernels.tools.cases import LAUNCHES
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -58,10 +60,15 @@ def test_leaves_tensors_of_the_host_and_none_at_all_alone(monkeypatch: pytest.Mo
     assert seen == [1, 0]
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", LAUNCHES)
 def test_every_launcher_does(name: str) -> None:
-    launcher = getattr(importlib.import_module(MODULES[name]), name)
+    [place] = [m.name for m in pkgutil.walk_packages(kernels.__path__, "pearl_rt.kernels.") if holds(m, name)]
+    launcher = getattr(importlib.import_module(place), name)
     assert launcher.__wrapped__.__name__ == name
+
+
+def holds(module: pkgutil.ModuleInfo, name: str) -> bool:
+    return module.name.endswith(f".{name}") and not module.ispkg and ".reference." not in module.name
 
 
 def test_the_interpreter_patches_the_language_once(

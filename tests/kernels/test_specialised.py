@@ -71,7 +71,7 @@ def config_of(hidden, heads, kv_heads):
 triton.runtime.driver.set_active(Driver())
 triton.knobs.runtime.jit_cache_hook = lowered
 run, JITFunction.run = JITFunction.run, launch
-library.check_device.__code__ = (lambda op, **tensors: None).__code__  # they are on no device
+library.runs_kernels = lambda device: True  # they are on no device
 
 VOCAB, GAMMAS = 4999, (0, 1, 3)
 state = DeviceState(StateSizes(1, 4, 512, VOCAB, VOCAB), META)
