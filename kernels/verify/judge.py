@@ -29,126 +29,15 @@ fp32; out: accept_len, next_token, bad_row [B] int32. Mutates these three and th
     greedy, argmaxes [3, 7, 5], draft_token_ids [[3, 4]], num_draft_tokens [2]  ->  accept_len 1, next_token 7
 """
 
-# mypy: allow-untyped-defs
-
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import triton
-import triton.language as tl
 
 from ..base.library import check, check_device, on_their_device, register
-from ..base.workspace import carve, num_bytes
-from ..sampling.noise import EXACT
-from ..sampling.sample import check_logits, config
-from .coupled import coupled_verdict
-from .phases import Sizes, check_kind, launch_phases
-from .rejection import rejection_verdict
-from .window import locate, slot_of
-
-
-@triton.jit
-def rejection_verdict_kernel(
-    decision_ptr,  # [B, 4]
-    key_ptr,  # [B, KT]
-    key_at_ptr,
-    own_ptr,
-    own_at_ptr,
-    accept_len_ptr,  # [B] int32, out
-    next_token_ptr,  # [B] int32, out
-    bad_row_ptr,  # [B] int32, out
-    B,
-    KT,
-    SEQS: tl.constexpr,
-    KTP: tl.constexpr,
-):
-    sequence = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
-    real = sequence < B
-    accept_len, token, bad, _num_draft = rejection_verdict(
-        decision_ptr, key_ptr, key_at_ptr, own_ptr, own_at_ptr, sequence, real, KT, KTP
-    )
-    tl.store(accept_len_ptr + sequence, accept_len, mask=real)
-    tl.store(next_token_ptr + sequence, token, mask=real)
-    tl.store(bad_row_ptr + sequence, tl.where(bad, accept_len, -1), mask=real)
-
-
-@triton.jit
-def coupled_verdict_kernel(
-    rows_ptr,  # [B + 1]
-    num_draft_ptr,  # [B]
-    positions_ptr,  # [N]
-    draft_ids_ptr,  # [B, K]
-    K,
-    slots_ptr,  # [B] or None
-    temperature_ptr,  # [slots]
-    top_ptr,  # [B * MAX_ROWS, T]
-    at_ptr,
-    key_ptr,  # [B * MAX_ROWS, KT]
-    key_at_ptr,
-    accept_len_ptr,  # [B] int32, out
-    next_token_ptr,  # [B] int32, out
-    bad_row_ptr,  # [B] int32, out
-    B,
-    V,
-    T,
-    KT,
-    MAX_ROWS: tl.constexpr,
-    SEQS: tl.constexpr,
-    RP: tl.constexpr,
-    TP: tl.constexpr,
-    KTP: tl.constexpr,
-):
-    index = tl.arange(0, SEQS * RP)
-    b = tl.program_id(0) * SEQS + index // RP
-    r = index % RP
-    live = (b < B) & (r < MAX_ROWS)
-    rows, num_draft, _target_row, _position, _step, candidate = locate(
-        b,
-        r,
-        live,
-        rows_ptr,
-        num_draft_ptr,
-        positions_ptr,
-        draft_ids_ptr,
-        None,
-        None,
-        None,
-        None,
-        0,
-        K,
-        K,
-        MAX_ROWS,
-        False,
-    )
-    live = live & (r < rows)
-    temperature = tl.load(temperature_ptr + slot_of(slots_ptr, b, live), mask=live, other=0.0)
-    accept_len, token, bad, _num_draft = coupled_verdict(
-        b,
-        r,
-        live,
-        num_draft,
-        candidate,
-        temperature,
-        top_ptr,
-        at_ptr,
-        key_ptr,
-        key_at_ptr,
-        V,
-        T,
-        KT,
-        MAX_ROWS,
-        SEQS,
-        RP,
-        TP,
-        KTP,
-    )
-    sequence = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
-    real = sequence < B
-    tl.store(accept_len_ptr + sequence, accept_len, mask=real)
-    tl.store(next_token_ptr + sequence, token, mask=real)
-    tl.store(bad_row_ptr + sequence, tl.where(bad, accept_len, -1), mask=real)
+from ..base.workspace import num_bytes
+from ..sampling.sample import check_logits
+from .arguments import TargetLogits, Verdicts, Windows
+from .phases import Sizes, check_kind, draft_logits_of, launch
 
 
 def workspace_size(sequences: int, num_draft_tokens: int, vocab: int, kind: str) -> int:
@@ -202,7 +91,6 @@ def judge(
         raise ValueError(f"judge: {slots} temperatures for {sequences} sequences: pass idx_mapping")
     if target_thresholds is not None:
         check("judge", "target_thresholds", target_thresholds, (num_logits,), torch.float32)
-    draft: tuple[Any, ...] = (None, 0, 0, None, vocab)
     if draft_logits is not None:
         check_logits("judge", "draft_logits", draft_logits, 3)
         if draft_logits.shape[:2] != (slots, most):
@@ -211,8 +99,6 @@ def judge(
             )
         if draft_thresholds is not None:
             check("judge", "draft_thresholds", draft_thresholds, (slots, most), torch.float32)
-        strides = draft_logits.stride(0), draft_logits.stride(1)
-        draft = (draft_logits, *strides, draft_thresholds, min(vocab, draft_logits.shape[2]))
     check_device(
         "judge",
         target_logits=target_logits,
@@ -231,37 +117,20 @@ def judge(
         target_thresholds=target_thresholds,
         draft_thresholds=draft_thresholds,
     )
-    sizes = Sizes(sequences, most + 1, vocab)
-    parts = carve("judge", workspace, sizes.parts(kind))
-    if sequences == 0:
-        return
     ragged = (cu_num_logits, num_draft_tokens, positions, draft_token_ids)
-    where = (*ragged, None, None, None, None, 0, most, max(most, 1), idx_mapping)
-    target = (target_logits, target_logits.stride(0), target_thresholds)
-    launch_phases(sizes, kind, where, target, draft, temperature, seed, parts, target_is_scaled, state=False)
-    constants = sizes.reduction
-    options = {"KTP": triton.next_power_of_2(sizes.key_tiles), "num_warps": config(vocab).num_warps, **EXACT}
-    grid = (triton.cdiv(sequences, constants["SEQS"]),)
-    outputs = (accept_len, next_token, bad_row, sequences)
-    if kind == "rejection":
-        _, _, key, key_at, *_, own, own_at, decision = parts
-        rejection_verdict_kernel[grid](
-            decision, key, key_at, own, own_at, *outputs, sizes.key_tiles, SEQS=constants["SEQS"], **options
-        )
-    else:
-        coupled_verdict_kernel[grid](
-            *ragged,
-            most,
-            idx_mapping,
-            temperature,
-            *parts,
-            *outputs,
-            vocab,
-            sizes.tiles,
-            sizes.key_tiles,
-            **constants,
-            **options,
-        )
+    launch(
+        "judge",
+        kind,
+        Sizes(sequences, most + 1, vocab),
+        Windows(*ragged, None, None, None, None, idx_mapping, capacity=0, K=most, S=max(most, 1)),
+        TargetLogits(target_logits, target_logits.stride(0), target_thresholds),
+        draft_logits_of(draft_logits, draft_thresholds, vocab),
+        temperature,
+        seed,
+        workspace,
+        verdicts=Verdicts(accept_len, next_token, bad_row),
+        target_is_scaled=target_is_scaled,
+    )
 
 
 register(

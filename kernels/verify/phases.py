@@ -1,24 +1,25 @@
-"""What judge and verify share: the sizes of a call, and its first two launches.
+"""What judge and verify share: the sizes of a call, and its three launches.
 
-Two launches with grids from shapes only; the third is the caller's own, which reads what these leave in the
-workspace. Rejection: judge_scan_kernel (window.py), then residual_kernel (residual.py). Coupled:
-judge_scan_kernel, then own_key_kernel (coupled.py). Knows neither outputs nor what a verdict is for.
+Grids come from shapes only. Rejection: judge_scan_kernel (window.py), residual_kernel (rejection.py),
+rejection_verdict_kernel (verdict.py). Coupled: judge_scan_kernel, own_key_kernel (coupled.py),
+coupled_verdict_kernel (verdict.py). Knows neither the tensors of an operator nor what a verdict is for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 
 from ..base.library import interpreting
-from ..base.workspace import Part
+from ..base.workspace import Part, carve
 from ..sampling.noise import EXACT
 from ..sampling.sample import config
+from .arguments import Commits, Decision, DraftLogits, Keys, Scans, TargetLogits, Verdicts, Windows
 from .coupled import own_key_kernel
 from .rejection import residual_kernel
+from .verdict import coupled_verdict_kernel, rejection_verdict_kernel
 from .window import judge_scan_kernel
 
 KINDS = ("rejection", "coupled")
@@ -75,99 +76,86 @@ class Sizes:
         }
 
 
-def launch_phases(
-    sizes: Sizes,
+def draft_logits_of(logits: torch.Tensor | None, thresholds: torch.Tensor | None, vocab: int) -> DraftLogits:
+    """Of logits [slots, S, Vd] or None, beside a target's vocabulary."""
+    if logits is None:
+        return DraftLogits(None, 0, 0, None, vocab)
+    slot_stride, step_stride, _ = logits.stride()
+    return DraftLogits(logits, slot_stride, step_stride, thresholds, min(vocab, logits.shape[2]))
+
+
+def launch(
+    op: str,
     kind: str,
-    where: tuple[Any, ...],
-    target: tuple[Any, ...],
-    draft: tuple[Any, ...],
+    sizes: Sizes,
+    windows: Windows,
+    target: TargetLogits,
+    draft: DraftLogits,
     temperature: torch.Tensor,
     seed: torch.Tensor,
-    parts: list[torch.Tensor],
-    scaled: bool,
-    state: bool,
+    workspace: torch.Tensor,
+    verdicts: Verdicts | None = None,
+    commits: Commits | None = None,
+    target_is_scaled: bool = False,
 ) -> None:
-    """The first two launches of judge and verify. where: locate's arguments after `live`, to S, then slots;
-    target: logits, stride, thresholds; draft: logits, two strides, thresholds, vocabulary."""
-    rejection = kind == "rejection"
-    shape = config(sizes.vocab, sizes.rows)
+    """All three launches: of `judge` into verdicts, of `verify` into the state."""
+    parts = carve(op, workspace, sizes.parts(kind))
+    if sizes.sequences == 0:
+        return
+    shape, reduction = config(sizes.vocab, sizes.rows), sizes.reduction
     options = {"num_warps": shape.num_warps, **EXACT}
-    top, at, key, key_at = parts[:4]
-    sums, draft_top, draft_sums, own, own_at, decision = parts[4:] if rejection else [None] * 6
-    *draft_rows, draft_vocab = draft
-    with_draft = rejection and draft_rows[0] is not None
-    judge_scan_kernel[(triton.cdiv(sizes.rows, shape.rows), sizes.tiles, 1 + with_draft)](
-        *where,
-        *target,
-        *(draft_rows if with_draft else (None, 0, 0, None)),
-        temperature,
-        top,
-        at,
-        sums,
-        draft_top,
-        draft_sums,
-        sizes.rows,
-        sizes.vocab,
-        draft_vocab,
-        sizes.tiles,
-        SUM=rejection,
-        SCALED=scaled,
+    top, at, best, best_at, *others = parts
+    total, draft_top, draft_total, own, own_at, ended = others or [None] * 6
+    scans, keys = Scans(top, at, total, draft_top, draft_total), Keys(best, best_at)
+    rejection = kind == "rejection"
+    scanned = draft if rejection else draft_logits_of(None, None, draft.vocab)
+    judge_scan_kernel[(triton.cdiv(sizes.rows, shape.rows), sizes.tiles, 1 if scanned.logits is None else 2)](
+        *(windows, target, scanned, temperature, scans, sizes.rows, sizes.vocab, sizes.tiles),
+        SCALED=target_is_scaled,
         MAX_ROWS=sizes.max_rows,
-        STATE=state,
         ROWS=shape.rows,
         TILE=shape.tile,
         **options,
     )
+    blocks = triton.cdiv(sizes.sequences, reduction["SEQS"])
+    counts = (sizes.vocab, sizes.tiles, sizes.key_tiles)
+    last = {
+        "KTP": triton.next_power_of_2(sizes.key_tiles),
+        "NS": commits.stop_ids.shape[1] if commits else 0,
+        "WIDTH": triton.next_power_of_2(max(2 * windows.K, 1)) if commits else 0,
+    }
     if rejection:
-        constants = sizes.reduction
-        residual_kernel[(triton.cdiv(sizes.sequences, constants["SEQS"]), sizes.key_tiles)](
-            *where,
-            *target,
-            *draft_rows,
-            temperature,
-            seed,
-            top,
-            at,
-            sums,
-            draft_top,
-            draft_sums,
-            key,
-            key_at,
-            own,
-            own_at,
-            decision,
-            sizes.sequences,
-            sizes.vocab,
-            draft_vocab,
-            sizes.tiles,
-            sizes.key_tiles,
-            SCALED=scaled,
-            STATE=state,
+        decision = Decision(ended, Keys(own, own_at))
+        residual_kernel[(blocks, sizes.key_tiles)](
+            *(windows, target, draft, temperature, seed, scans, keys, decision, sizes.sequences, *counts),
+            SCALED=target_is_scaled,
             TILE=shape.key_tile,
-            **constants,
+            **reduction,
             **options,
         )
-    else:
-        own_key_kernel[(triton.cdiv(sizes.rows, shape.key_rows), sizes.key_tiles)](
-            *where,
-            *target,
-            temperature,
-            seed,
-            top,
-            key,
-            key_at,
-            sizes.rows,
-            sizes.vocab,
-            sizes.tiles,
-            sizes.key_tiles,
-            SCALED=scaled,
-            MAX_ROWS=sizes.max_rows,
-            STATE=state,
-            TP=triton.next_power_of_2(sizes.tiles),
-            ROWS=shape.key_rows,
-            TILE=shape.key_tile,
+        rejection_verdict_kernel[(blocks,)](
+            *(windows if commits else None, keys, decision, verdicts, commits),
+            *(sizes.sequences, sizes.key_tiles),
+            SEQS=reduction["SEQS"],
+            **last,
             **options,
         )
+        return
+    own_key_kernel[(triton.cdiv(sizes.rows, shape.key_rows), sizes.key_tiles)](
+        *(windows, target, temperature, seed, scans, keys, sizes.rows, *counts),
+        SCALED=target_is_scaled,
+        MAX_ROWS=sizes.max_rows,
+        TP=reduction["TP"],
+        ROWS=shape.key_rows,
+        TILE=shape.key_tile,
+        **options,
+    )
+    coupled_verdict_kernel[(blocks,)](
+        *(windows, temperature, scans, keys, verdicts, commits, sizes.sequences, *counts),
+        **reduction,
+        **last,
+        **options,
+    )
 
 
 def check_kind(op: str, kind: str, num_draft_tokens: int) -> None:

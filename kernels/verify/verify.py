@@ -5,10 +5,9 @@ ring.
     judge       as judge.py; row r is for position committed + r; behind the candidates, the bonus
     commit      as commit.py
 
-Three launches, as judge's, the last of which is verify_*_kernel: grid (slot blocks,), a program merges its
-slots' tiles and commits them. Slots that do not run are untouched, their ring entries too, and nothing of
-theirs is read but finish_reason. Round 0 judges no window: its one row is the prompt's, its token the
-target's alone.
+Three launches, as judge's (phases.py); a program of the last one merges its slots' tiles and commits them.
+Slots that do not run are untouched, their ring entries too, and nothing of theirs is read but finish_reason.
+Round 0 judges no window: its one row is the prompt's, its token the target's alone.
 
 target_logits [B, G + 1, V], draft_logits [B, S, Vd] or None (certain drafts), the row of position p at p %
 S; fp32, fp16 or bf16. token_ids [B, C], committed, pending, finish_reason, round [B], ring [RING, B, 6 + G
@@ -23,189 +22,16 @@ memory; then one target and one draft row (rejection) or nine target rows (coupl
     committed 9, pending 2, window [5, 6], 3 rows, all stand  ->  committed 12, pending 1
 """
 
-# mypy: allow-untyped-defs
-
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import triton
-import triton.language as tl
 
 from ..base.library import check, check_device, on_their_device, register
 from ..base.state import RING_HEADER
-from ..base.workspace import carve
-from ..sampling.noise import EXACT
-from ..sampling.sample import check_logits, config
-from .commit import commit
-from .coupled import coupled_verdict
+from ..sampling.sample import check_logits
+from .arguments import Commits, TargetLogits, Windows
 from .judge import workspace_size as judge_workspace_size
-from .phases import Sizes, check_kind, launch_phases
-from .rejection import rejection_verdict
-from .window import locate
-
-
-@triton.jit
-def verify_rejection_kernel(
-    decision_ptr,  # [B, 4]
-    key_ptr,  # [B, KT]
-    key_at_ptr,
-    own_ptr,
-    own_at_ptr,
-    token_ids_ptr,  # the state's, as in commit
-    committed_ptr,
-    pending_ptr,
-    finish_ptr,
-    round_ptr,
-    ring_ptr,
-    draft_ids_ptr,
-    num_draft_ptr,
-    max_total_len_ptr,
-    stop_ids_ptr,
-    capacity,
-    K,
-    RING,
-    B,
-    KT,
-    SEQS: tl.constexpr,
-    KTP: tl.constexpr,
-    NS: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    sequence = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
-    real = sequence < B
-    accept_len, token, bad, num_draft = rejection_verdict(
-        decision_ptr, key_ptr, key_at_ptr, own_ptr, own_at_ptr, sequence, real, KT, KTP
-    )
-    commit(
-        sequence,
-        real,
-        accept_len,
-        token,
-        bad,
-        num_draft,
-        token_ids_ptr,
-        committed_ptr,
-        pending_ptr,
-        finish_ptr,
-        round_ptr,
-        ring_ptr,
-        draft_ids_ptr,
-        num_draft_ptr,
-        max_total_len_ptr,
-        stop_ids_ptr,
-        capacity,
-        K,
-        RING,
-        B,
-        NS,
-        WIDTH,
-    )
-
-
-@triton.jit
-def verify_coupled_kernel(
-    num_rows_ptr,  # [B]
-    temperature_ptr,  # [B]
-    top_ptr,  # [B * MAX_ROWS, T]
-    at_ptr,
-    key_ptr,  # [B * MAX_ROWS, KT]
-    key_at_ptr,
-    token_ids_ptr,  # the state's, as in commit
-    committed_ptr,
-    pending_ptr,
-    finish_ptr,
-    round_ptr,
-    ring_ptr,
-    draft_ids_ptr,
-    num_draft_ptr,
-    max_total_len_ptr,
-    stop_ids_ptr,
-    capacity,
-    K,
-    RING,
-    B,
-    V,
-    T,
-    KT,
-    MAX_ROWS: tl.constexpr,
-    SEQS: tl.constexpr,
-    RP: tl.constexpr,
-    TP: tl.constexpr,
-    KTP: tl.constexpr,
-    NS: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    index = tl.arange(0, SEQS * RP)
-    b = tl.program_id(0) * SEQS + index // RP
-    r = index % RP
-    live = (b < B) & (r < MAX_ROWS)
-    rows, num_draft, _target_row, _position, _step, candidate = locate(
-        b,
-        r,
-        live,
-        num_rows_ptr,
-        num_draft_ptr,
-        committed_ptr,
-        draft_ids_ptr,
-        token_ids_ptr,
-        pending_ptr,
-        finish_ptr,
-        round_ptr,
-        capacity,
-        K,
-        1,
-        MAX_ROWS,
-        True,
-    )
-    live = live & (r < rows)
-    temperature = tl.load(temperature_ptr + b, mask=live, other=0.0)
-    accept_len, token, bad, num_draft = coupled_verdict(
-        b,
-        r,
-        live,
-        num_draft,
-        candidate,
-        temperature,
-        top_ptr,
-        at_ptr,
-        key_ptr,
-        key_at_ptr,
-        V,
-        T,
-        KT,
-        MAX_ROWS,
-        SEQS,
-        RP,
-        TP,
-        KTP,
-    )
-    sequence = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
-    commit(
-        sequence,
-        sequence < B,
-        accept_len,
-        token,
-        bad,
-        num_draft,
-        token_ids_ptr,
-        committed_ptr,
-        pending_ptr,
-        finish_ptr,
-        round_ptr,
-        ring_ptr,
-        draft_ids_ptr,
-        num_draft_ptr,
-        max_total_len_ptr,
-        stop_ids_ptr,
-        capacity,
-        K,
-        RING,
-        B,
-        NS,
-        WIDTH,
-    )
+from .phases import Sizes, check_kind, draft_logits_of, launch
 
 
 def workspace_size(num_slots: int, gamma_max: int, vocab: int, kind: str) -> int:
@@ -265,7 +91,6 @@ def verify(
     if target_thresholds is not None:
         check("verify", "target_thresholds", target_thresholds, (slots, max_rows), torch.float32)
     steps = 1
-    draft: tuple[Any, ...] = (None, 0, 0, None, vocab)
     if draft_logits is not None:
         check_logits("verify", "draft_logits", draft_logits, 3)
         steps = draft_logits.shape[1]
@@ -276,14 +101,15 @@ def verify(
             )
         if draft_thresholds is not None:
             check("verify", "draft_thresholds", draft_thresholds, (slots, steps), torch.float32)
-        strides = draft_logits.stride(0), draft_logits.stride(1)
-        draft = (draft_logits, *strides, draft_thresholds, min(vocab, draft_logits.shape[2]))
-    state = (token_ids, committed, pending, finish_reason, round, ring)
     check_device(
         "verify",
         target_logits=target_logits,
         draft_logits=draft_logits,
-        **dict(zip(("token_ids", "committed", "pending", "finish_reason", "round"), state, strict=False)),
+        token_ids=token_ids,
+        committed=committed,
+        pending=pending,
+        finish_reason=finish_reason,
+        round=round,
         draft_token_ids=draft_token_ids,
         num_draft_tokens=num_draft_tokens,
         num_rows=num_rows,
@@ -299,54 +125,20 @@ def verify(
         raise ValueError(
             f"verify: ring on {ring.device}, expected {token_ids.device}, or pinned memory of the host"
         )
-    sizes = Sizes(slots, max_rows, vocab)
-    parts = carve("verify", workspace, sizes.parts(kind))
-    if slots == 0:
-        return
-    where = (
-        *(num_rows, num_draft_tokens, committed, draft_token_ids, token_ids, pending, finish_reason, round),
-        *(capacity, gamma, steps, None),
+    windows = (num_rows, num_draft_tokens, committed, draft_token_ids)
+    state = (token_ids, pending, finish_reason, round)
+    launch(
+        "verify",
+        kind,
+        Sizes(slots, max_rows, vocab),
+        Windows(*windows, *state, slots=None, capacity=capacity, K=gamma, S=steps),
+        TargetLogits(target_logits, target_logits.stride(1), target_thresholds),
+        draft_logits_of(draft_logits, draft_thresholds, vocab),
+        temperature,
+        seed,
+        workspace,
+        commits=Commits(ring, max_total_len, stop_token_ids, ring_size),
     )
-    target = (target_logits, target_logits.stride(1), target_thresholds)
-    launch_phases(sizes, kind, where, target, draft, temperature, seed, parts, scaled=False, state=True)
-    constants = sizes.reduction
-    constants["KTP"] = triton.next_power_of_2(sizes.key_tiles)
-    constants["NS"] = num_stops
-    constants["WIDTH"] = triton.next_power_of_2(max(2 * gamma, 1))
-    grid = (triton.cdiv(slots, constants["SEQS"]),)
-    options = {"num_warps": config(vocab).num_warps, **EXACT}
-    window = (draft_token_ids, num_draft_tokens, max_total_len, stop_token_ids)
-    numbers = (capacity, gamma, ring_size, slots)
-    if kind == "rejection":
-        _, _, key, key_at, *_, own, own_at, decision = parts
-        constants = {name: constants[name] for name in ("SEQS", "KTP", "NS", "WIDTH")}
-        verify_rejection_kernel[grid](
-            decision,
-            key,
-            key_at,
-            own,
-            own_at,
-            *state,
-            *window,
-            *numbers,
-            sizes.key_tiles,
-            **constants,
-            **options,
-        )
-    else:
-        verify_coupled_kernel[grid](
-            num_rows,
-            temperature,
-            *parts,
-            *state,
-            *window,
-            *numbers,
-            vocab,
-            sizes.tiles,
-            sizes.key_tiles,
-            **constants,
-            **options,
-        )
 
 
 register(
