@@ -1,7 +1,7 @@
 """Log-probabilities of captured steps: how many each slot wants, and the ring that the host reads them in.
 
     begin(gamma)  ahead of verify, and of what changes rows in place
-    tell(gamma)   behind it, of what it has committed
+    publish_logprobs(gamma)   behind it, of what it has committed
 
 Both only launch. Knows the state of a round; not requests, models or order. csrc/cuda/told_ring.h reads it.
 """
@@ -9,7 +9,7 @@ Both only launch. Knows the state of a round; not requests, models or order. csr
 import torch
 
 from pearl_rt.device_state import DeviceState
-from pearl_rt.kernels.verify.tell import entry_size, tell, workspace_size
+from pearl_rt.kernels.verify.publish_logprobs import entry_size, publish_logprobs, workspace_size
 from pearl_rt.sampling_params import MAX_LOGPROBS
 
 
@@ -55,7 +55,7 @@ class ToldRing:
     def tell(self, gamma: int, *, keeps: bool) -> None:
         """Into the ring, for slots that want any; the others cost nothing. keeps: as in begin."""
         state = self.state.windowed(gamma)
-        tell(
+        publish_logprobs(
             self._kept(state.target_logits) if keeps else state.target_logits,
             state.token_ids,
             self._before,

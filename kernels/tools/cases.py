@@ -26,7 +26,7 @@ from ..sampling import logprobs as logprobs_kernels
 from ..sampling import penalties as penalties_kernels
 from ..sampling import sample as sample_kernels
 from ..verify import judge as judge_kernels
-from ..verify import tell as tell_kernels
+from ..verify import publish_logprobs as publish_kernels
 from ..verify import verify as verify_kernels
 from ..verify.phases import KINDS
 from ..verify.rollback import rollback
@@ -266,15 +266,19 @@ def verify_launches(record: Recorder) -> None:
                 )
 
 
-def tell_launches(record: Recorder) -> None:
-    """Windows of 16, with no likeliest tokens and with twenty."""
+def publish_logprobs_launches(record: Recorder) -> None:
+    """Windows of 16, with no likeliest tokens and with twenty; without the launches of logprobs."""
+
+    def is_own(case: CompileCase) -> bool:
+        return bool(case.kernel.__module__ == publish_kernels.__name__)
+
     for k in (0, 20):
-        one, width = tensor(I32, 1), tell_kernels.entry_size(17, k)
-        with record(f"gamma 16 k {k}", lambda case: case.kernel.__name__ in ("asked_kernel", "tell_kernel")):
-            tell_kernels.tell(
+        one, width = tensor(I32, 1), publish_kernels.entry_size(17, k)
+        with record(f"gamma 16 k {k}", is_own):
+            publish_kernels.publish_logprobs(
                 *(tensor(F32, 1, 17, 32000), tensor(I32, 1, 1023), one, one, one, one, k),
                 tensor(I32, 5, 1, width),
-                tensor(U8, tell_kernels.workspace_size(1, 17, 32000, k)),
+                tensor(U8, publish_kernels.workspace_size(1, 17, 32000, k)),
             )
 
 
@@ -291,7 +295,7 @@ LAUNCHES: dict[str, Callable[[Recorder], None]] = {
         *(rms_norm_launches, linear_launches, gate_up_silu_launches, qkv_rope_store_launches),
         *(attention_launches, attention_prefill_launches, embedding_launches, feed_launches),
         *(penalties_launches, filters_launches, sample_launches, judge_launches, verify_launches),
-        *(logprobs_launches, tell_launches, rollback_launches),
+        *(logprobs_launches, publish_logprobs_launches, rollback_launches),
     )
 }
 LOAD_BYTES = {"linear_kernel": 16, "gate_up_silu_kernel": 16}  # of weights

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from ..sampling.noise import TARGET, exponential, inverse_temperature, log, noise_tile, uniform
 from ..sampling.sample import INFINITY, best_of, best_tile, clean, is_usable, load_tile, row_offset, top_tile
-from .window import BAD, GREEDY, STANDS, Verdict, first_of, locate, pick, slot_of, threshold_of
+from .window import ACCEPTED, BAD, GREEDY, Verdict, first_of, locate, pick, slot_of, threshold_of
 
 
 @triton.jit
@@ -92,6 +92,6 @@ def coupled_verdict(
     first, chosen = first_of(live & (bad | bonus | (token != candidate)), r, SEQS, RP)
     num_draft = pick(row.num_draft, r == 0, SEQS, RP)
     ended = pick(tl.where(bad, BAD, GREEDY), chosen, SEQS, RP)
-    accept_len = tl.where(ended == STANDS, num_draft, first)
+    accept_len = tl.where(ended == ACCEPTED, num_draft, first)
     token = tl.where(ended == GREEDY, pick(token, chosen, SEQS, RP), -1)
     return Verdict(accept_len, token, ended == BAD, num_draft)

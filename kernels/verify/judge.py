@@ -1,9 +1,10 @@
-"""The verdict on windows of draft tokens, ragged and fused: how many stand, and which token follows them.
+"""The verdict on windows of draft tokens, ragged and fused: how many are accepted, and which token follows.
 
-    rejection  row r stands if u * q(x) / sum q <= p(x) / sum p; else a token from norm(max(p - q, 0))
-    coupled    row r stands if it is the target's own token under the noise that the draft had
-    greedy     (temperature 0, either kind) row r stands if it is the target's argmax
-    accept_len = first row that does not stand, or num_draft; a row more than that gives a bonus token
+    rejection  row r is accepted if u * q(x) / sum q <= p(x) / sum p; else a token is recovered from
+               norm(max(p - q, 0))
+    coupled    row r is accepted if it is the target's own token under the noise that the draft had
+    greedy     (temperature 0, either kind) row r is accepted if it is the target's argmax
+    accept_len = first row that is not accepted, or num_draft; a row more than that gives a bonus token
 
 `pearl_rt.judge.judge` is the definition: greedy and coupled verdicts are its bits; rejection's sums are
 fp32 within a tile and fp64 over tiles, where it adds in fp64 throughout. Three launches, grids from shapes
@@ -19,7 +20,7 @@ judged with draft_token_ids[b, r] while r < num_draft_tokens[b], and with draft_
 temperature[slot], seed[slot], slot = idx_mapping[b] (or b). Draft logits None: the draft was certain of
 its tokens. Thresholds: entries below them count as -inf. bad_row: -1, or the row with NaN, +inf, nothing
 but -inf, or a candidate outside the vocabulary; then accept_len is that row and next_token -1. next_token
-is -1 too where all stand and no row is left.
+is -1 too where all are accepted and there is no bonus row.
 
 target_logits [N, V], draft_logits [slots, K, Vd], each fp32, fp16 or bf16 at any row stride; computed in
 fp32. draft_token_ids [B, K], num_draft_tokens [B], cu_num_logits [B + 1], idx_mapping [B] int32, positions

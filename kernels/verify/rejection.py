@@ -1,7 +1,7 @@
-"""Rejection, inside kernels: which row of a window fails the ratio test, and the race for what the target has
-left.
+"""Rejection, inside kernels: which row fails the ratio test, and the race for the recovered token.
 
-    row r stands if u * q(x) / sum q <= p(x) / sum p; else argmax_i max(p_i - q_i, 0) / Exp(seed, position, i)
+    accepted   row r, if u * q(x) / sum q <= p(x) / sum p
+    recovered  else argmax_i max(p_i - q_i, 0) / Exp(seed, position, i)
 
 residual_kernel: grid (sequence blocks, key tiles). Every program decides for all rows of its sequences
 from the tiles of judge_scan_kernel (a few kilobytes), then races one tile of the row that ended the
@@ -29,7 +29,19 @@ from ..sampling.noise import (
     uniform,
 )
 from ..sampling.sample import INFINITY, best_of, best_tile, clean, is_usable, load_tile, row_offset, top_tile
-from .window import BAD, GREEDY, LEFT, OWN, STANDS, Verdict, first_of, locate, pick, slot_of, threshold_of
+from .window import (
+    ACCEPTED,
+    BAD,
+    BONUS_TOKEN,
+    GREEDY,
+    RECOVERED,
+    Verdict,
+    first_of,
+    locate,
+    pick,
+    slot_of,
+    threshold_of,
+)
 
 
 @triton.jit
@@ -126,7 +138,7 @@ def residual_kernel(
     # The first row that ends its sequence.
     missed = drafted & tl.where(sampled, accepted == 0, argmax != candidate)
     bonus = live & (r == num_draft)
-    how = tl.where(bad, BAD, tl.where(sampled, tl.where(bonus, OWN, LEFT), GREEDY))
+    how = tl.where(bad, BAD, tl.where(sampled, tl.where(bonus, BONUS_TOKEN, RECOVERED), GREEDY))
     first, chosen = first_of(bad | missed | bonus, r, SEQS, RP)
     ended = pick(how, chosen, SEQS, RP)
     num_draft = pick(num_draft, r == 0, SEQS, RP)
@@ -136,10 +148,10 @@ def residual_kernel(
         out = decision.ended + sequence * 4
         real = sequence < B
         tl.store(out, ended, mask=real)
-        tl.store(out + 1, tl.where(ended == STANDS, num_draft, first), mask=real)
+        tl.store(out + 1, tl.where(ended == ACCEPTED, num_draft, first), mask=real)
         tl.store(out + 2, pick(argmax, chosen, SEQS, RP), mask=real)
         tl.store(out + 3, num_draft, mask=real)
-    live = ended >= OWN
+    live = ended >= BONUS_TOKEN
     if tl.max(live.to(tl.int32), axis=0) == 0:
         return
 
@@ -155,7 +167,7 @@ def residual_kernel(
     x = load_tile(target.logits, row_offset(target_row, target.stride), live, column, V)
     scaled = (clean(x, threshold_of(target.thresholds, target_row, live)) - top) * inverse
     wanted = exp(scaled) * scale[:, None]
-    left = live & (ended == LEFT)
+    left = live & (ended == RECOVERED)
     if draft.logits is not None:
         step = pick(step, chosen, SEQS, RP)
         draft_top = pick(draft_top, chosen, SEQS, RP)[:, None]
@@ -189,7 +201,7 @@ def rejection_verdict(decision, keys, sequence, real, KT, KTP: tl.constexpr):
     accept_len = tl.load(found + 1, mask=real, other=0)
     argmax = tl.load(found + 2, mask=real, other=-1)
     num_draft = tl.load(found + 3, mask=real, other=0)
-    drawn = real & (ended >= OWN)
+    drawn = real & (ended >= BONUS_TOKEN)
     key, key_at = best_tile(keys.best, keys.at, sequence, drawn, KT, KTP)
     empty = drawn & ((key > 0.0) == 0)
     own, own_at = best_tile(decision.own.best, decision.own.at, sequence, empty, KT, KTP)

@@ -19,7 +19,7 @@ finish_reason, round, ring, workspace.
 Reads for B 1, G 8, V 128256, fp32: 4.6 MB of target rows and, for rejection, 4.1 MB of draft rows, once from
 memory; then one target and one draft row (rejection) or nine target rows (coupled) again, from L2.
 
-    committed 9, pending 2, window [5, 6], 3 rows, all stand  ->  committed 12, pending 1
+    committed 9, pending 2, window [5, 6], 3 rows, all accepted  ->  committed 12, pending 1
 """
 
 from __future__ import annotations

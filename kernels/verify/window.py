@@ -18,11 +18,11 @@ from ..sampling.noise import exp, inverse_temperature
 from ..sampling.sample import INFINITY, best_of, clean, load_tile, mark_bad, row_offset
 
 # How a window ended, as one kernel hands it to the next.
-STANDS = tl.constexpr(0)  # all rows stood, and no row is left
+ACCEPTED = tl.constexpr(0)  # all candidates were accepted, and there is no bonus row
 BAD = tl.constexpr(1)
-GREEDY = tl.constexpr(2)
-OWN = tl.constexpr(3)  # a bonus token, sampled from the target alone
-LEFT = tl.constexpr(4)  # a token from the residual
+GREEDY = tl.constexpr(2)  # the argmax of a row, or coupled: the target's own token
+BONUS_TOKEN = tl.constexpr(3)  # a bonus token, sampled from the target alone
+RECOVERED = tl.constexpr(4)  # a token from the residual, in place of a rejected one
 
 RUNNING = tl.constexpr(1)  # finish_reason of a slot that is judged
 

@@ -191,7 +191,8 @@ from triton.runtime.jit import JITFunction
 from pearl_rt import kernels
 from pearl_rt.kernels.tools.cases import LAUNCHES, cases_of
 modules = [import_module(m.name) for m in pkgutil.walk_packages(kernels.__path__, "pearl_rt.kernels.")]
-every = {f for m in modules for n, f in vars(m).items() if isinstance(f, JITFunction) and n.endswith("_kernel")}
+jitted = {f for m in modules for f in vars(m).values() if isinstance(f, JITFunction)}
+every = {f for f in jitted if f.__name__.endswith("_kernel")}
 cases = [case for operator in LAUNCHES for case in cases_of(operator)]
 print(len(every), sorted(f.__name__ for f in every - {case.kernel for case in cases}))
 """
