@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 
 from ..base.shapes import SHAPES, ModelShape
-from ..base.state import RING_HEADER
+from ..base.state import State
 from ..forward import attention as attention_kernels
 from ..forward import feed as feed_kernels
 from ..forward import gate_up_silu as gate_up_kernels
@@ -31,7 +32,7 @@ from ..verify import verify as verify_kernels
 from ..verify.phases import KINDS
 from ..verify.rollback import rollback
 from .compile import CompileCase
-from .record import Recorder, tensor
+from .record import META, Recorder, tensor
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 I32, I64, U8 = torch.int32, torch.int64, torch.uint8
@@ -143,11 +144,12 @@ def qkv_rope_store_launches(record: Recorder) -> None:
             D, heads = shape.head_dim, shape.heads + 2 * shape.kv_heads
             rotary, norm = tensor(F32, 1024, D // 2), tensor(BF16, D) if has_norm else None
             pages = tensor(BF16, 1, 16, shape.kv_heads, D)
+            given: tuple[Any, ...] = (
+                *(tensor(source, 1, heads * D), tensor(I32, 1), rotary, rotary, tensor(I64, 1)),
+                *(tensor(BF16, 1, shape.heads, D), pages, pages, norm, norm, EPS),
+            )
             with record(f"{shape.name} {NAMES[source]}{' norm' if has_norm else ''}"):
-                qkv_rope_store(
-                    *(tensor(source, 1, heads * D), tensor(I32, 1), rotary, rotary, tensor(I64, 1)),
-                    *(tensor(BF16, 1, shape.heads, D), pages, pages, norm, norm, EPS),
-                )
+                qkv_rope_store(*given)
 
 
 def embedding_launches(record: Recorder) -> None:
@@ -178,13 +180,14 @@ def penalties_launches(record: Recorder) -> None:
     for vocab in VOCABULARIES:
         for dtype in (F32, BF16) if vocab == LARGEST else (F32,):
             one, amount, ids = tensor(I32, 1), tensor(F32, 1), tensor(I32, 1, 64)
+            given: tuple[Any, ...] = (
+                *(tensor(dtype, 9, vocab), tensor(I32, 1, 1024), tensor(I32, 1, 8)),
+                *(one, one, one, one, one, penalties_kernels.TARGET_ROWS, amount, amount, amount),
+                *(one, ids, ids, tensor(F32, 1, 64)),
+                tensor(U8, penalties_kernels.workspace_size(1, vocab)),
+            )
             with record(f"{vocab} {NAMES[dtype]}"):
-                penalties_kernels.penalties(
-                    *(tensor(dtype, 9, vocab), tensor(I32, 1, 1024), tensor(I32, 1, 8)),
-                    *(one, one, one, one, one, penalties_kernels.TARGET_ROWS, amount, amount, amount),
-                    *(one, ids, ids, tensor(F32, 1, 64)),
-                    tensor(U8, penalties_kernels.workspace_size(1, vocab)),
-                )
+                penalties_kernels.penalties(*given)
 
 
 def filters_launches(record: Recorder) -> None:
@@ -242,28 +245,27 @@ def judge_launches(record: Recorder) -> None:
     one = tensor(I32, 1)
     for vocab, dtype, window, keep in choices:
         for kind in KINDS:
+            given: tuple[Any, ...] = (
+                *(tensor(dtype, window + 1, vocab), tensor(dtype, 1, window, vocab)),
+                *(tensor(I32, 1, window), one, tensor(I32, 2), tensor(I64, window + 1)),
+                *(tensor(F32, 1), tensor(I64, 1), kind, one, one, one),
+                tensor(U8, judge_kernels.workspace_size(1, window, vocab, kind)),
+                one,
+            )
             with record(f"{kind} {vocab} gamma {window} {NAMES[dtype]}", keep):
-                judge_kernels.judge(
-                    *(tensor(dtype, window + 1, vocab), tensor(dtype, 1, window, vocab)),
-                    *(tensor(I32, 1, window), one, tensor(I32, 2), tensor(I64, window + 1)),
-                    *(tensor(F32, 1), tensor(I64, 1), kind, one, one, one),
-                    tensor(U8, judge_kernels.workspace_size(1, window, vocab, kind)),
-                    one,
-                )
+                judge_kernels.judge(*given)
 
 
 def verify_launches(record: Recorder) -> None:
     """Every shipped vocabulary, for windows of 8 and fp32 logits."""
-    G, one = 8, tensor(I32, 1)
+    G = 8
     for vocab in VOCABULARIES:
+        state = State.allocate(1, G, 1023, vocab, vocab, num_stop_ids=4, ring_size=5, device=META)
         for kind in KINDS:
+            space = tensor(U8, verify_kernels.workspace_size(1, G, vocab, kind))
+            given: tuple[Any, ...] = (*state.verify_arguments(), kind, space)
             with record(f"{kind} {vocab} gamma {G}"):
-                verify_kernels.verify(
-                    *(tensor(F32, 1, G + 1, vocab), tensor(F32, 1, 2 * G, vocab), tensor(I32, 1, 1023)),
-                    *(one, one, one, one, tensor(I32, 5, 1, RING_HEADER + G + 1), tensor(I32, 1, G)),
-                    *(one, one, one, tensor(I32, 1, 4), tensor(F32, 1), tensor(I64, 1), kind),
-                    tensor(U8, verify_kernels.workspace_size(1, G, vocab, kind)),
-                )
+                verify_kernels.verify(*given)
 
 
 def publish_logprobs_launches(record: Recorder) -> None:

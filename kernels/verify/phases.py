@@ -105,9 +105,8 @@ def launch(
     shape, reduction = config(sizes.vocab, sizes.rows), sizes.reduction
     options = {"num_warps": shape.num_warps, **EXACT}
     top, at, best, best_at, *others = parts
-    total, draft_top, draft_total, own, own_at, ended = others or [None] * 6
-    scans, keys = Scans(top, at, total, draft_top, draft_total), Keys(best, best_at)
-    rejection = kind == "rejection"
+    rejection, keys = kind == "rejection", Keys(best, best_at)
+    scans = Scans(top, at, *(others[:3] if rejection else (None, None, None)))
     scanned = draft if rejection else draft_logits_of(None, None, draft.vocab)
     judge_scan_kernel[(triton.cdiv(sizes.rows, shape.rows), sizes.tiles, 1 if scanned.logits is None else 2)](
         *(windows, target, scanned, temperature, scans, sizes.rows, sizes.vocab, sizes.tiles),
@@ -125,6 +124,7 @@ def launch(
         "WIDTH": triton.next_power_of_2(max(2 * windows.K, 1)) if commits else 0,
     }
     if rejection:
+        own, own_at, ended = others[3:]
         decision = Decision(ended, Keys(own, own_at))
         residual_kernel[(blocks, sizes.key_tiles)](
             *(windows, target, draft, temperature, seed, scans, keys, decision, sizes.sequences, *counts),

@@ -98,4 +98,4 @@ def test_every_launch_of_the_steps_compiles_as_it_is_specialised(
     assert done.returncode == 0, done.stdout[-3000:]
     launches, variants, *names = done.stdout.split()
     assert int(launches) > 200 and int(variants) > 50
-    assert {"linear_kernel", "split_kernel", "feed_kernel", "verify_coupled_kernel"} <= set(names)
+    assert {"linear_kernel", "split_kernel", "feed_kernel", "coupled_verdict_kernel"} <= set(names)
