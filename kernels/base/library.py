@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 import triton
@@ -94,6 +94,15 @@ def check(
         raise ValueError(f"{op}: {name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
     if not tensor.is_contiguous():
         raise ValueError(f"{op}: {name} has strides {tensor.stride()}: pass a contiguous tensor")
+
+
+def check_all(op: str, **given: tuple[Any, ...]) -> None:
+    """name=(tensor or None, and what `check` takes behind it, or nothing): each as it must be, all on one
+    device that can run kernels. Raises ValueError."""
+    for name, (tensor, *expected) in given.items():
+        if tensor is not None and expected:
+            check(op, name, tensor, *expected)
+    check_device(op, **{name: tensor for name, (tensor, *_) in given.items()})
 
 
 def check_computed_rightly(op: str, name: str, tensor: torch.Tensor) -> None:

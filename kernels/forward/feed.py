@@ -202,38 +202,31 @@ def feed(
         raise ValueError(
             f"feed: step {step}, ring_size {ring_size}, block_size {block_size}: expected >= 0, >= 1 and >= 1"
         )
-    by_sequence = {
-        "committed": committed,
-        "pending": pending,
-        "max_total_len": max_total_len,
-        "gamma": gamma,
-        "finish_reason": finish_reason,
-        "context_lens": context_lens,
-        "num_rows": num_rows,
-        "num_draft_tokens": num_draft_tokens,
-    }
-    others = {
-        "token_ids": (token_ids, (num_sequences, None), torch.int32),
-        "chunk": (chunk, (num_sequences, 2), torch.int32),
-        "block_table": (block_table, (num_sequences, None), torch.int32),
-        "positions": (positions, (num_tokens,), torch.int32),
-        "input_ids": (input_ids, (num_tokens,), torch.int32),
-        "slot_mapping": (slot_mapping, (num_tokens,), torch.int64),
-        "cu_seqlens_q": (cu_seqlens_q, (num_sequences + 1,), torch.int32),
-        "logit_rows": (logit_rows, (num_sequences, None), torch.int32),
-        "sample_positions": (sample_positions, (num_sequences,), torch.int64),
-        "ring_rows": (ring_rows, (num_sequences,), torch.int64),
-    }
-    for name, tensor in by_sequence.items():
-        library.check("feed", name, tensor, (num_sequences,), torch.int32)
-    for name, (tensor, shape, dtype) in others.items():
-        library.check("feed", name, tensor, shape, dtype)
     if window.dim() != 2 or window.shape[0] != num_sequences or window.dtype != torch.int32:
         raise ValueError(
             f"feed: window is {window.dtype} {list(window.shape)}, expected int32 [{num_sequences}, *]"
         )
-    library.check_device(
-        "feed", window=window, **by_sequence, **{name: other[0] for name, other in others.items()}
+    library.check_all(
+        "feed",
+        token_ids=(token_ids, (num_sequences, None), torch.int32),
+        committed=(committed, (num_sequences,), torch.int32),
+        pending=(pending, (num_sequences,), torch.int32),
+        max_total_len=(max_total_len, (num_sequences,), torch.int32),
+        gamma=(gamma, (num_sequences,), torch.int32),
+        finish_reason=(finish_reason, (num_sequences,), torch.int32),
+        window=(window,),
+        chunk=(chunk, (num_sequences, 2), torch.int32),
+        block_table=(block_table, (num_sequences, None), torch.int32),
+        input_ids=(input_ids, (num_tokens,), torch.int32),
+        positions=(positions, (num_tokens,), torch.int32),
+        slot_mapping=(slot_mapping, (num_tokens,), torch.int64),
+        cu_seqlens_q=(cu_seqlens_q, (num_sequences + 1,), torch.int32),
+        context_lens=(context_lens, (num_sequences,), torch.int32),
+        logit_rows=(logit_rows, (num_sequences, None), torch.int32),
+        num_rows=(num_rows, (num_sequences,), torch.int32),
+        num_draft_tokens=(num_draft_tokens, (num_sequences,), torch.int32),
+        sample_positions=(sample_positions, (num_sequences,), torch.int64),
+        ring_rows=(ring_rows, (num_sequences,), torch.int64),
     )
     num_logits = logit_rows.shape[1]
     feed_kernel[(num_sequences + 1,)](

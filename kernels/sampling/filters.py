@@ -33,7 +33,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..base.library import check, check_device, on_their_device, register
+from ..base.library import check_all, on_their_device, register
 from ..base.workspace import Part, carve, num_bytes
 from .noise import EXACT, exp, inverse_temperature, log
 from .sample import INFINITY, check_logits, is_usable, row_offset
@@ -284,24 +284,15 @@ def filters(
     """One threshold per row of logits; see above."""
     check_logits("filters", "logits", logits, 2)
     rows, vocab = logits.shape
-    for name, tensor, dtype in (
-        ("temperature", temperature, torch.float32),
-        ("top_k", top_k, torch.int32),
-        ("top_p", top_p, torch.float32),
-        ("min_p", min_p, torch.float32),
-        ("thresholds", thresholds, torch.float32),
-    ):
-        if tensor is not None:
-            check("filters", name, tensor, (rows,), dtype)
-    check_device(
+    check_all(
         "filters",
-        logits=logits,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        thresholds=thresholds,
-        workspace=workspace,
+        logits=(logits,),
+        temperature=(temperature, (rows,), torch.float32),
+        top_k=(top_k, (rows,), torch.int32),
+        top_p=(top_p, (rows,), torch.float32),
+        min_p=(min_p, (rows,), torch.float32),
+        thresholds=(thresholds, (rows,), torch.float32),
+        workspace=(workspace,),
     )
     top, *found = carve("filters", workspace, _parts(rows, vocab))
     if rows == 0:

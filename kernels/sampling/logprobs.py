@@ -28,7 +28,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..base.library import check, check_device, on_their_device, register
+from ..base.library import check_all, on_their_device, register
 from ..base.workspace import Part, carve, num_bytes
 from .filters import rank_of, row_top, value_of
 from .noise import EXACT, exp, log
@@ -184,21 +184,14 @@ def logprobs(
     rows, vocab = logits.shape
     if not 0 <= k <= min(vocab, MAX_K):
         raise ValueError(f"logprobs: k is {k}, expected 0..{min(vocab, MAX_K)}, the vocabulary being {vocab}")
-    check("logprobs", "token_ids", token_ids, (rows,), torch.int32)
-    for name, tensor, dtype in (
-        ("ids", ids, torch.int32),
-        ("logprobs", logprobs, torch.float32),
-        ("ranks", ranks, torch.int32),
-    ):
-        check("logprobs", name, tensor, (rows, 1 + k), dtype)
-    check_device(
+    check_all(
         "logprobs",
-        logits=logits,
-        token_ids=token_ids,
-        ids=ids,
-        logprobs=logprobs,
-        ranks=ranks,
-        workspace=workspace,
+        logits=(logits,),
+        token_ids=(token_ids, (rows,), torch.int32),
+        ids=(ids, (rows, 1 + k), torch.int32),
+        logprobs=(logprobs, (rows, 1 + k), torch.float32),
+        ranks=(ranks, (rows, 1 + k), torch.int32),
+        workspace=(workspace,),
     )
     top, above, best, mass = carve("logprobs", workspace, _parts(rows, vocab, k))
     if rows == 0:

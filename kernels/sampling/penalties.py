@@ -32,7 +32,7 @@ import triton
 import triton.language as tl
 
 from ..base import interpreter  # noqa: F401
-from ..base.library import check, check_device, on_their_device, register
+from ..base.library import check, check_all, on_their_device, register
 from ..base.workspace import Part, carve, num_bytes
 from ..verify.window import RUNNING
 from .noise import EXACT
@@ -230,35 +230,26 @@ def penalties(
         raise ValueError(
             f"penalties: window is {window.dtype} {list(window.shape)}, expected int32 [{slots}, *]"
         )
-    by_slot = {
-        "committed": (committed, torch.int32),
-        "pending": (pending, torch.int32),
-        "finish_reason": (finish_reason, torch.int32),
-        "prompt_len": (prompt_len, torch.int32),
-        "num_rows": (num_rows, torch.int32),
-        "repetition": (repetition, torch.float32),
-        "frequency": (frequency, torch.float32),
-        "presence": (presence, torch.float32),
-        "min_tokens": (min_tokens, torch.int32),
-    }
-    for name, (tensor, dtype) in by_slot.items():
-        if tensor is not None:
-            check("penalties", name, tensor, (slots,), dtype)
     if not masked_ids.numel() or not bias_ids.numel():
         raise ValueError("penalties: masked_ids or bias_ids has no column: give each one of -1 at least")
-    check("penalties", "masked_ids", masked_ids, (slots, None), torch.int32)
-    check("penalties", "bias_ids", bias_ids, (slots, None), torch.int32)
-    check("penalties", "bias", bias, (slots, bias_ids.shape[1]), torch.float32)
-    check_device(
+    check_all(
         "penalties",
-        logits=logits,
-        token_ids=token_ids,
-        window=window,
-        masked_ids=masked_ids,
-        bias_ids=bias_ids,
-        bias=bias,
-        workspace=workspace,
-        **{name: tensor for name, (tensor, _) in by_slot.items()},
+        logits=(logits,),
+        token_ids=(token_ids,),
+        window=(window,),
+        committed=(committed, (slots,), torch.int32),
+        pending=(pending, (slots,), torch.int32),
+        finish_reason=(finish_reason, (slots,), torch.int32),
+        prompt_len=(prompt_len, (slots,), torch.int32),
+        num_rows=(num_rows, (slots,), torch.int32),
+        repetition=(repetition, (slots,), torch.float32),
+        frequency=(frequency, (slots,), torch.float32),
+        presence=(presence, (slots,), torch.float32),
+        min_tokens=(min_tokens, (slots,), torch.int32),
+        masked_ids=(masked_ids, (slots, None), torch.int32),
+        bias_ids=(bias_ids, (slots, None), torch.int32),
+        bias=(bias, (slots, bias_ids.shape[-1]), torch.float32),
+        workspace=(workspace,),
     )
     (counts,) = carve("penalties", workspace, _parts(slots, vocab))
     if rows == 0:

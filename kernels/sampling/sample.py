@@ -27,7 +27,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..base.library import check, check_device, interpreting, on_their_device, register
+from ..base.library import check_all, interpreting, on_their_device, register
 from ..base.workspace import Part, carve, num_bytes
 from .noise import EXACT, exponential, inverse_temperature, log, noise_tile, uniform
 
@@ -261,23 +261,17 @@ def sample(
     """One token per row of logits into out; see above."""
     check_logits("sample", "logits", logits, 2)
     rows, vocab = logits.shape
-    check("sample", "temperature", temperature, (rows,), torch.float32)
-    check("sample", "seed", seed, (rows,), torch.int64)
-    check("sample", "positions", positions, (rows,), torch.int64)
-    check("sample", "out", out, (rows,), torch.int32)
-    if thresholds is not None:
-        check("sample", "thresholds", thresholds, (rows,), torch.float32)
     if not 0 <= purpose <= 4:
         raise ValueError(f"sample: purpose is {purpose}, expected 0..4 (pearl_rt.noise.Purpose)")
-    check_device(
+    check_all(
         "sample",
-        logits=logits,
-        temperature=temperature,
-        seed=seed,
-        positions=positions,
-        out=out,
-        thresholds=thresholds,
-        workspace=workspace,
+        logits=(logits,),
+        temperature=(temperature, (rows,), torch.float32),
+        seed=(seed, (rows,), torch.int64),
+        positions=(positions, (rows,), torch.int64),
+        out=(out, (rows,), torch.int32),
+        thresholds=(thresholds, (rows,), torch.float32),
+        workspace=(workspace,),
     )
     top, at, key, key_at = carve("sample", workspace, _parts(rows, vocab))
     if rows == 0:

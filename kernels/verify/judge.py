@@ -34,7 +34,7 @@ from __future__ import annotations
 
 import torch
 
-from ..base.library import check, check_device, on_their_device, register
+from ..base.library import check, check_all, on_their_device, register
 from ..base.workspace import num_bytes
 from ..sampling.sample import check_logits
 from .arguments import TargetLogits, Verdicts, Windows
@@ -76,47 +76,31 @@ def judge(
     check_kind("judge", kind, most)
     check("judge", "temperature", temperature, (None,), torch.float32)
     slots = len(temperature)
-    for name, tensor, size, dtype in (
-        ("num_draft_tokens", num_draft_tokens, sequences, torch.int32),
-        ("cu_num_logits", cu_num_logits, sequences + 1, torch.int32),
-        ("positions", positions, num_logits, torch.int64),
-        ("seed", seed, slots, torch.int64),
-        ("accept_len", accept_len, sequences, torch.int32),
-        ("next_token", next_token, sequences, torch.int32),
-        ("bad_row", bad_row, sequences, torch.int32),
-    ):
-        check("judge", name, tensor, (size,), dtype)
-    if idx_mapping is not None:
-        check("judge", "idx_mapping", idx_mapping, (sequences,), torch.int32)
-    elif slots != sequences:
+    if idx_mapping is None and slots != sequences:
         raise ValueError(f"judge: {slots} temperatures for {sequences} sequences: pass idx_mapping")
-    if target_thresholds is not None:
-        check("judge", "target_thresholds", target_thresholds, (num_logits,), torch.float32)
     if draft_logits is not None:
         check_logits("judge", "draft_logits", draft_logits, 3)
         if draft_logits.shape[:2] != (slots, most):
             raise ValueError(
                 f"judge: draft_logits has shape {list(draft_logits.shape)}, expected [{slots}, {most}, *]"
             )
-        if draft_thresholds is not None:
-            check("judge", "draft_thresholds", draft_thresholds, (slots, most), torch.float32)
-    check_device(
+    check_all(
         "judge",
-        target_logits=target_logits,
-        draft_logits=draft_logits,
-        draft_token_ids=draft_token_ids,
-        num_draft_tokens=num_draft_tokens,
-        cu_num_logits=cu_num_logits,
-        positions=positions,
-        temperature=temperature,
-        seed=seed,
-        accept_len=accept_len,
-        next_token=next_token,
-        bad_row=bad_row,
-        workspace=workspace,
-        idx_mapping=idx_mapping,
-        target_thresholds=target_thresholds,
-        draft_thresholds=draft_thresholds,
+        target_logits=(target_logits,),
+        draft_logits=(draft_logits,),
+        draft_token_ids=(draft_token_ids,),
+        num_draft_tokens=(num_draft_tokens, (sequences,), torch.int32),
+        cu_num_logits=(cu_num_logits, (sequences + 1,), torch.int32),
+        positions=(positions, (num_logits,), torch.int64),
+        temperature=(temperature,),
+        seed=(seed, (slots,), torch.int64),
+        accept_len=(accept_len, (sequences,), torch.int32),
+        next_token=(next_token, (sequences,), torch.int32),
+        bad_row=(bad_row, (sequences,), torch.int32),
+        workspace=(workspace,),
+        idx_mapping=(idx_mapping, (sequences,), torch.int32),
+        target_thresholds=(target_thresholds, (num_logits,), torch.float32),
+        draft_thresholds=(draft_thresholds, (slots, most), torch.float32),
     )
     ragged = (cu_num_logits, num_draft_tokens, positions, draft_token_ids)
     launch(

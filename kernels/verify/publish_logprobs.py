@@ -29,7 +29,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..base.library import check, check_device, on_their_device, register
+from ..base.library import check, check_all, on_their_device, register
 from ..base.workspace import Part, carve, num_bytes
 from ..sampling.logprobs import logprobs
 from ..sampling.logprobs import workspace_size as logprobs_workspace
@@ -135,14 +135,6 @@ def publish_logprobs(
     slots, max_rows, vocab = target_logits.shape
     if target_logits.stride(0) != max_rows * target_logits.stride(1):
         raise ValueError(f"{OP}: target_logits has strides {target_logits.stride()}: rows must lie evenly")
-    check(OP, "token_ids", token_ids, (slots, None), torch.int32)
-    for name, tensor in (
-        ("before", before),
-        ("committed", committed),
-        ("round", round),
-        ("num_logprobs", num_logprobs),
-    ):
-        check(OP, name, tensor, (slots,), torch.int32)
     check(OP, "ring", ring, (None, slots, None), torch.int32)
     ring_size, _, stride = ring.shape
     if ring_size < 1 or stride < entry_size(max_rows, k):
@@ -150,15 +142,15 @@ def publish_logprobs(
             f"{OP}: ring has {ring_size} rounds of {stride} int32 for a slot, expected at least 1 of "
             f"{entry_size(max_rows, k)} for {max_rows} rows of k {k}"
         )
-    check_device(
+    check_all(
         OP,
-        target_logits=target_logits,
-        token_ids=token_ids,
-        before=before,
-        committed=committed,
-        round=round,
-        num_logprobs=num_logprobs,
-        workspace=workspace,
+        target_logits=(target_logits,),
+        token_ids=(token_ids, (slots, None), torch.int32),
+        before=(before, (slots,), torch.int32),
+        committed=(committed, (slots,), torch.int32),
+        round=(round, (slots,), torch.int32),
+        num_logprobs=(num_logprobs, (slots,), torch.int32),
+        workspace=(workspace,),
     )
     if ring.device != token_ids.device and not ring.is_pinned():
         raise ValueError(

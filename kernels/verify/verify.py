@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import torch
 
-from ..base.library import check, check_device, on_their_device, register
+from ..base.library import check, check_all, on_their_device, register
 from ..base.state import RING_HEADER
 from ..sampling.sample import check_logits
 from .arguments import Commits, TargetLogits, Windows
@@ -72,24 +72,6 @@ def verify(
     ring_size, num_stops = ring.shape[0], stop_token_ids.shape[-1]
     if ring_size < 1:
         raise ValueError("verify: ring has 0 rounds: give it as many as are queued ahead, at least 1")
-    for name, tensor, shape, dtype in (
-        ("token_ids", token_ids, (slots, capacity), torch.int32),
-        ("committed", committed, (slots,), torch.int32),
-        ("pending", pending, (slots,), torch.int32),
-        ("finish_reason", finish_reason, (slots,), torch.int32),
-        ("round", round, (slots,), torch.int32),
-        ("ring", ring, (ring_size, slots, RING_HEADER + max_rows), torch.int32),
-        ("draft_token_ids", draft_token_ids, (slots, gamma), torch.int32),
-        ("num_draft_tokens", num_draft_tokens, (slots,), torch.int32),
-        ("num_rows", num_rows, (slots,), torch.int32),
-        ("max_total_len", max_total_len, (slots,), torch.int32),
-        ("stop_token_ids", stop_token_ids, (slots, num_stops), torch.int32),
-        ("temperature", temperature, (slots,), torch.float32),
-        ("seed", seed, (slots,), torch.int64),
-    ):
-        check("verify", name, tensor, shape, dtype)
-    if target_thresholds is not None:
-        check("verify", "target_thresholds", target_thresholds, (slots, max_rows), torch.float32)
     steps = 1
     if draft_logits is not None:
         check_logits("verify", "draft_logits", draft_logits, 3)
@@ -99,27 +81,26 @@ def verify(
                 f"verify: draft_logits has shape {list(draft_logits.shape)}, "
                 f"expected [{slots}, >= {2 * gamma}, *]"
             )
-        if draft_thresholds is not None:
-            check("verify", "draft_thresholds", draft_thresholds, (slots, steps), torch.float32)
-    check_device(
+    check("verify", "ring", ring, (ring_size, slots, RING_HEADER + max_rows), torch.int32)
+    check_all(
         "verify",
-        target_logits=target_logits,
-        draft_logits=draft_logits,
-        token_ids=token_ids,
-        committed=committed,
-        pending=pending,
-        finish_reason=finish_reason,
-        round=round,
-        draft_token_ids=draft_token_ids,
-        num_draft_tokens=num_draft_tokens,
-        num_rows=num_rows,
-        max_total_len=max_total_len,
-        stop_token_ids=stop_token_ids,
-        temperature=temperature,
-        seed=seed,
-        workspace=workspace,
-        target_thresholds=target_thresholds,
-        draft_thresholds=draft_thresholds,
+        target_logits=(target_logits,),
+        draft_logits=(draft_logits,),
+        token_ids=(token_ids, (slots, capacity), torch.int32),
+        committed=(committed, (slots,), torch.int32),
+        pending=(pending, (slots,), torch.int32),
+        finish_reason=(finish_reason, (slots,), torch.int32),
+        round=(round, (slots,), torch.int32),
+        draft_token_ids=(draft_token_ids, (slots, gamma), torch.int32),
+        num_draft_tokens=(num_draft_tokens, (slots,), torch.int32),
+        num_rows=(num_rows, (slots,), torch.int32),
+        max_total_len=(max_total_len, (slots,), torch.int32),
+        stop_token_ids=(stop_token_ids, (slots, num_stops), torch.int32),
+        temperature=(temperature, (slots,), torch.float32),
+        seed=(seed, (slots,), torch.int64),
+        workspace=(workspace,),
+        target_thresholds=(target_thresholds, (slots, max_rows), torch.float32),
+        draft_thresholds=(draft_thresholds, (slots, steps), torch.float32),
     )
     if ring.device != token_ids.device and not ring.is_pinned():
         raise ValueError(
