@@ -31,13 +31,13 @@ import torch
 import triton
 import triton.language as tl
 
-from ..base import interpreter  # noqa: F401
+from ..base import interpreter, state  # noqa: F401
 from ..base.library import check, check_all, on_their_device, register
 from ..base.workspace import Part, carve, num_bytes
-from ..verify.window import RUNNING
 from .noise import EXACT
 from .sample import INFINITY, check_logits, row_offset
 
+RUNNING = tl.constexpr(state.RUNNING)
 IN_PROMPT = tl.constexpr(1 << 30)  # the bit of a count
 MOST = tl.constexpr(3.4028234663852886e38)
 TOKENS = 256  # of a counting program

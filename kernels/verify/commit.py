@@ -16,13 +16,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ..base.state import RING_HEADER
+from ..base import state
 from .window import RUNNING
 
-HEADER = tl.constexpr(RING_HEADER)
-STOPPED = tl.constexpr(2)
-AT_LENGTH = tl.constexpr(3)
-BAD_LOGITS = tl.constexpr(4)
+HEADER = tl.constexpr(state.RING_HEADER)
+STOPPED = tl.constexpr(state.STOP)
+AT_LENGTH = tl.constexpr(state.LENGTH)
+BAD_LOGITS = tl.constexpr(state.BAD_LOGITS)
 
 
 @triton.jit

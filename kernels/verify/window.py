@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from ..base import state
 from ..sampling.noise import exp, inverse_temperature
 from ..sampling.sample import INFINITY, best_of, clean, load_tile, mark_bad, row_offset
 
@@ -23,8 +24,7 @@ BAD = tl.constexpr(1)
 GREEDY = tl.constexpr(2)  # the argmax of a row, or coupled: the target's own token
 BONUS_TOKEN = tl.constexpr(3)  # a bonus token, sampled from the target alone
 RECOVERED = tl.constexpr(4)  # a token from the residual, in place of a rejected one
-
-RUNNING = tl.constexpr(1)  # finish_reason of a slot that is judged
+RUNNING = tl.constexpr(state.RUNNING)  # finish_reason of a slot that is judged
 
 
 class Row(NamedTuple):
