@@ -11,9 +11,9 @@ from pearl_rt.noise import Floats, Purpose
 
 def filtered(logits: torch.Tensor, thresholds: torch.Tensor | None) -> Floats:
     """fp32 in numpy, with -inf below the row's threshold; NaN stays."""
-    rows = np.array(logits.float().cpu())
+    rows = logits.detach().float().cpu().numpy().copy()
     if thresholds is not None:
-        rows[rows < np.array(thresholds.cpu())[..., None]] = -np.inf
+        rows[rows < thresholds.cpu().numpy()[..., None]] = -np.inf
     return rows
 
 
