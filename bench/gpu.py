@@ -65,9 +65,10 @@ import torch, triton, pearl_rt
 from pearl_rt import _C
 from pearl_rt.kernels.base.library import interpreting
 assert not interpreting(), "TRITON_INTERPRET is set: kernels would not be compiled"
-names = sorted(p.stem for p in pathlib.Path("kernels").glob("*.py") if p.stem != "__init__")
+files = [p for p in pathlib.Path("kernels").rglob("*.py") if p.stem != "__init__"]
+names = sorted(".".join(p.with_suffix("").parts) for p in files)
 for name in names:
-    importlib.import_module(f"pearl_rt.kernels.{name}")
+    importlib.import_module(f"pearl_rt.{name}")
 print("torch", torch.__version__, "triton", triton.__version__, "_C", _C.detect_isa(), "kernels", *names)
 """
 

@@ -34,9 +34,9 @@ def filled(size: int, value: float, dtype: torch.dtype) -> torch.Tensor:
     return torch.full((size,), value, dtype=dtype)
 
 
-def on_reference(op: str, *arguments: object) -> None:
+def on_reference(room: str, op: str, *arguments: object) -> None:
     """The operator's definition, on the same tensors."""
-    getattr(import_module(f"pearl_rt.kernels.reference.{op}"), op)(*arguments)
+    getattr(import_module(f"pearl_rt.kernels.reference.{room}.{op}"), op)(*arguments)
 
 
 def against_reference(
@@ -49,7 +49,7 @@ def against_reference(
 
     def exact(i: int) -> torch.Tensor:
         out = torch.empty_like(outs[i])
-        on_reference(op.__name__, *arguments(i, out))
+        on_reference(op.__module__.split(".")[2], op.__name__, *arguments(i, out))
         return out
 
     ready = [arguments(i, out) for i, out in enumerate(outs)]
@@ -182,7 +182,7 @@ def verify_job(copies: int, batch: int, gamma: int, vocab: int, kind: str) -> Jo
         small = {name: tensor.clone() for name, tensor in vars(states[i]).items() if "logits" not in name}
         own = replace(states[i], **small)
         begin(own)
-        on_reference("verify", *arguments(own))
+        on_reference("verify", "verify", *arguments(own))
         return committed(own)
 
     outs = [state.token_ids for state in states]

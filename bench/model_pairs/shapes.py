@@ -1,6 +1,7 @@
 """The shapes of real Llama-family models, by size: what decides speed, without the weights.
 
-Knows nothing of weights. Shapes come from pearl_rt.kernels.base.shapes, except 0.01m, 8m, 51m and 127m, which only
+Knows nothing of weights. Shapes come from pearl_rt.kernels.base.shapes, except 0.01m, 8m, 51m and 127m,
+which only
 the benchmarks use: 8m is a thin draft for 88m, and 0.01m is for Triton's interpreter, in which even that
 takes a third of a second a pass. 127m has four layers with the heads of an 8B, four queries to a key, 51m
 the first four layers of 135m: what is compared bit for bit on a GPU is compared on them. Every shape is used

@@ -84,9 +84,11 @@ void bind_cuda(py::module_& m) {
           py::arg("num_staging_bytes"), py::arg("owner") = py::none(),
           "addresses: name -> data_ptr(); ring in pinned host memory; with num_biased, the ids of logit_bias "
           "that\n"
-          "there is room for, those of device_shaping.py too; with max_logprobs, the likeliest tokens told "
+          "there is room for, those of device/logits_processors.py too; with max_logprobs, the likeliest "
+          "tokens told "
           "with each,\n"
-          "those of told_ring.py. block_size, num_blocks: of this lane's KV cache. staging: pinned host "
+          "those of device/logprob_ring.py. block_size, num_blocks: of this lane's KV cache. staging: pinned "
+          "host "
           "memory of\n"
           "this lane alone.\n"
           "owner: kept alive with these, the tensors for example.")

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import torch
 import triton
@@ -62,6 +62,11 @@ def interpreting() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
+def runs_kernels(device: torch.device) -> bool:
+    """Whether kernels of this process can be launched on tensors there."""
+    return device.type == "cuda" or interpreting()
+
+
 def check_device(op: str, **tensors: torch.Tensor | None) -> None:
     """All on one device, and one that can run kernels. Raises ValueError."""
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
@@ -70,7 +75,7 @@ def check_device(op: str, **tensors: torch.Tensor | None) -> None:
         places = ", ".join(f"{name} on {tensor.device}" for name, tensor in present.items())
         raise ValueError(f"{op}: tensors on several devices ({places}): move them to one")
     device = devices.pop()
-    if device.type != "cuda" and not interpreting():
+    if not runs_kernels(device):
         raise ValueError(
             f"{op}: tensors on {device}, but kernels are compiled for CUDA: move them there, or set "
             "TRITON_INTERPRET=1 before pearl_rt.kernels is imported"
@@ -89,6 +94,15 @@ def check(
         raise ValueError(f"{op}: {name} is {tensor.dtype}, expected {' or '.join(map(str, dtypes))}")
     if not tensor.is_contiguous():
         raise ValueError(f"{op}: {name} has strides {tensor.stride()}: pass a contiguous tensor")
+
+
+def check_all(op: str, **given: tuple[Any, ...]) -> None:
+    """name=(tensor or None, and what `check` takes behind it, or nothing): each as it must be, all on one
+    device that can run kernels. Raises ValueError."""
+    for name, (tensor, *expected) in given.items():
+        if tensor is not None and expected:
+            check(op, name, tensor, *expected)
+    check_device(op, **{name: tensor for name, (tensor, *_) in given.items()})
 
 
 def check_computed_rightly(op: str, name: str, tensor: torch.Tensor) -> None:

@@ -38,8 +38,6 @@ import triton
 import triton.language as tl
 
 from ..base.library import check_device, check_workspace, on_their_device, register
-from ..base.shapes import SHAPES
-from ..tools.compile import CompileCase
 from .attention_prefill import attention_prefill
 from .attention_tile import LOG2_E, OPTIONS, attend, check_arguments
 
@@ -319,67 +317,3 @@ register(
     "Tensor cu_seqlens_q, Tensor(a!) out, float scale, int max_q_len, Tensor(b!) workspace) -> ()",
     attention,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Both kernels for every shipped head shape, in bf16, with blocks of 16 and of 256."""
-    cases = []
-    for model in SHAPES:
-        group, head_dim = model.heads // model.kv_heads, model.head_dim
-        tile = config(group, head_dim, 2)
-        common = {
-            "D": head_dim,
-            "BLOCK_D": triton.next_power_of_2(head_dim),
-            "SPLIT": SPLIT,
-            "NUM_SHORT": NUM_SHORT,
-        }
-        for block_size in (16, 256):
-            name = f"{model.name} {model.heads}/{model.kv_heads}x{head_dim} blocks of {block_size} bf16"
-            split_signature = {
-                **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "*bf16"),
-                **dict.fromkeys(("block_table_ptr", "context_lens_ptr", "cu_seqlens_q_ptr"), "*i32"),
-                **dict.fromkeys(("sums_ptr", "stats_ptr"), "*fp32"),
-                **dict.fromkeys(("num_splits", "num_tiles", "table_width", "num_blocks"), "i32"),
-                "log2_scale": "fp32",
-            }
-            constexprs = {
-                **common,
-                "HKV": model.kv_heads,
-                "GROUP": group,
-                "BLOCK_SIZE": block_size,
-                "BLOCK_M": tile.block_m,
-                "BLOCK_N": tile.block_n,
-            }
-            cases.append(
-                CompileCase(
-                    f"attention split {name}",
-                    split_kernel,
-                    split_signature,
-                    constexprs,
-                    tile.num_warps,
-                    tile.num_stages,
-                    options=dict(OPTIONS),
-                )
-            )
-            merge_signature = {
-                **dict.fromkeys(("sums_ptr", "stats_ptr"), "*fp32"),
-                **dict.fromkeys(("context_lens_ptr", "cu_seqlens_q_ptr"), "*i32"),
-                "out_ptr": "*bf16",
-                **dict.fromkeys(("num_splits", "table_width"), "i32"),
-            }
-            constexprs = {
-                **common,
-                "HQ": model.heads,
-                "BLOCK_SIZE": block_size,
-                "MERGE_BLOCK": MERGE_BLOCK,
-            }
-            cases.append(
-                CompileCase(
-                    f"attention merge {name}",
-                    merge_kernel,
-                    merge_signature,
-                    constexprs,
-                    options=dict(OPTIONS),
-                )
-            )
-    return cases

@@ -23,8 +23,6 @@ import triton
 import triton.language as tl
 
 from ..base.library import on_their_device
-from ..base.shapes import SHAPES
-from ..tools.compile import CompileCase
 from .attention_tile import LOG2_E, OPTIONS, attend, check_arguments
 
 
@@ -191,40 +189,3 @@ def attention_prefill(
         num_stages=tile.num_stages,
         **OPTIONS,
     )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every shipped head shape, in bf16, with blocks of 16 and of 256."""
-    signature = {
-        **dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), "*bf16"),
-        **dict.fromkeys(("block_table_ptr", "context_lens_ptr", "cu_seqlens_q_ptr"), "*i32"),
-        "out_ptr": "*bf16",
-        **dict.fromkeys(("num_tiles", "table_width", "num_blocks"), "i32"),
-        "log2_scale": "fp32",
-    }
-    cases = []
-    for model in SHAPES:
-        tile = config(model.head_dim, 2)
-        for block_size in (16, 256):
-            constexprs = {
-                "HKV": model.kv_heads,
-                "GROUP": model.heads // model.kv_heads,
-                "D": model.head_dim,
-                "BLOCK_SIZE": block_size,
-                "BLOCK_M": tile.block_m,
-                "BLOCK_N": tile.block_n,
-                "BLOCK_D": triton.next_power_of_2(model.head_dim),
-            }
-            heads = f"{model.heads}/{model.kv_heads}x{model.head_dim}"
-            cases.append(
-                CompileCase(
-                    f"attention_prefill {model.name} {heads} blocks of {block_size} bf16",
-                    prefill_kernel,
-                    signature,
-                    constexprs,
-                    tile.num_warps,
-                    tile.num_stages,
-                    options=dict(OPTIONS),
-                )
-            )
-    return cases

@@ -17,8 +17,6 @@ import triton
 import triton.language as tl
 
 from ..base import library
-from ..base.shapes import SHAPES
-from ..tools.compile import CompileCase
 
 BLOCK_H = 1024
 
@@ -53,26 +51,6 @@ def embedding(input_ids: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) 
         return
     grid = (num_tokens, triton.cdiv(hidden_size, BLOCK_H))
     embedding_kernel[grid](input_ids, weight, out, vocab_size, hidden_size, BLOCK_H=BLOCK_H)
-
-
-def compile_cases() -> list[CompileCase]:
-    """One for each dtype: sizes are run-time arguments."""
-    return [
-        CompileCase(
-            name=f"embedding {dtype}",
-            kernel=embedding_kernel,
-            signature={
-                "input_ids_ptr": "*i32",
-                "weight_ptr": f"*{dtype}",
-                "out_ptr": "*fp32",
-                "vocab_size": "i32",
-                "hidden_size": "i32",
-            },
-            constexprs={"BLOCK_H": BLOCK_H},
-            divisible_by_16=("hidden_size",) if all(shape.hidden % 16 == 0 for shape in SHAPES) else (),
-        )
-        for dtype in ("bf16", "fp16")
-    ]
 
 
 library.register("embedding(Tensor input_ids, Tensor weight, Tensor(a!) out) -> ()", embedding)

@@ -37,7 +37,6 @@ import triton
 import triton.language as tl
 
 from ..base import library
-from ..tools.compile import CompileCase
 
 PREFILL, SCORE, SCORE_WINDOW, DRAFT_FIRST, DRAFT_NEXT = range(5)
 KINDS = ("PREFILL", "SCORE", "SCORE_WINDOW", "DRAFT_FIRST", "DRAFT_NEXT")
@@ -203,38 +202,31 @@ def feed(
         raise ValueError(
             f"feed: step {step}, ring_size {ring_size}, block_size {block_size}: expected >= 0, >= 1 and >= 1"
         )
-    by_sequence = {
-        "committed": committed,
-        "pending": pending,
-        "max_total_len": max_total_len,
-        "gamma": gamma,
-        "finish_reason": finish_reason,
-        "context_lens": context_lens,
-        "num_rows": num_rows,
-        "num_draft_tokens": num_draft_tokens,
-    }
-    others = {
-        "token_ids": (token_ids, (num_sequences, None), torch.int32),
-        "chunk": (chunk, (num_sequences, 2), torch.int32),
-        "block_table": (block_table, (num_sequences, None), torch.int32),
-        "positions": (positions, (num_tokens,), torch.int32),
-        "input_ids": (input_ids, (num_tokens,), torch.int32),
-        "slot_mapping": (slot_mapping, (num_tokens,), torch.int64),
-        "cu_seqlens_q": (cu_seqlens_q, (num_sequences + 1,), torch.int32),
-        "logit_rows": (logit_rows, (num_sequences, None), torch.int32),
-        "sample_positions": (sample_positions, (num_sequences,), torch.int64),
-        "ring_rows": (ring_rows, (num_sequences,), torch.int64),
-    }
-    for name, tensor in by_sequence.items():
-        library.check("feed", name, tensor, (num_sequences,), torch.int32)
-    for name, (tensor, shape, dtype) in others.items():
-        library.check("feed", name, tensor, shape, dtype)
     if window.dim() != 2 or window.shape[0] != num_sequences or window.dtype != torch.int32:
         raise ValueError(
             f"feed: window is {window.dtype} {list(window.shape)}, expected int32 [{num_sequences}, *]"
         )
-    library.check_device(
-        "feed", window=window, **by_sequence, **{name: other[0] for name, other in others.items()}
+    library.check_all(
+        "feed",
+        token_ids=(token_ids, (num_sequences, None), torch.int32),
+        committed=(committed, (num_sequences,), torch.int32),
+        pending=(pending, (num_sequences,), torch.int32),
+        max_total_len=(max_total_len, (num_sequences,), torch.int32),
+        gamma=(gamma, (num_sequences,), torch.int32),
+        finish_reason=(finish_reason, (num_sequences,), torch.int32),
+        window=(window,),
+        chunk=(chunk, (num_sequences, 2), torch.int32),
+        block_table=(block_table, (num_sequences, None), torch.int32),
+        input_ids=(input_ids, (num_tokens,), torch.int32),
+        positions=(positions, (num_tokens,), torch.int32),
+        slot_mapping=(slot_mapping, (num_tokens,), torch.int64),
+        cu_seqlens_q=(cu_seqlens_q, (num_sequences + 1,), torch.int32),
+        context_lens=(context_lens, (num_sequences,), torch.int32),
+        logit_rows=(logit_rows, (num_sequences, None), torch.int32),
+        num_rows=(num_rows, (num_sequences,), torch.int32),
+        num_draft_tokens=(num_draft_tokens, (num_sequences,), torch.int32),
+        sample_positions=(sample_positions, (num_sequences,), torch.int64),
+        ring_rows=(ring_rows, (num_sequences,), torch.int64),
     )
     num_logits = logit_rows.shape[1]
     feed_kernel[(num_sequences + 1,)](
@@ -274,55 +266,6 @@ def feed(
         BLOCK_L=triton.next_power_of_2(num_logits),
         BLOCK_T=triton.next_power_of_2(num_tokens),
     )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every kind, for one sequence with a window of 16, and for 32 of them."""
-    pointers = {
-        **dict.fromkeys(
-            (
-                *("token_ids_ptr", "committed_ptr", "pending_ptr", "max_total_len_ptr", "gamma_ptr"),
-                *("finish_reason_ptr", "window_ptr", "chunk_ptr", "block_table_ptr", "input_ids_ptr"),
-                "positions_ptr",
-            ),
-            "*i32",
-        ),
-        "slot_mapping_ptr": "*i64",
-        **dict.fromkeys(("cu_seqlens_q_ptr", "context_lens_ptr", "logit_rows_ptr", "num_rows_ptr"), "*i32"),
-        "num_draft_tokens_ptr": "*i32",
-        "sample_positions_ptr": "*i64",
-        "ring_rows_ptr": "*i64",
-    }
-    sizes = dict.fromkeys(
-        (
-            *("num_sequences", "num_tokens", "capacity", "max_blocks", "block_size", "window_stride_b"),
-            *("window_stride_g", "num_logits", "max_q_len", "ring_size", "step"),
-        ),
-        "i32",
-    )
-    blocks = {
-        PREFILL: (256, 1),
-        SCORE: (16, 16),
-        SCORE_WINDOW: (32, 32),
-        DRAFT_FIRST: (2, 1),
-        DRAFT_NEXT: (1, 1),
-    }
-    return [
-        CompileCase(
-            name=f"feed {KINDS[kind]} B{num_sequences}",
-            kernel=feed_kernel,
-            signature={**pointers, **sizes},
-            constexprs={
-                "KIND": kind,
-                "BLOCK_B": num_sequences,
-                "BLOCK_Q": block_q,
-                "BLOCK_L": block_l,
-                "BLOCK_T": block_q if kind == PREFILL else block_q * num_sequences,
-            },
-        )
-        for kind, (block_q, block_l) in blocks.items()
-        for num_sequences in (1, 32)
-    ]
 
 
 library.register(

@@ -26,8 +26,6 @@ import triton.language as tl
 
 from ..base import interpreter  # noqa: F401
 from ..base.library import check, check_device, check_workspace, on_their_device, register
-from ..base.shapes import SHAPES
-from ..tools.compile import CompileCase
 from .linear import BLOCK_M, MAX_ROWS, SLICES, check_operands, multiply_many_rows
 
 BLOCK_PRODUCT = 1024
@@ -168,36 +166,6 @@ def gate_up_silu(
     gate_up_silu_kernel[(triton.cdiv(T, BLOCK_M.value), triton.cdiv(I, cut.block_i))](
         x, weight, out, num_live, T, I, K, **cut.constexprs(K), num_warps=SLICES, num_stages=cut.num_stages
     )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Of every shipped MLP, and the second half of the path for many rows."""
-    cases = []
-    for shape in SHAPES:
-        cut = config(shape.intermediate, shape.hidden, 2)
-        for dtype in ("bf16", "fp16") if shape.name == "Llama-2-7B" else ("bf16",):
-            pointer = f"*{dtype}"
-            cases.append(
-                CompileCase(
-                    name=f"gate_up_silu 2x{shape.intermediate}x{shape.hidden} {dtype}",
-                    kernel=gate_up_silu_kernel,
-                    signature={"x_ptr": pointer, "weight_ptr": pointer, "out_ptr": pointer}
-                    | {"num_live_ptr": "*i32", "T": "i32", "I": "i32", "K": "i32"},
-                    constexprs=cut.constexprs(shape.hidden),
-                    num_warps=SLICES,
-                    num_stages=cut.num_stages,
-                    divisible_by_16=("I", "K"),
-                    load_bytes=16,
-                )
-            )
-    many_rows = CompileCase(
-        name="gate_up_silu of many rows bf16",
-        kernel=silu_product_kernel,
-        signature={"product_ptr": "*fp32", "out_ptr": "*bf16", "I": "i32"},
-        constexprs={"BLOCK": BLOCK_PRODUCT},
-        divisible_by_16=("I",),
-    )
-    return [*cases, many_rows]
 
 
 register(

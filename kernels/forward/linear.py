@@ -21,7 +21,7 @@ Rows      up to T = 64 the bits of a row depend on nothing but that row: the con
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -36,8 +36,6 @@ from ..base.library import (
     on_their_device,
     register,
 )
-from ..base.shapes import SHAPES
-from ..tools.compile import CompileCase
 
 MAX_ROWS = 64  # of the kernel; more go to torch.mm
 BLOCK_M = tl.constexpr(16)
@@ -288,71 +286,6 @@ def linear(
         grid = (T, triton.cdiv(N, BLOCK_REDUCE))
         constants = {**flags, "SPLIT_K": cut.split_k, "BLOCK": BLOCK_REDUCE}
         add_splits_kernel[grid](sums, target, bias, num_live, T, N, **constants, num_warps=REDUCE_WARPS)
-
-
-def compile_cases() -> list[CompileCase]:
-    """Of every shipped layer; of Qwen2.5-0.5B, a qkv_proj with a bias and a down_proj that splits K.
-
-    Llama-2-7B stands for fp16, which is compiled like bf16 but for one instruction. All with num_live, as
-    steps run them, but for those of Qwen: without, a load and a branch are missing at the start.
-    """
-    cases: list[CompileCase] = []
-    for shape in SHAPES:
-        for layer, (N, K) in shape.linears.items():
-            for dtype in ("bf16", "fp16") if shape.name == "Llama-2-7B" else ("bf16",):
-                is_residual = layer in ("o_proj", "down_proj")
-                cases += cases_of(N, K, dtype, "fp32", is_residual=is_residual)
-    for out in ("fp32", "bf16"):
-        cases += cases_of(1152, 896, "bf16", out, has_bias=True, has_live=out == "fp32")
-    cases += cases_of(896, 4864, "bf16", "fp32", is_residual=True, has_live=False)
-    return cases + cases_of(896, 4864, "bf16", "fp32", is_residual=True)
-
-
-def cases_of(
-    N: int,
-    K: int,
-    dtype: str,
-    out: str,
-    has_bias: bool = False,
-    is_residual: bool = False,
-    has_live: bool = True,
-) -> list[CompileCase]:
-    """The kernel of one layer, and the second one if K is split."""
-    cut = config(N, K, 2)
-    is_split = cut.split_k > 1
-    name = f"{N}x{K} {dtype} -> {out}{' + bias' if has_bias else ''}{' + residual' if is_residual else ''}"
-    name += "" if has_live else " always"
-    flags = {"HAS_BIAS": has_bias, "IS_RESIDUAL": is_residual}
-    given = {"bias_ptr": f"*{dtype}" if has_bias else None, "num_live_ptr": "*i32" if has_live else None}
-    pointers = {"out_ptr": f"*{out}"} | {name: kind for name, kind in given.items() if kind}
-    none = {name: None for name, kind in given.items() if not kind}
-    sizes = {"T": "i32", "N": "i32", "K": "i32"}
-    divisible = tuple(name for name, size in (("N", N), ("K", K)) if size % 16 == 0)
-    first = CompileCase(
-        name=f"linear {name}",
-        kernel=linear_kernel,
-        signature={"x_ptr": f"*{dtype}", "weight_ptr": f"*{dtype}"} | pointers | sizes,
-        constexprs=none | flags | cut.constexprs(K),
-        num_warps=SLICES,
-        num_stages=cut.num_stages,
-        divisible_by_16=divisible,
-        load_bytes=16,
-    )
-    if not is_split:
-        return [first]
-    partial = dict.fromkeys(flags, False) | {"bias_ptr": None}
-    first = replace(
-        first, signature=first.signature | {"out_ptr": "*fp32"}, constexprs=first.constexprs | partial
-    )
-    second = CompileCase(
-        name=f"linear {name}, sum",
-        kernel=add_splits_kernel,
-        signature={"sums_ptr": "*fp32"} | pointers | {"T": "i32", "N": "i32"},
-        constexprs=none | flags | {"SPLIT_K": cut.split_k, "BLOCK": BLOCK_REDUCE},
-        num_warps=REDUCE_WARPS,
-        divisible_by_16=tuple(name for name in divisible if name == "N"),
-    )
-    return [first, second]
 
 
 register(

@@ -22,9 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..base.library import check, check_computed_rightly, check_device, on_their_device, register
-from ..base.shapes import SHAPES
-from ..tools.compile import CompileCase
+from ..base.library import check, check_all, check_computed_rightly, on_their_device, register
 
 BLOCK_H = 8  # heads of a program
 NUM_WARPS = 4
@@ -122,19 +120,6 @@ def qkv_rope_store(
     Blocks of 16, slot_mapping [35, -1]: token 0 goes to row 3 of block 2; of token 1 only q is written.
     """
     op = "qkv_rope_store"
-    check_device(
-        op,
-        qkv=qkv,
-        positions=positions,
-        cos=cos,
-        sin=sin,
-        slot_mapping=slot_mapping,
-        q_out=q_out,
-        k_cache=k_cache,
-        v_cache=v_cache,
-        q_norm_weight=q_norm_weight,
-        k_norm_weight=k_norm_weight,
-    )
     dtypes = torch.float32, torch.float16, torch.bfloat16
     check(op, "q_out", q_out, (None, None, None), *dtypes)
     check_computed_rightly(op, "q_out", q_out)
@@ -145,17 +130,22 @@ def qkv_rope_store(
     check(op, "v_cache", v_cache, tuple(k_cache.shape), q_out.dtype)
     num_blocks, block_size, num_kv_heads, _ = k_cache.shape
     num_all = num_heads + 2 * num_kv_heads
-    check(op, "qkv", qkv, (num_tokens, num_all * head_dim), torch.float32, q_out.dtype)
-    check(op, "positions", positions, (num_tokens,), torch.int32)
-    check(op, "slot_mapping", slot_mapping, (num_tokens,), torch.int64)
-    check(op, "cos", cos, (None, head_dim // 2), torch.float32)
-    check(op, "sin", sin, tuple(cos.shape), torch.float32)
     if (q_norm_weight is None) != (k_norm_weight is None):
         given, missing = ("k", "q") if q_norm_weight is None else ("q", "k")
         raise ValueError(f"{op}: {given}_norm_weight without {missing}_norm_weight: pass both or neither")
-    if q_norm_weight is not None and k_norm_weight is not None:
-        check(op, "q_norm_weight", q_norm_weight, (head_dim,), *dtypes)
-        check(op, "k_norm_weight", k_norm_weight, (head_dim,), *dtypes)
+    check_all(
+        op,
+        qkv=(qkv, (num_tokens, num_all * head_dim), torch.float32, q_out.dtype),
+        positions=(positions, (num_tokens,), torch.int32),
+        cos=(cos, (None, head_dim // 2), torch.float32),
+        sin=(sin, tuple(cos.shape), torch.float32),
+        slot_mapping=(slot_mapping, (num_tokens,), torch.int64),
+        q_out=(q_out,),
+        k_cache=(k_cache,),
+        v_cache=(v_cache,),
+        q_norm_weight=(q_norm_weight, (head_dim,), *dtypes),
+        k_norm_weight=(k_norm_weight, (head_dim,), *dtypes),
+    )
     if num_tokens == 0:
         return
     rope_store_kernel[(num_tokens, triton.cdiv(num_all, BLOCK_H))](
@@ -189,43 +179,3 @@ register(
     "Tensor? k_norm_weight, float eps) -> ()",
     qkv_rope_store,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every shipped head shape, in bf16, from an fp32 projection, as models run it; the last one with norms
-    too, and from bf16."""
-    cases = []
-    for model in SHAPES:
-        others = (("fp32", True), ("bf16", False)) if model is SHAPES[-1] else ()
-        for source, has_norm in (("fp32", False), *others):
-            signature = {
-                "qkv_ptr": f"*{source}",
-                "positions_ptr": "*i32",
-                **dict.fromkeys(("cos_ptr", "sin_ptr"), "*fp32"),
-                "slot_mapping_ptr": "*i64",
-                **dict.fromkeys(("q_out_ptr", "k_cache_ptr", "v_cache_ptr"), "*bf16"),
-                **dict.fromkeys(("q_norm_ptr", "k_norm_ptr"), "*bf16" if has_norm else "*fp32"),
-                "num_positions": "i32",
-                "num_slots": "i32",
-                "eps": "fp32",
-            }
-            constexprs = {
-                "HQ": model.heads,
-                "HKV": model.kv_heads,
-                "HALF": model.head_dim // 2,
-                "BLOCK_HALF": triton.next_power_of_2(model.head_dim // 2),
-                "BLOCK_H": BLOCK_H,
-                "HAS_NORM": has_norm,
-            }
-            heads = f"{model.heads}/{model.kv_heads}x{model.head_dim}"
-            cases.append(
-                CompileCase(
-                    f"qkv_rope_store {model.name} {heads} {source}{' norm' if has_norm else ''}",
-                    rope_store_kernel,
-                    signature,
-                    constexprs,
-                    NUM_WARPS,
-                    options=dict(OPTIONS),
-                )
-            )
-    return cases

@@ -17,8 +17,6 @@ import triton
 import triton.language as tl
 
 from ..base.library import check, check_computed_rightly, check_device, on_their_device, register
-from ..base.shapes import SHAPES
-from ..tools.compile import CompileCase
 
 MAX_HIDDEN = 32768  # 64 values a thread
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -83,28 +81,6 @@ def rms_norm(
         BLOCK_H=block_h,
         num_warps=num_warps,
     )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Of every shipped hidden size: x is the fp32 residual stream, or is added to it."""
-    cases = []
-    for shape in SHAPES:
-        block_h, num_warps = config(shape.hidden)
-        for residual in (False, True):
-            none = {} if residual else {"residual_ptr": None}
-            pointers = {"x_ptr": "*bf16" if residual else "*fp32", "weight_ptr": "*bf16", "out_ptr": "*bf16"}
-            pointers |= {"residual_ptr": "*fp32"} if residual else {}
-            cases.append(
-                CompileCase(
-                    name=f"rms_norm {shape.hidden} bf16{' + residual' if residual else ''}",
-                    kernel=rms_norm_kernel,
-                    signature=pointers | {"H": "i32", "eps": "fp32"},
-                    constexprs=none | {"HAS_RESIDUAL": residual, "BLOCK_H": block_h},
-                    num_warps=num_warps,
-                    divisible_by_16=("H",),
-                )
-            )
-    return cases
 
 
 register(

@@ -33,10 +33,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..base.library import check, check_device, on_their_device, register
-from ..base.shapes import SHAPES
+from ..base.library import check_all, on_their_device, register
 from ..base.workspace import Part, carve, num_bytes
-from ..tools.compile import CompileCase
 from .noise import EXACT, exp, inverse_temperature, log
 from .sample import INFINITY, check_logits, is_usable, row_offset
 
@@ -286,24 +284,15 @@ def filters(
     """One threshold per row of logits; see above."""
     check_logits("filters", "logits", logits, 2)
     rows, vocab = logits.shape
-    for name, tensor, dtype in (
-        ("temperature", temperature, torch.float32),
-        ("top_k", top_k, torch.int32),
-        ("top_p", top_p, torch.float32),
-        ("min_p", min_p, torch.float32),
-        ("thresholds", thresholds, torch.float32),
-    ):
-        if tensor is not None:
-            check("filters", name, tensor, (rows,), dtype)
-    check_device(
+    check_all(
         "filters",
-        logits=logits,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        thresholds=thresholds,
-        workspace=workspace,
+        logits=(logits,),
+        temperature=(temperature, (rows,), torch.float32),
+        top_k=(top_k, (rows,), torch.int32),
+        top_p=(top_p, (rows,), torch.float32),
+        min_p=(min_p, (rows,), torch.float32),
+        thresholds=(thresholds, (rows,), torch.float32),
+        workspace=(workspace,),
     )
     top, *found = carve("filters", workspace, _parts(rows, vocab))
     if rows == 0:
@@ -325,60 +314,3 @@ register(
     "Tensor(a!) thresholds, Tensor(b!) workspace) -> ()",
     filters,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every pass at every shipped vocabulary, with all three filters."""
-    given = {
-        "temperature_ptr": "*fp32",
-        "top_k_ptr": "*i32",
-        "top_p_ptr": "*fp32",
-        "min_p_ptr": "*fp32",
-        "top_ptr": "*fp32",
-        "prefix_ptr": "*i32",
-        "above_ptr": "*fp64",
-        "goal_ptr": "*fp64",
-        "weight_ptr": "*fp32",
-        "R": "i32",
-        "V": "i32",
-        "T": "i32",
-    }
-    logits = {"logits_ptr": "*fp32", "stride": "i32"}
-    cases = []
-    for vocab in sorted({shape.vocab for shape in SHAPES}):
-        tile = _tile(vocab)
-        padded = triton.next_power_of_2(triton.cdiv(vocab, tile))
-        aligned = ("stride", "V")
-        cases.append(
-            CompileCase(
-                f"filters top {vocab}",
-                top_kernel,
-                {**logits, "top_ptr": "*fp32", "V": "i32", "T": "i32"},
-                {"TILE": tile},
-                divisible_by_16=aligned,
-                options=EXACT,
-            )
-        )
-        for phase, name in enumerate(("top_k", "top_p")):
-            for digit in (0, 1):  # the passes behind differ from these in shifts only
-                cases.append(
-                    CompileCase(
-                        f"filters {name} digit {digit} {vocab}",
-                        digit_kernel,
-                        {**logits, **given},
-                        {"PHASE": phase, "DIGIT": digit, "TP": padded, "TILE": tile},
-                        divisible_by_16=aligned,
-                        options=EXACT,
-                    )
-                )
-        cases.append(
-            CompileCase(
-                f"filters threshold {vocab}",
-                threshold_kernel,
-                {**given, "thresholds_ptr": "*fp32"},
-                {"TP": padded},
-                divisible_by_16=("V",),
-                options=EXACT,
-            )
-        )
-    return cases

@@ -28,10 +28,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..base.library import check, check_device, on_their_device, register
-from ..base.shapes import SHAPES
+from ..base.library import check_all, on_their_device, register
 from ..base.workspace import Part, carve, num_bytes
-from ..tools.compile import CompileCase
 from .filters import rank_of, row_top, value_of
 from .noise import EXACT, exp, log
 from .sample import INFINITY, NOWHERE, check_logits, row_offset
@@ -186,21 +184,14 @@ def logprobs(
     rows, vocab = logits.shape
     if not 0 <= k <= min(vocab, MAX_K):
         raise ValueError(f"logprobs: k is {k}, expected 0..{min(vocab, MAX_K)}, the vocabulary being {vocab}")
-    check("logprobs", "token_ids", token_ids, (rows,), torch.int32)
-    for name, tensor, dtype in (
-        ("ids", ids, torch.int32),
-        ("logprobs", logprobs, torch.float32),
-        ("ranks", ranks, torch.int32),
-    ):
-        check("logprobs", name, tensor, (rows, 1 + k), dtype)
-    check_device(
+    check_all(
         "logprobs",
-        logits=logits,
-        token_ids=token_ids,
-        ids=ids,
-        logprobs=logprobs,
-        ranks=ranks,
-        workspace=workspace,
+        logits=(logits,),
+        token_ids=(token_ids, (rows,), torch.int32),
+        ids=(ids, (rows, 1 + k), torch.int32),
+        logprobs=(logprobs, (rows, 1 + k), torch.float32),
+        ranks=(ranks, (rows, 1 + k), torch.int32),
+        workspace=(workspace,),
     )
     top, above, best, mass = carve("logprobs", workspace, _parts(rows, vocab, k))
     if rows == 0:
@@ -217,36 +208,3 @@ register(
     "Tensor(c!) ranks, Tensor(d!) workspace) -> ()",
     logprobs,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every kernel at every shipped vocabulary, with no likeliest tokens and with the most."""
-    row = {"logits_ptr": "*fp32", "stride": "i32", "token_ids_ptr": "*i32", "top_ptr": "*fp32"}
-    tiles = {"above_ptr": "*i32", "best_ptr": "*i64"}
-    out = {"ids_ptr": "*i32", "logprobs_ptr": "*fp32", "ranks_ptr": "*i32"}
-    numbers = {"V": "i32", "T": "i32"}
-    cases = []
-    for vocab in sorted({shape.vocab for shape in SHAPES}):
-        for k in (0, MAX_K):
-            sizes = _merge_sizes(vocab, k)
-            for name, kernel, signature, constexprs in (
-                ("tile", tile_kernel, {**row, **tiles, **numbers}, {"K": k, "TILE": _tile(vocab)}),
-                (
-                    "mass",
-                    mass_kernel,
-                    {**row, "mass_ptr": "*fp64", **numbers},
-                    {"TP": sizes["TP"], "TILE": _tile(vocab)},
-                ),
-                ("merge", merge_kernel, {**row, **tiles, "mass_ptr": "*fp64", **out, "T": "i32"}, sizes),
-            ):
-                cases.append(
-                    CompileCase(
-                        f"logprobs {name} {vocab} k {k}",
-                        kernel,
-                        signature,
-                        constexprs,
-                        divisible_by_16=("stride", "V") if "V" in signature else ("stride",),
-                        options=EXACT,
-                    )
-                )
-    return cases

@@ -32,15 +32,15 @@ import torch
 import triton
 import triton.language as tl
 
+from pearl_rt import state
+
 from ..base import interpreter  # noqa: F401
-from ..base.library import check, check_device, on_their_device, register
-from ..base.shapes import SHAPES
+from ..base.library import check, check_all, on_their_device, register
 from ..base.workspace import Part, carve, num_bytes
-from ..tools.compile import CompileCase
-from ..verify.window import RUNNING
 from .noise import EXACT
 from .sample import INFINITY, check_logits, row_offset
 
+RUNNING = tl.constexpr(state.RUNNING)
 IN_PROMPT = tl.constexpr(1 << 30)  # the bit of a count
 MOST = tl.constexpr(3.4028234663852886e38)
 TOKENS = 256  # of a counting program
@@ -233,35 +233,26 @@ def penalties(
         raise ValueError(
             f"penalties: window is {window.dtype} {list(window.shape)}, expected int32 [{slots}, *]"
         )
-    by_slot = {
-        "committed": (committed, torch.int32),
-        "pending": (pending, torch.int32),
-        "finish_reason": (finish_reason, torch.int32),
-        "prompt_len": (prompt_len, torch.int32),
-        "num_rows": (num_rows, torch.int32),
-        "repetition": (repetition, torch.float32),
-        "frequency": (frequency, torch.float32),
-        "presence": (presence, torch.float32),
-        "min_tokens": (min_tokens, torch.int32),
-    }
-    for name, (tensor, dtype) in by_slot.items():
-        if tensor is not None:
-            check("penalties", name, tensor, (slots,), dtype)
     if not masked_ids.numel() or not bias_ids.numel():
         raise ValueError("penalties: masked_ids or bias_ids has no column: give each one of -1 at least")
-    check("penalties", "masked_ids", masked_ids, (slots, None), torch.int32)
-    check("penalties", "bias_ids", bias_ids, (slots, None), torch.int32)
-    check("penalties", "bias", bias, (slots, bias_ids.shape[1]), torch.float32)
-    check_device(
+    check_all(
         "penalties",
-        logits=logits,
-        token_ids=token_ids,
-        window=window,
-        masked_ids=masked_ids,
-        bias_ids=bias_ids,
-        bias=bias,
-        workspace=workspace,
-        **{name: tensor for name, (tensor, _) in by_slot.items()},
+        logits=(logits,),
+        token_ids=(token_ids,),
+        window=(window,),
+        committed=(committed, (slots,), torch.int32),
+        pending=(pending, (slots,), torch.int32),
+        finish_reason=(finish_reason, (slots,), torch.int32),
+        prompt_len=(prompt_len, (slots,), torch.int32),
+        num_rows=(num_rows, (slots,), torch.int32),
+        repetition=(repetition, (slots,), torch.float32),
+        frequency=(frequency, (slots,), torch.float32),
+        presence=(presence, (slots,), torch.float32),
+        min_tokens=(min_tokens, (slots,), torch.int32),
+        masked_ids=(masked_ids, (slots, None), torch.int32),
+        bias_ids=(bias_ids, (slots, None), torch.int32),
+        bias=(bias, (slots, bias_ids.shape[-1]), torch.float32),
+        workspace=(workspace,),
     )
     (counts,) = carve("penalties", workspace, _parts(slots, vocab))
     if rows == 0:
@@ -288,47 +279,3 @@ register(
     "Tensor(b!) workspace) -> ()",
     penalties,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Both kernels at every shipped vocabulary; rows of a target and of a draft's step."""
-    where = {
-        **dict.fromkeys(("token_ids_ptr", "window_ptr"), "*i32"),
-        **dict.fromkeys(("window_stride_b", "window_stride_g"), "i32"),
-        **dict.fromkeys(("committed_ptr", "pending_ptr", "finish_ptr", "prompt_len_ptr"), "*i32"),
-    }
-    amounts = dict.fromkeys(("repetition_ptr", "frequency_ptr", "presence_ptr"), "*fp32")
-    cases = []
-    for vocab in sorted({shape.vocab for shape in SHAPES}):
-        cases.append(
-            CompileCase(
-                f"penalties count {vocab}",
-                count_kernel,
-                {**where, **amounts, "counts_ptr": "*i32", **dict.fromkeys(("C", "V", "step"), "i32")},
-                {"TILE": TOKENS},
-                divisible_by_16=("C", "V"),
-                options=EXACT,
-            )
-        )
-        for dtype in ("fp32", "bf16") if vocab == 128256 else ("fp32",):
-            cases.append(
-                CompileCase(
-                    f"penalties apply {vocab} {dtype}",
-                    apply_kernel,
-                    {
-                        "logits_ptr": f"*{dtype}",
-                        "stride": "i32",
-                        **where,
-                        "num_rows_ptr": "*i32",
-                        **amounts,
-                        **dict.fromkeys(("min_tokens_ptr", "masked_ids_ptr", "bias_ids_ptr"), "*i32"),
-                        "bias_ptr": "*fp32",
-                        "counts_ptr": "*i32",
-                        **dict.fromkeys(("C", "V", "L", "NM", "NB", "step"), "i32"),
-                    },
-                    {"NMP": 64, "NBP": 64, "TILE": _tile(vocab)},
-                    divisible_by_16=("stride", "C", "V"),
-                    options=EXACT,
-                )
-            )
-    return cases

@@ -27,10 +27,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ..base.library import check, check_device, interpreting, on_their_device, register
-from ..base.shapes import SHAPES
+from ..base.library import check_all, interpreting, on_their_device, register
 from ..base.workspace import Part, carve, num_bytes
-from ..tools.compile import CompileCase
 from .noise import EXACT, exponential, inverse_temperature, log, noise_tile, uniform
 
 INFINITY = tl.constexpr(float("inf"))
@@ -263,23 +261,17 @@ def sample(
     """One token per row of logits into out; see above."""
     check_logits("sample", "logits", logits, 2)
     rows, vocab = logits.shape
-    check("sample", "temperature", temperature, (rows,), torch.float32)
-    check("sample", "seed", seed, (rows,), torch.int64)
-    check("sample", "positions", positions, (rows,), torch.int64)
-    check("sample", "out", out, (rows,), torch.int32)
-    if thresholds is not None:
-        check("sample", "thresholds", thresholds, (rows,), torch.float32)
     if not 0 <= purpose <= 4:
         raise ValueError(f"sample: purpose is {purpose}, expected 0..4 (pearl_rt.reference.noise.Purpose)")
-    check_device(
+    check_all(
         "sample",
-        logits=logits,
-        temperature=temperature,
-        seed=seed,
-        positions=positions,
-        out=out,
-        thresholds=thresholds,
-        workspace=workspace,
+        logits=(logits,),
+        temperature=(temperature, (rows,), torch.float32),
+        seed=(seed, (rows,), torch.int64),
+        positions=(positions, (rows,), torch.int64),
+        out=(out, (rows,), torch.int32),
+        thresholds=(thresholds, (rows,), torch.float32),
+        workspace=(workspace,),
     )
     top, at, key, key_at = carve("sample", workspace, _parts(rows, vocab))
     if rows == 0:
@@ -334,65 +326,3 @@ register(
     "Tensor? thresholds, Tensor(b!) workspace) -> ()",
     sample,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every kernel at every shipped vocabulary; at the largest in every dtype of logits."""
-    cases = []
-    numbers = {"stride": "i64", "R": "i32", "V": "i32", "T": "i32", "KT": "i32"}
-    for vocab in sorted({shape.vocab for shape in SHAPES}):
-        shape = config(vocab)
-        tiles, key_tiles = triton.cdiv(vocab, shape.tile), triton.cdiv(vocab, shape.key_tile)
-        padded, key_padded = triton.next_power_of_2(tiles), triton.next_power_of_2(key_tiles)
-        for dtype in ("fp32", "fp16", "bf16") if vocab == 128256 else ("fp32",):
-            rows = {"logits_ptr": f"*{dtype}", "thresholds_ptr": "*fp32", "top_ptr": "*fp32", **numbers}
-            cases.append(
-                CompileCase(
-                    f"sample scan {vocab} {dtype}",
-                    scan_kernel,
-                    {**{k: v for k, v in rows.items() if k != "KT"}, "at_ptr": "*i32"},
-                    {"ROWS": 1, "TILE": shape.tile},
-                    num_warps=shape.num_warps,
-                    divisible_by_16=("stride", "V"),
-                    options=EXACT,
-                )
-            )
-            cases.append(
-                CompileCase(
-                    f"sample keys {vocab} {dtype}",
-                    key_kernel,
-                    {
-                        **rows,
-                        "temperature_ptr": "*fp32",
-                        "seed_ptr": "*i64",
-                        "positions_ptr": "*i64",
-                        "key_ptr": "*fp32",
-                        "key_at_ptr": "*i32",
-                    },
-                    {"PURPOSE": 4, "TP": padded, "ROWS": 1, "TILE": shape.key_tile},
-                    num_warps=shape.num_warps,
-                    divisible_by_16=("stride", "V"),
-                    options=EXACT,
-                )
-            )
-        cases.append(
-            CompileCase(
-                f"sample pick {vocab}",
-                pick_kernel,
-                {
-                    "temperature_ptr": "*fp32",
-                    "top_ptr": "*fp32",
-                    "at_ptr": "*i32",
-                    "key_ptr": "*fp32",
-                    "key_at_ptr": "*i32",
-                    "out_ptr": "*i32",
-                    "R": "i32",
-                    "T": "i32",
-                    "KT": "i32",
-                },
-                {"TP": padded, "KTP": key_padded, "ROWS": 1},
-                num_warps=shape.num_warps,
-                options=EXACT,
-            )
-        )
-    return cases

@@ -24,27 +24,25 @@ OPCODE = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z]\w*(?:\.\w+)*)
 
 @dataclass(frozen=True)
 class CompileCase:
-    """One configuration of one kernel. Pointers count as aligned to 16 bytes."""
+    """One configuration of one kernel. A path is an argument's index, then one inside it if it is a tuple."""
 
-    name: str  # kernel and shape: "linear 4096x14336 bf16"
+    name: str  # operator, shape and kernel: "linear 4096x14336 bf16 linear"
     kernel: Any  # the @triton.jit function
-    signature: dict[str, str]  # run-time arguments by name: "*bf16", "i32", "fp32"
-    constexprs: dict[str, Any]
+    signature: dict[str, Any]  # of all arguments: "*bf16", "i32", "fp32", "constexpr", or a tuple of these
+    constants: dict[tuple[int, ...], Any]  # by path
     num_warps: int = 4
     num_stages: int = 3
-    divisible_by_16: tuple[str, ...] = ()  # integer arguments that are, in this configuration
+    divisible_by_16: tuple[tuple[int, ...], ...] = ()  # paths of integers and addresses that are
     options: dict[str, Any] = field(default_factory=dict)  # further compile options: enable_fp_fusion
     load_bytes: int = 0  # how wide weights or KV must be read; 0: no matter
 
     @property
     def key(self) -> str:
         """Equal for cases that are one to the compiler."""
-        parts = (self.signature, self.constexprs, self.options)
-        flat = [sorted((name, str(value)) for name, value in part.items()) for part in parts]
+        parts = (self.signature, self.constants, self.options)
+        flat = [[(name, str(value)) for name, value in part.items()] for part in parts]
         name = f"{self.kernel.__module__}.{self.kernel.__name__}"
-        return repr(
-            (name, flat, self.num_warps, self.num_stages, sorted(self.divisible_by_16), self.load_bytes)
-        )
+        return repr((name, flat, self.num_warps, self.num_stages, self.divisible_by_16, self.load_bytes))
 
 
 @dataclass(frozen=True)
@@ -60,17 +58,9 @@ class Compiled:
 
 def build(case: CompileCase, arch: int) -> Any:
     """Triton's own result, for compute capability arch / 10; what its cache holds is not compiled again."""
-    arguments = case.kernel.arg_names
-    missing = [a for a in arguments if a not in case.signature and a not in case.constexprs]
-    if missing:
-        raise ValueError(
-            f"{case.name}: no type and no value for {', '.join(missing)} of {case.kernel.__name__}"
-        )
-    signature = {a: "constexpr" if a in case.constexprs else case.signature[a] for a in arguments}
-    aligned = [a for a, kind in signature.items() if kind.startswith("*") or a in case.divisible_by_16]
-    attributes = {(arguments.index(a),): [["tt.divisibility", 16]] for a in aligned}
+    attributes = {path: [["tt.divisibility", 16]] for path in case.divisible_by_16}
     return triton.compile(
-        ASTSource(case.kernel, signature, case.constexprs, attributes),
+        ASTSource(case.kernel, case.signature, case.constants, attributes),
         target=GPUTarget("cuda", arch, 32),
         options={"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options},
     )

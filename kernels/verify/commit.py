@@ -16,62 +16,49 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pearl_rt.state import RING_HEADER
+from pearl_rt import state
 
 from .window import RUNNING
 
-HEADER = tl.constexpr(RING_HEADER)
-STOPPED = tl.constexpr(2)
-AT_LENGTH = tl.constexpr(3)
-BAD_LOGITS = tl.constexpr(4)
+HEADER = tl.constexpr(state.RING_HEADER)
+STOPPED = tl.constexpr(state.STOP)
+AT_LENGTH = tl.constexpr(state.LENGTH)
+BAD_LOGITS = tl.constexpr(state.BAD_LOGITS)
 
 
 @triton.jit
 def commit(
     b,  # [SEQS] slot
     real,  # [SEQS]
-    accept_len,  # [SEQS]
-    token,  # [SEQS] that follows, or -1
-    bad,  # [SEQS] int1
-    num_draft,  # [SEQS] judged
-    token_ids_ptr,  # [B, capacity]
-    committed_ptr,  # [B]
-    pending_ptr,  # [B]
-    finish_ptr,  # [B]
-    round_ptr,  # [B]
-    ring_ptr,  # [RING, B, HEADER + K + 1]
-    draft_ids_ptr,  # [B, K]
-    num_draft_ptr,  # [B]
-    max_total_len_ptr,  # [B]
-    stop_ids_ptr,  # [B, NS]
-    capacity,
-    K,
-    RING,
+    verdict,  # Verdict
+    windows,  # Windows, of a state
+    commits,  # Commits
     B,
     NS: tl.constexpr,
     WIDTH: tl.constexpr,  # power of two, >= 2 * K
 ):
-    real = real & (tl.load(finish_ptr + b, mask=real, other=0) == RUNNING)
-    base = tl.load(committed_ptr + b, mask=real, other=0)
-    pending = tl.load(pending_ptr + b, mask=real, other=0)
-    number = tl.load(round_ptr + b, mask=real, other=0)
-    window = tl.where(number == 0, 0, tl.load(num_draft_ptr + b, mask=real, other=0))
-    room = tl.maximum(tl.load(max_total_len_ptr + b, mask=real, other=0) - base, 1)
+    accept_len, token, bad, num_draft = verdict
+    real = real & (tl.load(windows.finish_reason + b, mask=real, other=0) == RUNNING)
+    base = tl.load(windows.positions + b, mask=real, other=0)
+    pending = tl.load(windows.pending + b, mask=real, other=0)
+    number = tl.load(windows.round + b, mask=real, other=0)
+    window = tl.where(number == 0, 0, tl.load(windows.num_draft + b, mask=real, other=0))
+    room = tl.maximum(tl.load(commits.max_total_len + b, mask=real, other=0) - base, 1)
 
     # The tokens from `committed` on, as they are after this round.
     j = tl.arange(0, WIDTH)[None, :]
     follows = (j == accept_len[:, None]) & (token >= 0)[:, None]
     behind = j - pending[:, None]
     drafted = real[:, None] & (behind >= 0) & (behind < window[:, None])
-    place = token_ids_ptr + b.to(tl.int64)[:, None] * capacity + base[:, None] + j
+    place = windows.token_ids + b.to(tl.int64)[:, None] * windows.capacity + base[:, None] + j
     tokens = tl.load(place, mask=real[:, None] & (behind < 0), other=-1)
-    drafts = tl.load(draft_ids_ptr + b[:, None] * K + behind, mask=drafted, other=-1)
+    drafts = tl.load(windows.draft_ids + b[:, None] * windows.K + behind, mask=drafted, other=-1)
     tokens = tl.where(follows, token[:, None], tl.where(drafted, drafts, tokens))
 
     new = tl.where(bad, 0, accept_len + (token >= 0).to(tl.int32))
     hit = tokens * 0
     for i in range(NS):
-        stop = tl.load(stop_ids_ptr + b * NS + i, mask=real, other=-1)
+        stop = tl.load(commits.stop_ids + b * NS + i, mask=real, other=-1)
         hit = hit | ((tokens == stop[:, None]) & (stop >= 0)[:, None]).to(tl.int32)
     first = tl.min(tl.where(hit != 0, j, WIDTH), axis=1)
     stopped = (first < new) & (first < room)
@@ -82,11 +69,12 @@ def commit(
 
     tl.debug_barrier()  # every warp has read what is overwritten now
     tl.store(place, tokens, mask=real[:, None] & (follows | drafted) & (bad == 0)[:, None])
-    tl.store(committed_ptr + b, base + kept, mask=real)
-    tl.store(pending_ptr + b, left, mask=real)
-    tl.store(finish_ptr + b, reason, mask=real)
-    tl.store(round_ptr + b, number + 1, mask=real)
-    entry = ring_ptr + ((number % RING) * B + b).to(tl.int64) * (HEADER + K + 1)
+    tl.store(windows.positions + b, base + kept, mask=real)
+    tl.store(windows.pending + b, left, mask=real)
+    tl.store(windows.finish_reason + b, reason, mask=real)
+    tl.store(windows.round + b, number + 1, mask=real)
+    slot = (number % commits.ring_size) * B + b
+    entry = commits.ring + slot.to(tl.int64) * (HEADER + windows.K + 1)
     tl.store(entry + 1, accept_len, mask=real)
     tl.store(entry + 2, num_draft, mask=real)
     tl.store(entry + 3, pending, mask=real)

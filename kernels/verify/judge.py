@@ -1,9 +1,10 @@
-"""The verdict on windows of draft tokens, ragged and fused: how many stand, and which token follows them.
+"""The verdict on windows of draft tokens, ragged and fused: how many are accepted, and which token follows.
 
-    rejection  row r stands if u * q(x) / sum q <= p(x) / sum p; else a token from norm(max(p - q, 0))
-    coupled    row r stands if it is the target's own token under the noise that the draft had
-    greedy     (temperature 0, either kind) row r stands if it is the target's argmax
-    accept_len = first row that does not stand, or num_draft; a row more than that gives a bonus token
+    rejection  row r is accepted if u * q(x) / sum q <= p(x) / sum p; else a token is recovered from
+               norm(max(p - q, 0))
+    coupled    row r is accepted if it is the target's own token under the noise that the draft had
+    greedy     (temperature 0, either kind) row r is accepted if it is the target's argmax
+    accept_len = first row that is not accepted, or num_draft; a row more than that gives a bonus token
 
 `pearl_rt.reference.judge.judge` is the definition: greedy and coupled verdicts are its bits; rejection's
 sums are
@@ -20,7 +21,7 @@ judged with draft_token_ids[b, r] while r < num_draft_tokens[b], and with draft_
 temperature[slot], seed[slot], slot = idx_mapping[b] (or b). Draft logits None: the draft was certain of
 its tokens. Thresholds: entries below them count as -inf. bad_row: -1, or the row with NaN, +inf, nothing
 but -inf, or a candidate outside the vocabulary; then accept_len is that row and next_token -1. next_token
-is -1 too where all stand and no row is left.
+is -1 too where all are accepted and there is no bonus row.
 
 target_logits [N, V], draft_logits [slots, K, Vd], each fp32, fp16 or bf16 at any row stride; computed in
 fp32. draft_token_ids [B, K], num_draft_tokens [B], cu_num_logits [B + 1], idx_mapping [B] int32, positions
@@ -30,127 +31,15 @@ fp32; out: accept_len, next_token, bad_row [B] int32. Mutates these three and th
     greedy, argmaxes [3, 7, 5], draft_token_ids [[3, 4]], num_draft_tokens [2]  ->  accept_len 1, next_token 7
 """
 
-# mypy: allow-untyped-defs
-
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import triton
-import triton.language as tl
 
-from ..base.library import check, check_device, on_their_device, register
-from ..base.workspace import carve, num_bytes
-from ..sampling.noise import EXACT
-from ..sampling.sample import check_logits, config
-from ..tools.compile import CompileCase
-from .coupled import coupled_verdict
-from .phases import Sizes, check_kind, launch_phases, phase_cases, types, verdict_signature, vocabularies
-from .rejection import rejection_verdict
-from .window import locate, slot_of
-
-
-@triton.jit
-def rejection_verdict_kernel(
-    decision_ptr,  # [B, 4]
-    key_ptr,  # [B, KT]
-    key_at_ptr,
-    own_ptr,
-    own_at_ptr,
-    accept_len_ptr,  # [B] int32, out
-    next_token_ptr,  # [B] int32, out
-    bad_row_ptr,  # [B] int32, out
-    B,
-    KT,
-    SEQS: tl.constexpr,
-    KTP: tl.constexpr,
-):
-    sequence = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
-    real = sequence < B
-    accept_len, token, bad, _num_draft = rejection_verdict(
-        decision_ptr, key_ptr, key_at_ptr, own_ptr, own_at_ptr, sequence, real, KT, KTP
-    )
-    tl.store(accept_len_ptr + sequence, accept_len, mask=real)
-    tl.store(next_token_ptr + sequence, token, mask=real)
-    tl.store(bad_row_ptr + sequence, tl.where(bad, accept_len, -1), mask=real)
-
-
-@triton.jit
-def coupled_verdict_kernel(
-    rows_ptr,  # [B + 1]
-    num_draft_ptr,  # [B]
-    positions_ptr,  # [N]
-    draft_ids_ptr,  # [B, K]
-    K,
-    slots_ptr,  # [B] or None
-    temperature_ptr,  # [slots]
-    top_ptr,  # [B * MAX_ROWS, T]
-    at_ptr,
-    key_ptr,  # [B * MAX_ROWS, KT]
-    key_at_ptr,
-    accept_len_ptr,  # [B] int32, out
-    next_token_ptr,  # [B] int32, out
-    bad_row_ptr,  # [B] int32, out
-    B,
-    V,
-    T,
-    KT,
-    MAX_ROWS: tl.constexpr,
-    SEQS: tl.constexpr,
-    RP: tl.constexpr,
-    TP: tl.constexpr,
-    KTP: tl.constexpr,
-):
-    index = tl.arange(0, SEQS * RP)
-    b = tl.program_id(0) * SEQS + index // RP
-    r = index % RP
-    live = (b < B) & (r < MAX_ROWS)
-    rows, num_draft, _target_row, _position, _step, candidate = locate(
-        b,
-        r,
-        live,
-        rows_ptr,
-        num_draft_ptr,
-        positions_ptr,
-        draft_ids_ptr,
-        None,
-        None,
-        None,
-        None,
-        0,
-        K,
-        K,
-        MAX_ROWS,
-        False,
-    )
-    live = live & (r < rows)
-    temperature = tl.load(temperature_ptr + slot_of(slots_ptr, b, live), mask=live, other=0.0)
-    accept_len, token, bad, _num_draft = coupled_verdict(
-        b,
-        r,
-        live,
-        num_draft,
-        candidate,
-        temperature,
-        top_ptr,
-        at_ptr,
-        key_ptr,
-        key_at_ptr,
-        V,
-        T,
-        KT,
-        MAX_ROWS,
-        SEQS,
-        RP,
-        TP,
-        KTP,
-    )
-    sequence = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
-    real = sequence < B
-    tl.store(accept_len_ptr + sequence, accept_len, mask=real)
-    tl.store(next_token_ptr + sequence, token, mask=real)
-    tl.store(bad_row_ptr + sequence, tl.where(bad, accept_len, -1), mask=real)
+from ..base.library import check, check_all, on_their_device, register
+from ..base.workspace import num_bytes
+from ..sampling.sample import check_logits
+from .arguments import TargetLogits, Verdicts, Windows
+from .phases import Sizes, check_kind, draft_logits_of, launch
 
 
 def workspace_size(sequences: int, num_draft_tokens: int, vocab: int, kind: str) -> int:
@@ -188,82 +77,46 @@ def judge(
     check_kind("judge", kind, most)
     check("judge", "temperature", temperature, (None,), torch.float32)
     slots = len(temperature)
-    for name, tensor, size, dtype in (
-        ("num_draft_tokens", num_draft_tokens, sequences, torch.int32),
-        ("cu_num_logits", cu_num_logits, sequences + 1, torch.int32),
-        ("positions", positions, num_logits, torch.int64),
-        ("seed", seed, slots, torch.int64),
-        ("accept_len", accept_len, sequences, torch.int32),
-        ("next_token", next_token, sequences, torch.int32),
-        ("bad_row", bad_row, sequences, torch.int32),
-    ):
-        check("judge", name, tensor, (size,), dtype)
-    if idx_mapping is not None:
-        check("judge", "idx_mapping", idx_mapping, (sequences,), torch.int32)
-    elif slots != sequences:
+    if idx_mapping is None and slots != sequences:
         raise ValueError(f"judge: {slots} temperatures for {sequences} sequences: pass idx_mapping")
-    if target_thresholds is not None:
-        check("judge", "target_thresholds", target_thresholds, (num_logits,), torch.float32)
-    draft: tuple[Any, ...] = (None, 0, 0, None, vocab)
     if draft_logits is not None:
         check_logits("judge", "draft_logits", draft_logits, 3)
         if draft_logits.shape[:2] != (slots, most):
             raise ValueError(
                 f"judge: draft_logits has shape {list(draft_logits.shape)}, expected [{slots}, {most}, *]"
             )
-        if draft_thresholds is not None:
-            check("judge", "draft_thresholds", draft_thresholds, (slots, most), torch.float32)
-        strides = draft_logits.stride(0), draft_logits.stride(1)
-        draft = (draft_logits, *strides, draft_thresholds, min(vocab, draft_logits.shape[2]))
-    check_device(
+    check_all(
         "judge",
-        target_logits=target_logits,
-        draft_logits=draft_logits,
-        draft_token_ids=draft_token_ids,
-        num_draft_tokens=num_draft_tokens,
-        cu_num_logits=cu_num_logits,
-        positions=positions,
-        temperature=temperature,
-        seed=seed,
-        accept_len=accept_len,
-        next_token=next_token,
-        bad_row=bad_row,
-        workspace=workspace,
-        idx_mapping=idx_mapping,
-        target_thresholds=target_thresholds,
-        draft_thresholds=draft_thresholds,
+        target_logits=(target_logits,),
+        draft_logits=(draft_logits,),
+        draft_token_ids=(draft_token_ids,),
+        num_draft_tokens=(num_draft_tokens, (sequences,), torch.int32),
+        cu_num_logits=(cu_num_logits, (sequences + 1,), torch.int32),
+        positions=(positions, (num_logits,), torch.int64),
+        temperature=(temperature,),
+        seed=(seed, (slots,), torch.int64),
+        accept_len=(accept_len, (sequences,), torch.int32),
+        next_token=(next_token, (sequences,), torch.int32),
+        bad_row=(bad_row, (sequences,), torch.int32),
+        workspace=(workspace,),
+        idx_mapping=(idx_mapping, (sequences,), torch.int32),
+        target_thresholds=(target_thresholds, (num_logits,), torch.float32),
+        draft_thresholds=(draft_thresholds, (slots, most), torch.float32),
     )
-    sizes = Sizes(sequences, most + 1, vocab)
-    parts = carve("judge", workspace, sizes.parts(kind))
-    if sequences == 0:
-        return
     ragged = (cu_num_logits, num_draft_tokens, positions, draft_token_ids)
-    where = (*ragged, None, None, None, None, 0, most, max(most, 1), idx_mapping)
-    target = (target_logits, target_logits.stride(0), target_thresholds)
-    launch_phases(sizes, kind, where, target, draft, temperature, seed, parts, target_is_scaled, state=False)
-    constants = sizes.reduction
-    options = {"KTP": triton.next_power_of_2(sizes.key_tiles), "num_warps": config(vocab).num_warps, **EXACT}
-    grid = (triton.cdiv(sequences, constants["SEQS"]),)
-    outputs = (accept_len, next_token, bad_row, sequences)
-    if kind == "rejection":
-        _, _, key, key_at, *_, own, own_at, decision = parts
-        rejection_verdict_kernel[grid](
-            decision, key, key_at, own, own_at, *outputs, sizes.key_tiles, SEQS=constants["SEQS"], **options
-        )
-    else:
-        coupled_verdict_kernel[grid](
-            *ragged,
-            most,
-            idx_mapping,
-            temperature,
-            *parts,
-            *outputs,
-            vocab,
-            sizes.tiles,
-            sizes.key_tiles,
-            **constants,
-            **options,
-        )
+    launch(
+        "judge",
+        kind,
+        Sizes(sequences, most + 1, vocab),
+        Windows(*ragged, None, None, None, None, idx_mapping, capacity=0, K=most, S=max(most, 1)),
+        TargetLogits(target_logits, target_logits.stride(0), target_thresholds),
+        draft_logits_of(draft_logits, draft_thresholds, vocab),
+        temperature,
+        seed,
+        workspace,
+        verdicts=Verdicts(accept_len, next_token, bad_row),
+        target_is_scaled=target_is_scaled,
+    )
 
 
 register(
@@ -274,31 +127,3 @@ register(
     "bool target_is_scaled=False) -> ()",
     judge,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """The ragged launches at two vocabularies, dtypes and windows, the last one at all; see verify too."""
-    cases = phase_cases(state=False, choices=[(32000, "fp32", 4), (128256, "bf16", 8)])
-    outputs = types("accept_len_ptr next_token_ptr bad_row_ptr", "*i32")
-    rejection, coupled = verdict_signature(state=False)
-    for vocab in vocabularies():
-        sizes = Sizes(1, 9, vocab)
-        padded = {"KTP": triton.next_power_of_2(sizes.key_tiles)}
-        constants = {**sizes.reduction, "SEQS": 1, **padded}
-        cases += [
-            CompileCase(
-                f"judge verdict rejection {vocab}",
-                rejection_verdict_kernel,
-                {**rejection, **outputs},
-                {"SEQS": 1, **padded},
-                options=EXACT,
-            ),
-            CompileCase(
-                f"judge verdict coupled {vocab}",
-                coupled_verdict_kernel,
-                {**coupled, **outputs},
-                constants,
-                options=EXACT,
-            ),
-        ]
-    return cases

@@ -1,26 +1,25 @@
-"""What judge and verify share: the sizes of a call, its first two launches, and what compiles them.
+"""What judge and verify share: the sizes of a call, and its three launches.
 
-Two launches with grids from shapes only; the third is the caller's own, which reads what these leave in the
-workspace. Rejection: judge_scan_kernel (window.py), then residual_kernel (residual.py). Coupled:
-judge_scan_kernel, then own_key_kernel (coupled.py). Knows neither outputs nor what a verdict is for.
+Grids come from shapes only. Rejection: judge_scan_kernel (window.py), residual_kernel (rejection.py),
+rejection_verdict_kernel (verdict.py). Coupled: judge_scan_kernel, own_key_kernel (coupled.py),
+coupled_verdict_kernel (verdict.py). Knows neither the tensors of an operator nor what a verdict is for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import triton
 
 from ..base.library import interpreting
-from ..base.shapes import SHAPES
-from ..base.workspace import Part
+from ..base.workspace import Part, carve
 from ..sampling.noise import EXACT
 from ..sampling.sample import config
-from ..tools.compile import CompileCase
+from .arguments import Commits, Decision, DraftLogits, Keys, Scans, TargetLogits, Verdicts, Windows
 from .coupled import own_key_kernel
 from .rejection import residual_kernel
+from .verdict import coupled_verdict_kernel, rejection_verdict_kernel
 from .window import judge_scan_kernel
 
 KINDS = ("rejection", "coupled")
@@ -77,99 +76,86 @@ class Sizes:
         }
 
 
-def launch_phases(
-    sizes: Sizes,
+def draft_logits_of(logits: torch.Tensor | None, thresholds: torch.Tensor | None, vocab: int) -> DraftLogits:
+    """Of logits [slots, S, Vd] or None, beside a target's vocabulary."""
+    if logits is None:
+        return DraftLogits(None, 0, 0, None, vocab)
+    slot_stride, step_stride, _ = logits.stride()
+    return DraftLogits(logits, slot_stride, step_stride, thresholds, min(vocab, logits.shape[2]))
+
+
+def launch(
+    op: str,
     kind: str,
-    where: tuple[Any, ...],
-    target: tuple[Any, ...],
-    draft: tuple[Any, ...],
+    sizes: Sizes,
+    windows: Windows,
+    target: TargetLogits,
+    draft: DraftLogits,
     temperature: torch.Tensor,
     seed: torch.Tensor,
-    parts: list[torch.Tensor],
-    scaled: bool,
-    state: bool,
+    workspace: torch.Tensor,
+    verdicts: Verdicts | None = None,
+    commits: Commits | None = None,
+    target_is_scaled: bool = False,
 ) -> None:
-    """The first two launches of judge and verify. where: locate's arguments after `live`, to S, then slots;
-    target: logits, stride, thresholds; draft: logits, two strides, thresholds, vocabulary."""
-    rejection = kind == "rejection"
-    shape = config(sizes.vocab, sizes.rows)
+    """All three launches: of `judge` into verdicts, of `verify` into the state."""
+    parts = carve(op, workspace, sizes.parts(kind))
+    if sizes.sequences == 0:
+        return
+    shape, reduction = config(sizes.vocab, sizes.rows), sizes.reduction
     options = {"num_warps": shape.num_warps, **EXACT}
-    top, at, key, key_at = parts[:4]
-    sums, draft_top, draft_sums, own, own_at, decision = parts[4:] if rejection else [None] * 6
-    *draft_rows, draft_vocab = draft
-    with_draft = rejection and draft_rows[0] is not None
-    judge_scan_kernel[(triton.cdiv(sizes.rows, shape.rows), sizes.tiles, 1 + with_draft)](
-        *where,
-        *target,
-        *(draft_rows if with_draft else (None, 0, 0, None)),
-        temperature,
-        top,
-        at,
-        sums,
-        draft_top,
-        draft_sums,
-        sizes.rows,
-        sizes.vocab,
-        draft_vocab,
-        sizes.tiles,
-        SUM=rejection,
-        SCALED=scaled,
+    top, at, best, best_at, *others = parts
+    rejection, keys = kind == "rejection", Keys(best, best_at)
+    scans = Scans(top, at, *(others[:3] if rejection else (None, None, None)))
+    scanned = draft if rejection else draft_logits_of(None, None, draft.vocab)
+    judge_scan_kernel[(triton.cdiv(sizes.rows, shape.rows), sizes.tiles, 1 if scanned.logits is None else 2)](
+        *(windows, target, scanned, temperature, scans, sizes.rows, sizes.vocab, sizes.tiles),
+        SCALED=target_is_scaled,
         MAX_ROWS=sizes.max_rows,
-        STATE=state,
         ROWS=shape.rows,
         TILE=shape.tile,
         **options,
     )
+    blocks = triton.cdiv(sizes.sequences, reduction["SEQS"])
+    counts = (sizes.vocab, sizes.tiles, sizes.key_tiles)
+    last = {
+        "KTP": triton.next_power_of_2(sizes.key_tiles),
+        "NS": commits.stop_ids.shape[1] if commits else 0,
+        "WIDTH": triton.next_power_of_2(max(2 * windows.K, 1)) if commits else 0,
+    }
     if rejection:
-        constants = sizes.reduction
-        residual_kernel[(triton.cdiv(sizes.sequences, constants["SEQS"]), sizes.key_tiles)](
-            *where,
-            *target,
-            *draft_rows,
-            temperature,
-            seed,
-            top,
-            at,
-            sums,
-            draft_top,
-            draft_sums,
-            key,
-            key_at,
-            own,
-            own_at,
-            decision,
-            sizes.sequences,
-            sizes.vocab,
-            draft_vocab,
-            sizes.tiles,
-            sizes.key_tiles,
-            SCALED=scaled,
-            STATE=state,
+        own, own_at, ended = others[3:]
+        decision = Decision(ended, Keys(own, own_at))
+        residual_kernel[(blocks, sizes.key_tiles)](
+            *(windows, target, draft, temperature, seed, scans, keys, decision, sizes.sequences, *counts),
+            SCALED=target_is_scaled,
             TILE=shape.key_tile,
-            **constants,
+            **reduction,
             **options,
         )
-    else:
-        own_key_kernel[(triton.cdiv(sizes.rows, shape.key_rows), sizes.key_tiles)](
-            *where,
-            *target,
-            temperature,
-            seed,
-            top,
-            key,
-            key_at,
-            sizes.rows,
-            sizes.vocab,
-            sizes.tiles,
-            sizes.key_tiles,
-            SCALED=scaled,
-            MAX_ROWS=sizes.max_rows,
-            STATE=state,
-            TP=triton.next_power_of_2(sizes.tiles),
-            ROWS=shape.key_rows,
-            TILE=shape.key_tile,
+        rejection_verdict_kernel[(blocks,)](
+            *(windows if commits else None, keys, decision, verdicts, commits),
+            *(sizes.sequences, sizes.key_tiles),
+            SEQS=reduction["SEQS"],
+            **last,
             **options,
         )
+        return
+    own_key_kernel[(triton.cdiv(sizes.rows, shape.key_rows), sizes.key_tiles)](
+        *(windows, target, temperature, seed, scans, keys, sizes.rows, *counts),
+        SCALED=target_is_scaled,
+        MAX_ROWS=sizes.max_rows,
+        TP=reduction["TP"],
+        ROWS=shape.key_rows,
+        TILE=shape.key_tile,
+        **options,
+    )
+    coupled_verdict_kernel[(blocks,)](
+        *(windows, temperature, scans, keys, verdicts, commits, sizes.sequences, *counts),
+        **reduction,
+        **last,
+        **options,
+    )
 
 
 def check_kind(op: str, kind: str, num_draft_tokens: int) -> None:
@@ -178,94 +164,3 @@ def check_kind(op: str, kind: str, num_draft_tokens: int) -> None:
         raise ValueError(f"{op}: kind is {kind!r}, expected {' or '.join(KINDS)}")
     if num_draft_tokens > MAX_DRAFT_TOKENS:
         raise ValueError(f"{op}: windows of {num_draft_tokens} draft tokens, the limit is {MAX_DRAFT_TOKENS}")
-
-
-def types(names: str, kind: str) -> dict[str, str]:
-    """A signature of arguments of one type, their names between blanks."""
-    return dict.fromkeys(names.split(), kind)
-
-
-def vocabularies() -> list[int]:
-    """The shipped ones."""
-    return sorted({shape.vocab for shape in SHAPES})
-
-
-def phase_cases(state: bool, choices: list[tuple[int, str, int]]) -> list[CompileCase]:
-    """The first two launches, for each (vocabulary, dtype, window)."""
-    cases = []
-    kept = "token_ids_ptr pending_ptr finish_ptr round_ptr"
-    thresholds = dict.fromkeys(("target_thresholds_ptr", "draft_thresholds_ptr"))
-    common = {
-        **types("rows_ptr num_draft_ptr draft_ids_ptr", "*i32"),
-        "positions_ptr": "*i32" if state else "*i64",
-        **(types(kept, "*i32") if state else {"slots_ptr": "*i32"}),
-        **types("capacity K S V T", "i32"),
-        "temperature_ptr": "*fp32",
-        "target_stride": "i32",
-        "top_ptr": "*fp32",
-    }
-    constants = {"SCALED": False, "STATE": state, "target_thresholds_ptr": None}
-    constants |= {"slots_ptr": None} if state else dict.fromkeys(kept.split())
-    aligned = ("V", "VD", "target_stride", "draft_stride", "step_stride")
-    for vocab, dtype, window in choices:
-        shape = config(vocab)
-        sizes = Sizes(1, window + 1, vocab)
-        where = f"{'state' if state else 'ragged'} {vocab} gamma {window} {dtype}"
-        logits = {**common, "target_ptr": f"*{dtype}"}
-        both = {**logits, "draft_ptr": f"*{dtype}", **types("draft_stride step_stride VD", "i32")}
-        partials = types("sum_ptr draft_top_ptr draft_sum_ptr", "*fp32")
-        keys = {"key_ptr": "*fp32", "key_at_ptr": "*i32", "KT": "i32", "seed_ptr": "*i64"}
-        scan = {"ROWS": 1, "TILE": shape.tile, "MAX_ROWS": window + 1, **constants}
-        nothing = dict.fromkeys((*partials, "draft_ptr", "draft_thresholds_ptr"))
-        for name, kernel, signature, constexprs in (
-            (
-                "judge scan rejection",
-                judge_scan_kernel,
-                {**both, **partials, "at_ptr": "*i32", "N": "i32"},
-                {**scan, **thresholds, "SUM": True},
-            ),
-            (
-                "judge scan coupled",
-                judge_scan_kernel,
-                {**logits, **types("draft_stride step_stride VD N", "i32"), "at_ptr": "*i32"},
-                {**scan, **nothing, "SUM": False},
-            ),
-            (
-                "judge residual",
-                residual_kernel,
-                {
-                    **both,
-                    **partials,
-                    **keys,
-                    **types("at_ptr own_at_ptr decision_ptr", "*i32"),
-                    "own_ptr": "*fp32",
-                    "B": "i32",
-                },
-                {**constants, **thresholds, **sizes.reduction, "SEQS": 1, "TILE": shape.key_tile},
-            ),
-            (
-                "judge own keys",
-                own_key_kernel,
-                {**logits, **keys, "N": "i32"},
-                {**scan, "TILE": shape.key_tile, "TP": triton.next_power_of_2(sizes.tiles)},
-            ),
-        ):
-            names = f"{name} {where}", kernel, signature, constexprs
-            present = tuple(n for n in aligned if n in signature)
-            cases.append(CompileCase(*names, shape.num_warps, divisible_by_16=present, options=EXACT))
-    return cases
-
-
-def verdict_signature(state: bool) -> tuple[dict[str, str], dict[str, str]]:
-    """What the last launch reads besides its outputs: rejection's, coupled's."""
-    keys = types("key_ptr", "*fp32") | types("key_at_ptr", "*i32") | types("B KT", "i32")
-    rejection = {**keys, **types("decision_ptr own_at_ptr", "*i32"), "own_ptr": "*fp32"}
-    coupled = {
-        **keys,
-        **types("top_ptr temperature_ptr", "*fp32"),
-        **types("at_ptr num_draft_ptr draft_ids_ptr", "*i32"),
-        **types("V T K", "i32"),
-    }
-    if not state:
-        coupled |= {**types("rows_ptr slots_ptr", "*i32"), "positions_ptr": "*i64"}
-    return rejection, coupled

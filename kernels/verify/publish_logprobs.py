@@ -2,15 +2,15 @@
 
     row r of slot b   token_ids[b, before[b] + r], if that is below committed[b] and the slot asks for any
     ring[n % RING, b] n, then for each of them 1 + k entries: its own, then the k likeliest
-    an entry          id, log-probability (its bits), rank, as kernels/sampling/logprobs.py tells them
+    an entry          id, log-probability (its bits), rank, as kernels/sampling/logprobs.py computes them
 
 n is the round that verify has judged, round[b] - 1; before is what committed was ahead of it. The fields are
-stored first, then n with release at system scope, as in kernels/verify/commit.py: whoever reads n with acquire reads
+stored first, then n with release at system scope, as in commit.py: whoever reads n with acquire reads
 them. The verdict's own entry is published by itself, earlier; nothing orders a reader between the two rings.
 
     asked_kernel  (slots,)  the token that each row is asked for, or -1
     logprobs      its three launches
-    tell_kernel   (slots,)  one slot's entries, then its n
+    publish_kernel   (slots,)  one slot's entries, then its n
 
 target_logits [B, G + 1, V] as they are, before penalties: fp32, fp16 or bf16, usable where a token was
 committed. token_ids [B, C], before, committed, round, num_logprobs [B] int32, the last how many likeliest
@@ -29,14 +29,14 @@ import torch
 import triton
 import triton.language as tl
 
-from ..base.library import check, check_device, on_their_device, register
+from ..base.library import check, check_all, on_their_device, register
 from ..base.workspace import Part, carve, num_bytes
 from ..sampling.logprobs import logprobs
 from ..sampling.logprobs import workspace_size as logprobs_workspace
 from ..sampling.sample import check_logits, row_offset
-from ..tools.compile import CompileCase
 
 FIELDS = tl.constexpr(3)  # of an entry
+OP = "publish_logprobs"
 
 
 @triton.jit
@@ -60,7 +60,7 @@ def asked_kernel(
 
 
 @triton.jit
-def tell_kernel(
+def publish_kernel(
     ids_ptr,  # [B * MAX_ROWS, W]
     values_ptr,  # [B * MAX_ROWS, W] the bits of fp32
     ranks_ptr,  # [B * MAX_ROWS, W]
@@ -86,11 +86,11 @@ def tell_kernel(
     entry, field = at // FIELDS, at % FIELDS
     live = (entry < tl.minimum(num_new, MAX_ROWS) * W) & (entry % W <= wanted)
     place = row_offset(b, MAX_ROWS * W) + entry
-    told = tl.load(ids_ptr + place, mask=live & (field == 0), other=0)
-    told |= tl.load(values_ptr + place, mask=live & (field == 1), other=0)
-    told |= tl.load(ranks_ptr + place, mask=live & (field == 2), other=0)
+    fields = tl.load(ids_ptr + place, mask=live & (field == 0), other=0)
+    fields |= tl.load(values_ptr + place, mask=live & (field == 1), other=0)
+    fields |= tl.load(ranks_ptr + place, mask=live & (field == 2), other=0)
     out = ring_ptr + ((number % RING) * B + b).to(tl.int64) * stride
-    tl.store(out + 1 + at, told, mask=live)
+    tl.store(out + 1 + at, fields, mask=live)
     tl.debug_barrier()  # every thread's fields come before the release of the one that stores n
     tl.atomic_xchg(out, number, sem="release", scope="sys")
 
@@ -102,9 +102,15 @@ def entry_size(max_rows: int, k: int) -> int:
 
 def _parts(slots: int, max_rows: int, vocab: int, k: int) -> list[Part]:
     rows = slots * max_rows
-    told = (rows, 1 + k)
+    published = (rows, 1 + k)
     own = ((logprobs_workspace(rows, vocab, k),), torch.uint8)
-    return [((rows,), torch.int32), (told, torch.int32), (told, torch.float32), (told, torch.int32), own]
+    return [
+        ((rows,), torch.int32),
+        (published, torch.int32),
+        (published, torch.float32),
+        (published, torch.int32),
+        own,
+    ]
 
 
 def workspace_size(slots: int, max_rows: int, vocab: int, k: int) -> int:
@@ -113,7 +119,7 @@ def workspace_size(slots: int, max_rows: int, vocab: int, k: int) -> int:
 
 
 @on_their_device
-def tell(
+def publish_logprobs(
     target_logits: torch.Tensor,
     token_ids: torch.Tensor,
     before: torch.Tensor,
@@ -125,40 +131,32 @@ def tell(
     workspace: torch.Tensor,
 ) -> None:
     """Of what verify has committed, for every slot that asks; see above."""
-    check_logits("tell", "target_logits", target_logits, 3)
+    check_logits(OP, "target_logits", target_logits, 3)
     slots, max_rows, vocab = target_logits.shape
     if target_logits.stride(0) != max_rows * target_logits.stride(1):
-        raise ValueError(f"tell: target_logits has strides {target_logits.stride()}: rows must lie evenly")
-    check("tell", "token_ids", token_ids, (slots, None), torch.int32)
-    for name, tensor in (
-        ("before", before),
-        ("committed", committed),
-        ("round", round),
-        ("num_logprobs", num_logprobs),
-    ):
-        check("tell", name, tensor, (slots,), torch.int32)
-    check("tell", "ring", ring, (None, slots, None), torch.int32)
+        raise ValueError(f"{OP}: target_logits has strides {target_logits.stride()}: rows must lie evenly")
+    check(OP, "ring", ring, (None, slots, None), torch.int32)
     ring_size, _, stride = ring.shape
     if ring_size < 1 or stride < entry_size(max_rows, k):
         raise ValueError(
-            f"tell: ring has {ring_size} rounds of {stride} int32 for a slot, expected at least 1 of "
+            f"{OP}: ring has {ring_size} rounds of {stride} int32 for a slot, expected at least 1 of "
             f"{entry_size(max_rows, k)} for {max_rows} rows of k {k}"
         )
-    check_device(
-        "tell",
-        target_logits=target_logits,
-        token_ids=token_ids,
-        before=before,
-        committed=committed,
-        round=round,
-        num_logprobs=num_logprobs,
-        workspace=workspace,
+    check_all(
+        OP,
+        target_logits=(target_logits,),
+        token_ids=(token_ids, (slots, None), torch.int32),
+        before=(before, (slots,), torch.int32),
+        committed=(committed, (slots,), torch.int32),
+        round=(round, (slots,), torch.int32),
+        num_logprobs=(num_logprobs, (slots,), torch.int32),
+        workspace=(workspace,),
     )
     if ring.device != token_ids.device and not ring.is_pinned():
         raise ValueError(
-            f"tell: ring on {ring.device}, expected {token_ids.device}, or pinned memory of the host"
+            f"{OP}: ring on {ring.device}, expected {token_ids.device}, or pinned memory of the host"
         )
-    asked, ids, values, ranks, own = carve("tell", workspace, _parts(slots, max_rows, vocab, k))
+    asked, ids, values, ranks, own = carve(OP, workspace, _parts(slots, max_rows, vocab, k))
     if slots == 0:
         return
     given = (before, committed)
@@ -173,7 +171,7 @@ def tell(
         num_warps=1,
     )
     logprobs(target_logits.flatten(0, 1), asked, k, ids, values, ranks, own)
-    tell_kernel[(slots,)](
+    publish_kernel[(slots,)](
         ids,
         values.view(torch.int32),
         ranks,
@@ -192,26 +190,7 @@ def tell(
 
 
 register(
-    "tell(Tensor target_logits, Tensor token_ids, Tensor before, Tensor committed, Tensor round, "
+    "publish_logprobs(Tensor target_logits, Tensor token_ids, Tensor before, Tensor committed, Tensor round, "
     "Tensor num_logprobs, int k, Tensor(a!) ring, Tensor(b!) workspace) -> ()",
-    tell,
+    publish_logprobs,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """For windows of 16, with no likeliest tokens and with twenty; logprobs' own are in its file."""
-    max_rows = 17
-    lengths = dict.fromkeys(("before_ptr", "committed_ptr", "num_logprobs_ptr"), "*i32")
-    asked = {"token_ids_ptr": "*i32", **lengths, "asked_ptr": "*i32", "capacity": "i32"}
-    told = dict.fromkeys(("ids_ptr", "values_ptr", "ranks_ptr"), "*i32")
-    ring = {"round_ptr": "*i32", "ring_ptr": "*i32", **dict.fromkeys(("stride", "RING", "B"), "i32")}
-    rows = {"MAX_ROWS": max_rows, "RP": triton.next_power_of_2(max_rows)}
-    cases = [CompileCase("tell asked gamma 16", asked_kernel, asked, rows, num_warps=1)]
-    for k in (0, 20):
-        sizes = {
-            "W": 1 + k,
-            "MAX_ROWS": max_rows,
-            "SIZE": triton.next_power_of_2(max_rows * (1 + k) * FIELDS.value),
-        }
-        cases.append(CompileCase(f"tell gamma 16 k {k}", tell_kernel, {**told, **lengths, **ring}, sizes))
-    return cases

@@ -1,7 +1,7 @@
-"""Rejection, inside kernels: which row of a window fails the ratio test, and the race for what the target has
-left.
+"""Rejection, inside kernels: which row fails the ratio test, and the race for the recovered token.
 
-    row r stands if u * q(x) / sum q <= p(x) / sum p; else argmax_i max(p_i - q_i, 0) / Exp(seed, position, i)
+    accepted   row r, if u * q(x) / sum q <= p(x) / sum p
+    recovered  else argmax_i max(p_i - q_i, 0) / Exp(seed, position, i)
 
 residual_kernel: grid (sequence blocks, key tiles). Every program decides for all rows of its sequences
 from the tiles of judge_scan_kernel (a few kilobytes), then races one tile of the row that ended the
@@ -29,7 +29,19 @@ from ..sampling.noise import (
     uniform,
 )
 from ..sampling.sample import INFINITY, best_of, best_tile, clean, is_usable, load_tile, row_offset, top_tile
-from .window import BAD, GREEDY, LEFT, OWN, STANDS, first_of, locate, pick, slot_of, threshold_of
+from .window import (
+    ACCEPTED,
+    BAD,
+    BONUS_TOKEN,
+    GREEDY,
+    RECOVERED,
+    Verdict,
+    first_of,
+    locate,
+    pick,
+    slot_of,
+    threshold_of,
+)
 
 
 @triton.jit
@@ -46,81 +58,39 @@ def row_sum(sum_ptr, top_ptr, row, live, top, inverse, T, TP: tl.constexpr):
 
 @triton.jit
 def residual_kernel(
-    rows_ptr,
-    num_draft_ptr,
-    positions_ptr,
-    draft_ids_ptr,
-    token_ids_ptr,
-    pending_ptr,
-    finish_ptr,
-    round_ptr,
-    capacity,
-    K,
-    S,
-    slots_ptr,  # [B] or None
-    target_ptr,  # [N, V], rows at target_stride
-    target_stride,
-    target_thresholds_ptr,  # [N] or None
-    draft_ptr,  # [slots, S, Vd], or None
-    draft_stride,
-    step_stride,
-    draft_thresholds_ptr,  # [slots, S] or None
+    windows,  # Windows
+    target,  # TargetLogits
+    draft,  # DraftLogits
     temperature_ptr,  # [slots]
     seed_ptr,  # [slots]
-    top_ptr,  # [B * MAX_ROWS, T], and so on: judge_scan_kernel's
-    at_ptr,
-    sum_ptr,
-    draft_top_ptr,
-    draft_sum_ptr,
-    key_ptr,  # [B, KT] fp32, out: residual keys
-    key_at_ptr,  # [B, KT] int32, out
-    own_ptr,  # [B, KT] fp32, out: keys of the row alone; of bonus rows, and where a tile's residual is empty
-    own_at_ptr,  # [B, KT] int32, out
-    decision_ptr,  # [B, 4] int32, out: how it ended, accept_len, argmax of the row there, num_draft
+    scans,  # Scans
+    keys,  # Keys [B, KT], out: of the residual
+    decision,  # Decision, out
     B,
     V,
-    VD,
     T,
     KT,
     SCALED: tl.constexpr,
     MAX_ROWS: tl.constexpr,
-    STATE: tl.constexpr,
     SEQS: tl.constexpr,
     RP: tl.constexpr,  # power of two, >= MAX_ROWS
     TP: tl.constexpr,  # power of two, >= T
     TILE: tl.constexpr,
 ):
-    # All rows of the sequences at once: is each usable, and does it stand?
+    # All rows of the sequences at once: is each usable, and is its candidate accepted?
     index = tl.arange(0, SEQS * RP)
     b = tl.program_id(0) * SEQS + index // RP
     r = index % RP
     live = (b < B) & (r < MAX_ROWS)
-    rows, num_draft, target_row, position, step, candidate = locate(
-        b,
-        r,
-        live,
-        rows_ptr,
-        num_draft_ptr,
-        positions_ptr,
-        draft_ids_ptr,
-        token_ids_ptr,
-        pending_ptr,
-        finish_ptr,
-        round_ptr,
-        capacity,
-        K,
-        S,
-        MAX_ROWS,
-        STATE,
-    )
+    rows, num_draft, target_row, position, step, candidate = locate(b, r, live, windows, MAX_ROWS)
     live = live & (r < rows)
     drafted = live & (r < num_draft)
-    slot = slot_of(slots_ptr, b, live)
+    slot = slot_of(windows.slots, b, live)
     temperature = tl.load(temperature_ptr + slot, mask=live, other=0.0)
     seed = tl.load(seed_ptr + slot, mask=live, other=0)
     sampled = live & (temperature > 0.0)
     place = b * MAX_ROWS + r
-    top, argmax = best_tile(top_ptr, at_ptr, place, live, T, TP)
+    top, argmax = best_tile(scans.top, scans.at, place, live, T, TP)
     usable = is_usable(top)
     known = (candidate >= 0) & (candidate < V)
     draft_inverse = inverse_temperature(temperature)
@@ -128,8 +98,8 @@ def residual_kernel(
     if SCALED:
         inverse = inverse * 0.0 + 1.0
     draft_top = draft_inverse
-    if draft_ptr is not None:
-        draft_top = top_tile(draft_top_ptr, place, drafted & sampled, T, TP)
+    if draft.logits is not None:
+        draft_top = top_tile(scans.draft_top, place, drafted & sampled, T, TP)
         draft_usable = is_usable(draft_top)
     else:
         draft_usable = live
@@ -138,20 +108,24 @@ def residual_kernel(
 
     asked = drafted & sampled & (bad == 0)
     top = tl.where(live & usable, top, 0.0)
-    total = row_sum(sum_ptr, top_ptr, place, sampled & usable, top, inverse, T, TP)
+    total = row_sum(scans.total, scans.top, place, sampled & usable, top, inverse, T, TP)
     logit = tl.load(
-        target_ptr + row_offset(target_row, target_stride) + candidate, mask=asked, other=-INFINITY
+        target.logits + row_offset(target_row, target.stride) + candidate, mask=asked, other=-INFINITY
     )
     logit = logit.to(tl.float32)
-    logit = tl.where(logit >= threshold_of(target_thresholds_ptr, target_row, asked), logit, -INFINITY)
+    logit = tl.where(logit >= threshold_of(target.thresholds, target_row, asked), logit, -INFINITY)
     p = exp((logit - top) * inverse).to(tl.float64)
-    if draft_ptr is not None:
+    if draft.logits is not None:
         draft_top = tl.where(asked, draft_top, 0.0)
-        draft_total = row_sum(draft_sum_ptr, draft_top_ptr, place, asked, draft_top, draft_inverse, T, TP)
-        offset = row_offset(slot, draft_stride) + row_offset(step, step_stride)
-        draft_logit = tl.load(draft_ptr + offset + candidate, mask=asked & (candidate < VD), other=-INFINITY)
+        draft_total = row_sum(
+            scans.draft_total, scans.draft_top, place, asked, draft_top, draft_inverse, T, TP
+        )
+        offset = row_offset(slot, draft.slot_stride) + row_offset(step, draft.step_stride)
+        draft_logit = tl.load(
+            draft.logits + offset + candidate, mask=asked & (candidate < draft.vocab), other=-INFINITY
+        )
         draft_logit = draft_logit.to(tl.float32)
-        draft_threshold = threshold_of(draft_thresholds_ptr, slot * S + step, asked)
+        draft_threshold = threshold_of(draft.thresholds, slot * windows.S + step, asked)
         draft_logit = tl.where(draft_logit >= draft_threshold, draft_logit, -INFINITY)
         q = exp((draft_logit - draft_top) * draft_inverse).to(tl.float64)
     else:
@@ -164,20 +138,20 @@ def residual_kernel(
     # The first row that ends its sequence.
     missed = drafted & tl.where(sampled, accepted == 0, argmax != candidate)
     bonus = live & (r == num_draft)
-    how = tl.where(bad, BAD, tl.where(sampled, tl.where(bonus, OWN, LEFT), GREEDY))
+    how = tl.where(bad, BAD, tl.where(sampled, tl.where(bonus, BONUS_TOKEN, RECOVERED), GREEDY))
     first, chosen = first_of(bad | missed | bonus, r, SEQS, RP)
     ended = pick(how, chosen, SEQS, RP)
     num_draft = pick(num_draft, r == 0, SEQS, RP)
     sequence = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
     tile = tl.program_id(1)
     if tile == 0:
-        out = decision_ptr + sequence * 4
+        out = decision.ended + sequence * 4
         real = sequence < B
         tl.store(out, ended, mask=real)
-        tl.store(out + 1, tl.where(ended == STANDS, num_draft, first), mask=real)
+        tl.store(out + 1, tl.where(ended == ACCEPTED, num_draft, first), mask=real)
         tl.store(out + 2, pick(argmax, chosen, SEQS, RP), mask=real)
         tl.store(out + 3, num_draft, mask=real)
-    live = ended >= OWN
+    live = ended >= BONUS_TOKEN
     if tl.max(live.to(tl.int32), axis=0) == 0:
         return
 
@@ -190,18 +164,18 @@ def residual_kernel(
     scale = (1.0 / tl.where(live, pick(total, chosen, SEQS, RP), 1.0)).to(tl.float32)
     inverse = tl.where(live, pick(inverse, chosen, SEQS, RP), 1.0)[:, None]
     column = tile * TILE + tl.arange(0, TILE)
-    x = load_tile(target_ptr, row_offset(target_row, target_stride), live, column, V)
-    scaled = (clean(x, threshold_of(target_thresholds_ptr, target_row, live)) - top) * inverse
+    x = load_tile(target.logits, row_offset(target_row, target.stride), live, column, V)
+    scaled = (clean(x, threshold_of(target.thresholds, target_row, live)) - top) * inverse
     wanted = exp(scaled) * scale[:, None]
-    left = live & (ended == LEFT)
-    if draft_ptr is not None:
+    left = live & (ended == RECOVERED)
+    if draft.logits is not None:
         step = pick(step, chosen, SEQS, RP)
         draft_top = pick(draft_top, chosen, SEQS, RP)[:, None]
         draft_inverse = tl.where(left, pick(draft_inverse, chosen, SEQS, RP), 1.0)[:, None]
         draft_scale = (1.0 / tl.where(left, pick(draft_total, chosen, SEQS, RP), 1.0)).to(tl.float32)
-        offset = row_offset(slot, draft_stride) + row_offset(step, step_stride)
-        d = load_tile(draft_ptr, offset, left, column, VD)
-        d = clean(d, threshold_of(draft_thresholds_ptr, slot * S + step, left))
+        offset = row_offset(slot, draft.slot_stride) + row_offset(step, draft.step_stride)
+        d = load_tile(draft.logits, offset, left, column, draft.vocab)
+        d = clean(d, threshold_of(draft.thresholds, slot * windows.S + step, left))
         wanted = wanted - exp((d - draft_top) * draft_inverse) * draft_scale[:, None]
     else:
         candidate = pick(candidate, chosen, SEQS, RP)
@@ -210,28 +184,26 @@ def residual_kernel(
     purpose = tl.where(left, RESIDUAL, BONUS)
     race = exponential(uniform(noise_tile(seed, position, purpose, tile * TILE, TILE)))
     key, key_at = best_of(tl.div_rn(wanted, race), column[None, :])
-    tl.store(key_ptr + sequence * KT + tile, key, mask=live)
-    tl.store(key_at_ptr + sequence * KT + tile, key_at, mask=live)
+    tl.store(keys.best + sequence * KT + tile, key, mask=live)
+    tl.store(keys.at + sequence * KT + tile, key_at, mask=live)
     alone = live & (key <= 0.0)
     if tl.max(alone.to(tl.int32), axis=0) == 1:
         own, own_at = best_of(scaled - log(race), column[None, :])
-        tl.store(own_ptr + sequence * KT + tile, own, mask=alone)
-        tl.store(own_at_ptr + sequence * KT + tile, own_at, mask=alone)
+        tl.store(decision.own.best + sequence * KT + tile, own, mask=alone)
+        tl.store(decision.own.at + sequence * KT + tile, own_at, mask=alone)
 
 
 @triton.jit
-def rejection_verdict(
-    decision_ptr, key_ptr, key_at_ptr, own_ptr, own_at_ptr, sequence, real, KT, KTP: tl.constexpr
-):
-    """accept_len, next_token, bad (int1), num_draft: [SEQS] each."""
-    decision = decision_ptr + sequence * 4
-    ended = tl.load(decision, mask=real, other=0)
-    accept_len = tl.load(decision + 1, mask=real, other=0)
-    argmax = tl.load(decision + 2, mask=real, other=-1)
-    num_draft = tl.load(decision + 3, mask=real, other=0)
-    drawn = real & (ended >= OWN)
-    key, key_at = best_tile(key_ptr, key_at_ptr, sequence, drawn, KT, KTP)
+def rejection_verdict(decision, keys, sequence, real, KT, KTP: tl.constexpr):
+    """A Verdict of each sequence."""
+    found = decision.ended + sequence * 4
+    ended = tl.load(found, mask=real, other=0)
+    accept_len = tl.load(found + 1, mask=real, other=0)
+    argmax = tl.load(found + 2, mask=real, other=-1)
+    num_draft = tl.load(found + 3, mask=real, other=0)
+    drawn = real & (ended >= BONUS_TOKEN)
+    key, key_at = best_tile(keys.best, keys.at, sequence, drawn, KT, KTP)
     empty = drawn & ((key > 0.0) == 0)
-    own, own_at = best_tile(own_ptr, own_at_ptr, sequence, empty, KT, KTP)
+    own, own_at = best_tile(decision.own.best, decision.own.at, sequence, empty, KT, KTP)
     token = tl.where(empty, tl.where(own > -INFINITY, own_at, argmax), tl.where(drawn, key_at, argmax))
-    return accept_len, tl.where(ended >= GREEDY, token, -1), real & (ended == BAD), num_draft
+    return Verdict(accept_len, tl.where(ended >= GREEDY, token, -1), real & (ended == BAD), num_draft)

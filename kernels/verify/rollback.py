@@ -22,8 +22,7 @@ import triton
 import triton.language as tl
 
 from ..base import interpreter  # noqa: F401
-from ..base.library import check, check_device, on_their_device, register
-from ..tools.compile import CompileCase
+from ..base.library import check, check_all, on_their_device, register
 
 BLOCK = 256  # table entries at a time
 
@@ -77,20 +76,16 @@ def rollback(
     block_table becomes [[7, 3, -1, -1]], freed [[9, 4, -1, -1]], num_freed [2].
     """
     op = "rollback"
-    check_device(
-        op,
-        block_table=block_table,
-        num_blocks=num_blocks,
-        committed_lens=committed_lens,
-        freed=freed,
-        num_freed=num_freed,
-    )
     check(op, "block_table", block_table, (None, None), torch.int32)
     batch, table_width = block_table.shape
-    check(op, "num_blocks", num_blocks, (batch,), torch.int32)
-    check(op, "committed_lens", committed_lens, (batch,), torch.int32)
-    check(op, "freed", freed, (batch, table_width), torch.int32)
-    check(op, "num_freed", num_freed, (batch,), torch.int32)
+    check_all(
+        op,
+        block_table=(block_table,),
+        num_blocks=(num_blocks, (batch,), torch.int32),
+        committed_lens=(committed_lens, (batch,), torch.int32),
+        freed=(freed, (batch, table_width), torch.int32),
+        num_freed=(num_freed, (batch,), torch.int32),
+    )
     if block_size < 1:
         raise ValueError(f"{op}: block_size is {block_size}, expected at least 1")
     if margin < 0:
@@ -116,13 +111,3 @@ register(
     "Tensor(d!) num_freed, int block_size, int margin) -> ()",
     rollback,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """One: nothing here depends on a model."""
-    pointers = ("block_table_ptr", "num_blocks_ptr", "committed_lens_ptr", "freed_ptr", "num_freed_ptr")
-    signature = {
-        **dict.fromkeys(pointers, "*i32"),
-        **dict.fromkeys(("table_width", "block_size", "margin"), "i32"),
-    }
-    return [CompileCase("rollback", rollback_kernel, signature, {"BLOCK": BLOCK})]

@@ -2,13 +2,12 @@
 ring.
 
     candidates  token_ids[b, committed : committed + pending], then the window; as many as there are rows
-    judge       as kernels/verify/judge.py; row r is for position committed + r; behind the candidates, the bonus
-    commit      as kernels/verify/commit.py
+    judge       as judge.py; row r is for position committed + r; behind the candidates, the bonus
+    commit      as commit.py
 
-Three launches, as judge's, the last of which is verify_*_kernel: grid (slot blocks,), a program merges its
-slots' tiles and commits them. Slots that do not run are untouched, their ring entries too, and nothing of
-theirs is read but finish_reason. Round 0 judges no window: its one row is the prompt's, its token the
-target's alone.
+Three launches, as judge's (phases.py); a program of the last one merges its slots' tiles and commits them.
+Slots that do not run are untouched, their ring entries too, and nothing of theirs is read but finish_reason.
+Round 0 judges no window: its one row is the prompt's, its token the target's alone.
 
 target_logits [B, G + 1, V], draft_logits [B, S, Vd] or None (certain drafts), the row of position p at p %
 S; fp32, fp16 or bf16. token_ids [B, C], committed, pending, finish_reason, round [B], ring [RING, B, 6 + G
@@ -20,194 +19,20 @@ finish_reason, round, ring, workspace.
 Reads for B 1, G 8, V 128256, fp32: 4.6 MB of target rows and, for rejection, 4.1 MB of draft rows, once from
 memory; then one target and one draft row (rejection) or nine target rows (coupled) again, from L2.
 
-    committed 9, pending 2, window [5, 6], 3 rows, all stand  ->  committed 12, pending 1
+    committed 9, pending 2, window [5, 6], 3 rows, all accepted  ->  committed 12, pending 1
 """
-
-# mypy: allow-untyped-defs
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import triton
-import triton.language as tl
 
 from pearl_rt.state import RING_HEADER
 
-from ..base.library import check, check_device, on_their_device, register
-from ..base.workspace import carve
-from ..sampling.noise import EXACT
-from ..sampling.sample import check_logits, config
-from ..tools.compile import CompileCase
-from .commit import commit
-from .coupled import coupled_verdict
+from ..base.library import check, check_all, on_their_device, register
+from ..sampling.sample import check_logits
+from .arguments import Commits, TargetLogits, Windows
 from .judge import workspace_size as judge_workspace_size
-from .phases import Sizes, check_kind, launch_phases, phase_cases, verdict_signature, vocabularies
-from .rejection import rejection_verdict
-from .window import locate
-
-
-@triton.jit
-def verify_rejection_kernel(
-    decision_ptr,  # [B, 4]
-    key_ptr,  # [B, KT]
-    key_at_ptr,
-    own_ptr,
-    own_at_ptr,
-    token_ids_ptr,  # the state's, as in commit
-    committed_ptr,
-    pending_ptr,
-    finish_ptr,
-    round_ptr,
-    ring_ptr,
-    draft_ids_ptr,
-    num_draft_ptr,
-    max_total_len_ptr,
-    stop_ids_ptr,
-    capacity,
-    K,
-    RING,
-    B,
-    KT,
-    SEQS: tl.constexpr,
-    KTP: tl.constexpr,
-    NS: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    sequence = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
-    real = sequence < B
-    accept_len, token, bad, num_draft = rejection_verdict(
-        decision_ptr, key_ptr, key_at_ptr, own_ptr, own_at_ptr, sequence, real, KT, KTP
-    )
-    commit(
-        sequence,
-        real,
-        accept_len,
-        token,
-        bad,
-        num_draft,
-        token_ids_ptr,
-        committed_ptr,
-        pending_ptr,
-        finish_ptr,
-        round_ptr,
-        ring_ptr,
-        draft_ids_ptr,
-        num_draft_ptr,
-        max_total_len_ptr,
-        stop_ids_ptr,
-        capacity,
-        K,
-        RING,
-        B,
-        NS,
-        WIDTH,
-    )
-
-
-@triton.jit
-def verify_coupled_kernel(
-    num_rows_ptr,  # [B]
-    temperature_ptr,  # [B]
-    top_ptr,  # [B * MAX_ROWS, T]
-    at_ptr,
-    key_ptr,  # [B * MAX_ROWS, KT]
-    key_at_ptr,
-    token_ids_ptr,  # the state's, as in commit
-    committed_ptr,
-    pending_ptr,
-    finish_ptr,
-    round_ptr,
-    ring_ptr,
-    draft_ids_ptr,
-    num_draft_ptr,
-    max_total_len_ptr,
-    stop_ids_ptr,
-    capacity,
-    K,
-    RING,
-    B,
-    V,
-    T,
-    KT,
-    MAX_ROWS: tl.constexpr,
-    SEQS: tl.constexpr,
-    RP: tl.constexpr,
-    TP: tl.constexpr,
-    KTP: tl.constexpr,
-    NS: tl.constexpr,
-    WIDTH: tl.constexpr,
-):
-    index = tl.arange(0, SEQS * RP)
-    b = tl.program_id(0) * SEQS + index // RP
-    r = index % RP
-    live = (b < B) & (r < MAX_ROWS)
-    rows, num_draft, _target_row, _position, _step, candidate = locate(
-        b,
-        r,
-        live,
-        num_rows_ptr,
-        num_draft_ptr,
-        committed_ptr,
-        draft_ids_ptr,
-        token_ids_ptr,
-        pending_ptr,
-        finish_ptr,
-        round_ptr,
-        capacity,
-        K,
-        1,
-        MAX_ROWS,
-        True,
-    )
-    live = live & (r < rows)
-    temperature = tl.load(temperature_ptr + b, mask=live, other=0.0)
-    accept_len, token, bad, num_draft = coupled_verdict(
-        b,
-        r,
-        live,
-        num_draft,
-        candidate,
-        temperature,
-        top_ptr,
-        at_ptr,
-        key_ptr,
-        key_at_ptr,
-        V,
-        T,
-        KT,
-        MAX_ROWS,
-        SEQS,
-        RP,
-        TP,
-        KTP,
-    )
-    sequence = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
-    commit(
-        sequence,
-        sequence < B,
-        accept_len,
-        token,
-        bad,
-        num_draft,
-        token_ids_ptr,
-        committed_ptr,
-        pending_ptr,
-        finish_ptr,
-        round_ptr,
-        ring_ptr,
-        draft_ids_ptr,
-        num_draft_ptr,
-        max_total_len_ptr,
-        stop_ids_ptr,
-        capacity,
-        K,
-        RING,
-        B,
-        NS,
-        WIDTH,
-    )
+from .phases import Sizes, check_kind, draft_logits_of, launch
 
 
 def workspace_size(num_slots: int, gamma_max: int, vocab: int, kind: str) -> int:
@@ -248,26 +73,7 @@ def verify(
     ring_size, num_stops = ring.shape[0], stop_token_ids.shape[-1]
     if ring_size < 1:
         raise ValueError("verify: ring has 0 rounds: give it as many as are queued ahead, at least 1")
-    for name, tensor, shape, dtype in (
-        ("token_ids", token_ids, (slots, capacity), torch.int32),
-        ("committed", committed, (slots,), torch.int32),
-        ("pending", pending, (slots,), torch.int32),
-        ("finish_reason", finish_reason, (slots,), torch.int32),
-        ("round", round, (slots,), torch.int32),
-        ("ring", ring, (ring_size, slots, RING_HEADER + max_rows), torch.int32),
-        ("draft_token_ids", draft_token_ids, (slots, gamma), torch.int32),
-        ("num_draft_tokens", num_draft_tokens, (slots,), torch.int32),
-        ("num_rows", num_rows, (slots,), torch.int32),
-        ("max_total_len", max_total_len, (slots,), torch.int32),
-        ("stop_token_ids", stop_token_ids, (slots, num_stops), torch.int32),
-        ("temperature", temperature, (slots,), torch.float32),
-        ("seed", seed, (slots,), torch.int64),
-    ):
-        check("verify", name, tensor, shape, dtype)
-    if target_thresholds is not None:
-        check("verify", "target_thresholds", target_thresholds, (slots, max_rows), torch.float32)
     steps = 1
-    draft: tuple[Any, ...] = (None, 0, 0, None, vocab)
     if draft_logits is not None:
         check_logits("verify", "draft_logits", draft_logits, 3)
         steps = draft_logits.shape[1]
@@ -276,79 +82,45 @@ def verify(
                 f"verify: draft_logits has shape {list(draft_logits.shape)}, "
                 f"expected [{slots}, >= {2 * gamma}, *]"
             )
-        if draft_thresholds is not None:
-            check("verify", "draft_thresholds", draft_thresholds, (slots, steps), torch.float32)
-        strides = draft_logits.stride(0), draft_logits.stride(1)
-        draft = (draft_logits, *strides, draft_thresholds, min(vocab, draft_logits.shape[2]))
-    state = (token_ids, committed, pending, finish_reason, round, ring)
-    check_device(
+    check("verify", "ring", ring, (ring_size, slots, RING_HEADER + max_rows), torch.int32)
+    check_all(
         "verify",
-        target_logits=target_logits,
-        draft_logits=draft_logits,
-        **dict(zip(("token_ids", "committed", "pending", "finish_reason", "round"), state, strict=False)),
-        draft_token_ids=draft_token_ids,
-        num_draft_tokens=num_draft_tokens,
-        num_rows=num_rows,
-        max_total_len=max_total_len,
-        stop_token_ids=stop_token_ids,
-        temperature=temperature,
-        seed=seed,
-        workspace=workspace,
-        target_thresholds=target_thresholds,
-        draft_thresholds=draft_thresholds,
+        target_logits=(target_logits,),
+        draft_logits=(draft_logits,),
+        token_ids=(token_ids, (slots, capacity), torch.int32),
+        committed=(committed, (slots,), torch.int32),
+        pending=(pending, (slots,), torch.int32),
+        finish_reason=(finish_reason, (slots,), torch.int32),
+        round=(round, (slots,), torch.int32),
+        draft_token_ids=(draft_token_ids, (slots, gamma), torch.int32),
+        num_draft_tokens=(num_draft_tokens, (slots,), torch.int32),
+        num_rows=(num_rows, (slots,), torch.int32),
+        max_total_len=(max_total_len, (slots,), torch.int32),
+        stop_token_ids=(stop_token_ids, (slots, num_stops), torch.int32),
+        temperature=(temperature, (slots,), torch.float32),
+        seed=(seed, (slots,), torch.int64),
+        workspace=(workspace,),
+        target_thresholds=(target_thresholds, (slots, max_rows), torch.float32),
+        draft_thresholds=(draft_thresholds, (slots, steps), torch.float32),
     )
     if ring.device != token_ids.device and not ring.is_pinned():
         raise ValueError(
             f"verify: ring on {ring.device}, expected {token_ids.device}, or pinned memory of the host"
         )
-    sizes = Sizes(slots, max_rows, vocab)
-    parts = carve("verify", workspace, sizes.parts(kind))
-    if slots == 0:
-        return
-    where = (
-        *(num_rows, num_draft_tokens, committed, draft_token_ids, token_ids, pending, finish_reason, round),
-        *(capacity, gamma, steps, None),
+    windows = (num_rows, num_draft_tokens, committed, draft_token_ids)
+    state = (token_ids, pending, finish_reason, round)
+    launch(
+        "verify",
+        kind,
+        Sizes(slots, max_rows, vocab),
+        Windows(*windows, *state, slots=None, capacity=capacity, K=gamma, S=steps),
+        TargetLogits(target_logits, target_logits.stride(1), target_thresholds),
+        draft_logits_of(draft_logits, draft_thresholds, vocab),
+        temperature,
+        seed,
+        workspace,
+        commits=Commits(ring, max_total_len, stop_token_ids, ring_size),
     )
-    target = (target_logits, target_logits.stride(1), target_thresholds)
-    launch_phases(sizes, kind, where, target, draft, temperature, seed, parts, scaled=False, state=True)
-    constants = sizes.reduction
-    constants["KTP"] = triton.next_power_of_2(sizes.key_tiles)
-    constants["NS"] = num_stops
-    constants["WIDTH"] = triton.next_power_of_2(max(2 * gamma, 1))
-    grid = (triton.cdiv(slots, constants["SEQS"]),)
-    options = {"num_warps": config(vocab).num_warps, **EXACT}
-    window = (draft_token_ids, num_draft_tokens, max_total_len, stop_token_ids)
-    numbers = (capacity, gamma, ring_size, slots)
-    if kind == "rejection":
-        _, _, key, key_at, *_, own, own_at, decision = parts
-        constants = {name: constants[name] for name in ("SEQS", "KTP", "NS", "WIDTH")}
-        verify_rejection_kernel[grid](
-            decision,
-            key,
-            key_at,
-            own,
-            own_at,
-            *state,
-            *window,
-            *numbers,
-            sizes.key_tiles,
-            **constants,
-            **options,
-        )
-    else:
-        verify_coupled_kernel[grid](
-            num_rows,
-            temperature,
-            *parts,
-            *state,
-            *window,
-            *numbers,
-            vocab,
-            sizes.tiles,
-            sizes.key_tiles,
-            **constants,
-            **options,
-        )
 
 
 register(
@@ -359,38 +131,3 @@ register(
     "Tensor? target_thresholds=None, Tensor? draft_thresholds=None) -> ()",
     verify,
 )
-
-
-def compile_cases() -> list[CompileCase]:
-    """Every launch at every shipped vocabulary, for windows of 8 and fp32 logits."""
-    window = 8
-    cases = phase_cases(state=True, choices=[(vocab, "fp32", window) for vocab in vocabularies()])
-    names = (
-        "token_ids_ptr committed_ptr pending_ptr finish_ptr round_ptr ring_ptr draft_ids_ptr num_draft_ptr "
-        "max_total_len_ptr stop_ids_ptr"
-    )
-    state = {
-        **dict.fromkeys(names.split(), "*i32"),
-        **dict.fromkeys(("capacity", "K", "RING", "B"), "i32"),
-    }
-    rejection, coupled = verdict_signature(state=True)
-    for vocab in vocabularies():
-        sizes = Sizes(1, window + 1, vocab)
-        own = {"KTP": triton.next_power_of_2(sizes.key_tiles), "NS": 4, "WIDTH": 2 * window}
-        cases += [
-            CompileCase(
-                f"verify rejection {vocab} gamma {window}",
-                verify_rejection_kernel,
-                {**rejection, **state},
-                {"SEQS": 1, **own},
-                options=EXACT,
-            ),
-            CompileCase(
-                f"verify coupled {vocab} gamma {window}",
-                verify_coupled_kernel,
-                {**coupled, **state, "num_rows_ptr": "*i32"},
-                {**sizes.reduction, "SEQS": 1, **own},
-                options=EXACT,
-            ),
-        ]
-    return cases

@@ -88,9 +88,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def report_in_background(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[], CompletedProcess[str]] | None]:
-    """python -m pearl_rt.kernels.tools.report: minutes of compiling, at low priority, while the interpreter uses
-    one core. Begins with the first of the kernels' tests, if one will read it; what it yields waits for the
-    end."""
+    """The report: minutes of compiling, at low priority, while the interpreter uses one core. Begins with the
+    first of the kernels' tests, if one will read it; what it yields waits for the end."""
     if not any(map(reads_report, request.session.items)):
         yield None
         return

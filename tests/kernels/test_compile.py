@@ -9,8 +9,8 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from pearl_rt.kernels.tools.cases import LAUNCHES
 from pearl_rt.kernels.tools.compile import SHARED_LIMITS, CompileCase, Compiled, problems, read_listing
-from pearl_rt.kernels.tools.report import MODULES
 
 Python = Callable[..., CompletedProcess[str]]
 FITS = Compiled(registers=90, shared=98304, spills=0, widest_load=16, narrowest_copy=16)
@@ -32,8 +32,8 @@ def test_every_shipped_configuration_fits_every_chip(kernel_report: CompletedPro
     report = json.loads(run.stdout.splitlines()[-1])
     assert report["failures"] == []
     lines = report["compiled"]
-    assert {(line["module"], line["arch"]) for line in lines} == {
-        (m, a) for m in MODULES for a in SHARED_LIMITS
+    assert {(line["operator"], line["arch"]) for line in lines} == {
+        (operator, arch) for operator in LAUNCHES for arch in SHARED_LIMITS
     }
     for line in lines:
         assert line["spills"] == 0, line
@@ -109,7 +109,8 @@ def test_an_empty_listing_is_an_error() -> None:
 # Changes a shipped case so that it must fail, and prints what is said of it.
 CHANGED = """
 from dataclasses import replace
-from pearl_rt.kernels.forward import linear, rms_norm
+from pearl_rt.kernels.tools.cases import cases_of
+from pearl_rt.kernels.tools.cases import LAUNCHES
 from pearl_rt.kernels.tools.compile import compile_case, problems
 case = {case}
 print(*problems(case, 90, compile_case(case, 90)), sep="\\n")
@@ -120,14 +121,13 @@ print(*problems(case, 90, compile_case(case, 90)), sep="\\n")
     ("case", "said"),
     [
         (
-            "replace(rms_norm.compile_cases()[-1], num_warps=1, options={'maxnreg': 24})",
+            "replace(cases_of('rms_norm')[-1], num_warps=1, options={'maxnreg': 24})",
             "registers are spilled",
         ),
-        ("replace(linear.compile_cases()[0], num_stages=30)", "bytes of shared memory, sm_90 has 232448"),
-        ("replace(linear.compile_cases()[0], divisible_by_16=())", "weights or KV are read by"),
-        ("replace(linear.compile_cases()[0], signature={})", "no type and no value for x_ptr, weight_ptr"),
+        ("replace(cases_of('linear')[0], num_stages=30)", "bytes of shared memory, sm_90 has 232448"),
+        ("replace(cases_of('linear')[0], divisible_by_16=())", "weights or KV are read by"),
     ],
-    ids=["spills", "shared", "narrow", "incomplete"],
+    ids=["spills", "shared", "narrow"],
 )
 def test_sees_what_does_not_fit(case: str, said: str, compiled_python: Python) -> None:
     run = compiled_python(CHANGED.format(case=case))
@@ -139,9 +139,8 @@ def test_sees_what_does_not_fit(case: str, said: str, compiled_python: Python) -
     [
         ("r.main(['nothing'])", "no kernels in nothing: choose from rms_norm, linear"),
         ("os.environ['TRITON_INTERPRET'] = '1'; r.main([])", "TRITON_INTERPRET is set: unset it"),
-        ("r.MODULES = ('rms_norm', 'gone'); r.main([])", "No module named 'pearl_rt.kernels.gone'"),
     ],
-    ids=["unknown", "interpreted", "missing"],
+    ids=["unknown", "interpreted"],
 )
 def test_refuses(program: str, said: str, compiled_python: Python) -> None:
     run = compiled_python(f"import os; import pearl_rt.kernels.tools.report as r; {program}")
@@ -153,10 +152,9 @@ def test_one_bad_case_does_not_hide_the_others(compiled_python: Python) -> None:
     program = """
 import pearl_rt.kernels.tools.report as report
 from dataclasses import replace
-module = report.importlib.import_module("pearl_rt.kernels.forward.rms_norm")
-good = module.compile_cases()[:1]
-broken, twin = replace(good[0], name="broken", signature={}), replace(good[0], name="twin")
-module.compile_cases = lambda: [*good, broken, twin]
+good = report.cases_of("rms_norm")[:1]
+broken, twin = replace(good[0], name="broken", num_warps=3), replace(good[0], name="twin")
+report.cases_of = lambda operator: [*good, broken, twin]
 raise SystemExit(report.main(["rms_norm", "--arch", "80"]))
 """
     run = compiled_python(program)
@@ -164,16 +162,17 @@ raise SystemExit(report.main(["rms_norm", "--arch", "80"]))
     report = json.loads(run.stdout.splitlines()[-1])
     assert [line["names"][1:] for line in report["compiled"]] == [["twin"]]
     assert len(report["failures"]) == 1
-    assert report["failures"][0].startswith("broken, sm_80: ValueError: broken: no type and no value for")
+    assert report["failures"][0].startswith("broken, sm_80: AssertionError: num_warps must be a power of 2")
 
 
 # Prints, for each kernel that is given addresses, whether it asserts without and with debug.
 ASSERTIONS = """
 from dataclasses import replace
-from pearl_rt.kernels.forward import attention, attention_prefill, qkv_rope_store
+from pearl_rt.kernels.tools.cases import cases_of
+from pearl_rt.kernels.tools.cases import LAUNCHES
 from pearl_rt.kernels.tools.compile import build
-for module in (attention, attention_prefill, qkv_rope_store):
-    case = module.compile_cases()[0]
+for operator in ("attention", "attention_prefill", "qkv_rope_store"):
+    case = cases_of(operator)[0]
     cases = case, replace(case, options=case.options | {"debug": True})
     print(*("__assertfail" in build(c, 90).asm["ptx"] for c in cases))
 """
@@ -182,3 +181,56 @@ for module in (attention, attention_prefill, qkv_rope_store):
 def test_debug_compiles_the_checks_of_addresses(compiled_python: Python) -> None:
     run = compiled_python(ASSERTIONS)
     assert run.stdout.split() == ["False", "True"] * 3, run.stdout
+
+
+# Prints the kernels that no launch of cases.py reaches.
+UNREACHED = """
+import pkgutil
+from importlib import import_module
+from triton.runtime.jit import JITFunction
+from pearl_rt import kernels
+from pearl_rt.kernels.tools.cases import LAUNCHES, cases_of
+modules = [import_module(m.name) for m in pkgutil.walk_packages(kernels.__path__, "pearl_rt.kernels.")]
+jitted = {f for m in modules for f in vars(m).values() if isinstance(f, JITFunction)}
+every = {f for f in jitted if f.__name__.endswith("_kernel")}
+cases = [case for operator in LAUNCHES for case in cases_of(operator)]
+print(len(every), sorted(f.__name__ for f in every - {case.kernel for case in cases}))
+"""
+
+
+def test_every_kernel_is_launched_by_some_case(compiled_python: Python) -> None:
+    run = compiled_python(UNREACHED)
+    count, _, unreached = run.stdout.strip().partition(" ")
+    assert unreached == "[]" and int(count) > 25, run.stdout
+
+
+# Records launches with every kind of argument.
+RECORDED = """
+from collections import namedtuple
+import torch
+from pearl_rt.kernels.forward.rms_norm import rms_norm_kernel
+from pearl_rt.kernels.tools.record import Recorder, specialised, tensor
+from pearl_rt.kernels.verify.rollback import rollback_kernel
+x, record = tensor(torch.float16, 2, 3), Recorder("some operator")
+with record("of 32"):
+    rms_norm_kernel[(1,)](x, x, x, None, 32, 1.5, HAS_RESIDUAL=False, BLOCK_H=64, num_warps=2, maxnreg=24)
+    rms_norm_kernel[(1,)](x, x, x, x, 1, 1.5, True, 64)
+    rollback_kernel[(1,)](x, x, x, x, x, 16, 16, 16, BLOCK=16)
+print(*specialised(namedtuple("Pair", "a b c")(x, None, 32)))
+for case in record.cases:
+    print(case.name, *case.signature.values())
+    print(case.constants, case.divisible_by_16, case.num_warps, case.num_stages, case.options)
+"""
+
+
+def test_records_what_a_launch_is_given(compiled_python: Python) -> None:
+    run = compiled_python(RECORDED)
+    assert run.stdout.splitlines() == [
+        "Pair(a='*fp16', b='constexpr', c='i32') ('D', None, 'D')",
+        "some operator of 32 rms_norm *fp16 *fp16 *fp16 constexpr i32 fp32 constexpr constexpr",
+        "{(3,): None, (6,): False, (7,): 64} ((0,), (1,), (2,), (4,)) 2 3 {'maxnreg': 24}",
+        "some operator of 32 rms_norm *fp16 *fp16 *fp16 *fp16 i32 fp32 constexpr constexpr",
+        "{(6,): True, (7,): 64} ((0,), (1,), (2,), (3,)) 4 3 {}",
+        "some operator of 32 rollback *fp16 *fp16 *fp16 *fp16 *fp16 i32 i32 i32 constexpr",
+        "{(8,): 16} ((0,), (1,), (2,), (3,), (4,)) 4 3 {}",
+    ], run.stdout

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import re
-import subprocess
-import sys
+import pkgutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,10 +15,9 @@ from test_attention import FP32, random_case
 from test_qkv_rope_store import random_case as rope_case
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pearl_rt.kernels import MODULES
+from pearl_rt import kernels
 from pearl_rt.kernels.base import interpreter, library
-
-ROOT = Path(__file__).resolve().parents[2]
+from pearl_rt.kernels.tools.cases import LAUNCHES
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -64,24 +60,15 @@ def test_leaves_tensors_of_the_host_and_none_at_all_alone(monkeypatch: pytest.Mo
     assert seen == [1, 0]
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("name", LAUNCHES)
 def test_every_launcher_does(name: str) -> None:
-    launcher = getattr(importlib.import_module(f"pearl_rt.kernels.{name}"), name)
+    [place] = [m.name for m in pkgutil.walk_packages(kernels.__path__, "pearl_rt.kernels.") if holds(m, name)]
+    launcher = getattr(importlib.import_module(place), name)
     assert launcher.__wrapped__.__name__ == name
 
 
-def test_one_import_registers_every_operator() -> None:
-    """In a process that imports nothing else of pearl_rt."""
-    files = sorted(Path(library.__file__).parent.glob("*.py"))
-    calls = [re.findall(r"^ *register\(\s*f?\"(\w+)\(", path.read_text(), re.MULTILINE) for path in files]
-    names = sorted(name for own in calls for name in own)
-    assert len(names) >= 13 and "rms_norm" in names
-    code = (
-        "import pearl_rt.kernels, torch, sys;"
-        "print(*(n for n in sys.argv[1:] if hasattr(torch.ops.pearl_rt, n)))"
-    )
-    run = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True)
-    assert run.stdout.split() == names, run.stderr
+def holds(module: pkgutil.ModuleInfo, name: str) -> bool:
+    return module.name.endswith(f".{name}") and not module.ispkg and ".reference." not in module.name
 
 
 def test_the_interpreter_patches_the_language_once(

@@ -71,7 +71,7 @@ def config_of(hidden, heads, kv_heads):
 triton.runtime.driver.set_active(Driver())
 triton.knobs.runtime.jit_cache_hook = lowered
 run, JITFunction.run = JITFunction.run, launch
-library.check_device.__code__ = (lambda op, **tensors: None).__code__  # they are on no device
+library.runs_kernels = lambda device: True  # they are on no device
 
 VOCAB, GAMMAS = 4999, (0, 1, 3)
 state = DeviceState(StateSizes(1, 4, 512, VOCAB, VOCAB), META)
@@ -98,4 +98,4 @@ def test_every_launch_of_the_steps_compiles_as_it_is_specialised(
     assert done.returncode == 0, done.stdout[-3000:]
     launches, variants, *names = done.stdout.split()
     assert int(launches) > 200 and int(variants) > 50
-    assert {"linear_kernel", "split_kernel", "feed_kernel", "verify_coupled_kernel"} <= set(names)
+    assert {"linear_kernel", "split_kernel", "feed_kernel", "coupled_verdict_kernel"} <= set(names)

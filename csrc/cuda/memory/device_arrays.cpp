@@ -43,7 +43,8 @@ DeviceArrays::DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, 
   for (const auto& [name, place] : addresses) {
     if (known.count(name) == 0) {
       refuse("no array is called '" + name +
-             "': see pearl_rt/state.py, with num_biased device_shaping.py, with max_logprobs told_ring.py");
+             "': see pearl_rt/state.py, with num_biased device/logits_processors.py, with max_logprobs "
+             "device/logprob_ring.py");
     }
     *known[name] = place;
   }

@@ -1,11 +1,14 @@
-"""Thresholds for min-p, top-k and top-p: kept iff logit >= threshold."""
+"""Thresholds for min-p, top-k and top-p, as pearl_rt/reference/processors.py defines them."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from . import noise
-from .sample import scaled, usable
+from pearl_rt.reference.processors import Transform, usable
+
+from .sample import filtered
 
 
 def filters(
@@ -18,20 +21,8 @@ def filters(
     workspace: torch.Tensor,
 ) -> None:
     """logits [R, V]; all else [R]: temperature, top_p, min_p, thresholds fp32, top_k int32."""
-    vocab = logits.shape[1]
-    thresholds.fill_(-torch.inf)
-    for r in range(len(logits)):
-        row, t = logits[r].float() + 0.0, temperature[r]
-        if not t > 0 or not usable(row):
-            continue
-        floor = torch.tensor(-torch.inf, device=row.device)
-        if min_p is not None and min_p[r] > 0:
-            floor = torch.minimum(row.max() + noise.log(min_p[r].clamp(min=noise.LIMITS.tiny)) * t, row.max())
-        if top_k is not None and 0 < top_k[r] < vocab:
-            floor = torch.maximum(floor, row.topk(int(top_k[r])).values[-1])
-        if top_p is not None and top_p[r] < 1:
-            kept = row[row >= floor].sort(descending=True).values
-            mass = noise.exp(scaled(kept, noise.inverse_temperature(t))).double()
-            above = torch.stack([mass[kept > value].sum() for value in kept])
-            floor = torch.maximum(floor, kept[above < (top_p[r] * mass.sum()).clamp(min=1e-30)][-1])
-        thresholds[r] = floor
+    given: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    for r, row in enumerate(filtered(logits, None)):
+        asked = Transform(**{name: each[r].item() for name, each in given.items() if each is not None})
+        on = asked.temperature > 0 and usable(row)
+        thresholds[r] = float(asked.threshold(row)) if on else -torch.inf

@@ -1,10 +1,13 @@
-"""Log-probabilities of one token per row, and of the k likeliest."""
+"""Log-probabilities of one token per row, and of the k likeliest, as pearl_rt/reference/logprobs.py defines
+them."""
 
 from __future__ import annotations
 
 import torch
 
-from . import noise
+from pearl_rt.reference import logprobs as definition
+
+from .sample import filtered
 
 
 def logprobs(
@@ -17,14 +20,11 @@ def logprobs(
     workspace: torch.Tensor,
 ) -> None:
     """logits [R, V]; token_ids [R] int32, -1: leave the row alone; ids, logprobs, ranks [R, 1 + k]."""
+    rows = filtered(logits, None)
     for r, token in enumerate(token_ids.tolist()):
         if token < 0:
             continue
-        row = logits[r].float()
-        centred = row - row.max()
-        mass = noise.log(noise.exp(centred).double().sum().float())
-        likeliest = row.sort(descending=True, stable=True).indices[:k].tolist()
-        for place, i in enumerate((token, *likeliest)):
-            ids[r, place] = i
-            logprobs[r, place] = centred[i] - mass
-            ranks[r, place] = 1 + (row > row[i]).sum()
+        likeliest = definition.logprobs(rows[r], int(rows[r].argmax()), k)  # the first one is not twice in it
+        entries = [*definition.logprobs(rows[r], token, 0).items(), *list(likeliest.items())[:k]]
+        for place, (i, (logprob, rank)) in enumerate(entries):
+            ids[r, place], logprobs[r, place], ranks[r, place] = i, logprob, rank

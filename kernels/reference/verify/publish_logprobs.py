@@ -7,7 +7,7 @@ import torch
 from ..sampling.logprobs import logprobs
 
 
-def tell(
+def publish_logprobs(
     target_logits: torch.Tensor,
     token_ids: torch.Tensor,
     before: torch.Tensor,
@@ -29,8 +29,8 @@ def tell(
         logits = target_logits[b, : end - first].cpu()
         tokens = token_ids[b, first:end].cpu()
         logprobs(logits, tokens, wanted, ids, values.view(torch.float32), ranks, workspace)
-        told = torch.stack((ids, values, ranks), dim=2).to(ring.device)
+        entries = torch.stack((ids, values, ranks), dim=2).to(ring.device)
         for r in range(end - first):
             start = 1 + r * (1 + k) * 3
-            entry[start : start + told[r].numel()] = told[r].flatten()
+            entry[start : start + entries[r].numel()] = entries[r].flatten()
         entry[0] = number

@@ -32,7 +32,6 @@ def verify(
     draft_thresholds: torch.Tensor | None = None,
 ) -> None:
     """Shapes and meaning as in kernels/verify/verify.py."""
-    vocab = target_logits.shape[2]
     for b in (finish_reason == RUNNING).nonzero()[:, 0].tolist():
         base, before, number, rows = (int(t[b]) for t in (committed, pending, round, num_rows))
         window = int(num_draft_tokens[b]) if number else 0
@@ -44,16 +43,11 @@ def verify(
         )
         draft = None
         if draft_logits is not None:
-            steps = (
-                torch.tensor(positions[:num_draft], dtype=torch.long, device=token_ids.device)
-                % draft_logits.shape[1]
-            )
-            drafted = draft_logits[b, steps, :vocab]
-            drafted = filtered(drafted, None if draft_thresholds is None else draft_thresholds[b, steps])
-            draft = drafted.new_full((num_draft, vocab), -torch.inf)
-            draft[:, : drafted.shape[1]] = drafted
+            steps = [position % draft_logits.shape[1] for position in positions[:num_draft]]
+            limits = None if draft_thresholds is None else draft_thresholds[b, steps]
+            draft = filtered(draft_logits[b, steps], limits)
         t, candidates = float(temperature[b]), token_ids[b, base : base + num_draft].tolist()
-        accept_len, token, bad = verdict(target, draft, candidates, positions, t, int(seed[b]), kind, t)
+        accept_len, token, bad = verdict(target, draft, candidates, positions, t, int(seed[b]), kind)
         new = [] if bad >= 0 else candidates[:accept_len]
         if token >= 0:
             token_ids[b, base + accept_len] = token

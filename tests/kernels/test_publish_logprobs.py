@@ -1,4 +1,4 @@
-"""tell: what slots in every state committed, against the definition of logprobs, among poison."""
+"""publish_logprobs: what slots in every state committed, against the definition of logprobs, among poison."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ SLOTS = (
 
 
 class Batch:
-    """Rows of slots that tell, among rows of NaN; tokens among poison."""
+    """Rows of slots that publish, among rows of NaN; tokens among poison."""
 
     def __init__(self, vocab: int, device: torch.device) -> None:
         rng = np.random.default_rng(vocab)
@@ -50,7 +50,7 @@ class Batch:
         ring = Canary(RING, len(SLOTS), kernel.entry_size(ROWS + SPARE, k), device=self.logits.device)
         space = poisoned(kernel.workspace_size(*self.logits.shape, k), self.logits.device)
         given = [tensor.clone() for tensor in self.where]
-        module.tell(self.logits, *given, k, ring.tensor, space)
+        module.publish_logprobs(self.logits, *given, k, ring.tensor, space)
         ring.check()
         assert all(torch.equal(*pair) for pair in zip(given, self.where, strict=True))
         return ring.tensor
@@ -65,11 +65,11 @@ def test_entries_are_the_definitions(vocab: int, k: int, device: torch.device) -
         entry = ring[(rounds - 1) % RING, b].tolist()
         others = [ring[i, b] for i in range(RING) if i != (rounds - 1) % RING]
         assert all((other == Canary.VALUE).all() for other in others)
-        tells = wanted >= 0 and new > 0
-        assert entry[0] == (rounds - 1 if tells else Canary.VALUE)
+        publishes = wanted >= 0 and new > 0
+        assert entry[0] == (rounds - 1 if publishes else Canary.VALUE)
         fields = np.array(entry[1:], np.int32).reshape(ROWS + SPARE, 1 + k, 3)
         for r in range(ROWS + SPARE):
-            width = 1 + wanted if tells and r < new else 0
+            width = 1 + wanted if publishes and r < new else 0
             assert (fields[r, width:] == Canary.VALUE).all()
             if width == 0:
                 continue
@@ -88,7 +88,7 @@ def test_opcheck_and_wrong_arguments(device: torch.device) -> None:
     ring = torch.full((RING, len(SLOTS), size), -1, dtype=torch.int32, device=device)
     space = poisoned(kernel.workspace_size(*batch.logits.shape, 4), device)
     good = [batch.logits, *batch.where, 4, ring, space]
-    torch.library.opcheck(torch.ops.pearl_rt.tell.default, tuple(good))
+    torch.library.opcheck(torch.ops.pearl_rt.publish_logprobs.default, tuple(good))
     for place, wrong, said in (
         (0, batch.logits.double(), "target_logits is torch.float64"),
         (0, batch.logits.transpose(1, 2), "target_logits"),
@@ -101,4 +101,4 @@ def test_opcheck_and_wrong_arguments(device: torch.device) -> None:
         args = list(good)
         args[place] = wrong
         with pytest.raises(ValueError, match=said):
-            kernel.tell(*args)
+            kernel.publish_logprobs(*args)

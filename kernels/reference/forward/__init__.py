@@ -1,0 +1,1 @@
+"""The definitions of the operators in kernels/forward: see kernels/reference."""

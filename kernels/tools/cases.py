@@ -1,0 +1,311 @@
+"""The launches that are compiled ahead of time: every operator at the shapes that it ships for.
+
+LAUNCHES[operator](record) runs its launcher on tensors without memory, once for each configuration. Sizes of
+a batch are those of one sequence where kernels do not depend on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from pearl_rt.state import State
+
+from ..base.shapes import SHAPES, ModelShape
+from ..forward import attention as attention_kernels
+from ..forward import feed as feed_kernels
+from ..forward import gate_up_silu as gate_up_kernels
+from ..forward import linear as linear_kernels
+from ..forward.attention_prefill import attention_prefill
+from ..forward.embedding import embedding
+from ..forward.qkv_rope_store import qkv_rope_store
+from ..forward.rms_norm import rms_norm
+from ..sampling import filters as filters_kernels
+from ..sampling import logprobs as logprobs_kernels
+from ..sampling import penalties as penalties_kernels
+from ..sampling import sample as sample_kernels
+from ..verify import judge as judge_kernels
+from ..verify import publish_logprobs as publish_kernels
+from ..verify import verify as verify_kernels
+from ..verify.phases import KINDS
+from ..verify.rollback import rollback
+from .compile import CompileCase
+from .record import META, Recorder, tensor
+
+F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
+I32, I64, U8 = torch.int32, torch.int64, torch.uint8
+NAMES = {F32: "fp32", F16: "fp16", BF16: "bf16"}
+VOCABULARIES = sorted({shape.vocab for shape in SHAPES})
+LARGEST = VOCABULARIES[-1]
+EPS = 1e-5
+
+
+def dtypes_of(shape: ModelShape) -> tuple[torch.dtype, ...]:
+    """Llama-2-7B stands for fp16, which is compiled like bf16 but for one instruction."""
+    return (BF16, F16) if shape.name == "Llama-2-7B" else (BF16,)
+
+
+def rms_norm_launches(record: Recorder) -> None:
+    """x is the fp32 residual stream, or is added to it."""
+    for shape in SHAPES:
+        H = shape.hidden
+        for residual in (None, tensor(F32, 1, H)):
+            x = tensor(F32 if residual is None else BF16, 1, H)
+            with record(f"{H} bf16{'' if residual is None else ' + residual'}"):
+                rms_norm(x, tensor(BF16, H), EPS, tensor(BF16, 1, H), residual)
+
+
+def linear_launches(record: Recorder) -> None:
+    """Every shipped layer; of Qwen2.5-0.5B, a qkv_proj with a bias and a down_proj that splits K.
+
+    All with num_live, as steps run them, but for those of Qwen: without, a load and a branch are missing.
+    """
+
+    def launch(
+        N: int,
+        K: int,
+        dtype: torch.dtype,
+        out: torch.dtype | None,
+        bias: bool = False,
+        live: bool = True,
+    ) -> None:
+        words = f"{N}x{K} {NAMES[dtype]}{' + bias' if bias else ''}{' + residual' if out is None else ''}"
+        with record(words + ("" if live else " always")):
+            linear_kernels.linear(
+                tensor(dtype, 1, K),
+                tensor(dtype, N, K),
+                tensor(out, 1, N) if out else None,
+                tensor(dtype, N) if bias else None,
+                None if out else tensor(F32, 1, N),
+                tensor(U8, linear_kernels.workspace_size(1, N, K)),
+                tensor(I32, 1) if live else None,
+            )
+
+    for shape in SHAPES:
+        for layer, (N, K) in shape.linears.items():
+            for dtype in dtypes_of(shape):
+                launch(N, K, dtype, None if layer in ("o_proj", "down_proj") else F32)
+    launch(1152, 896, BF16, F32, bias=True)
+    launch(1152, 896, BF16, BF16, bias=True, live=False)
+    launch(896, 4864, BF16, None, live=False)
+    launch(896, 4864, BF16, None)
+
+
+def gate_up_silu_launches(record: Recorder) -> None:
+    """Every shipped MLP, and the second half of the path for many rows."""
+
+    def launch(T: int, shape: ModelShape, dtype: torch.dtype) -> None:
+        I, K = shape.intermediate, shape.hidden  # noqa: E741
+        gate_up_kernels.gate_up_silu(
+            tensor(dtype, T, K),
+            tensor(dtype, 2 * I, K),
+            tensor(dtype, T, I),
+            tensor(U8, gate_up_kernels.workspace_size(T, I, K)),
+            tensor(I32, 1),
+        )
+
+    for shape in SHAPES:
+        for dtype in dtypes_of(shape):
+            with record(f"2x{shape.intermediate}x{shape.hidden} {NAMES[dtype]}"):
+                launch(1, shape, dtype)
+    with record("of many rows bf16"):
+        launch(linear_kernels.MAX_ROWS + 1, SHAPES[0], BF16)
+
+
+def attention_launches(record: Recorder, max_q_len: int = 1) -> None:
+    """Every shipped head shape, in bf16, with blocks of 16 and of 256."""
+    for shape in SHAPES:
+        for block_size in (16, 256):
+            q, cache = (tensor(BF16, 1, heads, shape.head_dim) for heads in (shape.heads, shape.kv_heads))
+            pages = cache.expand(block_size, -1, -1)[None].contiguous()
+            batch = (q, pages, pages, tensor(I32, 1, 1), tensor(I32, 1), tensor(I32, 2), q, 1.0, max_q_len)
+            heads = f"{shape.heads}/{shape.kv_heads}x{shape.head_dim}"
+            with record(f"{shape.name} {heads} blocks of {block_size} bf16"):
+                if max_q_len > attention_kernels.MAX_Q_LEN:
+                    attention_prefill(*batch)
+                else:
+                    size = attention_kernels.workspace_size(1, shape.heads, shape.head_dim, block_size)
+                    attention_kernels.attention(*batch, tensor(U8, size))
+
+
+def attention_prefill_launches(record: Recorder) -> None:
+    """As attention's."""
+    attention_launches(record, attention_kernels.MAX_Q_LEN + 1)
+
+
+def qkv_rope_store_launches(record: Recorder) -> None:
+    """Every shipped head shape, in bf16, from an fp32 projection, as models run it; the last one with norms
+    too, and from bf16."""
+    for shape in SHAPES:
+        others = ((F32, True), (BF16, False)) if shape is SHAPES[-1] else ()
+        for source, has_norm in ((F32, False), *others):
+            D, heads = shape.head_dim, shape.heads + 2 * shape.kv_heads
+            rotary, norm = tensor(F32, 1024, D // 2), tensor(BF16, D) if has_norm else None
+            pages = tensor(BF16, 1, 16, shape.kv_heads, D)
+            given: tuple[Any, ...] = (
+                *(tensor(source, 1, heads * D), tensor(I32, 1), rotary, rotary, tensor(I64, 1)),
+                *(tensor(BF16, 1, shape.heads, D), pages, pages, norm, norm, EPS),
+            )
+            with record(f"{shape.name} {NAMES[source]}{' norm' if has_norm else ''}"):
+                qkv_rope_store(*given)
+
+
+def embedding_launches(record: Recorder) -> None:
+    """One for each dtype: sizes are run-time arguments."""
+    for dtype in (BF16, F16):
+        with record(NAMES[dtype]):
+            embedding(tensor(I32, 1), tensor(dtype, 32000, 4096), tensor(F32, 1, 4096))
+
+
+def feed_launches(record: Recorder) -> None:
+    """Every kind, for one sequence with a window of 16, and for 32 of them."""
+    fed = {"PREFILL": (256, 1), "SCORE": (16, 16), "SCORE_WINDOW": (32, 32)}
+    for kind, word in enumerate(feed_kernels.KINDS):
+        for B in (1, 32):
+            q, num_logits = fed.get(word, (2 if word == "DRAFT_FIRST" else 1, 1))
+            T, one = q if word == "PREFILL" else q * B, tensor(I32, B)
+            with record(f"{word} B{B}"):
+                feed_kernels.feed(
+                    *(kind, 0, tensor(I32, B, 1023), one, one, one, one, one, tensor(I32, B, 17)),
+                    *(tensor(I32, B, 2), tensor(I32, B, 65), 17, q, 33),
+                    *(tensor(I32, T), tensor(I32, T), tensor(I64, T), tensor(I32, B + 1), one),
+                    *(tensor(I32, B, num_logits), one, one, tensor(I64, B), tensor(I64, B)),
+                )
+
+
+def penalties_launches(record: Recorder) -> None:
+    """Both kernels at every shipped vocabulary; lists of up to 64 ids."""
+    for vocab in VOCABULARIES:
+        for dtype in (F32, BF16) if vocab == LARGEST else (F32,):
+            one, amount, ids = tensor(I32, 1), tensor(F32, 1), tensor(I32, 1, 64)
+            given: tuple[Any, ...] = (
+                *(tensor(dtype, 9, vocab), tensor(I32, 1, 1024), tensor(I32, 1, 8)),
+                *(one, one, one, one, one, penalties_kernels.TARGET_ROWS, amount, amount, amount),
+                *(one, ids, ids, tensor(F32, 1, 64)),
+                tensor(U8, penalties_kernels.workspace_size(1, vocab)),
+            )
+            with record(f"{vocab} {NAMES[dtype]}"):
+                penalties_kernels.penalties(*given)
+
+
+def filters_launches(record: Recorder) -> None:
+    """Every shipped vocabulary, with all three filters; of the passes the first two, as others differ in
+    shifts only."""
+
+    def keep(case: CompileCase) -> bool:
+        place = case.kernel.arg_names.index("DIGIT") if "DIGIT" in case.signature else None
+        return place is None or case.constants[place,] <= 1
+
+    for vocab in VOCABULARIES:
+        share = tensor(F32, 1)
+        with record(str(vocab), keep):
+            filters_kernels.filters(
+                *(tensor(F32, 1, vocab), share, tensor(I32, 1), share, share, share),
+                tensor(U8, filters_kernels.workspace_size(1, vocab)),
+            )
+
+
+def sample_launches(record: Recorder) -> None:
+    """Every shipped vocabulary; the largest in every dtype of logits."""
+    for vocab in VOCABULARIES:
+        for dtype in (F32, F16, BF16) if vocab == LARGEST else (F32,):
+            number, share = tensor(I64, 1), tensor(F32, 1)
+            with record(f"{vocab} {NAMES[dtype]}"):
+                sample_kernels.sample(
+                    *(tensor(dtype, 1, vocab), share, number, number, 4, tensor(I32, 1), share),
+                    tensor(U8, sample_kernels.workspace_size(1, vocab)),
+                )
+
+
+def logprobs_launches(record: Recorder) -> None:
+    """Every shipped vocabulary, with no likeliest tokens and with the most."""
+    for vocab in VOCABULARIES:
+        for k in (0, logprobs_kernels.MAX_K):
+            ids = tensor(I32, 1, 1 + k)
+            with record(f"{vocab} k {k}"):
+                logprobs_kernels.logprobs(
+                    *(tensor(F32, 1, vocab), tensor(I32, 1), k, ids, tensor(F32, 1, 1 + k), ids),
+                    tensor(U8, logprobs_kernels.workspace_size(1, vocab, k)),
+                )
+
+
+def judge_launches(record: Recorder) -> None:
+    """Two vocabularies, dtypes and windows, the last launch at all vocabularies; see verify's too."""
+
+    def is_last(case: CompileCase) -> bool:
+        return case.kernel.__name__ in ("rejection_verdict_kernel", "coupled_verdict_kernel")
+
+    choices: list[tuple[int, torch.dtype, int, Callable[[CompileCase], bool]]] = [
+        (32000, F32, 4, lambda case: not is_last(case)),
+        (LARGEST, BF16, 8, lambda case: True),
+        *((vocab, F32, 8, is_last) for vocab in VOCABULARIES),
+    ]
+    one = tensor(I32, 1)
+    for vocab, dtype, window, keep in choices:
+        for kind in KINDS:
+            given: tuple[Any, ...] = (
+                *(tensor(dtype, window + 1, vocab), tensor(dtype, 1, window, vocab)),
+                *(tensor(I32, 1, window), one, tensor(I32, 2), tensor(I64, window + 1)),
+                *(tensor(F32, 1), tensor(I64, 1), kind, one, one, one),
+                tensor(U8, judge_kernels.workspace_size(1, window, vocab, kind)),
+                one,
+            )
+            with record(f"{kind} {vocab} gamma {window} {NAMES[dtype]}", keep):
+                judge_kernels.judge(*given)
+
+
+def verify_launches(record: Recorder) -> None:
+    """Every shipped vocabulary, for windows of 8 and fp32 logits."""
+    G = 8
+    for vocab in VOCABULARIES:
+        state = State.allocate(1, G, 1023, vocab, vocab, num_stop_ids=4, ring_size=5, device=META)
+        for kind in KINDS:
+            space = tensor(U8, verify_kernels.workspace_size(1, G, vocab, kind))
+            given: tuple[Any, ...] = (*state.verify_arguments(), kind, space)
+            with record(f"{kind} {vocab} gamma {G}"):
+                verify_kernels.verify(*given)
+
+
+def publish_logprobs_launches(record: Recorder) -> None:
+    """Windows of 16, with no likeliest tokens and with twenty; without the launches of logprobs."""
+
+    def is_own(case: CompileCase) -> bool:
+        return bool(case.kernel.__module__ == publish_kernels.__name__)
+
+    for k in (0, 20):
+        one, width = tensor(I32, 1), publish_kernels.entry_size(17, k)
+        with record(f"gamma 16 k {k}", is_own):
+            publish_kernels.publish_logprobs(
+                *(tensor(F32, 1, 17, 32000), tensor(I32, 1, 1023), one, one, one, one, k),
+                tensor(I32, 5, 1, width),
+                tensor(U8, publish_kernels.workspace_size(1, 17, 32000, k)),
+            )
+
+
+def rollback_launches(record: Recorder) -> None:
+    """One: nothing here depends on a model."""
+    one, table = tensor(I32, 1), tensor(I32, 1, 65)
+    with record():
+        rollback(table, one, one, table, one, 16, 17)
+
+
+LAUNCHES: dict[str, Callable[[Recorder], None]] = {
+    function.__name__.removesuffix("_launches"): function
+    for function in (
+        *(rms_norm_launches, linear_launches, gate_up_silu_launches, qkv_rope_store_launches),
+        *(attention_launches, attention_prefill_launches, embedding_launches, feed_launches),
+        *(penalties_launches, filters_launches, sample_launches, judge_launches, verify_launches),
+        *(logprobs_launches, publish_logprobs_launches, rollback_launches),
+    )
+}
+LOAD_BYTES = {"linear_kernel": 16, "gate_up_silu_kernel": 16}  # of weights
+
+
+def cases_of(operator: str) -> list[CompileCase]:
+    """Every configuration of an operator's kernels."""
+    record = Recorder(operator)
+    LAUNCHES[operator](record)
+    return [replace(case, load_bytes=LOAD_BYTES.get(case.kernel.__name__, 0)) for case in record.cases]
