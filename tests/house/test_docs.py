@@ -128,6 +128,18 @@ def test_documents_name_files_that_exist(path: Path) -> None:
     assert not missing, missing
 
 
+@pytest.mark.parametrize(("name", "budget"), [("DESIGN.md", 250), ("README.md", 150)])
+def test_pages_are_short(name: str, budget: int) -> None:
+    lines = (ROOT / name).read_text().splitlines()
+    assert len(lines) <= budget, f"{name} has {len(lines)} lines: move details to a page of docs/"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text()
+    missing = [path.name for path in (ROOT / "docs").glob("*.md") if f": {path.name}" not in nav]
+    assert not missing, missing
+
+
 def test_readme_names_the_path_from_an_engine_to_a_kernel() -> None:
     assert len(NAMED.findall(README)) > 20
 
