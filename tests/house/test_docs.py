@@ -1,4 +1,4 @@
-"""What the documents say is run: README, the site's first page and docs/using.md, and the map against the tree."""
+"""The documents are true: their examples run, and the files that they name and the map are in the tree."""
 
 from __future__ import annotations
 
