@@ -1,4 +1,4 @@
-"""What the documents say is run: README and the site's first page, and the map against the tree."""
+"""The documents are true: their examples run, and the files that they name and the map are in the tree."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
 INDEX = (ROOT / "docs" / "index.md").read_text()
+USING = (ROOT / "docs" / "using.md").read_text()
+PAGES = {"README": README, "index": INDEX, "using": USING}
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -26,8 +28,8 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands() -> list[str]:
-    """Each shell line of README and of the site's first page, once, without its comment."""
-    shown = [*blocks(README, "bash"), *blocks(INDEX, "bash")]
+    """Each shell line of the pages, once, without its comment."""
+    shown = [block for page in PAGES.values() for block in blocks(page, "bash")]
     lines = [line.split("  #")[0].strip() for block in shown for line in block.splitlines()]
     return list(dict.fromkeys(line for line in lines if line))
 
@@ -78,9 +80,9 @@ def test_readme_bench_flags_are_known(command: str) -> None:
     assert flags and all(re.search(rf"{flag}(?![\w-])", help_of(script)) for flag in flags), command
 
 
-@pytest.mark.parametrize("page", [README, INDEX], ids=["README", "index"])
-def test_ten_lines_run(page: str) -> None:
-    code = "\n".join(blocks(page, "python"))
+@pytest.mark.parametrize("name", PAGES)
+def test_python_blocks_of_a_page_run(name: str) -> None:
+    code = "\n".join(blocks(PAGES[name], "python"))
     result = run([sys.executable, "-c", code])
     assert result.returncode == 0, result.stderr
     assert "'strategy'" in result.stdout  # stats(), the last line
@@ -112,11 +114,34 @@ def test_low_level_page_runs_as_one_program() -> None:
     assert result.returncode == 0, result.stderr
 
 
-def test_readme_names_files_that_exist() -> None:
-    named = re.findall(r"`((?:pearl_rt|csrc|docs|bench|models)/[\w./-]+)`", README)
-    assert len(named) > 8
-    missing = [name for name in named if not (ROOT / name).exists()]
+NAMED = re.compile(r"`((?:pearl_rt|csrc|kernels|docs|bench|models|tests|examples|recipes)/[\w./-]+)`")
+OUTSIDE = ("features.md",)  # names files of other projects too
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "DESIGN.md", "CONTRIBUTING.md")),
+    *sorted(path for path in (ROOT / "docs").glob("*.md") if path.name not in OUTSIDE),
+]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda p: p.name)
+def test_documents_name_files_that_exist(path: Path) -> None:
+    missing = [name for name in NAMED.findall(path.read_text()) if not (ROOT / name).exists()]
     assert not missing, missing
+
+
+@pytest.mark.parametrize(("name", "budget"), [("DESIGN.md", 250), ("README.md", 150)])
+def test_pages_are_short(name: str, budget: int) -> None:
+    lines = (ROOT / name).read_text().splitlines()
+    assert len(lines) <= budget, f"{name} has {len(lines)} lines: move details to a page of docs/"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    nav = (ROOT / "mkdocs.yml").read_text()
+    missing = [path.name for path in (ROOT / "docs").glob("*.md") if f": {path.name}" not in nav]
+    assert not missing, missing
+
+
+def test_readme_names_the_path_from_an_engine_to_a_kernel() -> None:
+    assert len(NAMED.findall(README)) > 20
 
 
 def test_map_is_what_the_files_say_of_themselves() -> None:
