@@ -18,6 +18,7 @@ from pearl_rt.kv_pool import DEVICE_BLOCK_SIZE, KvPool
 from pearl_rt.loader import loading_bar
 from pearl_rt.metrics import TraceRow
 from pearl_rt.models.llama import LlamaWeights
+from pearl_rt.models.shapes import num_weights
 from pearl_rt.options import Limits
 from pearl_rt.planner import PLACEMENTS, StepTimes
 from pearl_rt.program import program
@@ -41,7 +42,7 @@ class InterpretModel:
         cls, config: ModelConfig, tensors: Mapping[str, torch.Tensor], *, name: str, max_model_len: int
     ) -> "InterpretModel":
         """In fp32: bf16 arithmetic is wrong in the interpreter. `name` labels the progress bar."""
-        size = sum(tensor.numel() for tensor in tensors.values()) * 4
+        size = num_weights(config) * 4
         with loading_bar(f"packing the {name}", size) as advance:
             weights = LlamaWeights.pack(config, tensors, dtype=torch.float32, device=DEVICE, advance=advance)
         return cls(config, "float32", weights, max_model_len)

@@ -27,7 +27,7 @@ FLOORS = [
         *("program", "metrics"),
     },
     {"handle", "totals", "text_stream", "turn", "chat_template"},
-    {"models.rope", "models.shapes"},
+    {"models.rope", "models.shapes", "stored_tensors"},
     {"loader", "tokenizer", "kv_cache", "adapters"},
     {"models.forward_batch", "models.attention_backends", "models.llama"},
     {"planner", "options", "kv_pool", "request", "chooser", "answer", "scheduler", "sampling_flags"},
