@@ -8,11 +8,12 @@
 namespace pearl {
 
 enum class FailureKind {
-  kRequest,   // the caller asked for what cannot be done
-  kNumerics,  // NaN or infinite logits
-  kResource,  // memory or cores ran out
-  kExecutor,  // anything else that a forward pass threw
-  kDevice,    // what a GPU or its driver reported; `device` says it in parts
+  kRequest,     // the caller asked for what cannot be done
+  kNumerics,    // NaN or infinite logits
+  kResource,    // memory or cores ran out
+  kExecutor,    // anything else that a forward pass threw
+  kDevice,      // what a GPU or its driver reported; `device` says it in parts
+  kCheckpoint,  // a model's file is not what it was
 };
 
 // What a call of a GPU's driver said: "cuGraphLaunch", 719, "CUDA_ERROR_LAUNCH_FAILED", "unspecified launch

@@ -114,7 +114,8 @@ py::object logprobs_of(const RoundResult& result) {
 
 void translate(const Failure& failure) {
   using namespace py::literals;
-  const char* names[] = {"RequestError", "NumericsError", "ResourceError", "PearlError", "DeviceError"};
+  const char* names[] = {"RequestError", "NumericsError", "ResourceError",
+                         "PearlError",   "DeviceError",   "CheckpointError"};
   const py::object type = py::module_::import("pearl_rt.errors").attr(names[static_cast<int>(failure.kind)]);
   if (failure.kind != FailureKind::kDevice || failure.device == nullptr) {
     py::set_error(type, failure.what());

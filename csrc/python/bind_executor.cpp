@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <limits>
+#include <variant>
 
 #include "cpu/machine/bandwidth.h"
 #include "cpu/model/llama.h"
@@ -15,7 +16,10 @@ namespace pearl {
 namespace {
 
 using TensorTuple = std::tuple<uintptr_t, std::string, std::vector<int64_t>>;  // address, dtype, shape
-using SegmentTuple = std::tuple<int, std::vector<int32_t>, int64_t, int>;      // slot, ids, start, num_logits
+// An open file's descriptor and path, an offset into it, dtype, shape.
+using PlaceTuple = std::tuple<int, std::string, int64_t, std::string, std::vector<int64_t>>;
+using SourceTuple = std::variant<TensorTuple, PlaceTuple>;
+using SegmentTuple = std::tuple<int, std::vector<int32_t>, int64_t, int>;  // slot, ids, start, num_logits
 using BlockTables = std::vector<std::vector<int32_t>>;
 
 LlamaConfig config_from(const py::dict& d) {
@@ -41,19 +45,24 @@ DType dtype_from(const std::string& name) {
   throw std::invalid_argument("dtype '" + name + "' is not one of bfloat16, float32");
 }
 
-SourceTensor source_from(const std::string& name, const TensorTuple& tensor) {
-  const auto& [address, type, shape] = tensor;
-  const auto source = [&](SourceTensor::Type t) {
-    return SourceTensor{reinterpret_cast<const void*>(address), t, shape};
-  };
-  if (type == "float32") return source(SourceTensor::Type::kFloat32);
-  if (type == "bfloat16") return source(SourceTensor::Type::kBfloat16);
-  if (type == "float16") return source(SourceTensor::Type::kFloat16);
+SourceTensor::Type type_from(const std::string& name, const std::string& type) {
+  if (type == "float32") return SourceTensor::Type::kFloat32;
+  if (type == "bfloat16") return SourceTensor::Type::kBfloat16;
+  if (type == "float16") return SourceTensor::Type::kFloat16;
   throw std::invalid_argument("tensor '" + name + "' is " + type + ", not one of float32, bfloat16, float16");
 }
 
+SourceTensor source_from(const std::string& name, const SourceTuple& tensor) {
+  if (const auto* held = std::get_if<TensorTuple>(&tensor)) {
+    const auto& [address, type, shape] = *held;
+    return {type_from(name, type), shape, reinterpret_cast<const void*>(address), -1, 0, name, ""};
+  }
+  const auto& [descriptor, path, offset, type, shape] = std::get<PlaceTuple>(tensor);
+  return {type_from(name, type), shape, nullptr, descriptor, offset, name, path};
+}
+
 std::shared_ptr<LlamaWeights> make_weights(const py::dict& config,
-                                           const std::map<std::string, TensorTuple>& tensors,
+                                           const std::map<std::string, SourceTuple>& tensors,
                                            const std::string& dtype, const std::optional<std::string>& isa,
                                            const LlamaWeights::Progress& progress) {
   LlamaWeights::Tensors sources;

@@ -9,7 +9,6 @@ asks of it is CpuBackend, which cuda_lane and interpret_lane have the like of. A
            target
 """
 
-import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,6 +28,17 @@ from pearl_rt.strategy.program import program
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, measure
 from pearl_rt.types.metrics import TraceRow
 from pearl_rt.types.request import Request
+from pearl_rt.kv_pool import KvPool
+from pearl_rt.loader import loading_bar
+from pearl_rt.metrics import TraceRow
+from pearl_rt.models.rope import rope_tables
+from pearl_rt.models.shapes import num_weights
+from pearl_rt.options import Limits, choice, own_dtype
+from pearl_rt.planner import MAX_GAMMA, PLACEMENTS, StepTimes
+from pearl_rt.program import program
+from pearl_rt.request import Request
+from pearl_rt.step_timing import MEASURED_GAMMAS, measure
+from pearl_rt.stored_tensors import StoredTensors
 
 if TYPE_CHECKING:
     import torch
@@ -77,16 +87,21 @@ class Model:
         name: str = "model",
     ) -> "Model":
         """Packs `tensors` (HF names) once; they may be dropped afterwards. `name` labels the progress bar."""
-        held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        views = {
-            key: (tensor.data_ptr(), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
-            for key, tensor in held.items()
-        }
+        if isinstance(tensors, StoredTensors):
+            views: Mapping[str, Any] = tensors.places()
+        else:
+            held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            views = {
+                key: (tensor.data_ptr(), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
+                for key, tensor in held.items()
+            }
         size = weight_bytes(config, dtype)
         with native_errors(), loading_bar(f"packing the {name}", size) as advance:
             weights = _C.LlamaWeights(
                 native_config(config), views, dtype, isa, lambda _, layers: advance(size // layers)
             )
+        if isinstance(tensors, StoredTensors):
+            tensors.check_unchanged()
         cos, sin = rope_tables(config, max_model_len)
         return cls(config, dtype, weights, cos.contiguous(), sin.contiguous())
 
@@ -162,8 +177,8 @@ def available_memory() -> int | None:
 
 
 def weight_bytes(config: ModelConfig, dtype: str) -> int:
-    """Bytes of a model's packed weights; a tied head and embedding are one."""
-    return sum(math.prod(shape) for shape in tensor_shapes(config).values()) * ITEM_BYTES[dtype]
+    """Bytes of a model's packed weights."""
+    return num_weights(config) * ITEM_BYTES[dtype]
 
 
 def kv_bytes(config: ModelConfig, dtype: str, num_tokens: int) -> int:

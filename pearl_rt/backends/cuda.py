@@ -20,6 +20,13 @@ from pearl_rt.errors import ConfigError
 from pearl_rt.model.llama import LlamaWeights
 from pearl_rt.strategy.options import Limits, choice
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS
+from pearl_rt.kv_pool import DEVICE_BLOCK_SIZE, KvPool
+from pearl_rt.lane import CpuBackend, Model
+from pearl_rt.loader import loading_bar
+from pearl_rt.models.llama import LlamaWeights
+from pearl_rt.models.shapes import num_weights
+from pearl_rt.options import Limits, choice
+from pearl_rt.step_timing import MEASURED_GAMMAS
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # slots that steps are captured for: fewer sequences leave some of them idle
 
@@ -132,7 +139,7 @@ class CudaBackend:
             return self._cpu.pack(config, tensors, name=name, dtype=dtype, max_model_len=max_model_len)
         gpu = self._gpu if name == "target" else self._draft_gpu
         own = DTYPES[dtype]
-        size = sum(tensor.numel() for tensor in tensors.values()) * own.itemsize
+        size = num_weights(config) * own.itemsize
         with (
             memory_errors(gpu.device, f"the {name}'s weights"),
             loading_bar(f"packing the {name}", size) as advance,

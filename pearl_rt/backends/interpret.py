@@ -22,6 +22,19 @@ from pearl_rt.strategy.planner import PLACEMENTS, StepTimes
 from pearl_rt.strategy.program import program
 from pearl_rt.types.metrics import TraceRow
 from pearl_rt.types.request import Request
+from pearl_rt.config import ModelConfig
+from pearl_rt.device_model import device_dtype, prepare_kernels
+from pearl_rt.device_pair import DevicePair
+from pearl_rt.eager_coordinator import NOMINAL_TIMES, EagerCoordinator
+from pearl_rt.kv_pool import DEVICE_BLOCK_SIZE, KvPool
+from pearl_rt.loader import loading_bar
+from pearl_rt.metrics import TraceRow
+from pearl_rt.models.llama import LlamaWeights
+from pearl_rt.models.shapes import num_weights
+from pearl_rt.options import Limits
+from pearl_rt.planner import PLACEMENTS, StepTimes
+from pearl_rt.program import program
+from pearl_rt.request import Request
 
 DEVICE = torch.device("cpu")
 
@@ -41,7 +54,7 @@ class InterpretModel:
         cls, config: ModelConfig, tensors: Mapping[str, torch.Tensor], *, name: str, max_model_len: int
     ) -> "InterpretModel":
         """In fp32: bf16 arithmetic is wrong in the interpreter. `name` labels the progress bar."""
-        size = sum(tensor.numel() for tensor in tensors.values()) * 4
+        size = num_weights(config) * 4
         with loading_bar(f"packing the {name}", size) as advance:
             weights = LlamaWeights.pack(config, tensors, dtype=torch.float32, device=DEVICE, advance=advance)
         return cls(config, "float32", weights, max_model_len)

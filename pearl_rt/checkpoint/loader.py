@@ -1,17 +1,14 @@
-"""Weights from safetensors files and back: memory-mapped, and every tensor checked before one byte is used.
+"""Weights from safetensors files and back, every tensor checked before one is used.
 
 Knows the Hugging Face layout (one file, or shards with an index) and what a model must hold; not what a
 weight is for. A damaged or foreign checkpoint is refused with the tensor's name, what was expected and found.
 """
 
 import json
-import mmap
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,43 +18,28 @@ from tqdm import tqdm
 from pearl_rt.checkpoint.config import Environment, ModelConfig, model_directory, read_json
 from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.errors import CheckpointError
+from pearl_rt.models.shapes import tensor_shapes
+from pearl_rt.stored_tensors import DTYPES, StoredTensor, StoredTensors, TensorFile
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 _SECONDS_UNTIL_PROGRESS = 2.0
-_MAP_NORESERVE = 0x4000 if sys.platform == "linux" else 0  # the mmap module does not name it
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """Where a tensor lies: bytes [begin, end) of `path`."""
-
-    path: Path
-    dtype: str  # as safetensors names it: "F32", "BF16", ...
-    shape: tuple[int, ...]
-    begin: int
-    end: int
-
-
-def load_tensors(path: str | os.PathLike[str], config: ModelConfig) -> dict[str, torch.Tensor]:
+def load_tensors(path: str | os.PathLike[str], config: ModelConfig) -> StoredTensors:
     """Name -> tensor, float32, float16 or bfloat16, for exactly the names of `tensor_shapes(config)`.
 
-    The tensors are views of private file mappings: nothing is read until it is used, and pages are shared
-    with other processes. Raises CheckpointError for a missing, extra, mis-shaped, quantised or truncated
-    tensor.
+    Nothing is read until it is asked for, from files that stay open. Raises CheckpointError for a missing,
+    extra, mis-shaped or quantised tensor, and for a file that is damaged.
     """
     entries = _read_entries(model_directory(path))
     expected = tensor_shapes(config)
     has_copy = config.tie_word_embeddings and "lm_head.weight" in entries
     checked = expected | ({"lm_head.weight": expected["model.embed_tokens.weight"]} if has_copy else {})
     _check(entries, checked)
-    mappings = {file: _map(file) for file in {entries[name].path for name in checked}}
-    tensors = {name: _view(mappings[entries[name].path], entries[name]) for name in checked}
     if has_copy:
-        _check_tied(tensors.pop("lm_head.weight"), tensors["model.embed_tokens.weight"])
-    return tensors
+        _check_tied(entries["lm_head.weight"], entries["model.embed_tokens.weight"])
+    return StoredTensors({name: entries[name] for name in expected})
 
 
 def save_checkpoint(
@@ -117,10 +99,10 @@ def loading_bar(
         yield bar.update
 
 
-def _read_entries(directory: Path) -> dict[str, _Entry]:
+def _read_entries(directory: Path) -> dict[str, StoredTensor]:
     """Every tensor of a checkpoint, by name, from the headers of its files alone."""
     if (directory / SINGLE).exists():
-        return _read_header(directory / SINGLE)
+        return TensorFile(directory / SINGLE).tensors()
     if not (directory / INDEX).exists():
         raise CheckpointError(_no_weights(directory))
     weight_map = read_json(directory / INDEX).get("weight_map")
@@ -128,13 +110,13 @@ def _read_entries(directory: Path) -> dict[str, _Entry]:
         raise CheckpointError(
             f"{directory / INDEX} has no weight_map of names to files: fetch the file again"
         )
-    entries: dict[str, _Entry] = {}
+    entries: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
         if Path(file).name != file:
             raise CheckpointError(f"{directory / INDEX} names {file!r}, which is not a file in {directory}")
         if not (directory / file).is_file():
             raise CheckpointError(f"{directory / INDEX} names {file}, which is not there: fetch it")
-        header = _read_header(directory / file)
+        header = TensorFile(directory / file).tensors()
         entries |= {name: e for name, e in header.items() if weight_map.get(name, file) == file}
     for name, file in weight_map.items():
         if name not in entries:
@@ -157,75 +139,30 @@ def _no_weights(directory: Path) -> str:
     return f"{directory} holds no weights: expected {SINGLE}, or {INDEX} and its shards"
 
 
-def _read_header(path: Path) -> dict[str, _Entry]:
-    """The header of a safetensors file: its length (uint64, little endian), then JSON, then the tensors' "
-    "bytes."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            raw = file.read(min(length, _HEADER_LIMIT))
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    if size < 8 or len(raw) < length:
-        raise CheckpointError(
-            f"{path} is truncated or not a safetensors file: its header should have {length} bytes, "
-            f"the file has {size} in all: fetch it again"
-        )
-    try:
-        header = json.loads(raw)
-        entries = {
-            name: _Entry(
-                path,
-                str(told["dtype"]),
-                tuple(int(n) for n in told["shape"]),
-                8 + length + int(told["data_offsets"][0]),
-                8 + length + int(told["data_offsets"][1]),
-            )
-            for name, told in header.items()
-            if name != "__metadata__"
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path} has a damaged header ({error}): fetch it again") from error
-    for name, entry in entries.items():
-        if entry.end > size:
-            raise CheckpointError(
-                f"{path} is truncated: tensor {name!r} {list(entry.shape)} ends at byte {entry.end}, "
-                f"the file has {size}: fetch it again"
-            )
-    return entries
-
-
-def _check(entries: Mapping[str, _Entry], expected: Mapping[str, tuple[int, ...]]) -> None:
+def _check(entries: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in expected.items():
         if name not in entries:
             raise CheckpointError(_missing(name, shape, entries))
         entry = entries[name]
-        if entry.dtype not in _DTYPES:
+        if entry.dtype not in DTYPES:
             raise CheckpointError(
-                f"tensor {name!r} in {entry.path} has dtype {entry.dtype}, which is not supported "
-                f"({', '.join(_DTYPES)} are): use the unquantised original"
+                f"tensor {name!r} in {entry.file.path} has dtype {entry.dtype}, which is not supported "
+                f"({', '.join(DTYPES)} are): use the unquantised original"
             )
         if entry.shape != shape:
             raise CheckpointError(
-                f"tensor {name!r} in {entry.path} has shape {list(entry.shape)}, expected {list(shape)} "
+                f"tensor {name!r} in {entry.file.path} has shape {list(entry.shape)}, expected {list(shape)} "
                 "from config.json: the two do not belong together"
-            )
-        if entry.end - entry.begin != prod(shape) * _DTYPES[entry.dtype].itemsize or entry.begin < 8:
-            raise CheckpointError(
-                f"tensor {name!r} in {entry.path} has {entry.end - entry.begin} bytes, expected "
-                f"{prod(shape) * _DTYPES[entry.dtype].itemsize} for {entry.dtype} {list(shape)}: fetch it "
-                "again"
             )
     for name, entry in entries.items():
         if name not in expected and not _is_harmless(name):
             raise CheckpointError(
-                f"tensor {name!r} {list(entry.shape)} in {entry.path} has no place in this model, expected "
-                "no such tensor: config.json does not describe these weights"
+                f"tensor {name!r} {list(entry.shape)} in {entry.file.path} has no place in this model, "
+                "expected no such tensor: config.json does not describe these weights"
             )
 
 
-def _missing(name: str, shape: tuple[int, ...], entries: Mapping[str, _Entry]) -> str:
+def _missing(name: str, shape: tuple[int, ...], entries: Mapping[str, StoredTensor]) -> str:
     what = f"tensor {name!r} {list(shape)} is missing from the checkpoint"
     if name == "lm_head.weight" and "model.embed_tokens.weight" in entries:
         return f"{what}: if its head is the embedding, set tie_word_embeddings to true in config.json"
@@ -239,25 +176,11 @@ def _is_harmless(name: str) -> bool:
     return name.endswith(".rotary_emb.inv_freq")
 
 
-def _check_tied(head: torch.Tensor, embedding: torch.Tensor) -> None:
+def _check_tied(head: StoredTensor, embedding: StoredTensor) -> None:
     """A tied model may bring a copy of its embedding. Where the two differ, versions of transformers differ "
     "too."""
-    if head.dtype != embedding.dtype or not torch.equal(head, embedding):
+    if not head.equals(embedding):
         raise CheckpointError(
             "tensor 'lm_head.weight' differs from 'model.embed_tokens.weight', though config.json says that "
             "they are tied: set tie_word_embeddings to false there, or remove the tensor"
         )
-
-
-def _map(path: Path) -> mmap.mmap:
-    """Private, so that writing to a tensor leaves the file alone; no swap is set aside for that, or a file
-    larger than the memory could not be mapped."""
-    with path.open("rb") as file:
-        flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
-        return mmap.mmap(file.fileno(), 0, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-
-
-def _view(mapping: mmap.mmap, entry: _Entry) -> torch.Tensor:
-    dtype = _DTYPES[entry.dtype]
-    flat = torch.frombuffer(mapping, dtype=dtype, count=prod(entry.shape), offset=entry.begin)
-    return flat.view(entry.shape)

@@ -1,6 +1,9 @@
 """Which tensors a Llama-family model has, by name and shape. Knows neither torch nor files."""
 
 from pearl_rt.checkpoint.config import ModelConfig
+from math import prod
+
+from pearl_rt.config import ModelConfig
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -27,3 +30,8 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (config.vocab_size, hidden)
     return shapes
+
+
+def num_weights(config: ModelConfig) -> int:
+    """How many numbers a model is; a tied head and embedding count once."""
+    return sum(prod(shape) for shape in tensor_shapes(config).values())

@@ -15,6 +15,9 @@ from pearl_rt.checkpoint.config import Environment, ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.errors import ConfigError, ResourceError
 from pearl_rt.strategy.options import choice
+from pearl_rt.loader import loading_bar
+from pearl_rt.models.shapes import num_weights
+from pearl_rt.options import choice
 
 if TYPE_CHECKING:
     from pearl_rt.model.llama import LlamaWeights
@@ -127,7 +130,7 @@ class DeviceModel:
         prepare_kernels(device)
         from pearl_rt.model.llama import LlamaWeights
 
-        size = sum(tensor.numel() for tensor in tensors.values()) * own.itemsize
+        size = num_weights(config) * own.itemsize
         need = f"{size / 2**30:.2f} GiB of the {name}'s weights"
         with memory_errors(device, need), loading_bar(f"packing the {name}", size) as advance:
             weights = LlamaWeights.pack(config, tensors, dtype=own, device=device, advance=advance)

@@ -73,8 +73,8 @@ def other_vocabulary(path: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
-    "truncated": (truncate, CheckpointError, r"is truncated: tensor '.*' .* fetch it again"),
-    "corrupt": (scribble, CheckpointError, "truncated or not a safetensors file"),
+    "truncated": (truncate, CheckpointError, r"is truncated, damaged or not a .* fetch it again"),
+    "corrupt": (scribble, CheckpointError, "truncated, damaged or not a safetensors file"),
     "pickle": (to_pickle, CheckpointError, "convert them to safetensors"),
     "no-weights": (lambda p: (p / "model.safetensors").unlink(), CheckpointError, "holds no weights"),
     "no-config": (lambda p: (p / "config.json").unlink(), CheckpointError, "it has no config.json"),

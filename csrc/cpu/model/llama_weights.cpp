@@ -1,6 +1,6 @@
 #include "cpu/model/llama_weights.h"
 
-#include <cstring>
+#include <algorithm>
 #include <stdexcept>
 
 namespace pearl {
@@ -112,9 +112,9 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, DT
   in_memory_ = step_bytes_ + step_bytes_ / 4 >
                last_level_cache_bytes();  // a quarter is left to the KV cache and others
 
+  RowReader reader;
   const auto read_vector = [&](const std::string& name, int64_t n, float* out) {
-    const SourceTensor& tensor = tensor_of(tensors, name, {n});
-    for (int64_t i = 0; i < n; ++i) out[i] = element_of(tensor, i);
+    reader.read(tensor_of(tensors, name, {n}), 0, 1, n, DType::kFloat32, out, n);
   };
   const auto take_vector = [&](const std::string& name, int64_t n) {
     float* out = buffer_.as<float>(vectors);
@@ -175,8 +175,10 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, DT
   if (embedding_offset_ >= 0) {
     char* out = buffer_.as<char>(embedding_offset_);
     in_parallel(c.vocab_size, [&](int first, int last) {
-      for (int64_t i = first; i < last; ++i) {
-        convert_row(embedding, i, hidden, dtype, out + i * hidden * size_of(dtype));
+      RowReader own;
+      for (int64_t i = first; i < last; i += kLanes) {
+        const int64_t count = std::min<int64_t>(kLanes, last - i);
+        own.read(embedding, i, count, hidden, dtype, out + i * hidden * size_of(dtype), hidden);
       }
     });
   }
@@ -192,8 +194,7 @@ void LlamaWeights::embed(int token_id, float* out) const {
   const void* rows = buffer_.as<char>(embedding_offset_);
   const auto type =
       dtype() == DType::kBfloat16 ? SourceTensor::Type::kBfloat16 : SourceTensor::Type::kFloat32;
-  const SourceTensor table{rows, type, {}};
-  for (int i = 0; i < hidden; ++i) out[i] = element_of(table, first + i);
+  for (int i = 0; i < hidden; ++i) out[i] = element_of(type, rows, first + i);
 }
 
 }  // namespace pearl

@@ -10,46 +10,17 @@
 namespace pearl {
 namespace {
 
-float float_of_half(uint16_t half) {
-  const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;
-  const uint32_t exponent = half >> 10 & 0x1F;
-  const uint32_t mantissa = half & 0x3FF;
-  if (exponent == 0) {  // zero or subnormal: mantissa * 2^-24
-    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-    return sign ? -magnitude : magnitude;
-  }
-  const uint32_t biased = exponent == 31 ? 255 : exponent + 112;
-  return __builtin_bit_cast(float, sign | biased << 23 | mantissa << 13);
-}
-
-uint16_t bf16_of(float x) {
-  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
-  if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);
-  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
-}
-
-float float_of_bf16(uint16_t x) { return __builtin_bit_cast(float, static_cast<uint32_t>(x) << 16); }
-
-// Row `row` of a tensor [*, k] as elements of the packed dtype.
-void read_row(const SourceTensor& tensor, int64_t row, int64_t k, uint16_t* out) {
-  if (tensor.type == SourceTensor::Type::kBfloat16) {
-    std::memcpy(out, static_cast<const uint16_t*>(tensor.data) + row * k, k * sizeof *out);
-    return;
-  }
-  for (int64_t i = 0; i < k; ++i) out[i] = bf16_of(element_of(tensor, row * k + i));
-}
-
-void read_row(const SourceTensor& tensor, int64_t row, int64_t k, float* out) {
-  for (int64_t i = 0; i < k; ++i) out[i] = element_of(tensor, row * k + i);
-}
-
 template <class T>
-void pack_block(const PackedMatrix& matrix, const SourceRow* rows, int64_t source_k, T* scratch,
-                uint32_t* out) {
-  for (int c = 0; c < kLanes; ++c) {
-    T* row = scratch + int64_t{c} * matrix.k;
-    std::fill(row, row + matrix.k, T{});
-    if (rows[c].tensor) read_row(*rows[c].tensor, rows[c].row, source_k, row);
+void pack_block(const PackedMatrix& matrix, const SourceRow* rows, int64_t source_k, DType dtype, T* scratch,
+                RowReader* reader, uint32_t* out) {
+  std::fill(scratch, scratch + int64_t{kLanes} * matrix.k, T{});
+  for (int c = 0, end; c < kLanes; c = end) {  // rows that lie together are read together
+    end = c + 1;
+    if (rows[c].tensor == nullptr) continue;
+    while (end < kLanes && rows[end].tensor == rows[c].tensor && rows[end].row == rows[c].row + end - c)
+      ++end;
+    reader->read(*rows[c].tensor, rows[c].row, end - c, source_k, dtype, scratch + int64_t{c} * matrix.k,
+                 matrix.k);
   }
   const int64_t words = matrix.k * sizeof(T) / sizeof(uint32_t);  // of a row
   const char* bytes = reinterpret_cast<const char*>(scratch);
@@ -62,25 +33,6 @@ void pack_block(const PackedMatrix& matrix, const SourceRow* rows, int64_t sourc
 
 }  // namespace
 
-float element_of(const SourceTensor& tensor, int64_t index) {
-  switch (tensor.type) {
-    case SourceTensor::Type::kFloat32:
-      return static_cast<const float*>(tensor.data)[index];
-    case SourceTensor::Type::kBfloat16:
-      return float_of_bf16(static_cast<const uint16_t*>(tensor.data)[index]);
-    default:
-      return float_of_half(static_cast<const uint16_t*>(tensor.data)[index]);
-  }
-}
-
-void convert_row(const SourceTensor& tensor, int64_t row, int64_t k, DType dtype, void* out) {
-  if (dtype == DType::kBfloat16) {
-    read_row(tensor, row, k, static_cast<uint16_t*>(out));
-  } else {
-    read_row(tensor, row, k, static_cast<float*>(out));
-  }
-}
-
 PackedMatrix packed_shape(int64_t n, int64_t k) {
   PackedMatrix matrix;
   matrix.n = static_cast<int>(n);
@@ -92,14 +44,15 @@ PackedMatrix packed_shape(int64_t n, int64_t k) {
 void pack_blocks(const PackedMatrix& matrix, const std::vector<SourceRow>& rows, int64_t source_k,
                  DType dtype, int first, int last, void* buffer) {
   std::vector<float> scratch(int64_t{matrix.k} * kLanes);
+  RowReader reader;
   char* base = static_cast<char*>(buffer) + matrix.offset;
   for (int block = first; block < last; ++block) {
     auto* out = reinterpret_cast<uint32_t*>(base + block * matrix.block_stride() * size_of(dtype));
     const SourceRow* sources = rows.data() + int64_t{block} * kLanes;
     if (dtype == DType::kBfloat16) {
-      pack_block(matrix, sources, source_k, reinterpret_cast<uint16_t*>(scratch.data()), out);
+      pack_block(matrix, sources, source_k, dtype, reinterpret_cast<uint16_t*>(scratch.data()), &reader, out);
     } else {
-      pack_block(matrix, sources, source_k, scratch.data(), out);
+      pack_block(matrix, sources, source_k, dtype, scratch.data(), &reader, out);
     }
   }
 }
@@ -115,7 +68,8 @@ void unpack_row(const PackedMatrix& matrix, DType dtype, const void* buffer, int
     return;
   }
   const uint16_t* block = reinterpret_cast<const uint16_t*>(base) + first;
-  for (int64_t i = 0; i < source_k; ++i) out[i] = float_of_bf16(block[(i / 2 * kLanes + column) * 2 + i % 2]);
+  for (int64_t i = 0; i < source_k; ++i)
+    out[i] = element_of(SourceTensor::Type::kBfloat16, block, (i / 2 * kLanes + column) * 2 + i % 2);
 }
 
 void in_parallel(int count, const std::function<void(int, int)>& body) {

@@ -8,25 +8,11 @@
 #include <vector>
 
 #include "cpu/kernels/kernels.h"
+#include "cpu/source_tensor.h"
 
 namespace pearl {
 
 constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-constexpr int64_t size_of(DType dtype) { return dtype == DType::kBfloat16 ? 2 : 4; }
-
-// A tensor of a checkpoint, owned by the caller.
-struct SourceTensor {
-  enum class Type { kFloat32, kBfloat16, kFloat16 };
-  const void* data;
-  Type type;
-  std::vector<int64_t> shape;
-};
-
-// Element `index` of a tensor, whatever its type.
-float element_of(const SourceTensor& tensor, int64_t index);
-
-// Row `row` of a tensor [*, k] as k elements of `dtype`, rounded to nearest even.
-void convert_row(const SourceTensor& tensor, int64_t row, int64_t k, DType dtype, void* out);
 
 // A packed matrix [n, k] inside a larger buffer: column blocks of 16 output features, each contiguous:
 // bf16 [n / 16][k / 2][16][2], fp32 [n / 16][k][16]; zeros where n or k is padded.

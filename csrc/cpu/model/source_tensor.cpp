@@ -1,0 +1,76 @@
+#include "cpu/source_tensor.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "coordinator/failure.h"
+
+namespace pearl {
+namespace {
+
+uint16_t bf16_of(float x) {
+  const uint32_t bits = __builtin_bit_cast(uint32_t, x);
+  if (x != x) return static_cast<uint16_t>(bits >> 16 | 0x40);
+  return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+int64_t size_of(SourceTensor::Type type) { return type == SourceTensor::Type::kFloat32 ? 4 : 2; }
+
+void convert(SourceTensor::Type type, const char* row, int64_t k, uint16_t* out) {
+  if (type == SourceTensor::Type::kBfloat16) {
+    std::memcpy(out, row, k * sizeof *out);
+    return;
+  }
+  for (int64_t i = 0; i < k; ++i) out[i] = bf16_of(element_of(type, row, i));
+}
+
+void convert(SourceTensor::Type type, const char* row, int64_t k, float* out) {
+  for (int64_t i = 0; i < k; ++i) out[i] = element_of(type, row, i);
+}
+
+// Bytes [begin, begin + size) of a tensor that lies in a file.
+void read_file(const SourceTensor& tensor, int64_t begin, int64_t size, char* out) {
+  const auto refuse = [&](const std::string& why) {
+    throw Failure(FailureKind::kCheckpoint, "tensor '" + tensor.name + "' in " + tensor.path + why);
+  };
+  for (int64_t done = 0; done < size;) {
+    const ssize_t got = pread(tensor.descriptor, out + done, size - done, tensor.offset + begin + done);
+    if (got == 0) refuse(" was cut while it was read: load it again once nothing writes to it");
+    if (got < 0 && errno != EINTR) refuse(std::string(" cannot be read: ") + std::strerror(errno));
+    if (got > 0) done += got;
+  }
+}
+
+}  // namespace
+
+void RowReader::read(const SourceTensor& tensor, int64_t first, int64_t count, int64_t k, DType dtype,
+                     void* out, int64_t stride) {
+  const int64_t row_bytes = k * size_of(tensor.type);
+  const int64_t begin = first * row_bytes, size = count * row_bytes;
+  const char* rows;
+  if (tensor.data != nullptr) {
+    rows = static_cast<const char*>(tensor.data) + begin;
+  } else {
+    const bool as_it_is =
+        stride == k && tensor.type == (dtype == DType::kBfloat16 ? SourceTensor::Type::kBfloat16
+                                                                 : SourceTensor::Type::kFloat32);
+    if (as_it_is) {
+      read_file(tensor, begin, size, static_cast<char*>(out));
+      return;
+    }
+    if (static_cast<int64_t>(buffer_.size()) < size) buffer_.resize(size);
+    read_file(tensor, begin, size, buffer_.data());
+    rows = buffer_.data();
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    if (dtype == DType::kBfloat16) {
+      convert(tensor.type, rows + i * row_bytes, k, static_cast<uint16_t*>(out) + i * stride);
+    } else {
+      convert(tensor.type, rows + i * row_bytes, k, static_cast<float*>(out) + i * stride);
+    }
+  }
+}
+
+}  // namespace pearl

@@ -1,0 +1,185 @@
+"""The tensors of safetensors files, each read when it is asked for.
+
+safetensors itself checks a header; here its tensors are read, and never mapped: a file that is cut or changed
+meanwhile is an error with its name. Knows one file at a time, and nothing of models.
+"""
+
+import json
+import os
+import stat
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from pearl_rt.errors import CheckpointError
+
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
+_POINTER = b"version https://git-lfs"
+_CHUNK = 1 << 24  # bytes that are compared at once
+
+# How the executor is told of a tensor: a file descriptor, its path, an offset in bytes, dtype and shape.
+Place = tuple[int, str, int, str, list[int]]
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: bytes [begin, end) of `file`."""
+
+    file: "TensorFile"
+    dtype: str  # as safetensors names it: "F32", "BF16", ...
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    def read(self) -> torch.Tensor:
+        """A copy in memory. Raises CheckpointError if the file is not what it was."""
+        tensor = torch.empty(self.shape, dtype=DTYPES[self.dtype])
+        if self.end > self.begin:
+            self.file.read_into(memoryview(tensor.view(-1).view(torch.uint8).numpy().data), self.begin)
+        self.file.check_unchanged()
+        return tensor
+
+    def equals(self, other: "StoredTensor") -> bool:
+        """Whether both hold the same bytes, as tensors of one dtype and shape."""
+        if (self.dtype, self.shape) != (other.dtype, other.shape):
+            return False
+        for done in range(0, self.end - self.begin, _CHUNK):
+            size = min(_CHUNK, self.end - self.begin - done)
+            mine, theirs = bytearray(size), bytearray(size)
+            self.file.read_into(memoryview(mine), self.begin + done)
+            other.file.read_into(memoryview(theirs), other.begin + done)
+            if mine != theirs:
+                return False
+        return True
+
+    @property
+    def place(self) -> Place:
+        """For those who read it themselves; the file is open while this object lives."""
+        dtype = str(DTYPES[self.dtype]).removeprefix("torch.")
+        return self.file.descriptor, str(self.file.path), self.begin, dtype, list(self.shape)
+
+
+class TensorFile:
+    """A safetensors file that stays open, with the places of its tensors by name."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises CheckpointError for what safetensors refuses, and for what is no file."""
+        self.path = path
+        try:  # a pipe would be waited for
+            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+        weakref.finalize(self, os.close, self.descriptor)
+        status = os.fstat(self.descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(
+                f"{path} is not a file of bytes, but a folder, a pipe or a device: fetch it"
+            )
+        self._size, self._changed_ns = status.st_size, status.st_mtime_ns
+        length = int.from_bytes(self._read(min(8, self._size), 0), "little")
+        raw = self._read(min(8 + length, 8 + _HEADER_LIMIT, self._size), 0)
+        try:
+            _check_header(raw, self._size)
+            header = json.loads(raw[8:], object_pairs_hook=_unique)
+        except (SafetensorError, ValueError) as error:
+            if raw.startswith(_POINTER):
+                raise CheckpointError(
+                    f"{path} is a pointer of git-lfs, not the file: `git lfs pull`, or fetch it again"
+                ) from None
+            raise CheckpointError(
+                f"{path}, of {self._size} bytes, is truncated, damaged or not a safetensors file ({error}): "
+                "fetch it again"
+            ) from None
+        header.pop("__metadata__", None)
+        self._header, self._begin = header, 8 + length
+
+    def tensors(self) -> dict[str, StoredTensor]:
+        """What it holds, by name. Each keeps the file open."""
+        return {name: self._stored(told) for name, told in self._header.items()}
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fills `buffer` from there. Raises CheckpointError if the file ends before."""
+        done = 0
+        try:
+            while done < len(buffer):
+                count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
+                if not count:
+                    raise CheckpointError(
+                        f"{self.path} was cut while it was read, from {self._size} bytes to at most "
+                        f"{offset + done}: load it again once nothing writes to it"
+                    )
+                done += count
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from error
+
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError if the file is not the one whose header was read."""
+        status = os.fstat(self.descriptor)
+        if (status.st_size, status.st_mtime_ns) != (self._size, self._changed_ns):
+            raise CheckpointError(
+                f"{self.path} was changed while it was read: load it again once nothing writes to it"
+            )
+
+    def _read(self, count: int, offset: int) -> bytes:
+        raw = bytearray(count)
+        self.read_into(memoryview(raw), offset)
+        return bytes(raw)
+
+    def _stored(self, told: Mapping[str, Any]) -> StoredTensor:
+        begin, end = (self._begin + offset for offset in told["data_offsets"])
+        return StoredTensor(self, told["dtype"], tuple(told["shape"]), begin, end)
+
+
+class StoredTensors(Mapping[str, torch.Tensor]):
+    """Tensors by name, each read into memory when it is asked for."""
+
+    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
+        self._stored = dict(stored)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._stored[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def places(self) -> dict[str, Place]:
+        """Where each lies, for those who read them themselves and call check_unchanged() then."""
+        return {name: stored.place for name, stored in self._stored.items()}
+
+    def check_unchanged(self) -> None:
+        """Raises CheckpointError if a file is not the one whose header was read."""
+        for file in {stored.file for stored in self._stored.values()}:
+            file.check_unchanged()
+
+
+def _check_header(raw: bytes, size: int) -> None:
+    """Raises SafetensorError for what safetensors refuses in a file of that size with that beginning.
+
+    Its reader takes a name and maps the file. It is given a file in memory that has the beginning and a hole
+    for the rest, which nobody can cut in the meantime.
+    """
+    with open(os.memfd_create("header"), "wb") as file:
+        file.write(raw)
+        file.flush()
+        file.truncate(size)
+        with safe_open(f"/proc/self/fd/{file.fileno()}", framework="np"):
+            pass
+
+
+def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for a name that stands twice: readers differ in which counts."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} stands twice in its header")
+    return found
