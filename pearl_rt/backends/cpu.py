@@ -19,7 +19,8 @@ import pearl_rt._C as _C
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.checkpoint.rope import rope_tables
-from pearl_rt.checkpoint.shapes import tensor_shapes
+from pearl_rt.checkpoint.shapes import num_weights
+from pearl_rt.checkpoint.stored_tensors import StoredTensors
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ConfigError, PearlError, ResourceError
 from pearl_rt.strategy.options import Limits, choice, own_dtype
@@ -28,17 +29,6 @@ from pearl_rt.strategy.program import program
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, measure
 from pearl_rt.types.metrics import TraceRow
 from pearl_rt.types.request import Request
-from pearl_rt.kv_pool import KvPool
-from pearl_rt.loader import loading_bar
-from pearl_rt.metrics import TraceRow
-from pearl_rt.models.rope import rope_tables
-from pearl_rt.models.shapes import num_weights
-from pearl_rt.options import Limits, choice, own_dtype
-from pearl_rt.planner import MAX_GAMMA, PLACEMENTS, StepTimes
-from pearl_rt.program import program
-from pearl_rt.request import Request
-from pearl_rt.step_timing import MEASURED_GAMMAS, measure
-from pearl_rt.stored_tensors import StoredTensors
 
 if TYPE_CHECKING:
     import torch

@@ -13,6 +13,7 @@ from pearl_rt.backends.cuda_lanes import CudaLanes, CudaModel, CudaOptions
 from pearl_rt.backends.cuda_requirements import GpuModel, PairSizes, check_gpu_memory, parts_of
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
+from pearl_rt.checkpoint.shapes import num_weights
 from pearl_rt.device.gpu import Gpu, find_gpu
 from pearl_rt.device.kv_pool import DEVICE_BLOCK_SIZE, KvPool
 from pearl_rt.device.model import DTYPES, memory_errors
@@ -20,13 +21,6 @@ from pearl_rt.errors import ConfigError
 from pearl_rt.model.llama import LlamaWeights
 from pearl_rt.strategy.options import Limits, choice
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS
-from pearl_rt.kv_pool import DEVICE_BLOCK_SIZE, KvPool
-from pearl_rt.lane import CpuBackend, Model
-from pearl_rt.loader import loading_bar
-from pearl_rt.models.llama import LlamaWeights
-from pearl_rt.models.shapes import num_weights
-from pearl_rt.options import Limits, choice
-from pearl_rt.step_timing import MEASURED_GAMMAS
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # slots that steps are captured for: fewer sequences leave some of them idle
 

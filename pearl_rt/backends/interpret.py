@@ -13,6 +13,7 @@ import torch
 from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES, EagerCoordinator
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
+from pearl_rt.checkpoint.shapes import num_weights
 from pearl_rt.device.kv_pool import DEVICE_BLOCK_SIZE, KvPool
 from pearl_rt.device.model import device_dtype, prepare_kernels
 from pearl_rt.lowlevel.pair import DevicePair
@@ -22,19 +23,6 @@ from pearl_rt.strategy.planner import PLACEMENTS, StepTimes
 from pearl_rt.strategy.program import program
 from pearl_rt.types.metrics import TraceRow
 from pearl_rt.types.request import Request
-from pearl_rt.config import ModelConfig
-from pearl_rt.device_model import device_dtype, prepare_kernels
-from pearl_rt.device_pair import DevicePair
-from pearl_rt.eager_coordinator import NOMINAL_TIMES, EagerCoordinator
-from pearl_rt.kv_pool import DEVICE_BLOCK_SIZE, KvPool
-from pearl_rt.loader import loading_bar
-from pearl_rt.metrics import TraceRow
-from pearl_rt.models.llama import LlamaWeights
-from pearl_rt.models.shapes import num_weights
-from pearl_rt.options import Limits
-from pearl_rt.planner import PLACEMENTS, StepTimes
-from pearl_rt.program import program
-from pearl_rt.request import Request
 
 DEVICE = torch.device("cpu")
 

@@ -17,9 +17,8 @@ from tqdm import tqdm
 
 from pearl_rt.checkpoint.config import Environment, ModelConfig, model_directory, read_json
 from pearl_rt.checkpoint.shapes import tensor_shapes
+from pearl_rt.checkpoint.stored_tensors import DTYPES, StoredTensor, StoredTensors, TensorFile
 from pearl_rt.errors import CheckpointError
-from pearl_rt.models.shapes import tensor_shapes
-from pearl_rt.stored_tensors import DTYPES, StoredTensor, StoredTensors, TensorFile
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

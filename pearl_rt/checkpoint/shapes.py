@@ -1,9 +1,8 @@
 """Which tensors a Llama-family model has, by name and shape. Knows neither torch nor files."""
 
-from pearl_rt.checkpoint.config import ModelConfig
 from math import prod
 
-from pearl_rt.config import ModelConfig
+from pearl_rt.checkpoint.config import ModelConfig
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -13,11 +13,9 @@ import torch
 
 from pearl_rt.checkpoint.config import Environment, ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
+from pearl_rt.checkpoint.shapes import num_weights
 from pearl_rt.errors import ConfigError, ResourceError
 from pearl_rt.strategy.options import choice
-from pearl_rt.loader import loading_bar
-from pearl_rt.models.shapes import num_weights
-from pearl_rt.options import choice
 
 if TYPE_CHECKING:
     from pearl_rt.model.llama import LlamaWeights

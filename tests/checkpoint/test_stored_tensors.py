@@ -14,12 +14,12 @@ import pytest
 import torch
 
 from pearl_rt import _C
-from pearl_rt.config import ModelConfig
+from pearl_rt.backends.cpu import Model, native_config
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.loader import load_tensors, save_checkpoint
+from pearl_rt.checkpoint.shapes import tensor_shapes
+from pearl_rt.checkpoint.stored_tensors import TensorFile
 from pearl_rt.errors import CheckpointError
-from pearl_rt.lane import Model, native_config
-from pearl_rt.loader import load_tensors, save_checkpoint
-from pearl_rt.models.shapes import tensor_shapes
-from pearl_rt.stored_tensors import TensorFile
 
 CONFIG = ModelConfig("llama", 111, 96, 128, 2, 6, 2, 24)
 Q_PROJ = "model.layers.0.self_attn.q_proj.weight"

@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "cpu/kernels/kernels.h"
-#include "cpu/source_tensor.h"
+#include "cpu/model/source_tensor.h"
 
 namespace pearl {
 

@@ -1,11 +1,11 @@
-#include "cpu/source_tensor.h"
+#include "cpu/model/source_tensor.h"
 
 #include <errno.h>
 #include <unistd.h>
 
 #include <cstring>
 
-#include "coordinator/failure.h"
+#include "core/failure.h"
 
 namespace pearl {
 namespace {
