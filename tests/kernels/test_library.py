@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +22,22 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from pearl_rt import kernels
 from pearl_rt.kernels.base import interpreter, library
 from pearl_rt.kernels.tools.cases import LAUNCHES
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_one_import_registers_every_operator() -> None:
+    """In a process that imports nothing else of pearl_rt."""
+    files = sorted((ROOT / "kernels").rglob("*.py"))
+    calls = [re.findall(r"^ *register\(\s*f?\"(\w+)\(", path.read_text(), re.MULTILINE) for path in files]
+    names = sorted(name for own in calls for name in own)
+    assert len(names) >= 13 and "rms_norm" in names
+    code = (
+        "import pearl_rt.kernels, torch, sys;"
+        "print(*(n for n in sys.argv[1:] if hasattr(torch.ops.pearl_rt, n)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code, *names], cwd=ROOT, capture_output=True, text=True)
+    assert run.stdout.split() == names, run.stderr
 
 
 @pytest.mark.parametrize("index", [0, 1])
