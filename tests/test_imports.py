@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # Low to high. A module may import from floors below its own, and from siblings named in the same row.
 FLOORS = [
-    {"_C", "kernels", "errors"},
+    {"_C", "kernels", "errors", "bell", "at_exit"},
     {
         *(
             "config",
@@ -39,6 +39,7 @@ FLOORS = [
     {"eager_coordinator", "capture", "device_round_graph"},
     {"lane", "interpret_lane", "cuda_lane", "cuda_requirements", "cuda_backend"},
     {"backends", "job", "runs", "batch"},
+    {"intake"},
     {"engine"},
     {"chat", "prometheus", "engine_flags"},
     {"serve"},
