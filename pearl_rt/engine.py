@@ -12,19 +12,21 @@ scheduler's.
 import os
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from pearl_rt.backends.select import Asked, backend
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors
 from pearl_rt.checkpoint.tokenizer import Tokenizer
-from pearl_rt.errors import ConfigError, RequestError
+from pearl_rt.errors import ConfigError
 from pearl_rt.lowlevel.round import Round
 from pearl_rt.lowlevel.round_graph import RoundGraph
-from pearl_rt.scheduling.answer import Answer
+from pearl_rt.scheduling.at_exit import AtExit
 from pearl_rt.scheduling.batch import Batch
 from pearl_rt.scheduling.engine_lock import Turn
 from pearl_rt.scheduling.handle import RequestHandle
+from pearl_rt.scheduling.intake import Intake
 from pearl_rt.scheduling.job import Job
 from pearl_rt.scheduling.runs import Runs
 from pearl_rt.scheduling.scheduler import Scheduler
@@ -38,7 +40,7 @@ from pearl_rt.strategy.options import (
     waiting_limit,
 )
 from pearl_rt.types.outputs import GenerationInterrupted, RequestOutput, StreamChunk
-from pearl_rt.types.request import Request, check_params, prepare_prompt, prompt_list
+from pearl_rt.types.request import Request
 from pearl_rt.types.sampling_params import SamplingParams, checked
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ class Engine:
 
     submit() may be called from any thread; generate() and stream() not from several at once, nor while
     submitted requests are in flight. `last_output` is the latest answer of these two, whole or interrupted.
+    An engine is its process's: in the child of a fork whatever is asked of it raises EngineClosedError.
     """
 
     def __init__(
@@ -125,14 +128,13 @@ class Engine:
         self._wanted = Wanted.checked(strategy, gamma, placement, self._limits)
         self._judge = judge
         self._tokenizer = tokenizer and tokenizer.hiding(target_config.eos_token_ids)
-        self._config = target_config
         parts = [("target", target_config, target_tensors)]
         if draft_config is not None and draft_tensors is not None:
             check_vocabularies(target_config, draft_config, tokenizer, draft_tokenizer)
             parts.append(("draft", draft_config, draft_tensors))
         check_tokenizer(target_config, tokenizer)
         self.max_model_len = max_length(max_model_len, [config for _, config, _ in parts])
-        self._kv_pool = self._backend.kv_pool(self.max_model_len)
+        kv_pool = self._backend.kv_pool(self.max_model_len)
         candidates = self._wanted.narrowed(self._limits)
         described = [(name, config, self._backend.dtype(name, dtype, config)) for name, config, _ in parts]
         self._backend.check_memory(
@@ -150,16 +152,25 @@ class Engine:
             self.draft,
             eos_ids=target_config.eos_token_ids,
             max_model_len=self.max_model_len,
-            check_open=self._turn.check_open,
+            turn=self._turn,
         )
+        self._intake = Intake(
+            self._runs,
+            config=target_config,
+            tokenizer=tokenizer,
+            wanted=self._wanted,
+            limits=self._limits,
+            judge=judge,
+            kv_pool=kv_pool,
+            max_model_len=self.max_model_len,
+        )
+        self._ids = count()  # of requests: none is used twice
         self._batch = Batch(self._runs)
         self._scheduler = Scheduler(
-            self._batch,
-            take_turn=self._turn.take,
-            end_turn=self._turn.end,
-            max_waiting=waiting_limit(max_waiting),
+            self._batch, turn=self._turn, ids=self._ids, max_waiting=waiting_limit(max_waiting)
         )
         self.last_output: RequestOutput | None = None
+        AtExit(self.close)
         for name in candidates.placements:
             self._runs.place(name)
 
@@ -213,15 +224,14 @@ class Engine:
         GenerationInterrupted (a KeyboardInterrupt) on Ctrl-C, with the outputs so far.
         """
         params = checked(params)
-        options = (strategy, gamma, placement, judge)
-        samples = [(prompt, index) for prompt in prompt_list(prompts) for index in range(params.n)]
-        jobs = [self._job(prompt, params, *options, index=index) for prompt, index in samples]
+        jobs = self._intake.jobs(prompts, params, (strategy, gamma, placement, judge))
         for job in jobs:
             job.answer.ask()
         min_results = 1 if params.stop else 64
         with self._turn:
+            self._batch.clear()
             self.last_output = None
-            waiting = deque(enumerate(jobs))
+            waiting = deque((next(self._ids), job) for job in jobs)
             try:
                 while waiting or self._batch.is_busy:
                     while waiting and self._batch.can_start(waiting[0][1]):
@@ -250,7 +260,7 @@ class Engine:
 
         The engine is in use until the iterator is exhausted or closed; `last_output` is then the answer.
         """
-        job = self._single("stream", "generate()", prompt, params, (strategy, gamma, placement, judge))
+        job = self._intake.job("stream", "generate()", prompt, params, (strategy, gamma, placement, judge))
         return self._stream(job)
 
     def submit(
@@ -269,13 +279,15 @@ class Engine:
         other. Raises RequestError for what cannot run, and while generate() or a stream runs; QueueFullError
         if max_waiting requests wait.
         """
-        job = self._single("submit", "it for each", prompt, params, (strategy, gamma, placement, judge))
+        job = self._intake.job("submit", "it for each", prompt, params, (strategy, gamma, placement, judge))
         job.answer.ask()
         return self._scheduler.submit(job)
 
     def request(self, prompt: Any, params: SamplingParams | None = None) -> Request:
         """One prompt, a text or token ids, as a round() takes it. Errors as in generate()."""
-        return self._runs.request(self._single("request", "generate()", prompt, params, (None,) * 4), 0)
+        return self._runs.request(
+            self._intake.job("request", "generate()", prompt, params, (None, None, None, None)), 0
+        )
 
     def round(
         self, strategy: str, gamma: int = 0, *, judge: str | None = None, greedy: bool = False
@@ -318,13 +330,15 @@ class Engine:
     def close(self) -> None:
         """Stops what runs, joins the threads and gives the memory back. Calling it again does nothing.
 
-        Submitted requests in flight end with EngineClosedError, a stream with finish_reason "abort".
+        Submitted requests in flight end with EngineClosedError, a stream with finish_reason "abort". The
+        interpreter's end closes every engine. In the child of a fork nothing happens.
         """
-        if not self._turn.close():
+        if not self._turn.is_home:
             return
+        self._turn.close()
         self._scheduler.close()
         self._runs.close()
-        del self.target, self.draft
+        self.target = self.draft = None
 
     def __enter__(self) -> "Engine":
         return self
@@ -351,47 +365,13 @@ class Engine:
         """Raises EngineClosedError once the engine is closed."""
         self._turn.check_open()
 
-    def _single(
-        self, name: str, instead: str, prompt: Any, params: SamplingParams | None, options: tuple[Any, ...]
-    ) -> Job:
-        """The job of a call that takes one prompt and gives one answer."""
-        params = checked(params)
-        listed = prompt_list(prompt)
-        if len(listed) != 1:
-            raise RequestError(f"{name} takes one prompt, got {len(listed)}: call {instead} for several")
-        if params.n > 1:
-            raise RequestError(f"{name} gives one answer, n is {params.n}: pass n=1, or call generate()")
-        return self._job(listed[0], params, *options)
-
-    def _job(
-        self,
-        prompt: Any,
-        params: SamplingParams,
-        strategy: str | None,
-        gamma: int | None,
-        placement: str | None,
-        judge: str | None,
-        index: int = 0,
-    ) -> Job:
-        """Checks one request. Raises RequestError for what cannot run."""
-        self._turn.check_open()
-        wanted = self._wanted.override(strategy, gamma, placement, self._limits)
-        judge = self._judge if judge is None else choice("judge", judge, JUDGES, RequestError)
-        vocab_size = self._config.vocab_size
-        check_params(params, self._tokenizer, vocab_size)
-        prepared = prepare_prompt(prompt, self._tokenizer, vocab_size, self.max_model_len)
-        params = params.sample(index)
-        answer = Answer(prepared, params, self._tokenizer, index)
-        job = Job(prepared, params, wanted.narrowed(self._limits), judge, answer)
-        self._kv_pool.check(self._runs.request(job, 0))
-        return job
-
     def _stream(self, job: Job) -> Generator[StreamChunk, None, None]:
         with self._turn:
+            self._batch.clear()
             self.last_output = None
             job.answer.ask()
             try:
-                self._batch.start(0, job)
+                self._batch.start(next(self._ids), job)
                 while self._batch.is_busy:
                     for news in self._batch.poll():
                         if isinstance(news.outcome, Exception):

@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "coordinator/coordinator.h"
+#include "core/without_gil.h"
 #include "cpu/lane/cpu_lane.h"
 
 namespace py = pybind11;
@@ -235,7 +236,7 @@ void bind_coordinator(py::module_& m) {
              const std::string& judge, std::vector<int32_t> windows) {
             const Program native = program_from(program);
             const JudgeKind kind = judge_from(judge);
-            const py::gil_scoped_release release;
+            const WithoutGil release;
             return self.start(native, kind, requests, std::move(windows));
           },
           py::arg("program"), py::arg("requests"), py::arg("judge") = "rejection",
@@ -245,21 +246,21 @@ void bind_coordinator(py::module_& m) {
           "run, or another run goes on. windows: [num_slots + 1] the longest window while so many slots are "
           "busy;\n"
           "none: each request's own gamma. Lanes on host cores take them.")
-      .def("set_windows", &Coordinator::set_windows, py::arg("windows"),
-           py::call_guard<py::gil_scoped_release>(), "Other windows from the next round on. Any thread.")
-      .def("submit", &Coordinator::submit, py::arg("request"), py::call_guard<py::gil_scoped_release>(),
+      .def("set_windows", &Coordinator::set_windows, py::arg("windows"), py::call_guard<WithoutGil>(),
+           "Other windows from the next round on. Any thread.")
+      .def("submit", &Coordinator::submit, py::arg("request"), py::call_guard<WithoutGil>(),
            "One more request for the run that goes on -> its id, or None if there is no run. Any thread.")
-      .def("cancel", &Coordinator::cancel, py::arg("id"), py::call_guard<py::gil_scoped_release>(),
+      .def("cancel", &Coordinator::cancel, py::arg("id"), py::call_guard<WithoutGil>(),
            "Ends a request within a round -> True if it had no slot yet, and nothing follows. Any thread.")
-      .def("take_waiting", &Coordinator::take_waiting, py::call_guard<py::gil_scoped_release>(),
+      .def("take_waiting", &Coordinator::take_waiting, py::call_guard<WithoutGil>(),
            "Ids of requests that never got a slot, once the run has ended.")
       .def("next", &Coordinator::next, py::arg("timeout_ms") = -1, py::arg("min_results") = 1,
-           py::call_guard<py::gil_scoped_release>(),
+           py::call_guard<WithoutGil>(),
            "Waits for min_results (or the end, or the time) -> what there is; None once all was handed out.\n"
            "Raises the run's error once, after the results before it.")
-      .def("stop", &Coordinator::stop, py::call_guard<py::gil_scoped_release>(),
+      .def("stop", &Coordinator::stop, py::call_guard<WithoutGil>(),
            "Ends the run within a round. What was verified before can still be had from next().")
-      .def("has_place", &Coordinator::has_place, py::arg("request"), py::call_guard<py::gil_scoped_release>(),
+      .def("has_place", &Coordinator::has_place, py::arg("request"), py::call_guard<WithoutGil>(),
            "Whether a request would get its KV blocks now, behind those that wait, and the run that goes on, "
            "if "
            "one\n"

@@ -4,9 +4,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <limits>
-#include <variant>
-
+#include "core/without_gil.h"
 #include "cpu/machine/bandwidth.h"
 #include "cpu/model/llama.h"
 
@@ -68,7 +66,7 @@ std::shared_ptr<LlamaWeights> make_weights(const py::dict& config,
   LlamaWeights::Tensors sources;
   for (const auto& [name, tensor] : tensors) sources.emplace(name, source_from(name, tensor));
   const LlamaConfig c = config_from(config);
-  const py::gil_scoped_release released;
+  const WithoutGil released;
   return std::make_shared<LlamaWeights>(c, sources, dtype_from(dtype), choose_isa(isa.value_or("")),
                                         progress);
 }
@@ -92,7 +90,7 @@ std::vector<py::array_t<float>> forward_batch(LlamaExecutor& executor,
     segments.back().block_table = table.empty() ? &kNone : table.data();
     segments.back().num_blocks = static_cast<int>(table.size());
   }
-  const py::gil_scoped_release released;
+  const WithoutGil released;
   executor.forward(segments.data(), static_cast<int>(segments.size()));
   return logits;
 }
@@ -111,8 +109,7 @@ void bind_executor(py::module_& m) {
       py::arg("meminfo") = "/proc/meminfo", py::arg("group") = "/sys/fs/cgroup",
       "Memory that can still be had without swapping; None: unknown. Tests bring files of their own.");
   m.def("measure_bandwidth", &measure_bandwidth, py::arg("core_set"), py::arg("bytes"), py::arg("seconds"),
-        py::call_guard<py::gil_scoped_release>(),
-        "Bytes per second that the cores read from a buffer of that size");
+        py::call_guard<WithoutGil>(), "Bytes per second that the cores read from a buffer of that size");
 
   py::class_<CoreSet, std::shared_ptr<CoreSet>>(m, "CoreSet")
       .def(py::init<std::vector<int>>(), py::arg("cpus"))
@@ -146,8 +143,7 @@ void bind_executor(py::module_& m) {
            "[(slot, token_ids, start, num_logits)] -> [logits [num_logits, vocab_size]]\n"
            "block_tables: the KV blocks of each segment in order; None: of its slot.")
       .def("time_linears", &LlamaExecutor::time_linears, py::arg("rows"), py::arg("repeats"),
-           py::call_guard<py::gil_scoped_release>(),
-           "Seconds of the linear layers of one step, best of repeats")
+           py::call_guard<WithoutGil>(), "Seconds of the linear layers of one step, best of repeats")
       .def("poison", &LlamaExecutor::poison, py::arg("slot"), py::arg("position"),
            "NaN in the rows of a slot's own blocks, for tests")
       .def("poison_block", &LlamaExecutor::poison_block, py::arg("block"), py::arg("row"),

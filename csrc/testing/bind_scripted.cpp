@@ -5,6 +5,7 @@
 
 #include <stdexcept>
 
+#include "core/without_gil.h"
 #include "testing/scripted_executor.h"
 
 namespace py = pybind11;
@@ -21,7 +22,7 @@ py::array_t<float> forward(Executor& self, int slot, const std::vector<int32_t>&
     throw std::invalid_argument("num_logits must be 0..num_tokens");
   py::array_t<float> logits({num_logits, self.vocab_size()});
   const Segment segment{slot, token_ids.data(), num_tokens, start, num_logits, logits.mutable_data()};
-  const py::gil_scoped_release release;
+  const WithoutGil release;
   self.forward(&segment, 1);
   return logits;
 }

@@ -4,6 +4,7 @@ Knows steps, streams and programs; not requests or rounds. A graph lives as long
 go of it only when nobody can launch it any more.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
@@ -149,6 +150,7 @@ class Capture:
 
     def __init__(self, lanes: Iterable[LaneGraphs], gpus: Sequence[Gpu]) -> None:
         self.lanes = {lane.name: lane for lane in lanes}
+        self.process = os.getpid()  # whose graphs these are
         self._gpus = gpus
         self._seconds = 0.0
         self._bytes = 0
@@ -192,7 +194,11 @@ class Capture:
 
 
 def shut(coordinator: Any, capture: Capture) -> None:
-    """Ends what runs, then destroys the graphs. What they read and write lives as long as `capture`."""
+    """Ends what runs, then destroys the graphs. What they read and write lives as long as `capture`. In
+    the child of a fork both are still the parent's.
+    """
+    if capture.process != os.getpid():
+        return
     with suppress(PearlError):
         coordinator.stop()
     for lane in capture.lanes.values():

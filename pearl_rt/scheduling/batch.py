@@ -5,6 +5,7 @@ go with it waits until the run has ended.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ class Batch:
     def __init__(self, runs: Runs) -> None:
         self.num_slots = runs.num_slots
         self._runs = runs
+        self._turn = runs.turn
         self._lanes: Any = None  # of the run that goes on
         self._plan: Plan | None = None
         self._judge = ""
@@ -84,8 +86,13 @@ class Batch:
         return Plan(plan.strategy, job.candidates.gammas[0], plan.placement, 0.0, 0.0)
 
     def poll(self, min_results: int = 1) -> list[News]:
-        """News of what runs, waiting for min_results rounds or POLL_MS. Raises what ended the run."""
+        """News of what runs, waiting for min_results rounds or POLL_MS. Raises what ended the run. The run of
+        an engine that was closed ends, whenever it was started.
+        """
+        self._turn.check_process()
         if self._lanes is not None and not self._news:
+            if self._turn.is_closed:
+                self._lanes.coordinator.stop()
             try:
                 results = self._lanes.coordinator.next(POLL_MS, min_results)
             except Exception:
@@ -109,10 +116,17 @@ class Batch:
         return job.answer.finish()
 
     def clear(self) -> None:
-        """Ends whatever runs within a round; what was verified is in the answers."""
-        if self._lanes is not None:
-            self._lanes.coordinator.stop()
-            self._drain()
+        """Ends whatever runs within a round; what was verified is in the answers, and what else there was to
+        say concerns nobody. Called at both ends of a turn: a second Ctrl-C may cut short the call at its end.
+        In the child of a fork nothing runs.
+        """
+        if self._turn.is_home:
+            if self._lanes is not None:
+                self._lanes.coordinator.stop()
+                with suppress(Exception):  # of a run that was given up
+                    self._drain()
+            self._lanes = None
+        self._running = {}
         self._news = []
 
     def _told(self, results: Sequence[Any]) -> list[News]:

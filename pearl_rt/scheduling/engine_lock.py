@@ -1,45 +1,43 @@
-"""Who may use an engine now: one caller at a time, until it is closed.
+"""Who may use an engine now: one caller at a time, or the queue of submitted requests, until it is closed.
 
-Knows nothing of what they do. A turn may be taken in one thread and ended in another.
+Knows nothing of what they do. `with turn:` may begin in one thread and end in another. No exception that a
+signal raises can fall between the taking and the `with`, or keep the turn from being given back: see
+csrc/python/bind_turn.cpp.
 """
 
-import threading
+from typing import NoReturn
 
+import pearl_rt._C as _C
 from pearl_rt.errors import EngineClosedError, RequestError
 
 
-class Turn:
+class Turn(_C.Turn):
     """One turn at a time; who finds it taken is told, and does not wait."""
 
     def __init__(self) -> None:
-        self._taken = threading.Lock()
-        self._closed = False
+        super().__init__()
+        self.is_closed = False
 
-    def take(self) -> None:
-        """Raises RequestError while another has it, EngineClosedError once closed."""
-        self.check_open()
-        if not self._taken.acquire(blocking=False):
-            raise RequestError(
-                "the engine is in use, by another thread, by submitted requests or by a stream that was not "
-                "read to its end: wait, close() the stream, submit() all, or give each thread its own engine"
+    def close(self) -> None:
+        """Nobody gets a turn any more; who has one keeps it."""
+        self.is_closed = True
+
+    def check_process(self) -> None:
+        """Raises EngineClosedError in the child of a fork: the engine's threads are its parent's."""
+        if not self.is_home:
+            raise EngineClosedError(
+                "this process is a fork of the one that built the engine, and has none of its threads: build "
+                "another engine here, or start processes by 'spawn' or 'forkserver'"
             )
 
-    def end(self) -> None:
-        """Who took it gives it back."""
-        self._taken.release()
-
-    def __enter__(self) -> None:
-        self.take()
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def close(self) -> bool:
-        """Nobody gets a turn any more; who has one keeps it. Returns whether it was open before."""
-        was_open, self._closed = not self._closed, True
-        return was_open
-
     def check_open(self) -> None:
-        """Raises EngineClosedError once closed."""
-        if self._closed:
+        """Raises EngineClosedError once closed, and in the child of a fork."""
+        self.check_process()
+        if self.is_closed:
             raise EngineClosedError("the engine is closed: build another one")
+
+    def _taken(self) -> NoReturn:
+        raise RequestError(
+            "the engine is in use, by another thread, by submitted requests or by a stream that was not "
+            "read to its end: wait, close() the stream, submit() all, or give each thread its own engine"
+        )

@@ -5,11 +5,12 @@ own thread; any thread and any asyncio loop may read.
 """
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
+from pearl_rt.scheduling.bell import Bell
 from pearl_rt.types.outputs import RequestOutput, StreamChunk
 
 
@@ -18,17 +19,24 @@ class RequestHandle:
 
     `for chunk in handle` and `async for chunk in handle` yield every chunk from the first on, each as soon as
     it is verified, and then raise the request's error if there was one; result(), or `await handle`, is the
-    whole output. Leaving a loop early does not cancel: cancel() does.
+    whole output. Leaving a loop early does not cancel: cancel() does, and so does a task that is cancelled
+    while it awaits the handle or is in a loop over it.
     """
 
-    def __init__(self, request_id: int, on_cancel: Callable[["RequestHandle"], None]) -> None:
+    def __init__(
+        self,
+        request_id: int,
+        on_cancel: Callable[["RequestHandle"], None],
+        check_process: Callable[[], None],
+    ) -> None:
+        """on_cancel: ends the request. check_process: raises where nobody will ever run it."""
         self.request_id = request_id
         self._on_cancel = on_cancel
-        self._changed = threading.Condition()
+        self._check_process = check_process
+        self._news = Bell()
         self._chunks: list[StreamChunk] = []
         self._output: RequestOutput | None = None
         self._error: Exception | None = None
-        self._listeners: list[Callable[[], None]] = []
 
     @property
     def done(self) -> bool:
@@ -44,67 +52,65 @@ class RequestHandle:
 
     def result(self, timeout: float | None = None) -> RequestOutput:
         """Waits for the output. Raises the request's error; TimeoutError after `timeout` seconds."""
-        with self._changed:
-            if not self._changed.wait_for(lambda: self.done, timeout):
-                raise TimeoutError(f"request {self.request_id} was not done within {timeout} s")
-            return self._outcome()
+        if not self._news.wait(self._is_done, timeout):
+            raise TimeoutError(f"request {self.request_id} was not done within {timeout} s")
+        return self._outcome()
 
     def __iter__(self) -> Iterator[StreamChunk]:
         place = 0
         while True:
-            with self._changed:
-                while not self.done and len(self._chunks) == place:
-                    self._changed.wait()
-                chunks = self._chunks[place:]
-                if not chunks:
-                    self._outcome()
-                    return
-            for chunk in chunks:
-                place += 1
-                yield chunk
+            self._news.wait(partial(self._has, place))
+            if place == len(self._chunks):
+                self._outcome()
+                return
+            yield self._chunks[place]
+            place += 1
 
-    async def __aiter__(self) -> AsyncIterator[StreamChunk]:
-        place = 0
-        with _Listening(self) as news:
-            while True:
-                news.clear()
-                with self._changed:
-                    chunks, done = self._chunks[place:], self.done
-                for chunk in chunks:
-                    place += 1
-                    yield chunk
-                if not chunks and done:
-                    self._outcome()
-                    return
-                if not chunks:
-                    await news.wait()
+    def __aiter__(self) -> AsyncIterator[StreamChunk]:
+        return _Chunks(self)
 
     def __await__(self) -> Generator[Any, None, RequestOutput]:
         return self._wait().__await__()
 
     async def _wait(self) -> RequestOutput:
-        with _Listening(self) as news:
-            while not self.done:
-                news.clear()
-                if not self.done:
-                    await news.wait()
+        await self._until(self._is_done)
         return self._outcome()
+
+    async def _until(self, is_over: Callable[[], bool]) -> None:
+        """Waits in the running loop. A task that is cancelled here cancels the request."""
+        loop = asyncio.get_running_loop()
+        try:
+            while not is_over():
+                news = asyncio.Event()
+                with self._news.heard(partial(_tell, loop, news)):
+                    if not is_over():
+                        await news.wait()
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+
+    def _is_done(self) -> bool:
+        if not self.done:
+            self._check_process()
+        return self.done
+
+    def _has(self, place: int) -> bool:
+        """Whether there is a chunk at this place, or never will be."""
+        return len(self._chunks) > place or self._is_done()
 
     def push(self, chunk: StreamChunk) -> None:
         """The runner's: one more chunk."""
-        with self._changed:
-            self._chunks.append(chunk)
-            self._tell()
+        self._chunks.append(chunk)
+        self._news.ring()
 
     def finish(self, outcome: RequestOutput | Exception) -> None:
         """The runner's: how it ended, once."""
-        with self._changed:
-            if isinstance(outcome, Exception):
-                self._error = outcome
-            else:
-                self._push_rest(outcome)
-                self._output = outcome
-            self._tell()
+        if isinstance(outcome, Exception):
+            self._error = outcome
+        else:
+            self._push_rest(outcome)
+            self._output = outcome
+        self._news.ring()
 
     def _push_rest(self, output: RequestOutput) -> None:
         """The last chunk of a request that was cut short: what no chunk had, and the reason."""
@@ -116,11 +122,6 @@ class RequestHandle:
         rest = output.token_ids[num_tokens:], output.text[num_characters:]
         self._chunks.append(StreamChunk(*rest, output.finish_reason, logprobs))
 
-    def _tell(self) -> None:
-        self._changed.notify_all()
-        for listener in self._listeners:
-            listener()
-
     def _outcome(self) -> RequestOutput:
         if self._error is not None:
             raise self._error
@@ -128,23 +129,36 @@ class RequestHandle:
         return self._output
 
 
-class _Listening:
-    """An asyncio event of the running loop that is set at every piece of news."""
+class _Chunks:
+    """One `async for` over a handle."""
 
     def __init__(self, handle: RequestHandle) -> None:
         self._handle = handle
-        self._loop = asyncio.get_running_loop()
-        self._event = asyncio.Event()
+        self._place = 0
+        self._task: asyncio.Task[Any] | None = None  # that has asked last
+        self._num_cancels = 0  # that it had been asked for by then
 
-    def __enter__(self) -> asyncio.Event:
-        with self._handle._changed:
-            self._handle._listeners.append(self._listener)
-        return self._event
+    def __aiter__(self) -> AsyncIterator[StreamChunk]:
+        return self
 
-    def __exit__(self, *_: object) -> None:
-        with self._handle._changed:
-            self._handle._listeners.remove(self._listener)
+    async def __anext__(self) -> StreamChunk:
+        handle, self._task = self._handle, asyncio.current_task()
+        self._num_cancels = self._task.cancelling() if self._task is not None else 0
+        await handle._until(partial(handle._has, self._place))
+        if self._place == len(handle._chunks):
+            handle._outcome()
+            raise StopAsyncIteration
+        self._place += 1
+        return handle._chunks[self._place - 1]
 
-    def _listener(self) -> None:
-        with suppress(RuntimeError):  # the loop was closed: nobody listens there any more
-            self._loop.call_soon_threadsafe(self._event.set)
+    def __del__(self) -> None:
+        """The loop was left: by its end, by a break, or because the task is cancelled in the loop's body."""
+        with suppress(RuntimeError):  # no loop runs in this thread
+            task = asyncio.current_task()
+            if task is not None and task is self._task and task.cancelling() > self._num_cancels:
+                self._handle.cancel()
+
+
+def _tell(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
+    with suppress(RuntimeError):  # the loop was closed: nobody listens there any more
+        loop.call_soon_threadsafe(news.set)

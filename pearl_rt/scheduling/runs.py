@@ -6,10 +6,12 @@ figures by any.
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pearl_rt._C as _C
+from pearl_rt.scheduling.engine_lock import Turn
 from pearl_rt.scheduling.job import Job
 from pearl_rt.scheduling.totals import Totals
 from pearl_rt.strategy.chooser import Chooser
@@ -29,26 +31,28 @@ class Runs:
         *,
         eos_ids: Sequence[int],
         max_model_len: int,
-        check_open: Callable[[], None],
+        turn: Turn,
     ) -> None:
-        """target, draft: models as the back end packed them. check_open: raises once the engine is closed."""
+        """target, draft: models as the back end packed them. turn: of the engine, which may be closed."""
         self.num_slots: int = backend.num_slots
         self.lanes: dict[str, Any] = {}  # placement -> its lanes, once it was used
         self._backend, self._target, self._draft = backend, target, draft
         self._eos_ids, self._max_model_len = eos_ids, max_model_len
-        self._check_open = check_open
+        self.turn = turn
+        self._never_destroy = _C.never_destroy  # when the interpreter ends, a module's names may be gone
         self._chooser = Chooser()
         self._totals = Totals()
-        self._figures = threading.Lock()  # of who reads or changes what the chooser or the totals hold
+        self._figures = threading.RLock()  # of who reads or changes what the chooser or the totals hold
 
     def place(self, placement: str) -> Any:
         """The lanes of a placement, built and measured when they are first needed."""
         if placement not in self.lanes:
-            self._check_open()
+            self.turn.check_open()
             lanes = self._backend.lanes(placement, self._target, self._draft)
             times = lanes.measure()
             with self._figures:
                 self._chooser.times[placement] = times
+            self.turn.check_open()  # it may have been closed meanwhile
             self.lanes[placement] = lanes
         return self.lanes[placement]
 
@@ -103,11 +107,16 @@ class Runs:
         return found
 
     def close(self) -> None:
-        """Ends what runs and gives the memory back."""
-        for lanes in self.lanes.values():
+        """Ends what runs and gives the memory back. Calling it again does nothing."""
+        while self.lanes:
+            _, lanes = self.lanes.popitem()
             lanes.close()
-        self.lanes = {}
-        del self._target, self._draft
+        self._target = self._draft = None
+
+    def __del__(self) -> None:
+        """In the child of a fork nothing is destroyed: lanes would wait for threads of the parent."""
+        if not self.turn.is_home:
+            self._never_destroy((self.lanes, self._backend, self._target, self._draft))
 
     def _windows(self, lanes: Any, job: Job, plan: Plan) -> list[int]:
         """The best windows of a run beside 0, 1, .. sequences, for a job that leaves the choice to us."""

@@ -1,16 +1,24 @@
 """Who runs next: submitted requests, first come first served, on as many slots as there are.
 
 One thread, there while anything is in flight, starts requests, hands on their news and hears cancels. Knows
-slots by three calls, whether one request runs at a time or several are in one batch; not what a request is.
+slots by a few calls, whether one request runs at a time or several are in one batch; not what a request is.
+
+Python raises exceptions of signals in the main thread only, between any two instructions. So callers change
+little, in an order that may be cut anywhere, and the thread does the rest. Locks are such as are written in
+C: their `with` is taken, and given back, in one piece.
 """
 
+import _thread
+import queue
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pearl_rt.errors import EngineClosedError, QueueFullError, ResourceError
+from pearl_rt.scheduling.at_exit import AtExit
+from pearl_rt.scheduling.bell import Bell
 from pearl_rt.scheduling.handle import RequestHandle
 from pearl_rt.types.outputs import RequestOutput, StreamChunk
 
@@ -26,10 +34,28 @@ class News:
     outcome: RequestOutput | Exception | None = None
 
 
+class Turn(Protocol):
+    """Who may use the slots: see pearl_rt.scheduling.engine_lock."""
+
+    is_home: bool
+
+    def check_process(self) -> None:
+        """Raises in the child of a fork."""
+
+    def take_for_queue(self) -> None:
+        """Raises if somebody else has the slots; nothing happens if the queue has them."""
+
+    def end_for_queue(self) -> None:
+        """Nothing happens if the queue has them not."""
+
+
 class Slots(Protocol):
     """Runs requests, `num_slots` at once. Called by the scheduler's thread only."""
 
     num_slots: int
+
+    def clear(self) -> None:
+        """Ends whatever runs: somebody else may have left it so. Called before a first job starts."""
 
     def can_start(self, job: Any) -> bool:
         """Whether a slot is free for this job now; until it is, those behind it wait too."""
@@ -50,8 +76,9 @@ class Slots(Protocol):
 class Scheduler:
     """Bounded waiting queue in front of slots.
 
-    take_turn    called before anything runs: raises if the slots are in use by someone else
-    end_turn     called when nothing is in flight any more, before the last handle is done
+    turn         taken before anything runs, given back when nothing is in flight any more, before the last
+                 handle is done
+    ids          numbers of requests, none used twice
     max_waiting  requests that may wait for a slot
     """
 
@@ -59,97 +86,135 @@ class Scheduler:
         self,
         slots: Slots,
         *,
-        take_turn: Callable[[], None],
-        end_turn: Callable[[], None],
+        turn: Turn,
+        ids: Iterator[int],
         max_waiting: int,
     ) -> None:
         self._slots = slots
-        self._take_turn, self._end_turn = take_turn, end_turn
+        self._turn = turn
+        self._ids = ids
         self._max_waiting = max_waiting
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
-        self._next_id = 0
+        self._lock = threading.RLock()  # a handler of a signal may come back here
+        self._inbox: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # ids to cancel; None: look around
+        self._thread: int | None = None  # that is at work
+        self._thread_left = Bell()
         self._waiting: deque[tuple[RequestHandle, Any]] = deque()
         self._running: dict[int, RequestHandle] = {}  # changed by the thread only
-        self._cancelled: set[int] = set()
-        self._in_flight = 0  # handles that are not done
+        self._cancelled: set[int] = set()  # taken from the inbox; the thread's
         self._closed = False
+        AtExit(self.close)  # the thread must not be at work when the interpreter goes
 
     def submit(self, job: Any) -> RequestHandle:
         """Puts a job in the queue. Raises QueueFullError, EngineClosedError, or what take_turn raises."""
-        with self._changed:
-            if self._closed:
-                raise EngineClosedError("the engine is closed: build another one")
-            if self._in_flight >= self._slots.num_slots + self._max_waiting:
-                raise QueueFullError(
-                    f"{len(self._waiting)} requests wait already, and max_waiting is {self._max_waiting}: "
-                    "try again later, or build the engine with a larger max_waiting"
-                )
-            if not self._in_flight:
-                self._take_turn()
-            if self._thread is None:
-                self._thread = self._started_thread()
-            handle = RequestHandle(self._next_id, self._cancel)
-            self._next_id += 1
-            self._in_flight += 1
-            self._waiting.append((handle, job))
-            self._changed.notify_all()
+        handle = RequestHandle(next(self._ids), self._cancel, self._turn.check_process)
+        try:
+            with self._lock:
+                self._check_room()
+                self._start_thread()  # first: if this is cut short, the thread gives the turn back
+                self._turn.take_for_queue()
+                self._waiting.append((handle, job))
+            self._inbox.put(None)
+        except BaseException:
+            handle.cancel()
+            raise
         return handle
 
     def counts(self) -> dict[str, int]:
         """How many requests run, and how many wait."""
-        with self._changed:
-            return {"running": len(self._running), "waiting": self._in_flight - len(self._running)}
+        with self._lock:
+            return {"running": len(self._running), "waiting": len(self._waiting)}
 
     def close(self) -> None:
-        """Ends what is in flight with EngineClosedError, within a round. Calling it again does nothing."""
-        with self._changed:
-            self._closed = True
-            thread = self._thread
-            self._changed.notify_all()
-        if thread is not None:
-            thread.join()
+        """Ends what is in flight with EngineClosedError, within a round, and waits for that. Calling it again
+        does nothing. In the scheduler's own thread, where a finalizer may call it, it does not wait.
+        """
+        if not self._turn.is_home:
+            return
+        self._closed = True
+        self._inbox.put(None)
+        if self._thread != _thread.get_ident():
+            self._thread_left.wait(self._is_over)
 
-    def _started_thread(self) -> threading.Thread:
-        """It waits for self._changed, which the caller holds."""
-        thread = threading.Thread(target=self._work, name="pearl_rt scheduler", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError as error:
-            if not self._in_flight:
-                self._end_turn()
-            raise ResourceError(
-                f"no more threads can be started, and one is needed for submitted requests ({error}): raise "
-                "the limit (ulimit -u, or pids.max of a container), or end other threads"
-            ) from None
-        return thread
+    def _is_over(self) -> bool:
+        """Whether nothing is in flight, nor the thread there. Where something waits it is, or is about to."""
+        with self._lock:
+            return not self._waiting and self._thread is None
+
+    def _check_room(self) -> None:
+        if self._closed:
+            raise EngineClosedError("the engine is closed: build another one")
+        num_waiting = len(self._waiting)
+        if num_waiting + len(self._running) >= self._slots.num_slots + self._max_waiting:
+            raise QueueFullError(
+                f"{num_waiting} requests wait already, and max_waiting is {self._max_waiting}: "
+                "try again later, or build the engine with a larger max_waiting"
+            )
+
+    def _start_thread(self) -> None:
+        """Starts the thread if it is not there. Not a threading.Thread: an exception in its start() may leave
+        a lock taken that the new thread waits for.
+        """
+        if self._thread is None:
+            try:
+                _thread.start_new_thread(self._work, ())
+            except RuntimeError as error:
+                raise ResourceError(
+                    f"no thread for submitted requests ({error}): allow this process more threads"
+                ) from None
 
     def _cancel(self, handle: RequestHandle) -> None:
-        with self._changed:
-            self._cancelled.add(handle.request_id)
-            self._changed.notify_all()
+        with self._lock:
+            if handle.request_id in self._running or any(entry[0] is handle for entry in self._waiting):
+                self._inbox.put(handle.request_id)
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                idle = not (self._waiting or self._running or self._closed)
-                if idle and not self._changed.wait_for(lambda: self._waiting or self._closed, LINGER_S):
-                    self._thread = None
+        with self._lock:
+            if self._thread is not None:  # another was started first
+                return
+            self._thread = _thread.get_ident()
+        try:
+            while not self._closed:
+                if not self._hear():
                     return
-                if self._closed:
-                    break
-            self._drop_cancelled()
-            self._admit()
-            if self._running:
-                self._hand_on()
-        self._end_all()
+                self._drop_cancelled()
+                self._admit()
+                if self._running:
+                    self._hand_on()
+            self._end_all("the engine was closed")
+        except BaseException as error:  # whatever it is, nobody waits for ever
+            self._end_all(f"the scheduler failed ({error!r})")
+            raise
+        finally:
+            self._thread_left.ring()
+
+    def _hear(self) -> bool:
+        """Reads the inbox; waits LINGER_S for it where nothing is in flight -> False: the thread leaves."""
+        try:
+            while True:
+                message = self._inbox.get(timeout=0 if self._is_busy() else LINGER_S)
+                if message is not None:
+                    self._cancelled.add(message)
+        except queue.Empty:
+            with self._lock:
+                goes_on = self._is_busy()
+                if not goes_on:
+                    self._thread = None
+            return goes_on
+
+    def _is_busy(self) -> bool:
+        """Whether there is something to do. If not, the slots are free for others."""
+        with self._lock:
+            if self._waiting or self._running or self._closed:
+                return True
+            self._turn.end_for_queue()
+            return False
 
     def _drop_cancelled(self) -> None:
-        with self._changed:
-            cancelled, self._cancelled = self._cancelled, set()
-            dropped = (
-                [entry for entry in self._waiting if entry[0].request_id in cancelled] if cancelled else []
-            )
+        cancelled, self._cancelled = self._cancelled, set()
+        if not cancelled:
+            return
+        with self._lock:
+            dropped = [entry for entry in list(self._waiting) if entry[0].request_id in cancelled]
             for entry in dropped:
                 self._waiting.remove(entry)
         for handle, job in dropped:
@@ -158,8 +223,10 @@ class Scheduler:
             self._end(request_id, self._outcome_of_cancel(request_id))
 
     def _admit(self) -> None:
+        if not self._running and self._waiting:
+            self._slots.clear()
         while True:
-            with self._changed:
+            with self._lock:
                 if not self._waiting or not self._slots.can_start(self._waiting[0][1]):
                     return
                 handle, job = self._waiting.popleft()
@@ -191,24 +258,22 @@ class Scheduler:
         self._done(self._running[request_id], outcome)
 
     def _done(self, handle: RequestHandle, outcome: RequestOutput | Exception) -> None:
-        with self._changed:
+        with self._lock:
             self._running.pop(handle.request_id, None)
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._end_turn()
+            if not self._running and not self._waiting:
+                self._turn.end_for_queue()
         handle.finish(outcome)
 
-    def _end_all(self) -> None:
+    def _end_all(self, why: str) -> None:
+        """Ends all that is in flight, and then the thread."""
         for request_id in list(self._running):
             self._outcome_of_cancel(request_id)
-            self._end(
-                request_id,
-                EngineClosedError("the engine was closed while this request ran: build another one"),
-            )
-        with self._changed:
-            waiting, self._waiting = self._waiting, deque()
-        for handle, _ in waiting:
-            self._done(
-                handle,
-                EngineClosedError("the engine was closed while this request waited: build another one"),
-            )
+            self._end(request_id, EngineClosedError(f"{why} while this request ran: build another one"))
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    self._turn.end_for_queue()
+                    self._thread = None
+                    return
+                handle, _ = self._waiting.popleft()
+            self._done(handle, EngineClosedError(f"{why} while this request waited: build another one"))

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import count
 
 import pytest
 
@@ -39,6 +40,9 @@ class PlayedSlots:
         self.most = 0
         self.fault: Exception | None = None  # raised by the next poll, of no job in particular
         self._jobs: dict[int, Job] = {}
+
+    def clear(self) -> None:
+        self._jobs = {}
 
     def can_start(self, job: Job) -> bool:
         return len(self._jobs) < self.num_slots
@@ -80,19 +84,25 @@ class PlayedSlots:
 
 
 class Turn:
-    """Who has the slots: taken and given back in turns, or something is wrong."""
+    """Whether the queue has the slots, and how often it has taken them."""
+
+    is_home = True
 
     def __init__(self) -> None:
         self.taken = 0
         self.is_held = False
+        self.refused: Exception | None = None
 
-    def take(self) -> None:
-        assert not self.is_held
+    def check_process(self) -> None:
+        pass
+
+    def take_for_queue(self) -> None:
+        if self.refused is not None:
+            raise self.refused
+        self.taken += not self.is_held
         self.is_held = True
-        self.taken += 1
 
-    def end(self) -> None:
-        assert self.is_held
+    def end_for_queue(self) -> None:
         self.is_held = False
 
 
@@ -105,9 +115,7 @@ class Stage:
 
 def stage(num_slots: int, max_waiting: int = 1000) -> Stage:
     slots, turn = PlayedSlots(num_slots), Turn()
-    return Stage(
-        slots, turn, Scheduler(slots, take_turn=turn.take, end_turn=turn.end, max_waiting=max_waiting)
-    )
+    return Stage(slots, turn, Scheduler(slots, turn=turn, ids=count(), max_waiting=max_waiting))
 
 
 @pytest.fixture(params=(1, 3), ids=("one slot", "three slots"))
@@ -236,13 +244,10 @@ def test_waiting_for_a_result_can_time_out(played: Stage) -> None:
 
 
 def test_the_turn_is_refused_to_a_submission_while_another_has_it(played: Stage) -> None:
-    def refuse() -> None:
-        raise RequestError("in use")
-
-    played.scheduler._take_turn = refuse
+    played.turn.refused = RequestError("in use")
     with pytest.raises(RequestError, match="in use"):
         played.scheduler.submit(Job(1))
-    played.scheduler._take_turn = played.turn.take
+    played.turn.refused = None
     assert played.scheduler.submit(Job(1)).result(10).token_ids == [0]
 
 

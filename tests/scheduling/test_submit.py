@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 from tiny_pairs import Pair
 
-from pearl_rt import Engine, EngineClosedError, NumericsError, QueueFullError, RequestError, SamplingParams
+from pearl_rt import (
+    Engine,
+    EngineClosedError,
+    NumericsError,
+    QueueFullError,
+    RequestError,
+    RequestHandle,
+    SamplingParams,
+)
 
 LENGTH = 32768  # so that no answer ends by itself while a test looks away
 ENDLESS = SamplingParams(max_tokens=32000, ignore_eos=True)
@@ -156,6 +164,48 @@ def test_a_loop_that_is_gone_disturbs_nobody(engine: Engine) -> None:
     handle.cancel()  # type: ignore[attr-defined]
     assert handle.result(30).finish_reason == "abort"  # type: ignore[attr-defined]
     assert engine.submit("b", SamplingParams(max_tokens=2)).result(30).finish_reason == "length"
+
+
+def test_a_cancelled_task_ends_its_request(engine: Engine) -> None:
+    async def read_on(handle: RequestHandle) -> None:
+        async for _ in handle:
+            pass
+
+    async def sleep_over_a_chunk(handle: RequestHandle) -> None:
+        async for _ in handle:
+            await asyncio.sleep(1000)
+
+    async def wait(handle: RequestHandle) -> None:
+        await handle
+
+    async def main() -> None:
+        for use in (wait, read_on, sleep_over_a_chunk):
+            handle = engine.submit("b", ENDLESS)
+            task = asyncio.create_task(use(handle))
+            async for _ in handle:
+                break
+            await asyncio.sleep(0.01)  # so that the loop's body has been reached
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert (await handle).finish_reason == "abort"
+        handle = engine.submit("b", ENDLESS)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(handle, 0.01)
+        assert (await handle).finish_reason == "abort"
+        handle = engine.submit("b", SamplingParams(max_tokens=20))
+        async for _ in handle:
+            break  # nobody was cancelled
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.shield(engine.submit("b", ENDLESS)), 0.01)
+        assert (await handle).finish_reason == "length"
+        assert engine.stats()["queue"]["running"] == 1  # that which was shielded
+
+    asyncio.run(main())  # cancels what is left
+    deadline = time.monotonic() + 60
+    while sum(engine.stats()["queue"].values()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert not sum(engine.stats()["queue"].values())
 
 
 def test_direct_and_submitted_requests_exclude_each_other(engine: Engine) -> None:

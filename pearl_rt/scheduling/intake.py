@@ -1,0 +1,81 @@
+"""What callers of an engine ask for, checked: each answer that is wanted becomes a job.
+
+Knows the engine's options, its models' limits and its tokenizer; not lanes, and not who runs a job.
+"""
+
+from typing import Any
+
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.device.kv_pool import KvPool
+from pearl_rt.errors import RequestError
+from pearl_rt.scheduling.answer import Answer
+from pearl_rt.scheduling.job import Job
+from pearl_rt.scheduling.runs import Runs
+from pearl_rt.strategy.options import JUDGES, Limits, Wanted, choice
+from pearl_rt.types.request import check_params, prepare_prompt, prompt_list
+from pearl_rt.types.sampling_params import SamplingParams, checked
+
+Options = tuple[str | None, int | None, str | None, str | None]  # strategy, gamma, placement, judge of a call
+
+
+class Intake:
+    """Makes jobs. Raises RequestError for what cannot run, EngineClosedError once the engine is closed."""
+
+    def __init__(
+        self,
+        runs: Runs,
+        *,
+        config: ModelConfig,
+        tokenizer: Tokenizer | None,
+        wanted: Wanted,
+        limits: Limits,
+        judge: str,
+        kv_pool: KvPool,
+        max_model_len: int,
+    ) -> None:
+        """config, tokenizer: the target's. wanted, judge: the engine's choice, where a call makes none."""
+        self._runs = runs
+        self._vocab_size = config.vocab_size
+        self._tokenizer = tokenizer
+        self._wanted, self._limits, self._judge = wanted, limits, judge
+        self._kv_pool = kv_pool
+        self._max_model_len = max_model_len
+
+    def jobs(self, prompts: Any, params: SamplingParams, options: Options) -> list[Job]:
+        """params.n jobs for each of the prompts, in order."""
+        samples = [(prompt, index) for prompt in prompt_list(prompts) for index in range(params.n)]
+        return [self._job(prompt, params, *options, index=index) for prompt, index in samples]
+
+    def job(
+        self, name: str, instead: str, prompt: Any, params: SamplingParams | None, options: Options
+    ) -> Job:
+        """The job of a call that takes one prompt and gives one answer."""
+        params = checked(params)
+        listed = prompt_list(prompt)
+        if len(listed) != 1:
+            raise RequestError(f"{name} takes one prompt, got {len(listed)}: call {instead} for several")
+        if params.n > 1:
+            raise RequestError(f"{name} gives one answer, n is {params.n}: pass n=1, or call generate()")
+        return self._job(listed[0], params, *options)
+
+    def _job(
+        self,
+        prompt: Any,
+        params: SamplingParams,
+        strategy: str | None,
+        gamma: int | None,
+        placement: str | None,
+        judge: str | None,
+        index: int = 0,
+    ) -> Job:
+        self._runs.turn.check_open()
+        wanted = self._wanted.override(strategy, gamma, placement, self._limits)
+        judge = self._judge if judge is None else choice("judge", judge, JUDGES, RequestError)
+        check_params(params, self._tokenizer, self._vocab_size)
+        prepared = prepare_prompt(prompt, self._tokenizer, self._vocab_size, self._max_model_len)
+        params = params.sample(index)
+        answer = Answer(prepared, params, self._tokenizer, index)
+        job = Job(prepared, params, wanted.narrowed(self._limits), judge, answer)
+        self._kv_pool.check(self._runs.request(job, 0))
+        return job
