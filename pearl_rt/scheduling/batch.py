@@ -107,9 +107,11 @@ class Batch:
         return news
 
     def cancel(self, request_id: int) -> RequestOutput:
-        """Ends a running job within a round -> what it got."""
+        """Ends a running job within a round -> what it got. It has no trace: reading a long one would keep
+        the slot for many rounds.
+        """
         number = next(n for n, sequence in self._running.items() if sequence.request_id == request_id)
-        return self._leave(number)
+        return self._leave(number, is_traced=False)
 
     def skip(self, job: Job) -> RequestOutput:
         """An answer without tokens."""
@@ -152,8 +154,10 @@ class Batch:
             outcome = self._leave(number, has_slot=not last.finish_reason)
             yield News(sequence.request_id, outcome=outcome)
 
-    def _leave(self, number: int, *, has_slot: bool = True) -> RequestOutput:
-        """Takes a sequence out of the run -> its output. has_slot: the coordinator still works on it."""
+    def _leave(self, number: int, *, has_slot: bool = True, is_traced: bool = True) -> RequestOutput:
+        """Takes a sequence out of the run -> its output. has_slot: the coordinator still works on it.
+        is_traced: its output has a trace, if it ran alone.
+        """
         sequence = self._running.pop(number)
         job, lanes = sequence.job, self._lanes
         trace: Any = ()
@@ -164,7 +168,7 @@ class Batch:
                 if mine:
                     job.answer.add(mine)
             self._lanes = None
-            trace = lanes.trace() if sequence.is_alone else ()
+            trace = lanes.trace() if sequence.is_alone and is_traced else ()
         elif has_slot:
             lanes.coordinator.cancel(number)
         output = job.answer.finish(sequence.plan, trace)

@@ -11,7 +11,8 @@ from typing import Any
 # Behind these instructions CPython looks for signals, and behind no others (ceval.c, CHECK_EVAL_BREAKER). So
 # nothing can be raised between the call of __enter__ and its `with` block, nor between the block's end and
 # the call of __exit__: only within those two, if they are written in Python.
-HEARING = {"RESUME", "CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD"}
+HEARING = {"CALL", "CALL_FUNCTION_EX", "JUMP_BACKWARD", "POP_JUMP_BACKWARD"}
+ENTRY = -1  # RESUME, at the head of a function and behind each yield: a trace function is called behind it
 
 
 class Places:
@@ -27,7 +28,7 @@ class Places:
         self._entries = bytecode.exception_entries
 
     def is_one(self, before: int, after: int) -> bool:
-        return before in self._hearing and self._handler(before) == self._handler(after)
+        return before == ENTRY or (before in self._hearing and self._handler(before) == self._handler(after))
 
     def _handler(self, offset: int) -> int | None:
         return next((e.target for e in self._entries if e.start <= offset < e.end), None)
@@ -54,6 +55,7 @@ class Interrupter:
         if frame.f_code.co_filename not in self._files:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        self._last[frame] = ENTRY
         return self._step
 
     def _step(self, frame: FrameType, event: str, _: Any) -> Callable[..., Any]:
@@ -62,9 +64,9 @@ class Interrupter:
         code = frame.f_code
         if code not in self._places:
             self._places[code] = Places(code)
-        before = self._last.get(frame)
+        before = self._last[frame]
         self._last[frame] = frame.f_lasti
-        if before is None or not self._places[code].is_one(before, frame.f_lasti):
+        if not self._places[code].is_one(before, frame.f_lasti):
             return self._step
         self._left -= 1
         if self._left:
