@@ -68,8 +68,9 @@ def test_declarations_are_nvidias(folder: Path | None) -> None:
 def test_a_wrong_declaration_is_seen(right: str, wrong: str, said: str, tmp_path: Path) -> None:
     text = (ROOT / "csrc" / "cuda" / "driver" / "driver_api.h").read_text()
     assert right in text
-    (tmp_path / "cuda").mkdir()
-    (tmp_path / "cuda" / "driver_api.h").write_text(text.replace(right, wrong, 1))
+    folder = tmp_path / "cuda" / "driver"
+    folder.mkdir(parents=True)
+    (folder / "driver_api.h").write_text(text.replace(right, wrong, 1))
     assert said in what_the_compiler_says((headers() or [None])[-1], tmp_path)
 
 

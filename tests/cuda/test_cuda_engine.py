@@ -211,7 +211,7 @@ def test_a_target_alone(world: FakeWorld) -> None:
 
 
 def test_step_times_are_read_from_a_timed_trace(world: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pearl_rt.backends.select import cuda_lanes as cuda_lane
+    from pearl_rt.backends import cuda_lanes as cuda_lane
     from pearl_rt.strategy import step_timing
 
     monkeypatch.setattr(cuda_lane, "measure", step_timing.measure)
@@ -308,7 +308,7 @@ import fake_cuda, pytest
 from fake_gpu import FakeWorld, installed
 from test_cuda_engine import engine_of, ONE
 from pearl_rt import SamplingParams
-from pearl_rt.backends.select import cuda_lanes as cuda_lane
+from pearl_rt.backends import cuda_lanes as cuda_lane
 from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
 cuda_lane.measure = lambda lanes: NOMINAL_TIMES
 fake_cuda.load().reset(devices=2)
