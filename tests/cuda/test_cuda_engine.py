@@ -303,7 +303,7 @@ def test_leaving_without_close() -> None:
     script = """
 import os, sys
 os.environ["TRITON_INTERPRET"] = "1"
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests/fakes", "tests/support", "tests/cuda"]
 import fake_cuda, pytest
 from fake_gpu import FakeWorld, installed
 from test_cuda_engine import engine_of, ONE

@@ -238,7 +238,7 @@ def test_stats_say_what_was_captured_and_measured() -> None:
 def test_leaving_without_close() -> None:
     script = """
 import sys
-sys.path.insert(0, "tests")
+sys.path[:0] = ["tests/fakes", "tests/support", "tests/cuda"]
 from test_cuda_gpu import engine_of, GREEDY
 engine = engine_of(strategy="pearl", gamma=4)
 stream = engine.stream([7], GREEDY)

@@ -38,7 +38,7 @@ FLAGS = [
     "-Wall",
     "-Wextra",
     f"-I{ROOT / 'csrc'}",
-    f"-I{ROOT / 'tests' / 'fakes'}",
+    f"-I{HERE / 'driver'}",
 ]
 SANITIZERS = {"": ["-O2"], "thread": ["-O1", "-fsanitize=thread"], "address": ["-O1", "-fsanitize=address"]}
 SANITIZE = os.environ.get("PEARL_SANITIZE", "")  # set by tests/sanitize.py
