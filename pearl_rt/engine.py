@@ -157,7 +157,7 @@ class Engine:
         self._intake = Intake(
             self._runs,
             config=target_config,
-            tokenizer=tokenizer,
+            tokenizer=self._tokenizer,
             wanted=self._wanted,
             limits=self._limits,
             judge=judge,
