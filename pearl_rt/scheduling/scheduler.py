@@ -159,8 +159,8 @@ class Scheduler:
                 _thread.start_new_thread(self._work, ())
             except RuntimeError as error:
                 raise ResourceError(
-                    f"no more threads can be started, and one is needed for submitted requests ({error}): raise "
-                    "the limit (ulimit -u, or pids.max of a container), or end other threads"
+                    "no more threads can be started, and one is needed for submitted requests "
+                    f"({error}): raise the limit (ulimit -u, or pids.max of a container), or end other threads"
                 ) from None
 
     def _cancel(self, handle: RequestHandle) -> None:
