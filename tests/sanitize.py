@@ -112,7 +112,8 @@ def race(strategy: str, lane: str, placement: str) -> None:
             fake_cuda.load().reset(seed=seed, max_delay_us=20)
             bench = CudaBench.build(placement, target=target, draft=draft, gammas=[4])
         try:
-            bench.run(Program("racy", tuple(lanes)), _C.Request([1], gamma=4, max_tokens=60))
+            request = _C.Request([1], gamma=4, max_tokens=60)
+            bench.run(Program("racy", tuple(lanes)), request, is_ordered=False)
         except PearlError as error:  # what a race may lead to
             print(error)
 

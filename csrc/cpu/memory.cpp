@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <fstream>
 #include <limits>
@@ -33,6 +34,9 @@ int64_t meminfo_available() {
 
 std::string mebibytes(int64_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
 
+constexpr double kAlwaysThere = 1 << 20;
+constexpr double kMostCounted = 0x1p62;  // bytes; more is said as so many
+
 }  // namespace
 
 int64_t available_bytes() {
@@ -41,6 +45,14 @@ int64_t available_bytes() {
   const int64_t used = number_in("/sys/fs/cgroup/memory.current");
   if (limit != kUnknown && used != kUnknown && limit - used < available) available = limit - used;
   return available;
+}
+
+void check_memory(double bytes, const std::string& purpose) {
+  if (bytes <= kAlwaysThere) return;
+  const int64_t available = available_bytes();
+  if (bytes <= static_cast<double>(available)) return;
+  throw OutOfMemory(purpose + " needs " + mebibytes(static_cast<int64_t>(std::min(bytes, kMostCounted))) +
+                    ", and " + mebibytes(available) + " are free; ask for less");
 }
 
 int64_t last_level_cache_bytes() {

@@ -29,10 +29,18 @@ uint16_t bf16_of(float x) {
 
 float float_of_bf16(uint16_t x) { return __builtin_bit_cast(float, static_cast<uint32_t>(x) << 16); }
 
+// A file's header may leave its tensors at any address.
+template <class T>
+T load(const SourceTensor& tensor, int64_t index) {
+  T value;
+  std::memcpy(&value, static_cast<const char*>(tensor.data) + index * sizeof(T), sizeof value);
+  return value;
+}
+
 // Row `row` of a tensor [*, k] as elements of the packed dtype.
 void read_row(const SourceTensor& tensor, int64_t row, int64_t k, uint16_t* out) {
   if (tensor.type == SourceTensor::Type::kBfloat16) {
-    std::memcpy(out, static_cast<const uint16_t*>(tensor.data) + row * k, k * sizeof *out);
+    std::memcpy(out, static_cast<const char*>(tensor.data) + row * k * sizeof *out, k * sizeof *out);
     return;
   }
   for (int64_t i = 0; i < k; ++i) out[i] = bf16_of(element_of(tensor, row * k + i));
@@ -64,11 +72,11 @@ void pack_block(const PackedMatrix& matrix, const SourceRow* rows, int64_t sourc
 float element_of(const SourceTensor& tensor, int64_t index) {
   switch (tensor.type) {
     case SourceTensor::Type::kFloat32:
-      return static_cast<const float*>(tensor.data)[index];
+      return load<float>(tensor, index);
     case SourceTensor::Type::kBfloat16:
-      return float_of_bf16(static_cast<const uint16_t*>(tensor.data)[index]);
+      return float_of_bf16(load<uint16_t>(tensor, index));
     default:
-      return float_of_half(static_cast<const uint16_t*>(tensor.data)[index]);
+      return float_of_half(load<uint16_t>(tensor, index));
   }
 }
 

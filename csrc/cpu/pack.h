@@ -20,6 +20,7 @@ struct SourceTensor {
   const void* data;
   Type type;
   std::vector<int64_t> shape;
+  size_t num_bytes = 0;
 };
 
 // Element `index` of a tensor, whatever its type.

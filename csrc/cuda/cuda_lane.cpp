@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "coordinator/checks.h"
 #include "cuda/issuer.h"
 
 namespace pearl {
 
 namespace {
-
-[[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
 
 // How a step is called that an op launches; nullptr where it is none, or several.
 const char* step_name(OpKind kind) {

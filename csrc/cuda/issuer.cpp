@@ -9,14 +9,14 @@
 #include <string>
 #include <utility>
 
+#include "coordinator/checks.h"
+
 namespace pearl {
 
 namespace {
 
 constexpr std::chrono::microseconds kLook{50};     // between looks at the ring, after the spin
 constexpr std::chrono::milliseconds kPatience{2};  // until the streams are asked what is wrong
-
-[[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
 
 // Runs what may throw; what it throws ends the run.
 template <typename Function>

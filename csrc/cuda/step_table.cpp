@@ -4,7 +4,7 @@
 #include <tuple>
 #include <utility>
 
-#include "coordinator/failure.h"
+#include "coordinator/checks.h"
 #include "cuda/shaping_arrays.h"
 
 namespace pearl {
@@ -29,8 +29,6 @@ const std::map<std::string, Fields>& fields_of_ops() {
   };
   return fields;
 }
-
-[[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
 
 // The key without what its op does not depend on.
 StepKey reduced(StepKey key) {
