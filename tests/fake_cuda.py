@@ -92,7 +92,16 @@ def program(source: str, csrc: tuple[str, ...], sanitize: str = "") -> list[str]
 def build_scripted(sanitize: str = "") -> Path:
     """tests/scripted_device.cpp with the steps of the CPU: kernels that compute, for scripted_cuda.py."""
     csrc = ROOT / "csrc"
-    names = ("cpu_steps", "filters", "judge", "logprobs", "memory", "sampling", "scripted_executor", "transform")
+    names = (
+        "cpu_steps",
+        "filters",
+        "judge",
+        "logprobs",
+        "memory",
+        "sampling",
+        "scripted_executor",
+        "transform",
+    )
     sources = [ROOT / "tests" / "scripted_device.cpp", *(csrc / "cpu" / f"{name}.cpp" for name in names)]
     flags = [*FLAGS, *SANITIZERS[sanitize], "-ffp-contract=off", "-shared", "-fvisibility=hidden"]
     if sanitize:
