@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cuda/driver/driver.h"
+#include "python/arguments.h"
 
 namespace py = pybind11;
 
@@ -20,9 +21,9 @@ void bind_driver(py::module_& m) {
                                               "library, a newer one, or devices.")
       .def(py::init<const std::string&>(), py::arg("library") = "libcuda.so.1",
            py::call_guard<py::gil_scoped_release>())
-      .def_property_readonly("version", &Driver::version, "13000 for CUDA 13.0")
-      .def_property_readonly("num_devices", &Driver::num_devices)
-      .def("device", &Driver::device, py::arg("ordinal"), py::call_guard<py::gil_scoped_release>());
+      .def_property_readonly("version", method(&Driver::version), "13000 for CUDA 13.0")
+      .def_property_readonly("num_devices", method(&Driver::num_devices))
+      .def("device", method(&Driver::device), py::arg("ordinal"), py::call_guard<py::gil_scoped_release>());
 }
 
 }  // namespace pearl

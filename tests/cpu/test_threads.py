@@ -71,7 +71,9 @@ def test_no_more_threads(tmp_path: Path) -> None:
     pair = Pair.make("half-right", num_hidden_layers=1).save(tmp_path)
     environment = os.environ | {
         "LD_PRELOAD": str(library),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]),
+        "PYTHONPATH": os.pathsep.join(
+            map(str, (ROOT, *(ROOT / "tests" / n for n in ("", "fakes", "support"))))
+        ),
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",
     }
