@@ -4,8 +4,9 @@
 
 The sanitized module stands in a package of its own (build/sanitize-MODE/pearl_rt), with the plain-Python
 modules that the tests need and no torch: only our code is under test. Then programs with one wait missing are
-run on the ThreadSanitizer build, each of which it must report. CUDA lanes run on the fake driver, built for
-the sanitizer too; the owners of CUDA handles likewise, as a program without Python.
+run on the ThreadSanitizer build, each of which it must report, and random calls of all of _C on the other
+one. CUDA lanes run on the fake driver, built for the sanitizer too; the owners of CUDA handles likewise, as a
+program without Python.
 """
 
 import os
@@ -44,6 +45,7 @@ OPTIONS = {
     "thread": {"TSAN_OPTIONS": "exitcode=66 history_size=7"},
     "address": {"ASAN_OPTIONS": "detect_leaks=0", "UBSAN_OPTIONS": "print_stacktrace=1"},
 }
+NUM_CALLS = 24_000  # random ones, under the address sanitizer
 # (strategy, the lane that does not wait, placement): "split" on CPU lanes, the others on a fake GPU, or two.
 RACES = [
     (strategy, lane, placement)
@@ -121,7 +123,8 @@ def race(strategy: str, lane: str, placement: str) -> None:
             fake_cuda.load().reset(seed=seed, max_delay_us=20)
             bench = CudaBench.build(placement, target=target, draft=draft, gammas=[4])
         try:
-            bench.run(Program("racy", tuple(lanes)), _C.Request([1], gamma=4, max_tokens=60))
+            request = _C.Request([1], gamma=4, max_tokens=60)
+            bench.run(Program("racy", tuple(lanes)), request, is_ordered=False)
         except PearlError as error:  # what a race may lead to
             print(error)
 
@@ -141,6 +144,19 @@ def handles(mode: str) -> None:
     print(f"{mode}: the owners of CUDA handles are clean")
 
 
+def calls(env: dict[str, str], home: Path) -> None:
+    """tests/fakes/native_calls.py at length: no call may end the process."""
+    log = home / "last-call"
+    for seed in range(NUM_CALLS // 6000):
+        command = [sys.executable, ROOT / "tests" / "fakes" / "native_calls.py", str(seed), "6000", log]
+        result = subprocess.run(command, env=env, cwd=home, capture_output=True, text=True)
+        if result.returncode:
+            sys.exit(
+                f"address: seed {seed} ended with {result.returncode} in {log.read_text()}\n{result.stderr}"
+            )
+    print(f"address: {NUM_CALLS} random calls are clean")
+
+
 def main(modes: list[str]) -> None:
     """Stops at the first mode that fails, with its status."""
     for mode in modes:
@@ -154,6 +170,8 @@ def main(modes: list[str]) -> None:
         status = subprocess.run(command, env=env, cwd=home).returncode
         if status:
             sys.exit(f"{mode}: the tests failed with status {status}")
+        if mode == "address":
+            calls(env, home)
         for strategy, lane, placement in RACES if mode == "thread" else []:
             name = f"{strategy}/{placement}"
             command = [sys.executable, __file__, "race", strategy, lane, placement]

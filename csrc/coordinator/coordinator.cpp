@@ -4,43 +4,21 @@
 #include <cmath>
 #include <stdexcept>
 
+#include "coordinator/program_check.h"
+#include "core/checks.h"
+
 namespace pearl {
 
 namespace {
 
 constexpr int64_t kNoLimit = int64_t{1} << 62;  // of rounds: verify ends the run
 
-[[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
-
-void check_ids(const std::vector<int32_t>& ids, int vocab_size) {
-  for (size_t i = 0; i < ids.size(); ++i) {
-    if (ids[i] < 0 || ids[i] >= vocab_size) {
-      refuse("prompt_token_ids[" + std::to_string(i) + "] is " + std::to_string(ids[i]) +
-             "; the vocabulary has ids 0 to " + std::to_string(vocab_size - 1));
-    }
-  }
-}
-
 // smallest: of the vocabularies that are sampled from.
 void check_transform(const Request& request, int smallest, int vocab_size) {
   const Transform& transform = request.transform;
-  const Filters& filters = transform.filters;
-  const auto check_number = [](const char* name, float value, bool good, const char* wanted) {
-    if (!good) refuse(std::string(name) + " is " + std::to_string(value) + "; it must be " + wanted);
-  };
-  check_number("top_k", static_cast<float>(filters.top_k), filters.top_k >= 0,
-               "1 or more, or 0 for all tokens");
-  check_number("top_p", filters.top_p, filters.top_p > 0.0f && filters.top_p <= 1.0f, "above 0, up to 1");
-  check_number("min_p", filters.min_p, filters.min_p >= 0.0f && filters.min_p <= 1.0f, "0 to 1");
-  const float repetition = transform.repetition_penalty;
-  check_number("repetition_penalty", repetition, std::isnormal(repetition) && repetition > 0.0f, "above 0");
-  check_number("presence_penalty", transform.presence_penalty, std::isfinite(transform.presence_penalty),
-               "finite");
-  check_number("frequency_penalty", transform.frequency_penalty, std::isfinite(transform.frequency_penalty),
-               "finite");
+  check(transform);
   for (const auto& [token, bias] : transform.logit_bias) {
-    check_number("logit_bias", bias, std::isfinite(bias), "finite");
-    if (token < 0 || token >= vocab_size) {
+    if (token >= vocab_size) {
       refuse("logit_bias has " + std::to_string(token) + "; the vocabulary has ids 0 to " +
              std::to_string(vocab_size - 1));
     }
@@ -121,22 +99,7 @@ Coordinator::Coordinator(std::unique_ptr<State> state, std::vector<std::shared_p
 
 Coordinator::~Coordinator() { stop(); }
 
-void Coordinator::check(const Program& program, const std::vector<Request>& requests) const {
-  if (program.lanes.empty() || program.lanes.size() > lanes_.size()) {
-    refuse("the program has " + std::to_string(program.lanes.size()) + " lanes; this coordinator has " +
-           std::to_string(lanes_.size()));
-  }
-  for (const LaneProgram& lane : program.lanes) {
-    for (const auto* ops : {&lane.prologue, &lane.body}) {
-      for (const Op& op : *ops) {
-        const bool ordered = op.kind == OpKind::kRecord || op.kind == OpKind::kWait;
-        if (ordered && (op.event < 0 || op.event >= program.num_events)) {
-          refuse("event " + std::to_string(op.event) + " of the program is not one of its " +
-                 std::to_string(program.num_events));
-        }
-      }
-    }
-  }
+void Coordinator::check(const std::vector<Request>& requests) const {
   if (requests.empty() || requests.size() > static_cast<size_t>(state_->num_slots)) {
     refuse(std::to_string(requests.size()) + " requests were started; this coordinator has " +
            std::to_string(state_->num_slots) + " slots");
@@ -159,7 +122,10 @@ void Coordinator::check(const Request& request) const {
     refuse("the prompt has " + std::to_string(prompt_len) + " tokens; max_model_len " +
            std::to_string(state_->capacity) + " leaves no room for an answer");
   }
-  check_ids(request.prompt_token_ids, state_->vocab_size);
+  check_ids("prompt_token_ids", request.prompt_token_ids, state_->vocab_size);
+  check_ids("eos_ids", request.eos_token_ids);
+  check_ids("stop_ids", request.stop_token_ids);
+  check_between("num_logprobs", request.num_logprobs, -1, kMostIds);
   if (request.max_tokens < 1) {
     refuse("max_tokens is " + std::to_string(request.max_tokens) + "; it must be at least 1");
   }
@@ -202,10 +168,13 @@ void Coordinator::set_windows(std::vector<int32_t> windows) {
 }
 
 std::vector<uint64_t> Coordinator::start(const Program& program, JudgeKind judge,
-                                         const std::vector<Request>& requests, std::vector<int32_t> windows) {
+                                         const std::vector<Request>& requests, std::vector<int32_t> windows,
+                                         bool is_ordered) {
   const OneCaller one_caller(&called_);
   if (running()) refuse("a request is running; call stop() or read next() to its end first");
-  check(program, requests);
+  check_program(program, lanes_.size());
+  if (is_ordered) check_order(program);
+  check(requests);
   check_windows(windows);
   join_lanes();
 

@@ -26,9 +26,9 @@ class Coordinator {
 
   // Request i runs in slot i, with KV blocks for all that it may write. Returns once the lanes have their
   // programs. Throws Failure(kRequest) for what cannot be run, and while another run goes on. Returns the
-  // requests' ids, in order. windows: see State.
+  // requests' ids, in order. windows: see State. is_ordered: false for a program whose races are wanted.
   std::vector<uint64_t> start(const Program& program, JudgeKind judge, const std::vector<Request>& requests,
-                              std::vector<int32_t> windows = {});
+                              std::vector<int32_t> windows = {}, bool is_ordered = true);
 
   // Other windows from the next round on, if a run goes on that admits. From any thread. Throws
   // Failure(kRequest) for what is no table.
@@ -84,7 +84,7 @@ class Coordinator {
   static std::vector<TakenLane> take(std::vector<std::shared_ptr<Lane>> lanes);
   static std::vector<Signal*> distinct_bells(const std::vector<TakenLane>& lanes);
 
-  void check(const Program& program, const std::vector<Request>& requests) const;
+  void check(const std::vector<Request>& requests) const;
   void check(const Request& request) const;
   void check_windows(const std::vector<int32_t>& windows) const;
   bool admits() const;

@@ -52,6 +52,14 @@ struct State {
         draft_logits_(new float[static_cast<size_t>(num_slots) * 2 * gamma_max * draft_vocab_size]),
         target_logits_(new float[static_cast<size_t>(num_slots) * (gamma_max + 1) * vocab_size]) {}
 
+  // Of memory, as a double, which no product of sizes overflows.
+  static double bytes(double num_slots, double gamma_max, double capacity, double vocab_size,
+                      double draft_vocab_size, double block_size) {
+    const double ids = capacity + capacity / block_size + gamma_max;
+    const double logits = 2 * gamma_max * draft_vocab_size + (gamma_max + 1) * vocab_size;
+    return num_slots * (4 * (ids + logits) + 1024);
+  }
+
   bool running(int slot) const { return finish_reason[slot] == FinishReason::kRunning; }
   bool idle(int slot) const { return !running(slot) && finish_reason[slot] != FinishReason::kFeeding; }
   int num_busy() const {
@@ -119,8 +127,10 @@ struct State {
 
   int32_t* tokens(int slot) { return token_ids.data() + slot * capacity; }  // [capacity]
   int32_t* table(int slot) { return block_table.data() + static_cast<size_t>(slot) * max_blocks; }
-  int32_t* window(int slot) { return draft_token_ids.data() + slot * gamma_max; }  // [gamma_max]
-  float* target_rows(int slot) {                                                   // [gamma_max + 1, V]
+  int32_t* window(int slot) {  // [gamma_max]
+    return draft_token_ids.data() + static_cast<size_t>(slot) * gamma_max;
+  }
+  float* target_rows(int slot) {  // [gamma_max + 1, V]
     return target_logits_.get() + static_cast<size_t>(slot) * (gamma_max + 1) * vocab_size;
   }
   // A ring by position: pending tokens of the last window (gamma - 1) and the new window (gamma) never meet.

@@ -15,6 +15,7 @@ namespace pearl {
 class BlockPool {
  public:
   static constexpr int kSmallest = 16, kLargest = 256;  // positions of a block
+  static constexpr int kMost = 1 << 24;                 // blocks
 
   BlockPool(int num_blocks, int block_size) : num_blocks_(num_blocks), block_size_(block_size) {
     check(num_blocks, block_size);
@@ -25,8 +26,9 @@ class BlockPool {
 
   // Throws std::invalid_argument for sizes that no cache can have.
   static void check(int64_t num_blocks, int64_t block_size) {
-    if (num_blocks < 1 || num_blocks > INT32_MAX) {
-      throw std::invalid_argument("num_blocks is " + std::to_string(num_blocks) + "; it is at least 1");
+    if (num_blocks < 1 || num_blocks > kMost) {
+      throw std::invalid_argument("num_blocks is " + std::to_string(num_blocks) + "; it is at least 1" +
+                                  (num_blocks < 1 ? "" : " and at most " + std::to_string(kMost)));
     }
     if (block_size % kSmallest != 0 || block_size < kSmallest || block_size > kLargest) {
       throw std::invalid_argument("block_size is " + std::to_string(block_size) + "; it is a multiple of " +
@@ -58,8 +60,8 @@ class BlockPool {
     return true;
   }
 
-  // Takes back ids in the order of reserve. Throws std::logic_error for one that nobody holds, before any is
-  // taken.
+  // Takes back ids in the order of reserve, none twice. Throws std::logic_error for one that nobody holds,
+  // before any is taken.
   void release(const int32_t* ids, int count) {
     for (int i = 0; i < count; ++i) {
       if (ids[i] < 0 || ids[i] >= num_blocks_ || is_free_[ids[i]]) {

@@ -1,7 +1,9 @@
 // The seam between lanes and forward passes. It knows nothing of strategies, sampling or threads.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <stdexcept>
 
 namespace pearl {
 
@@ -17,6 +19,22 @@ struct Segment {
   const int32_t* block_table =
       nullptr;  // [num_blocks] the sequence's KV blocks in order; null: the slot's own
   int num_blocks = 0;
+};
+
+// The place for one thread in an executor; a second one is told at once.
+class OneThread {
+ public:
+  explicit OneThread(std::atomic<bool>* busy) : busy_(busy) {
+    if (busy_->exchange(true, std::memory_order_acquire)) {
+      throw std::logic_error("two threads called one executor at once");
+    }
+  }
+  ~OneThread() { busy_->store(false, std::memory_order_release); }
+  OneThread(const OneThread&) = delete;
+  OneThread& operator=(const OneThread&) = delete;
+
+ private:
+  std::atomic<bool>* const busy_;
 };
 
 // A model and its KV cache, a pool of blocks of block_size positions. Where a segment has no block table,

@@ -2,11 +2,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <optional>
 
 #include "coordinator/coordinator.h"
 #include "core/without_gil.h"
 #include "cpu/lane/cpu_lane.h"
+#include "cpu/machine/memory.h"
+#include "python/arguments.h"
 
 namespace py = pybind11;
 
@@ -32,7 +35,7 @@ OpKind op_kind(const std::string& name) {
   if (name == "fetch verdict") return OpKind::kFetchVerdict;
   if (name == "record") return OpKind::kRecord;
   if (name == "wait") return OpKind::kWait;
-  throw Failure(FailureKind::kRequest, "the program has an unknown op '" + name + "'");
+  refuse("the program has an unknown op '" + name + "'");
 }
 
 std::vector<Op> ops_from(const NativeOps& native) {
@@ -42,7 +45,17 @@ std::vector<Op> ops_from(const NativeOps& native) {
 }
 
 Program program_from(const py::object& program) {
-  const auto native = program.attr("native")().cast<NativeProgram>();
+  if (!py::hasattr(program, "native")) {
+    refuse("program is " + py::repr(program).cast<std::string>() +
+           "; it must be a pearl_rt.strategy.program.Program");
+  }
+  NativeProgram native;
+  try {
+    native = program.attr("native")().cast<NativeProgram>();
+  } catch (const py::cast_error&) {
+    refuse("native() of " + py::repr(program).cast<std::string>() +
+           " must give (events, [(prologue, body)]), both lists of (op, event)");
+  }
   Program result;
   result.num_events = native.first;
   for (const auto& [prologue, body] : native.second)
@@ -50,10 +63,12 @@ Program program_from(const py::object& program) {
   return result;
 }
 
+constexpr int64_t kLongestSpinUs = 1'000'000;
+
 JudgeKind judge_from(const std::string& name) {
   if (name == "rejection") return JudgeKind::kRejection;
   if (name == "coupled") return JudgeKind::kCoupled;
-  throw Failure(FailureKind::kRequest, "judge is '" + name + "'; it must be 'rejection' or 'coupled'");
+  refuse("judge is '" + name + "'; it must be 'rejection' or 'coupled'");
 }
 
 const char* finish_name(FinishReason reason) {
@@ -67,10 +82,13 @@ std::unique_ptr<Coordinator> make_coordinator(std::vector<std::shared_ptr<Lane>>
                                               int gamma_max, int64_t capacity, int vocab_size,
                                               std::optional<int> draft_vocab_size, size_t ring_capacity,
                                               std::optional<int> num_blocks, std::optional<int> block_size) {
-  if (num_slots < 1 || capacity < 2 || gamma_max < 0 || vocab_size < 1 || draft_vocab_size.value_or(1) < 1) {
-    throw Failure(FailureKind::kRequest,
-                  "num_slots must be >= 1, capacity >= 2, gamma_max >= 0 and vocabularies >= 1");
-  }
+  check_between("num_slots", num_slots, 1, kMostSlots);
+  check_between("capacity", capacity, 2, kMostTokens);
+  check_between("gamma_max", gamma_max, 0, kLongestWindow);
+  check_between("ring_capacity", static_cast<int64_t>(std::min<size_t>(ring_capacity, kMostIds + 1)), 0,
+                kMostIds);
+  check_between("vocab_size", vocab_size, 1, kMostIds);
+  check_between("draft_vocab_size", draft_vocab_size.value_or(1), 1, kMostIds);
   int size = block_size.value_or(0);
   for (const auto& lane : lanes) {
     if (!block_size && size == 0 && lane != nullptr) size = lane->block_size();
@@ -81,8 +99,14 @@ std::unique_ptr<Coordinator> make_coordinator(std::vector<std::shared_ptr<Lane>>
   try {
     BlockPool::check(blocks, size);
   } catch (const std::invalid_argument& error) {
-    throw Failure(FailureKind::kRequest, error.what());
+    refuse(error.what());
   }
+  check_memory(
+      State::bytes(num_slots, gamma_max, capacity, vocab_size, draft_vocab_size.value_or(vocab_size), size) +
+          16.0 * static_cast<double>(blocks) +
+          static_cast<double>(std::max<size_t>(ring_capacity, 2 * static_cast<size_t>(num_slots))) *
+              (sizeof(RoundResult) + 4.0 * (gamma_max + 1)),
+      "a coordinator of " + std::to_string(num_slots) + " slots");
   auto state = std::make_unique<State>(num_slots, gamma_max, capacity, vocab_size,
                                        draft_vocab_size.value_or(vocab_size), static_cast<int>(blocks), size);
   return std::make_unique<Coordinator>(std::move(state), std::move(lanes), ring_capacity);
@@ -143,20 +167,21 @@ void bind_coordinator(py::module_& m) {
       m, "Device",
       "A set of cores and its one persistent thread, pinned to the first of them (none: not pinned).")
       .def(py::init([](std::vector<int> cpus, int spin_us) {
+             check_between("spin_us", spin_us, 0, kLongestSpinUs);
              return std::make_shared<CpuDevice>(std::move(cpus), std::chrono::microseconds(spin_us));
            }),
            py::arg("cpus") = std::vector<int>{}, py::arg("spin_us") = 2000)
-      .def_property_readonly("cpus", &CpuDevice::cpus);
+      .def_property_readonly("cpus", method(&CpuDevice::cpus));
 
   py::class_<Lane, std::shared_ptr<Lane>>(m, "Lane", "A queue of ops on some device.")
-      .def_property_readonly("name", &Lane::name);
+      .def_property_readonly("name", method(&Lane::name));
 
   py::class_<CpuLane, Lane, std::shared_ptr<CpuLane>>(m, "CpuLane", "A lane on CPU cores.")
       .def(py::init(
                [](std::string name, std::shared_ptr<Executor> executor, std::shared_ptr<CpuDevice> device) {
                  return std::make_shared<CpuLane>(std::move(name), std::move(device), std::move(executor));
                }),
-           py::arg("name"), py::arg("executor"), py::arg("device"),
+           py::arg("name"), py::arg("executor").none(false), py::arg("device").none(false),
            "Lanes that share a device take turns on its thread.");
 
   py::class_<RoundResult>(m, "RoundResult", "What one round committed for one sequence.")
@@ -195,8 +220,8 @@ void bind_coordinator(py::module_& m) {
                                   {top_k, top_p, min_p}};
              return request;
            }),
-           py::arg("prompt_ids"), py::arg("gamma") = 0, py::arg("temperature") = 0.0f, py::arg("seed") = 0,
-           py::arg("max_tokens") = 128, py::arg("eos_ids") = std::vector<int32_t>{},
+           py::arg("prompt_ids"), py::kw_only(), py::arg("gamma") = 0, py::arg("temperature") = 0.0f,
+           py::arg("seed") = 0, py::arg("max_tokens") = 128, py::arg("eos_ids") = std::vector<int32_t>{},
            py::arg("stop_ids") = std::vector<int32_t>{}, py::arg("ignore_eos") = false, py::arg("top_k") = 0,
            py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f,
            py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
@@ -208,6 +233,7 @@ void bind_coordinator(py::module_& m) {
       .def(
           "reserve",
           [](BlockPool& self, int count) -> std::optional<std::vector<int32_t>> {
+            check_between("count", count, 0, self.num_blocks());
             std::vector<int32_t> ids(count);
             if (!self.reserve(count, ids.data())) return std::nullopt;
             return ids;
@@ -216,11 +242,18 @@ void bind_coordinator(py::module_& m) {
       .def(
           "release",
           [](BlockPool& self, const std::vector<int32_t>& ids) {
+            check_between("the length of ids", static_cast<int64_t>(ids.size()), 0, self.num_blocks());
             self.release(ids.data(), static_cast<int>(ids.size()));
           },
           py::arg("ids"))
-      .def("blocks_for", &BlockPool::blocks_for, py::arg("num_tokens"))
-      .def_property_readonly("num_free", &BlockPool::num_free);
+      .def(
+          "blocks_for",
+          [](const BlockPool& self, int64_t num_tokens) {
+            check_between("num_tokens", num_tokens, 0, kMostTokens);
+            return self.blocks_for(num_tokens);
+          },
+          py::arg("num_tokens"))
+      .def_property_readonly("num_free", method(&BlockPool::num_free));
 
   py::class_<Coordinator>(m, "Coordinator", "Runs a program over a target's lane and a draft's, natively.")
       .def(py::init(&make_coordinator), py::arg("lanes"), py::kw_only(), py::arg("num_slots") = 1,
@@ -233,43 +266,44 @@ void bind_coordinator(py::module_& m) {
       .def(
           "start",
           [](Coordinator& self, const py::object& program, const std::vector<Request>& requests,
-             const std::string& judge, std::vector<int32_t> windows) {
+             const std::string& judge, std::vector<int32_t> windows, bool is_ordered) {
             const Program native = program_from(program);
             const JudgeKind kind = judge_from(judge);
             const WithoutGil release;
-            return self.start(native, kind, requests, std::move(windows));
+            return self.start(native, kind, requests, std::move(windows), is_ordered);
           },
           py::arg("program"), py::arg("requests"), py::arg("judge") = "rejection",
-          py::arg("windows") = std::vector<int32_t>{},
+          py::arg("windows") = std::vector<int32_t>{}, py::kw_only(), py::arg("is_ordered") = true,
           "Request i runs in slot i. Returns at once, with the ids of the requests; RequestError if one "
           "cannot be\n"
           "run, or another run goes on. windows: [num_slots + 1] the longest window while so many slots are "
           "busy;\n"
-          "none: each request's own gamma. Lanes on host cores take them.")
-      .def("set_windows", &Coordinator::set_windows, py::arg("windows"), py::call_guard<WithoutGil>(),
+          "none: each request's own gamma. Lanes on host cores take them.\n"
+          "is_ordered: False for tests of programs whose lanes race; what these do is not defined.")
+      .def("set_windows", method(&Coordinator::set_windows), py::arg("windows"), py::call_guard<WithoutGil>(),
            "Other windows from the next round on. Any thread.")
-      .def("submit", &Coordinator::submit, py::arg("request"), py::call_guard<WithoutGil>(),
+      .def("submit", method(&Coordinator::submit), py::arg("request"), py::call_guard<WithoutGil>(),
            "One more request for the run that goes on -> its id, or None if there is no run. Any thread.")
-      .def("cancel", &Coordinator::cancel, py::arg("id"), py::call_guard<WithoutGil>(),
+      .def("cancel", method(&Coordinator::cancel), py::arg("id"), py::call_guard<WithoutGil>(),
            "Ends a request within a round -> True if it had no slot yet, and nothing follows. Any thread.")
-      .def("take_waiting", &Coordinator::take_waiting, py::call_guard<WithoutGil>(),
+      .def("take_waiting", method(&Coordinator::take_waiting), py::call_guard<WithoutGil>(),
            "Ids of requests that never got a slot, once the run has ended.")
-      .def("next", &Coordinator::next, py::arg("timeout_ms") = -1, py::arg("min_results") = 1,
+      .def("next", method(&Coordinator::next), py::arg("timeout_ms") = -1, py::arg("min_results") = 1,
            py::call_guard<WithoutGil>(),
            "Waits for min_results (or the end, or the time) -> what there is; None once all was handed out.\n"
            "Raises the run's error once, after the results before it.")
-      .def("stop", &Coordinator::stop, py::call_guard<WithoutGil>(),
+      .def("stop", method(&Coordinator::stop), py::call_guard<WithoutGil>(),
            "Ends the run within a round. What was verified before can still be had from next().")
-      .def("has_place", &Coordinator::has_place, py::arg("request"), py::call_guard<WithoutGil>(),
+      .def("has_place", method(&Coordinator::has_place), py::arg("request"), py::call_guard<WithoutGil>(),
            "Whether a request would get its KV blocks now, behind those that wait, and the run that goes on, "
            "if "
            "one\n"
            "does, was made for it. Any thread.")
       .def_property_readonly("num_blocks", [](const Coordinator& c) { return c.state().blocks.num_blocks(); })
       .def_property_readonly("block_size", [](const Coordinator& c) { return c.state().blocks.block_size(); })
-      .def_property_readonly("num_free_blocks", &Coordinator::num_free_blocks,
+      .def_property_readonly("num_free_blocks", method(&Coordinator::num_free_blocks),
                              "KV blocks that nobody holds; all of them while no run goes on. Any thread.")
-      .def_property_readonly("running", &Coordinator::running)
+      .def_property_readonly("running", method(&Coordinator::running))
       .def("trace", &trace_rows, "Rows (lane, op, round, begin_ns, end_ns) of the last request.");
 }
 

@@ -5,6 +5,7 @@
 
 #include "cuda/lane/cuda_lane.h"
 #include "cuda/run/issuer.h"
+#include "python/arguments.h"
 
 namespace py = pybind11;
 
@@ -12,20 +13,28 @@ namespace pearl {
 
 namespace {
 
-// Keeps a Python object until the last C++ owner goes, on whatever thread that is.
-std::shared_ptr<void> keep(py::object object) {
-  if (object.is_none()) return nullptr;
-  return std::shared_ptr<void>(new py::object(std::move(object)), [](void* held) {
+constexpr int64_t kLongestSpinUs = 1'000'000;
+
+// Memory of the host, and what else lives as long.
+struct Held {
+  std::unique_ptr<HostMemory> memory;
+  py::object owner;
+};
+
+// Keeps something of Python's until the last C++ owner goes, on whatever thread that is.
+template <typename T>
+std::shared_ptr<void> keep(T held) {
+  return std::shared_ptr<void>(new T(std::move(held)), [](void* last) {
     if (!Py_IsInitialized()) return;  // at exit everything goes at once
     const py::gil_scoped_acquire gil;
-    delete static_cast<py::object*>(held);
+    delete static_cast<T*>(last);
   });
 }
 
 Form form_from(const std::string& name) {
   if (name == "events") return Form::kEvents;
   if (name == "graph") return Form::kGraph;
-  throw Failure(FailureKind::kRequest, "form is '" + name + "'; it must be 'events' or 'graph'");
+  refuse("form is '" + name + "'; it must be 'events' or 'graph'");
 }
 
 const char* form_name(Form form) { return form == Form::kEvents ? "events" : "graph"; }
@@ -43,9 +52,10 @@ void bind_cuda(py::module_& m) {
   py::class_<CudaIssuer, std::shared_ptr<CudaIssuer>>(
       m, "CudaIssuer", "The thread that launches work ahead for the CUDA lanes of a coordinator.")
       .def(py::init([](std::shared_ptr<Driver> driver, int spin_us) {
+             check_between("spin_us", spin_us, 0, kLongestSpinUs);
              return std::make_shared<CudaIssuer>(std::move(driver), std::chrono::microseconds(spin_us));
            }),
-           py::arg("driver"), py::arg("spin_us") = 50)
+           py::arg("driver").none(false), py::arg("spin_us") = 50)
       .def_property(
           "form", [](const CudaIssuer& self) { return form_name(self.options().form); },
           [](CudaIssuer& self, const std::string& name) {
@@ -61,7 +71,7 @@ void bind_cuda(py::module_& m) {
           [](CudaIssuer& self, bool value) { set_option(self, &IssuerOptions::timed, value); },
           "Whether trace() has rows: ops are then timed on the device.")
       .def_property_readonly(
-          "host_ns_per_round", &CudaIssuer::host_ns_per_round,
+          "host_ns_per_round", method(&CudaIssuer::host_ns_per_round),
           "What the last run cost this thread for each round, its prompt included; not idle looks.");
 
   py::class_<DeviceArrays, std::shared_ptr<DeviceArrays>>(
@@ -70,18 +80,21 @@ void bind_cuda(py::module_& m) {
           py::init([](const std::map<std::string, CUdeviceptr>& addresses, int num_slots, int gamma_max,
                       int64_t capacity, int vocab_size, int draft_vocab_size, int num_stop_ids, int ring_size,
                       int prefill_chunk, int num_biased, int max_logprobs, int block_size, int num_blocks,
-                      CUdeviceptr staging, size_t num_staging_bytes, py::object owner) {
+                      const py::object& staging, const py::object& owner) {
             const ArraySizes sizes{num_slots,        gamma_max,    capacity,   vocab_size,
                                    draft_vocab_size, num_stop_ids, ring_size,  prefill_chunk,
                                    num_biased,       max_logprobs, block_size, num_blocks};
-            return std::make_shared<DeviceArrays>(addresses, sizes, staging, num_staging_bytes,
-                                                  keep(std::move(owner)));
+            auto memory = std::make_unique<HostMemory>(staging, true);
+            const auto address = reinterpret_cast<CUdeviceptr>(memory->data());
+            const size_t num_bytes = memory->size();
+            return std::make_shared<DeviceArrays>(addresses, sizes, address, num_bytes,
+                                                  keep(Held{std::move(memory), owner}));
           }),
           py::arg("addresses"), py::kw_only(), py::arg("num_slots"), py::arg("gamma_max"),
           py::arg("capacity"), py::arg("vocab_size"), py::arg("draft_vocab_size"), py::arg("num_stop_ids"),
           py::arg("ring_size"), py::arg("prefill_chunk"), py::arg("num_biased") = 0,
           py::arg("max_logprobs") = -1, py::arg("block_size"), py::arg("num_blocks"), py::arg("staging"),
-          py::arg("num_staging_bytes"), py::arg("owner") = py::none(),
+          py::arg("owner") = py::none(),
           "addresses: name -> data_ptr(); ring in pinned host memory; with num_biased, the ids of logit_bias "
           "that\n"
           "there is room for, those of device/logits_processors.py too; with max_logprobs, the likeliest "
@@ -90,7 +103,7 @@ void bind_cuda(py::module_& m) {
           "those of device/logprob_ring.py. block_size, num_blocks: of this lane's KV cache. staging: pinned "
           "host "
           "memory of\n"
-          "this lane alone.\n"
+          "this lane alone, with the buffer protocol.\n"
           "owner: kept alive with these, the tensors for example.")
       .def_static(
           "staging_bytes",
@@ -111,11 +124,12 @@ void bind_cuda(py::module_& m) {
                                                         "A lane on a GPU: a stream and its captured steps.")
       .def(py::init([](std::string name, std::shared_ptr<CudaIssuer> issuer, int ordinal, uintptr_t stream,
                        std::shared_ptr<DeviceArrays> arrays) {
+             if (stream == 0) refuse("stream is 0, the default one; it must be a stream of this lane alone");
              return std::make_shared<CudaLane>(std::move(name), std::move(issuer), ordinal,
                                                reinterpret_cast<CUstream>(stream), std::move(arrays));
            }),
-           py::arg("name"), py::arg("issuer"), py::arg("ordinal"), py::arg("stream"), py::arg("arrays"),
-           "stream: an integer, for this lane alone; not the default one.")
+           py::arg("name"), py::arg("issuer").none(false), py::arg("ordinal"), py::arg("stream"),
+           py::arg("arrays").none(false), "stream: an integer, for this lane alone; not the default one.")
       .def(
           "add_step",
           [](CudaLane& self, std::string op, int gamma, std::string judge, std::optional<bool> keep_logits,
@@ -123,7 +137,7 @@ void bind_cuda(py::module_& m) {
             const int keeps = keep_logits ? static_cast<int>(*keep_logits) : -1;
             self.add_step({std::move(op), gamma, std::move(judge), keeps, slot, shaped, told},
                           {reinterpret_cast<CUgraph>(graph), reinterpret_cast<CUgraphExec>(exec),
-                           keep(std::move(owner))});
+                           owner.is_none() ? nullptr : keep(std::move(owner))});
           },
           py::arg("op"), py::kw_only(), py::arg("gamma") = -1, py::arg("judge") = "",
           py::arg("keep_logits") = py::none(), py::arg("slot") = -1, py::arg("shaped") = false,

@@ -3,6 +3,7 @@
 
 #include "core/without_gil.h"
 #include "cuda/driver/driver.h"
+#include "python/arguments.h"
 
 namespace py = pybind11;
 
@@ -20,9 +21,9 @@ void bind_driver(py::module_& m) {
                                               "libcuda, opened. ResourceError says what is missing: the "
                                               "library, a newer one, or devices.")
       .def(py::init<const std::string&>(), py::arg("library") = "libcuda.so.1", py::call_guard<WithoutGil>())
-      .def_property_readonly("version", &Driver::version, "13000 for CUDA 13.0")
-      .def_property_readonly("num_devices", &Driver::num_devices)
-      .def("device", &Driver::device, py::arg("ordinal"), py::call_guard<WithoutGil>());
+      .def_property_readonly("version", method(&Driver::version), "13000 for CUDA 13.0")
+      .def_property_readonly("num_devices", method(&Driver::num_devices))
+      .def("device", method(&Driver::device), py::arg("ordinal"), py::call_guard<WithoutGil>());
 }
 
 }  // namespace pearl

@@ -1,6 +1,8 @@
 // The table of contents of pearl_rt._C: each room binds its own names.
 #include <pybind11/pybind11.h>
 
+#include "python/arguments.h"
+
 namespace py = pybind11;
 
 namespace pearl {
@@ -21,4 +23,5 @@ PYBIND11_MODULE(_C, m) {
   pearl::bind_executor(m);
   pearl::bind_driver(m);
   pearl::bind_cuda(m);  // behind the coordinator: it binds the base class of lanes
+  pearl::refuse_unmade_objects(m);
 }

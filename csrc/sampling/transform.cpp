@@ -1,8 +1,10 @@
 #include "sampling/transform.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
+#include "core/checks.h"
 #include "core/vector_math.h"
 
 namespace pearl {
@@ -14,6 +16,25 @@ PEARL_CLONES void drop_below(float threshold, float* logits, int vocab) {
 }
 
 }  // namespace
+
+void check(const Transform& transform) {
+  const Filters& filters = transform.filters;
+  check_number("top_k", filters.top_k, filters.top_k >= 0, "1 or more, or 0 for all tokens");
+  check_number("top_p", filters.top_p, filters.top_p > 0.0f && filters.top_p <= 1.0f, "above 0, up to 1");
+  check_number("min_p", filters.min_p, filters.min_p >= 0.0f && filters.min_p <= 1.0f, "0 to 1");
+  const float repetition = transform.repetition_penalty;
+  check_number("repetition_penalty", repetition, std::isnormal(repetition) && repetition > 0.0f, "above 0");
+  check_finite("presence_penalty", transform.presence_penalty);
+  check_finite("frequency_penalty", transform.frequency_penalty);
+  if (transform.min_tokens < 0) {
+    refuse("min_tokens is " + std::to_string(transform.min_tokens) + "; it must be at least 0");
+  }
+  check_ids("masked_ids", transform.masked_ids);
+  for (const auto& [token, bias] : transform.logit_bias) {
+    check_finite("logit_bias", bias);
+    if (token < 0) refuse("logit_bias has " + std::to_string(token) + "; ids begin with 0");
+  }
+}
 
 void Transformer::apply(const Transform& transform, float temperature, int slot, const Prefix& prefix,
                         float* logits, int vocab) {

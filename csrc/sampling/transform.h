@@ -32,6 +32,9 @@ struct Transform {
   }
 };
 
+// Throws Failure(kRequest) for a number that no row can take, or an id below 0.
+void check(const Transform& transform);
+
 // Applies transforms for the slots of one lane. What it remembers between calls saves time and changes
 // nothing.
 class Transformer {

@@ -1,11 +1,11 @@
 // Noise, sampling and judging on numpy arrays, for tests and for the reference decoder.
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <stdexcept>
 
 #include "core/vector_math.h"
+#include "python/arguments.h"
 #include "sampling/judge.h"
 #include "sampling/logprobs.h"
 #include "sampling/sampling.h"
@@ -16,10 +16,14 @@ namespace pearl {
 
 namespace {
 
-using Rows = py::array_t<float, py::array::c_style>;
-using Ids = py::array_t<int32_t, py::array::c_style>;
+using Rows = Array<float>;
+using Ids = Array<int32_t>;
+
+constexpr int64_t kMostWords = 1 << 26;
+constexpr int64_t kLastPosition = int64_t{1} << 62;
 
 py::array_t<uint32_t> philox(uint64_t seed, int64_t position, uint32_t purpose, uint32_t count) {
+  check_between("count", count, 0, kMostWords);
   py::array_t<uint32_t> words(count);
   uint32_t* out = words.mutable_data();
   for (uint32_t index = 0; index < count; ++index) {
@@ -35,7 +39,7 @@ std::array<uint32_t, 4> philox_block(const std::array<uint32_t, 4>& counter,
 }
 
 template <typename In, float (*function)(In)>
-py::array_t<float> mapped(const py::array_t<In, py::array::c_style>& values) {
+py::array_t<float> mapped(const Array<In>& values) {
   py::array_t<float> result(values.size());
   for (py::ssize_t i = 0; i < values.size(); ++i) result.mutable_data()[i] = function(values.data()[i]);
   return result;
@@ -48,15 +52,21 @@ float exponential(float u) { return exponential_of(u); }
 float log_of(float x) { return log_f32(x); }
 float exp_of(float x) { return exp_f32(x); }
 
+// A row without NaN or +inf, and with an entry above -inf.
+RowScan usable_row(const Rows& logits) {
+  const RowScan scan = scan_row(logits.data(), row_size("logits", logits));
+  if (!scan.usable) refuse("logits hold NaN, +inf or only -inf");
+  return scan;
+}
+
 double row_sum(const Rows& logits, float temperature) {
-  const auto vocab = static_cast<int>(logits.size());
-  return exp_sum(logits.data(), vocab, scan_row(logits.data(), vocab).max, inverse_temperature(temperature));
+  check_number("temperature", temperature, temperature > 0, "above 0");
+  const RowScan scan = usable_row(logits);
+  return exp_sum(logits.data(), static_cast<int>(logits.size()), scan.max, inverse_temperature(temperature));
 }
 
 int32_t sample_row(const Rows& logits, float temperature, uint64_t seed, int64_t position, uint32_t purpose) {
-  if (logits.ndim() != 1 || logits.size() == 0)
-    throw std::invalid_argument("logits must be [vocab], vocab >= 1");
-  return sample(logits.data(), static_cast<int>(logits.size()), temperature, seed, position,
+  return sample(logits.data(), row_size("logits", logits), temperature, seed, position,
                 static_cast<Purpose>(purpose));
 }
 
@@ -68,12 +78,16 @@ std::tuple<int, int32_t, int> judge_rows(const Rows& target_logits, const std::o
   if (kind != "rejection" && kind != "coupled") {
     throw std::invalid_argument("kind is '" + kind + "'; it must be 'rejection' or 'coupled'");
   }
+  if (draft_token_ids.ndim() != 1) refuse("draft_token_ids must be [num_draft]");
+  check_between("the length of draft_token_ids", draft_token_ids.size(), 0, kLongestWindow);
   const auto num_draft = static_cast<int>(draft_token_ids.size());
-  const auto num_rows = static_cast<int>(target_logits.ndim() == 2 ? target_logits.shape(0) : -1);
+  const int64_t num_rows = target_logits.ndim() == 2 ? target_logits.shape(0) : -1;
   if (num_rows != num_draft && num_rows != num_draft + 1) {
     throw std::invalid_argument("target_logits must be [num_draft (+ 1), vocab] with num_draft = " +
                                 std::to_string(num_draft));
   }
+  check_between("the vocabulary of target_logits", target_logits.shape(1), 1, kMostIds);
+  check_between("position", position, 0, kLastPosition);
   JudgeArgs args{};
   args.target_logits = target_logits.data();
   args.draft_token_ids = draft_token_ids.data();
@@ -89,7 +103,8 @@ std::tuple<int, int32_t, int> judge_rows(const Rows& target_logits, const std::o
     if (draft_logits->ndim() != 2 || draft_logits->shape(0) != num_draft || draft_logits->shape(1) < 1) {
       throw std::invalid_argument("draft_logits must be [num_draft, draft_vocab]");
     }
-    args.draft_vocab = std::min(args.vocab, static_cast<int>(draft_logits->shape(1)));
+    args.draft_vocab =
+        std::min(args.vocab, static_cast<int>(std::min<int64_t>(draft_logits->shape(1), kMostIds)));
     for (int row = 0; row < num_draft; ++row) rows.push_back(draft_logits->data(row, 0));
   } else if (args.kind == JudgeKind::kRejection && temperature > 0.0f && num_draft > 0) {
     throw std::invalid_argument("judging by rejection at temperature > 0 needs draft_logits");
@@ -103,14 +118,21 @@ std::tuple<int, int32_t, int> judge_rows(const Rows& target_logits, const std::o
 class OneTransform {
  public:
   OneTransform(float temperature, Transform transform)
-      : temperature_(temperature), transform_(std::move(transform)), transformer_(1) {}
+      : temperature_(temperature), transform_(std::move(transform)), transformer_(1) {
+    check_number("temperature", temperature, std::isfinite(temperature) && temperature >= 0,
+                 "0 (greedy) or above");
+    check(transform_);
+  }
 
   py::array_t<float> row(const Rows& logits, const std::vector<int32_t>& tokens, int64_t prompt_len,
                          const std::vector<int32_t>& window) {
+    const int vocab = row_size("logits", logits);
+    check_ids("tokens", tokens, vocab);
+    check_ids("window", window, vocab);
+    check_between("prompt_len", prompt_len, 0, static_cast<int64_t>(tokens.size()));
     const Prefix prefix{tokens.data(), static_cast<int64_t>(tokens.size()), prompt_len, window.data(),
                         static_cast<int64_t>(window.size())};
-    const float* row = transformer_.copy(transform_, temperature_, 0, prefix, logits.data(),
-                                         static_cast<int>(logits.size()));
+    const float* row = transformer_.copy(transform_, temperature_, 0, prefix, logits.data(), vocab);
     return py::array_t<float>(logits.size(), row);
   }
 
@@ -121,9 +143,10 @@ class OneTransform {
 };
 
 std::vector<std::tuple<int32_t, float, int32_t>> logprobs_of_row(const Rows& logits, int32_t token, int k) {
+  usable_row(logits);
   const auto vocab = static_cast<int>(logits.size());
-  if (token < 0 || token >= vocab || k < 0)
-    throw std::invalid_argument("token must be in the row, and k >= 0");
+  check_between("token", token, 0, vocab - 1);
+  check_between("k", k, 0, kMostIds);
   FilterScratch scratch;
   std::vector<Logprob> entries;
   append_logprobs(logits.data(), vocab, token, std::min(k, vocab), &scratch, &entries);
@@ -153,7 +176,7 @@ void bind_sampling(py::module_& m) {
            py::arg("frequency_penalty") = 0.0f,
            py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
            py::arg("masked_ids") = std::vector<int32_t>{})
-      .def("row", &OneTransform::row, py::arg("logits"), py::arg("tokens"), py::arg("prompt_len") = 0,
+      .def("row", method(&OneTransform::row), py::arg("logits"), py::arg("tokens"), py::arg("prompt_len") = 0,
            py::arg("window") = std::vector<int32_t>{},
            "The row as it is sampled; the window follows the tokens.");
   m.def("logprobs", &logprobs_of_row, py::arg("logits"), py::arg("token"), py::arg("k"),

@@ -1,11 +1,11 @@
 // The executor seam and its test double, for Python.
-#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <stdexcept>
 
 #include "core/without_gil.h"
+#include "python/arguments.h"
 #include "testing/scripted_executor.h"
 
 namespace py = pybind11;
@@ -18,8 +18,7 @@ namespace {
 py::array_t<float> forward(Executor& self, int slot, const std::vector<int32_t>& token_ids, int64_t start,
                            int num_logits) {
   const auto num_tokens = static_cast<int>(token_ids.size());
-  if (num_logits < 0 || num_logits > num_tokens)
-    throw std::invalid_argument("num_logits must be 0..num_tokens");
+  check_between("num_logits", num_logits, 0, num_tokens);
   py::array_t<float> logits({num_logits, self.vocab_size()});
   const Segment segment{slot, token_ids.data(), num_tokens, start, num_logits, logits.mutable_data()};
   const WithoutGil release;
@@ -33,11 +32,11 @@ void bind_scripted(py::module_& m) {
   py::class_<Executor, std::shared_ptr<Executor>>(m, "Executor", "A model and its KV cache, behind one call.")
       .def("forward", &forward, py::arg("slot"), py::arg("token_ids"), py::arg("start"),
            py::arg("num_logits"))
-      .def_property_readonly("vocab_size", &Executor::vocab_size)
-      .def_property_readonly("max_model_len", &Executor::max_model_len)
-      .def_property_readonly("num_slots", &Executor::num_slots)
-      .def_property_readonly("num_blocks", &Executor::num_blocks)
-      .def_property_readonly("block_size", &Executor::block_size);
+      .def_property_readonly("vocab_size", method(&Executor::vocab_size))
+      .def_property_readonly("max_model_len", method(&Executor::max_model_len))
+      .def_property_readonly("num_slots", method(&Executor::num_slots))
+      .def_property_readonly("num_blocks", method(&Executor::num_blocks))
+      .def_property_readonly("block_size", method(&Executor::block_size));
 
   py::class_<ScriptedExecutor, Executor, std::shared_ptr<ScriptedExecutor>>(
       m, "ScriptedExecutor", "A test executor: logits are a function of the tokens in its cache.")
@@ -53,9 +52,9 @@ void bind_scripted(py::module_& m) {
            py::arg("delay_us") = std::pair<int, int>{0, 0}, py::arg("delay_seed") = 0, py::arg("nan_at") = -1,
            py::arg("throw_at") = -1, py::arg("error") = "scripted failure", py::arg("num_blocks") = 0,
            py::arg("block_size") = 0)
-      .def_property_readonly("num_forwards", &ScriptedExecutor::num_forwards)
-      .def_property_readonly("num_tokens", &ScriptedExecutor::num_tokens)
-      .def_property_readonly("max_position", &ScriptedExecutor::max_position);
+      .def_property_readonly("num_forwards", method(&ScriptedExecutor::num_forwards))
+      .def_property_readonly("num_tokens", method(&ScriptedExecutor::num_tokens))
+      .def_property_readonly("max_position", method(&ScriptedExecutor::max_position));
 }
 
 }  // namespace pearl

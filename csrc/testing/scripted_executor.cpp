@@ -1,5 +1,6 @@
 #include "testing/scripted_executor.h"
 
+#include <algorithm>
 #include <chrono>
 #include <limits>
 #include <new>
@@ -7,11 +8,15 @@
 #include <thread>
 
 #include "core/block_pool.h"
+#include "core/checks.h"
 #include "core/event.h"
+#include "cpu/machine/memory.h"
 
 namespace pearl {
 
 namespace {
+
+constexpr int64_t kLongestDelayUs = 1'000'000;
 
 // splitmix64's finalizer.
 uint64_t mix(uint64_t x) {
@@ -22,44 +27,53 @@ uint64_t mix(uint64_t x) {
 
 double unit(uint64_t x) { return static_cast<double>(mix(x) >> 11) * 0x1p-53; }
 
+const Script& checked(const Script& script) {
+  check_between("vocab_size", script.vocab_size, 1, kMostIds);
+  check_between("max_model_len", script.max_model_len, 1, kMostTokens);
+  check_between("num_slots", script.num_slots, 1, kMostSlots);
+  check_number("divergence", script.divergence, script.divergence >= 0 && script.divergence <= 1, "0 to 1");
+  check_finite("scale", script.scale);
+  check_between("delay_us", script.delay_min_us, 0, kLongestDelayUs);
+  check_between("delay_us", script.delay_max_us, script.delay_max_us == 0 ? 0 : script.delay_min_us,
+                kLongestDelayUs);
+  const int64_t size = script.block_size ? script.block_size : BlockPool::size_for(script.max_model_len);
+  const int64_t whole = script.num_slots * ((script.max_model_len + size - 1) / std::max<int64_t>(size, 1));
+  const int64_t blocks = script.num_blocks ? script.num_blocks : whole;
+  BlockPool::check(blocks, size);
+  check_memory(static_cast<double>(blocks) * static_cast<double>(size * 8),
+               "the cache of a scripted executor");
+  return script;
+}
+
 }  // namespace
 
 ScriptedExecutor::ScriptedExecutor(const Script& script)
-    : script_(script),
+    : script_(checked(script)),
       block_size_(script.block_size ? script.block_size : BlockPool::size_for(script.max_model_len)),
       blocks_per_slot_((script.max_model_len + block_size_ - 1) / block_size_),
       cache_((script.num_blocks ? script.num_blocks : script.num_slots * blocks_per_slot_) * block_size_),
       delays_(script.delay_seed) {}
 
 void ScriptedExecutor::forward(const Segment* segments, int num_segments) {
-  if (busy_.exchange(true, std::memory_order_acquire)) {
-    throw std::logic_error("two threads called one executor at once");
-  }
+  const OneThread one_thread(&busy_);
   const int64_t call = calls_.fetch_add(1, std::memory_order_relaxed);
   delay();
   if (call == script_.throw_at) {
-    busy_.store(false, std::memory_order_release);
     if (script_.error == "memory") throw std::bad_alloc();
     if (script_.error == "foreign") throw 7;
     throw std::runtime_error(script_.error);
   }
-  try {
-    for (int i = 0; i < num_segments; ++i) feed(segments[i]);
-  } catch (...) {
-    busy_.store(false, std::memory_order_release);
-    throw;
-  }
+  for (int i = 0; i < num_segments; ++i) feed(segments[i]);
   if (call == script_.nan_at && segments[num_segments - 1].num_logits > 0) {
     const Segment& last = segments[num_segments - 1];
     const size_t row = static_cast<size_t>(last.num_logits - 1) * script_.vocab_size;
     last.logits[row + script_.vocab_size / 2] = std::numeric_limits<float>::quiet_NaN();
   }
-  busy_.store(false, std::memory_order_release);
 }
 
 void ScriptedExecutor::feed(const Segment& segment) {
   if (segment.slot < 0 || segment.slot >= script_.num_slots) throw std::out_of_range("no such slot");
-  if (segment.start < 0 || segment.start + segment.num_tokens > script_.max_model_len) {
+  if (segment.start < 0 || segment.start > script_.max_model_len - segment.num_tokens) {
     throw std::out_of_range("a position past max_model_len was fed");
   }
   for (int i = 0; i < segment.num_tokens; ++i) {

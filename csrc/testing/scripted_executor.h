@@ -36,7 +36,7 @@ class ScriptedExecutor : public Executor {
   int vocab_size() const override { return script_.vocab_size; }
   int64_t max_model_len() const override { return script_.max_model_len; }
   int num_slots() const override { return script_.num_slots; }
-  int num_blocks() const override { return static_cast<int>(cache_.size()) / block_size_; }
+  int num_blocks() const override { return static_cast<int>(cache_.size() / block_size_); }
   int block_size() const override { return block_size_; }
 
   int64_t num_forwards() const { return calls_.load(std::memory_order_relaxed); }

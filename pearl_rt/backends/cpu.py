@@ -82,7 +82,7 @@ class Model:
         else:
             held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             views = {
-                key: (tensor.data_ptr(), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
+                key: (bytes_of(tensor), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
                 for key, tensor in held.items()
             }
         size = weight_bytes(config, dtype)
@@ -110,11 +110,18 @@ class Model:
                 core_set,
                 num_slots,
                 length,
-                self.cos.data_ptr(),
-                self.sin.data_ptr(),
+                self.cos.numpy(),
+                self.sin.numpy(),
                 num_blocks=None if pool is None else pool.num_blocks,
                 block_size=None if pool is None else pool.block_size,
             )
+
+
+def bytes_of(tensor: "torch.Tensor") -> Any:
+    """The memory of a contiguous tensor on the host, of whatever dtype, as _C takes it."""
+    import torch
+
+    return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
 def native_config(config: ModelConfig) -> dict[str, Any]:

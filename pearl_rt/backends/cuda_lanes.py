@@ -329,8 +329,7 @@ class CudaLanes:
             vocab_size=room.vocab_size,
             ring_size=room.ring_size,
             num_blocks=steps.model.kv_cache.shape.num_blocks,
-            staging=staging.data_ptr(),
-            num_staging_bytes=staging.nbytes,
+            staging=staging.numpy(),
             owner=(steps, shaping, told, staging),
         )
         native = _C.CudaLane(name, self._issuer, gpu.ordinal, stream.handle, arrays)

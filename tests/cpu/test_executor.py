@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from pearl_rt import _C
+from pearl_rt.backends.cpu import bytes_of
 
 ISAS = [*_C.available_isas(), "amx_emulated"]
 CPUS = sorted(os.sched_getaffinity(0))
@@ -107,14 +108,14 @@ class Model:
     def weights(self, dtype: str = "bfloat16", isa: str = "", storage: torch.dtype = torch.float32) -> Any:
         kept = {name: tensor.to(storage).contiguous() for name, tensor in self.tensors.items()}
         described = {
-            name: (tensor.data_ptr(), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
+            name: (bytes_of(tensor), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
             for name, tensor in kept.items()
         }
         return _C.LlamaWeights(vars(self.shape), described, dtype, isa)
 
     def executor(self, weights: Any, cpus: list[int] = CPUS[:1], num_slots: int = 2) -> Any:
         """An executor whose KV rows are all NaN, so that a row read before it is written shows."""
-        tables = (self.cos.data_ptr(), self.sin.data_ptr())
+        tables = (self.cos.numpy(), self.sin.numpy())
         executor = _C.LlamaExecutor(weights, _C.CoreSet(cpus), num_slots, self.max_len, *tables)
         for slot in range(num_slots):
             executor.poison(slot, 0)
@@ -309,7 +310,7 @@ def test_nan_weights_reach_the_logits() -> None:
 
 def test_weights_count_and_report() -> None:
     model = Model(SHAPES["gqa"])
-    described = {n: (t.data_ptr(), "float32", list(t.shape)) for n, t in model.tensors.items()}
+    described = {n: (bytes_of(t), "float32", list(t.shape)) for n, t in model.tensors.items()}
     seen: list[tuple[int, int]] = []
     weights = _C.LlamaWeights(
         vars(model.shape), described, "bfloat16", None, lambda done, all_: seen.append((done, all_))

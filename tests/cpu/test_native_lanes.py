@@ -54,7 +54,7 @@ def weights(seed: int, noise: float) -> Any:
         scale = 1.0 if len(shape) == 1 else 1 / np.sqrt(shape[1])
         drawn = rng.standard_normal(shape) + noise * other.standard_normal(shape)
         tensors[name] = np.ascontiguousarray(drawn * scale, dtype=np.float32)
-    views = {name: (array.ctypes.data, "float32", list(array.shape)) for name, array in tensors.items()}
+    views = {name: (array, "float32", list(array.shape)) for name, array in tensors.items()}
     return _C.LlamaWeights(CONFIG, views, "float32")
 
 
@@ -63,7 +63,7 @@ def executor(packed: Any, core_set: Any, num_slots: int) -> Any:
     half = CONFIG["head_dim"] // 2
     angles = np.outer(np.arange(MAX_LEN), 10000.0 ** (-np.arange(half) / half))
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    return _C.LlamaExecutor(packed, core_set, num_slots, MAX_LEN, cos.ctypes.data, sin.ctypes.data)
+    return _C.LlamaExecutor(packed, core_set, num_slots, MAX_LEN, cos, sin)
 
 
 @pytest.fixture(scope="module")

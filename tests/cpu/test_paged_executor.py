@@ -22,7 +22,7 @@ def paged(
     model: Model, weights: Any, num_blocks: int | None, block_size: int, cpus: list[int] | None = None
 ) -> Any:
     """An executor of two slots whose blocks are all NaN."""
-    tables = (model.cos.data_ptr(), model.sin.data_ptr())
+    tables = (model.cos.numpy(), model.sin.numpy())
     sizes = {"num_blocks": num_blocks, "block_size": block_size}
     executor = _C.LlamaExecutor(weights, _C.CoreSet(cpus or CPUS[:1]), 2, LENGTH, *tables, **sizes)
     for block in range(executor.num_blocks):

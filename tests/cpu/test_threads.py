@@ -72,7 +72,7 @@ def test_no_more_threads(tmp_path: Path) -> None:
     environment = os.environ | {
         "LD_PRELOAD": str(library),
         "PYTHONPATH": os.pathsep.join(
-            map(str, (ROOT, *(ROOT / "tests" / name for name in ("fakes", "support"))))
+            map(str, (ROOT, *(ROOT / "tests" / n for n in ("", "fakes", "support"))))
         ),
         "OMP_NUM_THREADS": "1",
         "MKL_NUM_THREADS": "1",

@@ -95,7 +95,16 @@ def build_scripted(sanitize: str = "") -> Path:
     """tests/fakes/scripted_device.cpp with the steps of the CPU: kernels that compute, for
     scripted_cuda.py."""
     csrc = ROOT / "csrc"
-    names = ("cpu_steps", "filters", "judge", "logprobs", "sampling", "scripted_executor", "transform")
+    names = (
+        "cpu_steps",
+        "filters",
+        "judge",
+        "logprobs",
+        "machine/memory",
+        "sampling",
+        "scripted_executor",
+        "transform",
+    )
     sources = [HERE / "scripted_device.cpp", *(path for name in names for path in csrc.rglob(f"{name}.cpp"))]
     flags = [*FLAGS, *SANITIZERS[sanitize], "-ffp-contract=off", "-shared", "-fvisibility=hidden"]
     if sanitize:

@@ -91,10 +91,12 @@ class Bench:
         )
         return cls(coordinator, target_executor, draft_executor, placement)
 
-    def start(self, strategy: str | Program, *requests: Any, judge: str = "coupled") -> None:
-        """Starts one request per slot."""
+    def start(
+        self, strategy: str | Program, *requests: Any, judge: str = "coupled", is_ordered: bool = True
+    ) -> None:
+        """Starts one request per slot. is_ordered: False for a program whose lanes race."""
         chosen = program(strategy, self.placement) if isinstance(strategy, str) else strategy
-        self.coordinator.start(chosen, list(requests), judge)
+        self.coordinator.start(chosen, list(requests), judge, is_ordered=is_ordered)
 
     def finish(self) -> list[Any]:
         """All results to the end of the run; fails if the lanes fall silent."""
@@ -104,9 +106,11 @@ class Bench:
             results += more
         return results
 
-    def run(self, strategy: str | Program, *requests: Any, judge: str = "coupled") -> list[Any]:
+    def run(
+        self, strategy: str | Program, *requests: Any, judge: str = "coupled", is_ordered: bool = True
+    ) -> list[Any]:
         """start and finish."""
-        self.start(strategy, *requests, judge=judge)
+        self.start(strategy, *requests, judge=judge, is_ordered=is_ordered)
         return self.finish()
 
 

@@ -332,8 +332,7 @@ class Maker:
             **self.blocks,
             prefill_chunk=self.prefill_chunk,
             num_biased=NUM_BIASED,
-            staging=self.fake.alloc(num_bytes, -1),
-            num_staging_bytes=num_bytes,
+            staging=self.fake.array((num_bytes,), np.uint8, -1),
         )
         lane = _C.CudaLane(name, self.issuer, device, self.fake.stream(device, priority), arrays)
         steps.add_step(lane, device, "prefill chunk")

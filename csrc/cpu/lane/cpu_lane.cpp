@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <new>
 
+#include "core/checks.h"
+
 namespace pearl {
 
 namespace {
@@ -19,24 +21,21 @@ CpuLane::~CpuLane() { join(); }
 void CpuLane::attach(const std::vector<Lane*>&, size_t index, const State& state) {
   const int vocab_size = index == 0 ? state.vocab_size : state.draft_vocab_size;
   if (executor_->num_slots() < state.num_slots || executor_->max_model_len() < state.capacity) {
-    throw Failure(FailureKind::kRequest, "the executor of the " + name_ + " lane holds " +
-                                             std::to_string(executor_->num_slots()) + " sequences of " +
-                                             std::to_string(executor_->max_model_len()) + " tokens; " +
-                                             std::to_string(state.num_slots) + " of " +
-                                             std::to_string(state.capacity) + " were asked for");
+    refuse("the executor of the " + name_ + " lane holds " + std::to_string(executor_->num_slots()) +
+           " sequences of " + std::to_string(executor_->max_model_len()) + " tokens; " +
+           std::to_string(state.num_slots) + " of " + std::to_string(state.capacity) + " were asked for");
   }
   const BlockPool& pool = state.blocks;
   if (executor_->num_blocks() < pool.num_blocks() || executor_->block_size() != pool.block_size()) {
-    throw Failure(FailureKind::kRequest, "the executor of the " + name_ + " lane has " +
-                                             std::to_string(executor_->num_blocks()) + " KV blocks of " +
-                                             std::to_string(executor_->block_size()) + " tokens; " +
-                                             std::to_string(pool.num_blocks()) + " of " +
-                                             std::to_string(pool.block_size()) + " were asked for");
+    refuse("the executor of the " + name_ + " lane has " + std::to_string(executor_->num_blocks()) +
+           " KV blocks of " + std::to_string(executor_->block_size()) + " tokens; " +
+           std::to_string(pool.num_blocks()) + " of " + std::to_string(pool.block_size()) +
+           " were asked for");
   }
   if (executor_->vocab_size() != vocab_size) {
-    throw Failure(FailureKind::kRequest, "the executor of the " + name_ + " lane has a vocabulary of " +
-                                             std::to_string(executor_->vocab_size()) +
-                                             "; the coordinator was told " + std::to_string(vocab_size));
+    refuse("the executor of the " + name_ + " lane has a vocabulary of " +
+           std::to_string(executor_->vocab_size()) + "; the coordinator was told " +
+           std::to_string(vocab_size));
   }
 }
 

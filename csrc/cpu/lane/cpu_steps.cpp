@@ -26,6 +26,7 @@ CpuSteps::CpuSteps(Executor* executor, State* state, Run* run)
     : executor_(executor), state_(state), run_(run), transformer_(state->num_slots) {
   segments_.reserve(state->num_slots);
   window_len_.resize(state->num_slots);
+  end_.resize(state->num_slots);
   fed_.resize(static_cast<size_t>(state->num_slots) * (state->gamma_max + 1));
   draft_rows_.resize(2 * state->gamma_max);
   if (executor->vocab_size() < state->vocab_size) known_.resize(state->num_slots * kPrefillChunk);
@@ -94,9 +95,10 @@ void CpuSteps::draft() {
   int longest = 0;
   segments_.clear();
   for (int b = 0; b < s.num_slots; ++b) {
+    window_len_[b] = 0;
     if (!s.running(b)) continue;
-    const int64_t end = s.committed[b] + s.pending[b];
-    const int64_t room = s.max_total_len[b] - end;
+    const int64_t end = end_[b] = s.committed[b] + s.pending[b];
+    const int64_t room = std::max<int64_t>(s.max_total_len[b] - end, 0);
     const int gamma = s.adapts[b] ? std::min(s.gamma[b], s.window_limit) : s.gamma[b];
     window_len_[b] = static_cast<int32_t>(std::min<int64_t>(gamma, room));
     s.draft_fed[b] = std::min(s.draft_fed[b], end - 1);  // what was rejected had been fed
@@ -115,7 +117,7 @@ void CpuSteps::draft() {
     if (run_->halted()) return;
     for (int b = 0; b < s.num_slots; ++b) {
       if (!s.running(b) || j >= window_len_[b]) continue;
-      const int64_t position = s.committed[b] + s.pending[b] + j;
+      const int64_t position = end_[b] + j;
       float* row = s.draft_row(b, position);
       if (j == 0) {
         const int64_t start = std::min(position - 2, s.draft_fed[b]);
@@ -143,7 +145,7 @@ void CpuSteps::draft() {
   for (int b = 0; b < s.num_slots; ++b) {
     if (!s.running(b)) continue;
     s.num_draft_tokens[b] = window_len_[b];
-    if (window_len_[b] > 0) s.draft_fed[b] = s.committed[b] + s.pending[b] + window_len_[b] - 1;
+    if (window_len_[b] > 0) s.draft_fed[b] = end_[b] + window_len_[b] - 1;
   }
 }
 
@@ -171,14 +173,15 @@ void CpuSteps::score(bool include_window) {
   for (int b = 0; b < s.num_slots; ++b) {
     if (!s.running(b)) continue;
     const int64_t first = s.committed[b] - 1;
-    const int64_t candidates = s.pending[b] + (include_window ? s.num_draft_tokens[b] : 0);
-    const int rows = static_cast<int>(std::min(candidates + 1, s.max_total_len[b] - s.committed[b]));
+    const int64_t pending = s.pending[b];
+    const int64_t candidates = pending + (include_window ? s.num_draft_tokens[b] : 0);
+    const int rows = static_cast<int>(std::min(candidates + 1, s.max_total_len[b] - first - 1));
+    check_rows(b, rows);
     s.num_rows[b] = rows;
     const int32_t* tokens = s.tokens(b) + first;
     if (include_window) {
       int32_t* fed = fed_.data() + static_cast<size_t>(b) * (s.gamma_max + 1);
-      for (int r = 0; r < rows; ++r)
-        fed[r] = r <= s.pending[b] ? tokens[r] : s.window(b)[r - 1 - s.pending[b]];
+      for (int r = 0; r < rows; ++r) fed[r] = r <= pending ? tokens[r] : s.window(b)[r - 1 - pending];
       tokens = fed;
     }
     push(b, tokens, rows, first, rows, s.target_rows(b));
@@ -246,6 +249,26 @@ void CpuSteps::let_go() {
   }
 }
 
+void CpuSteps::check_rows(int b, int64_t rows) const {
+  if (rows >= 1 && rows <= state_->gamma_max + 1) return;
+  throw Failure(FailureKind::kRequest, "the lanes of the program are not in step: sequence " +
+                                           std::to_string(b) + " has " + std::to_string(rows) +
+                                           " rows to judge");
+}
+
+void CpuSteps::check_window(int b, int64_t pending, int64_t window_len) const {
+  const State& s = *state_;
+  const int64_t room = s.max_total_len[b] - s.committed[b];
+  if (pending >= 0 && window_len >= 0 && pending <= s.gamma_max && window_len <= s.gamma_max &&
+      pending + window_len <= room) {
+    return;
+  }
+  throw Failure(FailureKind::kRequest, "the lanes of the program are not in step: sequence " +
+                                           std::to_string(b) + " has " + std::to_string(pending) +
+                                           " pending tokens, a window of " + std::to_string(window_len) +
+                                           " behind them, and room for " + std::to_string(room));
+}
+
 void CpuSteps::judge_slot(int b) {
   State& s = *state_;
   if (s.bad_draft[b] >= 0)
@@ -253,6 +276,8 @@ void CpuSteps::judge_slot(int b) {
   const int64_t base = s.committed[b];
   const auto pending = static_cast<int>(s.pending[b]);
   const int window_len = s.round[b] == 0 ? 0 : s.num_draft_tokens[b];
+  check_rows(b, s.num_rows[b]);
+  check_window(b, pending, window_len);
   const int num_draft = std::min(s.num_rows[b], pending + window_len);
   const bool has_bonus = s.num_rows[b] > num_draft;
   int32_t* tokens = s.tokens(b) + base;

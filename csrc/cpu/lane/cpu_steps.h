@@ -51,6 +51,9 @@ class CpuSteps {
   void push_chunk(int64_t limit, bool with_logits);  // of the slot that is fed
   void push_missing(int slot, int64_t end);          // a chunk of what the draft's cache lacks
   void judge_slot(int slot);
+  // Throws Failure(kRequest) where the lanes of a program went out of step.
+  void check_rows(int slot, int64_t rows) const;
+  void check_window(int slot, int64_t pending, int64_t window_len) const;
   void advance_feeding();
   void admit();
   void let_go();
@@ -67,6 +70,7 @@ class CpuSteps {
   Run* const run_;
   std::vector<Segment> segments_;
   std::vector<int32_t> window_len_;       // [B]
+  std::vector<int64_t> end_;              // [B] tokens before the window that is drafted
   std::vector<int32_t> fed_;              // [B, gamma_max + 1] last committed token and the window
   std::vector<int32_t> known_;            // [B, prefill chunk], only if ids have to be replaced
   std::vector<const float*> draft_rows_;  // [2 * gamma_max]

@@ -7,13 +7,21 @@
 #include <string>
 #include <vector>
 
+#include "core/checks.h"
 #include "cpu/kernels/kernels.h"
 #include "cpu/machine/memory.h"
 
 namespace pearl {
 
+namespace {
+
+constexpr double kLongestSeconds = 3600;
+
+}  // namespace
+
 double measure_bandwidth(CoreSet& core_set, int64_t bytes, double seconds) {
   constexpr int64_t kPanel = 96 * 1024;  // four streams of a panel, then the next: as a matmul goes
+  check_number("seconds", seconds, seconds >= 0 && seconds <= kLongestSeconds, "0 to 3600");
   const int64_t panels = bytes / core_set.size() / kPanel;
   if (panels < 1) {
     throw std::invalid_argument("bytes is " + std::to_string(bytes) + "; at least " +

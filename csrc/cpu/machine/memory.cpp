@@ -41,6 +41,9 @@ int64_t named_in(const std::string& path, std::initializer_list<const char*> nam
 
 std::string mebibytes(int64_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
 
+constexpr double kAlwaysThere = 1 << 20;
+constexpr double kMostCounted = 0x1p62;  // bytes; more is said as so many
+
 }  // namespace
 
 int64_t available_bytes(const std::string& meminfo, const std::string& group) {
@@ -54,6 +57,14 @@ int64_t available_bytes(const std::string& meminfo, const std::string& group) {
       named_in(group + "/memory.stat", {"inactive_file", "active_file", "slab_reclaimable"});
   const int64_t held = cached == kUnknown ? used : std::max<int64_t>(used - cached, 0);
   return std::min(available, std::max<int64_t>(limit - held, 0));
+}
+
+void check_memory(double bytes, const std::string& purpose) {
+  if (bytes <= kAlwaysThere) return;
+  const int64_t available = available_bytes();
+  if (bytes <= static_cast<double>(available)) return;
+  throw OutOfMemory(purpose + " needs " + mebibytes(static_cast<int64_t>(std::min(bytes, kMostCounted))) +
+                    ", and " + mebibytes(available) + " are free; ask for less");
 }
 
 int64_t last_level_cache_bytes() {

@@ -23,6 +23,10 @@ class OutOfMemory : public std::bad_alloc {
 int64_t available_bytes(const std::string& meminfo = "/proc/meminfo",
                         const std::string& group = "/sys/fs/cgroup");
 
+// Throws OutOfMemory, which names `purpose`, if the machine cannot hold so many bytes: Linux hands out more
+// than it has, and kills later. A double, which no product of sizes overflows.
+void check_memory(double bytes, const std::string& purpose);
+
 // The size of the last-level cache; 0 where it is not known.
 int64_t last_level_cache_bytes();
 

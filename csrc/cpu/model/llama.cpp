@@ -8,9 +8,12 @@
 #include <string>
 #include <utility>
 
+#include "core/checks.h"
+
 namespace pearl {
 namespace {
 
+constexpr int kMostRepeats = 1 << 16;  // of a measurement
 constexpr int kStepRows = 128;  // of one pass over the weights: a prefill reads them once for so many tokens
 
 // Row length in elements of an activation buffer: an odd number of cache lines, so that 16 rows fall into
@@ -25,15 +28,13 @@ void refuse(int segment, const std::string& what) {
 }
 
 int checked_slots(int num_slots) {
-  if (num_slots >= 1) return num_slots;
-  throw std::invalid_argument("num_slots is " + std::to_string(num_slots) + "; it is at least 1");
+  check_between("num_slots", num_slots, 1, kMostSlots);
+  return num_slots;
 }
 
 int64_t checked_length(int64_t max_model_len) {
-  constexpr int64_t kLongest = std::numeric_limits<int>::max() - 512;  // positions are int inside a matmul
-  if (max_model_len >= 1 && max_model_len <= kLongest) return max_model_len;
-  throw std::invalid_argument("max_model_len is " + std::to_string(max_model_len) +
-                              "; it is at least 1 and at most " + std::to_string(kLongest));
+  check_between("max_model_len", max_model_len, 1, kMostTokens);  // positions are int inside a matmul
+  return max_model_len;
 }
 
 // Blocks of a pool in which every slot has its own.
@@ -57,6 +58,8 @@ LlamaExecutor::LlamaExecutor(std::shared_ptr<const LlamaWeights> weights, std::s
                                              block_size.value_or(BlockPool::size_for(max_model_len)))),
              block_size.value_or(BlockPool::size_for(max_model_len))) {
   const int64_t per_slot = (max_model_len + cache_.block_size() - 1) / cache_.block_size();
+  check_memory(4.0 * num_slots * static_cast<double>(per_slot),
+               "the block table of " + std::to_string(num_slots) + " slots");
   own_blocks_.resize(num_slots * per_slot);
   std::iota(own_blocks_.begin(), own_blocks_.end(), 0);
   const LlamaConfig& c = weights_->config();
@@ -100,8 +103,9 @@ void LlamaExecutor::check(const Segment* segments, int num_segments) const {
     if (taken[s.slot]) refuse(i, "slot " + std::to_string(s.slot) + " is in this call twice");
     taken[s.slot] = true;
     if (s.num_tokens < 1) refuse(i, "num_tokens is " + std::to_string(s.num_tokens) + "; it is at least 1");
-    if (s.start < 0 || s.start + s.num_tokens > max_model_len()) {
-      refuse(i, "positions [" + std::to_string(s.start) + ", " + std::to_string(s.start + s.num_tokens) +
+    const int64_t end = std::min(s.start, std::numeric_limits<int64_t>::max() - s.num_tokens) + s.num_tokens;
+    if (s.start < 0 || s.start > max_model_len() - s.num_tokens) {
+      refuse(i, "positions [" + std::to_string(s.start) + ", " + std::to_string(end) +
                     ") are not within max_model_len " + std::to_string(max_model_len()));
     }
     if (s.num_logits < 0 || s.num_logits > s.num_tokens) {
@@ -144,6 +148,8 @@ const int32_t* LlamaExecutor::block_table(const Segment& s) const {
 }
 
 void LlamaExecutor::poison(int slot, int64_t position) const {
+  check_between("slot", slot, 0, num_slots_ - 1);
+  check_between("position", position, 0, max_model_len_);
   const int64_t per_slot = static_cast<int64_t>(own_blocks_.size()) / num_slots_, size = block_size();
   for (int64_t b = position / size; b < per_slot && slot * per_slot + b < num_blocks(); ++b) {
     const int64_t row = std::max<int64_t>(position - b * size, 0);
@@ -151,7 +157,14 @@ void LlamaExecutor::poison(int slot, int64_t position) const {
   }
 }
 
+void LlamaExecutor::poison_block(int block, int row) const {
+  check_between("block", block, 0, num_blocks() - 1);
+  check_between("row", row, 0, block_size());
+  cache_.poison(block, row);
+}
+
 void LlamaExecutor::forward(const Segment* segments, int num_segments) {
+  const OneThread one_thread(&busy_);
   check(segments, num_segments);
   pieces_.clear();
   token_rows_.clear();
@@ -319,6 +332,8 @@ double LlamaExecutor::time_linears(int rows, int repeats) {
     throw std::invalid_argument("rows is " + std::to_string(rows) + "; a step has 1 to " +
                                 std::to_string(kStepRows));
   }
+  check_between("repeats", repeats, 1, kMostRepeats);
+  const OneThread one_thread(&busy_);
   std::vector<float> logits(int64_t{rows} * vocab_size());
   std::vector<float*> logits_rows(rows);
   for (int i = 0; i < rows; ++i) logits_rows[i] = logits.data() + int64_t{i} * vocab_size();

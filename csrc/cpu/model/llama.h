@@ -25,7 +25,7 @@ class LlamaExecutor : public Executor {
 
   // Rows of a sequence at and past start + num_tokens are undefined afterwards; the slots of the segments
   // differ, and their blocks must. Throws std::invalid_argument for a slot, position, token id, block or
-  // count out of range, before anything is written.
+  // count out of range, before anything is written, and std::logic_error for a second thread.
   void forward(const Segment* segments, int num_segments) override;
   int vocab_size() const override { return weights_->config().vocab_size; }
   int64_t max_model_len() const override { return max_model_len_; }
@@ -41,9 +41,10 @@ class LlamaExecutor : public Executor {
   double time_linears(int rows, int repeats);
 
   // NaN in every KV row of a slot's own blocks from `position` on: for tests.
+  // Throws Failure(kRequest) for a slot or position that is not there; so does poison_block.
   void poison(int slot, int64_t position) const;
   // NaN in every row of a block from `row` on: for tests.
-  void poison_block(int block, int row) const { cache_.poison(block, row); }
+  void poison_block(int block, int row) const;
 
  private:
   // A matrix [rows, stride] of activations.
@@ -85,6 +86,7 @@ class LlamaExecutor : public Executor {
   std::shared_ptr<CoreSet> core_set_;
   const int num_slots_;
   const int64_t max_model_len_;
+  std::atomic<bool> busy_{false};
   KvCache cache_;
   std::vector<int32_t> own_blocks_;  // [num_slots, blocks of max_model_len] 0, 1, ..
   std::vector<float> cos_, sin_;

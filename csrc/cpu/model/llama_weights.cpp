@@ -1,12 +1,17 @@
 #include "cpu/model/llama_weights.h"
 
 #include <algorithm>
+#include <cmath>
 #include <stdexcept>
+
+#include "core/checks.h"
 
 namespace pearl {
 namespace {
 
 constexpr int64_t kLine = 64;
+constexpr int64_t kMostRows = 1 << 30;
+constexpr int64_t kMostLayers = 1 << 16;
 
 std::string text_of(const std::vector<int64_t>& shape) {
   std::string text;
@@ -21,6 +26,13 @@ const SourceTensor& tensor_of(const LlamaWeights::Tensors& tensors, const std::s
   if (found->second.shape != shape) {
     throw std::invalid_argument("tensor '" + name + "' has shape " + text_of(found->second.shape) +
                                 ", expected " + text_of(shape));
+  }
+  if (found->second.data == nullptr && found->second.descriptor >= 0) return found->second;  // as it is read
+  double wanted = size_of(found->second.type);
+  for (const int64_t n : shape) wanted *= static_cast<double>(n);
+  if (static_cast<double>(found->second.num_bytes) != wanted) {
+    throw std::invalid_argument("tensor '" + name + "' has " + std::to_string(found->second.num_bytes) +
+                                " bytes, which are not those of shape " + text_of(shape));
   }
   return found->second;
 }
@@ -44,6 +56,18 @@ void check(const LlamaConfig& c) {
                                 " is not a multiple of num_key_value_heads " +
                                 std::to_string(c.num_key_value_heads));
   }
+  // What is an int inside the kernels: rows of a matrix, and of the two that are interleaved.
+  const int64_t heads = int64_t{c.num_attention_heads} + 2 * int64_t{c.num_key_value_heads};
+  check_between("vocab_size", c.vocab_size, 1, kMostIds);
+  check_between("hidden_size", c.hidden_size, 1, kMostRows);
+  check_between("num_hidden_layers", c.num_hidden_layers, 1, kMostLayers);
+  check_between("2 x intermediate_size", 2 * int64_t{c.intermediate_size}, 1, kMostRows);
+  check_between("all heads x head_dim", heads > kMostRows ? heads : heads * c.head_dim, 1, kMostRows);
+  check_number("rms_norm_eps", c.rms_norm_eps, c.rms_norm_eps >= 0 && std::isfinite(c.rms_norm_eps),
+               "0 or above");
+  const double elements =
+      1.0 * c.num_hidden_layers * c.hidden_size * (2.0 * heads * c.head_dim + 3.0 * c.intermediate_size);
+  check_number("the number of weights", elements, elements < 0x1p58, "below 2^58");
   if (c.head_dim % 2 != 0)
     throw std::invalid_argument("head_dim " + std::to_string(c.head_dim) + " is odd; rope needs pairs");
 }

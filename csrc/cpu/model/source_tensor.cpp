@@ -16,8 +16,6 @@ uint16_t bf16_of(float x) {
   return static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
 }
 
-int64_t size_of(SourceTensor::Type type) { return type == SourceTensor::Type::kFloat32 ? 4 : 2; }
-
 void convert(SourceTensor::Type type, const char* row, int64_t k, uint16_t* out) {
   if (type == SourceTensor::Type::kBfloat16) {
     std::memcpy(out, row, k * sizeof *out);

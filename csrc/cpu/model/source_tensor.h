@@ -18,10 +18,13 @@ struct SourceTensor {
   Type type;
   std::vector<int64_t> shape;
   const void* data = nullptr;  // owned by the caller; null: it lies in a file
+  size_t num_bytes = 0;        // of data
   int descriptor = -1;         // of a file that stays open
   int64_t offset = 0;          // bytes into it
   std::string name, path;      // for errors
 };
+
+constexpr int64_t size_of(SourceTensor::Type type) { return type == SourceTensor::Type::kFloat32 ? 4 : 2; }
 
 inline float float_of_half(uint16_t half) {
   const uint32_t sign = static_cast<uint32_t>(half & 0x8000) << 16;

@@ -6,6 +6,8 @@
 #include <array>
 #include <utility>
 
+#include "core/checks.h"
+
 namespace pearl {
 namespace {
 
@@ -131,9 +133,8 @@ Driver::Driver(const std::string& library) : library_(open_library(library), &dl
 
 DeviceInfo Driver::device(int ordinal) const {
   if (ordinal < 0 || ordinal >= num_devices_) {
-    throw Failure(FailureKind::kRequest, "device " + std::to_string(ordinal) +
-                                             " does not exist; this machine has devices 0 to " +
-                                             std::to_string(num_devices_ - 1));
+    refuse("device " + std::to_string(ordinal) + " does not exist; this machine has devices 0 to " +
+           std::to_string(num_devices_ - 1));
   }
   const std::string place = "of device " + std::to_string(ordinal);
   CUdevice device = 0;

@@ -4,11 +4,11 @@
 #include <string>
 #include <utility>
 
+#include "core/checks.h"
+
 namespace pearl {
 
 namespace {
-
-[[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
 
 int64_t count(const std::vector<CudaLane*>& lanes, bool body, OpKind kind, int event) {
   int64_t total = 0;

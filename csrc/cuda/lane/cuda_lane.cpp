@@ -3,13 +3,12 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/checks.h"
 #include "cuda/run/issuer.h"
 
 namespace pearl {
 
 namespace {
-
-[[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
 
 // The name of the step that an op launches; nullptr if it launches none, or several.
 const char* step_name(OpKind kind) {

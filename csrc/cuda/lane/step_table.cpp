@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "core/checks.h"
 #include "core/failure.h"
 #include "cuda/memory/shaping_arrays.h"
 
@@ -28,8 +29,6 @@ const std::map<std::string, Fields>& fields_of_ops() {
   };
   return fields;
 }
-
-[[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
 
 // The key without what its op does not depend on.
 StepKey reduced(StepKey key) {

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <stdexcept>
 
+#include "core/checks.h"
 #include "core/failure.h"
 #include "cuda/memory/join_copies.h"
 #include "cuda/run/verdict_ring.h"
@@ -12,10 +13,9 @@ namespace pearl {
 
 namespace {
 
-constexpr size_t kIntRows = 9;       // arrays of one int32 for each slot, written by add_rows
-constexpr int32_t kUnusedBlock = 0;  // behind a slot's blocks: never read, and any id would do
-
-[[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
+constexpr size_t kIntRows = 9;            // arrays of one int32 for each slot, written by add_rows
+constexpr int64_t kMostRounds = 1 << 20;  // of a ring
+constexpr int32_t kUnusedBlock = 0;       // behind a slot's blocks: never read, and any id would do
 
 int64_t passes(int64_t length, int64_t chunk) { return (length + chunk - 1) / chunk; }
 
@@ -26,11 +26,52 @@ void check_size(const std::string& lane, const char* name, int64_t found, int64_
   }
 }
 
+void check_blocks(int num_blocks, int block_size) {
+  try {
+    BlockPool::check(num_blocks, block_size);
+  } catch (const std::invalid_argument& error) {
+    refuse(error.what());
+  }
+}
+
+}  // namespace
+
+void ArraySizes::check() const {
+  check_between("num_slots", num_slots, 1, kMostSlots);
+  check_between("gamma_max", gamma_max, 0, kLongestWindow);
+  check_between("capacity", capacity, 2, kMostTokens);
+  check_between("vocab_size", vocab_size, 0, kMostIds);
+  check_between("draft_vocab_size", draft_vocab_size, 0, kMostIds);
+  check_between("num_stop_ids", num_stop_ids, 0, kMostIds);
+  check_between("ring_size", ring_size, 0, kMostRounds);
+  check_between("prefill_chunk", prefill_chunk, 1, kMostTokens);
+  check_between("num_biased", num_biased, 0, kMostIds);
+  check_between("max_logprobs", max_logprobs, -1, kMostIds);
+  check_blocks(1, block_size);
+  const double in_all = static_cast<double>(capacity) + 4.0 * num_stop_ids + 2.0 * num_biased +
+                        2.0 * gamma_max * draft_vocab_size + (gamma_max + 1.0) * vocab_size +
+                        (gamma_max + 1.0) * (ring_size + 1.0) * (max_logprobs + 2.0) * LogprobRing::kFields;
+  check_number("the size of all arrays", in_all * num_slots, in_all * num_slots < 0x1p58, "below 2^58");
+}
+
+namespace {
+
+const ArraySizes& checked(const ArraySizes& sizes) {
+  sizes.check();
+  check_between("vocab_size", sizes.vocab_size, 1, kMostIds);
+  check_between("ring_size", sizes.ring_size, 2, kMostRounds);
+  check_blocks(sizes.num_blocks, sizes.block_size);
+  return sizes;
+}
+
 }  // namespace
 
 DeviceArrays::DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, const ArraySizes& sizes,
                            CUdeviceptr staging, size_t staging_bytes, std::shared_ptr<void> owner)
-    : sizes_(sizes), shaping_(sizes.shaping()), staging_bytes_(staging_bytes), owner_(std::move(owner)) {
+    : sizes_(checked(sizes)),
+      shaping_(sizes_.shaping()),
+      staging_bytes_(staging_bytes),
+      owner_(std::move(owner)) {
   std::map<std::string, CUdeviceptr*> known;
 #define PEARL_MEMBER(name) known[#name] = &at_.name;
   PEARL_ARRAYS(PEARL_MEMBER)
@@ -55,15 +96,6 @@ DeviceArrays::DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, 
       refuse("array '" + name + "' has no address; all of pearl_rt/state.py and the lane's chunk are needed");
     }
   }
-  if (sizes.num_slots < 1 || sizes.capacity < 2 || sizes.gamma_max < 0 || sizes.vocab_size < 1 ||
-      sizes.num_stop_ids < 0 || sizes.ring_size < 2 || sizes.prefill_chunk < 1) {
-    refuse("sizes of arrays must be at least: 1 slot, capacity 2, vocabulary 1, ring 2, prefill chunk 1");
-  }
-  try {
-    BlockPool::check(sizes.num_blocks, sizes.block_size);
-  } catch (const std::invalid_argument& error) {
-    refuse(error.what());
-  }
   const size_t needed = DeviceArrays::staging_bytes(sizes, false);
   if (staging == 0 || staging % Staging::kAlignment != 0 || staging_bytes < needed) {
     refuse("staging has " + std::to_string(staging_bytes) + " bytes at " + std::to_string(staging) + "; " +
@@ -85,6 +117,7 @@ size_t DeviceArrays::row_bytes(const ArraySizes& sizes, size_t slots) {
 }
 
 size_t DeviceArrays::staging_bytes(const ArraySizes& sizes, bool host_logits) {
+  sizes.check();
   const auto slots = static_cast<size_t>(sizes.num_slots);
   const auto gamma = static_cast<size_t>(sizes.gamma_max);
   const auto num_passes = static_cast<size_t>(passes(sizes.capacity, sizes.prefill_chunk));

@@ -48,6 +48,10 @@ struct ArraySizes {
   int block_size = 16;       // BS, positions of a KV block
   int num_blocks = 0;        // of this lane's KV cache
 
+  // Throws Failure(kRequest) for sizes that no arrays can have. Those of no arrays yet are 0: of the target's
+  // vocabulary, the ring and the pool of blocks.
+  void check() const;
+
   // MB: of a slot.
   size_t max_blocks() const {
     const int64_t size = std::max(block_size, 1);  // one that no cache can have is refused later
@@ -63,6 +67,7 @@ class DeviceArrays {
   DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, const ArraySizes& sizes,
                CUdeviceptr staging, size_t staging_bytes, std::shared_ptr<void> owner);
 
+  // Throws Failure(kRequest) for sizes that no arrays can have.
   // host_logits: a draft on the host keeps logits, for judge "rejection" at temperature > 0.
   static size_t staging_bytes(const ArraySizes& sizes, bool host_logits);
 

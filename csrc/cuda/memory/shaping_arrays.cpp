@@ -2,13 +2,9 @@
 
 #include <algorithm>
 
+#include "core/checks.h"
+
 namespace pearl {
-
-namespace {
-
-[[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
-
-}  // namespace
 
 std::map<std::string, CUdeviceptr*> ShapingArrays::places() {
   std::map<std::string, CUdeviceptr*> places;

@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "core/checks.h"
 #include "core/thread.h"
 
 namespace pearl {
@@ -17,8 +18,6 @@ namespace {
 
 constexpr std::chrono::microseconds kPoll{50};     // between polls of the ring, after the spin
 constexpr std::chrono::milliseconds kPatience{2};  // until the streams are queried for faults
-
-[[noreturn]] void refuse(const std::string& what) { throw Failure(FailureKind::kRequest, what); }
 
 // Runs a function; an exception from it ends the run.
 template <typename Function>

@@ -1,0 +1,386 @@
+"""Arguments for calls of pearl_rt._C, for native_calls.py: right ones, odd ones, and what has another type.
+
+MAKERS has an entry for each name of an argument. Handles and addresses of a device are a fake driver's, or 0:
+others cannot be told from right ones.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import fake_cuda
+import numpy as np
+from scripted import Bench
+from scripted_cuda import NAMES, CudaBench
+
+from pearl_rt import _C
+from pearl_rt.strategy.program import LaneProgram, Op, Program, program
+
+POOL = 4  # objects of each class
+VOCAB, LENGTH, SLOTS = 12, 64, 2
+CONFIG = {
+    "vocab_size": VOCAB,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "rms_norm_eps": 1e-5,
+    "attention_bias": False,
+    "qk_norm": False,
+    "tie_word_embeddings": True,
+}
+SIZES = {"num_slots": SLOTS, "gamma_max": 3, "capacity": LENGTH, "vocab_size": VOCAB}
+BUFFERS = {"draft_vocab_size": VOCAB, "num_stop_ids": 4, "ring_size": 8, "prefill_chunk": 4}
+BLOCKS = {"block_size": 16, "num_blocks": 8}
+
+NUMBERS = (-1, 0, 1, 2, 3, 15, 16, 17, 2**31 - 1, 2**31, -(2**31), 2**32, 2**63 - 1, 2**63, -(2**63), 2**64)
+FLOATS = (0.0, -0.0, 0.5, 1.0, 2.0, -1.0, 1e-45, 1e38, 1e300, float("nan"), float("inf"), float("-inf"))
+
+
+class Stubborn:
+    """A number that cannot be had."""
+
+    def __index__(self) -> int:
+        raise ValueError("no index")
+
+    def __float__(self) -> float:
+        raise ValueError("no float")
+
+
+def wrong_values() -> list[Any]:
+    """Of every kind, whatever was asked for."""
+    endless: list[Any] = []
+    endless.append(endless)
+    row = np.arange(24, dtype=np.float32)
+    odd = np.frombuffer(bytes(4 * 9 + 1), np.uint8)[1:].view(np.float32)  # at an odd address
+    arrays = [row, row[::2], row[::-1], row.reshape(4, 6), row.reshape(4, 6).T, row[:0], row[0], odd]
+    arrays += [row.astype(dtype) for dtype in (np.float64, np.int32, np.int64, np.uint8, ">f4", "S3", object)]
+    arrays += [np.zeros((0, 3), np.float32), np.zeros((3, 0), np.float32), np.full(5, np.nan, np.float32)]
+    arrays += [np.full(4, -np.inf, np.float32), np.array([2**31 - 1, -(2**31), -1], np.int32)]
+    texts = ["", "x", "\0", "\ud800", "y" * 10_000, b"bytes", bytearray(3), memoryview(bytes(8))[::2]]
+    lists = [
+        [],
+        [1],
+        [1, 2, 3],
+        [-1],
+        [2**31 - 1],
+        [2**40],
+        [None],
+        ["1"],
+        [1.5],
+        [[1]],
+        [(0, 1.0)],
+        [(-1, 1.0)],
+    ]
+    return [
+        *(None, True, False, object(), Stubborn(), [Stubborn()], endless, {}, {"a": 1}, {1: 2}, set(), len),
+        *NUMBERS,
+        *FLOATS,
+        *arrays,
+        *texts,
+        *lists,
+    ]
+
+
+def mutated(rng: random.Random) -> Any:
+    """A program with ops that are missing, doubled, swapped, or of another lane."""
+    base = program(rng.choice(["ar", "sd", "pearl"]), rng.choice(["shared", "split", "devices"]))
+    if rng.random() < 0.5:
+        return base
+    lanes = [[list(lane.prologue), list(lane.body)] for lane in base.lanes]
+    for _ in range(rng.randint(1, 3)):
+        ops, others = (rng.choice(rng.choice(lanes)) for _ in range(2))
+        change = rng.randrange(4)
+        if change == 0 and ops:
+            del ops[rng.randrange(len(ops))]
+        elif change == 1 and others:
+            ops.insert(rng.randint(0, len(ops)), rng.choice(others))
+        elif change == 2:
+            rng.shuffle(ops)
+        else:
+            ops.insert(rng.randint(0, len(ops)), Op(rng.choice(["wait", "record"]), rng.choice("dvx")))
+    return Program("mutated", tuple(LaneProgram(tuple(a), tuple(b)) for a, b in lanes))
+
+
+@dataclass
+class World:
+    """What calls are made of: random numbers, and a few objects of each class."""
+
+    rng: random.Random
+    oddness: float = 0.0  # the share of values that are of the right type, and no more
+    pool: dict[str, list[Any]] = field(default_factory=dict)
+    cuda: Any = None  # a CudaBench
+
+    def __post_init__(self) -> None:
+        self.wrong = wrong_values()
+        bench = Bench.build("split", num_slots=SLOTS, gamma_max=3)
+        fake_cuda.load().reset()
+        self.cuda = CudaBench.build("shared", num_slots=SLOTS, gamma_max=3)
+        fake = self.cuda.fake
+        self.graph = fake.graph(lambda: None)
+        self.streams = [fake.stream(0), fake.stream(1)]
+        self.addresses = {name: fake.array((4096,), np.uint8, -1).ctypes.data for name in (*NAMES, "chunk")}
+        rng = np.random.default_rng(0)
+        hidden, q, kv = 16, 16, 8
+        layer = "model.layers.0."
+        shapes = {"model.embed_tokens.weight": (VOCAB, hidden), "model.norm.weight": (hidden,)}
+        shapes |= {f"{layer}{n}_layernorm.weight": (hidden,) for n in ("input", "post_attention")}
+        projections = {"q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, q)}
+        shapes |= {f"{layer}self_attn.{n}_proj.weight": shape for n, shape in projections.items()}
+        shapes |= {f"{layer}mlp.{n}_proj.weight": (16, 16) for n in ("gate", "up", "down")}
+        self.tensors = {
+            name: (rng.standard_normal(shape, np.float32), "float32", list(shape))
+            for name, shape in shapes.items()
+        }
+        self.keep(bench.coordinator, bench.target, self.cuda.coordinator, self.cuda.issuer)
+        self.keep(_C.CoreSet(sorted(os.sched_getaffinity(0))[:2]), _C.Device(), _C.BlockPool(8, 16))
+        self.keep(_C.LlamaWeights(CONFIG, self.tensors, "float32"), _C.Request([1, 2], gamma=2, max_tokens=9))
+        self.keep(_C.CudaDriver(str(fake.path)), _C.Transform(presence_penalty=1.0))
+        self.keep(_C.CpuLane("target", bench.target, self.one("Device")), self.cuda.lane())
+        self.keep(*bench.run("sd", self.one("Request")), _C.CudaDriver(str(fake.path)).device(0))
+        tables = (np.ones((LENGTH, 4), np.float32),) * 2
+        arrays = {**SIZES, **BUFFERS, **BLOCKS, "num_biased": 3, "max_logprobs": 5}
+        self.keep(_C.DeviceArrays(self.addresses, **arrays, staging=bytearray(1 << 16)))
+        self.keep(_C.LlamaExecutor(self.one("LlamaWeights"), self.one("CoreSet"), SLOTS, LENGTH, *tables))
+
+    def keep(self, *values: Any) -> None:
+        """Objects of ours among them are used from now on, instead of others where there are too many."""
+        for value in values:
+            if isinstance(value, list):
+                self.keep(*value[:2])
+            elif type(value).__module__ == _C.__name__:
+                for kind in type(value).__mro__[:-2]:
+                    known = self.pool.setdefault(kind.__name__, [])
+                    known.append(value)
+                    if len(known) > POOL:
+                        del known[self.rng.randrange(POOL)]
+
+    def one(self, kind: str) -> Any:
+        return self.rng.choice(self.pool[kind])
+
+    def receiver(self, kind: str) -> Any:
+        """Of the class, and now and then what is no such object."""
+        if kind in self.pool and self.rng.random() < 0.95:
+            return self.one(kind)
+        cls = getattr(_C, kind)
+        return self.rng.choice([None, 1, "x", cls, cls.__new__(cls), *(self.one(k) for k in self.pool)])
+
+    def ids(self) -> list[int]:
+        return [self.rng.randrange(VOCAB) for _ in range(self.rng.randint(0, 6))]
+
+    def row(self, *shape: int) -> np.ndarray:
+        values = np.array([self.rng.gauss(0, 3) for _ in range(int(np.prod(shape)))], np.float32)
+        if self.rng.random() < 0.3 and values.size:
+            values[self.rng.randrange(values.size)] = self.rng.choice([np.nan, np.inf, -np.inf, 3e38, 1e-45])
+        return values.reshape(shape)
+
+    def argument(self, kind: str, name: str) -> Any:
+        """A value that may be right, for an argument of that class's methods, or of a function."""
+        if name not in MAKERS:
+            raise KeyError(f"{kind} has an argument {name!r} that MAKERS of {__file__} does not know")
+        return MAKERS.get(f"{kind}.{name}", MAKERS[name])(self)
+
+    def arguments(self, kind: str, names: Sequence[str]) -> dict[str, Any]:
+        """Right ones, or odd ones, or with one or all of a wrong type. kind: a class or a function."""
+        self.oddness = self.rng.choice([0.0, 0.0, 0.1, 0.5])
+        values = {name: self.argument(kind, name) for name in names}
+        chance, doubtful = self.rng.random(), [name for name in names if name not in TRUSTED]
+        if chance > 0.95:
+            values |= {name: self.rng.choice(self.wrong) for name in doubtful}
+        elif chance > 0.65 and doubtful:
+            values[self.rng.choice(doubtful)] = self.rng.choice(self.wrong)
+        if values and self.rng.random() < 0.03:
+            values.pop(self.rng.choice(list(values)))
+        if self.rng.random() < 0.02:
+            values["unheard_of"] = None
+        return values
+
+    def fresh_lanes(self) -> list[Any]:
+        """For one more coordinator: on the CPU, with executors that fail now and then, or on the fake GPU."""
+        if self.rng.random() < 0.1:
+            return [self.cuda.lane()]
+        shape = {"vocab_size": VOCAB, "max_model_len": LENGTH, "num_slots": SLOTS, **BLOCKS}
+        lanes = []
+        for name in ("target", "draft")[: self.rng.choice([1, 2, 2])]:
+            fails = {self.rng.choice(["nan_at", "throw_at"]): self.rng.choice([-1, -1, 9])}
+            lanes.append(_C.CpuLane(name, _C.ScriptedExecutor(**shape, **fails), self.one("Device")))
+        return lanes
+
+
+Maker = Callable[[World], Any]
+
+
+def choice(*usual: Any, odd: Sequence[Any] = ()) -> Maker:
+    """One of the usual ones, mostly."""
+    return lambda w: w.rng.choice(odd if odd and w.rng.random() < w.oddness else usual)
+
+
+def number(*usual: int) -> Maker:
+    return choice(*usual, odd=NUMBERS)
+
+
+def real(*usual: float) -> Maker:
+    return choice(*usual, odd=FLOATS)
+
+
+def of(kind: str) -> Maker:
+    return lambda w: w.one(kind)
+
+
+def row(*lengths: int) -> Maker:
+    return lambda w: w.row(choice(*lengths, odd=(0, 1))(w))
+
+
+def lanes(w: World) -> Any:
+    return (
+        w.fresh_lanes()
+        if w.rng.random() >= w.oddness
+        else [w.one("Lane") for _ in range(w.rng.randint(0, 3))]
+    )
+
+
+def requests(w: World) -> Any:
+    return [w.one("Request") for _ in range(choice(1, 2, odd=(0, 3))(w))]
+
+
+def addresses(w: World) -> Any:
+    left_out = w.rng.choice(NAMES) if w.rng.random() < w.oddness else ""
+    return {name: choice(at, odd=(at, at, at, 0))(w) for name, at in w.addresses.items() if name != left_out}
+
+
+def tensors(w: World) -> Any:
+    changed = dict(w.tensors)
+    if w.rng.random() < w.oddness:
+        name = w.rng.choice(list(changed))
+        data, dtype, shape = changed[name]
+        other = (data.ravel()[1:], data.T, bytes(3), data.tobytes(), data.astype(np.float16), 5)
+        kinds = ((w.rng.choice(other), dtype, shape), (data, "float16", shape), (data, dtype, [*shape, 1]))
+        changed[name] = w.rng.choice([*kinds, (data, dtype, [-1]), (data, dtype, [2**40, 2**40])])
+    return changed
+
+
+def config(w: World) -> Any:
+    return CONFIG | (
+        {w.rng.choice(list(CONFIG)): w.rng.choice(w.wrong)} if w.rng.random() < w.oddness else {}
+    )
+
+
+def segments(w: World) -> Any:
+    slots = w.rng.sample(range(SLOTS), w.rng.randint(0, SLOTS)) + choice([], odd=([-1], [0], [2]))(w)
+    return [(slot, [1, *w.ids()], number(0, 3, 50)(w), number(0, 1)(w)) for slot in slots]
+
+
+def named(maker: Maker, *names: str) -> dict[str, Maker]:
+    return dict.fromkeys(names, maker)
+
+
+CPUS = sorted(os.sched_getaffinity(0))
+NAN, INF = float("nan"), float("inf")
+MAKERS: dict[str, Maker] = {
+    "core_set": of("CoreSet"),
+    "weights": of("LlamaWeights"),
+    "driver": of("CudaDriver"),
+    "issuer": of("CudaIssuer"),
+    "device": of("Device"),
+    "request": of("Request"),
+    "executor": of("Executor"),
+    "arrays": of("DeviceArrays"),
+    "lanes": lanes,
+    "requests": requests,
+    "program": lambda w: mutated(w.rng),
+    **named(World.ids, "tokens", "window", "token_ids", "ids", "eos_ids", "stop_ids", "masked_ids"),
+    "ScriptedExecutor.token_ids": lambda w: [1, *w.ids()],
+    "prompt_ids": lambda w: [1, *w.ids()],
+    "windows": choice([], [3, 2, 1], odd=([1], [9, 9, 9], [-1] * 3)),
+    "logit_bias": lambda w: [(w.rng.randrange(VOCAB), real(1.0)(w)) for _ in range(w.rng.randint(0, 3))],
+    "logits": row(VOCAB, 300),
+    **named(row(VOCAB, 0), "x", "u"),
+    "words": choice(np.array([0, 1, 2**31, 2**32 - 1], np.uint32)),
+    "target_logits": lambda w: w.row(choice(2, 3, odd=(0, 4))(w), VOCAB),
+    "draft_logits": lambda w: w.row(2, choice(VOCAB, 5, odd=(0, 20))(w)),
+    "draft_token_ids": lambda w: np.array(choice([1, 2], odd=([], [1, 99], [-1, 2]))(w), np.int32),
+    **named(lambda w: w.row(LENGTH, 4), "cos", "sin"),
+    "addresses": addresses,
+    "config": config,
+    "tensors": tensors,
+    "segments": segments,
+    "block_tables": choice(None, odd=([[0, 1, 2, 3]], [[0], [2]], [[-1]], [[]], [[2**31 - 1]])),
+    "progress": choice(None, lambda done, layers: None, odd=(lambda: None,)),
+    "staging": choice(np.zeros(1 << 16, np.uint8), odd=(bytearray(100), bytearray(1 << 16), bytes(1 << 16))),
+    "counter": choice([0, 1, 2, 2**32 - 1]),
+    "key": choice([0, 2**32 - 1]),
+    "owner": choice(None, []),
+    "name": choice("target", "draft", ""),
+    "op": choice("verify", "score", "prefill chunk", odd=("join", "x")),
+    **named(choice("rejection", "coupled", odd=("x",)), "kind", "judge"),
+    "form": choice("events", "graph", odd=("x",)),
+    "isa": choice(None, "portable", odd=("avx2", "x")),
+    "dtype": choice("float32", "bfloat16", odd=("int8",)),
+    "error": choice("memory", "foreign", "broken"),
+    "library": lambda w: choice(str(w.cuda.fake.path), odd=("", "libc.so.6", "libnothing.so"))(w),
+    "cpus": choice([], CPUS[:1], odd=([10**6], [-1])),
+    "CoreSet.cpus": choice(CPUS[:1], CPUS[:2], odd=([], [-1])),
+    "spin_us": number(0, 10),
+    "delay_us": choice((0, 0), (0, 20), odd=((20, 0), (-1, -1), (0, 2**31 - 1))),
+    **named(choice(True, False), "ignore_eos", "adapts", "shaped", "told", "host_logits", "timed"),
+    "keep_logits": choice(None, True, False),
+    "is_ordered": choice(True),
+    "num_slots": number(SLOTS),
+    "gamma_max": number(3),
+    "capacity": number(LENGTH),
+    "vocab_size": number(VOCAB),
+    "draft_vocab_size": number(VOCAB),
+    "max_model_len": number(LENGTH),
+    "num_stop_ids": number(4),
+    "ring_size": number(8),
+    "prefill_chunk": number(4),
+    "num_biased": number(3),
+    "max_logprobs": number(5),
+    "ring_capacity": number(1024, 0),
+    "block_size": number(16),
+    "num_blocks": number(8),
+    "gamma": number(0, 2),
+    "slot": number(0, 1),
+    "position": number(0, 63),
+    "start": number(0),
+    "num_logits": number(0, 1),
+    "num_tokens": number(0, 64),
+    "row": number(0, 15),
+    "block": number(0, 3),
+    "rows": number(1, 16, 128),
+    "repeats": number(1, 2),
+    "prompt_len": number(0),
+    "token": number(0, 5),
+    "k": number(0, 3),
+    "purpose": number(0, 4),
+    "count": number(0, 3),
+    "rule": number(1),
+    **named(number(0, 7), "seed", "delay_seed"),
+    **named(number(-1, 9), "nan_at", "throw_at"),
+    "top_k": number(0, 3),
+    "min_tokens": number(0, 3),
+    "num_logprobs": number(-1, 3),
+    "max_tokens": number(9, 40),
+    "timeout_ms": number(0, 1, 5),
+    "min_results": number(1, 5),
+    "id": number(0, 3),
+    "rounds_ahead": number(1, 2, 4),
+    "meminfo": choice("/proc/meminfo", odd=("", "/nowhere")),
+    "group": choice("/sys/fs/cgroup", odd=("", "/nowhere")),
+    "ordinal": number(0, 1),
+    "bytes": choice(1 << 20, odd=(0, -1, 2**62)),
+    "seconds": choice(0.0, odd=(NAN, INF, -1.0)),
+    **named(real(0.5, 1.0), "temperature", "top_p", "min_p", "divergence", "repetition_penalty", "scale"),
+    **named(real(0.0, 0.5), "presence_penalty", "frequency_penalty"),
+    "stream": lambda w: choice(*w.streams, odd=(0,))(w),
+    "graph": lambda w: choice(w.graph.graph, odd=(0,))(w),
+    "exec": lambda w: choice(w.graph.exec, odd=(0,))(w),
+}
+# A wrong value of these is a number that nothing can tell from a right one, or asks for a long call.
+TRUSTED = ("stream", "graph", "exec", "bytes", "seconds", "addresses", "is_ordered")
