@@ -160,7 +160,7 @@ class Scheduler:
             except RuntimeError as error:
                 raise ResourceError(
                     "no more threads can be started, and one is needed for submitted requests "
-                    f"({error}): raise the limit (ulimit -u, or pids.max of a container), or end other threads"
+                    f"({error}): raise the limit (ulimit -u, or pids.max of a container), or end others"
                 ) from None
 
     def _cancel(self, handle: RequestHandle) -> None:
