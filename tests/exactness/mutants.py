@@ -27,7 +27,7 @@ OTHER_SOURCES = (
         "bind_scripted",
         "bind_sampling",
     ),
-    *("sampling", "judge", "filters", "transform", "logprobs"),
+    *("sampling", "judge", "filters", "transform", "logprobs", "memory"),
 )
 MODULE = """
 #include <pybind11/pybind11.h>
