@@ -8,6 +8,7 @@
 
 namespace py = pybind11;
 
+#include "python/arguments.h"
 namespace pearl {
 
 namespace {
@@ -35,8 +36,8 @@ class Turn {
 // take() no Python runs.
 template <Holder holder>
 void take(const py::object& self) {
-  self.attr("check_open")();
   Turn& turn = self.cast<Turn&>();
+  self.attr("check_open")();
   if (!turn.is_free_for(holder)) {
     self.attr("_taken")();
     return;
@@ -49,7 +50,7 @@ void take(const py::object& self) {
 void bind_turn(py::module_& m) {
   py::class_<Turn>(m, "Turn", "Who uses an engine: see pearl_rt.scheduling.engine_lock.")
       .def(py::init<>())
-      .def_property_readonly("is_home", &Turn::is_home,
+      .def_property_readonly("is_home", method(&Turn::is_home),
                              "Whether this is the process that made it, and no fork.")
       .def("__enter__", &take<Holder::kCaller>, "One caller takes it; while another has it, _taken() raises.")
       .def("__exit__", [](Turn& self, const py::args&) { self.end(Holder::kCaller); })

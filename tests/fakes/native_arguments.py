@@ -374,6 +374,7 @@ MAKERS: dict[str, Maker] = {
     "min_results": number(1, 5),
     "id": number(0, 3),
     "rounds_ahead": number(1, 2, 4),
+    "object": choice(None),  # never_destroy keeps it for good
     "meminfo": choice("/proc/meminfo", odd=("", "/nowhere")),
     "group": choice("/sys/fs/cgroup", odd=("", "/nowhere")),
     "ordinal": number(0, 1),
