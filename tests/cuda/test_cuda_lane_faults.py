@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import fake_cuda
+import numpy as np
 import pytest
 from scripted import CAPACITY, TIMEOUT_MS, VOCAB, tokens_of
-from scripted_cuda import FORMS, HALF_RIGHT, PLACEMENTS, TARGET, CudaBench, clean, clean_world
+from scripted_cuda import FORMS, HALF_RIGHT, NAMES, PLACEMENTS, TARGET, TOLD, CudaBench, clean, clean_world
 
 from pearl_rt import _C
 from pearl_rt.errors import DeviceError, PearlError, RequestError, ResourceError
@@ -198,7 +199,17 @@ def test_lanes_that_do_not_fit_are_refused(fake: Any) -> None:
     with pytest.raises(RequestError, match="one issuer"):
         _C.Coordinator([bench.lane(), other.lane()], **sizes)
     with pytest.raises(RequestError, match="device 9 does not exist"):
-        _C.CudaLane("target", bench.issuer, 9, 1, None)
+        _C.CudaLane("target", bench.issuer, 9, 1, arrays())
+
+
+def arrays() -> Any:
+    """Of a lane that never runs."""
+    plain = (*NAMES[: NAMES.index("repetition_penalty")], "chunk")
+    addresses = {name: 16 for name in plain if name not in TOLD}
+    sizes = {"num_slots": 1, "gamma_max": 3, "capacity": CAPACITY, "vocab_size": VOCAB}
+    others = {"draft_vocab_size": VOCAB, "num_stop_ids": 4, "ring_size": 8, "prefill_chunk": 4}
+    blocks = {"block_size": 16, "num_blocks": 8}
+    return _C.DeviceArrays(addresses, **sizes, **others, **blocks, staging=np.zeros(1 << 16, np.uint8))
 
 
 def test_a_verify_that_writes_no_verdict_is_told(fake: Any) -> None:
