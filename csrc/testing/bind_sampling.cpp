@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <cmath>
+#include <limits>
 #include <stdexcept>
 
 #include "core/vector_math.h"
@@ -43,6 +45,20 @@ py::array_t<float> mapped(const Array<In>& values) {
   py::array_t<float> result(values.size());
   for (py::ssize_t i = 0; i < values.size(); ++i) result.mutable_data()[i] = function(values.data()[i]);
   return result;
+}
+
+bool is_uniform(float u) { return u > 0.0f && u <= 1.0f; }
+bool is_normal(float x) { return x >= std::numeric_limits<float>::min(); }
+bool is_not_above_0(float x) { return x <= 0.0f; }
+
+// The same, of values that the function is made for.
+template <float (*function)(float), bool (*holds)(float)>
+py::array_t<float> mapped_within(const Rows& values, const char* name, const char* wanted) {
+  for (py::ssize_t i = 0; i < values.size(); ++i) {
+    const float value = values.data()[i];
+    if (!holds(value)) check_number(name, value, false, wanted);
+  }
+  return mapped<float, function>(values);
 }
 
 float gumbel_of_word(uint32_t word) { return gumbel_of(uniform(word)); }
@@ -189,9 +205,16 @@ void bind_sampling(py::module_& m) {
   m.def("gumbel", &mapped<uint32_t, gumbel_of_word>, py::arg("words"), "uint32 -> fp32 Gumbel variates.");
   m.def("gumbel_bound", &mapped<uint32_t, bound_of_word>, py::arg("words"),
         "What gumbel(words) never exceeds.");
-  m.def("exponential", &mapped<float, exponential>, py::arg("u"), "-log(1 - u) for u in (0, 1].");
-  m.def("log", &mapped<float, log_of>, py::arg("x"), "log of normal x > 0 and +inf.");
-  m.def("exp", &mapped<float, exp_of>, py::arg("x"), "exp of x <= 0; 0 below -87.");
+  m.def(
+      "exponential",
+      [](const Rows& u) { return mapped_within<exponential, is_uniform>(u, "u", "above 0, up to 1"); },
+      py::arg("u"), "-log(1 - u) for u in (0, 1].");
+  m.def(
+      "log", [](const Rows& x) { return mapped_within<log_of, is_normal>(x, "x", "normal and above 0"); },
+      py::arg("x"), "log of normal x > 0 and +inf.");
+  m.def(
+      "exp", [](const Rows& x) { return mapped_within<exp_of, is_not_above_0>(x, "x", "0 or below"); },
+      py::arg("x"), "exp of x <= 0; 0 below -87.");
   m.def("exp_sum", &row_sum, py::arg("logits"), py::arg("temperature"),
         "sum of exp((logit - max) / temperature).");
   m.def("sample", &sample_row, py::arg("logits"), py::arg("temperature"), py::arg("seed"),

@@ -103,6 +103,22 @@ def test_rows_and_ids_are_checked() -> None:
         _C.philox(0, 0, 0, 2**32 - 1)
 
 
+@pytest.mark.parametrize(
+    ("function", "value"),
+    [
+        (_C.exponential, 0.0),
+        (_C.exponential, 1.5),
+        (_C.log, 0.0),
+        (_C.log, 1e-45),
+        (_C.exp, 1.0),
+        (_C.exp, np.nan),
+    ],
+)
+def test_functions_are_asked_what_they_are_made_for(function: Any, value: float) -> None:
+    with pytest.raises(RequestError, match="it must be"):
+        function(np.array([value], np.float32))
+
+
 def test_an_array_may_lie_anywhere() -> None:
     """Misaligned, strided or of the other byte order: as its copy."""
     values = np.arange(6, dtype=np.float32)
@@ -217,6 +233,25 @@ def test_an_executor_is_one_threads() -> None:
             thread.join()
     assert errors == ["two threads called one executor at once"]
     assert executor.forward(0, [1], 0, 1).shape == (1, 16)
+
+
+def test_a_reader_who_is_away_holds_up_no_one_else() -> None:
+    """Two coordinators share a device, and nobody reads what the first one has."""
+    device = _C.Device()
+    first, second = (
+        _C.Coordinator(
+            [_C.CpuLane("target", _C.ScriptedExecutor(), device)],
+            capacity=64,
+            vocab_size=16,
+            ring_capacity=0,
+        )
+        for _ in range(2)
+    )
+    first.start(program("ar"), [_C.Request([1], max_tokens=50)])
+    second.start(program("ar"), [_C.Request([1], max_tokens=50)])
+    assert len(tokens_of(Bench(second, None, None, "shared").finish())) == 50
+    assert first.running
+    assert len(tokens_of(Bench(first, None, None, "shared").finish())) == 50
 
 
 @pytest.mark.parametrize(

@@ -316,7 +316,6 @@ class Maker:
         config.is_target, config.num_biased, config.max_logprobs = is_target, NUM_BIASED, MAX_LOGPROBS
         config.rule, config.divergence = script.get("rule", 0), script.get("divergence", 0.0)
         config.executor_vocab, config.nan_at = script["vocab_size"], script.get("nan_at", -1)
-        steps = ScriptedLane(self.fake, self.library, self.library.scripted_lane_create(ctypes.byref(config)))
         wanted = {
             key: s[key] for key in ("num_slots", "gamma_max", "capacity", "draft_vocab_size", "num_stop_ids")
         }
@@ -334,6 +333,7 @@ class Maker:
             num_biased=NUM_BIASED,
             staging=self.fake.array((num_bytes,), np.uint8, -1),
         )
+        steps = ScriptedLane(self.fake, self.library, self.library.scripted_lane_create(ctypes.byref(config)))
         lane = _C.CudaLane(name, self.issuer, device, self.fake.stream(device, priority), arrays)
         steps.add_step(lane, device, "prefill chunk")
         return lane, steps

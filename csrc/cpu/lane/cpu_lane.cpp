@@ -11,6 +11,8 @@ namespace {
 
 constexpr int64_t kTracedRounds = 1 << 15;
 
+bool is_verdict(OpKind kind) { return kind == OpKind::kFirst || kind == OpKind::kVerify; }
+
 }  // namespace
 
 CpuLane::CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Executor> executor)
@@ -44,12 +46,16 @@ void CpuLane::submit(const LaneProgram& program, int64_t max_rounds, State* stat
   max_rounds_ = max_rounds;
   run_ = run;
   steps_.emplace(executor_.get(), state, run);
+  verdicts_ = static_cast<size_t>(state->num_slots);
   round_ = 0;
   next_ = 0;
   waiting_since_ns_ = 0;
   int num_events = 0;
   for (const auto* ops : {&program.prologue, &program.body}) {
-    for (const Op& op : *ops) num_events = std::max(num_events, op.event + 1);
+    for (const Op& op : *ops) {
+      num_events = std::max(num_events, op.event + 1);
+      if (is_verdict(op.kind)) run->ring.watch(device_->bell());
+    }
   }
   waits_.assign(num_events, 0);
   trace_.reset(program.prologue.size() +
@@ -80,6 +86,8 @@ Progress CpuLane::advance() {
     run_->record(op->event);
   } else if (op->kind == OpKind::kFetchWindow || op->kind == OpKind::kFetchVerdict) {
     // Lanes on the host share one state, and a GPU's verdicts are in it before their event is recorded.
+  } else if (is_verdict(op->kind) && !run_->ring.has_room(verdicts_)) {
+    return Progress::kBlocked;  // not asleep: other lanes of this device go on
   } else {
     const int64_t begin_ns = now_ns();
     perform(*op);

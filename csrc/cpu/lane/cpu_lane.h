@@ -46,6 +46,7 @@ class CpuLane : public Lane, private DeviceTask {
   // Set by submit, then by the device's thread.
   LaneProgram program_;
   int64_t max_rounds_ = 0;
+  size_t verdicts_ = 0;  // of a round at most
   Run* run_ = nullptr;
   std::optional<CpuSteps> steps_;
   int64_t round_ = 0;            // 0 is the prologue
