@@ -41,6 +41,7 @@ BUFFERS = {"draft_vocab_size": VOCAB, "num_stop_ids": 4, "ring_size": 8, "prefil
 BLOCKS = {"block_size": 16, "num_blocks": 8}
 
 NUMBERS = (-1, 0, 1, 2, 3, 15, 16, 17, 2**31 - 1, 2**31, -(2**31), 2**32, 2**63 - 1, 2**63, -(2**63), 2**64)
+ODD_IDS = (-1, -(2**28), -(2**31), 2**31 - 1, 2**24, VOCAB, 300)
 FLOATS = (0.0, -0.0, 0.5, 1.0, 2.0, -1.0, 1e-45, 1e38, 1e300, float("nan"), float("inf"), float("-inf"))
 
 
@@ -175,7 +176,11 @@ class World:
         return self.rng.choice([None, 1, "x", cls, cls.__new__(cls), *(self.one(k) for k in self.pool)])
 
     def ids(self) -> list[int]:
-        return [self.rng.randrange(VOCAB) for _ in range(self.rng.randint(0, 6))]
+        return [self.one_id() for _ in range(self.rng.randint(0, 6))]
+
+    def one_id(self) -> int:
+        odd = self.rng.random() < self.oddness / 2
+        return self.rng.choice(ODD_IDS) if odd else self.rng.randrange(VOCAB)
 
     def row(self, *shape: int) -> np.ndarray:
         values = np.array([self.rng.gauss(0, 3) for _ in range(int(np.prod(shape)))], np.float32)
@@ -301,7 +306,7 @@ MAKERS: dict[str, Maker] = {
     "ScriptedExecutor.token_ids": lambda w: [1, *w.ids()],
     "prompt_ids": lambda w: [1, *w.ids()],
     "windows": choice([], [3, 2, 1], odd=([1], [9, 9, 9], [-1] * 3)),
-    "logit_bias": lambda w: [(w.rng.randrange(VOCAB), real(1.0)(w)) for _ in range(w.rng.randint(0, 3))],
+    "logit_bias": lambda w: [(w.one_id(), real(1.0)(w)) for _ in range(w.rng.randint(0, 3))],
     "logits": row(VOCAB, 300),
     "u": lambda w: choice(np.array([1e-9, 0.5, 1.0], np.float32), odd=(w.row(9),))(w),
     "x": lambda w: choice(np.zeros(3, np.float32), np.ones(3, np.float32), odd=(w.row(9),))(w),
