@@ -29,26 +29,15 @@ struct RoundResult {
   std::string error;  // kError: what was found, and where
 };
 
-// The producer asks for room *before* it judges, so that what was committed is always published; when there
-// is none it sleeps (back-pressure), or turns to other work until its watcher is raised. close() lets both
-// ends go.
+// The producer asks for room *before* it judges, so that what was committed is always published. If there is
+// none, it does other work until its watcher is raised. close() wakes the consumer.
 class ResultRing {
  public:
   ResultRing(size_t capacity, size_t max_tokens) : entries_(capacity) {
     for (RoundResult& entry : entries_) entry.token_ids.reserve(max_tokens);
   }
 
-  // Producer: true once there is room for n results, false if the ring was closed first.
-  bool wait_for_room(size_t n) {
-    for (;;) {
-      const uint32_t seen = room_.value();
-      if (has_room(n)) return true;
-      if (closed_.load(std::memory_order_acquire)) return false;
-      room_.wait(seen, std::chrono::microseconds(0));
-    }
-  }
-
-  // Producer that does not sleep here: whether there is room for n results. `watcher` is raised by drain().
+  // Producer: whether there is room for n results. `watcher` is raised by drain().
   bool has_room(size_t n) const { return entries_.size() - size() >= n; }
   void watch(Signal* watcher) { watcher_.store(watcher, std::memory_order_release); }
 
@@ -62,7 +51,6 @@ class ResultRing {
 
   void close() {
     closed_.store(true, std::memory_order_release);
-    room_.raise();
     results_.raise();
   }
 
@@ -73,7 +61,6 @@ class ResultRing {
     if (tail == head) return;
     for (; tail != head; ++tail) out->push_back(entries_[tail % entries_.size()]);
     tail_.store(tail, std::memory_order_seq_cst);
-    room_.raise();
     if (Signal* watcher = watcher_.load(std::memory_order_acquire)) watcher->raise();
   }
 
@@ -111,7 +98,6 @@ class ResultRing {
   alignas(64) std::atomic<uint64_t> wanted_{1};
   std::atomic<bool> closed_{false};
   std::atomic<Signal*> watcher_{nullptr};
-  Signal room_;
   Signal results_;
 };
 

@@ -114,7 +114,7 @@ def test_rows_and_ids_are_checked() -> None:
         (_C.exp, np.nan),
     ],
 )
-def test_functions_are_asked_what_they_are_made_for(function: Any, value: float) -> None:
+def test_functions_refuse_values_outside_their_domain(function: Any, value: float) -> None:
     with pytest.raises(RequestError, match="it must be"):
         function(np.array([value], np.float32))
 
@@ -235,8 +235,8 @@ def test_an_executor_is_one_threads() -> None:
     assert executor.forward(0, [1], 0, 1).shape == (1, 16)
 
 
-def test_a_reader_who_is_away_holds_up_no_one_else() -> None:
-    """Two coordinators share a device, and nobody reads what the first one has."""
+def test_a_full_ring_does_not_stop_other_lanes() -> None:
+    """Two coordinators share a device, and the results of the first are not read while the second runs."""
     device = _C.Device()
     first, second = (
         _C.Coordinator(

@@ -87,7 +87,7 @@ Progress CpuLane::advance() {
   } else if (op->kind == OpKind::kFetchWindow || op->kind == OpKind::kFetchVerdict) {
     // Lanes on the host share one state, and a GPU's verdicts are in it before their event is recorded.
   } else if (is_verdict(op->kind) && !run_->ring.has_room(verdicts_)) {
-    return Progress::kBlocked;  // not asleep: other lanes of this device go on
+    return Progress::kBlocked;  // without sleeping: other lanes of this device go on
   } else {
     const int64_t begin_ns = now_ns();
     perform(*op);

@@ -192,7 +192,6 @@ void CpuSteps::score(bool include_window) {
 
 void CpuSteps::verify(bool admits) {
   State& s = *state_;
-  if (!run_->ring.wait_for_room(s.num_slots)) return;
   if (admits && run_->admission.has_news()) {
     let_go();
     if (auto windows = run_->admission.take_windows()) s.windows = std::move(*windows);

@@ -38,7 +38,8 @@ class CpuSteps {
   // Judges as many rows as were scored: pending tokens first, then the window's. A row without a candidate
   // gives a bonus token. Commits, cuts at the first stop id or at the limit, publishes; lets cancelled
   // requests go, takes the KV blocks of ended ones back, lets waiting ones in as far as blocks go, says how
-  // far to draft beside so many, and ends the run when there are none. Rollback is writing two integers.
+  // far to draft beside so many, and ends the run when there are none. Rollback is writing two integers. The
+  // ring must have room for a result of each slot.
   void verify(bool admits);
 
  private:
