@@ -179,4 +179,4 @@ def test_caches_and_state_must_agree(fake: Any) -> None:
             company(num_blocks=4, coordinator=sizes)
     for sizes, text in (({"block_size": 24}, "block_size is 24"), ({"num_blocks": 0}, "num_blocks is 0")):
         with pytest.raises(RequestError, match=text):
-            company(**sizes)
+            company(coordinator=sizes)
