@@ -151,7 +151,7 @@ class Engine:
             self.target,
             self.draft,
             eos_ids=target_config.eos_token_ids,
-            max_model_len=self.max_model_len,
+            pool=kv_pool,
             turn=self._turn,
         )
         self._intake = Intake(

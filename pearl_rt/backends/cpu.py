@@ -60,11 +60,6 @@ class Model:
     cos: "torch.Tensor"  # [max_model_len, head_dim / 2] fp32
     sin: "torch.Tensor"  # [max_model_len, head_dim / 2] fp32
 
-    @property
-    def isa(self) -> str:
-        """The instruction set that the weights are packed for."""
-        return str(self.weights.isa)
-
     @classmethod
     def pack(
         cls,
@@ -241,10 +236,10 @@ class Lanes:
         cores: Sequence[int],
         target: Model,
         draft: Model | None,
-        num_slots: int = 1,
-        pool: KvPool | None = None,
+        num_slots: int,
+        pool: KvPool,
     ) -> None:
-        """pool: the KV blocks of all sequences; None: every slot has its own."""
+        """pool: the KV blocks of all sequences."""
         self.placement = placement
         self.has_draft = draft is not None
         self.overlaps = placement == "split"
@@ -252,8 +247,6 @@ class Lanes:
         if placement == "split":
             self.target_cores, self.draft_cores = split_cores(cores)
         self.vocab_size = min(m.config.vocab_size for m in (target, draft) if m is not None)
-        capacity = target.cos.shape[0]
-        pool = pool or KvPool.of(None, num_slots=num_slots, max_model_len=capacity)
         self.max_model_len = pool.longest  # of one sequence that has all blocks
         target_set, target_device = _C.CoreSet(self.target_cores), _C.Device(self.target_cores)
         draft_set, draft_device = target_set, target_device
@@ -266,7 +259,7 @@ class Lanes:
             lanes,
             num_slots=num_slots,
             gamma_max=MAX_GAMMA if draft is not None else 0,
-            capacity=capacity,
+            capacity=pool.max_model_len,
             vocab_size=target.config.vocab_size,
             draft_vocab_size=draft.config.vocab_size if draft is not None else None,
             num_blocks=pool.num_blocks,
@@ -317,7 +310,7 @@ class CpuBackend:
         if isa is not None:
             choice("isa", isa, _C.available_isas())
         self.cores = choose_cores(num_threads)
-        self._isa = isa
+        self.isa = isa or str(_C.detect_isa())
 
     def limits(self, has_draft: bool) -> Limits:
         """Which programs can run here."""
@@ -355,16 +348,14 @@ class CpuBackend:
         max_model_len: int,
     ) -> Model:
         """A model's weights; the tensors may be dropped afterwards."""
-        return Model.pack(config, tensors, name=name, dtype=dtype, isa=self._isa, max_model_len=max_model_len)
+        return Model.pack(config, tensors, name=name, dtype=dtype, isa=self.isa, max_model_len=max_model_len)
 
-    def lanes(self, placement: str, target: Model, draft: Model | None) -> Lanes:
-        """The lanes of one placement."""
-        pool = self.kv_pool(target.cos.shape[0])
+    def lanes(self, placement: str, target: Model, draft: Model | None, pool: KvPool) -> Lanes:
+        """The lanes of one placement, over the KV blocks of a pool."""
         return Lanes(placement, self.cores, target, draft, self.num_slots, pool)
 
-    def described(self, target: Model, lanes: Mapping[str, Lanes]) -> dict[str, Any]:
+    def described(self, lanes: Mapping[str, Lanes], pool: KvPool) -> dict[str, Any]:
         """What runs where, and on how much KV cache, for Engine.stats()."""
-        pool = self.kv_pool(target.cos.shape[0])
         return {
             "device": {"target": "cpu", "draft": "cpu"},
             "kv_blocks": pool.described(own.coordinator.num_free_blocks for own in lanes.values()),
@@ -372,5 +363,5 @@ class CpuBackend:
                 name: {"target": own.target_cores, "draft": own.draft_cores if own.has_draft else []}
                 for name, own in lanes.items()
             },
-            "isa": target.isa,
+            "isa": self.isa,
         }

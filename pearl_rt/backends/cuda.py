@@ -9,17 +9,14 @@ from typing import Any
 import torch
 
 from pearl_rt.backends.cpu import CpuBackend, Model
-from pearl_rt.backends.cuda_lanes import CudaLanes, CudaModel, CudaOptions
+from pearl_rt.backends.cuda_lanes import CudaLanes, CudaOptions
 from pearl_rt.backends.cuda_requirements import GpuModel, PairSizes, check_gpu_memory, parts_of
 from pearl_rt.checkpoint.config import ModelConfig
-from pearl_rt.checkpoint.loader import loading_bar
-from pearl_rt.checkpoint.shapes import num_weights
 from pearl_rt.device.gpu import Gpu, find_gpu
 from pearl_rt.device.kv_pool import DEVICE_BLOCK_SIZE, KvPool
-from pearl_rt.device.model import DTYPES, memory_errors
+from pearl_rt.device.model import DeviceModel, device_dtype
 from pearl_rt.errors import ConfigError
-from pearl_rt.model.llama import LlamaWeights
-from pearl_rt.strategy.options import Limits, choice
+from pearl_rt.strategy.options import Limits
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # slots that steps are captured for: fewer sequences leave some of them idle
@@ -78,8 +75,7 @@ class CudaBackend:
         """What a model computes in: its checkpoint's own dtype, or the one that was asked for."""
         if name == "draft" and self._cpu is not None:
             return self._cpu.dtype(name, dtype, config)
-        chosen = choice("dtype", dtype, ("auto", *DTYPES))
-        return config.torch_dtype if chosen == "auto" else chosen
+        return device_dtype(dtype, config, self._gpu.device)
 
     def kv_pool(self, max_model_len: int) -> KvPool:
         """The KV blocks that requests share: the same in both models' caches, wherever they are."""
@@ -127,28 +123,23 @@ class CudaBackend:
         name: str,
         dtype: str,
         max_model_len: int,
-    ) -> CudaModel | Model:
+    ) -> DeviceModel | Model:
         """A model's weights where they are to run; the tensors may be dropped afterwards."""
         if name == "draft" and self._cpu is not None:
             return self._cpu.pack(config, tensors, name=name, dtype=dtype, max_model_len=max_model_len)
         gpu = self._gpu if name == "target" else self._draft_gpu
-        own = DTYPES[dtype]
-        size = num_weights(config) * own.itemsize
-        with (
-            memory_errors(gpu.device, f"the {name}'s weights"),
-            loading_bar(f"packing the {name}", size) as advance,
-        ):
-            weights = LlamaWeights.pack(config, tensors, dtype=own, device=gpu.device, advance=advance)
-        return CudaModel(config, dtype, weights, max_model_len, gpu)
+        return DeviceModel.pack(config, tensors, device=gpu.device, dtype=dtype, name=name)
 
-    def lanes(self, placement: str, target: CudaModel, draft: CudaModel | Model | None) -> CudaLanes:
-        """The lanes of one placement."""
+    def lanes(
+        self, placement: str, target: DeviceModel, draft: DeviceModel | Model | None, pool: KvPool
+    ) -> CudaLanes:
+        """The lanes of one placement, over the KV blocks of a pool."""
         cores = self._cpu.cores if self._cpu is not None else ()
-        return CudaLanes(placement, target, draft, self._options, self.kv_pool(target.max_model_len), cores)
+        gpus = self._gpu, self._draft_gpu
+        return CudaLanes(placement, target, draft, self._options, pool, gpus, cores)
 
-    def described(self, target: CudaModel, lanes: Mapping[str, CudaLanes]) -> dict[str, Any]:
+    def described(self, lanes: Mapping[str, CudaLanes], pool: KvPool) -> dict[str, Any]:
         """What runs where, on how much KV cache, and what capturing cost, for Engine.stats()."""
-        pool = self.kv_pool(target.max_model_len)
         draft = "cpu" if self._cpu is not None else f"{self._draft_gpu.device} ({self._draft_gpu.name})"
         return {
             "device": {"target": f"{self._gpu.device} ({self._gpu.name})", "draft": draft},

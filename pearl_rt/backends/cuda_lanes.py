@@ -15,18 +15,17 @@ import pearl_rt._C as _C
 from pearl_rt.backends.cpu import Model
 from pearl_rt.backends.cuda_requirements import PairSizes
 from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES, EagerCoordinator
-from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.device.capture import Capture, LaneGraphs, shut, steps_of
 from pearl_rt.device.gpu import DRAFT_PRIORITY, TARGET_PRIORITY, Gpu
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.logits_processors import MAX_BIASED, Shaping, check_biased
 from pearl_rt.device.logprob_ring import ToldRing
-from pearl_rt.device.model import memory_errors
+from pearl_rt.device.model import DeviceModel, memory_errors
 from pearl_rt.device.state import DeviceState
 from pearl_rt.device.steps import DraftSteps, TargetSteps
 from pearl_rt.errors import ConfigError
 from pearl_rt.lowlevel.pair import DevicePair
-from pearl_rt.model.llama import Llama, LlamaWeights
+from pearl_rt.model.llama import Llama
 from pearl_rt.strategy.options import CAPTURED_FORMS
 from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.strategy.program import program
@@ -35,17 +34,6 @@ from pearl_rt.types.metrics import TraceRow
 from pearl_rt.types.request import FILTERS, SHAPING, Request, check_stop_ids
 
 Steps = TypeVar("Steps", TargetSteps, DraftSteps)
-
-
-@dataclass(frozen=True)
-class CudaModel:
-    """A model's weights on a GPU, shared by the lanes of all placements."""
-
-    config: ModelConfig
-    dtype: str
-    weights: LlamaWeights
-    max_model_len: int
-    gpu: Gpu
 
 
 @dataclass(frozen=True)
@@ -67,13 +55,17 @@ class CudaLanes:
     def __init__(
         self,
         placement: str,
-        target: CudaModel,
-        draft: CudaModel | Model | None,
+        target: DeviceModel,
+        draft: DeviceModel | Model | None,
         options: CudaOptions,
         pool: KvPool,
+        gpus: tuple[Gpu, Gpu],
         draft_cores: Sequence[int] = (),
     ) -> None:
-        """pool: the KV blocks of each model's cache. draft_cores: of a draft on the CPU."""
+        """pool: the KV blocks of each model's cache. gpus: the target's and the draft's. draft_cores: of a
+        draft on the CPU.
+        """
+        self.gpu, self._draft_gpu = gpus
         self.placement = placement
         self.has_draft = draft is not None
         self.options = options
@@ -81,28 +73,27 @@ class CudaLanes:
         self.max_model_len = pool.longest  # of one sequence that has all blocks
         config = draft.config if draft is not None else None
         self.vocab_size = min(c.vocab_size for c in (target.config, config) if c is not None)
-        self._sizes = PairSizes(target.gpu, options.num_slots, pool, target.config, config)
+        self._sizes = PairSizes(self.gpu, options.num_slots, pool, target.config, config)
         self._room = self._sizes.state
         self.draft_steps: DraftSteps | None = None
-        self.target_steps = self._steps(TargetSteps, target)
-        if isinstance(draft, CudaModel):
+        self.target_steps = self._steps(TargetSteps, target, self.gpu)
+        if isinstance(draft, DeviceModel):
             shared = self.target_steps.state if placement == "shared" else None
-            self.draft_steps = self._steps(DraftSteps, draft, shared)
+            self.draft_steps = self._steps(DraftSteps, draft, self._draft_gpu, shared)
         # What others may launch of these models (pearl_rt.lowlevel.round): on two devices there is none.
-        self.gpu = target.gpu
         self.pair: DevicePair | None = None
         if placement == "shared":
             self.pair = DevicePair(self.target_steps, self.draft_steps)
         self._claim = -1
         self._draft_on_host = isinstance(draft, Model)
-        models = [model for model in (target, draft) if isinstance(model, CudaModel)]
-        self._gpus = list({model.gpu.ordinal: model.gpu for model in models}.values())
+        used = gpus if isinstance(draft, DeviceModel) else gpus[:1]
+        self._gpus = list({gpu.ordinal: gpu for gpu in used}.values())
         self._capture: Capture | None = None
         if options.form == "eager":
             assert self.pair is not None
             self.coordinator: Any = EagerCoordinator(self.pair)
             return
-        self._issuer = _C.CudaIssuer(_C.CudaDriver(target.gpu.library))
+        self._issuer = _C.CudaIssuer(_C.CudaDriver(self.gpu.library))
         self._issuer.form = options.form
         self._issuer.rounds_ahead = options.rounds_ahead
         self._capture = self._native(target, draft, draft_cores)
@@ -229,10 +220,12 @@ class CudaLanes:
         else:
             self._end()
 
-    def _steps(self, kind: type[Steps], model: CudaModel, state: DeviceState | None = None) -> Steps:
+    def _steps(
+        self, kind: type[Steps], model: DeviceModel, gpu: Gpu, state: DeviceState | None = None
+    ) -> Steps:
         """The steps of one lane, over the other's state or one of their own."""
-        with model.gpu.current(), memory_errors(model.gpu.device, "caches and buffers"):
-            own = DeviceState(self._room, model.gpu.device) if state is None else state
+        with gpu.current(), memory_errors(gpu.device, "caches and buffers"):
+            own = DeviceState(self._room, gpu.device) if state is None else state
             columns = self._room.vocab_size if kind is TargetSteps else self._room.draft_vocab_size
             llama = Llama(
                 model.config,
@@ -258,19 +251,19 @@ class CudaLanes:
             gpu.synchronize()
 
     def _native(
-        self, target: CudaModel, draft: CudaModel | Model | None, draft_cores: Sequence[int]
+        self, target: DeviceModel, draft: DeviceModel | Model | None, draft_cores: Sequence[int]
     ) -> Capture:
         """Builds the lanes and their coordinator -> the owner of their graphs."""
-        shaping = self._shaping(target.gpu, self.target_steps)
-        with target.gpu.current(), memory_errors(target.gpu.device, "log-probabilities"):
+        shaping = self._shaping(self.gpu, self.target_steps)
+        with self.gpu.current(), memory_errors(self.gpu.device, "log-probabilities"):
             told = ToldRing(self.target_steps.state)
-        graphs = [self._graphs("target", target.gpu, self.target_steps, shaping, TARGET_PRIORITY, told)]
+        graphs = [self._graphs("target", self.gpu, self.target_steps, shaping, TARGET_PRIORITY, told)]
         lanes = [graphs[0].native]
-        if isinstance(draft, CudaModel):
+        if isinstance(draft, DeviceModel):
             assert self.draft_steps is not None
             if self.draft_steps.state is not self.target_steps.state:
-                shaping = self._shaping(draft.gpu, self.draft_steps)
-            graphs.append(self._graphs("draft", draft.gpu, self.draft_steps, shaping, DRAFT_PRIORITY))
+                shaping = self._shaping(self._draft_gpu, self.draft_steps)
+            graphs.append(self._graphs("draft", self._draft_gpu, self.draft_steps, shaping, DRAFT_PRIORITY))
             lanes.append(graphs[1].native)
         elif draft is not None:
             cores = list(draft_cores)

@@ -5,19 +5,15 @@ prompts, text, or how a step works. Import it after Environment.interpret_kernel
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES, EagerCoordinator
 from pearl_rt.checkpoint.config import ModelConfig
-from pearl_rt.checkpoint.loader import loading_bar
-from pearl_rt.checkpoint.shapes import num_weights
 from pearl_rt.device.kv_pool import DEVICE_BLOCK_SIZE, KvPool
-from pearl_rt.device.model import device_dtype, prepare_kernels
+from pearl_rt.device.model import DeviceModel, device_dtype, prepare_kernels
 from pearl_rt.lowlevel.pair import DevicePair
-from pearl_rt.model.llama import LlamaWeights
 from pearl_rt.strategy.options import Limits
 from pearl_rt.strategy.planner import PLACEMENTS, StepTimes
 from pearl_rt.strategy.program import program
@@ -25,27 +21,6 @@ from pearl_rt.types.metrics import TraceRow
 from pearl_rt.types.request import Request
 
 DEVICE = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class InterpretModel:
-    """A model's weights as the kernels read them."""
-
-    config: ModelConfig
-    dtype: str
-    weights: LlamaWeights
-    max_model_len: int
-    isa: str = "triton-interpreter"
-
-    @classmethod
-    def pack(
-        cls, config: ModelConfig, tensors: Mapping[str, torch.Tensor], *, name: str, max_model_len: int
-    ) -> "InterpretModel":
-        """In fp32: bf16 arithmetic is wrong in the interpreter. `name` labels the progress bar."""
-        size = num_weights(config) * 4
-        with loading_bar(f"packing the {name}", size) as advance:
-            weights = LlamaWeights.pack(config, tensors, dtype=torch.float32, device=DEVICE, advance=advance)
-        return cls(config, "float32", weights, max_model_len)
 
 
 class InterpretLanes:
@@ -56,21 +31,21 @@ class InterpretLanes:
     def __init__(
         self,
         placement: str,
-        target: InterpretModel,
-        draft: InterpretModel | None,
-        num_slots: int = 1,
-        pool: KvPool | None = None,
+        target: DeviceModel,
+        draft: DeviceModel | None,
+        num_slots: int,
+        pool: KvPool,
     ) -> None:
-        """pool: the KV blocks of all sequences; None: every slot has its own."""
+        """pool: the KV blocks of all sequences."""
         self.placement = placement
         self.has_draft = draft is not None
         self.pair = DevicePair.of_models(
             target,
             draft,
-            max_model_len=target.max_model_len,
+            max_model_len=pool.max_model_len,
             num_slots=num_slots,
-            block_size=DEVICE_BLOCK_SIZE if pool is None else pool.block_size,
-            num_blocks=None if pool is None else pool.num_blocks,
+            block_size=pool.block_size,
+            num_blocks=pool.num_blocks,
         )
         self.coordinator = EagerCoordinator(self.pair)
 
@@ -130,8 +105,7 @@ class InterpretBackend:
 
     def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
         """float32, whatever the checkpoint is stored in. Raises ConfigError for another one."""
-        device_dtype(dtype, config, DEVICE)
-        return "float32"
+        return device_dtype(dtype, config, DEVICE)
 
     def pack(
         self,
@@ -141,19 +115,20 @@ class InterpretBackend:
         name: str,
         dtype: str,
         max_model_len: int,
-    ) -> InterpretModel:
+    ) -> DeviceModel:
         """Weights as the kernels read them."""
-        return InterpretModel.pack(config, tensors, name=name, max_model_len=max_model_len)
+        return DeviceModel.pack(config, tensors, device=DEVICE, dtype=dtype, name=name)
 
-    def lanes(self, placement: str, target: InterpretModel, draft: InterpretModel | None) -> InterpretLanes:
-        """The lanes of one placement."""
-        return InterpretLanes(placement, target, draft, self.num_slots, self.kv_pool(target.max_model_len))
+    def lanes(
+        self, placement: str, target: DeviceModel, draft: DeviceModel | None, pool: KvPool
+    ) -> InterpretLanes:
+        """The lanes of one placement, over the KV blocks of a pool."""
+        return InterpretLanes(placement, target, draft, self.num_slots, pool)
 
-    def described(self, target: InterpretModel, lanes: Mapping[str, InterpretLanes]) -> dict[str, Any]:
+    def described(self, lanes: Mapping[str, InterpretLanes], pool: KvPool) -> dict[str, Any]:
         """What runs where, and on how much KV cache, for Engine.stats()."""
-        pool = self.kv_pool(target.max_model_len)
         return {
             "device": {"target": "interpret", "draft": "interpret"},
             "kv_blocks": pool.described(own.coordinator.num_free_blocks for own in lanes.values()),
-            "isa": target.isa,
+            "isa": "triton-interpreter",
         }

@@ -7,7 +7,7 @@ interpreter: they are imported only once that is decided.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -62,8 +62,10 @@ def device_of(name: str) -> torch.device:
     return device
 
 
-def device_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torch.dtype:
-    """What weights are computed in. Raises ConfigError for what kernels do not compute rightly there."""
+def device_dtype(dtype: str, config: ModelConfig, device: torch.device) -> str:
+    """The dtype that a model computes in, by name. Raises ConfigError for what kernels do not compute rightly
+    there.
+    """
     choice("dtype", dtype, ("auto", *DTYPES))
     if device.type == "cpu":
         if dtype not in ("auto", "float32"):
@@ -71,8 +73,8 @@ def device_dtype(dtype: str, config: ModelConfig, device: torch.device) -> torch
                 f"dtype {dtype!r} is not computed rightly by Triton's interpreter: pass dtype='float32' or "
                 "'auto'"
             )
-        return torch.float32
-    return DTYPES[config.torch_dtype if dtype == "auto" else dtype]
+        return "float32"
+    return config.torch_dtype if dtype == "auto" else dtype
 
 
 def prepare_kernels(device: torch.device) -> None:
@@ -96,21 +98,12 @@ def prepare_kernels(device: torch.device) -> None:
         )
 
 
-class PackedModel(Protocol):
-    """A model's weights on their device, which pairs share."""
-
-    @property
-    def config(self) -> ModelConfig: ...
-
-    @property
-    def weights(self) -> "LlamaWeights": ...
-
-
 @dataclass(frozen=True)
 class DeviceModel:
-    """A model's weights as the kernels read them."""
+    """A model's weights as the kernels read them, shared by all lanes and pairs on their device."""
 
     config: ModelConfig
+    dtype: str
     weights: "LlamaWeights"
 
     @classmethod
@@ -124,12 +117,13 @@ class DeviceModel:
         name: str = "model",
     ) -> "DeviceModel":
         """`tensors`, by their Hugging Face names, may be dropped then. `name` labels the progress bar."""
-        own = device_dtype(dtype, config, device)
+        chosen = device_dtype(dtype, config, device)
         prepare_kernels(device)
         from pearl_rt.model.llama import LlamaWeights
 
+        own = DTYPES[chosen]
         size = num_weights(config) * own.itemsize
         need = f"{size / 2**30:.2f} GiB of the {name}'s weights"
         with memory_errors(device, need), loading_bar(f"packing the {name}", size) as advance:
             weights = LlamaWeights.pack(config, tensors, dtype=own, device=device, advance=advance)
-        return cls(config, weights)
+        return cls(config, chosen, weights)

@@ -27,7 +27,6 @@ from pearl_rt.device.gpu import wait_for
 from pearl_rt.device.model import (
     PREFILL_CHUNKS,
     DeviceModel,
-    PackedModel,
     device_of,
     memory_errors,
     prepare_kernels,
@@ -76,8 +75,8 @@ class DevicePair:
     @classmethod
     def of_models(
         cls,
-        target: PackedModel,
-        draft: PackedModel | None,
+        target: DeviceModel,
+        draft: DeviceModel | None,
         *,
         max_model_len: int,
         num_slots: int = 1,
@@ -128,7 +127,7 @@ class DevicePair:
             max_model_len=max_model_len,
         )
 
-        def llama(model: PackedModel, vocab_size: int) -> Llama:
+        def llama(model: DeviceModel, vocab_size: int) -> Llama:
             return Llama(
                 model.config,
                 model.weights,

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pearl_rt._C as _C
+from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.scheduling.engine_lock import Turn
 from pearl_rt.scheduling.job import Job
 from pearl_rt.scheduling.totals import Totals
@@ -30,14 +31,15 @@ class Runs:
         draft: Any,
         *,
         eos_ids: Sequence[int],
-        max_model_len: int,
+        pool: KvPool,
         turn: Turn,
     ) -> None:
-        """target, draft: models as the back end packed them. turn: of the engine, which may be closed."""
+        """target, draft: models as the back end packed them. pool: the KV blocks
+        of all sequences. turn: of the engine, which may be closed."""
         self.num_slots: int = backend.num_slots
         self.lanes: dict[str, Any] = {}  # placement -> its lanes, once it was used
         self._backend, self._target, self._draft = backend, target, draft
-        self._eos_ids, self._max_model_len = eos_ids, max_model_len
+        self._eos_ids, self._pool = eos_ids, pool
         self.turn = turn
         self._never_destroy = _C.never_destroy  # when the interpreter ends, a module's names may be gone
         self._chooser = Chooser()
@@ -48,7 +50,7 @@ class Runs:
         """The lanes of a placement, built and measured when they are first needed."""
         if placement not in self.lanes:
             self.turn.check_open()
-            lanes = self._backend.lanes(placement, self._target, self._draft)
+            lanes = self._backend.lanes(placement, self._target, self._draft, self._pool)
             times = lanes.measure()
             with self._figures:
                 self._chooser.times[placement] = times
@@ -87,7 +89,7 @@ class Runs:
 
     def request(self, job: Job, gamma: int) -> Request:
         """A job as coordinators take it."""
-        return Request.of(job.prompt.token_ids, gamma, job.params, self._eos_ids, self._max_model_len)
+        return Request.of(job.prompt.token_ids, gamma, job.params, self._eos_ids, self._pool.max_model_len)
 
     def learn(self, job: Job, plan: Plan, is_alone: bool) -> None:
         """Takes in one answer. is_alone: no other ran beside it, nor was expected to."""
@@ -103,7 +105,7 @@ class Runs:
 
     def described(self) -> Mapping[str, Any]:
         """What runs where."""
-        found: Mapping[str, Any] = self._backend.described(self._target, self.lanes)
+        found: Mapping[str, Any] = self._backend.described(self.lanes, self._pool)
         return found
 
     def close(self) -> None:

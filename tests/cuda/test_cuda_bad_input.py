@@ -190,6 +190,6 @@ def test_slots_are_padded_to_a_size_that_steps_are_captured_for(world: FakeWorld
         backend.pack(pair.config, pair.target, name=name, dtype="float32", max_model_len=32)
         for name in ("target", "draft")
     ]
-    lanes = backend.lanes("shared", *packed)  # type: ignore[arg-type]
+    lanes = backend.lanes("shared", *packed, backend.kv_pool(32))  # type: ignore[arg-type]
     assert lanes.target_steps.state.sizes.num_slots == 4 and backend.num_slots == 3
     lanes.close()

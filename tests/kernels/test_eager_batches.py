@@ -13,7 +13,9 @@ from tiny_pairs import SMALL, Pair
 
 from pearl_rt import Engine, RequestError, SamplingParams
 from pearl_rt.backends.eager_coordinator import RoundResult
-from pearl_rt.backends.interpret import InterpretLanes, InterpretModel
+from pearl_rt.backends.interpret import DEVICE, InterpretLanes
+from pearl_rt.device.kv_pool import KvPool
+from pearl_rt.device.model import DeviceModel
 from pearl_rt.strategy.program import program
 from pearl_rt.types.request import Request
 
@@ -48,10 +50,10 @@ def executor() -> Iterator[Engine]:
 
 def lanes_of(placement: str = "shared", num_slots: int = 2, target: Any = None) -> InterpretLanes:
     models = [
-        InterpretModel.pack(PAIR.config, tensors, name=name, max_model_len=MAX_LEN)
+        DeviceModel.pack(PAIR.config, tensors, device=DEVICE, name=name)
         for name, tensors in (("target", target or PAIR.target), ("draft", PAIR.draft))
     ]
-    return InterpretLanes(placement, *models, num_slots)
+    return InterpretLanes(placement, *models, num_slots, KvPool(16, 2 * num_slots, MAX_LEN))
 
 
 def told(result: Any) -> Round:

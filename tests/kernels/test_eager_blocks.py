@@ -12,8 +12,9 @@ import torch
 from test_eager_batches import LONG, MAX_LEN, ONE, PAIR, PLAIN, alone, finish, told
 
 from pearl_rt import Engine, RequestError, SamplingParams
-from pearl_rt.backends.interpret import InterpretLanes, InterpretModel
+from pearl_rt.backends.interpret import DEVICE, InterpretLanes
 from pearl_rt.device.kv_pool import KvPool
+from pearl_rt.device.model import DeviceModel
 from pearl_rt.errors import ConfigError
 from pearl_rt.model.kv_cache import BlockAllocator
 from pearl_rt.strategy.program import program
@@ -49,7 +50,7 @@ def poisoned(lanes: InterpretLanes, monkeypatch: pytest.MonkeyPatch) -> Interpre
 
 def lanes_of(num_blocks: int, num_slots: int = 3) -> InterpretLanes:
     models = [
-        InterpretModel.pack(PAIR.config, tensors, name=name, max_model_len=MAX_LEN)
+        DeviceModel.pack(PAIR.config, tensors, device=DEVICE, name=name)
         for name, tensors in (("target", PAIR.target), ("draft", PAIR.draft))
     ]
     return InterpretLanes("shared", *models, num_slots, KvPool(BLOCK, num_blocks, MAX_LEN))
@@ -141,7 +142,7 @@ def test_lanes_of_other_block_sizes_are_refused() -> None:
     from pearl_rt.device.steps import DraftSteps
     from pearl_rt.lowlevel.pair import DevicePair
 
-    models = [InterpretModel.pack(PAIR.config, PAIR.target, name="", max_model_len=MAX_LEN)] * 2
+    models = [DeviceModel.pack(PAIR.config, PAIR.target, device=DEVICE)] * 2
     one, other = (DevicePair.of_models(*models, max_model_len=MAX_LEN, block_size=size) for size in (16, 32))
     assert other.draft_steps is not None
     with pytest.raises(ConfigError, match="has blocks of 32 tokens, the state's are of 16"):

@@ -11,8 +11,10 @@ import torch
 from tiny_pairs import Pair, random_tensors
 
 from pearl_rt import Engine, RequestError, RequestOutput, SamplingParams
-from pearl_rt.backends.interpret import InterpretLanes, InterpretModel
+from pearl_rt.backends.interpret import DEVICE, InterpretLanes
 from pearl_rt.checkpoint.config import Environment
+from pearl_rt.device.kv_pool import KvPool
+from pearl_rt.device.model import DeviceModel
 from pearl_rt.errors import ConfigError, NumericsError
 from pearl_rt.types.request import Request
 
@@ -150,10 +152,13 @@ def test_a_draft_of_another_vocabulary(draft_vocab_size: int) -> None:
     """It is fed ids that it has no row for, and must not say ids that the target has none for."""
     pair = pair_of("half-right")
     config = replace(pair.config, vocab_size=draft_vocab_size)
-    target = InterpretModel.pack(pair.config, pair.target, name="target", max_model_len=MAX_LEN)
+    target = DeviceModel.pack(pair.config, pair.target, device=DEVICE)
     tensors = random_tensors(config, seed=9)
-    draft = InterpretModel.pack(config, tensors, name="draft", max_model_len=MAX_LEN)
-    lanes, prompt = InterpretLanes("shared", target, draft), [SMALL["vocab_size"] - 1, 3]
+    draft = DeviceModel.pack(config, tensors, device=DEVICE)
+    lanes, prompt = (
+        InterpretLanes("shared", target, draft, 1, KvPool(16, 2, MAX_LEN)),
+        [SMALL["vocab_size"] - 1, 3],
+    )
     lanes.start("pearl", Request(prompt, gamma=2, max_tokens=5, temperature=1.0, seed=1), "coupled")
     found: list[int] = []
     while (results := lanes.coordinator.next()) is not None:
