@@ -49,3 +49,8 @@ class DeviceError(PearlError, RuntimeError):
         self.name = name  # "CUDA_ERROR_LAUNCH_FAILED"
         self.text = text  # "unspecified launch failure"
         self.place = place  # "in step score of the target lane, round 12"
+
+
+def gib(size: int) -> str:
+    """Bytes, as messages give them."""
+    return f"{size / 2**30:.2f} GiB"

@@ -74,9 +74,14 @@ def make_model(shape: ModelShape, rows: int, context: int, dtype: torch.dtype) -
         max_position_embeddings=context,
     )
     sizes = llama.Sizes(
-        step_tokens=rows, prefill_chunk=rows, logit_rows=rows, max_sequences=1, max_model_len=context
+        step_tokens=rows,
+        prefill_chunk=rows,
+        logit_rows=rows,
+        max_sequences=1,
+        max_model_len=context,
+        block_size=BLOCK_SIZE,
     )
-    model = llama.Llama(config, random_weights(shape, dtype), sizes, block_size=BLOCK_SIZE)
+    model = llama.Llama(config, random_weights(shape, dtype), sizes)
     for pages in (*model.kv_cache.keys, *model.kv_cache.values):
         pages.normal_()
     return model

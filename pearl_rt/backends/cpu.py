@@ -19,10 +19,10 @@ import pearl_rt._C as _C
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.checkpoint.rope import rope_tables
-from pearl_rt.checkpoint.shapes import num_weights
+from pearl_rt.checkpoint.shapes import ITEM_BYTES, weight_bytes
 from pearl_rt.checkpoint.stored_tensors import StoredTensors
 from pearl_rt.device.kv_pool import KvPool
-from pearl_rt.errors import ConfigError, PearlError, ResourceError
+from pearl_rt.errors import ConfigError, PearlError, ResourceError, gib
 from pearl_rt.strategy.options import Limits, choice, own_dtype
 from pearl_rt.strategy.planner import MAX_GAMMA, PLACEMENTS, StepTimes
 from pearl_rt.strategy.program import program
@@ -33,7 +33,6 @@ from pearl_rt.types.request import Request
 if TYPE_CHECKING:
     import torch
 
-ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 DTYPES = ("auto", "bfloat16", "float32")
 
 
@@ -168,11 +167,6 @@ def available_memory() -> int | None:
     return available
 
 
-def weight_bytes(config: ModelConfig, dtype: str) -> int:
-    """Bytes of a model's packed weights."""
-    return num_weights(config) * ITEM_BYTES[dtype]
-
-
 def kv_bytes(config: ModelConfig, dtype: str, num_tokens: int) -> int:
     """Bytes of so many tokens' keys and values."""
     per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim
@@ -217,11 +211,6 @@ def check_memory(
         f"not enough memory: {gib(needed)} needed ({', '.join(parts)}), {gib(available)} available: "
         f"{remedies}, or take smaller models"
     )
-
-
-def gib(size: int) -> str:
-    """Bytes for people."""
-    return f"{size / 2**30:.2f} GiB"
 
 
 class Lanes:

@@ -10,11 +10,11 @@ import torch
 
 from pearl_rt.backends.cpu import CpuBackend, Model
 from pearl_rt.backends.cuda_lanes import CudaLanes, CudaOptions
-from pearl_rt.backends.cuda_requirements import GpuModel, PairSizes, check_gpu_memory, parts_of
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.device.gpu import Gpu, find_gpu
 from pearl_rt.device.kv_pool import DEVICE_BLOCK_SIZE, KvPool
-from pearl_rt.device.model import DeviceModel, device_dtype
+from pearl_rt.device.model import PREFILL_CHUNKS, DeviceModel, device_dtype
+from pearl_rt.device.pair_sizes import PairSizes, check_gpu_memory
 from pearl_rt.errors import ConfigError
 from pearl_rt.strategy.options import Limits
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS
@@ -91,10 +91,8 @@ class CudaBackend:
     ) -> None:
         """Raises ResourceError if models (name, configuration, dtype) cannot fit where they are to run."""
         target, draft = models[0][1], models[1][1] if len(models) > 1 else None
-        pool = self.kv_pool(max_model_len)
-        sizes = PairSizes(self._gpu, self._options.num_slots, pool, target, draft)
-        columns = {"target": sizes.state.vocab_size, "draft": sizes.state.draft_vocab_size}
-        by_gpu: dict[int, tuple[Gpu, list[GpuModel]]] = {}
+        sizes = self._sizes(target, draft, self.kv_pool(max_model_len))
+        by_gpu: dict[int, tuple[Gpu, list[tuple[str, ModelConfig, str]]]] = {}
         for name, config, dtype in models:
             if name == "draft" and self._cpu is not None:
                 self._cpu.check_memory(
@@ -102,15 +100,15 @@ class CudaBackend:
                 )
                 continue
             gpu = self._gpu if name == "target" else self._draft_gpu
-            by_gpu.setdefault(gpu.ordinal, (gpu, []))[1].append(GpuModel(name, config, dtype, columns[name]))
+            by_gpu.setdefault(gpu.ordinal, (gpu, []))[1].append((name, config, dtype))
         for gpu, held in by_gpu.values():
             remedies = ["lower max_num_seqs"] if self.num_slots > 1 else []
-            remedies += ["pass dtype='bfloat16'"] if any(model.dtype == "float32" for model in held) else []
+            remedies += ["pass dtype='bfloat16'"] if any(dtype == "float32" for _, _, dtype in held) else []
             if len(held) > 1:
                 remedies.append("put the draft elsewhere with draft_device")
             check_gpu_memory(
                 gpu,
-                parts_of(held, sizes, eager=self._options.form == "eager"),
+                sizes.memory(held, eager=self._options.form == "eager"),
                 max_memory=self._max_memory,
                 remedies=remedies,
             )
@@ -135,8 +133,9 @@ class CudaBackend:
     ) -> CudaLanes:
         """The lanes of one placement, over the KV blocks of a pool."""
         cores = self._cpu.cores if self._cpu is not None else ()
+        sizes = self._sizes(target.config, draft.config if draft is not None else None, pool)
         gpus = self._gpu, self._draft_gpu
-        return CudaLanes(placement, target, draft, self._options, pool, gpus, cores)
+        return CudaLanes(placement, target, draft, self._options, sizes, gpus, cores)
 
     def described(self, lanes: Mapping[str, CudaLanes], pool: KvPool) -> dict[str, Any]:
         """What runs where, on how much KV cache, and what capturing cost, for Engine.stats()."""
@@ -148,3 +147,7 @@ class CudaBackend:
             "rounds_ahead": self._options.rounds_ahead,
             "capture": next((own.capture_stats() for own in lanes.values()), {}),
         }
+
+    def _sizes(self, target: ModelConfig, draft: ModelConfig | None, pool: KvPool) -> PairSizes:
+        chunk = PREFILL_CHUNKS[self._gpu.device.type]
+        return PairSizes.of(target, draft, pool, num_slots=self._options.num_slots, prefill_chunk=chunk)

@@ -9,31 +9,26 @@ Knows sizes, steps and captures; not prompts, text, or how a round works. A plac
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import pearl_rt._C as _C
 from pearl_rt.backends.cpu import Model
-from pearl_rt.backends.cuda_requirements import PairSizes
 from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES, EagerCoordinator
 from pearl_rt.device.capture import Capture, LaneGraphs, shut, steps_of
 from pearl_rt.device.gpu import DRAFT_PRIORITY, TARGET_PRIORITY, Gpu
-from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.logits_processors import MAX_BIASED, Shaping, check_biased
 from pearl_rt.device.logprob_ring import ToldRing
 from pearl_rt.device.model import DeviceModel, memory_errors
-from pearl_rt.device.state import DeviceState
+from pearl_rt.device.pair_sizes import PairSizes
 from pearl_rt.device.steps import DraftSteps, TargetSteps
 from pearl_rt.errors import ConfigError
 from pearl_rt.lowlevel.pair import DevicePair
-from pearl_rt.model.llama import Llama
 from pearl_rt.strategy.options import CAPTURED_FORMS
 from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.strategy.program import program
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, measure
 from pearl_rt.types.metrics import TraceRow
 from pearl_rt.types.request import FILTERS, SHAPING, Request, check_stop_ids
-
-Steps = TypeVar("Steps", TargetSteps, DraftSteps)
 
 
 @dataclass(frozen=True)
@@ -58,28 +53,26 @@ class CudaLanes:
         target: DeviceModel,
         draft: DeviceModel | Model | None,
         options: CudaOptions,
-        pool: KvPool,
+        sizes: PairSizes,
         gpus: tuple[Gpu, Gpu],
         draft_cores: Sequence[int] = (),
     ) -> None:
-        """pool: the KV blocks of each model's cache. gpus: the target's and the draft's. draft_cores: of a
-        draft on the CPU.
-        """
+        """gpus: the target's and the draft's. draft_cores: of a draft on the CPU."""
         self.gpu, self._draft_gpu = gpus
         self.placement = placement
         self.has_draft = draft is not None
         self.options = options
         self.measured_gammas = options.gammas
-        self.max_model_len = pool.longest  # of one sequence that has all blocks
-        config = draft.config if draft is not None else None
-        self.vocab_size = min(c.vocab_size for c in (target.config, config) if c is not None)
-        self._sizes = PairSizes(self.gpu, options.num_slots, pool, target.config, config)
-        self._room = self._sizes.state
+        self.max_model_len = sizes.pool.longest  # of one sequence that has all blocks
+        self.vocab_size = min(model.config.vocab_size for model in (target, draft) if model is not None)
+        self._sizes, self._room = sizes, sizes.state
         self.draft_steps: DraftSteps | None = None
-        self.target_steps = self._steps(TargetSteps, target, self.gpu)
+        with self.gpu.current():
+            self.target_steps = sizes.steps(TargetSteps, target)
         if isinstance(draft, DeviceModel):
             shared = self.target_steps.state if placement == "shared" else None
-            self.draft_steps = self._steps(DraftSteps, draft, self._draft_gpu, shared)
+            with self._draft_gpu.current():
+                self.draft_steps = sizes.steps(DraftSteps, draft, shared)
         # What others may launch of these models (pearl_rt.lowlevel.round): on two devices there is none.
         self.pair: DevicePair | None = None
         if placement == "shared":
@@ -219,23 +212,6 @@ class CudaLanes:
             self.coordinator.stop()
         else:
             self._end()
-
-    def _steps(
-        self, kind: type[Steps], model: DeviceModel, gpu: Gpu, state: DeviceState | None = None
-    ) -> Steps:
-        """The steps of one lane, over the other's state or one of their own."""
-        with gpu.current(), memory_errors(gpu.device, "caches and buffers"):
-            own = DeviceState(self._room, gpu.device) if state is None else state
-            columns = self._room.vocab_size if kind is TargetSteps else self._room.draft_vocab_size
-            llama = Llama(
-                model.config,
-                model.weights,
-                self._sizes.lane,
-                num_blocks=self._sizes.pool.num_blocks,
-                block_size=self._sizes.pool.block_size,
-                vocab_size=columns,
-            )
-            return kind(llama, own)
 
     @property
     def _joins(self) -> bool:

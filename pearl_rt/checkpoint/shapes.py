@@ -4,6 +4,8 @@ from math import prod
 
 from pearl_rt.checkpoint.config import ModelConfig
 
+ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor, named and ordered as Hugging Face does. Linear weights: [out, in]."""
@@ -34,3 +36,8 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def num_weights(config: ModelConfig) -> int:
     """How many numbers a model is; a tied head and embedding count once."""
     return sum(prod(shape) for shape in tensor_shapes(config).values())
+
+
+def weight_bytes(config: ModelConfig, dtype: str) -> int:
+    """Bytes of a model's weights in a dtype."""
+    return num_weights(config) * ITEM_BYTES[dtype]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pearl_rt.errors import ConfigError, RequestError
-from pearl_rt.model.kv_cache import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE
+from pearl_rt.model.kv_cache import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, check_block_size
 from pearl_rt.strategy.options import MIN_MODEL_LEN
 from pearl_rt.types.request import Request
 from pearl_rt.types.sampling_params import integer
@@ -23,6 +23,12 @@ class KvPool:
     block_size: int  # positions: a multiple of 16, 16 to 256
     num_blocks: int
     max_model_len: int  # tokens of one sequence at most
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for blocks that no kernel takes, or none at all."""
+        check_block_size(self.block_size)
+        if self.num_blocks < 1:
+            raise ConfigError(f"num_blocks {self.num_blocks} holds nothing: pass 1 or more")
 
     @classmethod
     def of(
@@ -39,9 +45,9 @@ class KvPool:
         if block_size is None:
             # The largest that there is, as long as a chunk of a prompt: few calls of a matmul.
             block_size = min(MAX_BLOCK_SIZE, -(-max_model_len // MIN_BLOCK_SIZE) * MIN_BLOCK_SIZE)
-        if kv_cache_tokens is None:
-            return cls(block_size, num_slots * -(-max_model_len // block_size), max_model_len)
-        return cls(block_size, -(-kv_cache_tokens // block_size), max_model_len)
+        per_slot = -(-max_model_len // check_block_size(block_size))
+        blocks = num_slots * per_slot if kv_cache_tokens is None else -(-kv_cache_tokens // block_size)
+        return cls(block_size, blocks, max_model_len)
 
     @property
     def num_tokens(self) -> int:

@@ -66,12 +66,6 @@ class Shaping:
         for slot in range(slots):
             self.clear(slot)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all tensors."""
-        own = [value for value in vars(self).values() if isinstance(value, Tensor)]
-        return sum(tensor.nbytes for tensor in (*own, *self.floats.values(), *self.row_floats.values()))
-
     def arrays(self) -> dict[str, Tensor]:
         """What csrc/cuda/memory/shaping_arrays.h writes and copies, by its names there."""
         names = ("top_k", "min_tokens", "masked_ids", "bias_ids", "bias", "kept_thresholds")

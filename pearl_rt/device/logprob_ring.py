@@ -37,11 +37,6 @@ class ToldRing:
         self._before = torch.zeros(slots, dtype=torch.int32, device=device)
         self._rows = torch.zeros_like(state.whole.target_logits)  # as the target wrote them
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes on the device."""
-        return sum(t.nbytes for t in (self.num_logprobs, self._workspace, self._before, self._rows))
-
     def arrays(self) -> dict[str, torch.Tensor]:
         """What csrc/cuda/memory/device_arrays.h writes and reads, by its names there."""
         return {"num_logprobs": self.num_logprobs, "told": self.ring}

@@ -13,8 +13,8 @@ import torch
 
 from pearl_rt.checkpoint.config import Environment, ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
-from pearl_rt.checkpoint.shapes import num_weights
-from pearl_rt.errors import ConfigError, ResourceError
+from pearl_rt.checkpoint.shapes import weight_bytes
+from pearl_rt.errors import ConfigError, ResourceError, gib
 from pearl_rt.strategy.options import choice
 
 if TYPE_CHECKING:
@@ -121,9 +121,8 @@ class DeviceModel:
         prepare_kernels(device)
         from pearl_rt.model.llama import LlamaWeights
 
-        own = DTYPES[chosen]
-        size = num_weights(config) * own.itemsize
-        need = f"{size / 2**30:.2f} GiB of the {name}'s weights"
+        size = weight_bytes(config, chosen)
+        need = f"{gib(size)} of the {name}'s weights"
         with memory_errors(device, need), loading_bar(f"packing the {name}", size) as advance:
-            weights = LlamaWeights.pack(config, tensors, dtype=own, device=device, advance=advance)
+            weights = LlamaWeights.pack(config, tensors, dtype=DTYPES[chosen], device=device, advance=advance)
         return cls(config, chosen, weights)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from pearl_rt.model.kv_cache import check_block_size
 from pearl_rt.state import BAD_LOGITS, IDLE, RING_HEADER, RUNNING, State
 from pearl_rt.types.request import Request
 
@@ -76,16 +75,10 @@ class DeviceState:
         # finish_reason of the slots whose first row is judged by itself, beside others' rounds: [B].
         self.joining = torch.full((sizes.num_slots,), IDLE, dtype=torch.int32, device=device)
         # The pages of each slot, in order, in the caches of all lanes over this state: [B, MB].
-        max_blocks = -(-sizes.capacity // check_block_size(sizes.block_size))
+        max_blocks = -(-sizes.capacity // sizes.block_size)
         self.block_table = torch.full(
             (sizes.num_slots, max_blocks), UNUSED_PAGE, dtype=torch.int32, device=device
         )
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all tensors."""
-        own = (self.drafted, self.joining, self.block_table)
-        return sum(tensor.nbytes for tensor in (*vars(self.whole).values(), *own))
 
     def windowed(self, gamma: int, *, joining: bool = False) -> State:
         """The state for windows of gamma: the same memory, in tensors of its shape.

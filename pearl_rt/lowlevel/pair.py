@@ -16,6 +16,7 @@ programs, lanes or text. On "cpu" kernels run in Triton's interpreter.
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,15 +25,15 @@ from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.device.gpu import wait_for
+from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import (
     PREFILL_CHUNKS,
     DeviceModel,
     device_of,
-    memory_errors,
     prepare_kernels,
 )
 from pearl_rt.device.pages import DevicePages
-from pearl_rt.device.state import DeviceState, RoundRow, StateSizes
+from pearl_rt.device.state import RoundRow
 from pearl_rt.errors import ConfigError, DeviceError, RequestError
 from pearl_rt.lowlevel.call_order import CallOrder
 from pearl_rt.state import State
@@ -107,51 +108,31 @@ class DevicePair:
             raise ConfigError(
                 f"the target is on {device}, the draft on {draft.weights.device}: pack them on one"
             )
+        prepare_kernels(device)
+        from pearl_rt.device.pair_sizes import PairSizes
+        from pearl_rt.device.steps import DraftSteps, TargetSteps
+
         chunk = PREFILL_CHUNKS[device.type] if prefill_chunk is None else prefill_chunk
         _at_least(num_slots=(num_slots, 1), gamma_max=(gamma_max, 0), prefill_chunk=(chunk, 1))
         _at_least(max_stop_ids=(max_stop_ids, 1), ring_size=(ring_size, 1))
         if gamma_max > MAX_GAMMA:
             raise ConfigError(f"gamma_max {gamma_max} is out of range: pass 0 to {MAX_GAMMA}")
-        prepare_kernels(device)
-        from pearl_rt.device.steps import DraftSteps, TargetSteps
-        from pearl_rt.model.llama import Llama, Sizes
-
-        gamma_max = gamma_max if draft is not None else 0
-        columns = target.config.vocab_size
-        draft_columns = min(columns, draft.config.vocab_size) if draft is not None else 1
-        sizes = Sizes(
-            step_tokens=num_slots * max(gamma_max + 1, 2),
+        pool = KvPool.of(None, num_slots=num_slots, max_model_len=max_model_len, block_size=block_size)
+        sizes = PairSizes.of(
+            target.config,
+            draft.config if draft is not None else None,
+            pool if num_blocks is None else replace(pool, num_blocks=num_blocks),
+            num_slots=num_slots,
             prefill_chunk=chunk,
-            logit_rows=num_slots * (gamma_max + 1),
-            max_sequences=num_slots,
-            max_model_len=max_model_len,
+            gamma_max=gamma_max,
+            max_stop_ids=max_stop_ids,
+            ring_size=ring_size,
         )
-
-        def llama(model: DeviceModel, vocab_size: int) -> Llama:
-            return Llama(
-                model.config,
-                model.weights,
-                sizes,
-                num_blocks=num_blocks,
-                block_size=block_size,
-                backend=attention_backend,
-                vocab_size=vocab_size,
-            )
-
-        room = StateSizes(
-            num_slots,
-            gamma_max,
-            max_model_len,
-            columns,
-            draft_columns,
-            max_stop_ids,
-            ring_size,
-            block_size,
-        )
-        with memory_errors(device, "caches and buffers"):
-            state = DeviceState(room, device)
-            target_steps = TargetSteps(llama(target, columns), state)
-            draft_steps = DraftSteps(llama(draft, draft_columns), state) if draft is not None else None
+        target_steps = sizes.steps(TargetSteps, target, attention_backend=attention_backend)
+        if draft is None:
+            return cls(target_steps)
+        shared = target_steps.state
+        draft_steps = sizes.steps(DraftSteps, draft, shared, attention_backend=attention_backend)
         return cls(target_steps, draft_steps)
 
     @classmethod

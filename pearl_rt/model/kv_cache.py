@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pearl_rt.errors import ConfigError, ResourceError
+from pearl_rt.errors import ConfigError, ResourceError, gib
 
 MIN_BLOCK_SIZE, MAX_BLOCK_SIZE = 16, 256
 
@@ -103,24 +103,6 @@ class CacheShape:
     head_dim: int
     dtype: torch.dtype
 
-    @classmethod
-    def covering(
-        cls,
-        num_sequences: int,
-        max_len: int,
-        *,
-        num_layers: int,
-        block_size: int,
-        num_kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        num_blocks: int | None = None,
-    ) -> "CacheShape":
-        """Pages enough for that many sequences of max_len tokens each, or `num_blocks`."""
-        per_sequence = -(-max_len // check_block_size(block_size))
-        blocks = num_sequences * per_sequence if num_blocks is None else num_blocks
-        return cls(num_layers, blocks, block_size, num_kv_heads, head_dim, dtype)
-
     @property
     def bytes_per_block(self) -> int:
         """Keys and values of one page, all layers."""
@@ -140,16 +122,10 @@ class PagedKVCache:
     """
 
     def __init__(self, shape: CacheShape, device: torch.device) -> None:
-        check_block_size(shape.block_size)
         self.shape = shape
         pages = (shape.num_blocks, shape.block_size, shape.num_kv_heads, shape.head_dim)
         self.keys: Sequence[torch.Tensor] = self._pages(pages, device)
         self.values: Sequence[torch.Tensor] = self._pages(pages, device)
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all tensors."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
 
     def _pages(self, pages: tuple[int, int, int, int], device: torch.device) -> tuple[torch.Tensor, ...]:
         try:
@@ -159,7 +135,7 @@ class PagedKVCache:
             )
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             raise ResourceError(
-                f"{self.shape.num_bytes / 2**30:.2f} GiB of KV cache ({self.shape.num_blocks} blocks of "
+                f"{gib(self.shape.num_bytes)} of KV cache ({self.shape.num_blocks} blocks of "
                 f"{self.shape.bytes_per_block} bytes) cannot be had on {device}: lower max_model_len, or "
                 "the number of sequences"
             ) from error

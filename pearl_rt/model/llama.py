@@ -122,19 +122,24 @@ class Sizes:
     logit_rows: int  # rows of one call of logits
     max_sequences: int  # B
     max_model_len: int  # positions of a sequence
+    block_size: int = 16  # positions of a page of the KV cache
+    num_blocks: int | None = None  # pages; None: enough for every sequence at its longest
 
     @property
     def max_tokens(self) -> int:
         """Rows of the largest pass."""
         return max(self.step_tokens, self.prefill_chunk)
 
+    @property
+    def max_blocks(self) -> int:
+        """Pages of a sequence at its longest."""
+        return -(-self.max_model_len // self.block_size)
+
 
 class Buffers:
     """Every tensor that a pass writes but for the KV cache and the logits: one owner, fixed addresses."""
 
-    def __init__(
-        self, config: ModelConfig, sizes: Sizes, weights: LlamaWeights, *, block_size: int, vocab_size: int
-    ) -> None:
+    def __init__(self, config: ModelConfig, sizes: Sizes, weights: LlamaWeights, *, vocab_size: int) -> None:
         heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
         rows, hidden, inner = sizes.max_tokens, config.hidden_size, config.intermediate_size
 
@@ -149,21 +154,12 @@ class Buffers:
         self.activated = empty(rows, inner)
         self.gathered = empty(sizes.logit_rows, hidden, dtype=torch.float32)
         self.gathered_normed = empty(sizes.logit_rows, hidden)
-        positions = -(-sizes.max_model_len // block_size) * block_size
-        num_bytes = workspace_bytes(config, sizes, vocab_size=vocab_size, positions=positions)
+        num_bytes = workspace_bytes(config, sizes, vocab_size=vocab_size)
         self.workspace = empty(max(num_bytes, 16), dtype=torch.uint8)
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all of them."""
-        return sum(t.nbytes for t in vars(self).values())
 
-
-def workspace_bytes(config: ModelConfig, sizes: Sizes, *, vocab_size: int, positions: int) -> int:
-    """What the hungriest launch of a pass needs; they run one after another and share it.
-
-    positions: those of a block table's row, a multiple of the block size.
-    """
+def workspace_bytes(config: ModelConfig, sizes: Sizes, *, vocab_size: int) -> int:
+    """What the hungriest launch of a pass needs; they run one after another and share it."""
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     hidden, inner = config.hidden_size, config.intermediate_size
     linears = (
@@ -179,7 +175,7 @@ def workspace_bytes(config: ModelConfig, sizes: Sizes, *, vocab_size: int, posit
         *(linear_workspace(num_rows, n, k) for n, k in linears for num_rows in blocks),
         *(gate_up_workspace(num_rows, inner, hidden) for num_rows in blocks),
         linear_workspace(min(sizes.logit_rows, MAX_ROWS), vocab_size, hidden),
-        attention_workspace(rows, heads, head_dim, positions),
+        attention_workspace(rows, heads, head_dim, sizes.max_blocks * sizes.block_size),
     )
 
 
@@ -197,33 +193,29 @@ class Llama:
         weights: LlamaWeights,
         sizes: Sizes,
         *,
-        num_blocks: int | None = None,
-        block_size: int = 16,
         backend: str = "triton",
         vocab_size: int | None = None,
     ) -> None:
-        """num_blocks: pages of the KV cache; None: enough for every sequence at its longest.
-        vocab_size: columns of the logits, the first of the head's; None: all. A draft must not say what its
-        target has no id for.
+        """vocab_size: columns of the logits, the first of the head's; None: all. A draft must not say what
+        its target has no id for.
         """
         self.config = config
         self.vocab_size = min(config.vocab_size, vocab_size or config.vocab_size)
         self._head = weights.lm_head[: self.vocab_size]
         self.weights = weights
         self.sizes = sizes
-        shape = CacheShape.covering(
-            sizes.max_sequences,
-            sizes.max_model_len,
+        num_blocks = sizes.num_blocks
+        shape = CacheShape(
             num_layers=config.num_hidden_layers,
-            block_size=block_size,
+            num_blocks=sizes.max_sequences * sizes.max_blocks if num_blocks is None else num_blocks,
+            block_size=sizes.block_size,
             num_kv_heads=config.num_key_value_heads,
             head_dim=config.head_dim,
             dtype=weights.dtype,
-            num_blocks=num_blocks,
         )
         self._attention = attention_backend(backend, shape, config.num_attention_heads)
         self.kv_cache = PagedKVCache(shape, weights.device)
-        self.buffers = Buffers(config, sizes, weights, block_size=block_size, vocab_size=self.vocab_size)
+        self.buffers = Buffers(config, sizes, weights, vocab_size=self.vocab_size)
         cos, sin = rope_tables(config, sizes.max_model_len)
         self.cos, self.sin = cos.contiguous().to(weights.device), sin.contiguous().to(weights.device)
 

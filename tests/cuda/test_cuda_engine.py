@@ -31,7 +31,7 @@ from pearl_rt import (
     SamplingParams,
 )
 from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
-from pearl_rt.device.state import StateSizes
+from pearl_rt.device.pair_sizes import PairSizes
 from pearl_rt.device.steps import LaneSteps
 
 MAX_LEN = 24
@@ -190,7 +190,7 @@ def test_log_probabilities_are_those_of_eager(
     """The same bits: of the target's own rows, where penalties change them too; round a ring of two."""
     expected = told_by_eager()
     assert [len(output.token_ids) for output in expected] == [3, 4, 3]
-    monkeypatch.setattr("pearl_rt.backends.cuda_requirements.StateSizes", partial(StateSizes, ring_size=2))
+    monkeypatch.setattr(PairSizes, "of", partial(PairSizes.of, ring_size=2))
     options: dict[str, Any] = {"strategy": "sd", "gamma": 2, "judge": "coupled", "draft_device": draft_device}
     with engine_of(form=form, rounds_ahead=1, **options) as engine:
         for (prompt, params), wanted in zip(TOLD, expected, strict=True):

@@ -203,17 +203,18 @@ def test_a_stream_that_is_closed_and_an_engine_that_is_closed_twice() -> None:
 
 def test_memory_that_is_said_to_be_needed_is_what_is_taken() -> None:
     """To a tenth: torch rounds each tensor up, and the allowance is not torch's."""
-    from pearl_rt.backends.cuda_requirements import ALLOWANCE, GpuModel, PairSizes, parts_of
     from pearl_rt.device.gpu import find_gpu
     from pearl_rt.device.kv_pool import DEVICE_BLOCK_SIZE, KvPool
+    from pearl_rt.device.pair_sizes import ALLOWANCE, PairSizes
 
     pair = Pair.make("equal", vocab_size=32000, hidden_size=256, intermediate_size=1024)
     gc.collect()
-    gpu, before = find_gpu("cuda"), torch.cuda.memory_allocated()
+    find_gpu("cuda")
+    before = torch.cuda.memory_allocated()
     pool = KvPool.of(None, num_slots=1, max_model_len=MAX_LEN, block_size=DEVICE_BLOCK_SIZE)
-    sizes = PairSizes(gpu, 1, pool, pair.config, pair.config)
-    models = [GpuModel(name, pair.config, "float32", 32000) for name in ("target", "draft")]
-    said = sum(parts_of(models, sizes).values()) - ALLOWANCE
+    sizes = PairSizes.of(pair.config, pair.config, pool, num_slots=1, prefill_chunk=256)
+    models = [(name, pair.config, "float32") for name in ("target", "draft")]
+    said = sum(sizes.memory(models).values()) - ALLOWANCE
     with pair.engine(device="cuda", max_model_len=MAX_LEN, strategy="ar", form="eager"):
         taken = torch.cuda.memory_allocated() - before
     assert 0.9 * taken < said < 1.1 * taken

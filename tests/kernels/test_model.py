@@ -56,8 +56,8 @@ def model_of(name: str, device: torch.device, backend: str = "triton", **options
     """With NaN in all memory that nobody has written."""
     config = CONFIGS[name]
     weights = LlamaWeights.pack(config, tensors_of(name), dtype=torch.float32, device=device)
-    sizes = Sizes(80, 80, 80, NUM_SEQUENCES, MAX_LEN)
-    model = Llama(config, weights, sizes, block_size=BLOCK_SIZE, backend=backend, **options)
+    sizes = Sizes(80, 80, 80, NUM_SEQUENCES, MAX_LEN, BLOCK_SIZE)
+    model = Llama(config, weights, sizes, backend=backend, **options)
     for tensor in (*model.kv_cache.keys, *model.kv_cache.values, *vars(model.buffers).values()):
         tensor.fill_(255 if tensor.dtype == torch.uint8 else torch.nan)
     return model

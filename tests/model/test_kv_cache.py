@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pearl_rt.device.pair_sizes import held_bytes
 from pearl_rt.errors import ConfigError, ResourceError
 from pearl_rt.model.kv_cache import BlockAllocator, CacheShape, PagedKVCache
 
@@ -12,8 +13,8 @@ CPU = torch.device("cpu")
 
 
 def shape_of(**changes: object) -> CacheShape:
-    sizes = {"num_layers": 3, "block_size": 16, "num_kv_heads": 2, "head_dim": 24, "dtype": torch.float32}
-    return CacheShape.covering(5, 100, **sizes | changes)  # type: ignore[arg-type]
+    sizes = {"num_layers": 3, "num_blocks": 35, "block_size": 16, "num_kv_heads": 2, "head_dim": 24}
+    return CacheShape(**{"dtype": torch.float32} | sizes | changes)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("block_size", [0, 8, 15, 24, 257, 272, -16])
@@ -90,11 +91,10 @@ def test_no_page_is_held_twice_and_none_is_lost(steps: list[tuple[int, int, str]
 
 def test_shapes_and_bytes() -> None:
     shape = shape_of()
-    assert shape.num_blocks == 5 * 7
     cache = PagedKVCache(shape, CPU)
     assert [tuple(t.shape) for t in cache.keys] == [(35, 16, 2, 24)] * 3
     assert {t.data_ptr() for t in cache.keys}.isdisjoint(t.data_ptr() for t in cache.values)
-    assert cache.num_bytes == shape.num_bytes == 2 * 3 * 35 * 16 * 2 * 24 * 4
+    assert held_bytes(cache) == shape.num_bytes == 2 * 3 * 35 * 16 * 2 * 24 * 4
     assert shape_of(dtype=torch.float16).num_bytes * 2 == shape.num_bytes
 
 

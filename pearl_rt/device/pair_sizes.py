@@ -1,0 +1,165 @@
+"""What a pair has room for on its devices, the steps of both lanes made for that, and the memory they take.
+
+Knows configurations and packed models; not requests, streams or lanes. Memory is counted before any of it is
+taken: what will be made is made on torch's meta device.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.shapes import tensor_shapes
+from pearl_rt.device.gpu import Gpu
+from pearl_rt.device.kv_pool import KvPool
+from pearl_rt.device.logits_processors import Shaping
+from pearl_rt.device.logprob_ring import ToldRing
+from pearl_rt.device.model import DTYPES, DeviceModel, memory_errors
+from pearl_rt.device.row_logprobs import DeviceLogprobs
+from pearl_rt.device.state import DeviceState, StateSizes
+from pearl_rt.device.steps import DraftSteps, LaneSteps, TargetSteps
+from pearl_rt.errors import ResourceError, gib
+from pearl_rt.model.llama import Llama, LlamaWeights, Sizes
+from pearl_rt.strategy.planner import MAX_GAMMA
+
+Steps = TypeVar("Steps", bound=LaneSteps)
+# Compiled kernels, cuBLAS workspaces and graphs: a guess, no GPU was there to measure it on.
+ALLOWANCE = 512 * 2**20
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class PairSizes:
+    """Sizes of the state, and of both lanes' caches and buffers."""
+
+    pool: KvPool
+    state: StateSizes
+    lane: Sizes
+
+    @classmethod
+    def of(
+        cls,
+        target: ModelConfig,
+        draft: ModelConfig | None,
+        pool: KvPool,
+        *,
+        num_slots: int,
+        prefill_chunk: int,
+        gamma_max: int = MAX_GAMMA,
+        max_stop_ids: int = 32,
+        ring_size: int = 64,
+    ) -> "PairSizes":
+        """pool: the blocks of each model's KV cache. The others as in DevicePair.of_models."""
+        gamma_max = gamma_max if draft is not None else 0
+        return cls(
+            pool,
+            StateSizes(
+                num_slots,
+                gamma_max,
+                pool.max_model_len,
+                target.vocab_size,
+                min(target.vocab_size, draft.vocab_size) if draft is not None else 1,
+                max_stop_ids,
+                ring_size,
+                pool.block_size,
+            ),
+            Sizes(
+                step_tokens=num_slots * max(gamma_max + 1, 2),
+                prefill_chunk=prefill_chunk,
+                logit_rows=num_slots * (gamma_max + 1),
+                max_sequences=num_slots,
+                max_model_len=pool.max_model_len,
+                block_size=pool.block_size,
+                num_blocks=pool.num_blocks,
+            ),
+        )
+
+    def steps(
+        self,
+        kind: type[Steps],
+        model: DeviceModel,
+        state: DeviceState | None = None,
+        *,
+        attention_backend: str = "triton",
+    ) -> Steps:
+        """The steps of one lane where its model is, over the other lane's state or one of their own.
+
+        Raises ResourceError where memory is short.
+        """
+        device = model.weights.device
+        columns = self.state.vocab_size if kind is TargetSteps else self.state.draft_vocab_size
+        with memory_errors(device, "caches and buffers"):
+            own = DeviceState(self.state, device) if state is None else state
+            llama = Llama(
+                model.config, model.weights, self.lane, backend=attention_backend, vocab_size=columns
+            )
+            return kind(llama, own)
+
+    def memory(
+        self, models: Sequence[tuple[str, ModelConfig, str]], *, eager: bool = False
+    ) -> dict[str, int]:
+        """What is held on one GPU for these models, (name, configuration, dtype) each -> bytes. eager: for
+        steps that are launched one by one.
+        """
+        state = DeviceState(self.state, META)
+        held: list[object] = [Shaping(state)]
+        parts: dict[str, int] = {}
+        caches: list[object] = []
+        buffers: list[object] = []
+        for name, config, dtype in models:
+            own = DTYPES[dtype]
+            tensors = {
+                key: torch.empty(shape, dtype=own, device=META)
+                for key, shape in tensor_shapes(config).items()
+            }
+            weights = LlamaWeights.pack(config, tensors, dtype=own, device=META)
+            parts[f"the {name}'s weights"] = held_bytes(weights)
+            kind = TargetSteps if name == "target" else DraftSteps
+            steps = self.steps(kind, DeviceModel(config, dtype, weights), state)
+            caches.append(steps.model.kv_cache)
+            buffers += [steps.model.buffers, steps.model.cos, steps.model.sin]
+            held += [steps, ToldRing(state)] if name == "target" else [steps]
+        parts[f"{self.pool.num_tokens} tokens of KV cache"] = held_bytes(*caches)
+        activations = held_bytes(*buffers)
+        parts["logits and state"] = held_bytes(*held) - sum(parts.values()) - activations
+        if eager:
+            parts["log-probabilities"] = DeviceLogprobs(state).num_bytes
+        return parts | {"activations": activations, "kernels and graphs (a guess)": ALLOWANCE}
+
+
+def held_bytes(*owners: object) -> int:
+    """Bytes of all memory that tensors of these objects lie in, each counted once."""
+    found: dict[int, int] = {}
+    seen: set[int] = set()
+    todo = list(owners)
+    while todo:
+        one = todo.pop()
+        if isinstance(one, torch.Tensor):
+            storage = one.untyped_storage()
+            found[storage._cdata] = storage.nbytes()
+        elif isinstance(one, dict):
+            todo += one.values()
+        elif isinstance(one, (list, tuple)):
+            todo += one
+        elif type(one).__module__.startswith("pearl_rt.") and id(one) not in seen:
+            seen.add(id(one))
+            todo += getattr(one, "__dict__", {}).values()
+    return sum(found.values())
+
+
+def check_gpu_memory(
+    gpu: Gpu, parts: dict[str, int], *, max_memory: int | None, remedies: Sequence[str]
+) -> None:
+    """Raises ResourceError if the parts do not fit into what is free, or into max_memory."""
+    free, needed = gpu.free_memory(), sum(parts.values())
+    room = free if max_memory is None else min(free, max_memory)
+    if needed <= room:
+        return
+    listed = ", ".join(f"{gib(size)} for {name}" for name, size in parts.items())
+    limit = f"{gib(free)} free" if room == free else f"max_memory is {gib(room)}"
+    raise ResourceError(
+        f"not enough memory on {gpu.device} ({gpu.name}): {gib(needed)} needed ({listed}), {limit}: "
+        f"{', '.join(['lower max_model_len or kv_cache_tokens', *remedies])}, or take smaller models"
+    )
