@@ -122,4 +122,4 @@ $(DOCS_READY): docs/requirements.txt
 endif
 
 clean:
-	rm -rf build dist *.egg-info pearl_rt/_C*.so pearl_rt/kernels
+	rm -rf build dist *.egg-info pearl_rt/_*.so pearl_rt/kernels

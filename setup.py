@@ -1,4 +1,7 @@
-"""Builds pearl_rt._C with CMake and Ninja, and maps kernels/ to pearl_rt.kernels."""
+"""Builds pearl_rt._C with CMake and Ninja, and maps kernels/ to pearl_rt.kernels.
+
+`build_ext --inplace` builds pearl_rt._testing too, which tests import and no release has.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,18 @@ ROOT = Path(__file__).resolve().parent
 class CMakeBuild(build_ext):
     """`setup.py build_ext`: configure once, then let Ninja rebuild what changed."""
 
+    def finalize_options(self) -> None:
+        if self.inplace and (ROOT / "tests").is_dir():
+            self.distribution.ext_modules.append(Extension("pearl_rt._testing", sources=[]))
+        super().finalize_options()
+
     def run(self) -> None:
         if self.inplace:
             self.link_kernels()  # first: kernels need no C++
         super().run()
 
-    def build_extension(self, ext: Extension) -> None:
-        output_dir = Path(self.get_ext_fullpath(ext.name)).resolve().parent
+    def build_extensions(self) -> None:
+        output_dir = Path(self.get_ext_fullpath(self.extensions[0].name)).resolve().parent
         build_dir = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         build_dir.mkdir(parents=True, exist_ok=True)
         configure = [
@@ -42,7 +50,8 @@ class CMakeBuild(build_ext):
             *os.environ.get("CMAKE_ARGS", "").split(),
         ]
         subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
-        subprocess.run([self.tool("cmake"), "--build", str(build_dir)], check=True)
+        targets = [ext.name.rpartition(".")[2] for ext in self.extensions]
+        subprocess.run([self.tool("cmake"), "--build", str(build_dir), "--target", *targets], check=True)
 
     @staticmethod
     def pybind11_headers() -> list[str]:

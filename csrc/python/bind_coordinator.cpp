@@ -6,16 +6,14 @@
 #include <optional>
 
 #include "coordinator/coordinator.h"
-#include "core/without_gil.h"
 #include "cpu/lane/cpu_lane.h"
 #include "cpu/machine/memory.h"
 #include "python/arguments.h"
+#include "python/without_gil.h"
 
 namespace py = pybind11;
 
 namespace pearl {
-
-void bind_scripted(py::module_& m);  // cpu/bind_scripted.cpp: Executor, ScriptedExecutor
 
 namespace {
 
@@ -112,6 +110,18 @@ std::unique_ptr<Coordinator> make_coordinator(std::vector<std::shared_ptr<Lane>>
   return std::make_unique<Coordinator>(std::move(state), std::move(lanes), ring_capacity);
 }
 
+// forward for one sequence -> [num_logits, vocab_size] fp32.
+py::array_t<float> forward(Executor& self, int slot, const std::vector<int32_t>& token_ids, int64_t start,
+                           int num_logits) {
+  const auto num_tokens = static_cast<int>(token_ids.size());
+  check_between("num_logits", num_logits, 0, num_tokens);
+  py::array_t<float> logits({num_logits, self.vocab_size()});
+  const Segment segment{slot, token_ids.data(), num_tokens, start, num_logits, logits.mutable_data()};
+  const WithoutGil release;
+  self.forward(&segment, 1);
+  return logits;
+}
+
 py::list trace_rows(const Coordinator& self) {
   py::list rows;
   for (int lane = 0; lane < self.num_lanes(); ++lane) {
@@ -137,31 +147,17 @@ py::object logprobs_of(const RoundResult& result) {
   return tokens;
 }
 
-void translate(const Failure& failure) {
-  using namespace py::literals;
-  const char* names[] = {"RequestError", "NumericsError", "ResourceError",
-                         "PearlError",   "DeviceError",   "CheckpointError"};
-  const py::object type = py::module_::import("pearl_rt.errors").attr(names[static_cast<int>(failure.kind)]);
-  if (failure.kind != FailureKind::kDevice || failure.device == nullptr) {
-    py::set_error(type, failure.what());
-    return;
-  }
-  const DeviceReport& report = *failure.device;
-  py::set_error(type, type(failure.what(), "call"_a = report.call, "code"_a = report.code,
-                           "name"_a = report.name, "text"_a = report.text, "place"_a = report.place));
-}
-
 }  // namespace
 
 void bind_coordinator(py::module_& m) {
-  py::register_local_exception_translator([](std::exception_ptr pointer) {
-    try {
-      if (pointer) std::rethrow_exception(pointer);
-    } catch (const Failure& failure) {
-      translate(failure);
-    }
-  });
-  bind_scripted(m);
+  py::class_<Executor, std::shared_ptr<Executor>>(m, "Executor", "A model and its KV cache, behind one call.")
+      .def("forward", &forward, py::arg("slot"), py::arg("token_ids"), py::arg("start"),
+           py::arg("num_logits"))
+      .def_property_readonly("vocab_size", method(&Executor::vocab_size))
+      .def_property_readonly("max_model_len", method(&Executor::max_model_len))
+      .def_property_readonly("num_slots", method(&Executor::num_slots))
+      .def_property_readonly("num_blocks", method(&Executor::num_blocks))
+      .def_property_readonly("block_size", method(&Executor::block_size));
 
   py::class_<CpuDevice, std::shared_ptr<CpuDevice>>(
       m, "Device",
@@ -227,33 +223,6 @@ void bind_coordinator(py::module_& m) {
            py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
            py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
            py::arg("num_logprobs") = -1, py::arg("adapts") = false);
-
-  py::class_<BlockPool>(m, "BlockPool", "Which blocks of a KV cache are free, for tests.")
-      .def(py::init<int, int>(), py::arg("num_blocks"), py::arg("block_size"))
-      .def(
-          "reserve",
-          [](BlockPool& self, int count) -> std::optional<std::vector<int32_t>> {
-            check_between("count", count, 0, self.num_blocks());
-            std::vector<int32_t> ids(count);
-            if (!self.reserve(count, ids.data())) return std::nullopt;
-            return ids;
-          },
-          py::arg("count"), "-> ids, or None if there are fewer.")
-      .def(
-          "release",
-          [](BlockPool& self, const std::vector<int32_t>& ids) {
-            check_between("the length of ids", static_cast<int64_t>(ids.size()), 0, self.num_blocks());
-            self.release(ids.data(), static_cast<int>(ids.size()));
-          },
-          py::arg("ids"))
-      .def(
-          "blocks_for",
-          [](const BlockPool& self, int64_t num_tokens) {
-            check_between("num_tokens", num_tokens, 0, kMostTokens);
-            return self.blocks_for(num_tokens);
-          },
-          py::arg("num_tokens"))
-      .def_property_readonly("num_free", method(&BlockPool::num_free));
 
   py::class_<Coordinator>(m, "Coordinator", "Runs a program over a target's lane and a draft's, natively.")
       .def(py::init(&make_coordinator), py::arg("lanes"), py::kw_only(), py::arg("num_slots") = 1,

@@ -1,9 +1,9 @@
 // The NVIDIA driver and its devices, for Python. Without a driver, asking for one says what is missing.
 #include <pybind11/pybind11.h>
 
-#include "core/without_gil.h"
 #include "cuda/driver/driver.h"
 #include "python/arguments.h"
+#include "python/without_gil.h"
 
 namespace py = pybind11;
 

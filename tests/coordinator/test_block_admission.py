@@ -7,7 +7,7 @@ import pytest
 from scripted import TIMEOUT_MS, Bench, expected_rounds, logits_after, rounds_of
 from test_batching import DRAFT, TARGET, by_request, drain, random_request
 
-from pearl_rt import _C
+from pearl_rt import _C, _testing
 from pearl_rt.errors import RequestError
 from pearl_rt.strategy.program import PLACEMENTS, STRATEGIES, program
 
@@ -138,7 +138,7 @@ def test_what_can_never_run_is_refused_with_its_numbers() -> None:
 
 
 def test_caches_and_state_must_agree() -> None:
-    executor = _C.ScriptedExecutor(max_model_len=64, num_blocks=4, block_size=16)
+    executor = _testing.ScriptedExecutor(max_model_len=64, num_blocks=4, block_size=16)
     lane = _C.CpuLane("target", executor, _C.Device([]))
     sizes = {"capacity": 64, "vocab_size": 16}
     with pytest.raises(RequestError, match="has 4 KV blocks of 16 tokens; 5 of 16 were asked for"):

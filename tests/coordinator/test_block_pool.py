@@ -4,13 +4,13 @@ import random
 
 import pytest
 
-from pearl_rt import _C
+from pearl_rt import _testing
 
 
 def test_random_reserves_and_releases() -> None:
     rng = random.Random(1)
     for num_blocks in (1, 2, 7, 40):
-        pool = _C.BlockPool(num_blocks, 16)
+        pool = _testing.BlockPool(num_blocks, 16)
         held: list[list[int]] = []
         for _ in range(500):
             owned = {block for ids in held for block in ids}
@@ -28,7 +28,7 @@ def test_random_reserves_and_releases() -> None:
 
 
 def test_what_was_released_last_is_given_out_first() -> None:
-    pool = _C.BlockPool(4, 32)
+    pool = _testing.BlockPool(4, 32)
     first, second = pool.reserve(2), pool.reserve(2)
     assert (first, second) == ([0, 1], [2, 3])
     pool.release(first)
@@ -38,7 +38,7 @@ def test_what_was_released_last_is_given_out_first() -> None:
 
 @pytest.mark.parametrize("ids", [[0, 1, 0], [1, 2], [-1], [4], [0, 2**30]])
 def test_a_block_that_nobody_holds_is_not_taken_back(ids: list[int]) -> None:
-    pool = _C.BlockPool(4, 16)
+    pool = _testing.BlockPool(4, 16)
     assert pool.reserve(2) == [0, 1]
     with pytest.raises(RuntimeError, match="nobody holds"):
         pool.release(ids)
@@ -48,8 +48,8 @@ def test_a_block_that_nobody_holds_is_not_taken_back(ids: list[int]) -> None:
 
 
 def test_sizes() -> None:
-    pool = _C.BlockPool(3, 48)
+    pool = _testing.BlockPool(3, 48)
     assert [pool.blocks_for(tokens) for tokens in (0, 1, 48, 49, 144)] == [0, 1, 1, 2, 3]
     for sizes, text in (((0, 16), "num_blocks is 0"), ((1, 17), "block_size is 17"), ((1, 512), "up to 256")):
         with pytest.raises(ValueError, match=text):
-            _C.BlockPool(*sizes)
+            _testing.BlockPool(*sizes)

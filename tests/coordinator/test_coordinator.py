@@ -28,7 +28,7 @@ from scripted import (
     tokens_of,
 )
 
-from pearl_rt import _C
+from pearl_rt import _C, _testing
 from pearl_rt.errors import PearlError, RequestError, ResourceError
 from pearl_rt.strategy.program import PLACEMENTS, STRATEGIES
 
@@ -367,13 +367,13 @@ def test_bad_set_ups_are_refused() -> None:
         bench.start("pearl", request, request)
     with pytest.raises(RequestError, match="judge is 'jury'"):
         bench.start("pearl", request, judge="jury")
-    lonely = scripted_coordinator(_C.ScriptedExecutor(), 64)
+    lonely = scripted_coordinator(_testing.ScriptedExecutor(), 64)
     with pytest.raises(RequestError, match="the program has 2 lanes; this coordinator has 1"):
         Bench(lonely, None, None, "split").start("sd", request)
     with pytest.raises(RequestError, match="1 sequences of 256 tokens; 1 of 512 were asked for"):
-        scripted_coordinator(_C.ScriptedExecutor(), 512)
+        scripted_coordinator(_testing.ScriptedExecutor(), 512)
     with pytest.raises(RequestError, match="has a vocabulary of 17; the coordinator was told 16"):
-        scripted_coordinator(_C.ScriptedExecutor(vocab_size=17), 64)
+        scripted_coordinator(_testing.ScriptedExecutor(vocab_size=17), 64)
     for lanes, text in (([], "0 lanes were given"), ([None], "a lane is None")):
         with pytest.raises(RequestError, match=text):
             _C.Coordinator(lanes, capacity=64, vocab_size=16)
@@ -386,7 +386,7 @@ def scripted_coordinator(executor: Any, capacity: int) -> Any:
 
 
 def test_a_lane_is_one_coordinators_at_a_time() -> None:
-    lane = _C.CpuLane("target", _C.ScriptedExecutor(), _C.Device([]))
+    lane = _C.CpuLane("target", _testing.ScriptedExecutor(), _C.Device([]))
     with pytest.raises(RequestError, match="256 tokens"):
         _C.Coordinator([lane], capacity=512, vocab_size=16)  # and gives it back
     first = _C.Coordinator([lane], capacity=64, vocab_size=16)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from pearl_rt import _C
+from pearl_rt import _C, _testing
 from pearl_rt.backends.cpu import bytes_of
 
 ISAS = [*_C.available_isas(), "amx_emulated"]
@@ -111,6 +111,8 @@ class Model:
             name: (bytes_of(tensor), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
             for name, tensor in kept.items()
         }
+        if isa == "amx_emulated":
+            return _testing.emulated_weights(vars(self.shape), described, dtype)
         return _C.LlamaWeights(vars(self.shape), described, dtype, isa)
 
     def executor(self, weights: Any, cpus: list[int] = CPUS[:1], num_slots: int = 2) -> Any:
@@ -118,7 +120,7 @@ class Model:
         tables = (self.cos.numpy(), self.sin.numpy())
         executor = _C.LlamaExecutor(weights, _C.CoreSet(cpus), num_slots, self.max_len, *tables)
         for slot in range(num_slots):
-            executor.poison(slot, 0)
+            _testing.poison(executor, slot, 0)
         return executor
 
 
@@ -256,12 +258,12 @@ def test_stale_rows_do_not_leak(isa: str, dtype: str) -> None:
     executor = model.executor(model.weights(dtype, isa), CPUS[:2])
     whole = executor.forward(0, ids, 0, len(ids))
     for kept in range(1, 40):  # a window is fed past `kept`, then taken back by feeding from there
-        executor.poison(1, 0)
+        _testing.poison(executor, 1, 0)
         executor.forward(1, ids[:kept], 0, 0)
         executor.forward(1, wrong[:9], kept, 9)
         after = executor.forward(1, ids[kept : kept + 3], kept, 3)
         assert same_bits(after, whole[kept : kept + 3]), kept
-        executor.poison(1, kept + 3)
+        _testing.poison(executor, 1, kept + 3)
         again = executor.forward(1, ids[kept + 2 : kept + 8], kept + 2, 6)  # feeds the last of them once more
         assert same_bits(again, whole[kept + 2 : kept + 8]), kept
 

@@ -15,7 +15,7 @@ import pytest
 from fake_cuda import has_compiler
 from scripted import Bench, tokens_of
 
-from pearl_rt import _C
+from pearl_rt import _C, _testing
 from pearl_rt.errors import RequestError
 from pearl_rt.strategy.program import LaneProgram, Op, Program, parse_ops, program
 
@@ -47,7 +47,7 @@ def test_all_that_is_bound_is_found() -> None:
     assert found["Coordinator.next"] == ["timeout_ms", "min_results"]
     assert found["CudaIssuer.form="] == ["form"]
     assert found["DeviceArrays.staging_bytes"][-1] == "host_logits"
-    public = {name for name in dir(_C) if not name.startswith("_")}
+    public = {name for name in dir(_C) + dir(_testing) if not name.startswith("_")}
     assert {path.partition(".")[0] for path in found} == public
 
 
@@ -82,11 +82,11 @@ def test_what_is_no_object_of_a_class_is_refused(kind: str) -> None:
 )
 def test_transforms_are_checked(changes: dict[str, Any], text: str) -> None:
     with pytest.raises(RequestError, match=text):
-        _C.Transform(**changes)
+        _testing.Transform(**changes)
 
 
 def test_rows_and_ids_are_checked() -> None:
-    transform = _C.Transform(presence_penalty=1.0)
+    transform = _testing.Transform(presence_penalty=1.0)
     for tokens in ([-(2**28)], [2**31 - 1], [8]):
         with pytest.raises(RequestError, match=r"tokens\[0\] is -?\d+; the vocabulary has ids 0 to 7"):
             transform.row(ROW, tokens)
@@ -96,22 +96,22 @@ def test_rows_and_ids_are_checked() -> None:
         with pytest.raises(RequestError, match="vocab >= 1"):
             transform.row(row, [])
     with pytest.raises(RequestError, match="hold NaN"):
-        _C.logprobs(np.full(4, np.nan, np.float32), 1, 2)
+        _testing.logprobs(np.full(4, np.nan, np.float32), 1, 2)
     with pytest.raises(RequestError, match="position is 9223372036854775807"):
-        _C.judge(ROW.reshape(1, 8), None, np.zeros(0, np.int32), 2**63 - 1, 0.0, 0, "coupled")
+        _testing.judge(ROW.reshape(1, 8), None, np.zeros(0, np.int32), 2**63 - 1, 0.0, 0, "coupled")
     with pytest.raises(RequestError, match="count is 4294967295"):
-        _C.philox(0, 0, 0, 2**32 - 1)
+        _testing.philox(0, 0, 0, 2**32 - 1)
 
 
 @pytest.mark.parametrize(
     ("function", "value"),
     [
-        (_C.exponential, 0.0),
-        (_C.exponential, 1.5),
-        (_C.log, 0.0),
-        (_C.log, 1e-45),
-        (_C.exp, 1.0),
-        (_C.exp, np.nan),
+        (_testing.exponential, 0.0),
+        (_testing.exponential, 1.5),
+        (_testing.log, 0.0),
+        (_testing.log, 1e-45),
+        (_testing.exp, 1.0),
+        (_testing.exp, np.nan),
     ],
 )
 def test_functions_refuse_values_outside_their_domain(function: Any, value: float) -> None:
@@ -125,7 +125,7 @@ def test_an_array_may_lie_anywhere() -> None:
     odd = np.frombuffer(b"x" + values.tobytes(), np.uint8)[1:].view(np.float32)
     wide = np.repeat(values, 2)[::2]
     for row in (odd, wide, values.astype(">f4")):
-        assert _C.sample(row, 1.0, 3, 4, 0) == _C.sample(values, 1.0, 3, 4, 0)
+        assert _testing.sample(row, 1.0, 3, 4, 0) == _testing.sample(values, 1.0, 3, 4, 0)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +214,7 @@ def test_a_program_says_what_it_is() -> None:
 
 def test_an_executor_is_one_threads() -> None:
     """Of two at once, one is told so, and the other goes on."""
-    executor = _C.ScriptedExecutor(delay_us=(100_000, 100_000))
+    executor = _testing.ScriptedExecutor(delay_us=(100_000, 100_000))
     errors: list[str] = []
 
     def call() -> None:
@@ -240,7 +240,7 @@ def test_a_full_ring_does_not_stop_other_lanes() -> None:
     device = _C.Device()
     first, second = (
         _C.Coordinator(
-            [_C.CpuLane("target", _C.ScriptedExecutor(), device)],
+            [_C.CpuLane("target", _testing.ScriptedExecutor(), device)],
             capacity=64,
             vocab_size=16,
             ring_capacity=0,
@@ -274,4 +274,4 @@ def test_memory_that_cannot_be_had_is_not_asked_for() -> None:
     with pytest.raises(MemoryError, match=r"a coordinator of 1048576 slots needs \d+ MiB, and \d+ MiB"):
         _C.Coordinator([], capacity=2**30, vocab_size=2**24, num_slots=2**20, num_blocks=1, block_size=16)
     with pytest.raises(RequestError, match="max_model_len is 9223372036854775807"):
-        _C.ScriptedExecutor(max_model_len=2**63 - 1)
+        _testing.ScriptedExecutor(max_model_len=2**63 - 1)

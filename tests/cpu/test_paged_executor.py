@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_executor import CPUS, ISAS, SHAPES, Model, same_bits
 
-from pearl_rt import _C
+from pearl_rt import _C, _testing
 
 NUM_TOKENS = 75
 LENGTH = 80  # of a sequence at most: five blocks of 16
@@ -26,7 +26,7 @@ def paged(
     sizes = {"num_blocks": num_blocks, "block_size": block_size}
     executor = _C.LlamaExecutor(weights, _C.CoreSet(cpus or CPUS[:1]), 2, LENGTH, *tables, **sizes)
     for block in range(executor.num_blocks):
-        executor.poison_block(block, 0)
+        _testing.poison_block(executor, block, 0)
     return executor
 
 
@@ -70,8 +70,8 @@ def test_bits_are_those_of_one_piece(name: str, isa: str, dtype: str) -> None:
                 segments.append((slot, ids[slot][at[slot] : at[slot] + count], at[slot], count))
                 at[slot] += count
             for slot in live:  # what lies behind, as a window that was taken back leaves it
-                executor.poison_block(
-                    tables[slot][(at[slot] - 1) // block_size], (at[slot] - 1) % block_size + 1
+                _testing.poison_block(
+                    executor, tables[slot][(at[slot] - 1) // block_size], (at[slot] - 1) % block_size + 1
                 )
             for slot, logits in zip(
                 live, executor.forward_batch(segments, [tables[s] for s in live]), strict=True

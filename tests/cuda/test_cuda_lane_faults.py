@@ -15,7 +15,7 @@ import pytest
 from scripted import CAPACITY, TIMEOUT_MS, VOCAB, tokens_of
 from scripted_cuda import FORMS, HALF_RIGHT, NAMES, PLACEMENTS, TARGET, TOLD, CudaBench, clean, clean_world
 
-from pearl_rt import _C
+from pearl_rt import _C, _testing
 from pearl_rt.errors import DeviceError, PearlError, RequestError, ResourceError
 from pearl_rt.strategy.program import STRATEGIES, program
 
@@ -183,7 +183,7 @@ def test_staging_for_a_draft_on_the_host(fake: Any) -> None:
 def test_lanes_that_do_not_fit_are_refused(fake: Any) -> None:
     bench = CudaBench.build(gammas=[])
     blocks = {"block_size": 16, "num_blocks": CAPACITY // 16}
-    cpu = _C.CpuLane("target", _C.ScriptedExecutor(vocab_size=VOCAB, **blocks), _C.Device([]))
+    cpu = _C.CpuLane("target", _testing.ScriptedExecutor(vocab_size=VOCAB, **blocks), _C.Device([]))
     sizes = {"capacity": CAPACITY, "vocab_size": VOCAB, "gamma_max": 3}
     with pytest.raises(RequestError, match="the target's lane is on the host and the draft's on a GPU"):
         _C.Coordinator([cpu, bench.lane()], **sizes)

@@ -1,7 +1,7 @@
 """Bugs of this field, put into the coordinator's C++ on purpose, each to be caught by a check of shaped.py.
 
 One build holds them all: every place reads `pearl_bug(NAME) ? wrong : right`, and PEARL_BUG in the
-environment says which is on. It lives in a process of its own, in place of pearl_rt._C, which forks one more
+environment says which is on. It lives in a process of its own, in place of pearl_rt._C and _testing, which forks one more
 for every bug: `python tests/exactness/mutants.py MODULE.so < CASES`.
 """
 
@@ -17,22 +17,26 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+FAKES = ROOT / "tests" / "fakes"
 OTHER_SOURCES = (
-    *(
-        "bind_coordinator",
-        "cpu_device",
-        "cpu_lane",
-        "cpu_steps",
-        "scripted_executor",
-        "bind_scripted",
-        "bind_sampling",
-    ),
+    *("bind_coordinator", "failures", "cpu_device", "cpu_lane", "cpu_steps"),
     *("sampling", "judge", "filters", "transform", "logprobs", "memory"),
 )
+DOUBLES = ("bind_sampling", "bind_scripted", "scripted_executor")  # in tests/fakes/native
 MODULE = """
 #include <pybind11/pybind11.h>
-namespace pearl { void bind_coordinator(pybind11::module_& m); void bind_sampling(pybind11::module_& m); }
-PYBIND11_MODULE(_C, m) { pearl::bind_coordinator(m); pearl::bind_sampling(m); }
+#include "python/failures.h"
+namespace pearl {
+void bind_coordinator(pybind11::module_& m);
+void bind_sampling(pybind11::module_& m);
+void bind_scripted(pybind11::module_& m);
+}
+PYBIND11_MODULE(_C, m) {
+  pearl::translate_failures();
+  pearl::bind_coordinator(m);
+  pearl::bind_sampling(m);
+  pearl::bind_scripted(m);
+}
 """
 SWITCH = """
 #include <cstdlib>
@@ -231,7 +235,9 @@ def build() -> Path:
 
     home = ROOT / "build" / "mutants"
     module = home / "_C.so"
-    newest = max(p.stat().st_mtime for p in (*ROOT.glob("csrc/**/*.[ch]*"), Path(__file__)))
+    newest = max(
+        p.stat().st_mtime for p in (*ROOT.glob("csrc/**/*.[ch]*"), *FAKES.glob("native/*"), Path(__file__))
+    )
     if module.exists() and module.stat().st_mtime > newest:
         return module
     for place, text in {**sources(), "pearl_bug.h": f"#pragma once{SWITCH}", "module.cpp": MODULE}.items():
@@ -239,13 +245,13 @@ def build() -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     compiler = os.environ.get("CXX", "c++")
-    folders = (home / "csrc", ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include"))
+    folders = (home / "csrc", ROOT / "csrc", FAKES, pybind11.get_include(), sysconfig.get_path("include"))
 
-    def compile_one(source: str) -> Path:
-        own = home / "csrc" / source
-        target = home / f"{Path(source).stem}.o"
+    def compile_one(source: Path) -> Path:
+        changed = home / source.relative_to(ROOT)
+        target = home / f"{source.stem}.o"
         includes = [f"-I{folder}" for folder in folders]
-        path = own if own.exists() else ROOT / "csrc" / source
+        path = changed if changed.exists() else source
         subprocess.run(
             [compiler, *FLAGS, "-DPEARL_NO_CLONES", *includes, "-c", path, "-o", target], check=True
         )
@@ -253,9 +259,10 @@ def build() -> Path:
 
     coordinator = sorted((ROOT / "csrc" / "coordinator").glob("*.cpp"))
     others = [path for name in OTHER_SOURCES for path in (ROOT / "csrc").rglob(f"{name}.cpp")]
-    names = ["module.cpp", *(str(path.relative_to(ROOT / "csrc")) for path in (*coordinator, *others))]
+    doubles = [FAKES / "native" / f"{name}.cpp" for name in DOUBLES]
+    files = [ROOT / "csrc" / "module.cpp", *coordinator, *others, *doubles]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        objects = list(pool.map(compile_one, names))
+        objects = list(pool.map(compile_one, files))
     subprocess.run([compiler, "-shared", "-pthread", *objects, "-o", module], check=True)
     return module
 
@@ -301,7 +308,7 @@ def main(module: str, cases: list[Case]) -> list[str]:
     assert spec is not None and spec.loader is not None
     native = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(native)
-    sys.modules["pearl_rt._C"] = native
+    sys.modules["pearl_rt._C"] = sys.modules["pearl_rt._testing"] = native
     import shaped
 
     assert shaped._C is native

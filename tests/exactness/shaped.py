@@ -13,7 +13,7 @@ from chi_square import FALSE_ALARM, p_value
 from law import CASES, PROMPT, SLOTS, Case, coordinator_counts
 from scripted import CAPACITY, VOCAB, Bench, logits_after, rounds_of, tokens_of
 
-from pearl_rt import _C
+from pearl_rt import _C, _testing
 from pearl_rt.reference.judge import ReferenceJudge
 from pearl_rt.reference.processors import Transform
 from pearl_rt.reference.round import Limits, decode
@@ -206,5 +206,5 @@ def plain_law_is_kept(case: str, strategy: str) -> None:
 def uniforms_lie_above_zero() -> None:
     """Over words that round to the ends: 0 would accept what the target cannot say, and divide by nothing."""
     words = np.array([0, 1, 2, 0x7FFFFFFF, 0x80000000, 0xFFFF0000, 0xFFFFFFFF], dtype=np.uint32)
-    u = _C.uniform(words)
+    u = _testing.uniform(words)
     assert u.min() == np.float32(2.0**-33) and u.max() == 1.0 and (np.diff(u) >= 0).all()

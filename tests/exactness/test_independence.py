@@ -11,7 +11,7 @@ from chi_square import FALSE_ALARM, p_value
 from law import PROMPT, Case
 from shaped import coordinator_of, ragged_answers, shaped_case
 
-from pearl_rt import _C
+from pearl_rt import _C, _testing
 from pearl_rt.reference.noise import Purpose, sample_seed
 from pearl_rt.reference.processors import Transform
 from pearl_rt.strategy.program import program
@@ -22,7 +22,9 @@ CELLS = 8  # of a uniform
 
 def uniforms(seeds: "np.ndarray | range", position: int, purpose: int, index: int = 0) -> np.ndarray:
     """[seeds] the uniform of an index."""
-    return np.array([_C.uniform(_C.philox(int(s), position, purpose, index + 1))[index] for s in seeds])
+    return np.array(
+        [_testing.uniform(_testing.philox(int(s), position, purpose, index + 1))[index] for s in seeds]
+    )
 
 
 def independent(a: np.ndarray, b: np.ndarray) -> bool:

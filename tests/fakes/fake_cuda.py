@@ -38,6 +38,7 @@ FLAGS = [
     "-Wall",
     "-Wextra",
     f"-I{ROOT / 'csrc'}",
+    f"-I{HERE}",
     f"-I{HERE / 'driver'}",
 ]
 SANITIZERS = {"": ["-O2"], "thread": ["-O1", "-fsanitize=thread"], "address": ["-O1", "-fsanitize=address"]}
@@ -102,15 +103,17 @@ def build_scripted(sanitize: str = "") -> Path:
         "logprobs",
         "machine/memory",
         "sampling",
-        "scripted_executor",
         "transform",
     )
-    sources = [HERE / "scripted_device.cpp", *(path for name in names for path in csrc.rglob(f"{name}.cpp"))]
+    sources = [HERE / "scripted_device.cpp", HERE / "native" / "scripted_executor.cpp"]
+    sources += [path for name in names for path in csrc.rglob(f"{name}.cpp")]
     flags = [*FLAGS, *SANITIZERS[sanitize], "-ffp-contract=off", "-shared", "-fvisibility=hidden"]
     if sanitize:
         flags.append("-DPEARL_SANITIZED=1")
     name = f"libscripted_device{'-' + sanitize if sanitize else ''}.so"
-    return compiled(name, [*sources, *csrc.rglob("*.h")], [*flags, "-Wl,-Bsymbolic"])
+    return compiled(
+        name, [*sources, *csrc.rglob("*.h"), *(HERE / "native").glob("*.h")], [*flags, "-Wl,-Bsymbolic"]
+    )
 
 
 def has_compiler() -> bool:

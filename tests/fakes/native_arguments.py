@@ -1,4 +1,4 @@
-"""Arguments for calls of pearl_rt._C, for native_calls.py: right ones, odd ones, and what has another type.
+"""Arguments for random calls (native_calls.py): right ones, odd ones, and values of another type.
 
 MAKERS has an entry for each name of an argument. Handles and addresses of a device are a fake driver's, or 0:
 others cannot be told from right ones.
@@ -17,7 +17,7 @@ import numpy as np
 from scripted import Bench
 from scripted_cuda import NAMES, CudaBench
 
-from pearl_rt import _C
+from pearl_rt import _C, _testing
 from pearl_rt.scheduling.engine_lock import Turn
 from pearl_rt.strategy.program import LaneProgram, Op, Program, program
 
@@ -141,9 +141,9 @@ class World:
             for name, shape in shapes.items()
         }
         self.keep(bench.coordinator, bench.target, self.cuda.coordinator, self.cuda.issuer)
-        self.keep(_C.CoreSet(sorted(os.sched_getaffinity(0))[:2]), _C.Device(), _C.BlockPool(8, 16))
+        self.keep(_C.CoreSet(sorted(os.sched_getaffinity(0))[:2]), _C.Device(), _testing.BlockPool(8, 16))
         self.keep(_C.LlamaWeights(CONFIG, self.tensors, "float32"), _C.Request([1, 2], gamma=2, max_tokens=9))
-        self.keep(_C.CudaDriver(str(fake.path)), _C.Transform(presence_penalty=1.0))
+        self.keep(_C.CudaDriver(str(fake.path)), _testing.Transform(presence_penalty=1.0))
         self.keep(_C.CpuLane("target", bench.target, self.one("Device")), self.cuda.lane())
         self.keep(*bench.run("sd", self.one("Request")), _C.CudaDriver(str(fake.path)).device(0))
         tables = (np.ones((LENGTH, 4), np.float32),) * 2
@@ -156,7 +156,7 @@ class World:
         for value in values:
             if isinstance(value, list):
                 self.keep(*value[:2])
-            elif type(value).__module__ == _C.__name__:
+            elif type(value).__module__ in (_C.__name__, _testing.__name__):
                 for kind in type(value).__mro__[:-2]:
                     known = self.pool.setdefault(kind.__name__, [])
                     known.append(value)
@@ -172,7 +172,7 @@ class World:
             return Turn()
         if kind in self.pool and self.rng.random() < 0.95:
             return self.one(kind)
-        cls = getattr(_C, kind)
+        cls = getattr(_C, kind, None) or getattr(_testing, kind)
         return self.rng.choice([None, 1, "x", cls, cls.__new__(cls), *(self.one(k) for k in self.pool)])
 
     def ids(self) -> list[int]:
@@ -217,7 +217,7 @@ class World:
         lanes = []
         for name in ("target", "draft")[: self.rng.choice([1, 2, 2])]:
             fails = {self.rng.choice(["nan_at", "throw_at"]): self.rng.choice([-1, -1, 9])}
-            lanes.append(_C.CpuLane(name, _C.ScriptedExecutor(**shape, **fails), self.one("Device")))
+            lanes.append(_C.CpuLane(name, _testing.ScriptedExecutor(**shape, **fails), self.one("Device")))
         return lanes
 
 
@@ -298,6 +298,7 @@ MAKERS: dict[str, Maker] = {
     "device": of("Device"),
     "request": of("Request"),
     "executor": of("Executor"),
+    **named(of("LlamaExecutor"), "poison.executor", "poison_block.executor"),
     "arrays": of("DeviceArrays"),
     "lanes": lanes,
     "requests": requests,

@@ -1,4 +1,4 @@
-"""Calls everything in pearl_rt._C with random arguments, right and wrong ones: each call returns or raises.
+"""Calls all that pearl_rt._C and _testing bind with random arguments, right and wrong: each call returns or raises.
 
     python tests/fakes/native_calls.py SEED NUM_CALLS LOG
 
@@ -20,7 +20,7 @@ from typing import Any
 
 from native_arguments import World
 
-from pearl_rt import _C
+from pearl_rt import _C, _testing
 from pearl_rt.errors import PearlError
 
 # What a call may raise; an executor that was asked for what it cannot do says IndexError or RuntimeError.
@@ -55,9 +55,9 @@ def argument_names(doc: str) -> list[str]:
 
 
 def everything() -> list[Bound]:
-    """All that _C binds."""
+    """All that _C and _testing bind."""
     found = []
-    for name, value in vars(_C).items():
+    for name, value in [*vars(_C).items(), *vars(_testing).items()]:
         if name.startswith("_"):
             continue
         if not isinstance(value, type):

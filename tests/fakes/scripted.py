@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pearl_rt import _C
+from pearl_rt import _C, _testing
 from pearl_rt.reference.judge import ReferenceJudge
 from pearl_rt.reference.round import Limits, RoundResult, decode
 from pearl_rt.strategy.program import Program, program
@@ -22,7 +22,9 @@ Logits = Callable[[Sequence[int]], np.ndarray]
 
 def logits_after(**script: Any) -> Logits:
     """prefix -> the logits that this script puts after it; ids that it lacks read as its last one."""
-    executor = _C.ScriptedExecutor(vocab_size=script.pop("vocab_size", VOCAB), max_model_len=256, **script)
+    executor = _testing.ScriptedExecutor(
+        vocab_size=script.pop("vocab_size", VOCAB), max_model_len=256, **script
+    )
     known: dict[tuple[int, ...], np.ndarray] = {}
 
     def after(prefix: Sequence[int]) -> np.ndarray:
@@ -72,8 +74,8 @@ class Bench:
         """target, draft: arguments of their scripts. num_blocks, block_size: of both KV caches."""
         shape = {"vocab_size": VOCAB, "max_model_len": capacity, "num_slots": num_slots}
         shape |= {"num_blocks": num_blocks or 0, "block_size": block_size or 0}
-        target_executor = _C.ScriptedExecutor(**{**shape, **(target or {})})
-        draft_executor = _C.ScriptedExecutor(**{**shape, **(draft or {})})
+        target_executor = _testing.ScriptedExecutor(**{**shape, **(target or {})})
+        draft_executor = _testing.ScriptedExecutor(**{**shape, **(draft or {})})
         device = _C.Device([], spin_us)
         draft_device = device if placement == "shared" else _C.Device([], spin_us)
         coordinator = _C.Coordinator(

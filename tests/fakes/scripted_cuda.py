@@ -15,7 +15,7 @@ import fake_cuda
 import numpy as np
 from scripted import CAPACITY, VOCAB, Bench
 
-from pearl_rt import _C
+from pearl_rt import _C, _testing
 
 NAMES = (  # PEARL_ARRAYS of csrc/cuda/memory/device_arrays.h
     "prompt_len",
@@ -211,7 +211,7 @@ class CudaBench(Bench):
                     target_steps.add_step(target_lane, 0, op, **key)
         if placement == "host":
             shape = {"max_model_len": capacity, "num_slots": num_slots}
-            draft_steps = _C.ScriptedExecutor(**shape, **blocks, **draft_script)
+            draft_steps = _testing.ScriptedExecutor(**shape, **blocks, **draft_script)
             draft_lane = _C.CpuLane("draft", draft_steps, _C.Device([], spin_us))
         else:
             device = 1 if placement == "devices" else 0

@@ -18,7 +18,7 @@
 #include "cuda/memory/device_arrays.h"
 #include "cuda/run/logprob_ring.h"
 #include "cuda/run/verdict_ring.h"
-#include "testing/scripted_executor.h"
+#include "native/scripted_executor.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 

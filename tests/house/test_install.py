@@ -68,6 +68,8 @@ def test_wheel_of_the_sdist_writes_text_elsewhere(sdist: Path, tmp_path: Path) -
     names = zipfile.ZipFile(wheel).namelist()
     assert {"pearl_rt/kernels/__init__.py", "pearl_rt/py.typed"} <= set(names)
     assert not [name for name in names if not name.startswith(("pearl_rt/", "pearl_rt-"))]
+    modules = [name.partition(".")[0] for name in names if name.endswith(".so")]
+    assert modules == ["pearl_rt/_C"]  # _testing is of the checkout
 
     venv.create(tmp_path / "fresh", with_pip=False)
     python = tmp_path / "fresh" / "bin" / "python"

@@ -7,7 +7,7 @@ import pytest
 from chi_square import FALSE_ALARM, p_value
 from logit_rows import SHAPES, row_of
 
-from pearl_rt import _C
+from pearl_rt import _testing
 from pearl_rt.reference import noise
 from pearl_rt.reference.judge import KINDS, judge, sample
 from pearl_rt.reference.noise import Purpose
@@ -25,9 +25,9 @@ def softmax(row: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def native(*args: Any) -> Verdict:
-    """_C.judge: (target_logits, draft_logits, draft_token_ids, position, temperature, seed, kind)."""
+    """_testing.judge: (target_logits, draft_logits, draft_token_ids, position, temperature, seed, kind)."""
     target, draft, ids, *rest = args
-    return Verdict(*_C.judge(target, draft, np.array(ids, dtype=np.int32), *rest))
+    return Verdict(*_testing.judge(target, draft, np.array(ids, dtype=np.int32), *rest))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -39,7 +39,7 @@ def test_sample_matches_numpy(shape: str, temperature: float) -> None:
         for position in (0, 5, 2**40):
             for purpose in (Purpose.DRAFT, Purpose.TARGET):
                 want = sample(row, temperature, 77, position, purpose)
-                got = _C.sample(row, temperature, 77, position, purpose)
+                got = _testing.sample(row, temperature, 77, position, purpose)
                 assert got == want, (vocab, position, purpose)
                 assert 0 <= got < vocab and row[got] > -np.inf
                 assert temperature > 0 or got == int(np.argmax(row))
@@ -53,7 +53,7 @@ def test_sums_match_numpy_to_the_bit(shape: str, temperature: float) -> None:
         row = row_of(shape, vocab, rng)
         inverse = np.float32(1) / np.float32(temperature)
         want = total(noise.exp(scaled(row, inverse)))
-        assert _C.exp_sum(row, temperature) == want
+        assert _testing.exp_sum(row, temperature) == want
         with np.errstate(over="ignore"):
             exact = np.exp((row.astype(np.float64) - np.float64(row.max())) * np.float64(inverse)).sum()
         assert want == pytest.approx(exact, rel=2e-6)
@@ -86,7 +86,9 @@ def test_judge_matches_numpy(kind: str, draft: str) -> None:
             drafted = np.zeros_like(drafted)
         position, seed = int(rng.integers(0, 2**33)), int(rng.integers(0, 2**63))
         purpose = Purpose.DRAFT if kind == "rejection" else Purpose.TARGET
-        ids = [_C.sample(row, temperature, seed, position + i, purpose) for i, row in enumerate(drafted)]
+        ids = [
+            _testing.sample(row, temperature, seed, position + i, purpose) for i, row in enumerate(drafted)
+        ]
         args = (target, drafted, ids, position, temperature, seed, kind)
         got = native(*args)
         assert got == judge(*args), (trial, vocab, shape, temperature)
@@ -107,7 +109,9 @@ def test_coupled_says_what_the_target_alone_says(temperature: float) -> None:
     for seed in range(200):
         target = rng.normal(0, 2, (5, 50)).astype(np.float32)
         ids = rng.integers(0, 50, 4)
-        own = [_C.sample(row, temperature, seed, 30 + i, Purpose.TARGET) for i, row in enumerate(target)]
+        own = [
+            _testing.sample(row, temperature, seed, 30 + i, Purpose.TARGET) for i, row in enumerate(target)
+        ]
         ids[: seed % 5] = own[: seed % 5]
         got = native(target, None, ids, 30, temperature, seed, "coupled")
         assert got.next_token == own[got.accept_len]
@@ -123,19 +127,25 @@ def test_rows_that_cannot_be_used(bad: float, temperature: float, vocab: int) ->
         broken = row.copy()
         broken[place] = bad
         assert (
-            _C.sample(broken, temperature, 1, 2, 0) == sample(broken, temperature, 1, 2, Purpose.DRAFT) == -1
+            _testing.sample(broken, temperature, 1, 2, 0)
+            == sample(broken, temperature, 1, 2, Purpose.DRAFT)
+            == -1
         )
         good = np.tile(row, (4, 1))
         target = good.copy()
         target[2] = broken
-        ids = [_C.sample(row, temperature, 1, 10 + i, Purpose.TARGET) for i in range(4)]
+        ids = [_testing.sample(row, temperature, 1, 10 + i, Purpose.TARGET) for i in range(4)]
         for kind in KINDS:
             args = (target, good, ids, 10, temperature, 1, kind)
             assert native(*args) == judge(*args)
             if kind == "coupled" or temperature == 0:
                 assert native(*args).bad_row == 2
     nothing = np.full(vocab, -np.inf, dtype=np.float32)
-    assert _C.sample(nothing, temperature, 1, 2, 0) == sample(nothing, temperature, 1, 2, Purpose.DRAFT) == -1
+    assert (
+        _testing.sample(nothing, temperature, 1, 2, 0)
+        == sample(nothing, temperature, 1, 2, Purpose.DRAFT)
+        == -1
+    )
 
 
 def test_a_bad_draft_row_or_candidate_is_named() -> None:
@@ -167,7 +177,7 @@ def test_strange_temperatures_give_valid_tokens(temperature: float) -> None:
     for shape in SHAPES:
         rows = np.stack([row_of(shape, 40, rng) for _ in range(3)])
         for seed in range(20):
-            token = _C.sample(rows[0], temperature, seed, 1, 0)
+            token = _testing.sample(rows[0], temperature, seed, 1, 0)
             assert token == sample(rows[0], temperature, seed, 1, Purpose.DRAFT)
             assert 0 <= token < 40 and rows[0][token] > -np.inf
             for kind in KINDS:
@@ -182,15 +192,15 @@ def test_the_only_finite_logit_wins_even_with_noise_of_minus_infinity() -> None:
     row = np.full(1024, -np.inf, dtype=np.float32)
     row[326] = 1.0
     assert noise.gumbel(noise.uniform(noise.words(0, 25180, Purpose.BONUS, 327)))[326] == -np.inf
-    assert _C.sample(row, 1.0, 0, 25180, Purpose.BONUS) == 326
+    assert _testing.sample(row, 1.0, 0, 25180, Purpose.BONUS) == 326
     assert sample(row, 1.0, 0, 25180, Purpose.BONUS) == 326
 
 
 def test_temperature_at_its_ends() -> None:
     """1e-5 is greedy wherever logits differ by 0.001; 1e5 is uniform."""
     row = np.random.default_rng(1).permutation(1000).astype(np.float32) * 0.001
-    assert {_C.sample(row, 1e-5, s, 3, 0) for s in range(200)} == {int(np.argmax(row))}
-    counts = np.bincount([_C.sample(row[:20], 1e5, s, 3, 0) for s in range(20_000)], minlength=20)
+    assert {_testing.sample(row, 1e-5, s, 3, 0) for s in range(200)} == {int(np.argmax(row))}
+    counts = np.bincount([_testing.sample(row[:20], 1e5, s, 3, 0) for s in range(20_000)], minlength=20)
     assert p_value(counts, np.full(20, 1000)) > FALSE_ALARM
 
 
@@ -225,7 +235,7 @@ def test_draft_vocabularies_of_another_size(draft_vocab: int) -> None:
     both = min(12, draft_vocab)
     counts = np.zeros(12)
     for seed in range(20_000):
-        token = _C.sample(draft[0, :both], 1.0, seed, 4, Purpose.DRAFT)
+        token = _testing.sample(draft[0, :both], 1.0, seed, 4, Purpose.DRAFT)
         args = (target, draft, [token], 4, 1.0, seed, "rejection")
         got = native(*args)
         assert seed > 300 or got == judge(*args)
@@ -238,7 +248,7 @@ def test_sample_has_the_law_of_softmax(temperature: float) -> None:
     row = np.random.default_rng(6).normal(0, 1.5, 40).astype(np.float32)
     for purpose in Purpose:
         counts = np.bincount(
-            [_C.sample(row, temperature, s, 8, purpose) for s in range(30_000)], minlength=40
+            [_testing.sample(row, temperature, s, 8, purpose) for s in range(30_000)], minlength=40
         )
         assert p_value(counts, softmax(row, temperature) * 30_000) > FALSE_ALARM
 
@@ -250,7 +260,7 @@ def test_rejection_accepts_as_often_as_it_should() -> None:
     runs = 30_000
     accepted = 0
     for seed in range(runs):
-        token = _C.sample(draft[0], 1.0, seed, 4, Purpose.DRAFT)
+        token = _testing.sample(draft[0], 1.0, seed, 4, Purpose.DRAFT)
         accepted += native(target, draft, [token], 4, 1.0, seed, "rejection").accept_len
     rate = np.minimum(softmax(target[0], 1.0), softmax(draft[0], 1.0)).sum()
     assert p_value([accepted, runs - accepted], [rate * runs, (1 - rate) * runs]) > FALSE_ALARM
@@ -267,4 +277,4 @@ def test_wrong_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="draft_vocab"):
         native(rows, rows[:1], [0, 0], 1, 1.0, 1, "rejection")
     with pytest.raises(ValueError, match="vocab >= 1"):
-        _C.sample(rows[0, :0], 1.0, 1, 1, 0)
+        _testing.sample(rows[0, :0], 1.0, 1, 1, 0)

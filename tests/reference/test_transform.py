@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_judge import SHAPES, row_of
 
-from pearl_rt import _C
+from pearl_rt import _testing
 from pearl_rt.reference.logprobs import logprobs
 from pearl_rt.reference.processors import Transform, nucleus, usable
 
@@ -48,7 +48,7 @@ def both(fields: dict[str, Any], prompt_len: int) -> tuple[Transform, Any]:
     bias = tuple(fields.pop("logit_bias", {}).items())
     return (
         Transform(**fields, logit_bias=bias, prompt_len=prompt_len),
-        _C.Transform(**fields, logit_bias=list(bias)),
+        _testing.Transform(**fields, logit_bias=list(bias)),
     )
 
 
@@ -184,7 +184,7 @@ def test_logprobs_match_numpy_and_torch(shape: str, vocab: int, k: int, seed: in
     rng = np.random.default_rng(seed)
     row = row_of(shape, vocab, rng)
     token = int(rng.integers(vocab))
-    got = _C.logprobs(row, token, k)
+    got = _testing.logprobs(row, token, k)
     want = logprobs(row, token, min(k, vocab))
     assert {token_id: (value, rank) for token_id, value, rank in got} == want
     assert [entry[0] for entry in got[1:]] == np.argsort(-row, kind="stable")[: min(k, vocab)].tolist()

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pearl_rt import _C
+from pearl_rt import _C, _testing
 from pearl_rt.reference.processors import Transform
 from pearl_rt.reference.round import Judge, Limits, Verdict, decode
 from pearl_rt.strategy.program import program
@@ -34,7 +34,7 @@ class Case:
             if which == "target"
             else (self.draft_rule, self.draft_scale)
         )
-        return _C.ScriptedExecutor(
+        return _testing.ScriptedExecutor(
             vocab_size=self.vocab, max_model_len=max_model_len, num_slots=num_slots, rule=rule, scale=scale
         )
 
@@ -79,14 +79,14 @@ CASES = {"V8-L3-unrelated": UNRELATED, "V16-L2-opposite": OPPOSITE}
 
 
 class NativeJudge:
-    """_C.sample and _C.judge, as the reference decoder asks for them."""
+    """_testing.sample and _testing.judge, as the reference decoder asks for them."""
 
     def __init__(self, kind: str, temperature: float, seed: int) -> None:
         self.kind, self.temperature, self.seed = kind, temperature, seed
         self.draft_purpose = 4 if kind == "coupled" else 0
 
     def draft_token(self, logits: np.ndarray, prefix: Sequence[int]) -> int:
-        return _C.sample(logits, self.temperature, self.seed, len(prefix), self.draft_purpose)
+        return _testing.sample(logits, self.temperature, self.seed, len(prefix), self.draft_purpose)
 
     def verdict(
         self,
@@ -98,7 +98,9 @@ class NativeJudge:
         rows = np.stack(draft_logits) if draft_logits else None
         ids = np.array(draft_token_ids, dtype=np.int32)
         return Verdict(
-            *_C.judge(np.stack(target_logits), rows, ids, len(prefix), self.temperature, self.seed, self.kind)
+            *_testing.judge(
+                np.stack(target_logits), rows, ids, len(prefix), self.temperature, self.seed, self.kind
+            )
         )
 
 

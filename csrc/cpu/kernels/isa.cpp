@@ -1,7 +1,5 @@
 #include "cpu/kernels/isa.h"
 
-#include <stdexcept>
-
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -46,43 +44,13 @@ bool has_amx() { return false; }
 
 }  // namespace
 
-const char* name_of(Isa isa) {
-  switch (isa) {
-    case Isa::kPortable:
-      return "portable";
-    case Isa::kAvx2:
-      return "avx2";
-    case Isa::kAvx512:
-      return "avx512";
-    case Isa::kAmx:
-      return "amx";
-    case Isa::kAmxEmulated:
-      return "amx_emulated";
-  }
-  return "unknown";
-}
-
 std::vector<std::string> available_isas() {
   std::vector<std::string> names;
-  if (has_avx512() && has_amx()) names.push_back(name_of(Isa::kAmx));
-  if (has_avx512()) names.push_back(name_of(Isa::kAvx512));
-  if (has_avx2()) names.push_back(name_of(Isa::kAvx2));
-  names.push_back(name_of(Isa::kPortable));
+  if (has_avx512() && has_amx()) names.push_back("amx");
+  if (has_avx512()) names.push_back("avx512");
+  if (has_avx2()) names.push_back("avx2");
+  names.push_back("portable");
   return names;
-}
-
-Isa choose_isa(const std::string& name) {
-  const std::vector<std::string> available = available_isas();
-  const std::string& wanted = name.empty() ? available.front() : name;
-  if (wanted == name_of(Isa::kAmxEmulated)) return Isa::kAmxEmulated;
-  std::string list;
-  for (const std::string& one : available) {
-    for (Isa isa : {Isa::kPortable, Isa::kAvx2, Isa::kAvx512, Isa::kAmx}) {
-      if (one == wanted && one == name_of(isa)) return isa;
-    }
-    list += (list.empty() ? "" : ", ") + one;
-  }
-  throw std::invalid_argument("instruction set '" + wanted + "' is not available here; there are: " + list);
 }
 
 }  // namespace pearl

@@ -1,22 +1,26 @@
 #include "cpu/kernels/kernels.h"
 
+#include <algorithm>
+#include <stdexcept>
+
+#include "cpu/kernels/isa.h"
+
 namespace pearl {
 
-const Kernels& kernels_of(Isa isa, DType dtype) {
-  switch (isa) {
-#if defined(__x86_64__)
-    case Isa::kAvx2:
-      return avx2_kernels(dtype);
-    case Isa::kAvx512:
-      return avx512_kernels(dtype);
-    case Isa::kAmx:
-      return amx_kernels(dtype);
-#endif
-    case Isa::kAmxEmulated:
-      return amx_emulated_kernels(dtype);
-    default:
-      return portable_kernels(dtype);
+const Kernels& kernels_of(const std::string& isa, DType dtype) {
+  const std::vector<std::string> available = available_isas();
+  const std::string& wanted = isa.empty() ? available.front() : isa;
+  if (std::find(available.begin(), available.end(), wanted) == available.end()) {
+    std::string list;
+    for (const std::string& one : available) list += (list.empty() ? "" : ", ") + one;
+    throw std::invalid_argument("instruction set '" + wanted + "' is not available here; there are: " + list);
   }
+#if defined(__x86_64__)
+  if (wanted == "amx") return amx_kernels(dtype);
+  if (wanted == "avx512") return avx512_kernels(dtype);
+  if (wanted == "avx2") return avx2_kernels(dtype);
+#endif
+  return portable_kernels(dtype);
 }
 
 }  // namespace pearl

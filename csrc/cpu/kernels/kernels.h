@@ -4,8 +4,7 @@
 #pragma once
 
 #include <cstdint>
-
-#include "cpu/kernels/isa.h"
+#include <string>
 
 namespace pearl {
 
@@ -65,7 +64,7 @@ struct SoftmaxArgs {
 
 // One table: everything a step computes.
 struct Kernels {
-  Isa isa;
+  const char* isa;  // its name
   DType dtype;
 
   // Each thread, before its matmuls of a run (AMX: tile configuration); may be null.
@@ -88,14 +87,14 @@ struct Kernels {
   float (*read_panel)(const char* data, int64_t lines);
 };
 
-// The table of an instruction set that runs here (choose_isa checks that).
-const Kernels& kernels_of(Isa isa, DType dtype);
+// The table of an instruction set; of the fastest that runs here, for an empty name. Throws
+// std::invalid_argument, which says what is available.
+const Kernels& kernels_of(const std::string& isa, DType dtype);
 
 // Where the tables live, one file each.
-const Kernels& portable_kernels(DType dtype);      // kernels_portable.cpp
-const Kernels& avx2_kernels(DType dtype);          // kernels_avx2.cpp
-const Kernels& avx512_kernels(DType dtype);        // kernels_avx512.cpp
-const Kernels& amx_kernels(DType dtype);           // kernels_amx.cpp
-const Kernels& amx_emulated_kernels(DType dtype);  // kernels_amx_emulated.cpp
+const Kernels& portable_kernels(DType dtype);  // kernels_portable.cpp
+const Kernels& avx2_kernels(DType dtype);      // kernels_avx2.cpp
+const Kernels& avx512_kernels(DType dtype);    // kernels_avx512.cpp
+const Kernels& amx_kernels(DType dtype);       // kernels_amx.cpp
 
 }  // namespace pearl

@@ -6,7 +6,7 @@
 namespace pearl {
 namespace {
 
-constexpr Isa kIsa = Isa::kAmx;
+constexpr const char* kIsa = "amx";
 
 // Own assembly, since the compiler's intrinsics do not say that they read and write memory.
 template <int INDEX>

@@ -6,7 +6,7 @@
 namespace pearl {
 namespace {
 
-constexpr Isa kIsa = Isa::kAvx2;
+constexpr const char* kIsa = "avx2";
 constexpr int kMaxRows = 4;  // rows of a register tile
 // Column blocks of a register tile: 16 registers hold 8 of sums, 4 of weights and 2 of a row's pair.
 constexpr int blocks_of(int rows) { return rows == 1 ? 2 : 1; }

@@ -6,7 +6,7 @@
 namespace pearl {
 namespace {
 
-constexpr Isa kIsa = Isa::kAvx512;
+constexpr const char* kIsa = "avx512";
 constexpr int kMaxRows = 16;  // rows of a register tile
 // Column blocks of a register tile: as many sums as 32 registers hold beside the weights.
 constexpr int blocks_of(int rows) { return rows <= 6 ? 4 : rows <= 14 ? 2 : 1; }

@@ -5,7 +5,7 @@
 namespace pearl {
 namespace {
 
-constexpr Isa kIsa = Isa::kPortable;
+constexpr const char* kIsa = "portable";
 constexpr int kMaxRows = 4;                                      // rows of a register tile
 constexpr int blocks_of(int rows) { return rows == 1 ? 2 : 1; }  // column blocks of a register tile
 

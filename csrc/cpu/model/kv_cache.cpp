@@ -2,9 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <limits>
 #include <string>
-#include <vector>
 
 namespace pearl {
 
@@ -71,18 +69,6 @@ void KvCache::store(int layer, int block, int kv_head, int row, const void* key,
   const auto* k = static_cast<const char*>(key);
   const auto* v = static_cast<const char*>(value);
   dtype_ == DType::kBfloat16 ? store_bf16(tile, rows, row, k, v) : store_fp32(tile, rows, row, k, v);
-}
-
-void KvCache::poison(int block, int row) const {
-  const std::vector<uint16_t> nan_bf16(head_dim_, 0x7FC0);
-  const std::vector<float> nan_fp32(head_dim_, std::numeric_limits<float>::quiet_NaN());
-  const bool bf16 = dtype_ == DType::kBfloat16;
-  const void* nan = bf16 ? static_cast<const void*>(nan_bf16.data()) : nan_fp32.data();
-  for (int layer = 0; layer < num_layers_; ++layer) {
-    for (int head = 0; head < num_kv_heads_; ++head) {
-      for (int r = row; r < block_size_; ++r) store(layer, block, head, r, nan, nan);
-    }
-  }
 }
 
 }  // namespace pearl

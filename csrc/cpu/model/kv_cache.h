@@ -41,9 +41,6 @@ class KvCache {
   // fed.
   void store(int layer, int block, int kv_head, int row, const void* key, const void* value) const;
 
-  // Fills the rows of a block from `row` on with NaN, in every layer: for tests.
-  void poison(int block, int row) const;
-
  private:
   void* at(int layer, int kv_head, int64_t element) const;
   // keys: the 16 positions of the row; values: of the whole block.

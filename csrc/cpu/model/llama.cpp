@@ -147,22 +147,6 @@ const int32_t* LlamaExecutor::block_table(const Segment& s) const {
   return own_blocks_.data() + s.slot * (own_blocks_.size() / num_slots_);
 }
 
-void LlamaExecutor::poison(int slot, int64_t position) const {
-  check_between("slot", slot, 0, num_slots_ - 1);
-  check_between("position", position, 0, max_model_len_);
-  const int64_t per_slot = static_cast<int64_t>(own_blocks_.size()) / num_slots_, size = block_size();
-  for (int64_t b = position / size; b < per_slot && slot * per_slot + b < num_blocks(); ++b) {
-    const int64_t row = std::max<int64_t>(position - b * size, 0);
-    cache_.poison(static_cast<int>(slot * per_slot + b), static_cast<int>(row));
-  }
-}
-
-void LlamaExecutor::poison_block(int block, int row) const {
-  check_between("block", block, 0, num_blocks() - 1);
-  check_between("row", row, 0, block_size());
-  cache_.poison(block, row);
-}
-
 void LlamaExecutor::forward(const Segment* segments, int num_segments) {
   const OneThread one_thread(&busy_);
   check(segments, num_segments);

@@ -35,16 +35,10 @@ class LlamaExecutor : public Executor {
 
   const LlamaWeights& weights() const { return *weights_; }
   CoreSet& core_set() const { return *core_set_; }
-  int64_t cache_bytes() const { return cache_.bytes(); }
+  const KvCache& cache() const { return cache_; }
 
   // Seconds of the fastest of `repeats` passes over the linear layers of a step of `rows` rows, on zeros.
   double time_linears(int rows, int repeats);
-
-  // NaN in every KV row of a slot's own blocks from `position` on: for tests.
-  // Throws Failure(kRequest) for a slot or position that is not there; so does poison_block.
-  void poison(int slot, int64_t position) const;
-  // NaN in every row of a block from `row` on: for tests.
-  void poison_block(int block, int row) const;
 
  private:
   // A matrix [rows, stride] of activations.

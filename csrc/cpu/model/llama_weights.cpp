@@ -104,11 +104,12 @@ std::vector<SourceRow> interleaved_rows(const SourceTensor& even, const SourceTe
 
 }  // namespace
 
-LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, DType dtype, Isa isa,
+LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, const Kernels& kernels,
                            const Progress& progress)
-    : config_(config), kernels_(kernels_of(isa, dtype)) {
+    : config_(config), kernels_(kernels) {
   check(config);
   const LlamaConfig& c = config_;
+  const DType dtype = kernels.dtype;
   const int64_t hidden = c.hidden_size, inter = c.intermediate_size, q = c.q_size(), kv = c.kv_size();
 
   // Places, in the order in which a step reads them.

@@ -45,10 +45,10 @@ class LlamaWeights {
   using Tensors = std::map<std::string, SourceTensor>;
   using Progress = std::function<void(int layers_done, int layers)>;
 
-  // Packs `tensors` (Hugging Face names), which may go away afterwards. Throws std::invalid_argument for a
-  // config that cannot be run or a tensor that is missing or mis-shaped, OutOfMemory (with the bytes) if it
-  // does not fit.
-  LlamaWeights(const LlamaConfig& config, const Tensors& tensors, DType dtype, Isa isa,
+  // Packs `tensors` (Hugging Face names), which may go away afterwards, for these kernels. Throws
+  // std::invalid_argument for a config that cannot be run or a tensor that is missing or mis-shaped,
+  // OutOfMemory (with the bytes) if it does not fit.
+  LlamaWeights(const LlamaConfig& config, const Tensors& tensors, const Kernels& kernels,
                const Progress& progress);
 
   const LlamaConfig& config() const { return config_; }

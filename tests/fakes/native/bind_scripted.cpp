@@ -1,43 +1,15 @@
-// The executor seam and its test double, for Python.
+// The scripted executor, for Python.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <stdexcept>
-
-#include "core/without_gil.h"
+#include "native/scripted_executor.h"
 #include "python/arguments.h"
-#include "testing/scripted_executor.h"
 
 namespace py = pybind11;
 
 namespace pearl {
 
-namespace {
-
-// forward for one sequence -> [num_logits, vocab_size] fp32.
-py::array_t<float> forward(Executor& self, int slot, const std::vector<int32_t>& token_ids, int64_t start,
-                           int num_logits) {
-  const auto num_tokens = static_cast<int>(token_ids.size());
-  check_between("num_logits", num_logits, 0, num_tokens);
-  py::array_t<float> logits({num_logits, self.vocab_size()});
-  const Segment segment{slot, token_ids.data(), num_tokens, start, num_logits, logits.mutable_data()};
-  const WithoutGil release;
-  self.forward(&segment, 1);
-  return logits;
-}
-
-}  // namespace
-
 void bind_scripted(py::module_& m) {
-  py::class_<Executor, std::shared_ptr<Executor>>(m, "Executor", "A model and its KV cache, behind one call.")
-      .def("forward", &forward, py::arg("slot"), py::arg("token_ids"), py::arg("start"),
-           py::arg("num_logits"))
-      .def_property_readonly("vocab_size", method(&Executor::vocab_size))
-      .def_property_readonly("max_model_len", method(&Executor::max_model_len))
-      .def_property_readonly("num_slots", method(&Executor::num_slots))
-      .def_property_readonly("num_blocks", method(&Executor::num_blocks))
-      .def_property_readonly("block_size", method(&Executor::block_size));
-
   py::class_<ScriptedExecutor, Executor, std::shared_ptr<ScriptedExecutor>>(
       m, "ScriptedExecutor", "A test executor: logits are a function of the tokens in its cache.")
       .def(py::init([](int vocab_size, int64_t max_model_len, int num_slots, uint64_t rule, double divergence,

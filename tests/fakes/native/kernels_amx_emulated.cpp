@@ -1,11 +1,11 @@
 // The tile kernel of kernels_amx.cpp over tiles in plain memory, so that its indexing is tested on every
 // machine.
-#include "cpu/kernels/kernels.h"
+#include "native/kernels_amx_emulated.h"
 
 namespace pearl {
 namespace {
 
-constexpr Isa kIsa = Isa::kAmxEmulated;
+constexpr const char* kIsa = "amx_emulated";
 
 // A tile register: 16 rows of 64 bytes.
 struct Tile {

@@ -1,4 +1,4 @@
-#include "testing/scripted_executor.h"
+#include "native/scripted_executor.h"
 
 #include <algorithm>
 #include <chrono>

@@ -1,0 +1,76 @@
+#include "python/llama_arguments.h"
+
+#include <pybind11/stl.h>
+
+namespace py = pybind11;
+
+namespace pearl {
+namespace {
+
+// The entry of that name.
+template <typename T>
+T field(const py::dict& config, const char* name, const char* wanted) {
+  if (!config.contains(name)) refuse(std::string("config has no '") + name + "'");
+  const py::object value = config[name];
+  try {
+    return value.cast<T>();
+  } catch (const py::cast_error&) {
+    refuse(std::string(name) + " is " + py::repr(value).cast<std::string>() + "; it must be " + wanted);
+  }
+}
+
+LlamaConfig config_from(const py::dict& d) {
+  const auto number = [&](const char* name) { return field<int>(d, name, "an integer of 32 bits"); };
+  const auto flag = [&](const char* name) { return field<bool>(d, name, "True or False"); };
+  LlamaConfig c{};
+  c.vocab_size = number("vocab_size");
+  c.hidden_size = number("hidden_size");
+  c.intermediate_size = number("intermediate_size");
+  c.num_hidden_layers = number("num_hidden_layers");
+  c.num_attention_heads = number("num_attention_heads");
+  c.num_key_value_heads = number("num_key_value_heads");
+  c.head_dim = number("head_dim");
+  c.rms_norm_eps = field<float>(d, "rms_norm_eps", "a number");
+  c.attention_bias = flag("attention_bias");
+  c.qk_norm = flag("qk_norm");
+  c.tie_word_embeddings = flag("tie_word_embeddings");
+  return c;
+}
+
+SourceTensor::Type type_from(const std::string& name, const std::string& type) {
+  if (type == "float32") return SourceTensor::Type::kFloat32;
+  if (type == "bfloat16") return SourceTensor::Type::kBfloat16;
+  if (type == "float16") return SourceTensor::Type::kFloat16;
+  throw std::invalid_argument("tensor '" + name + "' is " + type + ", not one of float32, bfloat16, float16");
+}
+
+SourceTensor source_from(const std::string& name, const std::variant<TensorTuple, PlaceTuple>& tensor,
+                         std::vector<std::unique_ptr<HostMemory>>* held) {
+  if (const auto* in_memory = std::get_if<TensorTuple>(&tensor)) {
+    const auto& [object, type, shape] = *in_memory;
+    const HostMemory& memory = *held->emplace_back(std::make_unique<HostMemory>(object, false));
+    return {type_from(name, type), shape, memory.data(), memory.size(), -1, 0, name, ""};
+  }
+  const auto& [descriptor, path, offset, type, shape] = std::get<PlaceTuple>(tensor);
+  return {type_from(name, type), shape, nullptr, 0, descriptor, offset, name, path};
+}
+
+}  // namespace
+
+DType dtype_from(const std::string& name) {
+  if (name == "bfloat16") return DType::kBfloat16;
+  if (name == "float32") return DType::kFloat32;
+  throw std::invalid_argument("dtype '" + name + "' is not one of bfloat16, float32");
+}
+
+std::shared_ptr<LlamaWeights> weights_from(const py::dict& config, const Sources& tensors,
+                                           const Kernels& kernels, const LlamaWeights::Progress& progress) {
+  LlamaWeights::Tensors sources;
+  std::vector<std::unique_ptr<HostMemory>> held;
+  for (const auto& [name, tensor] : tensors) sources.emplace(name, source_from(name, tensor, &held));
+  const LlamaConfig c = config_from(config);
+  const WithoutGil released;
+  return std::make_shared<LlamaWeights>(c, sources, kernels, progress);
+}
+
+}  // namespace pearl

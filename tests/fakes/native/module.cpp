@@ -1,0 +1,35 @@
+// The table of contents of pearl_rt._testing: what tests call and pearl_rt does not. No wheel has it.
+#include <pybind11/functional.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "native/kernels_amx_emulated.h"
+#include "python/arguments.h"
+#include "python/failures.h"
+#include "python/llama_arguments.h"
+
+namespace py = pybind11;
+
+namespace pearl {
+void bind_blocks(py::module_& m);
+void bind_sampling(py::module_& m);
+void bind_scripted(py::module_& m);
+}  // namespace pearl
+
+PYBIND11_MODULE(_testing, m) {
+  m.doc() = "Test doubles, and functions of pearl_rt._C that only tests call.";
+  py::module_::import("pearl_rt._C");  // binds the classes that are used here
+  pearl::translate_failures();
+  pearl::bind_sampling(m);
+  pearl::bind_scripted(m);
+  pearl::bind_blocks(m);
+  m.def(
+      "emulated_weights",
+      [](const py::dict& config, const pearl::Sources& tensors, const std::string& dtype) {
+        const pearl::Kernels& kernels = pearl::amx_emulated_kernels(pearl::dtype_from(dtype));
+        return pearl::weights_from(config, tensors, kernels, nullptr);
+      },
+      py::arg("config"), py::arg("tensors"), py::arg("dtype"),
+      "LlamaWeights, as _C makes them, for the kernels of AMX with tiles in plain memory.");
+  pearl::refuse_unmade_objects(m);
+}
