@@ -3,7 +3,7 @@
     begin(gamma)  ahead of verify, and of what changes rows in place
     publish_logprobs(gamma)   behind it, of what it has committed
 
-Both only launch. Knows the state of a round; not requests, models or order. csrc/cuda/run/logprob_ring.h
+Both only launch. Knows the state of a round; not requests, models or order. csrc/cuda/memory/logprob_ring.h
 reads it.
 """
 

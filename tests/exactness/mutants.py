@@ -1,8 +1,8 @@
 """Bugs of this field, put into the coordinator's C++ on purpose, each to be caught by a check of shaped.py.
 
 One build holds them all: every place reads `pearl_bug(NAME) ? wrong : right`, and PEARL_BUG in the
-environment says which is on. It lives in a process of its own, in place of pearl_rt._C and _testing, which forks one more
-for every bug: `python tests/exactness/mutants.py MODULE.so < CASES`.
+environment says which is on. It lives in a process of its own, in place of pearl_rt._C and _testing. That
+process forks one more for every bug: `python tests/exactness/mutants.py MODULE.so < CASES`.
 """
 
 import importlib.util

@@ -1,4 +1,4 @@
-"""Calls all that pearl_rt._C and _testing bind with random arguments, right and wrong: each call returns or raises.
+"""Calls all that _C and _testing bind with random arguments, right and wrong: each call returns or raises.
 
     python tests/fakes/native_calls.py SEED NUM_CALLS LOG
 

@@ -39,7 +39,7 @@ NAMES = (  # PEARL_ARRAYS of csrc/cuda/memory/device_arrays.h
     "joining",
     *(TOLD := ("num_logprobs", "told")),  # the target's
     "block_table",
-    # PEARL_SHAPING of csrc/cuda/memory/shaping_arrays.h
+    # PEARL_SHAPING of csrc/cuda/memory/processor_arrays.h
     *(SHAPING_FLOATS := ("repetition_penalty", "frequency_penalty", "presence_penalty", "top_p", "min_p")),
     "top_k",
     "min_tokens",

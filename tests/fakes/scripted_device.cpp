@@ -16,8 +16,8 @@
 
 #include "cpu/lane/cpu_steps.h"
 #include "cuda/memory/device_arrays.h"
-#include "cuda/run/logprob_ring.h"
-#include "cuda/run/verdict_ring.h"
+#include "cuda/memory/logprob_ring.h"
+#include "cuda/memory/verdict_ring.h"
 #include "native/scripted_executor.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))

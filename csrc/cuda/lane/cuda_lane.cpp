@@ -4,7 +4,6 @@
 #include <utility>
 
 #include "core/checks.h"
-#include "cuda/run/issuer.h"
 
 namespace pearl {
 
@@ -32,11 +31,11 @@ bool is_verdict(const Op& op) { return op.kind == OpKind::kFirst || op.kind == O
 
 }  // namespace
 
-CudaLane::CudaLane(std::string name, std::shared_ptr<CudaIssuer> issuer, int ordinal, CUstream stream,
+CudaLane::CudaLane(std::string name, std::shared_ptr<Launcher> launcher, int ordinal, CUstream stream,
                    std::shared_ptr<DeviceArrays> arrays)
     : name_(std::move(name)),
-      issuer_(std::move(issuer)),
-      context_(std::make_shared<Context>(issuer_->driver(), ordinal)),
+      launcher_(std::move(launcher)),
+      context_(std::make_shared<Context>(launcher_->driver(), ordinal)),
       stream_(stream),
       arrays_(std::move(arrays)),
       device_trace_(context_, stream) {}
@@ -45,12 +44,11 @@ CudaLane::~CudaLane() { join(); }
 
 void CudaLane::add_step(const StepKey& key, Step step) {
   const std::lock_guard<std::mutex> lock(steps_mutex_);
-  if (issuer_->is_running(this)) refuse("a run is in flight: add steps to the " + name_ + " lane before it");
-  step.serial = issuer_->next_serial();
+  if (launcher_->is_running(this))
+    refuse("a run is in flight: add steps to the " + name_ + " lane before it");
+  step.serial = launcher_->next_serial();
   steps_.add(key, std::move(step));
 }
-
-Signal* CudaLane::bell() { return issuer_->bell(); }
 
 void CudaLane::attach(const std::vector<Lane*>& lanes, size_t index, const State& state) {
   arrays_->check_sizes(state, name_);
@@ -77,14 +75,14 @@ void CudaLane::attach(const std::vector<Lane*>& lanes, size_t index, const State
     refuse("the arrays of the " + name_ + " lane hold draft logits of " + std::to_string(vocab_size) +
            " ids; the coordinator was told " + std::to_string(state.draft_vocab_size));
   }
-  if (peer_->issuer_ != issuer_) refuse("the lanes of one coordinator need one issuer; there are two");
+  if (peer_->launcher_ != launcher_) refuse("the lanes of one coordinator need one issuer; there are two");
   is_last_ = index == 1;
 }
 
 void CudaLane::check(const LaneProgram& program, const State& state) const {
   arrays_->check_requests(state, name_);
   if (is_target()) arrays_->check_logprobs(state, name_);
-  issuer_->check_ring(*arrays_);
+  launcher_->check_ring(*arrays_);
   check_order(program);
   resolve(program.prologue, state);
   resolve(program.body, state);
@@ -187,10 +185,10 @@ void CudaLane::submit(const LaneProgram& program, int64_t max_rounds, State* sta
   if (!is_last_) return;
   std::vector<CudaLane*> lanes = {this};
   if (peer_ != nullptr) lanes.insert(lanes.begin(), peer_);
-  issuer_->start(std::move(lanes), state, run);
+  launcher_->start(std::move(lanes), state, run);
 }
 
-void CudaLane::join() { issuer_->join(this); }
+void CudaLane::join() { launcher_->join(this); }
 
 void CudaLane::begin(const InFlight& in_flight, bool timed, bool several_devices) {
   several_devices_ = several_devices;

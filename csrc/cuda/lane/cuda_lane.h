@@ -1,5 +1,5 @@
 // A lane on a GPU: a stream, the captured steps that are launched on it, and the arrays that they work on.
-// The issuer's thread calls issue(), which queues what may be queued and never waits for the GPU.
+// The launcher's thread calls issue(), which queues what may be queued and never waits for the GPU.
 #pragma once
 
 #include <memory>
@@ -12,18 +12,17 @@
 #include "coordinator/state.h"
 #include "cuda/driver/handles.h"
 #include "cuda/lane/device_trace.h"
+#include "cuda/lane/in_flight.h"
+#include "cuda/lane/launcher.h"
 #include "cuda/lane/step_table.h"
 #include "cuda/memory/device_arrays.h"
-#include "cuda/run/in_flight.h"
 
 namespace pearl {
-
-class CudaIssuer;
 
 class CudaLane : public Lane {
  public:
   // stream: of the device `ordinal`, the caller's, for this lane alone.
-  CudaLane(std::string name, std::shared_ptr<CudaIssuer> issuer, int ordinal, CUstream stream,
+  CudaLane(std::string name, std::shared_ptr<Launcher> launcher, int ordinal, CUstream stream,
            std::shared_ptr<DeviceArrays> arrays);
   ~CudaLane() override;
 
@@ -31,7 +30,7 @@ class CudaLane : public Lane {
   void add_step(const StepKey& key, Step step);
 
   const std::string& name() const override { return name_; }
-  Signal* bell() override;
+  Signal* bell() override { return launcher_->bell(); }
   void attach(const std::vector<Lane*>& lanes, size_t index, const State& state) override;
   void check(const LaneProgram& program, const State& state) const override;
   void submit(const LaneProgram& program, int64_t max_rounds, State* state, Run* run) override;
@@ -45,7 +44,7 @@ class CudaLane : public Lane {
   }
   const Trace& trace() const override { return trace_; }
 
-  // From here on: the issuer's thread, for one run.
+  // From here on: the launcher's thread, for one run.
   // Uploads the requests, and makes this stream wait for the target's upload where both lanes share it.
   void begin(const InFlight& in_flight, bool timed, bool several_devices);
   // Queues ops until a wait whose record was not issued, or the end of last_round -> whether any was queued.
@@ -106,7 +105,7 @@ class CudaLane : public Lane {
   std::string stream_place() const;
 
   const std::string name_;
-  const std::shared_ptr<CudaIssuer> issuer_;
+  const std::shared_ptr<Launcher> launcher_;
   const std::shared_ptr<Context> context_;
   const CUstream stream_;
   const std::shared_ptr<DeviceArrays> arrays_;
@@ -119,7 +118,7 @@ class CudaLane : public Lane {
   bool has_host_peer_ = false;
   bool is_last_ = true;  // of the coordinator's CUDA lanes: its submit starts the run
 
-  // Set by submit, then by the issuer's thread.
+  // Set by submit, then by the launcher's thread.
   LaneProgram program_;
   int64_t max_rounds_ = 0;
   std::vector<Resolved> prologue_, body_;

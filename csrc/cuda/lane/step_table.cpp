@@ -5,7 +5,7 @@
 
 #include "core/checks.h"
 #include "core/failure.h"
-#include "cuda/memory/shaping_arrays.h"
+#include "cuda/memory/processor_arrays.h"
 
 namespace pearl {
 

@@ -7,7 +7,7 @@
 #include "core/checks.h"
 #include "core/failure.h"
 #include "cuda/memory/join_copies.h"
-#include "cuda/run/verdict_ring.h"
+#include "cuda/memory/verdict_ring.h"
 
 namespace pearl {
 

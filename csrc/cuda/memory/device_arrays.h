@@ -10,15 +10,15 @@
 #include <vector>
 
 #include "coordinator/state.h"
-#include "cuda/memory/shaping_arrays.h"
+#include "cuda/memory/logprob_ring.h"
+#include "cuda/memory/processor_arrays.h"
 #include "cuda/memory/staging.h"
-#include "cuda/run/logprob_ring.h"
 
 namespace pearl {
 
 // Addresses in order of pearl_rt/state.py. ring: pinned host memory. chunk: [B, 2] of this lane's prefill.
 // joining: [B] finish_reason of the slots that step "join" judges. block_table: [B, MB] KV blocks of a slot.
-// num_logprobs: [B] as Request's; told: pinned host memory, as csrc/cuda/run/logprob_ring.h reads it; both
+// num_logprobs: [B] as Request's; told: pinned host memory, as csrc/cuda/memory/logprob_ring.h reads it; both
 // only where sizes have max_logprobs.
 // clang-format off
 #define PEARL_ARRAYS(X)                                                                           \
@@ -43,10 +43,10 @@ struct ArraySizes {
   int num_stop_ids = 0;      // NS
   int ring_size = 0;         // RING
   int prefill_chunk = 0;     // tokens of a prefill pass; prompts are cut at its multiples
-  int num_biased = 0;        // ids of logit_bias; 0: there are no arrays of csrc/cuda/memory/shaping_arrays.h
-  int max_logprobs = -1;     // likeliest tokens told with each at most; -1: nothing is told
-  int block_size = 16;       // BS, positions of a KV block
-  int num_blocks = 0;        // of this lane's KV cache
+  int num_biased = 0;     // ids of logit_bias; 0: there are no arrays of csrc/cuda/memory/processor_arrays.h
+  int max_logprobs = -1;  // likeliest tokens told with each at most; -1: nothing is told
+  int block_size = 16;    // BS, positions of a KV block
+  int num_blocks = 0;     // of this lane's KV cache
 
   // Throws Failure(kRequest) for sizes that no arrays can have. Those of no arrays yet are 0: of the target's
   // vocabulary, the ring and the pool of blocks.

@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "cuda/lane/cuda_lane.h"
+#include "cuda/lane/in_flight.h"
 #include "cuda/memory/join_copies.h"
-#include "cuda/run/in_flight.h"
 
 namespace pearl {
 

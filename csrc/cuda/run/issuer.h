@@ -31,35 +31,31 @@ struct IssuerOptions {
   bool timed = false;  // whether ops are timed for trace()
 };
 
-class CudaIssuer {
+class CudaIssuer : public Launcher {
  public:
   // spin: how long it polls the verdict ring without a pause, before it sleeps between polls. Throws
   // Failure(kResource) if its thread cannot be started.
   CudaIssuer(std::shared_ptr<Driver> driver, std::chrono::microseconds spin);
-  ~CudaIssuer();
+  ~CudaIssuer() override;
   CudaIssuer(const CudaIssuer&) = delete;
   CudaIssuer& operator=(const CudaIssuer&) = delete;
 
   // Of the next run. Throws Failure(kRequest) while one is in flight.
   void set_options(const IssuerOptions& options);
   IssuerOptions options() const;
-  // Throws Failure(kRequest) if rounds_ahead is more than the ring of these arrays takes.
-  void check_ring(const DeviceArrays& arrays) const;
 
-  // lanes: [target] or [target, draft], with their programs. Returns at once; the run ends by itself, or by
-  // run.halt(). Throws Failure(kRequest) if another coordinator's run is in flight.
-  void start(std::vector<CudaLane*> lanes, State* state, Run* run);
-  // Returns when no work of the lane's run is in flight.
-  void join(const CudaLane* lane);
-  bool is_running(const CudaLane* lane) const;
+  void check_ring(const DeviceArrays& arrays) const override;
+  void start(std::vector<CudaLane*> lanes, State* state, Run* run) override;
+  void join(const CudaLane* lane) override;
+  bool is_running(const CudaLane* lane) const override;
 
   // Host time of the last run for each round read, in which the thread launched work and read verdicts;
   // without polls that found nothing. 0 before the first run.
   double host_ns_per_round() const;
 
-  Signal* bell() { return &bell_; }
-  uint64_t next_serial() { return serial_.fetch_add(1, std::memory_order_relaxed); }
-  const std::shared_ptr<Driver>& driver() const { return driver_; }
+  Signal* bell() override { return &bell_; }
+  uint64_t next_serial() override { return serial_.fetch_add(1, std::memory_order_relaxed); }
+  const std::shared_ptr<Driver>& driver() const override { return driver_; }
 
  private:
   struct Work {

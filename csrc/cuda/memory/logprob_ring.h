@@ -1,8 +1,8 @@
 // The host's side of the ring of log-probabilities in pinned memory (kernels/verify/publish_logprobs.py):
 // those of a round's tokens, slot by slot, for requests that ask for them. Knows entries; not rounds in
 // flight, nor verdicts. A device stores the fields of an entry, then its round with release at system scope;
-// the host reads the round with acquire. The verdict's entry (csrc/cuda/run/verdict_ring.h) may come before
-// it or after it.
+// the host reads the round with acquire. The verdict's entry (csrc/cuda/memory/verdict_ring.h) may come
+// before it or after it.
 #pragma once
 
 #include <algorithm>

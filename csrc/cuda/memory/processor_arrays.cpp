@@ -1,4 +1,4 @@
-#include "cuda/memory/shaping_arrays.h"
+#include "cuda/memory/processor_arrays.h"
 
 #include <algorithm>
 

@@ -24,8 +24,8 @@
 #include "coordinator/run.h"
 #include "coordinator/state.h"
 #include "cuda/driver/driver_api.h"
-#include "cuda/run/logprob_ring.h"
-#include "cuda/run/verdict_ring.h"
+#include "cuda/memory/logprob_ring.h"
+#include "cuda/memory/verdict_ring.h"
 
 namespace pearl {
 

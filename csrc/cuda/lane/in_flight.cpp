@@ -1,4 +1,4 @@
-#include "cuda/run/in_flight.h"
+#include "cuda/lane/in_flight.h"
 
 #include <algorithm>
 #include <string>
