@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from pearl_rt.backends.select import Asked, backend
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors
+from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.errors import ConfigError
 from pearl_rt.lowlevel.round import Round
@@ -136,14 +137,12 @@ class Engine:
         self.max_model_len = max_length(max_model_len, [config for _, config, _ in parts])
         kv_pool = self._backend.kv_pool(self.max_model_len)
         candidates = self._wanted.narrowed(self._limits)
-        described = [(name, config, self._backend.dtype(name, dtype, config)) for name, config, _ in parts]
-        self._backend.check_memory(
-            described, max_model_len=self.max_model_len, num_placements=len(candidates.placements)
-        )
-        packed = [
-            self._backend.pack(config, tensors, name=name, dtype=own, max_model_len=self.max_model_len)
-            for (name, config, own), (_, _, tensors) in zip(described, parts, strict=True)
+        sources = [
+            ModelSource(name, config, self._backend.dtype(name, dtype, config), tensors)
+            for name, config, tensors in parts
         ]
+        self._backend.check_memory(sources, kv_pool, num_placements=len(candidates.placements))
+        packed = [self._backend.pack(source, self.max_model_len) for source in sources]
         self.target, self.draft = packed[0], packed[1] if has_draft else None
         self._turn = Turn()
         self._runs = Runs(

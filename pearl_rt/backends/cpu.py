@@ -1,8 +1,7 @@
 """Where a pair runs: cores and memory, packed weights, and the native lanes of each placement with their step
 times.
 
-Knows core sets, executors and the coordinator; not prompts, text, or which program is wanted. What an engine
-asks of it is CpuBackend, which cuda_lane and interpret_lane have the like of. A placement is
+Knows core sets and executors; not prompts, text, or which program is wanted. A placement is
 
   shared   both lanes on all cores, taking turns
   split    disjoint cores, so that draft and target are two devices: one core for the draft, the rest for the
@@ -16,24 +15,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pearl_rt._C as _C
+from pearl_rt.backends.base import Backend, Lanes
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.checkpoint.rope import rope_tables
 from pearl_rt.checkpoint.shapes import ITEM_BYTES, weight_bytes
+from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.checkpoint.stored_tensors import StoredTensors
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ConfigError, PearlError, ResourceError, gib
 from pearl_rt.strategy.options import Limits, choice, own_dtype
-from pearl_rt.strategy.planner import MAX_GAMMA, PLACEMENTS, StepTimes
-from pearl_rt.strategy.program import program
-from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, measure
-from pearl_rt.types.metrics import TraceRow
-from pearl_rt.types.request import Request
+from pearl_rt.strategy.planner import MAX_GAMMA, PLACEMENTS
 
 if TYPE_CHECKING:
     import torch
 
 DTYPES = ("auto", "bfloat16", "float32")
+TOO_FEW_CORES = (
+    "placement 'split' needs 2 cores, one for the draft and the rest for the target; there is {}: pass "
+    "placement='shared', or more threads"
+)
 
 
 @contextmanager
@@ -152,10 +153,7 @@ def choose_cores(num_threads: int | None) -> list[int]:
 def split_cores(cores: Sequence[int]) -> tuple[list[int], list[int]]:
     """(target's cores, draft's core), disjoint. Raises ResourceError with fewer than two."""
     if len(cores) < 2:
-        raise ResourceError(
-            f"placement 'split' needs 2 cores, one for the draft and the rest for the target; there "
-            f"is {len(cores)}: pass placement='shared', or more threads"
-        )
+        raise ResourceError(TOO_FEW_CORES.format(len(cores)))
     return list(cores[:-1]), [cores[-1]]
 
 
@@ -173,51 +171,10 @@ def kv_bytes(config: ModelConfig, dtype: str, num_tokens: int) -> int:
     return per_token * num_tokens * ITEM_BYTES[dtype]
 
 
-def check_memory(
-    models: Sequence[tuple[str, ModelConfig, str]],
-    *,
-    pool: KvPool,
-    num_placements: int,
-    num_slots: int = 1,
-) -> None:
-    """Raises ResourceError before anything is allocated if weights and KV caches cannot fit.
+class CpuLanes(Lanes):
+    """Executors on their cores, and the coordinator that drives them."""
 
-    models: (name, configuration, dtype) of each; every placement has its own KV caches, of the pool's blocks,
-    and logits, of num_slots sequences.
-    """
-    available = available_memory()
-    weights = {name: weight_bytes(config, dtype) for name, config, dtype in models}
-    caches = num_placements * sum(kv_bytes(config, dtype, pool.num_tokens) for _, config, dtype in models)
-    logits = (
-        num_placements
-        * num_slots
-        * (3 * MAX_GAMMA + 1)
-        * 4
-        * max(config.vocab_size for _, config, _ in models)
-    )
-    needed = sum(weights.values()) + caches + logits
-    if available is None or needed <= available:
-        return
-    parts = [f"{gib(size)} for the {name}'s weights" for name, size in weights.items()]
-    parts.append(f"{gib(caches)} for {pool.num_tokens} tokens of KV cache")
-    remedies = "lower max_model_len"
-    if num_slots > 1:
-        remedies = "lower max_num_seqs, max_model_len or kv_cache_tokens"
-    if any(dtype == "float32" for _, _, dtype in models):
-        remedies += ", pass dtype='bfloat16'"
-    if num_placements > 1:
-        remedies += ", fix the placement so that only one is built"
-    raise ResourceError(
-        f"not enough memory: {gib(needed)} needed ({', '.join(parts)}), {gib(available)} available: "
-        f"{remedies}, or take smaller models"
-    )
-
-
-class Lanes:
-    """The native side of one placement: executors on their cores and the coordinator that drives them."""
-
-    measured_gammas = MEASURED_GAMMAS
-    adapts = True  # windows may change from round to round
+    adapts = True
 
     def __init__(
         self,
@@ -229,14 +186,11 @@ class Lanes:
         pool: KvPool,
     ) -> None:
         """pool: the KV blocks of all sequences."""
-        self.placement = placement
-        self.has_draft = draft is not None
+        super().__init__(placement, target.config, draft.config if draft is not None else None, pool)
         self.overlaps = placement == "split"
         self.target_cores, self.draft_cores = list(cores), list(cores)
         if placement == "split":
             self.target_cores, self.draft_cores = split_cores(cores)
-        self.vocab_size = min(m.config.vocab_size for m in (target, draft) if m is not None)
-        self.max_model_len = pool.longest  # of one sequence that has all blocks
         target_set, target_device = _C.CoreSet(self.target_cores), _C.Device(self.target_cores)
         draft_set, draft_device = target_set, target_device
         if placement == "split":
@@ -244,113 +198,85 @@ class Lanes:
         lanes = [_C.CpuLane("target", target.executor(target_set, num_slots, pool), target_device)]
         if draft is not None:
             lanes.append(_C.CpuLane("draft", draft.executor(draft_set, num_slots, pool), draft_device))
-        self.coordinator = _C.Coordinator(
-            lanes,
-            num_slots=num_slots,
-            gamma_max=MAX_GAMMA if draft is not None else 0,
-            capacity=pool.max_model_len,
-            vocab_size=target.config.vocab_size,
-            draft_vocab_size=draft.config.vocab_size if draft is not None else None,
-            num_blocks=pool.num_blocks,
-            block_size=pool.block_size,
-        )
-
-    def start(self, strategy: str, request: Request, judge: str, windows: Sequence[int] = ()) -> int:
-        """Starts a program for one request -> its id in the results. Returns at once.
-
-        windows: [num_slots + 1] the longest one while so many sequences run, for requests that adapt.
-        """
-        chosen, native = program(strategy, self.placement), _C.Request(**vars(request))
-        return int(self.coordinator.start(chosen, [native], judge, list(windows))[0])
-
-    def submit(self, request: Request) -> int | None:
-        """One more request for the run that goes on -> its id, or None if it has ended."""
-        number: int | None = self.coordinator.submit(_C.Request(**vars(request)))
-        return number
-
-    def has_place(self, request: Request) -> bool:
-        """Whether a request would get the KV blocks now that it may come to need."""
-        return bool(self.coordinator.has_place(_C.Request(**vars(request))))
-
-    def trace(self) -> list[TraceRow]:
-        """What each lane did in the last request, once it has ended."""
-        return [TraceRow(*row) for row in self.coordinator.trace()]
-
-    def measure(self) -> StepTimes:
-        """The times of its steps, from a few rounds of each program."""
-        return measure(self)
-
-    def close(self) -> None:
-        """Stops what runs."""
-        self.coordinator.stop()
+        draft_size = draft.config.vocab_size if draft is not None else None
+        self.coordinator = self.coordinator_of(lanes, num_slots, pool, target.config.vocab_size, draft_size)
 
 
-class CpuBackend:
+class CpuBackend(Backend):
     """What an engine asks of device="cpu": models packed for an instruction set, and lanes on cores."""
+
+    block_size = None
 
     def __init__(
         self, num_threads: int | None, isa: str | None, num_slots: int = 1, kv_cache_tokens: int | None = None
     ) -> None:
-        """num_threads: cores to use; None: all. isa: None, or one that this machine has. num_slots: sequences
-        that run at once. kv_cache_tokens: of all of them together; None: num_slots times max_model_len.
+        """num_threads: cores to use; None: all. isa: None, or one that this machine has. The others: see
+        Backend.
         """
-        self.num_slots = num_slots
-        self._kv_cache_tokens = kv_cache_tokens
+        super().__init__(num_slots, kv_cache_tokens)
         if isa is not None:
             choice("isa", isa, _C.available_isas())
         self.cores = choose_cores(num_threads)
         self.isa = isa or str(_C.detect_isa())
 
     def limits(self, has_draft: bool) -> Limits:
-        """Which programs can run here."""
-        count = len(self.cores)
-        refused = {}
-        if count < 2:
-            refused["split"] = (
-                f"placement 'split' needs 2 cores, one for the draft and the rest for the target; there is "
-                f"{count}: pass placement='shared', or more threads"
-            )
-        return Limits(has_draft, PLACEMENTS if count > 1 else ("shared",), refused)
+        """Both placements, if there are cores for two devices."""
+        if len(self.cores) > 1:
+            return Limits(has_draft, PLACEMENTS)
+        return Limits(has_draft, ("shared",), {"split": TOO_FEW_CORES.format(len(self.cores))})
 
     def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
-        """What a model computes in. Raises ConfigError for what the executor does not compute in."""
+        """Raises ConfigError for what the executor does not compute in."""
         return own_dtype(name, choice("dtype", dtype, DTYPES), config)
 
-    def kv_pool(self, max_model_len: int) -> KvPool:
-        """The KV blocks that requests share."""
-        return KvPool.of(self._kv_cache_tokens, num_slots=self.num_slots, max_model_len=max_model_len)
+    def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
+        """Every placement has its own KV caches, of the pool's blocks, and logits."""
+        available = available_memory()
+        weights = {model.name: weight_bytes(model.config, model.dtype) for model in models}
+        kept = sum(kv_bytes(model.config, model.dtype, pool.num_tokens) for model in models)
+        widest = max(model.config.vocab_size for model in models)
+        caches = num_placements * kept
+        logits = num_placements * self.num_slots * (3 * MAX_GAMMA + 1) * 4 * widest
+        needed = sum(weights.values()) + caches + logits
+        if available is None or needed <= available:
+            return
+        parts = [f"{gib(size)} for the {name}'s weights" for name, size in weights.items()]
+        parts.append(f"{gib(caches)} for {pool.num_tokens} tokens of KV cache")
+        remedies = "lower max_model_len"
+        if self.num_slots > 1:
+            remedies = "lower max_num_seqs, max_model_len or kv_cache_tokens"
+        if any(model.dtype == "float32" for model in models):
+            remedies += ", pass dtype='bfloat16'"
+        if num_placements > 1:
+            remedies += ", fix the placement so that only one is built"
+        raise ResourceError(
+            f"not enough memory: {gib(needed)} needed ({', '.join(parts)}), {gib(available)} available: "
+            f"{remedies}, or take smaller models"
+        )
 
-    def check_memory(
-        self, models: Sequence[tuple[str, ModelConfig, str]], *, max_model_len: int, num_placements: int
-    ) -> None:
-        """Raises ResourceError if models (name, configuration, dtype) cannot fit."""
-        pool = self.kv_pool(max_model_len)
-        check_memory(models, pool=pool, num_placements=num_placements, num_slots=self.num_slots)
+    def pack(self, model: ModelSource, max_model_len: int) -> Model:
+        """Weights as the executor reads them."""
+        return Model.pack(
+            model.config,
+            model.tensors,
+            name=model.name,
+            dtype=model.dtype,
+            isa=self.isa,
+            max_model_len=max_model_len,
+        )
 
-    def pack(
-        self,
-        config: ModelConfig,
-        tensors: Mapping[str, "torch.Tensor"],
-        *,
-        name: str,
-        dtype: str,
-        max_model_len: int,
-    ) -> Model:
-        """A model's weights; the tensors may be dropped afterwards."""
-        return Model.pack(config, tensors, name=name, dtype=dtype, isa=self.isa, max_model_len=max_model_len)
+    def lanes(self, placement: str, target: Model, draft: Model | None, pool: KvPool) -> CpuLanes:
+        """Lanes on these cores."""
+        return CpuLanes(placement, self.cores, target, draft, self.num_slots, pool)
 
-    def lanes(self, placement: str, target: Model, draft: Model | None, pool: KvPool) -> Lanes:
-        """The lanes of one placement, over the KV blocks of a pool."""
-        return Lanes(placement, self.cores, target, draft, self.num_slots, pool)
+    def devices(self) -> dict[str, str]:
+        """Both on the CPU."""
+        return {"target": "cpu", "draft": "cpu"}
 
-    def described(self, lanes: Mapping[str, Lanes], pool: KvPool) -> dict[str, Any]:
-        """What runs where, and on how much KV cache, for Engine.stats()."""
-        return {
-            "device": {"target": "cpu", "draft": "cpu"},
-            "kv_blocks": pool.described(own.coordinator.num_free_blocks for own in lanes.values()),
-            "cores": {
-                name: {"target": own.target_cores, "draft": own.draft_cores if own.has_draft else []}
-                for name, own in lanes.items()
-            },
-            "isa": self.isa,
+    def described(self, lanes: Mapping[str, CpuLanes], pool: KvPool) -> dict[str, Any]:
+        """With the cores of each lane, and the instruction set."""
+        cores = {
+            name: {"target": own.target_cores, "draft": own.draft_cores if own.has_draft else []}
+            for name, own in lanes.items()
         }
+        return super().described(lanes, pool) | {"cores": cores, "isa": self.isa}

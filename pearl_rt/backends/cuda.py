@@ -6,13 +6,13 @@ Knows which model goes to which device, and what must be there; not how lanes wo
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
+from pearl_rt.backends.base import Backend
 from pearl_rt.backends.cpu import CpuBackend, Model
 from pearl_rt.backends.cuda_lanes import CudaLanes, CudaOptions
 from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.device.gpu import Gpu, find_gpu
-from pearl_rt.device.kv_pool import DEVICE_BLOCK_SIZE, KvPool
+from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import PREFILL_CHUNKS, DeviceModel, device_dtype
 from pearl_rt.device.pair_sizes import PairSizes, check_gpu_memory
 from pearl_rt.errors import ConfigError
@@ -22,7 +22,7 @@ from pearl_rt.strategy.step_timing import MEASURED_GAMMAS
 BATCHES = (1, 2, 4, 8, 16, 32)  # slots that steps are captured for: fewer sequences leave some of them idle
 
 
-class CudaBackend:
+class CudaBackend(Backend):
     """What an engine asks of device="cuda"."""
 
     def __init__(
@@ -39,10 +39,10 @@ class CudaBackend:
         gamma: int | None = None,
     ) -> None:
         """cpu: of a draft on the CPU. num_slots: sequences at a time, in steps for the next of BATCHES.
-        kv_cache_tokens: of all of them together; None: num_slots times max_model_len. gamma: the one window
-        that is in use; None: many.
+        kv_cache_tokens: see Backend. gamma: the one window that is in use; None: many.
         """
-        self.num_slots = num_slots
+        super().__init__(num_slots, kv_cache_tokens)
+        self.block_size = self.block_size if cpu is None else cpu.block_size
         self._gpu = find_gpu(device)
         self._draft_gpu = self._gpu
         if draft_device is not None and cpu is None:
@@ -54,7 +54,6 @@ class CudaBackend:
                 "form 'eager' runs both models on one GPU: drop draft_device, or pass form='events'"
             )
         self._max_memory = max_memory
-        self._kv_cache_tokens = kv_cache_tokens
         slots = next((size for size in BATCHES if size >= num_slots), num_slots)
         self._options = CudaOptions(form, rounds_ahead, slots, MEASURED_GAMMAS if gamma is None else (gamma,))
 
@@ -77,33 +76,19 @@ class CudaBackend:
             return self._cpu.dtype(name, dtype, config)
         return device_dtype(dtype, config, self._gpu.device)
 
-    def kv_pool(self, max_model_len: int) -> KvPool:
-        """The KV blocks that requests share: the same in both models' caches, wherever they are."""
-        return KvPool.of(
-            self._kv_cache_tokens,
-            num_slots=self.num_slots,
-            max_model_len=max_model_len,
-            block_size=DEVICE_BLOCK_SIZE if self._cpu is None else None,
-        )
-
-    def check_memory(
-        self, models: Sequence[tuple[str, ModelConfig, str]], *, max_model_len: int, num_placements: int
-    ) -> None:
-        """Raises ResourceError if models (name, configuration, dtype) cannot fit where they are to run."""
-        target, draft = models[0][1], models[1][1] if len(models) > 1 else None
-        sizes = self._sizes(target, draft, self.kv_pool(max_model_len))
-        by_gpu: dict[int, tuple[Gpu, list[tuple[str, ModelConfig, str]]]] = {}
-        for name, config, dtype in models:
-            if name == "draft" and self._cpu is not None:
-                self._cpu.check_memory(
-                    [(name, config, dtype)], max_model_len=max_model_len, num_placements=num_placements
-                )
+    def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
+        """Looks at each GPU, and at the CPU if the draft is there."""
+        sizes = self._sizes(models[0].config, models[1].config if len(models) > 1 else None, pool)
+        by_gpu: dict[int, tuple[Gpu, list[ModelSource]]] = {}
+        for model in models:
+            if model.name == "draft" and self._cpu is not None:
+                self._cpu.check_memory([model], pool, num_placements=num_placements)
                 continue
-            gpu = self._gpu if name == "target" else self._draft_gpu
-            by_gpu.setdefault(gpu.ordinal, (gpu, []))[1].append((name, config, dtype))
+            gpu = self._gpu_of(model)
+            by_gpu.setdefault(gpu.ordinal, (gpu, []))[1].append(model)
         for gpu, held in by_gpu.values():
             remedies = ["lower max_num_seqs"] if self.num_slots > 1 else []
-            remedies += ["pass dtype='bfloat16'"] if any(dtype == "float32" for _, _, dtype in held) else []
+            remedies += ["pass dtype='bfloat16'"] if any(m.dtype == "float32" for m in held) else []
             if len(held) > 1:
                 remedies.append("put the draft elsewhere with draft_device")
             check_gpu_memory(
@@ -113,40 +98,39 @@ class CudaBackend:
                 remedies=remedies,
             )
 
-    def pack(
-        self,
-        config: ModelConfig,
-        tensors: Mapping[str, torch.Tensor],
-        *,
-        name: str,
-        dtype: str,
-        max_model_len: int,
-    ) -> DeviceModel | Model:
-        """A model's weights where they are to run; the tensors may be dropped afterwards."""
-        if name == "draft" and self._cpu is not None:
-            return self._cpu.pack(config, tensors, name=name, dtype=dtype, max_model_len=max_model_len)
-        gpu = self._gpu if name == "target" else self._draft_gpu
-        return DeviceModel.pack(config, tensors, device=gpu.device, dtype=dtype, name=name)
+    def pack(self, model: ModelSource, max_model_len: int) -> DeviceModel | Model:
+        """Weights as the kernels read them, or the CPU's executor."""
+        if model.name == "draft" and self._cpu is not None:
+            return self._cpu.pack(model, max_model_len)
+        device = self._gpu_of(model).device
+        return DeviceModel.pack(
+            model.config, model.tensors, device=device, dtype=model.dtype, name=model.name
+        )
 
     def lanes(
         self, placement: str, target: DeviceModel, draft: DeviceModel | Model | None, pool: KvPool
     ) -> CudaLanes:
-        """The lanes of one placement, over the KV blocks of a pool."""
+        """Lanes on these GPUs, and on the CPU's cores if the draft is there."""
         cores = self._cpu.cores if self._cpu is not None else ()
         sizes = self._sizes(target.config, draft.config if draft is not None else None, pool)
         gpus = self._gpu, self._draft_gpu
         return CudaLanes(placement, target, draft, self._options, sizes, gpus, cores)
 
-    def described(self, lanes: Mapping[str, CudaLanes], pool: KvPool) -> dict[str, Any]:
-        """What runs where, on how much KV cache, and what capturing cost, for Engine.stats()."""
+    def devices(self) -> dict[str, str]:
+        """GPUs with their names."""
         draft = "cpu" if self._cpu is not None else f"{self._draft_gpu.device} ({self._draft_gpu.name})"
-        return {
-            "device": {"target": f"{self._gpu.device} ({self._gpu.name})", "draft": draft},
-            "kv_blocks": pool.described(own.coordinator.num_free_blocks for own in lanes.values()),
+        return {"target": f"{self._gpu.device} ({self._gpu.name})", "draft": draft}
+
+    def described(self, lanes: Mapping[str, CudaLanes], pool: KvPool) -> dict[str, Any]:
+        """With how lanes launch, and what capturing cost."""
+        return super().described(lanes, pool) | {
             "form": self._options.form,
             "rounds_ahead": self._options.rounds_ahead,
             "capture": next((own.capture_stats() for own in lanes.values()), {}),
         }
+
+    def _gpu_of(self, model: ModelSource) -> Gpu:
+        return self._gpu if model.name == "target" else self._draft_gpu
 
     def _sizes(self, target: ModelConfig, draft: ModelConfig | None, pool: KvPool) -> PairSizes:
         chunk = PREFILL_CHUNKS[self._gpu.device.type]

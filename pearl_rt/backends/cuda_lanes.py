@@ -9,9 +9,10 @@ Knows sizes, steps and captures; not prompts, text, or how a round works. A plac
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pearl_rt._C as _C
+from pearl_rt.backends.base import Lanes
 from pearl_rt.backends.cpu import Model
 from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES, EagerCoordinator
 from pearl_rt.device.capture import Capture, LaneGraphs, shut, steps_of
@@ -27,7 +28,6 @@ from pearl_rt.strategy.options import CAPTURED_FORMS
 from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.strategy.program import program
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, measure
-from pearl_rt.types.metrics import TraceRow
 from pearl_rt.types.request import FILTERS, SHAPING, Request, check_stop_ids
 
 
@@ -41,11 +41,10 @@ class CudaOptions:
     gammas: tuple[int, ...] = MEASURED_GAMMAS  # windows that are timed, and captured for it, at start
 
 
-class CudaLanes:
+class CudaLanes(Lanes):
     """The native side of one placement: steps, their graphs, and the coordinator that launches them."""
 
     overlaps = True  # two streams, or two devices
-    adapts = False  # a run has one window
 
     def __init__(
         self,
@@ -58,13 +57,10 @@ class CudaLanes:
         draft_cores: Sequence[int] = (),
     ) -> None:
         """gpus: the target's and the draft's. draft_cores: of a draft on the CPU."""
+        super().__init__(placement, target.config, draft.config if draft is not None else None, sizes.pool)
         self.gpu, self._draft_gpu = gpus
-        self.placement = placement
-        self.has_draft = draft is not None
         self.options = options
         self.measured_gammas = options.gammas
-        self.max_model_len = sizes.pool.longest  # of one sequence that has all blocks
-        self.vocab_size = min(model.config.vocab_size for model in (target, draft) if model is not None)
         self._sizes, self._room = sizes, sizes.state
         self.draft_steps: DraftSteps | None = None
         with self.gpu.current():
@@ -84,7 +80,7 @@ class CudaLanes:
         self._capture: Capture | None = None
         if options.form == "eager":
             assert self.pair is not None
-            self.coordinator: Any = EagerCoordinator(self.pair)
+            self.coordinator = EagerCoordinator(self.pair)
             return
         self._issuer = _C.CudaIssuer(_C.CudaDriver(self.gpu.library))
         self._issuer.form = options.form
@@ -93,12 +89,10 @@ class CudaLanes:
         # However this ends: first what launches, then what is launched, then the memory that it uses.
         self._end = weakref.finalize(self, shut, self.coordinator, self._capture)
 
-    def start(self, strategy: str, request: Request, judge: str) -> int:
-        """Starts a program for one request, once its steps are captured -> its id in the results."""
-        return self.start_all(strategy, [request], judge)[0]
-
-    def start_all(self, strategy: str, requests: Sequence[Request], judge: str) -> list[int]:
-        """Starts a program for requests that run together, each in a slot of its own -> their ids."""
+    def start_all(
+        self, strategy: str, requests: Sequence[Request], judge: str, windows: Sequence[int] = ()
+    ) -> list[int]:
+        """Starts a program, once its steps are captured. A run has one window."""
         for request in requests:
             self._check(request)
         if self.pair is not None and not self.coordinator.running:
@@ -122,7 +116,7 @@ class CudaLanes:
                     joins=joins,
                 )
             )
-        return list(self.coordinator.start(chosen, [_C.Request(**vars(r)) for r in requests], judge))
+        return list(self.coordinator.start(chosen, [self.native(r) for r in requests], judge))
 
     def submit(self, request: Request) -> int | None:
         """One more request for the run that goes on -> its id, or None: no run goes on, nobody can join it,
@@ -130,20 +124,11 @@ class CudaLanes:
         log-probabilities.
         """
         self._check(request)
-        if self._capture is None:
-            return cast("int | None", self.coordinator.submit(request))
-        return cast("int | None", self.coordinator.submit(_C.Request(**vars(request))))
+        return super().submit(request)
 
-    def has_place(self, request: Request) -> bool:
-        """Whether a request would get the KV blocks now that it may come to need, and the run that goes on
-        was captured for what it asks.
-        """
-        native = request if self._capture is None else _C.Request(**vars(request))
-        return bool(self.coordinator.has_place(native))
-
-    def trace(self) -> list[TraceRow]:
-        """What each lane did in the last request; nothing of a GPU's lane unless it was timed."""
-        return [TraceRow(*row) for row in self.coordinator.trace()]
+    def native(self, request: Request) -> Any:
+        """The coordinator in Python takes it as it is."""
+        return request if self._capture is None else super().native(request)
 
     def measure(self) -> StepTimes:
         """The times of its steps, from a few rounds of each program with events around each step."""
@@ -246,17 +231,11 @@ class CudaLanes:
             shaping.kept_thresholds.fill_(-float("inf"))  # its rows come as they were sampled, cut already
             executor = draft.executor(cores, self._room.num_slots, self._sizes.pool)
             lanes.append(_C.CpuLane("draft", executor, _C.Device(cores)))
-        room, pool = self._room, self._sizes.pool
-        draft_vocab_size = draft.config.vocab_size if isinstance(draft, Model) else room.draft_vocab_size
-        self.coordinator = _C.Coordinator(
-            lanes,
-            num_slots=room.num_slots,
-            gamma_max=room.gamma_max,
-            capacity=room.capacity,
-            vocab_size=room.vocab_size,
-            draft_vocab_size=draft_vocab_size if draft is not None else None,
-            num_blocks=pool.num_blocks,
-            block_size=pool.block_size,
+        room, draft_size = self._room, None
+        if draft is not None:
+            draft_size = draft.config.vocab_size if isinstance(draft, Model) else room.draft_vocab_size
+        self.coordinator = self.coordinator_of(
+            lanes, room.num_slots, self._sizes.pool, room.vocab_size, draft_size
         )
         return Capture(graphs, self._gpus)
 

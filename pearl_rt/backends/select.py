@@ -1,7 +1,6 @@
 """Which back end runs an engine: CPU cores, GPUs, or the kernels in their interpreter.
 
-Knows devices by name, and what each option is for; a back end is imported when it is asked for. All have the
-methods of pearl_rt.backends.cpu.CpuBackend.
+Knows devices by name, and what each option is for; a back end is imported when it is asked for.
 """
 
 import importlib.util
@@ -9,6 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from pearl_rt.backends.base import Backend
 from pearl_rt.backends.cpu import CpuBackend
 from pearl_rt.checkpoint.config import Environment
 from pearl_rt.device.kv_pool import checked_kv_cache_tokens
@@ -81,7 +81,7 @@ def draft_device_name(asked: Asked, device: str, has_draft: bool) -> str | None:
     return own
 
 
-def backend(asked: Asked, *, has_draft: bool) -> Any:
+def backend(asked: Asked, *, has_draft: bool) -> Backend:
     """The back end that was asked for. Raises ConfigError for what makes no sense, ResourceError for what
     this machine has not got.
     """

@@ -12,6 +12,7 @@ import torch
 
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.shapes import tensor_shapes
+from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.device.gpu import Gpu
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.logits_processors import Shaping
@@ -97,19 +98,15 @@ class PairSizes:
             )
             return kind(llama, own)
 
-    def memory(
-        self, models: Sequence[tuple[str, ModelConfig, str]], *, eager: bool = False
-    ) -> dict[str, int]:
-        """What is held on one GPU for these models, (name, configuration, dtype) each -> bytes. eager: for
-        steps that are launched one by one.
-        """
+    def memory(self, models: Sequence[ModelSource], *, eager: bool = False) -> dict[str, int]:
+        """What these models hold on one GPU -> bytes. eager: for steps that are launched one by one."""
         state = DeviceState(self.state, META)
         held: list[object] = [Shaping(state)]
         parts: dict[str, int] = {}
         caches: list[object] = []
         buffers: list[object] = []
-        for name, config, dtype in models:
-            own = DTYPES[dtype]
+        for model in models:
+            name, config, own = model.name, model.config, DTYPES[model.dtype]
             tensors = {
                 key: torch.empty(shape, dtype=own, device=META)
                 for key, shape in tensor_shapes(config).items()
@@ -117,7 +114,7 @@ class PairSizes:
             weights = LlamaWeights.pack(config, tensors, dtype=own, device=META)
             parts[f"the {name}'s weights"] = held_bytes(weights)
             kind = TargetSteps if name == "target" else DraftSteps
-            steps = self.steps(kind, DeviceModel(config, dtype, weights), state)
+            steps = self.steps(kind, DeviceModel(config, model.dtype, weights), state)
             caches.append(steps.model.kv_cache)
             buffers += [steps.model.buffers, steps.model.cos, steps.model.sin]
             held += [steps, ToldRing(state)] if name == "target" else [steps]

@@ -16,6 +16,7 @@ from pearl_rt import ConfigError, Engine, RequestError, ResourceError, SamplingP
 from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
 from pearl_rt.backends.select import Asked, device_name
 from pearl_rt.checkpoint.config import Environment
+from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.cli.commands import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,7 +147,7 @@ def test_memory_is_counted_by_blocks(world: FakeWorld) -> None:
     from pearl_rt.backends.cuda import CudaBackend
 
     config = Pair.make("equal", max_position_embeddings=4096).config
-    models = [(name, config, "float32") for name in ("target", "draft")]
+    models = [ModelSource(name, config, "float32", {}) for name in ("target", "draft")]
     for tokens, form, parts in (
         (None, "events", "135168 tokens of KV cache, .* for logits and state, .* for activations"),
         (8190, "eager", "8192 tokens of KV cache, .* for logits and state, .* for log-probabilities"),
@@ -164,7 +165,7 @@ def test_memory_is_counted_by_blocks(world: FakeWorld) -> None:
         with pytest.raises(
             ResourceError, match=f"{parts}.*lower max_model_len or kv_cache_tokens, lower max_num"
         ):
-            backend.check_memory(models, max_model_len=4096, num_placements=1)
+            backend.check_memory(models, backend.kv_pool(4096), num_placements=1)
 
 
 @needs_fake
@@ -187,7 +188,7 @@ def test_slots_are_padded_to_a_size_that_steps_are_captured_for(world: FakeWorld
     options: dict[str, Any] = {"form": "events", "rounds_ahead": 2, "max_memory": None, "cpu": None}
     backend = CudaBackend("cuda", None, num_slots=3, **options)
     packed = [
-        backend.pack(pair.config, pair.target, name=name, dtype="float32", max_model_len=32)
+        backend.pack(ModelSource(name, pair.config, "float32", pair.target), 32)
         for name in ("target", "draft")
     ]
     lanes = backend.lanes("shared", *packed, backend.kv_pool(32))  # type: ignore[arg-type]

@@ -203,6 +203,7 @@ def test_a_stream_that_is_closed_and_an_engine_that_is_closed_twice() -> None:
 
 def test_memory_that_is_said_to_be_needed_is_what_is_taken() -> None:
     """To a tenth: torch rounds each tensor up, and the allowance is not torch's."""
+    from pearl_rt.checkpoint.source import ModelSource
     from pearl_rt.device.gpu import find_gpu
     from pearl_rt.device.kv_pool import DEVICE_BLOCK_SIZE, KvPool
     from pearl_rt.device.pair_sizes import ALLOWANCE, PairSizes
@@ -213,7 +214,7 @@ def test_memory_that_is_said_to_be_needed_is_what_is_taken() -> None:
     before = torch.cuda.memory_allocated()
     pool = KvPool.of(None, num_slots=1, max_model_len=MAX_LEN, block_size=DEVICE_BLOCK_SIZE)
     sizes = PairSizes.of(pair.config, pair.config, pool, num_slots=1, prefill_chunk=256)
-    models = [(name, pair.config, "float32") for name in ("target", "draft")]
+    models = [ModelSource(name, pair.config, "float32", {}) for name in ("target", "draft")]
     said = sum(sizes.memory(models).values()) - ALLOWANCE
     with pair.engine(device="cuda", max_model_len=MAX_LEN, strategy="ar", form="eager"):
         taken = torch.cuda.memory_allocated() - before
