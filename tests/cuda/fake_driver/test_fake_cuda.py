@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import threading
 import time
-from collections.abc import Iterator
 
 import fake_cuda
 import numpy as np
@@ -14,16 +13,6 @@ from fake_cuda import FakeCuda, FakeDevice
 
 pytestmark = pytest.mark.skipif(not fake_cuda.has_compiler(), reason="no C++ compiler here")
 INVALID_HANDLE, NOT_READY = 400, 600
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeCuda]:
-    yield from fake_cuda.world()
-
-
-@pytest.fixture
-def device(fake: FakeCuda) -> FakeDevice:
-    return FakeDevice(fake)
 
 
 def test_work_of_a_stream_runs_in_order(fake: FakeCuda) -> None:
