@@ -84,7 +84,7 @@ def test_an_interrupt_anywhere_leaves_an_engine_that_works(
 def test_an_interrupt_anywhere_in_submit_gives_the_turn_back(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pearl_rt.scheduler.LINGER_S", 0.001)
+    monkeypatch.setattr("pearl_rt.scheduling.scheduler.LINGER_S", 0.001)
     expected = read(engine)
     for place in interrupts(FILES, lambda: engine.submit([5], SHORT)):
         deadline = time.monotonic() + 60
