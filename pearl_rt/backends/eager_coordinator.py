@@ -19,6 +19,7 @@ from pearl_rt.backends.admission import Admission
 from pearl_rt.backends.lane_cursor import LaneCursor
 from pearl_rt.device.logits_processors import Shaping, check_biased
 from pearl_rt.device.model import memory_errors
+from pearl_rt.device.pages import DevicePages
 from pearl_rt.device.row_logprobs import DeviceLogprobs, Told
 from pearl_rt.device.state import BAD_LOGITS, FINISH_NAMES, RoundRow
 from pearl_rt.device.steps import LaneSteps
@@ -77,7 +78,7 @@ class EagerCoordinator:
     def __init__(self, pair: DevicePair) -> None:
         self._pair = pair
         self.state = pair.state
-        self._pages = pair.pages
+        self._pages = DevicePages(pair.state, pair.pool)
         self._target = pair.target_steps
         self._draft = pair.draft_steps
         self._admission = Admission()
@@ -107,7 +108,7 @@ class EagerCoordinator:
         self._is_drafted = any(op.kind == "draft" for lane in chosen.lanes for op in lane.body)
         for request in requests:
             self._check(request)
-        self._pages.check(requests)
+        self._pair.pool.check_together(requests)
         self._judge, self._keep_logits = judge, False
         self._gamma = max((request.gamma for request in requests if self._is_drafted), default=0)
         self._shaping = self._logprobs = None
@@ -131,7 +132,7 @@ class EagerCoordinator:
         Raises RequestError for what cannot be run.
         """
         self._check(request)
-        self._pages.check([request])
+        self._pair.pool.check(request)
         return self._admission.submit(request)
 
     def has_place(self, request: Request) -> bool:

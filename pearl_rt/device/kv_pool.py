@@ -3,7 +3,7 @@
 Knows lengths; not caches, or who holds which block: the coordinator does.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,17 @@ class KvPool:
                 f"{request.total_len(self.max_model_len)} tokens need {needed} KV blocks of "
                 f"{self.block_size}, and there are {self.num_blocks}: lower max_tokens, or build the engine "
                 "with a larger kv_cache_tokens"
+            )
+
+    def check_together(self, requests: Sequence[Request]) -> None:
+        """Raises RequestError for requests that can never run at once."""
+        for request in requests:
+            self.check(request)
+        needed = sum(map(self.blocks_for, requests))
+        if needed > self.num_blocks:
+            raise RequestError(
+                f"{len(requests)} requests need {needed} KV blocks of {self.block_size} tokens, and there "
+                f"are {self.num_blocks} together: start fewer, or build it with more"
             )
 
     def described(self, num_free: Iterable[int]) -> dict[str, int]:

@@ -11,35 +11,23 @@ import torch
 
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.state import UNUSED_PAGE, DeviceState
-from pearl_rt.errors import RequestError
-from pearl_rt.model.kv_cache import BlockAllocator
 from pearl_rt.types.request import Request
 
 
 class DevicePages:
     """The pages of one state's sequences. For one thread at a time but for num_free."""
 
-    def __init__(self, state: DeviceState, num_blocks: int) -> None:
-        """num_blocks: pages of every lane's cache."""
-        self.pool = KvPool(state.sizes.block_size, num_blocks, state.sizes.capacity)
+    def __init__(self, state: DeviceState, pool: KvPool) -> None:
+        """pool: the pages of every lane's cache."""
+        self.pool = pool
         self._state = state
-        self._blocks = BlockAllocator(num_blocks, self.pool.block_size)
+        self._free = list(range(pool.num_blocks - 1, -1, -1))  # the last is given out first
+        self._held: dict[int, list[int]] = {}  # by slot
 
     @property
     def num_free(self) -> int:
         """Pages that nobody holds. From any thread."""
-        return self._blocks.num_free
-
-    def check(self, requests: Sequence[Request]) -> None:
-        """Raises RequestError for requests that can never run together."""
-        for request in requests:
-            self.pool.check(request)
-        needed = sum(map(self.pool.blocks_for, requests))
-        if needed > self.pool.num_blocks:
-            raise RequestError(
-                f"{len(requests)} requests need {needed} KV blocks of {self.pool.block_size} tokens, and "
-                f"there are {self.pool.num_blocks} together: start fewer, or build it with more"
-            )
+        return len(self._free)
 
     def restart(self, requests: Sequence[Request] = ()) -> None:
         """All pages are free again, but for those that request i gets in slot i."""
@@ -57,7 +45,7 @@ class DevicePages:
         needed = self.pool.blocks_for(request)
         if needed > self.num_free:
             return False
-        pages = self._blocks.allocate(slot, needed * self.pool.block_size)
+        pages = self._held[slot] = [self._free.pop() for _ in range(needed)]
         row = torch.full(self._state.block_table.shape[1:], UNUSED_PAGE, dtype=torch.int32)
         row[: len(pages)] = torch.tensor(pages, dtype=torch.int32)
         self._state.block_table[slot].copy_(row)
@@ -67,5 +55,4 @@ class DevicePages:
         """Takes the pages of a slot back, if it has any. What was launched for it before may still run: a new
         owner's launches follow on the same stream.
         """
-        if self._blocks.blocks(slot):
-            self._blocks.free(slot)
+        self._free.extend(reversed(self._held.pop(slot, [])))

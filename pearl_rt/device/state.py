@@ -138,6 +138,14 @@ class DeviceState:
             tensor[slot] = 0
         self.windowed(gamma).ring[:, slot].fill_(-1)
 
+    def give_pages(self, counts: Sequence[int]) -> None:
+        """Slot i gets the next counts[i] pages of the KV caches, the first slot from page 0 on."""
+        table, first = torch.full_like(self.block_table, UNUSED_PAGE, device="cpu"), 0
+        for slot, count in enumerate(counts):
+            table[slot, :count] = torch.arange(first, first + count)
+            first += count
+        self.block_table.copy_(table)
+
     def run(self, slot: int) -> None:
         """The slot's prompt was read, and its first token is judged next: kernels see it from here on."""
         self.whole.finish_reason[slot] = RUNNING

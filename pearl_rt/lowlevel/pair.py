@@ -32,7 +32,6 @@ from pearl_rt.device.model import (
     device_of,
     prepare_kernels,
 )
-from pearl_rt.device.pages import DevicePages
 from pearl_rt.device.state import RoundRow
 from pearl_rt.errors import ConfigError, DeviceError, RequestError
 from pearl_rt.lowlevel.call_order import CallOrder
@@ -50,7 +49,7 @@ class DevicePair:
     """Owner of the state and of both lanes' steps, with one KV cache and one set of buffers for each lane.
 
     state          DeviceState: the struct of arrays, at fixed addresses (`tensors` for the window in use)
-    pages          DevicePages: who has which pages of the KV caches
+    pool           KvPool: the pages of the KV caches, which start() gives out
     target_steps   TargetSteps; draft_steps: DraftSteps or None
 
     Not for use from several threads at once. All memory is had here, none later.
@@ -65,7 +64,8 @@ class DevicePair:
         self.config = target_steps.model.config
         self.device = target_steps.model.weights.device
         lanes = [steps for steps in (target_steps, draft_steps) if steps is not None]
-        self.pages = DevicePages(self.state, min(s.model.kv_cache.shape.num_blocks for s in lanes))
+        sizes, num_blocks = self.state.sizes, min(s.model.kv_cache.shape.num_blocks for s in lanes)
+        self.pool = KvPool(sizes.block_size, num_blocks, sizes.capacity)
         self.claims = 0  # who has the slots: see claim()
         self._order = CallOrder()
         self._prompt_lens: list[int] = []
@@ -239,7 +239,7 @@ class DevicePair:
             )
         for request in requests:
             self._check(request)
-        self.pages.check(requests)
+        self.pool.check_together(requests)
         longest = max((request.gamma for request in requests), default=0)
         window = longest if gamma is None else gamma
         self.check_gamma(window)
@@ -258,7 +258,7 @@ class DevicePair:
         with self.on_device():
             if self.device.type == "cuda":
                 wait_for(self.device)  # what runs may still write to the ring
-            self.pages.restart(requests)
+            self.state.give_pages([self.pool.blocks_for(request) for request in requests])
             self.state.start(list(requests))
         self._order.started(window)
 

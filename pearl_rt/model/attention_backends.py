@@ -15,18 +15,20 @@ from pearl_rt.errors import ConfigError
 from pearl_rt.model.forward_batch import ForwardBatch
 from pearl_rt.model.kv_cache import CacheShape
 
+Tensor = torch.Tensor
+
 
 class AttentionBackend(Protocol):
     """Causal grouped-query attention of the last rows of each sequence to all of it."""
 
     def __call__(
         self,
-        q: torch.Tensor,  # [T, Hq, D]
-        k_cache: torch.Tensor,  # [num_blocks, block_size, Hkv, D]
-        v_cache: torch.Tensor,
+        q: Tensor,  # [T, Hq, D]
+        keys: Tensor,  # [num_blocks, block_size, Hkv, D]
+        values: Tensor,
         batch: ForwardBatch,
-        out: torch.Tensor,  # [T, Hq, D]; rows of padding are left as they are, or garbage
-        workspace: torch.Tensor,  # uint8
+        out: Tensor,  # [T, Hq, D]; rows of padding are left as they are, or garbage
+        workspace: Tensor,  # uint8
     ) -> None: ...
 
 
@@ -40,18 +42,12 @@ class TritonAttention:
         self._scale = cache.head_dim**-0.5
 
     def __call__(
-        self,
-        q: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        batch: ForwardBatch,
-        out: torch.Tensor,
-        workspace: torch.Tensor,
+        self, q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, out: Tensor, workspace: Tensor
     ) -> None:
         self._attention(
             q,
-            k_cache,
-            v_cache,
+            keys,
+            values,
             batch.block_table,
             batch.context_lens,
             batch.cu_seqlens_q,
@@ -72,13 +68,7 @@ class SdpaAttention:
         self._groups = num_heads // cache.num_kv_heads
 
     def __call__(
-        self,
-        q: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        batch: ForwardBatch,
-        out: torch.Tensor,
-        workspace: torch.Tensor,
+        self, q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, out: Tensor, workspace: Tensor
     ) -> None:
         begins, lengths = batch.cu_seqlens_q.tolist(), batch.context_lens.tolist()
         for b, context_len in enumerate(lengths):
@@ -86,14 +76,14 @@ class SdpaAttention:
             num_rows = rows.stop - rows.start
             if num_rows == 0 or context_len == 0:
                 continue
-            num_pages = -(-context_len // k_cache.shape[1])
+            num_pages = -(-context_len // keys.shape[1])
             pages = batch.block_table[b, :num_pages].long()
             k, v = (
                 cache[pages]
                 .flatten(0, 1)[:context_len]
                 .repeat_interleave(self._groups, dim=1)
                 .transpose(0, 1)
-                for cache in (k_cache, v_cache)
+                for cache in (keys, values)
             )  # [Hq, context_len, D]
             mask = torch.ones(num_rows, context_len, dtype=torch.bool, device=q.device)
             mask = mask.tril(context_len - num_rows)  # row r sees context_len - num_rows + r + 1 keys
@@ -130,21 +120,15 @@ class FlashAttention:
         self._scale = cache.head_dim**-0.5
 
     def __call__(
-        self,
-        q: torch.Tensor,
-        k_cache: torch.Tensor,
-        v_cache: torch.Tensor,
-        batch: ForwardBatch,
-        out: torch.Tensor,
-        workspace: torch.Tensor,
+        self, q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, out: Tensor, workspace: Tensor
     ) -> None:
         begins, ends = batch.cu_seqlens_q[:-1, None], batch.cu_seqlens_q[1:, None]
         rows = ends - batch.max_q_len + torch.arange(batch.max_q_len, device=q.device)  # [B, max_q_len]
         padded = q[rows.clamp(min=0)]  # [B, max_q_len, Hq, D]
         attended = self._attention(
             padded,
-            k_cache,
-            v_cache,
+            keys,
+            values,
             cache_seqlens=batch.context_lens,
             block_table=batch.block_table,
             softmax_scale=self._scale,

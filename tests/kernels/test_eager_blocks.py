@@ -15,8 +15,8 @@ from pearl_rt import Engine, RequestError, SamplingParams
 from pearl_rt.backends.interpret import DEVICE, InterpretLanes
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import DeviceModel
+from pearl_rt.device.pages import DevicePages
 from pearl_rt.errors import ConfigError
-from pearl_rt.model.kv_cache import BlockAllocator
 from pearl_rt.strategy.program import program
 
 BLOCK = 16
@@ -37,14 +37,14 @@ def poisoned(lanes: InterpretLanes, monkeypatch: pytest.MonkeyPatch) -> Interpre
     pages = [page for cache in caches for page in (*cache.keys, *cache.values)]
     for page in pages:
         page.fill_(torch.nan)
-    free = BlockAllocator.free
+    release = DevicePages.release
 
-    def poisoning(self: BlockAllocator, sequence: int) -> None:
+    def poisoning(self: DevicePages, slot: int) -> None:
         for page in pages:
-            page[list(self.blocks(sequence))] = torch.nan
-        free(self, sequence)
+            page[self._held.get(slot, [])] = torch.nan
+        release(self, slot)
 
-    monkeypatch.setattr(BlockAllocator, "free", poisoning)
+    monkeypatch.setattr(DevicePages, "release", poisoning)
     return lanes
 
 
