@@ -38,12 +38,12 @@ from bench.model_pairs.model_pair import EAGER, plan_on_device
 from bench.model_pairs.planted import PairSpec
 from pearl_rt.engine import Engine
 from pearl_rt.errors import PearlError
-from pearl_rt.strategy.options import FORMS
+from pearl_rt.strategy.engine_options import FORMS
+from pearl_rt.strategy.program import STRATEGIES
 from pearl_rt.types.sampling_params import SamplingParams
 
 PAIR = "planted:127m+51m@0.9"
 RATIO = 5.0  # r of the target (see planting.py): over 32,000 ids it keeps its rule 0.80 of the time
-STRATEGIES = ("ar", "sd", "pearl")
 LONGEST_PROMPT, INTERPRETED_PROMPT = 300, 8  # more than a chunk, and one of two
 EAGER_ALONE = 2, 200  # prompts and tokens: each launch is Python's there
 COLUMNS = (

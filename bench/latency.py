@@ -40,7 +40,7 @@ from bench.rounds.pair_run import goal_rows, run_pair
 from bench.rounds.rounds_ahead import DEPTHS, try_depths
 from bench.rounds.steps import format_steps, measure_steps
 from bench.rounds.timeline import SKIPPED_ROUNDS, draw, write_chrome_trace
-from pearl_rt.strategy.options import CAPTURED_FORMS, FORMS
+from pearl_rt.strategy.engine_options import CAPTURED_FORMS, FORMS
 from pearl_rt.types.metrics import RequestMetrics
 
 OF_ENGINE = ("device", "form", "rounds_ahead", "capture", "dtype", "isa", "max_model_len")  # of its stats

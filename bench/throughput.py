@@ -42,7 +42,7 @@ from bench.harness.measure import (
 )
 from bench.harness.table import format_table
 from bench.model_pairs.model_pair import ModelPair, cpu_dtype, open_pair
-from pearl_rt.strategy.options import FORMS
+from pearl_rt.strategy.engine_options import FORMS
 from pearl_rt.types.metrics import RequestMetrics
 
 COLUMNS = (

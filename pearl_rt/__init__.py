@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pearl_rt.lowlevel.round_graph import RoundGraph
     from pearl_rt.reference.logprobs import Logprob
     from pearl_rt.scheduling.handle import RequestHandle
+    from pearl_rt.strategy.engine_options import EngineOptions
     from pearl_rt.types.metrics import RequestMetrics
     from pearl_rt.types.outputs import GenerationInterrupted, RequestOutput, StreamChunk
     from pearl_rt.types.request import Request
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "DevicePair": "lowlevel.pair",
     "Engine": "engine",
+    "EngineOptions": "strategy.engine_options",
     "Request": "types.request",
     "Round": "lowlevel.round",
     "RoundGraph": "lowlevel.round_graph",
@@ -60,6 +62,7 @@ __all__ = [
     "DevicePair",
     "Engine",
     "EngineClosedError",
+    "EngineOptions",
     "GenerationInterrupted",
     "Logprob",
     "NumericsError",

@@ -15,7 +15,8 @@ from collections.abc import Generator, Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from pearl_rt.backends.select import Asked, backend
+from pearl_rt.backends.select import backend
+from pearl_rt.checkpoint.compatibility import check_tokenizer, check_vocabularies, max_length
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors
 from pearl_rt.checkpoint.source import ModelSource
@@ -31,15 +32,7 @@ from pearl_rt.scheduling.intake import Intake
 from pearl_rt.scheduling.job import Job
 from pearl_rt.scheduling.runs import Runs
 from pearl_rt.scheduling.scheduler import Scheduler
-from pearl_rt.strategy.options import (
-    JUDGES,
-    Wanted,
-    check_tokenizer,
-    check_vocabularies,
-    choice,
-    max_length,
-    waiting_limit,
-)
+from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.types.outputs import GenerationInterrupted, RequestOutput, StreamChunk
 from pearl_rt.types.request import Request
 from pearl_rt.types.sampling_params import SamplingParams, checked
@@ -51,29 +44,7 @@ if TYPE_CHECKING:
 class Engine:
     """A target model, perhaps a draft, and the lanes that run them.
 
-    strategy       "auto" picks the program with the best expected tokens per second before each request;
-                   "ar", "sd" and "pearl" fix it
-    gamma          drafts per window, 1 to 16; None: the planner's choice
-    device         "cpu", "cuda", "cuda:N"; "auto": a GPU that the kernels run on, if there is one and nothing
-                   of the CPU's own was asked for; "interpret": the kernels in their interpreter, for tests
-    draft_device   for the draft of a target on a GPU: another GPU ("cuda:N") or "cpu"; None: the target's
-    judge          at temperature > 0: "rejection" (highest acceptance) or "coupled" (tokens depend on the
-                   seed and the target alone)
-    dtype          of weights and KV cache; "auto" is each checkpoint's own, which must not be float16 on the
-                   CPU (float32 on "interpret")
-    placement      "shared" (both models on all cores, or on one GPU), "split" (one core for the
-                   draft, the rest for the target), "devices" (with draft_device) or "auto"
-    form           how a GPU's rounds are launched: "events" (two streams), "graph" (one graph a round) or
-                   "eager" (kernel by kernel from Python, for checking); the same bits
-    rounds_ahead   rounds that are queued on a GPU before their verdict is read
-    max_memory     bytes of each GPU that may be taken; None: all that is free
-    max_model_len  tokens of prompt and answer; None: what both models were made for, but 4096 at most
-    num_threads    cores to use; None: all that this process may use
-    isa            instruction set of the CPU's executor; None: the best that this machine has
-    max_num_seqs   sequences that run at once; None: 8 on the CPU, 1 elsewhere
-    kv_cache_tokens  tokens of KV cache for all sequences together, of each model: a request waits for as much
-                   as its prompt and max_tokens may need; None: max_num_seqs times max_model_len
-    max_waiting    submitted requests that may wait while others run
+    The options are those of EngineOptions: there each has its range and its meaning.
 
     submit() may be called from any thread; generate() and stream() not from several at once, nor while
     submitted requests are in flight. `last_output` is the latest answer of these two, whole or interrupted.
@@ -107,41 +78,46 @@ class Engine:
         max_waiting: int = 256,
     ) -> None:
         """From tensors in memory, by their Hugging Face names. The tensors are packed, and may be dropped."""
-        choice("judge", judge, JUDGES)
+        options = EngineOptions(
+            strategy=strategy,
+            gamma=gamma,
+            judge=judge,
+            device=device,
+            draft_device=draft_device,
+            dtype=dtype,
+            placement=placement,
+            form=form,
+            rounds_ahead=rounds_ahead,
+            max_memory=max_memory,
+            max_model_len=max_model_len,
+            num_threads=num_threads,
+            isa=isa,
+            max_num_seqs=max_num_seqs,
+            kv_cache_tokens=kv_cache_tokens,
+            max_waiting=max_waiting,
+        )
         has_draft = draft_config is not None and draft_tensors is not None
         if not has_draft and (draft_config is not None or draft_tensors is not None):
             raise ConfigError("a draft is a configuration and tensors: pass both, or neither")
-        asked = Asked(
-            device,
-            draft_device,
-            form,
-            rounds_ahead,
-            max_memory,
-            num_threads,
-            isa,
-            placement,
-            gamma,
-            max_num_seqs,
-            kv_cache_tokens,
+        self._backend = backend(options, has_draft=has_draft)
+        capabilities = self._backend.capabilities(has_draft)
+        self._choice = capabilities.narrowed(
+            capabilities.everything, options.strategy, options.gamma, options.placement
         )
-        self._backend = backend(asked, has_draft=has_draft)
-        self._limits = self._backend.limits(has_draft)
-        self._wanted = Wanted.checked(strategy, gamma, placement, self._limits)
-        self._judge = judge
+        self._options = options
         self._tokenizer = tokenizer and tokenizer.hiding(target_config.eos_token_ids)
         parts = [("target", target_config, target_tensors)]
         if draft_config is not None and draft_tensors is not None:
             check_vocabularies(target_config, draft_config, tokenizer, draft_tokenizer)
             parts.append(("draft", draft_config, draft_tensors))
         check_tokenizer(target_config, tokenizer)
-        self.max_model_len = max_length(max_model_len, [config for _, config, _ in parts])
+        self.max_model_len = max_length(options.max_model_len, [config for _, config, _ in parts])
         kv_pool = self._backend.kv_pool(self.max_model_len)
-        candidates = self._wanted.narrowed(self._limits)
         sources = [
-            ModelSource(name, config, self._backend.dtype(name, dtype, config), tensors)
+            ModelSource(name, config, self._backend.dtype(name, options.dtype, config), tensors)
             for name, config, tensors in parts
         ]
-        self._backend.check_memory(sources, kv_pool, num_placements=len(candidates.placements))
+        self._backend.check_memory(sources, kv_pool, num_placements=len(self._choice.placements))
         packed = [self._backend.pack(source, self.max_model_len) for source in sources]
         self.target, self.draft = packed[0], packed[1] if has_draft else None
         self._turn = Turn()
@@ -157,20 +133,20 @@ class Engine:
             self._runs,
             config=target_config,
             tokenizer=self._tokenizer,
-            wanted=self._wanted,
-            limits=self._limits,
-            judge=judge,
+            choice=self._choice,
+            capabilities=capabilities,
+            judge=options.judge,
             kv_pool=kv_pool,
             max_model_len=self.max_model_len,
         )
         self._ids = count()  # of requests: none is used twice
         self._batch = Batch(self._runs)
         self._scheduler = Scheduler(
-            self._batch, turn=self._turn, ids=self._ids, max_waiting=waiting_limit(max_waiting)
+            self._batch, turn=self._turn, ids=self._ids, max_waiting=options.max_waiting
         )
         self.last_output: RequestOutput | None = None
         AtExit(self.close)
-        for name in candidates.placements:
+        for name in self._choice.placements:
             self._runs.place(name)
 
     @classmethod
@@ -299,7 +275,7 @@ class Engine:
         """
         with self._turn:
             lanes = self._lanes_of_one_gpu()
-            judge = self._judge if judge is None else judge
+            judge = self._options.judge if judge is None else judge
             return Round(lanes.pair, strategy, gamma, judge=judge, greedy=greedy, guard=self._check_idle)
 
     def round_graph(self, strategy: str, gamma: int = 0, **options: Any) -> RoundGraph:
@@ -313,8 +289,8 @@ class Engine:
         """
         self._turn.check_open()
         return {
-            "strategy": self._wanted.strategy,
-            **self._runs.figures(self._wanted.narrowed(self._limits)),
+            "strategy": self._options.strategy,
+            **self._runs.figures(self._choice),
             "queue": self._scheduler.counts(),
             **self._runs.described(),
             "dtype": {
@@ -322,7 +298,7 @@ class Engine:
                 for name, model in (("target", self.target), ("draft", self.draft))
                 if model is not None
             },
-            "judge": self._judge,
+            "judge": self._options.judge,
             "max_model_len": self.max_model_len,
         }
 

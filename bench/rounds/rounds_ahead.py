@@ -21,10 +21,10 @@ from bench.harness.run import Run
 from bench.harness.table import format_table
 from bench.model_pairs.model_pair import ModelPair
 from bench.rounds.round_times import finite, median_of, round_times
-from pearl_rt.backends.select import Asked
+from pearl_rt.strategy.engine_options import EngineOptions
 
 DEPTHS = (1, 2, 3, 4)
-DEFAULT: int = Asked.rounds_ahead
+DEFAULT: int = EngineOptions.rounds_ahead
 PROMPTS, TOKENS, REPEATS = 2, 64, 3
 TIMED_PROMPTS, TIMED_TOKENS = 1, 48
 COLUMNS = (

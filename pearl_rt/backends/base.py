@@ -11,9 +11,9 @@ import pearl_rt._C as _C
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.device.kv_pool import DEVICE_BLOCK_SIZE, KvPool
-from pearl_rt.strategy.options import Limits
-from pearl_rt.strategy.planner import MAX_GAMMA, StepTimes
-from pearl_rt.strategy.program import program
+from pearl_rt.strategy.planner import StepTimes
+from pearl_rt.strategy.program import MAX_GAMMA, program
+from pearl_rt.strategy.program_choice import Capabilities
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, measure
 from pearl_rt.types.metrics import TraceRow
 from pearl_rt.types.request import Request
@@ -112,7 +112,7 @@ class Backend(ABC):
         )
 
     @abstractmethod
-    def limits(self, has_draft: bool) -> Limits:
+    def capabilities(self, has_draft: bool) -> Capabilities:
         """Which programs can run here."""
 
     @abstractmethod

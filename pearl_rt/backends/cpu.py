@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pearl_rt._C as _C
 from pearl_rt.backends.base import Backend, Lanes
+from pearl_rt.checkpoint.compatibility import own_dtype
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.checkpoint.rope import rope_tables
@@ -24,8 +25,9 @@ from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.checkpoint.stored_tensors import StoredTensors
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ConfigError, PearlError, ResourceError, gib
-from pearl_rt.strategy.options import Limits, choice, own_dtype
-from pearl_rt.strategy.planner import MAX_GAMMA, PLACEMENTS
+from pearl_rt.strategy.program import CORE_PLACEMENTS, MAX_GAMMA
+from pearl_rt.strategy.program_choice import Capabilities
+from pearl_rt.types.values import choice
 
 if TYPE_CHECKING:
     import torch
@@ -215,19 +217,19 @@ class CpuBackend(Backend):
         """
         super().__init__(num_slots, kv_cache_tokens)
         if isa is not None:
-            choice("isa", isa, _C.available_isas())
+            choice("isa", isa, _C.available_isas(), ConfigError)
         self.cores = choose_cores(num_threads)
         self.isa = isa or str(_C.detect_isa())
 
-    def limits(self, has_draft: bool) -> Limits:
+    def capabilities(self, has_draft: bool) -> Capabilities:
         """Both placements, if there are cores for two devices."""
         if len(self.cores) > 1:
-            return Limits(has_draft, PLACEMENTS)
-        return Limits(has_draft, ("shared",), {"split": TOO_FEW_CORES.format(len(self.cores))})
+            return Capabilities(has_draft, CORE_PLACEMENTS)
+        return Capabilities(has_draft, ("shared",), {"split": TOO_FEW_CORES.format(len(self.cores))})
 
     def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
         """Raises ConfigError for what the executor does not compute in."""
-        return own_dtype(name, choice("dtype", dtype, DTYPES), config)
+        return own_dtype(name, choice("dtype", dtype, DTYPES, ConfigError), config)
 
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
         """Every placement has its own KV caches, of the pool's blocks, and logits."""

@@ -16,7 +16,7 @@ from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import PREFILL_CHUNKS, DeviceModel, device_dtype
 from pearl_rt.device.pair_sizes import PairSizes, check_gpu_memory
 from pearl_rt.errors import ConfigError
-from pearl_rt.strategy.options import Limits
+from pearl_rt.strategy.program_choice import Capabilities
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # slots that steps are captured for: fewer sequences leave some of them idle
@@ -61,14 +61,14 @@ class CudaBackend(Backend):
     def _has_two_memories(self) -> bool:
         return self._cpu is not None or self._draft_gpu is not self._gpu
 
-    def limits(self, has_draft: bool) -> Limits:
+    def capabilities(self, has_draft: bool) -> Capabilities:
         """One placement, which follows from the devices."""
         cores = "placement 'split' is one of CPU cores: on a GPU pass 'auto'"
         if self._has_two_memories:
             one = "placement 'shared' is one device for both models: drop draft_device, or pass 'devices'"
-            return Limits(has_draft, ("devices",), {"split": cores, "shared": one})
+            return Capabilities(has_draft, ("devices",), {"split": cores, "shared": one})
         two = "placement 'devices' needs a second device: pass draft_device='cuda:N' or 'cpu'"
-        return Limits(has_draft, ("shared",), {"split": cores, "devices": two})
+        return Capabilities(has_draft, ("shared",), {"split": cores, "devices": two})
 
     def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
         """What a model computes in: its checkpoint's own dtype, or the one that was asked for."""

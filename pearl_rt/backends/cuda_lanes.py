@@ -24,7 +24,7 @@ from pearl_rt.device.pair_sizes import PairSizes
 from pearl_rt.device.steps import DraftSteps, TargetSteps
 from pearl_rt.errors import ConfigError
 from pearl_rt.lowlevel.pair import DevicePair
-from pearl_rt.strategy.options import CAPTURED_FORMS
+from pearl_rt.strategy.engine_options import CAPTURED_FORMS
 from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.strategy.program import program
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, measure
@@ -35,7 +35,7 @@ from pearl_rt.types.request import FILTERS, SHAPING, Request, check_stop_ids
 class CudaOptions:
     """How lanes launch."""
 
-    form: str = "events"  # or another of options.FORMS
+    form: str = "events"  # or another of engine_options.FORMS
     rounds_ahead: int = 2
     num_slots: int = 1
     gammas: tuple[int, ...] = MEASURED_GAMMAS  # windows that are timed, and captured for it, at start

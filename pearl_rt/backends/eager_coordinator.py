@@ -25,8 +25,8 @@ from pearl_rt.device.state import BAD_LOGITS, FINISH_NAMES, RoundRow
 from pearl_rt.device.steps import LaneSteps
 from pearl_rt.errors import RequestError
 from pearl_rt.lowlevel.pair import DevicePair
-from pearl_rt.strategy.planner import MAX_GAMMA, StepTimes
-from pearl_rt.strategy.program import LANES, Op, Program
+from pearl_rt.strategy.planner import StepTimes
+from pearl_rt.strategy.program import LANES, MAX_GAMMA, Op, Program
 from pearl_rt.types.metrics import TraceRow
 from pearl_rt.types.request import FILTERS, SHAPING, Request, check_stop_ids
 

@@ -16,9 +16,9 @@ from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import DeviceModel, device_dtype, prepare_kernels
 from pearl_rt.lowlevel.pair import DevicePair
-from pearl_rt.strategy.options import Limits
-from pearl_rt.strategy.planner import PLACEMENTS, StepTimes
-from pearl_rt.strategy.program import program
+from pearl_rt.strategy.planner import StepTimes
+from pearl_rt.strategy.program import CORE_PLACEMENTS, program
+from pearl_rt.strategy.program_choice import Capabilities
 from pearl_rt.types.request import Request
 
 DEVICE = torch.device("cpu")
@@ -70,9 +70,9 @@ class InterpretBackend(Backend):
         prepare_kernels(DEVICE)
         super().__init__(num_slots, kv_cache_tokens)
 
-    def limits(self, has_draft: bool) -> Limits:
+    def capabilities(self, has_draft: bool) -> Capabilities:
         """Both placements, which differ in the order of their prefills only."""
-        return Limits(has_draft, PLACEMENTS)
+        return Capabilities(has_draft, CORE_PLACEMENTS)
 
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
         """Whatever an interpreter can finish fits."""

@@ -14,6 +14,9 @@ from typing import Any
 
 from pearl_rt.checkpoint.rope_scaling import RopeScaling, is_number
 from pearl_rt.errors import CheckpointError, ConfigError
+from pearl_rt.types.values import Integer
+
+MODEL_LENGTH = Integer(8, optional=True)  # of max_model_len: room for a prompt and an answer
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",

@@ -16,15 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pearl_rt.checkpoint.config import Environment
-from pearl_rt.cli.engine_flags import add_engine_flags, open_engine, target_directory
-from pearl_rt.cli.sampling_flags import add_sampling_flags, sampling_params
+from pearl_rt.cli.flags import add_engine_flags, add_flags, open_engine, sampling_params, target_directory
 from pearl_rt.errors import ConfigError, PearlError, RequestError
+from pearl_rt.types.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from pearl_rt.cli.chat import Conversation
     from pearl_rt.engine import Engine
     from pearl_rt.types.outputs import RequestOutput
-    from pearl_rt.types.sampling_params import SamplingParams
 
 MIB = 2**20
 
@@ -39,14 +38,14 @@ def parser() -> argparse.ArgumentParser:
     add_engine_flags(generate)
     generate.add_argument("--prompt", help="text to continue; without it, and without --prompt-file, stdin")
     generate.add_argument("--prompt-file", metavar="FILE", help="file with the text to continue; - is stdin")
-    add_sampling_flags(generate)
+    add_flags(generate, SamplingParams)
     generate.add_argument(
         "--stats", action="store_true", help="print as JSON, to stderr, what was chosen and why"
     )
     generate.set_defaults(run=run_generate)
     chat = commands.add_parser("chat", help="talk to a chat model: lines from stdin, answers to stdout")
     add_engine_flags(chat)
-    add_sampling_flags(chat)
+    add_flags(chat, SamplingParams)
     chat.add_argument("--system", metavar="TEXT", help="what the model is told first")
     chat.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja; default: the checkpoint's")
     chat.set_defaults(run=run_chat, max_tokens=None)
@@ -58,7 +57,6 @@ def parser() -> argparse.ArgumentParser:
         "--api-key", help="that clients must send; default: PEARL_API_KEY, or none on loopback"
     )
     serve.add_argument("--model-name", help="by which clients ask; default: the target's directory")
-    serve.add_argument("--max-waiting", type=int, default=256, help="requests that may wait; default 256")
     serve.add_argument("--max-body", type=int, default=4 * MIB, help="bytes of a request; default 4 MiB")
     serve.add_argument("--drain-seconds", type=int, help="for answers in flight at a stop; default: no limit")
     serve.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja; default: the checkpoint's")
@@ -119,7 +117,7 @@ def run_serve(options: argparse.Namespace) -> int:
     with bound_socket(options.host, options.port) as bound:
         host = f"[{options.host}]" if ":" in options.host else options.host
         address = f"http://{host}:{bound.getsockname()[1]}"
-        with open_engine(options, max_waiting=options.max_waiting) as engine:
+        with open_engine(options) as engine:
             settings = Settings(
                 model=options.model_name or target.resolve().name,
                 template=template,
@@ -209,7 +207,7 @@ def _unbroken() -> Iterator[None]:
         raise KeyboardInterrupt
 
 
-def _stream_answer(engine: "Engine", prompt: str, params: "SamplingParams") -> bool:
+def _stream_answer(engine: "Engine", prompt: str, params: SamplingParams) -> bool:
     """Prints one answer as it comes, and what it cost. False after Ctrl-C."""
     printed, whole = 0, True
     stream = engine.stream(prompt, params)

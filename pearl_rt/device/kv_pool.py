@@ -5,13 +5,10 @@ Knows lengths; not caches, or who holds which block: the coordinator does.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pearl_rt.errors import ConfigError, RequestError
 from pearl_rt.model.kv_cache import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, check_block_size
-from pearl_rt.strategy.options import MIN_MODEL_LEN
 from pearl_rt.types.request import Request
-from pearl_rt.types.sampling_params import integer
 
 DEVICE_BLOCK_SIZE = 16  # positions of a page on a device, unless its cache shares blocks with the executor's
 
@@ -89,19 +86,3 @@ class KvPool:
         """For Engine.stats(). num_free: of each placement that was used."""
         free = min(num_free, default=self.num_blocks)
         return {"block_size": self.block_size, "total": self.num_blocks, "free": free}
-
-
-def checked_kv_cache_tokens(asked: Any) -> int | None:
-    """kv_cache_tokens as a caller gave it. Raises ConfigError for what is no number, or holds no request."""
-    if asked is None:
-        return None
-    try:
-        tokens = int(integer("kv_cache_tokens", asked))
-    except RequestError as refused:
-        raise ConfigError(str(refused)) from None
-    if tokens < MIN_MODEL_LEN:
-        raise ConfigError(
-            f"kv_cache_tokens {tokens} holds no request: pass {MIN_MODEL_LEN} or more, or None for "
-            "max_num_seqs times max_model_len"
-        )
-    return tokens

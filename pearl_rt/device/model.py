@@ -15,7 +15,7 @@ from pearl_rt.checkpoint.config import Environment, ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.checkpoint.shapes import weight_bytes
 from pearl_rt.errors import ConfigError, ResourceError, gib
-from pearl_rt.strategy.options import choice
+from pearl_rt.types.values import choice
 
 if TYPE_CHECKING:
     from pearl_rt.model.llama import LlamaWeights
@@ -66,7 +66,7 @@ def device_dtype(dtype: str, config: ModelConfig, device: torch.device) -> str:
     """The dtype that a model computes in, by name. Raises ConfigError for what kernels do not compute rightly
     there.
     """
-    choice("dtype", dtype, ("auto", *DTYPES))
+    choice("dtype", dtype, ("auto", *DTYPES), ConfigError)
     if device.type == "cpu":
         if dtype not in ("auto", "float32"):
             raise ConfigError(

@@ -23,7 +23,7 @@ from pearl_rt.device.state import DeviceState, StateSizes
 from pearl_rt.device.steps import DraftSteps, LaneSteps, TargetSteps
 from pearl_rt.errors import ResourceError, gib
 from pearl_rt.model.llama import Llama, LlamaWeights, Sizes
-from pearl_rt.strategy.planner import MAX_GAMMA
+from pearl_rt.strategy.program import MAX_GAMMA
 
 Steps = TypeVar("Steps", bound=LaneSteps)
 # Compiled kernels, cuBLAS workspaces and graphs: a guess, no GPU was there to measure it on.

@@ -21,9 +21,9 @@ from pearl_rt.kernels.verify.verify import verify
 from pearl_rt.kernels.verify.verify import workspace_size as verify_workspace
 from pearl_rt.model.forward_batch import ForwardBatch
 from pearl_rt.model.llama import Llama
-from pearl_rt.reference.judge import KINDS
 from pearl_rt.reference.noise import Purpose
 from pearl_rt.state import State
+from pearl_rt.strategy.program import JUDGES
 
 Tensor = torch.Tensor
 
@@ -105,7 +105,7 @@ class TargetSteps(LaneSteps):
         super().__init__(model, state)
         sizes = state.sizes
         num_bytes = max(
-            verify_workspace(sizes.num_slots, sizes.gamma_max, sizes.vocab_size, kind) for kind in KINDS
+            verify_workspace(sizes.num_slots, sizes.gamma_max, sizes.vocab_size, kind) for kind in JUDGES
         )
         self.workspace = torch.empty(num_bytes, dtype=torch.uint8, device=model.weights.device)
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pearl_rt.checkpoint.compatibility import check_vocabularies, max_length
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors
 from pearl_rt.checkpoint.tokenizer import Tokenizer
@@ -36,10 +37,10 @@ from pearl_rt.device.state import RoundRow
 from pearl_rt.errors import ConfigError, DeviceError, RequestError
 from pearl_rt.lowlevel.call_order import CallOrder
 from pearl_rt.state import State
-from pearl_rt.strategy.options import JUDGES, check_vocabularies, choice, max_length
-from pearl_rt.strategy.planner import MAX_GAMMA
+from pearl_rt.strategy.program import JUDGES, MAX_GAMMA
 from pearl_rt.types.request import Request, check_plain, check_stop_ids, prepare_prompt
 from pearl_rt.types.sampling_params import SamplingParams
+from pearl_rt.types.values import Integer, choice
 
 if TYPE_CHECKING:
     from pearl_rt.device.steps import DraftSteps, TargetSteps
@@ -113,10 +114,10 @@ class DevicePair:
         from pearl_rt.device.steps import DraftSteps, TargetSteps
 
         chunk = PREFILL_CHUNKS[device.type] if prefill_chunk is None else prefill_chunk
-        _at_least(num_slots=(num_slots, 1), gamma_max=(gamma_max, 0), prefill_chunk=(chunk, 1))
-        _at_least(max_stop_ids=(max_stop_ids, 1), ring_size=(ring_size, 1))
-        if gamma_max > MAX_GAMMA:
-            raise ConfigError(f"gamma_max {gamma_max} is out of range: pass 0 to {MAX_GAMMA}")
+        Integer(0, MAX_GAMMA)("gamma_max", gamma_max, ConfigError)
+        positive = {"num_slots": num_slots, "max_stop_ids": max_stop_ids, "ring_size": ring_size}
+        for name, size in {**positive, "prefill_chunk": chunk}.items():
+            Integer(1)(name, size, ConfigError)
         pool = KvPool.of(None, num_slots=num_slots, max_model_len=max_model_len, block_size=block_size)
         sizes = PairSizes.of(
             target.config,
@@ -231,7 +232,7 @@ class DevicePair:
         No requests: nothing but launches, to warm up or to capture. Waits for the device, so that it cannot
         be captured itself. Raises RequestError, before anything is touched, for what does not fit.
         """
-        choice("judge", judge, JUDGES, RequestError)
+        choice("judge", judge, JUDGES)
         if len(requests) > self.state.sizes.num_slots:
             raise RequestError(
                 f"{len(requests)} requests, this pair has {self.state.sizes.num_slots} slots: pass fewer, or "
@@ -264,7 +265,7 @@ class DevicePair:
 
     def prefill(self, lane: str | None = None) -> None:
         """Feeds the prompts: to both models, or to lane "target" or "draft". Once for each request."""
-        lanes = [choice("lane", lane, ("target", "draft"), RequestError)] if lane is not None else ["target"]
+        lanes = [choice("lane", lane, ("target", "draft"))] if lane is not None else ["target"]
         if lane is None and self._gamma > 0:
             lanes.append("draft")
         if lane == "draft" and self.draft_steps is None:
@@ -329,10 +330,9 @@ class DevicePair:
     def check_gamma(self, gamma: int) -> None:
         """Raises RequestError for a window that this pair has no room for."""
         most = self.state.sizes.gamma_max
-        if not isinstance(gamma, int) or isinstance(gamma, bool) or not 0 <= gamma <= most:
-            way_out = f"0 to {most}, or build it with a larger gamma_max"
-            way_out = way_out if self.has_draft else "0, or build it with a draft"
-            raise RequestError(f"gamma {gamma!r} is not what this pair has room for: pass {way_out}")
+        way_out = f"0 to {most}, or build the pair with a larger gamma_max"
+        way_out = way_out if self.has_draft else "0, or build the pair with a draft"
+        Integer(0, most, words=way_out)("gamma", gamma)
 
     def _is_idle(self) -> bool:
         if self.device.type == "cpu":
@@ -355,9 +355,3 @@ class DevicePair:
         self.check_gamma(request.gamma)
         check_stop_ids(request, self.state.sizes.max_stop_ids)
         check_plain(request)
-
-
-def _at_least(**limits: tuple[Any, int]) -> None:
-    for name, (value, least) in limits.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ConfigError(f"{name} {value!r} is out of range: pass {least} or more")

@@ -18,9 +18,9 @@ import torch
 from pearl_rt.device.state import RoundRow
 from pearl_rt.errors import RequestError
 from pearl_rt.lowlevel.pair import DevicePair
-from pearl_rt.strategy.options import JUDGES, choice
-from pearl_rt.strategy.program import STRATEGIES
+from pearl_rt.strategy.program import JUDGES, STRATEGIES
 from pearl_rt.types.request import Request
+from pearl_rt.types.values import choice
 
 Stream = Any  # torch.cuda.Stream, its handle as an integer (cudaStream_t), or None: torch's current stream
 
@@ -45,8 +45,8 @@ class Round:
         greedy: every request has temperature 0, so that drafts' logits are not kept. guard: called before the
         pair is used; raises if somebody else uses it. Raises RequestError.
         """
-        choice("strategy", strategy, STRATEGIES, RequestError)
-        choice("judge", judge, JUDGES, RequestError)
+        choice("strategy", strategy, STRATEGIES)
+        choice("judge", judge, JUDGES)
         pair.check_gamma(gamma)
         if (strategy == "ar") != (gamma == 0):
             way_out = "pass gamma=0" if strategy == "ar" else "pass gamma=1 or more"

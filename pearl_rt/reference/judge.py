@@ -21,8 +21,6 @@ from pearl_rt.reference.noise import Floats, Purpose, Words
 from pearl_rt.reference.processors import Transform, inverse_temperature, scaled, total, usable
 from pearl_rt.reference.round import PLACEHOLDER_TOKEN_ID, Verdict
 
-KINDS = ("rejection", "coupled")
-
 WordsFn = Callable[
     [int, int, int, int], Words
 ]  # (seed, position, purpose, count); pearl_rt.reference.noise.words

@@ -12,9 +12,11 @@ from pearl_rt.errors import RequestError
 from pearl_rt.scheduling.answer import Answer
 from pearl_rt.scheduling.job import Job
 from pearl_rt.scheduling.runs import Runs
-from pearl_rt.strategy.options import JUDGES, Limits, Wanted, choice
+from pearl_rt.strategy.engine_options import EngineOptions
+from pearl_rt.strategy.program_choice import Capabilities, ProgramChoice
 from pearl_rt.types.request import check_params, prepare_prompt, prompt_list
 from pearl_rt.types.sampling_params import SamplingParams, checked
+from pearl_rt.types.values import rule_of
 
 Options = tuple[str | None, int | None, str | None, str | None]  # strategy, gamma, placement, judge of a call
 
@@ -28,17 +30,17 @@ class Intake:
         *,
         config: ModelConfig,
         tokenizer: Tokenizer | None,
-        wanted: Wanted,
-        limits: Limits,
+        choice: ProgramChoice,
+        capabilities: Capabilities,
         judge: str,
         kv_pool: KvPool,
         max_model_len: int,
     ) -> None:
-        """config, tokenizer: the target's. wanted, judge: the engine's choice, where a call makes none."""
+        """config, tokenizer: the target's. choice, judge: the engine's own, where a call makes none."""
         self._runs = runs
         self._vocab_size = config.vocab_size
         self._tokenizer = tokenizer
-        self._wanted, self._limits, self._judge = wanted, limits, judge
+        self._choice, self._capabilities, self._judge = choice, capabilities, judge
         self._kv_pool = kv_pool
         self._max_model_len = max_model_len
 
@@ -70,12 +72,12 @@ class Intake:
         index: int = 0,
     ) -> Job:
         self._runs.turn.check_open()
-        wanted = self._wanted.override(strategy, gamma, placement, self._limits)
-        judge = self._judge if judge is None else choice("judge", judge, JUDGES, RequestError)
+        choice = self._capabilities.narrowed(self._choice, strategy, gamma, placement, RequestError)
+        judge = self._judge if judge is None else rule_of(EngineOptions, "judge")("judge", judge)
         check_params(params, self._tokenizer, self._vocab_size)
         prepared = prepare_prompt(prompt, self._tokenizer, self._vocab_size, self._max_model_len)
         params = params.sample(index)
         answer = Answer(prepared, params, self._tokenizer, index)
-        job = Job(prepared, params, wanted.narrowed(self._limits), judge, answer)
+        job = Job(prepared, params, choice, judge, answer)
         self._kv_pool.check(self._runs.request(job, 0))
         return job

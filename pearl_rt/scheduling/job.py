@@ -6,7 +6,7 @@ Knows prompts, parameters and programs by name; not lanes, and not who runs it.
 from dataclasses import dataclass
 
 from pearl_rt.scheduling.answer import Answer
-from pearl_rt.strategy.options import Candidates
+from pearl_rt.strategy.program_choice import ProgramChoice
 from pearl_rt.types.request import Prompt
 from pearl_rt.types.sampling_params import SamplingParams
 
@@ -17,7 +17,7 @@ class Job:
 
     prompt: Prompt
     params: SamplingParams
-    candidates: Candidates
+    candidates: ProgramChoice
     judge: str
     answer: Answer
 

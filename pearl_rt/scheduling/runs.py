@@ -16,8 +16,8 @@ from pearl_rt.scheduling.engine_lock import Turn
 from pearl_rt.scheduling.job import Job
 from pearl_rt.scheduling.totals import Totals
 from pearl_rt.strategy.chooser import Chooser
-from pearl_rt.strategy.options import Candidates
 from pearl_rt.strategy.planner import Plan
+from pearl_rt.strategy.program_choice import ProgramChoice
 from pearl_rt.types.request import Request
 
 
@@ -98,7 +98,7 @@ class Runs:
             self._chooser.learn(plan, job.regime, job.answer.output.metrics, is_alone=is_alone)
             self._totals.add(job.answer.output)
 
-    def figures(self, candidates: Candidates) -> dict[str, Any]:
+    def figures(self, candidates: ProgramChoice) -> dict[str, Any]:
         """What ran last and what would run next, and why; and sums over all answers."""
         with self._figures:
             return {**self._chooser.described(candidates), "totals": self._totals.described()}

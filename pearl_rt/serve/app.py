@@ -21,7 +21,7 @@ from pearl_rt.engine import Engine
 from pearl_rt.errors import ConfigError, PearlError, RequestError
 from pearl_rt.scheduling.handle import RequestHandle
 from pearl_rt.serve.answering import EventStream, cancel_all, outputs_of, watched
-from pearl_rt.serve.ask import Ask, read_chat, read_completion
+from pearl_rt.serve.completion_request import CompletionRequest, read_chat, read_completion
 from pearl_rt.serve.faults import HttpError, error_response
 from pearl_rt.serve.fields import FieldError
 from pearl_rt.serve.guard import Guard, json_body
@@ -63,21 +63,21 @@ class Service:
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
-        ask = await self._ask(request, read_completion)
+        asked = await self._read(request, read_completion)
         prompts = [
             prompt if isinstance(prompt, list) else await run_in_threadpool(self._tokenizer.encode, prompt)
-            for prompt in ask.prompts
+            for prompt in asked.prompts
         ]
         return await self._answer(
-            request, ask, prompts, CompletionShape(self._settings.model, self._tokenizer)
+            request, asked, prompts, CompletionShape(self._settings.model, self._tokenizer)
         )
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
-        ask = await self._ask(request, read_chat)
-        prompt = await run_in_threadpool(self._chat_prompt, ask)
-        shape = ChatShape(self._settings.model, self._tokenizer, num_logprobs=ask.num_logprobs or 0)
-        return await self._answer(request, ask, [prompt], shape)
+        asked = await self._read(request, read_chat)
+        prompt = await run_in_threadpool(self._chat_prompt, asked)
+        shape = ChatShape(self._settings.model, self._tokenizer, num_logprobs=asked.num_logprobs or 0)
+        return await self._answer(request, asked, [prompt], shape)
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models, and one of them."""
@@ -102,48 +102,50 @@ class Service:
         text = await run_in_threadpool(lambda: prometheus_text(self._engine.stats(), self._settings.model))
         return Response(text, media_type=CONTENT_TYPE)
 
-    async def _ask(self, request: Request, read: Callable[[Any], Ask]) -> Ask:
-        ask = read(await json_body(request, self._settings.max_body))
-        self._check_model(ask.model)
-        if (count := ask.params.n * max(len(ask.prompts), 1)) > MAX_ANSWERS:
+    async def _read(self, request: Request, read: Callable[[Any], CompletionRequest]) -> CompletionRequest:
+        asked = read(await json_body(request, self._settings.max_body))
+        self._check_model(asked.model)
+        if (count := asked.params.n * max(len(asked.prompts), 1)) > MAX_ANSWERS:
             raise FieldError(
                 "n", f"{count} answers were asked for: ask for {MAX_ANSWERS} at most in one body"
             )
-        return ask
+        return asked
 
     def _check_model(self, asked: str | None) -> None:
         if asked and asked != self._settings.model:
             message = f"model {asked!r} is not served here: ask for {self._settings.model!r}"
             raise HttpError(404, message, "model_not_found")
 
-    def _chat_prompt(self, ask: Ask) -> list[int]:
+    def _chat_prompt(self, asked: CompletionRequest) -> list[int]:
         template = self._settings.template
         if template is None:
             raise HttpError(400, "this model has no chat template: use /v1/completions", "no_chat_template")
-        text = template.render(ask.messages, **dict(ask.template_variables))
+        text = template.render(asked.messages, **dict(asked.template_variables))
         return self._tokenizer.encode(text, add_special_tokens=False)
 
-    async def _answer(self, request: Request, ask: Ask, prompts: list[Any], shape: Shape) -> Response:
+    async def _answer(
+        self, request: Request, asked: CompletionRequest, prompts: list[Any], shape: Shape
+    ) -> Response:
         for prompt in prompts:  # before anyone looks at a million ids, n times
             if len(prompt) >= (limit := self._engine.max_model_len):
                 raise RequestError(
                     f"the prompt has {len(prompt)} tokens, max_model_len is {limit}: shorten it"
                 )
-        num_answers = ask.params.n
-        handles = self._submit(prompts, ask)
-        if ask.is_streamed:
-            return EventStream(handles, shape, has_usage=ask.has_usage, num_answers=num_answers)
+        num_answers = asked.params.n
+        handles = self._submit(prompts, asked)
+        if asked.is_streamed:
+            return EventStream(handles, shape, has_usage=asked.has_usage, num_answers=num_answers)
         async with watched(request.receive, handles):
             outputs = await outputs_of(handles)
         return JSONResponse(shape.whole(outputs, num_answers))
 
-    def _submit(self, prompts: list[Any], ask: Ask) -> list[RequestHandle]:
+    def _submit(self, prompts: list[Any], asked: CompletionRequest) -> list[RequestHandle]:
         """All answers, or none."""
         handles: list[RequestHandle] = []
         try:
             for prompt in prompts:
-                for index in range(ask.params.n):
-                    handles.append(self._engine.submit(prompt, ask.params.sample(index)))
+                for index in range(asked.params.n):
+                    handles.append(self._engine.submit(prompt, asked.params.sample(index)))
         except PearlError:
             cancel_all(handles)
             raise

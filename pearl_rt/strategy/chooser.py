@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from pearl_rt.strategy.options import Candidates
 from pearl_rt.strategy.planner import Acceptance, Plan, StepTimes, plan, plans
+from pearl_rt.strategy.program_choice import ProgramChoice
 from pearl_rt.types.metrics import RequestMetrics
 
 MIN_TOKENS_TO_LEARN = 16  # shorter answers time little but noise
@@ -30,7 +30,7 @@ class Chooser:
         self._last: tuple[Plan, str] | None = None  # what ran last, and in which regime
         self._num_requests = 0
 
-    def choose(self, candidates: Candidates, regime: str, num_seqs: int = 1) -> Plan:
+    def choose(self, candidates: ProgramChoice, regime: str, num_seqs: int = 1) -> Plan:
         """The program with the best expected tokens per second for so many sequences at once. Times of all
         placements must be known.
 
@@ -40,10 +40,10 @@ class Chooser:
         best = self._plans(candidates, regime, num_seqs)[0]
         if num_seqs == 1 or best.strategy != "ar":
             return best
-        placed = Candidates(candidates.strategies, (best.placement,), candidates.gammas)
+        placed = ProgramChoice(candidates.strategies, (best.placement,), candidates.gammas)
         return self._plans(placed, regime)[0]
 
-    def windows(self, chosen: Plan, candidates: Candidates, regime: str, num_slots: int) -> list[int]:
+    def windows(self, chosen: Plan, candidates: ProgramChoice, regime: str, num_slots: int) -> list[int]:
         """[num_slots + 1] the best window of a program beside so many sequences; none if it has no choice.
 
         Numbers between those of _rungs() have the window of the one below: this is asked for every request.
@@ -54,7 +54,7 @@ class Chooser:
 
         def best(num_seqs: int) -> int:
             strategies = [chosen.strategy, *(["ar"] if 0 in options else [])]
-            placed = Candidates(tuple(strategies), (chosen.placement,), candidates.gammas)
+            placed = ProgramChoice(tuple(strategies), (chosen.placement,), candidates.gammas)
             return self._plans(placed, regime, num_seqs)[0].gamma
 
         at = {num_seqs: best(num_seqs) for num_seqs in _rungs(num_slots)}
@@ -78,7 +78,7 @@ class Chooser:
         known = self._slowdowns.get((strategy, placement), 1.0)
         self._slowdowns[strategy, placement] = known + LEARNING_RATE * (slowdown - known)
 
-    def described(self, candidates: Candidates) -> dict[str, Any]:
+    def described(self, candidates: ProgramChoice) -> dict[str, Any]:
         """What ran last, what would run next, and every figure behind it. Times are in seconds."""
         expected = self._plans(candidates, self._last[1] if self._last else "greedy")
         return {
@@ -98,7 +98,7 @@ class Chooser:
             ],
         }
 
-    def _plans(self, candidates: Candidates, regime: str, num_seqs: int = 1) -> list[Plan]:
+    def _plans(self, candidates: ProgramChoice, regime: str, num_seqs: int = 1) -> list[Plan]:
         times: Mapping[str, StepTimes] = {name: self.times[name] for name in candidates.placements}
         return plans(
             times,

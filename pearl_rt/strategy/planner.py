@@ -20,9 +20,8 @@ draft is taken to slow down with rows as the target does.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-STRATEGIES = ("ar", "sd", "pearl")
-PLACEMENTS = ("shared", "split")
-MAX_GAMMA = 16
+from pearl_rt.strategy.program import STRATEGIES
+
 GAMMAS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15)  # windows that the planner looks at
 
 

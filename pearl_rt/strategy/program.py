@@ -18,9 +18,13 @@ GPU), the reader fetches behind its wait: the target the window, the draft the v
 from dataclasses import dataclass
 
 from pearl_rt.errors import ConfigError
+from pearl_rt.types.values import choice
 
 STRATEGIES = ("ar", "sd", "pearl")
-PLACEMENTS = ("shared", "split", "devices")
+CORE_PLACEMENTS = ("shared", "split")  # where both lanes share a memory: all that there is on CPU cores
+PLACEMENTS = (*CORE_PLACEMENTS, "devices")
+JUDGES = ("rejection", "coupled")
+MAX_GAMMA = 16
 LANES = ("target", "draft")
 
 BODIES: dict[str, dict[str, str]] = {
@@ -145,10 +149,8 @@ def _with_fetches(ops: tuple[Op, ...]) -> tuple[Op, ...]:
 def program(strategy: str, placement: str = "shared") -> Program:
     """The program of a strategy. placement: "shared" (one device), "split" (draft and target on two that
     share a memory) or "devices" (on two with a memory each)."""
-    if strategy not in STRATEGIES:
-        raise ConfigError(f"strategy is {strategy!r}; known are {', '.join(STRATEGIES)}")
-    if placement not in PLACEMENTS:
-        raise ConfigError(f"placement is {placement!r}; known are {', '.join(PLACEMENTS)}")
+    choice("strategy", strategy, STRATEGIES, ConfigError)
+    choice("placement", placement, PLACEMENTS, ConfigError)
     body, prologue = BODIES[strategy], PROLOGUES[placement]
     if strategy == "ar":
         prologue = {"target": "prefill; first"}

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from pearl_rt.errors import RequestError
-from pearl_rt.types.sampling_params import SamplingParams, token_ids
+from pearl_rt.types.sampling_params import SamplingParams
+from pearl_rt.types.values import token_ids
 
 # Parameters that change logits: at every temperature, and above 0 only.
 SHAPING = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens")

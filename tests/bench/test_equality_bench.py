@@ -18,7 +18,7 @@ from tiny_pairs import SMALL, Pair
 from bench import equality
 from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
 from pearl_rt.errors import DeviceError, ResourceError
-from pearl_rt.strategy.options import FORMS
+from pearl_rt.strategy.engine_options import FORMS
 
 
 class FakeEngine:

@@ -14,10 +14,11 @@ from tiny_pairs import Pair
 
 from pearl_rt import ConfigError, Engine, RequestError, ResourceError, SamplingParams
 from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
-from pearl_rt.backends.select import Asked, device_name
+from pearl_rt.backends.select import device_name
 from pearl_rt.checkpoint.config import Environment
 from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.cli.commands import main
+from pearl_rt.strategy.engine_options import EngineOptions
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_fake = pytest.mark.skipif(not fake_cuda.has_compiler(), reason="the fake driver needs a compiler")
@@ -60,18 +61,18 @@ def test_a_gpu_that_is_too_old(old_gpu: None) -> None:
         Pair.make("equal").engine(device="cuda")
     with pytest.raises(ResourceError, match="there are 1 GPUs"):
         Pair.make("equal").engine(device="cuda:3")
-    assert device_name(Asked(), Environment()) == "cpu"  # "auto" does not take it
+    assert device_name(EngineOptions(), Environment()) == "cpu"  # "auto" does not take it
 
 
 def test_what_auto_is(old_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
-    assert device_name(Asked(), Environment()) == "cuda"
-    assert device_name(Asked(), Environment(device="cpu")) == "cpu"
-    assert device_name(Asked("cuda:1"), Environment(device="cpu")) == "cuda:1"
+    assert device_name(EngineOptions(), Environment()) == "cuda"
+    assert device_name(EngineOptions(), Environment(device="cpu")) == "cpu"
+    assert device_name(EngineOptions(device="cuda:1"), Environment(device="cpu")) == "cuda:1"
     for options in ({"num_threads": 1}, {"isa": "portable"}, {"placement": "split"}):
-        assert device_name(Asked(**options), Environment()) == "cpu"
+        assert device_name(EngineOptions(**options), Environment()) == "cpu"
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert device_name(Asked(), Environment()) == "cpu"
+    assert device_name(EngineOptions(), Environment()) == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -257,9 +257,9 @@ def test_a_refused_call_leaves_the_order_as_it_was(monkeypatch: pytest.MonkeyPat
 BAD = (
     (
         Request(ONE, gamma=5),
-        r"gamma 5 is not what this pair has room for: pass 0 to 4, or build it with a larger",
+        r"gamma 5 is out of range: pass 0 to 4, or build the pair with a larger",
     ),
-    (Request(ONE, gamma=-1), r"gamma -1 is not"),
+    (Request(ONE, gamma=-1), r"gamma -1 is out of range"),
     (Request([]), r"is empty: give at least one token"),
     (Request(list(range(25))), r"the prompt has 25 tokens, more than max_model_len 24"),
     (Request([3] * 24), r"leaves no room to generate within max_model_len 24"),
@@ -321,7 +321,7 @@ SIZES: tuple[tuple[dict[str, Any], str], ...] = (
     ({"gamma_max": 17}, r"gamma_max 17 is out of range: pass 0 to 16"),
     ({"num_slots": 0}, r"num_slots 0 is out of range: pass 1 or more"),
     ({"ring_size": 0}, r"ring_size 0 is out of range"),
-    ({"prefill_chunk": 2.5}, r"prefill_chunk 2.5 is out of range"),
+    ({"prefill_chunk": 2.5}, r"prefill_chunk must be an integer, got 2.5"),
     ({"block_size": 17}, r"block_size 17 is not supported"),
     ({"attention_backend": "best"}, r"attention back end 'best' is not supported"),
     ({"max_model_len": 10**6}, r"max_model_len"),

@@ -138,7 +138,7 @@ def test_a_request_asks_for_a_shorter_window_only(interpreted: Engine) -> None:
 def test_bad_rounds_are_refused(interpreted: Engine) -> None:
     with pytest.raises(RequestError, match=r"strategy 'best' is not supported"):
         interpreted.round("best", 2)
-    with pytest.raises(RequestError, match=r"gamma 17 is not what this pair has room for: pass 0 to 16"):
+    with pytest.raises(RequestError, match=r"gamma 17 is out of range: pass 0 to 16"):
         interpreted.round("sd", 17)
     with pytest.raises(RequestError, match=r"gamma 0 is no window of 'pearl': pass gamma=1 or more"):
         interpreted.round("pearl")

@@ -189,7 +189,7 @@ def test_stop_leaves_those_that_waited(executor: Engine) -> None:
     coordinator.start(program("sd"), [PLAIN])
     waiting = [coordinator.submit(PLAIN) for _ in range(2)]
     for wrong, said in (
-        (replace(PLAIN, gamma=17), "gamma 17 is not what this pair has room for"),
+        (replace(PLAIN, gamma=17), "gamma 17 is out of range"),
         (replace(PLAIN, stop_ids=tuple(range(33))), "33 end-of-text and stop ids"),
         (replace(PLAIN, logit_bias=tuple((i, 1.0) for i in range(65))), "logit_bias has 65 ids; .* takes 64"),
     ):

@@ -9,8 +9,8 @@ import pytest
 from pearl_rt.reference import round as rule
 from pearl_rt.strategy import planner
 from pearl_rt.strategy.chooser import Chooser
-from pearl_rt.strategy.options import Candidates
 from pearl_rt.strategy.planner import STRATEGIES, Acceptance, StepTimes, plan, plans
+from pearl_rt.strategy.program_choice import ProgramChoice
 from pearl_rt.types.metrics import RequestMetrics
 
 ACCEPTANCES = (0.0, 0.3, 0.7, 0.95, 1.0)
@@ -142,7 +142,7 @@ def request(tokens_per_second: float, accepted: int, rejected: int) -> RequestMe
 def test_chooser_gives_up_a_useless_draft_and_tries_it_again() -> None:
     chooser = Chooser()
     chooser.times["shared"] = StepTimes({1: 10.0, 17: 10.0}, {1: 1.0, 15: 15.0})
-    candidates = Candidates(("ar", "sd"), ("shared",), planner.GAMMAS)
+    candidates = ProgramChoice(("ar", "sd"), ("shared",), planner.GAMMAS)
     first = chooser.choose(candidates, "greedy")
     assert first.strategy == "sd"
     rate = plan("sd", first.gamma, "shared", chooser.times["shared"], 0.02).tokens_per_second
@@ -164,7 +164,7 @@ def test_chooser_gives_up_a_useless_draft_and_tries_it_again() -> None:
 def test_chooser_passes_over_a_program_that_is_slower_than_expected() -> None:
     chooser = Chooser()
     chooser.times["shared"] = StepTimes({1: 10.0, 17: 10.0}, {1: 1.0, 15: 15.0})
-    candidates = Candidates(("ar", "sd"), ("shared",), planner.GAMMAS)
+    candidates = ProgramChoice(("ar", "sd"), ("shared",), planner.GAMMAS)
     chosen = chooser.choose(candidates, "greedy")
     for _ in range(8):  # half as fast as it should be, though as much is accepted as was hoped
         rate = plan("sd", chosen.gamma, "shared", chooser.times["shared"], 0.7).tokens_per_second
@@ -185,7 +185,7 @@ def timed_chooser(target: dict[int, float]) -> Chooser:
 
 def test_a_batch_that_is_bound_by_arithmetic_drafts_less() -> None:
     """Rows that cost as much as the first: 4 sequences gain nothing by guesses; rows for nothing: they do."""
-    auto = Candidates(STRATEGIES, ("shared",), (1, 2, 4, 8))
+    auto = ProgramChoice(STRATEGIES, ("shared",), (1, 2, 4, 8))
     dear = timed_chooser({1: 1.0, 2: 1.05, 3: 1.1, 5: 1.2, 8: 4.0, 9: 5.0})
     chosen = dear.choose(auto, "greedy", 4)
     windows = dear.windows(chosen, auto, "greedy", 4)
@@ -197,7 +197,7 @@ def test_a_batch_that_is_bound_by_arithmetic_drafts_less() -> None:
 
 def test_many_slots_are_planned_in_few_steps() -> None:
     """Each number of sequences has the window of the rung at or below it, and every rung its own best one."""
-    auto = Candidates(STRATEGIES, ("shared",), (1, 2, 4, 8))
+    auto = ProgramChoice(STRATEGIES, ("shared",), (1, 2, 4, 8))
     dear = timed_chooser({1: 1.0, 2: 1.01, 3: 1.02, 5: 1.04, 8: 1.07, 9: 1.2, 16: 2.0})
     whole = dear.windows(dear.choose(auto, "greedy", 50), auto, "greedy", 50)
     assert len(whole) == 51 and len(set(whole)) > 2
@@ -209,11 +209,11 @@ def test_many_slots_are_planned_in_few_steps() -> None:
 
 def test_what_was_fixed_stays() -> None:
     dear = timed_chooser({1: 1.0, 8: 8.0})
-    fixed = Candidates(("sd",), ("shared",), (4,))
+    fixed = ProgramChoice(("sd",), ("shared",), (4,))
     assert dear.windows(dear.choose(fixed, "greedy", 4), fixed, "greedy", 4) == []
-    strategy = Candidates(("sd",), ("shared",), (2, 4))
+    strategy = ProgramChoice(("sd",), ("shared",), (2, 4))
     assert set(dear.windows(dear.choose(strategy, "greedy"), strategy, "greedy", 4)) == {2}
-    plain = Candidates(("ar",), ("shared",), (4,))
+    plain = ProgramChoice(("ar",), ("shared",), (4,))
     assert dear.windows(dear.choose(plain, "greedy"), plain, "greedy", 4) == []
 
 

@@ -12,13 +12,13 @@ from pearl_rt.reference.noise import sample_seed
 @pytest.mark.parametrize(
     ("fields", "named"),
     [
-        ({"temperature": -0.1}, "temperature -0.1 cannot be sampled at: pass 0 for greedy, or 0.001 to 1000"),
+        ({"temperature": -0.1}, "temperature -0.1 is out of range: pass 0.001 to 1000 .0 for greedy"),
         ({"temperature": float("nan")}, "temperature nan"),
         ({"max_tokens": 0}, "max_tokens 0 is out of range: pass 1 or more"),
-        ({"seed": 2**64}, "seed 18446744073709551616 is not a 64-bit number: pass 0 to"),
+        ({"seed": 2**64}, "seed 18446744073709551616 is out of range: pass 0 to"),
         ({"seed": -1}, "seed -1"),
         ({"ignore_eos": 1}, "ignore_eos must be True or False, got 1"),
-        ({"top_k": -2}, "top_k -2 is out of range: pass 1 or more, or 0"),
+        ({"top_k": -2}, "top_k -2 is out of range: pass 1 to 2147483647, or 0"),
         ({"top_k": 1.0}, "top_k must be an integer, got 1.0"),
         ({"top_k": 2**31}, "top_k 2147483648"),
         ({"top_p": 0}, "top_p 0 is out of range: pass a number above 0, up to 1"),

@@ -1,7 +1,7 @@
 """What a client asks, read from the body of a completion or a chat completion.
 
-Names and defaults are OpenAI's, with vLLM's further sampling parameters; values are checked by
-SamplingParams. A field that would change the answer and is not supported is refused, by name.
+Every sampling parameter is a field of the body, which SamplingParams checks. Some names and defaults are
+OpenAI's own. A field that would change the answer and is not supported is refused, by name.
 """
 
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from typing import Any
 from pearl_rt.errors import RequestError
 from pearl_rt.serve.fields import FieldError, Fields
 from pearl_rt.types.sampling_params import SamplingParams
+from pearl_rt.types.values import parameters
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default where the prompt is plain text
 # Fields that change nothing here.
@@ -19,10 +20,7 @@ IGNORED = frozenset(
         *("prompt_cache_key", "prompt_cache_retention"),
     }
 )
-SAMPLING = (
-    *("top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty"),
-    *("min_tokens", "stop", "stop_token_ids", "ignore_eos", "include_stop_str_in_output", "seed", "n"),
-)
+DEFAULTS = {"temperature": 1.0, "seed": None}  # OpenAI's: a seed is drawn where none is given
 MAX_PROMPTS = 64
 # What every token is compared with, while others wait.
 MAX_STOPS = 16
@@ -31,7 +29,7 @@ MAX_STOP_IDS = 256
 
 
 @dataclass(frozen=True)
-class Ask:
+class CompletionRequest:
     """One body: prompts or messages, how to sample, and how to answer.
 
     params        for each prompt; its n answers are params.sample(0), ...
@@ -53,7 +51,7 @@ class Ask:
         return self.params.logprobs
 
 
-def read_completion(body: Any) -> Ask:
+def read_completion(body: Any) -> CompletionRequest:
     """Of /v1/completions. Raises FieldError or RequestError for what cannot be answered."""
     fields = Fields(body)
     prompt = fields.any("prompt")
@@ -62,10 +60,10 @@ def read_completion(body: Any) -> Ask:
     fields.unsupported("best_of", fields.any("n", 1), "answers are not ranked; take n")
     logprobs = fields.integer("logprobs")
     max_tokens = fields.integer("max_tokens", COMPLETION_MAX_TOKENS)
-    return _ask(fields, max_tokens, logprobs, prompts=_prompts(prompt))
+    return _request(fields, max_tokens, logprobs, prompts=_prompts(prompt))
 
 
-def read_chat(body: Any) -> Ask:
+def read_chat(body: Any) -> CompletionRequest:
     """Of /v1/chat/completions. Raises FieldError or RequestError for what cannot be answered."""
     fields = Fields(body)
     max_tokens = fields.integer("max_completion_tokens", fields.integer("max_tokens"))
@@ -87,7 +85,7 @@ def read_chat(body: Any) -> Ask:
         raise FieldError(
             "chat_template_kwargs", "chat_template_kwargs must be an object of the template's own names"
         )
-    return _ask(
+    return _request(
         fields,
         max_tokens,
         logprobs,
@@ -96,7 +94,7 @@ def read_chat(body: Any) -> Ask:
     )
 
 
-def _ask(fields: Fields, max_tokens: int | None, logprobs: int | None, **asked: Any) -> Ask:
+def _request(fields: Fields, max_tokens: int | None, logprobs: int | None, **asked: Any) -> CompletionRequest:
     """What both have in common."""
     model = fields.text("model") or ""
     is_streamed = fields.boolean("stream")
@@ -106,19 +104,14 @@ def _ask(fields: Fields, max_tokens: int | None, logprobs: int | None, **asked: 
     form = fields.object("response_format")
     if form.any("type", "text") != "text":
         raise FieldError("response_format", "response_format is not supported: answers are free text")
-    given = {name: fields.any(name) for name in SAMPLING}
+    given = {row.name: fields.any(row.name) for row in parameters(SamplingParams)}
     given = {name: value for name, value in given.items() if value is not None}
     _check_stops(given.get("stop"), given.get("stop_token_ids"))
-    given.setdefault("seed", None)  # drawn, as OpenAI does where none is given
-    params = SamplingParams(
-        temperature=fields.any("temperature", 1.0),
-        max_tokens=max_tokens,
-        logprobs=logprobs,
-        logit_bias=_logit_bias(fields.any("logit_bias", {})),
-        **given,
-    )
+    given |= {"max_tokens": max_tokens, "logprobs": logprobs}
+    given["logit_bias"] = _logit_bias(given.get("logit_bias", {}))
+    params = SamplingParams(**DEFAULTS | given)
     fields.end(IGNORED)
-    return Ask(model, params, is_streamed, has_usage, **asked)
+    return CompletionRequest(model, params, is_streamed, has_usage, **asked)
 
 
 def _check_stops(stop: Any, stop_token_ids: Any) -> None:

@@ -1,0 +1,104 @@
+"""Tables of parameters as flags of a command line: one for each row, from its type, default and help.
+
+Values are checked by the tables themselves, whose errors name the parameter and the way out.
+"""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pearl_rt.errors import ConfigError, RequestError
+from pearl_rt.strategy.engine_options import EngineOptions
+from pearl_rt.types.sampling_params import SamplingParams
+from pearl_rt.types.values import (
+    Boolean,
+    Integer,
+    Number,
+    NumbersById,
+    Parameter,
+    Texts,
+    TokenIds,
+    parameters,
+)
+
+if TYPE_CHECKING:
+    from pearl_rt.engine import Engine
+
+SHORTER = {"num_threads": "threads", "stop_token_ids": "stop-token-id"}
+
+
+def flag_of(row: Parameter) -> str:
+    """The flag of a parameter: its name with dashes, or a shorter one."""
+    return "--" + SHORTER.get(row.name, row.name.replace("_", "-"))
+
+
+def add_flags(parser: argparse.ArgumentParser, table: type) -> None:
+    """One flag for each row of a table; those that are not given keep the row's default."""
+    for row in parameters(table):
+        options: dict[str, Any] = {"dest": row.name, "default": argparse.SUPPRESS}
+        if isinstance(row.rule, Boolean):
+            options["action"] = "store_true"
+        elif isinstance(row.rule, (Texts, TokenIds, NumbersById)):
+            options |= {"action": "append", "metavar": "X"}
+        else:
+            options["metavar"] = "X"
+        if isinstance(row.rule, NumbersById):
+            options["metavar"] = "ID=X"
+        elif isinstance(row.rule, (Integer, TokenIds)):
+            options["type"] = int
+        elif isinstance(row.rule, Number):
+            options["type"] = float
+        default = "" if row.default in (None, False, (), {}) else f"; default {row.default}"
+        repeated = "; may be repeated" if options.get("action") == "append" else ""
+        text = f"{row.help}{default}{repeated}".replace("%", "%%")
+        parser.add_argument(flag_of(row), help=text, **options)
+
+
+def add_engine_flags(parser: argparse.ArgumentParser) -> None:
+    """The models, and EngineOptions."""
+    parser.add_argument(
+        "--target", type=Path, help="directory of the target model (config.json, safetensors)"
+    )
+    parser.add_argument("--draft", type=Path, help="directory of a small model with the same tokenizer")
+    add_flags(parser, EngineOptions)
+
+
+def given(options: argparse.Namespace, table: type) -> dict[str, Any]:
+    """The parameters of a table that were given as flags. Raises RequestError for an ID=X that is none."""
+    found = {}
+    for row in parameters(table):
+        if hasattr(options, row.name):
+            value = getattr(options, row.name)
+            is_map = isinstance(row.rule, NumbersById)
+            found[row.name] = dict(_entry(flag_of(row), text) for text in value) if is_map else value
+    return found
+
+
+def sampling_params(options: argparse.Namespace) -> SamplingParams:
+    """Of parsed flags. Raises RequestError for a value that cannot be."""
+    return SamplingParams(**given(options, SamplingParams))
+
+
+def target_directory(options: argparse.Namespace) -> Path:
+    """--target. Raises ConfigError, which names the pair that ships, if it is missing."""
+    if options.target is not None:
+        return Path(options.target)
+    shipped = Path("models/target")
+    hint = f"; --target {shipped} --draft models/draft is the pair that ships" if shipped.is_dir() else ""
+    raise ConfigError(f"--target is missing: give the directory of a model{hint}")
+
+
+def open_engine(options: argparse.Namespace) -> "Engine":
+    """The engine that parsed flags ask for."""
+    target = target_directory(options)
+    from pearl_rt.engine import Engine
+
+    return Engine.from_pretrained(target, options.draft, **given(options, EngineOptions))
+
+
+def _entry(flag: str, text: str) -> tuple[int, float]:
+    token_id, _, amount = text.partition("=")
+    try:
+        return int(token_id), float(amount)
+    except ValueError:
+        raise RequestError(f"{flag} {text} is not ID=X: pass a token id and a number, as 42=-5") from None

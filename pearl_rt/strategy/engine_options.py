@@ -1,0 +1,87 @@
+"""How an engine may be told to run: the table of its options, with name, default, range and meaning.
+
+Engine takes them by keyword, the command line as flags. Knows names and ranges; whether a device or a pair
+can do what is asked is for the back end to say.
+"""
+
+from dataclasses import dataclass
+
+from pearl_rt.checkpoint.config import MODEL_LENGTH
+from pearl_rt.errors import ConfigError
+from pearl_rt.strategy.program import JUDGES, MAX_GAMMA, PLACEMENTS, STRATEGIES
+from pearl_rt.types.values import Choice, Integer, Text, check_fields, parameter
+
+GPU_NAME = r"cuda(:\d{1,3})?"
+CAPTURED_FORMS = ("events", "graph")
+FORMS = (*CAPTURED_FORMS, "eager")
+DTYPES = ("auto", "bfloat16", "float32", "float16")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine runs. Checked when built; raises ConfigError with the value and the way out.
+
+    strategy       "auto" picks the program with the best expected tokens per second before each request;
+                   "ar", "sd" and "pearl" fix it
+    gamma          drafts per window, 1 to 16; None: the planner's choice
+    judge          at temperature > 0: "rejection" (highest acceptance) or "coupled" (tokens depend on the
+                   seed and the target alone)
+    device         "cpu", "cuda", "cuda:N"; "auto": a GPU that the kernels run on, if there is one and nothing
+                   of the CPU's own was asked for; "interpret": the kernels in their interpreter, for tests
+    draft_device   for the draft of a target on a GPU: another GPU ("cuda:N") or "cpu"; None: the target's
+    dtype          of weights and KV cache; "auto" is each checkpoint's own, which must not be float16 on the
+                   CPU (float32 on "interpret")
+    placement      "shared" (both models on all cores, or on one GPU), "split" (one core for the
+                   draft, the rest for the target), "devices" (with draft_device) or "auto"
+    form           how a GPU's rounds are launched: "events" (two streams), "graph" (one graph a round) or
+                   "eager" (kernel by kernel from Python, for checking); the same bits
+    rounds_ahead   rounds that are queued on a GPU before their verdict is read
+    max_memory     bytes of each GPU that may be taken; None: all that is free
+    max_model_len  tokens of prompt and answer; None: what both models were made for, but 4096 at most
+    num_threads    cores to use; None: all that this process may use
+    isa            instruction set of the CPU's executor; None: the best that this machine has
+    max_num_seqs   sequences that run at once; None: 8 on the CPU, 1 elsewhere
+    kv_cache_tokens  tokens of KV cache for all sequences together, of each model: a request waits for as much
+                   as its prompt and max_tokens may need; None: max_num_seqs times max_model_len
+    max_waiting    submitted requests that may wait while others run
+    """
+
+    strategy: str = parameter("auto", Choice(("auto", *STRATEGIES)))
+    gamma: int | None = parameter(
+        None,
+        Integer(
+            1,
+            MAX_GAMMA,
+            optional=True,
+            words=f"1 to {MAX_GAMMA}, None for the planner's choice, or strategy='ar' to draft nothing",
+        ),
+    )
+    judge: str = parameter("rejection", Choice(JUDGES))
+    device: str = parameter("auto", Choice(("auto", "cpu", "cuda", "cuda:N", "interpret"), GPU_NAME))
+    draft_device: str | None = parameter(None, Choice(("cpu", "cuda:N"), GPU_NAME, optional=True))
+    dtype: str = parameter("auto", Choice(DTYPES))
+    placement: str = parameter("auto", Choice(("auto", *PLACEMENTS)))
+    form: str = parameter("events", Choice(FORMS))
+    rounds_ahead: int = parameter(2, Integer(1, 32))
+    max_memory: int | None = parameter(None, Integer(1, optional=True))
+    max_model_len: int | None = parameter(None, MODEL_LENGTH)
+    num_threads: int | None = parameter(
+        None, Integer(1, optional=True, words="1 or more, or None for all cores")
+    )
+    isa: str | None = parameter(None, Text(optional=True))
+    max_num_seqs: int | None = parameter(None, Integer(1, 256, optional=True))
+    kv_cache_tokens: int | None = parameter(
+        None,
+        Integer(
+            MODEL_LENGTH.low,
+            optional=True,
+            words=f"{MODEL_LENGTH.low} or more, or None for max_num_seqs times max_model_len",
+        ),
+    )
+    max_waiting: int = parameter(256, Integer(0, words="0 to queue nothing, or more"))
+
+    def __post_init__(self) -> None:
+        check_fields(self, ConfigError)
+        for name in ("device", "draft_device"):
+            if getattr(self, name) == "cuda:N":
+                raise ConfigError(f"{name} 'cuda:N' wants a number for N: pass 'cuda:0'")

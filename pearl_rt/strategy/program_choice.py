@@ -1,0 +1,76 @@
+"""Which programs may run: what an engine can do, and what its options and a call leave to choose from.
+
+Knows programs by name; not lanes, and nothing of requests but that they may ask for less.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pearl_rt.errors import ConfigError
+from pearl_rt.strategy.engine_options import EngineOptions
+from pearl_rt.strategy.planner import GAMMAS
+from pearl_rt.strategy.program import STRATEGIES
+from pearl_rt.types.values import Fault, rule_of
+
+
+@dataclass(frozen=True)
+class ProgramChoice:
+    """The programs that may run: the product of these, in which ar has no window."""
+
+    strategies: tuple[str, ...]
+    placements: tuple[str, ...]
+    gammas: tuple[int, ...]
+
+    def windows(self, strategy: str) -> tuple[int, ...]:
+        """Those that a program of this strategy may have from round to round; 0 is as good as ar."""
+        return () if strategy == "ar" else (*((0,) if "ar" in self.strategies else ()), *self.gammas)
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What an engine can do: without a draft there is only ar, and a device has placements of its own."""
+
+    has_draft: bool
+    placements: tuple[str, ...] = ("shared",)
+    refused: Mapping[str, str] = field(default_factory=dict)  # placement -> why not, and the way out
+
+    @property
+    def everything(self) -> ProgramChoice:
+        """All programs that can run."""
+        if self.has_draft:
+            return ProgramChoice(STRATEGIES, self.placements, GAMMAS)
+        return ProgramChoice(("ar",), self.placements[:1], GAMMAS)
+
+    def narrowed(
+        self,
+        choice: ProgramChoice,
+        strategy: Any,
+        gamma: Any,
+        placement: Any,
+        error: Fault = ConfigError,
+    ) -> ProgramChoice:
+        """`choice`, but for what a caller asks for: None leaves it, "auto" is all that can run.
+
+        Raises `error` for what is unknown, or cannot run with this draft and device.
+        """
+        for name, value in (("strategy", strategy), ("gamma", gamma), ("placement", placement)):
+            if value is not None:
+                rule_of(EngineOptions, name)(name, value, error)
+        if not self.has_draft and strategy in ("sd", "pearl"):
+            raise error(f"strategy {strategy!r} needs a draft model: pass draft=..., or strategy='ar'")
+        if not self.has_draft and placement in ("split", "devices"):
+            raise error(f"placement {placement!r} needs a draft model: pass draft=..., or placement='shared'")
+        if placement not in (None, "auto", *self.placements):
+            own = ", ".join(map(repr, self.placements))
+            why = f"placement {placement!r} is not one of this device: pass {own} or 'auto'"
+            raise error(self.refused.get(placement, why))
+
+        def left(asked: Any, before: tuple[Any, ...], every: tuple[Any, ...]) -> tuple[Any, ...]:
+            return before if asked is None else every if asked == "auto" else (asked,)
+
+        return ProgramChoice(
+            left(strategy, choice.strategies, self.everything.strategies),
+            left(placement, choice.placements, self.everything.placements),
+            left(gamma, choice.gammas, GAMMAS),
+        )
