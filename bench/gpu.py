@@ -38,7 +38,7 @@ LONG_TOTAL_S = 1200.0
 ONLY_TOTAL_S = 560.0  # of parts that are named: one command where a command may take ten minutes
 NOTHING_COLLECTED = 5  # pytest's exit status
 KERNELS_BUDGET_S = 90
-ELSEWHERE = "test_compile.py", "test_interpret.py"  # kernel tests that need no GPU
+ELSEWHERE = "tools/test_compile.py", "interpret/test_interpret.py"  # kernel tests that need no GPU
 # The main job in little time: the pair for which two lanes on one GPU should pay.
 SHORT_PAIR = "planted:8b+135m@0.9"
 SHORT = (

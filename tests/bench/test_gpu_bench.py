@@ -168,22 +168,22 @@ def test_parts_end_when_the_time_for_all_is_spent(tmp_path: Path) -> None:
 
 def test_memcheck_takes_small_tests_of_every_file() -> None:
     output = """
-tests/kernels/test_linear.py::test_linear[T1-N63-K64-fp32]
-tests/kernels/test_linear.py::test_linear[T5-N32-K128-fp16]
-tests/kernels/test_linear.py::test_linear[T5-N128256-K128-fp16]
-tests/kernels/test_linear.py::test_bad_shapes_are_refused[x]
-tests/kernels/test_linear.py::test_linear[T64-N32-K128-fp16]
-tests/kernels/test_verify.py::test_law[V16]
-tests/kernels/test_verify.py::test_verify[B2-V111]
+tests/kernels/forward/test_linear.py::test_linear[T1-N63-K64-fp32]
+tests/kernels/forward/test_linear.py::test_linear[T5-N32-K128-fp16]
+tests/kernels/forward/test_linear.py::test_linear[T5-N128256-K128-fp16]
+tests/kernels/forward/test_linear.py::test_bad_shapes_are_refused[x]
+tests/kernels/forward/test_linear.py::test_linear[T64-N32-K128-fp16]
+tests/kernels/verify/test_verify.py::test_law[V16]
+tests/kernels/verify/test_verify.py::test_verify[B2-V111]
 
 7 tests collected in 2.10s
 """
     ids = memcheck.collected(output)
     assert len(ids) == 7
     assert memcheck.selection(ids) == [
-        "tests/kernels/test_linear.py::test_linear[T1-N63-K64-fp32]",
-        "tests/kernels/test_linear.py::test_linear[T64-N32-K128-fp16]",
-        "tests/kernels/test_verify.py::test_verify[B2-V111]",
+        "tests/kernels/forward/test_linear.py::test_linear[T1-N63-K64-fp32]",
+        "tests/kernels/forward/test_linear.py::test_linear[T64-N32-K128-fp16]",
+        "tests/kernels/verify/test_verify.py::test_verify[B2-V111]",
     ]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+KERNELS = Path(__file__).resolve().parents[3] / "kernels"
 BELOW = {
     "base": set(),
     "forward": {"base"},
