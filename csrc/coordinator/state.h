@@ -61,6 +61,8 @@ struct State {
   }
 
   bool running(int slot) const { return finish_reason[slot] == FinishReason::kRunning; }
+  // Whether the slot's logits are changed before they are sampled.
+  bool is_processed(int slot) const { return transform[slot].any(temperature[slot]); }
   bool idle(int slot) const { return !running(slot) && finish_reason[slot] != FinishReason::kFeeding; }
   int num_busy() const {
     int busy = 0;

@@ -94,11 +94,7 @@ std::unique_ptr<Coordinator> make_coordinator(std::vector<std::shared_ptr<Lane>>
   if (!block_size && size == 0) size = BlockPool::size_for(capacity);
   const int64_t whole = num_slots * ((capacity + std::max(size, 1) - 1) / std::max(size, 1));
   const int64_t blocks = num_blocks ? *num_blocks : whole;
-  try {
-    BlockPool::check(blocks, size);
-  } catch (const std::invalid_argument& error) {
-    refuse(error.what());
-  }
+  BlockPool::check(blocks, size);
   check_memory(
       State::bytes(num_slots, gamma_max, capacity, vocab_size, draft_vocab_size.value_or(vocab_size), size) +
           16.0 * static_cast<double>(blocks) +

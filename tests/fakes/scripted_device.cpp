@@ -26,7 +26,7 @@ using pearl::FinishReason;
 using pearl::State;
 
 extern "C" struct ScriptedConfig {
-  uint64_t addresses[33];  // in the order of PEARL_ARRAYS, then of PEARL_SHAPING
+  uint64_t addresses[33];  // in the order of NAMES in scripted_cuda.py
   int32_t num_slots, gamma_max, capacity, vocab_size, draft_vocab_size, num_stop_ids, ring_size;
   int32_t block_size, num_blocks, num_biased, max_logprobs, is_target;
   uint64_t rule;

@@ -5,7 +5,6 @@
 
 #include "core/checks.h"
 #include "core/failure.h"
-#include "cuda/memory/processor_arrays.h"
 
 namespace pearl {
 
@@ -64,7 +63,7 @@ StepKey run_key(const State& state) {
   for (int slot = 0; slot < state.num_slots; ++slot) {
     if (!state.running(slot)) continue;
     if (state.judge == JudgeKind::kRejection && state.temperature[slot] > 0.0f) key.keep_logits = 1;
-    if (is_shaped(state, slot)) key.shaped = 1;
+    if (state.is_processed(slot)) key.shaped = 1;
     if (state.num_logprobs[slot] >= 0) key.told = 1;
   }
   return key;
