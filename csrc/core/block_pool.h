@@ -59,13 +59,13 @@ class BlockPool {
     return true;
   }
 
-  // Takes back ids in the order of reserve, none twice. Throws std::logic_error for one that nobody holds,
+  // Takes back ids in the order of reserve, none twice. Throws std::logic_error for one that is free,
   // before any is taken.
   void release(const int32_t* ids, int count) {
     for (int i = 0; i < count; ++i) {
       if (ids[i] < 0 || ids[i] >= num_blocks_ || is_free_[ids[i]]) {
         while (--i >= 0) is_free_[ids[i]] = false;
-        throw std::logic_error("a KV block was released that nobody holds");
+        throw std::logic_error("a KV block was released that is free");
       }
       is_free_[ids[i]] = true;
     }

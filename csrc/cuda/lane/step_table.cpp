@@ -57,7 +57,7 @@ StepKey reduced(StepKey key) {
 StepKey run_key(const State& state) {
   StepKey key;
   key.gamma = state.longest_gamma;
-  key.judge = state.judge == JudgeKind::kCoupled ? "coupled" : "rejection";
+  key.judge = name_of(state.judge);
   key.keep_logits = 0;
   key.shaped = key.told = 0;
   for (int slot = 0; slot < state.num_slots; ++slot) {

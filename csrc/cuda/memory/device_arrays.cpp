@@ -92,13 +92,7 @@ void DeviceArrays::check_sizes(const State& state, const std::string& lane) cons
   check_size(lane, "num_slots", sizes_.num_slots, state.num_slots);
   check_size(lane, "capacity", sizes_.capacity, state.capacity);
   check_size(lane, "vocab_size", sizes_.vocab_size, state.vocab_size);
-  const BlockPool& pool = state.blocks;
-  if (sizes_.num_blocks < pool.num_blocks() || sizes_.block_size != pool.block_size()) {
-    refuse("the arrays of the " + lane + " lane have " + std::to_string(sizes_.num_blocks) +
-           " KV blocks of " + std::to_string(sizes_.block_size) + " tokens; " +
-           std::to_string(pool.num_blocks()) + " of " + std::to_string(pool.block_size()) +
-           " were asked for");
-  }
+  state.check_caches("the arrays of the " + lane + " lane have", sizes_.num_blocks, sizes_.block_size);
   if (sizes_.gamma_max < state.gamma_max) {
     refuse("the arrays of the " + lane + " lane have room for windows of " +
            std::to_string(sizes_.gamma_max) + " tokens; the coordinator's gamma_max is " +
