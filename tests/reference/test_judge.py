@@ -268,7 +268,7 @@ def test_rejection_accepts_as_often_as_it_should() -> None:
 
 def test_wrong_arguments_are_refused() -> None:
     rows = np.zeros((2, 4), dtype=np.float32)
-    with pytest.raises(ValueError, match="kind is 'other'"):
+    with pytest.raises(ValueError, match="judge is 'other'"):
         native(rows, rows, [0, 0], 1, 1.0, 1, "other")
     with pytest.raises(ValueError, match="num_draft = 3"):
         native(rows, rows, [0, 0, 0], 1, 1.0, 1, "rejection")
