@@ -41,6 +41,12 @@ class BlockPool {
     return static_cast<int>(std::clamp<int64_t>(padded, kSmallest, kLargest));
   }
 
+  // The blocks of a cache in which each of num_slots sequences of `length` tokens has its own.
+  static int64_t blocks_of_slots(int64_t num_slots, int64_t length, int block_size) {
+    const int64_t size = std::max(block_size, 1);  // check() refuses what is less
+    return num_slots * ((length + size - 1) / size);
+  }
+
   int num_blocks() const { return num_blocks_; }
   int block_size() const { return block_size_; }
   int64_t blocks_for(int64_t num_tokens) const { return (num_tokens + block_size_ - 1) / block_size_; }

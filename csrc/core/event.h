@@ -22,6 +22,8 @@ inline int64_t now_ns() {
 inline void cpu_pause() {
 #if defined(__x86_64__) || defined(_M_X64)
   _mm_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
 #endif
 }
 

@@ -71,13 +71,12 @@ std::unique_ptr<Coordinator> make_coordinator(std::vector<std::shared_ptr<Lane>>
                 kMostIds);
   check_between("vocab_size", vocab_size, 1, kMostIds);
   check_between("draft_vocab_size", draft_vocab_size.value_or(1), 1, kMostIds);
-  int size = block_size.value_or(0);
+  int size = 0;  // of the first lane that has one
   for (const auto& lane : lanes) {
-    if (!block_size && size == 0 && lane != nullptr) size = lane->block_size();
+    if (size == 0 && lane != nullptr) size = lane->block_size();
   }
-  if (!block_size && size == 0) size = BlockPool::size_for(capacity);
-  const int64_t whole = num_slots * ((capacity + std::max(size, 1) - 1) / std::max(size, 1));
-  const int64_t blocks = num_blocks ? *num_blocks : whole;
+  size = block_size.value_or(size == 0 ? BlockPool::size_for(capacity) : size);
+  const int64_t blocks = num_blocks ? *num_blocks : BlockPool::blocks_of_slots(num_slots, capacity, size);
   BlockPool::check(blocks, size);
   check_memory(
       State::bytes(num_slots, gamma_max, capacity, vocab_size, draft_vocab_size.value_or(vocab_size), size) +

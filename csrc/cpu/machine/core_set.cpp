@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "core/event.h"
 #include "core/thread.h"
 
 namespace pearl {
@@ -14,14 +15,6 @@ namespace {
 
 constexpr int kSpinsBeforeYield = 20000;  // about 0.2 ms: a helper that waits longer was descheduled
 constexpr int kSpinsBeforeSleep = 10000;  // about 0.1 ms: longer than the time between two steps of a lane
-
-void pause_cpu() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  __asm__ volatile("yield");
-#endif
-}
 
 std::string list_of(const std::vector<int>& cpus) {
   std::string text;
@@ -36,8 +29,10 @@ bool pin(pthread_t thread, int cpu) {
   return pthread_setaffinity_np(thread, sizeof set, &set) == 0;
 }
 
+}  // namespace
+
 // The process's mask, not the calling thread's, which may be pinned already.
-std::vector<int> process_cpus() {
+std::vector<int> affinity_cpus() {
   cpu_set_t set;
   CPU_ZERO(&set);
   std::vector<int> cpus;
@@ -47,10 +42,6 @@ std::vector<int> process_cpus() {
   }
   return cpus;
 }
-
-}  // namespace
-
-std::vector<int> affinity_cpus() { return process_cpus(); }
 
 CoreSet::CoreSet(std::vector<int> cpus) : cpus_(std::move(cpus)) {
   const std::vector<int> allowed = affinity_cpus();
@@ -106,7 +97,7 @@ void CoreSet::wait_for_all() {
     return;
   }
   for (int spins = 0; generation_.load(std::memory_order_acquire) == generation; ++spins) {
-    spins < kSpinsBeforeYield ? pause_cpu() : static_cast<void>(sched_yield());
+    spins < kSpinsBeforeYield ? cpu_pause() : static_cast<void>(sched_yield());
   }
 }
 
@@ -114,7 +105,7 @@ void CoreSet::help(int index) {
   for (uint32_t seen = 0;; ++seen) {
     for (int spins = 0; epoch_.load(std::memory_order_acquire) == seen; ++spins) {
       if (spins < kSpinsBeforeSleep) {
-        pause_cpu();
+        cpu_pause();
       } else {
         epoch_.wait(seen, std::memory_order_acquire);
       }

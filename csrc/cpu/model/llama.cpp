@@ -39,8 +39,7 @@ int64_t checked_length(int64_t max_model_len) {
 
 // Blocks of a pool in which every slot has its own.
 int whole_slots(int64_t num_slots, int64_t max_model_len, int block_size) {
-  const int64_t size = std::max(block_size, 1);  // KvCache refuses what is less
-  const int64_t blocks = num_slots * ((max_model_len + size - 1) / size);
+  const int64_t blocks = BlockPool::blocks_of_slots(num_slots, max_model_len, block_size);
   return static_cast<int>(std::min<int64_t>(blocks, std::numeric_limits<int>::max()));
 }
 

@@ -38,19 +38,13 @@ const SourceTensor& tensor_of(const LlamaWeights::Tensors& tensors, const std::s
 }
 
 void check(const LlamaConfig& c) {
-  const std::pair<const char*, int> sizes[] = {
-      {"vocab_size", c.vocab_size},
-      {"hidden_size", c.hidden_size},
-      {"intermediate_size", c.intermediate_size},
-      {"num_hidden_layers", c.num_hidden_layers},
-      {"num_attention_heads", c.num_attention_heads},
-      {"num_key_value_heads", c.num_key_value_heads},
-      {"head_dim", c.head_dim},
-  };
-  for (const auto& [name, value] : sizes) {
-    if (value < 1)
-      throw std::invalid_argument(std::string(name) + " is " + std::to_string(value) + "; it is at least 1");
-  }
+  check_between("vocab_size", c.vocab_size, 1, kMostIds);
+  check_between("hidden_size", c.hidden_size, 1, kMostRows);
+  check_between("intermediate_size", c.intermediate_size, 1, kMostRows / 2);
+  check_between("num_hidden_layers", c.num_hidden_layers, 1, kMostLayers);
+  check_between("num_attention_heads", c.num_attention_heads, 1, kMostRows);
+  check_between("num_key_value_heads", c.num_key_value_heads, 1, kMostRows);
+  check_between("head_dim", c.head_dim, 1, kMostRows);
   if (c.num_attention_heads % c.num_key_value_heads != 0) {
     throw std::invalid_argument("num_attention_heads " + std::to_string(c.num_attention_heads) +
                                 " is not a multiple of num_key_value_heads " +
@@ -58,10 +52,6 @@ void check(const LlamaConfig& c) {
   }
   // What is an int inside the kernels: rows of a matrix, and of the two that are interleaved.
   const int64_t heads = int64_t{c.num_attention_heads} + 2 * int64_t{c.num_key_value_heads};
-  check_between("vocab_size", c.vocab_size, 1, kMostIds);
-  check_between("hidden_size", c.hidden_size, 1, kMostRows);
-  check_between("num_hidden_layers", c.num_hidden_layers, 1, kMostLayers);
-  check_between("2 x intermediate_size", 2 * int64_t{c.intermediate_size}, 1, kMostRows);
   check_between("all heads x head_dim", heads > kMostRows ? heads : heads * c.head_dim, 1, kMostRows);
   check_number("rms_norm_eps", c.rms_norm_eps, c.rms_norm_eps >= 0 && std::isfinite(c.rms_norm_eps),
                "0 or above");

@@ -37,7 +37,8 @@ const Script& checked(const Script& script) {
   check_between("delay_us", script.delay_max_us, script.delay_max_us == 0 ? 0 : script.delay_min_us,
                 kLongestDelayUs);
   const int64_t size = script.block_size ? script.block_size : BlockPool::size_for(script.max_model_len);
-  const int64_t whole = script.num_slots * ((script.max_model_len + size - 1) / std::max<int64_t>(size, 1));
+  const int64_t whole =
+      BlockPool::blocks_of_slots(script.num_slots, script.max_model_len, static_cast<int>(size));
   const int64_t blocks = script.num_blocks ? script.num_blocks : whole;
   BlockPool::check(blocks, size);
   check_memory(static_cast<double>(blocks) * static_cast<double>(size * 8),
