@@ -76,8 +76,8 @@ void check_draft(const Program& program, const LaneProgram& draft) {
   if (!is_behind) {
     refuse(
         "the program drafts before its first token: the draft's lane must wait for an event that the "
-        "target's "
-        "lane records behind first");
+        "target's lane "
+        "records behind first");
   }
 }
 

@@ -221,11 +221,9 @@ void bind_coordinator(py::module_& m) {
           },
           py::arg("program"), py::arg("requests"), py::arg("judge") = "rejection",
           py::arg("windows") = std::vector<int32_t>{}, py::kw_only(), py::arg("is_ordered") = true,
-          "Request i runs in slot i. Returns at once, with the ids of the requests; RequestError if one "
-          "cannot be\n"
-          "run, or another run goes on. windows: [num_slots + 1] the longest window while so many slots are "
-          "busy;\n"
-          "none: each request's own gamma. Lanes on host cores take them.\n"
+          "Request i runs in slot i. Returns at once, with the ids of the requests; RequestError if one\n"
+          "cannot be run, or another run goes on. windows: [num_slots + 1] the longest window while so\n"
+          "many slots are busy; none: each request's own gamma. Lanes on host cores take them.\n"
           "is_ordered: False for tests of programs whose lanes race; what these do is not defined.")
       .def("set_windows", method(&Coordinator::set_windows), py::arg("windows"), py::call_guard<WithoutGil>(),
            "Other windows from the next round on. Any thread.")
@@ -242,10 +240,8 @@ void bind_coordinator(py::module_& m) {
       .def("stop", method(&Coordinator::stop), py::call_guard<WithoutGil>(),
            "Ends the run within a round. What was verified before can still be had from next().")
       .def("has_place", method(&Coordinator::has_place), py::arg("request"), py::call_guard<WithoutGil>(),
-           "Whether a request would get its KV blocks now, behind those that wait, and the run that goes on, "
-           "if "
-           "one\n"
-           "does, was made for it. Any thread.")
+           "Whether a request would get its KV blocks now, behind those that wait, and the run that goes\n"
+           "on, if one does, was made for it. Any thread.")
       .def_property_readonly("num_blocks", [](const Coordinator& c) { return c.state().blocks.num_blocks(); })
       .def_property_readonly("block_size", [](const Coordinator& c) { return c.state().blocks.block_size(); })
       .def_property_readonly("num_free_blocks", method(&Coordinator::num_free_blocks),

@@ -114,10 +114,8 @@ void bind_executor(py::module_& m) {
            py::arg("weights").none(false), py::arg("core_set").none(false), py::arg("num_slots"),
            py::arg("max_model_len"), py::arg("cos"), py::arg("sin"), py::arg("num_blocks") = py::none(),
            py::arg("block_size") = py::none(),
-           "cos, sin: [max_model_len, head_dim / 2] fp32, copied.\n"
-           "num_blocks: of the KV cache; None: every slot has its own. block_size: positions of each; None: "
-           "up\n"
-           "to 256.")
+           "cos, sin: [max_model_len, head_dim / 2] fp32, copied. num_blocks: of the KV cache; None:\n"
+           "every slot has its own. block_size: positions of each; None: up to 256.")
       .def("forward_batch", &forward_batch, py::arg("segments"), py::arg("block_tables") = py::none(),
            "[(slot, token_ids, start, num_logits)] -> [logits [num_logits, vocab_size]]\n"
            "block_tables: the KV blocks of each segment in order; None: of its slot.")
