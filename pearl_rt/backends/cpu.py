@@ -217,9 +217,9 @@ class CpuBackend(Backend):
             return Capabilities(has_draft, CORE_PLACEMENTS)
         return Capabilities(has_draft, ("shared",), {"split": TOO_FEW_CORES.format(len(self.cores))})
 
-    def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
+    def dtype(self, model: ModelSource) -> str:
         """Raises ConfigError for what the executor does not compute in."""
-        return own_dtype(name, choice("dtype", dtype, DTYPES, ConfigError), config)
+        return own_dtype(model.name, choice("dtype", model.dtype, DTYPES, ConfigError), model.config)
 
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
         """Every placement has its own KV caches, of the pool's blocks, and logits."""
