@@ -12,14 +12,14 @@ scheduler's.
 import os
 from collections import deque
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from pearl_rt.backends.select import backend
 from pearl_rt.checkpoint.compatibility import check_tokenizer, check_vocabularies, max_length
 from pearl_rt.checkpoint.config import ModelConfig
-from pearl_rt.checkpoint.loader import load_tensors
-from pearl_rt.checkpoint.source import ModelSource
+from pearl_rt.checkpoint.source import load_pair, pair_sources
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.errors import ConfigError
 from pearl_rt.lowlevel.round import Round
@@ -96,9 +96,10 @@ class Engine:
             kv_cache_tokens=kv_cache_tokens,
             max_waiting=max_waiting,
         )
-        has_draft = draft_config is not None and draft_tensors is not None
-        if not has_draft and (draft_config is not None or draft_tensors is not None):
-            raise ConfigError("a draft is a configuration and tensors: pass both, or neither")
+        sources = pair_sources(
+            target_config, target_tensors, draft_config, draft_tensors, dtype=options.dtype
+        )
+        has_draft = len(sources) > 1
         self._backend = backend(options, has_draft=has_draft)
         capabilities = self._backend.capabilities(has_draft)
         self._choice = capabilities.narrowed(
@@ -106,17 +107,12 @@ class Engine:
         )
         self._options = options
         self._tokenizer = tokenizer and tokenizer.hiding(target_config.eos_token_ids)
-        parts = [("target", target_config, target_tensors)]
-        if draft_config is not None and draft_tensors is not None:
+        if draft_config is not None:
             check_vocabularies(target_config, draft_config, tokenizer, draft_tokenizer)
-            parts.append(("draft", draft_config, draft_tensors))
         check_tokenizer(target_config, tokenizer)
-        self.max_model_len = max_length(options.max_model_len, [config for _, config, _ in parts])
+        self.max_model_len = max_length(options.max_model_len, [source.config for source in sources])
         kv_pool = self._backend.kv_pool(self.max_model_len)
-        sources = [
-            ModelSource(name, config, self._backend.dtype(name, options.dtype, config), tensors)
-            for name, config, tensors in parts
-        ]
+        sources = [replace(source, dtype=self._backend.dtype(source)) for source in sources]
         self._backend.check_memory(sources, kv_pool, num_placements=len(self._choice.placements))
         packed = [self._backend.pack(source, self.max_model_len) for source in sources]
         self.target, self.draft = packed[0], packed[1] if has_draft else None
@@ -158,17 +154,10 @@ class Engine:
         Raises CheckpointError for what cannot be read, ConfigError for what cannot be run, ResourceError for
         what this machine has not got.
         """
-        config, tokenizer = ModelConfig.from_pretrained(target), Tokenizer.from_pretrained(target)
-        if draft is None:
-            return cls(config, load_tensors(target, config), tokenizer=tokenizer, **options)
-        draft_config, draft_tokenizer = ModelConfig.from_pretrained(draft), Tokenizer.from_pretrained(draft)
         return cls(
-            config,
-            load_tensors(target, config),
-            draft_config,
-            load_tensors(draft, draft_config),
-            tokenizer=tokenizer,
-            draft_tokenizer=draft_tokenizer,
+            *load_pair(target, draft),
+            tokenizer=Tokenizer.from_pretrained(target),
+            draft_tokenizer=None if draft is None else Tokenizer.from_pretrained(draft),
             **options,
         )
 

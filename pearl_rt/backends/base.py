@@ -116,8 +116,8 @@ class Backend(ABC):
         """Which programs can run here."""
 
     @abstractmethod
-    def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
-        """What a model computes in. Raises ConfigError for what cannot be computed in here."""
+    def dtype(self, model: ModelSource) -> str:
+        """What a model computes in, "auto" decided. Raises ConfigError for what this device does not."""
 
     @abstractmethod
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:

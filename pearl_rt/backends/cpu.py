@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pearl_rt._C as _C
 from pearl_rt.backends.base import Backend, Lanes
 from pearl_rt.checkpoint.compatibility import own_dtype
-from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.config import SIZES, ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.checkpoint.rope import rope_tables
 from pearl_rt.checkpoint.shapes import ITEM_BYTES, weight_bytes
@@ -123,17 +123,7 @@ def bytes_of(tensor: "torch.Tensor") -> Any:
 
 def native_config(config: ModelConfig) -> dict[str, Any]:
     """The part of a configuration that the executor reads."""
-    names = (
-        *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-        *(
-            "num_key_value_heads",
-            "head_dim",
-            "rms_norm_eps",
-            "attention_bias",
-            "qk_norm",
-            "tie_word_embeddings",
-        ),
-    )
+    names = (*SIZES, "rms_norm_eps", "attention_bias", "qk_norm", "tie_word_embeddings")
     return {name: getattr(config, name) for name in names}
 
 
@@ -227,9 +217,9 @@ class CpuBackend(Backend):
             return Capabilities(has_draft, CORE_PLACEMENTS)
         return Capabilities(has_draft, ("shared",), {"split": TOO_FEW_CORES.format(len(self.cores))})
 
-    def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
+    def dtype(self, model: ModelSource) -> str:
         """Raises ConfigError for what the executor does not compute in."""
-        return own_dtype(name, choice("dtype", dtype, DTYPES, ConfigError), config)
+        return own_dtype(model.name, choice("dtype", model.dtype, DTYPES, ConfigError), model.config)
 
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
         """Every placement has its own KV caches, of the pool's blocks, and logits."""

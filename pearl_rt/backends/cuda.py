@@ -70,11 +70,11 @@ class CudaBackend(Backend):
         two = "placement 'devices' needs a second device: pass draft_device='cuda:N' or 'cpu'"
         return Capabilities(has_draft, ("shared",), {"split": cores, "devices": two})
 
-    def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
+    def dtype(self, model: ModelSource) -> str:
         """What a model computes in: its checkpoint's own dtype, or the one that was asked for."""
-        if name == "draft" and self._cpu is not None:
-            return self._cpu.dtype(name, dtype, config)
-        return device_dtype(dtype, config, self._gpu.device)
+        if model.name == "draft" and self._cpu is not None:
+            return self._cpu.dtype(model)
+        return device_dtype(model.dtype, model.config, self._gpu.device)
 
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
         """Looks at each GPU, and at the CPU if the draft is there."""

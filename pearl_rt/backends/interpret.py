@@ -11,7 +11,6 @@ import torch
 
 from pearl_rt.backends.base import Backend, Lanes
 from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES, EagerCoordinator
-from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import DeviceModel, device_dtype, prepare_kernels
@@ -77,9 +76,9 @@ class InterpretBackend(Backend):
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
         """Whatever an interpreter can finish fits."""
 
-    def dtype(self, name: str, dtype: str, config: ModelConfig) -> str:
+    def dtype(self, model: ModelSource) -> str:
         """float32, whatever the checkpoint is stored in. Raises ConfigError for another one."""
-        return device_dtype(dtype, config, DEVICE)
+        return device_dtype(model.dtype, model.config, DEVICE)
 
     def pack(self, model: ModelSource, max_model_len: int) -> DeviceModel:
         """Weights as the kernels read them."""

@@ -37,6 +37,11 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "qwen2": {"max_position_embeddings": 32768, "num_key_value_heads": 32},
     "qwen3": {"max_position_embeddings": 32768, "num_key_value_heads": 32, "head_dim": 128},
 }
+# What sizes a model has: a configuration and the CPU's executor name them alike.
+SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+    *("num_attention_heads", "num_key_value_heads", "head_dim"),
+)
 _DTYPES = ("float32", "float16", "bfloat16")
 
 
@@ -152,13 +157,7 @@ class ModelConfig:
         rope_theta, rope_scaling = _read_rope(d, max_position_embeddings)
         return cls(
             model_type=str(model_type),
-            vocab_size=_positive_int(d, "vocab_size"),
-            hidden_size=hidden_size,
-            intermediate_size=_positive_int(d, "intermediate_size"),
-            num_hidden_layers=_positive_int(d, "num_hidden_layers"),
-            num_attention_heads=num_attention_heads,
-            num_key_value_heads=_positive_int(d, "num_key_value_heads"),
-            head_dim=_positive_int(d, "head_dim"),
+            **{name: _positive_int(d, name) for name in SIZES},
             rms_norm_eps=_positive_float(d, "rms_norm_eps", 1e-6),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,

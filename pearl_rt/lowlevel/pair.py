@@ -23,7 +23,7 @@ import torch
 
 from pearl_rt.checkpoint.compatibility import check_vocabularies, max_length
 from pearl_rt.checkpoint.config import ModelConfig
-from pearl_rt.checkpoint.loader import load_tensors
+from pearl_rt.checkpoint.source import load_pair, pair_sources
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.device.gpu import wait_for
 from pearl_rt.device.kv_pool import KvPool
@@ -158,15 +158,13 @@ class DevicePair:
         Raises ConfigError, or ResourceError for what this machine has not got.
         """
         where = device_of(device)
-        parts = [("target", target_config, target_tensors)]
-        if draft_config is not None and draft_tensors is not None:
-            if draft_config.vocab_size != target_config.vocab_size:
-                check_vocabularies(target_config, draft_config, None, None)
-            parts.append(("draft", draft_config, draft_tensors))
-        length = max_length(max_model_len, [config for _, config, _ in parts])
+        sources = pair_sources(target_config, target_tensors, draft_config, draft_tensors, dtype=dtype)
+        if draft_config is not None:
+            check_vocabularies(target_config, draft_config, None, None)
+        length = max_length(max_model_len, [source.config for source in sources])
         packed = [
-            DeviceModel.pack(config, tensors, device=where, dtype=dtype, name=name)
-            for name, config, tensors in parts
+            DeviceModel.pack(source.config, source.tensors, device=where, dtype=dtype, name=source.name)
+            for source in sources
         ]
         draft = packed[1] if len(packed) > 1 else None
         return cls.of_models(packed[0], draft, max_model_len=length, **sizes)
@@ -179,16 +177,10 @@ class DevicePair:
         **options: Any,
     ) -> "DevicePair":
         """From checkpoint directories in the Hugging Face layout; options and errors as in from_tensors."""
-        config = ModelConfig.from_pretrained(target)
-        if draft is None:
-            return cls.from_tensors(config, load_tensors(target, config), **options)
-        draft_config = ModelConfig.from_pretrained(draft)
-        check_vocabularies(
-            config, draft_config, Tokenizer.from_pretrained(target), Tokenizer.from_pretrained(draft)
-        )
-        return cls.from_tensors(
-            config, load_tensors(target, config), draft_config, load_tensors(draft, draft_config), **options
-        )
+        parts = load_pair(target, draft)
+        if draft is not None:
+            Tokenizer.from_pretrained(target).check_draft(Tokenizer.from_pretrained(draft))
+        return cls.from_tensors(*parts, **options)
 
     @property
     def has_draft(self) -> bool:

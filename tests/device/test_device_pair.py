@@ -338,6 +338,12 @@ def test_sizes_that_cannot_be(options: dict[str, Any], message: str) -> None:
         own_pair(**options)
 
 
+def test_half_a_draft_is_refused() -> None:
+    own = Pair.make("half-right", **SMALL)
+    with pytest.raises(ConfigError, match="a draft is a configuration and tensors: pass both, or neither"):
+        DevicePair.from_tensors(own.config, own.target, own.config, max_model_len=MAX_LEN)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_what_is_not_there() -> None:
     with pytest.raises(ResourceError, match=r"device 'cuda': torch finds no GPU here: pass device='cpu'"):
