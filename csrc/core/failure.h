@@ -1,6 +1,7 @@
 // Why a request was refused or a run ended early.
 #pragma once
 
+#include <exception>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -29,6 +30,7 @@ class Failure : public std::runtime_error {
   Failure(FailureKind kind, const std::string& what) : std::runtime_error(what), kind(kind) {}
   FailureKind kind;
   std::shared_ptr<const DeviceReport> device;  // none, unless a device reported it
+  std::exception_ptr raised;                   // none, unless a function of Python's raised it
 };
 
 }  // namespace pearl

@@ -60,7 +60,20 @@ const char* finish_name(FinishReason reason) {
   return reason == FinishReason::kAbort ? "abort" : "";
 }
 
-std::unique_ptr<Coordinator> make_coordinator(std::vector<std::shared_ptr<Lane>> lanes, int num_slots,
+// A coordinator may wait for steps that need the GIL.
+struct StopAndDelete {
+  void operator()(Coordinator* coordinator) const {
+    {
+      const WithoutGil release;
+      coordinator->stop();
+    }
+    delete coordinator;
+  }
+};
+
+using Owner = std::unique_ptr<Coordinator, StopAndDelete>;
+
+Owner make_coordinator(std::vector<std::shared_ptr<Lane>> lanes, int num_slots,
                                               int gamma_max, int64_t capacity, int vocab_size,
                                               std::optional<int> draft_vocab_size, size_t ring_capacity,
                                               std::optional<int> num_blocks, std::optional<int> block_size) {
@@ -86,7 +99,7 @@ std::unique_ptr<Coordinator> make_coordinator(std::vector<std::shared_ptr<Lane>>
       "a coordinator of " + std::to_string(num_slots) + " slots");
   auto state = std::make_unique<State>(num_slots, gamma_max, capacity, vocab_size,
                                        draft_vocab_size.value_or(vocab_size), static_cast<int>(blocks), size);
-  return std::make_unique<Coordinator>(std::move(state), std::move(lanes), ring_capacity);
+  return Owner(new Coordinator(std::move(state), std::move(lanes), ring_capacity));
 }
 
 // forward for one sequence -> [num_logits, vocab_size] fp32.
@@ -104,7 +117,12 @@ py::array_t<float> forward(Executor& self, int slot, const std::vector<int32_t>&
 py::list trace_rows(const Coordinator& self) {
   py::list rows;
   for (int lane = 0; lane < self.num_lanes(); ++lane) {
-    for (const TraceRow& row : self.trace(lane).rows()) {
+    const Trace* trace = nullptr;
+    {
+      const WithoutGil release;
+      trace = &self.trace(lane);
+    }
+    for (const TraceRow& row : trace->rows()) {
       rows.append(
           py::make_tuple(self.lane(lane).name(), op_name(row.op), row.round, row.begin_ns, row.end_ns));
     }
@@ -202,7 +220,7 @@ void bind_coordinator(py::module_& m) {
            py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
            py::arg("num_logprobs") = -1, py::arg("adapts") = false);
 
-  py::class_<Coordinator>(m, "Coordinator", "Runs a program over a target's lane and a draft's, natively.")
+  py::class_<Coordinator, Owner>(m, "Coordinator", "Runs a program over a target's lane and a draft's, natively.")
       .def(py::init(&make_coordinator), py::arg("lanes"), py::kw_only(), py::arg("num_slots") = 1,
            py::arg("gamma_max") = 8, py::arg("capacity"), py::arg("vocab_size"),
            py::arg("draft_vocab_size") = py::none(), py::arg("ring_capacity") = 1024,

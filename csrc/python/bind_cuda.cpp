@@ -6,6 +6,7 @@
 #include "cuda/lane/cuda_lane.h"
 #include "cuda/run/issuer.h"
 #include "python/arguments.h"
+#include "python/with_gil.h"
 
 namespace py = pybind11;
 
@@ -27,6 +28,21 @@ std::shared_ptr<void> keep(T held) {
     const py::gil_scoped_acquire gil;
     delete static_cast<T*>(last);
   });
+}
+
+// A step that is a function of Python's. What it raises ends the run, and is raised again by its reader.
+std::function<void()> python_step(py::object function) {
+  if (function.is_none()) return nullptr;
+  return [kept = keep(std::move(function))] {
+    const WithGil gil;
+    try {
+      (*static_cast<const py::object*>(kept.get()))();
+    } catch (const py::error_already_set& error) {
+      Failure failure(FailureKind::kExecutor, error.what());
+      failure.raised = std::current_exception();
+      throw failure;
+    }
+  };
 }
 
 Form form_from(const std::string& name) {
@@ -130,20 +146,25 @@ void bind_cuda(py::module_& m) {
       .def(
           "add_step",
           [](CudaLane& self, std::string op, int gamma, std::string judge, std::optional<bool> keep_logits,
-             int slot, bool shaped, bool told, uintptr_t graph, uintptr_t exec, py::object owner) {
+             int slot, bool shaped, bool told, uintptr_t graph, uintptr_t exec, py::object owner,
+             py::object function) {
             const int keeps = keep_logits ? static_cast<int>(*keep_logits) : -1;
             self.add_step({std::move(op), gamma, std::move(judge), keeps, slot, shaped, told},
-                          {reinterpret_cast<CUgraph>(graph), reinterpret_cast<CUgraphExec>(exec),
+                          {python_step(std::move(function)), reinterpret_cast<CUgraph>(graph), reinterpret_cast<CUgraphExec>(exec),
                            owner.is_none() ? nullptr : keep(std::move(owner))});
           },
           py::arg("op"), py::kw_only(), py::arg("gamma") = -1, py::arg("judge") = "",
           py::arg("keep_logits") = py::none(), py::arg("slot") = -1, py::arg("shaped") = false,
-          py::arg("told") = false, py::arg("graph"), py::arg("exec"), py::arg("owner") = py::none(),
-          "A captured step: prefill chunk; prefill logits (gamma, slot); score, score window (gamma); "
+          py::arg("told") = false, py::arg("graph") = 0, py::arg("exec") = 0,
+          py::arg("owner") = py::none(), py::arg("function") = py::none(),
+          "A step: prefill chunk; prefill logits (gamma, slot); score, score window (gamma); "
           "first,\n"
           "verify (gamma, judge, shaped, told); draft (gamma, judge, keep_logits, shaped). owner: kept alive "
           "with "
-          "it, the graph.");
+          "it, the graph.\n"
+          "function: in place of a graph, called with no arguments in the issuer's thread to launch the step "
+          "on the\n"
+          "lane's stream. What it raises ends the run, and next() raises it.");
 }
 
 }  // namespace pearl

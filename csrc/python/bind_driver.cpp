@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cuda/driver/driver.h"
+#include "cuda/driver/host_driver.h"
 #include "python/arguments.h"
 #include "python/without_gil.h"
 
@@ -21,6 +22,7 @@ void bind_driver(py::module_& m) {
                                               "libcuda, opened. ResourceError says what is missing: the "
                                               "library, a newer one, or devices.")
       .def(py::init<const std::string&>(), py::arg("library") = "libcuda.so.1", py::call_guard<WithoutGil>())
+      .def_static("of_host", &host_driver, "For lanes over memory of the host, whose steps are functions.")
       .def_property_readonly("version", method(&Driver::version), "13000 for CUDA 13.0")
       .def_property_readonly("num_devices", method(&Driver::num_devices))
       .def("device", method(&Driver::device), py::arg("ordinal"), py::call_guard<WithoutGil>());

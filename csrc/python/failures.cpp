@@ -12,6 +12,14 @@ namespace pearl {
 namespace {
 
 void translate(const Failure& failure) {
+  if (failure.raised) {
+    try {
+      std::rethrow_exception(failure.raised);
+    } catch (py::error_already_set& error) {
+      error.restore();
+      return;
+    }
+  }
   using namespace py::literals;
   const char* names[] = {"RequestError", "NumericsError", "ResourceError",
                          "PearlError",   "DeviceError",   "CheckpointError"};

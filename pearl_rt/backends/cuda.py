@@ -93,7 +93,7 @@ class CudaBackend(Backend):
                 remedies.append("put the draft elsewhere with draft_device")
             check_gpu_memory(
                 gpu,
-                sizes.memory(held, eager=self._options.form == "eager"),
+                sizes.memory(held),
                 max_memory=self._max_memory,
                 remedies=remedies,
             )

@@ -14,7 +14,6 @@ from typing import Any
 import pearl_rt._C as _C
 from pearl_rt.backends.base import Lanes
 from pearl_rt.backends.cpu import Model
-from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES, EagerCoordinator
 from pearl_rt.device.capture import Capture, LaneGraphs, shut, steps_of
 from pearl_rt.device.gpu import DRAFT_PRIORITY, TARGET_PRIORITY, Gpu
 from pearl_rt.device.logits_processors import MAX_BIASED, Shaping, check_biased
@@ -27,7 +26,7 @@ from pearl_rt.lowlevel.pair import DevicePair
 from pearl_rt.strategy.engine_options import CAPTURED_FORMS
 from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.strategy.program import program
-from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, measure
+from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, NOMINAL_TIMES, measure
 from pearl_rt.types.request import FILTERS, SHAPING, Request, check_stop_ids
 
 
@@ -66,24 +65,21 @@ class CudaLanes(Lanes):
         with self.gpu.current():
             self.target_steps = sizes.steps(TargetSteps, target)
         if isinstance(draft, DeviceModel):
-            shared = self.target_steps.state if placement == "shared" else None
+            shared = self.target_steps.state if placement != "devices" else None
             with self._draft_gpu.current():
                 self.draft_steps = sizes.steps(DraftSteps, draft, shared)
         # What others may launch of these models (pearl_rt.lowlevel.round): on two devices there is none.
         self.pair: DevicePair | None = None
-        if placement == "shared":
+        if placement != "devices":
             self.pair = DevicePair(self.target_steps, self.draft_steps)
         self._claim = -1
         self._draft_on_host = isinstance(draft, Model)
         used = gpus if isinstance(draft, DeviceModel) else gpus[:1]
         self._gpus = list({gpu.ordinal: gpu for gpu in used}.values())
-        self._capture: Capture | None = None
-        if options.form == "eager":
-            assert self.pair is not None
-            self.coordinator = EagerCoordinator(self.pair)
-            return
-        self._issuer = _C.CudaIssuer(_C.CudaDriver(self.gpu.library))
-        self._issuer.form = options.form
+        self._captures = options.form in CAPTURED_FORMS
+        self._issuer = _C.CudaIssuer(self.gpu.driver())
+        self._issuer.form = options.form if self._captures else "events"
+        self._issuer.timed = not self._captures
         self._issuer.rounds_ahead = options.rounds_ahead
         self._capture = self._native(target, draft, draft_cores)
         # However this ends: first what launches, then what is launched, then the memory that it uses.
@@ -100,8 +96,6 @@ class CudaLanes(Lanes):
                 self._synchronize()
             self._claim = self.pair.claim()
         chosen = program(strategy, self.placement)
-        if self._capture is None:
-            return list(self.coordinator.start(chosen, list(requests), judge))
         if not self.coordinator.running:  # else start() says that it is
             joins = self._joins
             self._capture.ensure(
@@ -126,13 +120,11 @@ class CudaLanes(Lanes):
         self._check(request)
         return super().submit(request)
 
-    def native(self, request: Request) -> Any:
-        """The coordinator in Python takes it as it is."""
-        return request if self._capture is None else super().native(request)
-
     def measure(self) -> StepTimes:
-        """The times of its steps, from a few rounds of each program with events around each step."""
-        if self._capture is None:
+        """The times of its steps, from a few rounds of each program with events around each step. Form
+        "eager" has nominal ones: its own say nothing of a device.
+        """
+        if not self._captures:
             return NOMINAL_TIMES
         form, self._issuer.form = self._issuer.form, "events"  # where each step is a launch, with times
         self._issuer.timed = True
@@ -146,13 +138,13 @@ class CudaLanes(Lanes):
     @property
     def form(self) -> str:
         """How rounds are launched. Between requests "events" and "graph" may follow each other."""
-        return self._issuer.form if self._capture is not None else self.options.form
+        return str(self._issuer.form) if self._captures else self.options.form
 
     @form.setter
     def form(self, form: str) -> None:
         if form == self.form:
             return
-        if self._capture is None or form not in CAPTURED_FORMS:
+        if not self._captures or form not in CAPTURED_FORMS:
             raise ConfigError(
                 f"form {form!r} can't follow {self.form!r}: lanes of {', '.join(map(repr, CAPTURED_FORMS))} "
                 "may become each other; build an engine with the form that is wanted"
@@ -162,12 +154,10 @@ class CudaLanes(Lanes):
     @property
     def rounds_ahead(self) -> int:
         """Rounds that are queued before their verdict is read. Between requests it may be set."""
-        return int(self._issuer.rounds_ahead) if self._capture is not None else self.options.rounds_ahead
+        return int(self._issuer.rounds_ahead)
 
     @rounds_ahead.setter
     def rounds_ahead(self, rounds_ahead: int) -> None:
-        if self._capture is None:
-            raise ConfigError(f"rounds_ahead can't be set: form {self.form!r} queues none")
         self._issuer.rounds_ahead = rounds_ahead
 
     @property
@@ -175,28 +165,24 @@ class CudaLanes(Lanes):
         """Whether the steps of requests leave their times in the trace, which costs events around each; of
         form "graph" the rounds do.
         """
-        return self._capture is None or self._issuer.timed
+        return bool(self._issuer.timed)
 
     @timed.setter
     def timed(self, timed: bool) -> None:
-        if self._capture is not None:
-            self._issuer.timed = timed
+        self._issuer.timed = timed
 
     @property
-    def host_ns_per_round(self) -> float | None:
-        """What the last request's rounds cost the thread that launches them; None where nobody counts."""
-        return getattr(self._issuer, "host_ns_per_round", None) if self._capture is not None else None
+    def host_ns_per_round(self) -> float:
+        """What the last request's rounds cost the thread that launches them."""
+        return float(self._issuer.host_ns_per_round)
 
     def capture_stats(self) -> dict[str, Any]:
         """What was captured, and what it cost."""
-        return self._capture.stats() if self._capture is not None else {}
+        return self._capture.stats() if self._captures else {}
 
     def close(self) -> None:
         """Stops what runs and destroys the graphs."""
-        if self._capture is None:
-            self.coordinator.stop()
-        else:
-            self._end()
+        self._end()
 
     @property
     def _joins(self) -> bool:
@@ -242,7 +228,7 @@ class CudaLanes(Lanes):
     def _shaping(self, gpu: Gpu, steps: TargetSteps | DraftSteps) -> Shaping:
         """What changes logits in the rounds of a state."""
         with gpu.current(), memory_errors(gpu.device, "filters and penalties"):
-            return Shaping(steps.state, captured=True)
+            return Shaping(steps.state, captured=self._captures)
 
     def _graphs(
         self,
@@ -254,7 +240,7 @@ class CudaLanes(Lanes):
         told: ToldRing | None = None,
     ) -> LaneGraphs:
         """A stream of its own, and the native lane that launches on it. told: the target's."""
-        stream, room = gpu.stream(priority), self._room
+        stream, room = gpu.stream(priority, captures=self._captures), self._room
         state = steps.state
         tensors = dict(vars(state.whole)) | {"chunk": steps.chunk, "joining": state.joining}
         tensors |= {"block_table": state.block_table} | shaping.arrays()

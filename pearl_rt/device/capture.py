@@ -101,6 +101,7 @@ class LaneGraphs:
             told=step.told,
             graph=graph.graph,
             exec=graph.exec,
+            function=graph.function,
             owner=graph,
         )
 

@@ -8,10 +8,11 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
+import pearl_rt._C as _C
 from pearl_rt.device.model import device_of, prepare_kernels
 from pearl_rt.errors import DeviceError, ResourceError
 
@@ -20,12 +21,14 @@ TARGET_PRIORITY, DRAFT_PRIORITY = 0, -1  # the draft's kernels are small, and go
 
 
 class StepGraph(Protocol):
-    """A step as handles that a native lane launches for as long as this lives."""
+    """A step as handles, or a function, that a native lane launches for as long as this lives."""
 
     @property
-    def graph(self) -> int: ...  # CUgraph
+    def graph(self) -> int: ...  # CUgraph; 0: there is none
     @property
     def exec(self) -> int: ...  # CUgraphExec
+    @property
+    def function(self) -> Callable[[], None] | None: ...  # launches the step, where there is no graph
     def replay(self) -> None: ...  # on torch's current stream
     def destroy(self) -> None: ...  # only while it does not run
 
@@ -49,12 +52,13 @@ class Gpu(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def library(self) -> str: ...  # of the driver
+    def has_graphs(self) -> bool: ...  # whether steps can be captured
+    def driver(self) -> Any: ...  # _C.CudaDriver, for native lanes
     def free_memory(self) -> int: ...  # bytes
     def synchronize(self) -> None: ...  # waits until nothing runs on it
     def settle(self) -> None: ...  # waits for what this thread has launched on it; others may capture
     def current(self) -> AbstractContextManager[object]: ...  # makes it the current device
-    def stream(self, priority: int) -> GraphStream: ...
+    def stream(self, priority: int, *, captures: bool = True) -> GraphStream: ...
     def staging(self, num_bytes: int) -> torch.Tensor: ...  # uint8, on the host, for copies
 
 
@@ -70,8 +74,27 @@ def no_collection() -> Iterator[None]:
             gc.enable()
 
 
+class EagerStep:
+    """A step that was not captured."""
+
+    graph = exec = 0
+
+    def __init__(self, function: Callable[[], None]) -> None:
+        """function: launches the step, from whatever thread."""
+        self.function = function
+
+    def replay(self) -> None:
+        """Launches it."""
+        self.function()
+
+    def destroy(self) -> None:
+        """There is nothing to destroy."""
+
+
 class TorchGraph:
     """A torch.cuda.CUDAGraph that keeps both its graph and its instance."""
+
+    function = None
 
     def __init__(self, own: torch.cuda.CUDAGraph) -> None:
         self._own = own
@@ -165,6 +188,19 @@ class TorchStream:
         )
 
 
+class EagerStream(TorchStream):
+    """A stream whose steps are launched kernel by kernel, by whatever thread calls them."""
+
+    def capture(self, name: str, launch: Callable[[], None]) -> EagerStep:  # type: ignore[override]
+        """The step as it is: nothing runs, and nothing is captured. Not beside a capture."""
+
+        def run() -> None:
+            with self.captures, no_collection(), torch.inference_mode(), torch.cuda.stream(self._stream):
+                launch()
+
+        return EagerStep(run)
+
+
 def wait_for(device: torch.device) -> None:
     """Waits until nothing runs on a GPU, and until no engine captures: a device that has a stream in capture
     must not be waited for (CUDA programming guide, prohibited operations of stream capture).
@@ -176,12 +212,16 @@ def wait_for(device: torch.device) -> None:
 class TorchGpu:
     """A GPU that is there."""
 
-    library = LIBRARY
+    has_graphs = True
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.ordinal = int(device.index)
         self.name = torch.cuda.get_device_name(device)
+
+    def driver(self) -> Any:
+        """The driver that torch uses too."""
+        return _C.CudaDriver(LIBRARY)
 
     def free_memory(self) -> int:
         """Bytes that can be had: what the driver has, and what torch keeps without use."""
@@ -200,9 +240,9 @@ class TorchGpu:
         """Makes it torch's current device."""
         return torch.cuda.device(self.device)
 
-    def stream(self, priority: int) -> TorchStream:
-        """A stream of its own."""
-        return TorchStream(self.device, priority)
+    def stream(self, priority: int, *, captures: bool = True) -> TorchStream:
+        """A stream of its own. captures: whether its steps are; else they are launched kernel by kernel."""
+        return (TorchStream if captures else EagerStream)(self.device, priority)
 
     def staging(self, num_bytes: int) -> torch.Tensor:
         """Pinned."""

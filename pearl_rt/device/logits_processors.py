@@ -19,6 +19,7 @@ from pearl_rt.types.request import FILTERS, SHAPING, Request
 
 Tensor = torch.Tensor
 MAX_BIASED = 64  # ids in logit_bias
+OFF = Request(())  # a request that changes nothing
 FLOATS = ("repetition_penalty", "frequency_penalty", "presence_penalty", "top_p", "min_p")
 
 
@@ -33,8 +34,8 @@ def check_biased(request: Request) -> None:
 class Shaping:
     """Tensors [B] of every slot's parameters, and memory for the rows of both lanes."""
 
-    def __init__(self, state: DeviceState, *, captured: bool = False) -> None:
-        """captured: its launches are, once for all, and native lanes write the parameters, not fill."""
+    def __init__(self, state: DeviceState, *, captured: bool = True) -> None:
+        """captured: its launches are, once for all; else each looks at the parameters when it is launched."""
         self.state = state
         sizes, device = state.sizes, state.whole.temperature.device
         slots, rows = sizes.num_slots, sizes.num_slots * (sizes.gamma_max + 1)
@@ -42,19 +43,19 @@ class Shaping:
         def tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=device)
 
-        # Set by fill.
-        self.floats = {name: tensor(slots) for name in FLOATS}
+        # Set by native lanes: off in all slots, until a run has a request with some.
+        self.floats = {name: tensor(slots).fill_(getattr(OFF, name)) for name in FLOATS}
         self.top_k, self.min_tokens = (tensor(slots, dtype=torch.int32) for _ in range(2))
         self.masked_ids = tensor(slots, 2 * sizes.max_stop_ids, dtype=torch.int32)
-        self.bias_ids = tensor(slots, MAX_BIASED, dtype=torch.int32)
+        self.bias_ids = tensor(slots, MAX_BIASED, dtype=torch.int32).fill_(-1)
         self.bias = tensor(slots, MAX_BIASED)
-        self._asked: list[frozenset[str]] = [frozenset()] * slots
         self._captured = captured
         # Set by target. A target's rows have their slot's parameters.
         self.row_floats = {name: tensor(rows) for name in ("temperature", "top_p", "min_p")}
         self.row_top_k = tensor(rows, dtype=torch.int32)
         self.target_thresholds = tensor(rows)
         # Set by draft.
+        self._has_filtered = captured  # when it was launched last
         self.step_thresholds = tensor(slots)
         self.kept_thresholds = tensor(slots * 2 * max(sizes.gamma_max, 1))
 
@@ -63,46 +64,23 @@ class Shaping:
         draft = max(penalties_workspace(slots, own), filters_workspace(slots, own))
         self.target_workspace = tensor(target, dtype=torch.uint8)  # the lanes may be at work at once
         self.draft_workspace = tensor(draft, dtype=torch.uint8)
-        for slot in range(slots):
-            self.clear(slot)
 
     def arrays(self) -> dict[str, Tensor]:
         """What csrc/cuda/memory/array_table.h writes, by its names there."""
         names = ("top_k", "min_tokens", "masked_ids", "bias_ids", "bias", "kept_thresholds")
         return self.floats | {name: getattr(self, name) for name in names}
 
-    def fill(self, slot: int, request: Request) -> None:
-        """A request takes a slot. Writes all parameters of it, so that none of the request before is left."""
-        filtered = self.filters
-        self._asked[slot] = frozenset(request.asked())
-        if self.filters and not filtered:
-            self.kept_thresholds.fill_(-torch.inf)  # what was drafted so far was not filtered
-        for name, values in self.floats.items():
-            values[slot] = getattr(request, name)
-        self.top_k[slot], self.min_tokens[slot] = request.top_k, request.min_tokens
-        masked = sorted({*request.eos_ids, *request.stop_ids})
-        biased = [token_id for token_id, _ in request.logit_bias]
-        for ids, own in ((self.masked_ids, masked), (self.bias_ids, biased)):
-            row = torch.full(ids.shape[1:], -1, dtype=torch.int32)
-            row[: len(own)] = torch.tensor(own, dtype=torch.int32)
-            ids[slot].copy_(row)
-        amounts = torch.tensor([amount for _, amount in request.logit_bias], dtype=torch.float32)
-        self.bias[slot, : len(biased)].copy_(amounts)
-
-    def clear(self, slot: int) -> None:
-        """Nobody has the slot any more."""
-        self.fill(slot, Request(()))
-
-    def widen(self, gamma: int, wider: int) -> None:
-        """The window in use grows: thresholds of pending tokens go along."""
-        self.state.move_rows(self._kept(gamma), self._kept(wider))
-
     @property
     def served(self) -> frozenset[str]:
-        """The parameters that launches serve. Of those that are captured: all of them, since native
-        lanes write the values. Otherwise what the requests that run ask for: the others cost no launches.
+        """The parameters that launches serve. Of those that are captured: all. Else those that are not off in
+        some slot, which costs less in the interpreter than launches that change nothing.
         """
-        return frozenset((*SHAPING, *FILTERS)) if self._captured else frozenset().union(*self._asked)
+        names = (*SHAPING, *FILTERS)
+        if self._captured:
+            return frozenset(names)
+        values = {name: getattr(self, name) for name in ("top_k", "min_tokens")} | self.floats
+        on = {name for name, own in values.items() if bool((own != getattr(OFF, name)).any())}
+        return frozenset(on | ({"logit_bias"} if bool((self.bias_ids >= 0).any()) else set()))
 
     @property
     def penalises(self) -> bool:
@@ -145,8 +123,11 @@ class Shaping:
         if self.penalises:
             window = self.state.drafted[:gamma].t()
             self._penalise(state, logits, window, None, step, self.draft_workspace)
-        if not self.filters:
+        filtered, self._has_filtered = self._has_filtered, self.filters
+        if not self._has_filtered:
             return None
+        if not filtered:
+            self.kept_thresholds.fill_(-torch.inf)  # what is pending was not filtered
         k, p, m = self._wanted(self.top_k, self.floats["top_p"], self.floats["min_p"])
         filters(logits, state.temperature, k, p, m, self.step_thresholds, self.draft_workspace)
         self.kept_thresholds.index_copy_(0, ring_rows, self.step_thresholds)

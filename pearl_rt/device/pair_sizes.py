@@ -18,7 +18,6 @@ from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.logits_processors import Shaping
 from pearl_rt.device.logprob_ring import ToldRing
 from pearl_rt.device.model import DTYPES, DeviceModel, memory_errors
-from pearl_rt.device.row_logprobs import DeviceLogprobs
 from pearl_rt.device.state import DeviceState, StateSizes
 from pearl_rt.device.steps import DraftSteps, LaneSteps, TargetSteps
 from pearl_rt.errors import ResourceError, gib
@@ -98,8 +97,8 @@ class PairSizes:
             )
             return kind(llama, own)
 
-    def memory(self, models: Sequence[ModelSource], *, eager: bool = False) -> dict[str, int]:
-        """What these models hold on one GPU -> bytes. eager: for steps that are launched one by one."""
+    def memory(self, models: Sequence[ModelSource]) -> dict[str, int]:
+        """What these models hold on one GPU -> bytes."""
         state = DeviceState(self.state, META)
         held: list[object] = [Shaping(state)]
         parts: dict[str, int] = {}
@@ -121,8 +120,6 @@ class PairSizes:
         parts[f"{self.pool.num_tokens} tokens of KV cache"] = held_bytes(*caches)
         activations = held_bytes(*buffers)
         parts["logits and state"] = held_bytes(*held) - sum(parts.values()) - activations
-        if eager:
-            parts["log-probabilities"] = DeviceLogprobs(state).num_bytes
         return parts | {"activations": activations, "kernels and graphs (a guess)": ALLOWANCE}
 
 

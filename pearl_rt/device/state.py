@@ -12,8 +12,7 @@ import torch
 from pearl_rt.state import BAD_LOGITS, IDLE, RING_HEADER, RUNNING, State
 from pearl_rt.types.request import Request
 
-__all__ = ["BAD_LOGITS", "FINISH_NAMES", "IDLE", "RUNNING", "DeviceState", "RoundRow", "StateSizes"]
-FINISH_NAMES = ("", "", "stop", "length", "error")  # of a finish_reason, for callers
+__all__ = ["BAD_LOGITS", "IDLE", "RUNNING", "DeviceState", "RoundRow", "StateSizes"]
 UNUSED_PAGE = 0  # entries of a block table behind a slot's pages; any page number would do
 
 
@@ -107,20 +106,15 @@ class DeviceState:
 
     def start(self, requests: Sequence[Request]) -> None:
         """Request i takes slot i; the others are idle. The host writes only while nothing runs."""
-        sizes, state = self.sizes, self.whole
+        state = self.whole
         for tensor in (state.prompt_len, state.pending, state.num_draft_tokens, state.num_rows, state.round):
             tensor.zero_()
         state.finish_reason.fill_(IDLE)
         state.ring.fill_(-1)
         for slot, request in enumerate(requests):
-            self.fill(slot, request, sizes.gamma_max)
-            self.run(slot)
+            self._fill(slot, request)
 
-    def fill(self, slot: int, request: Request, gamma: int) -> None:
-        """A request takes an idle slot, which stays idle to kernels until run(). gamma: the window in use.
-
-        Writes all that the slot has but logits, so that nothing is left of the request before.
-        """
+    def _fill(self, slot: int, request: Request) -> None:
         sizes, state = self.sizes, self.whole
         prompt = torch.tensor(request.prompt_ids, dtype=torch.int32)
         stops = [*request.stop_ids, *(() if request.ignore_eos else request.eos_ids)]
@@ -134,9 +128,7 @@ class DeviceState:
         state.temperature[slot] = request.temperature
         state.seed[slot] = request.seed - (1 << 64 if request.seed >= 1 << 63 else 0)
         state.committed[slot] = len(prompt)
-        for tensor in (state.pending, state.num_draft_tokens, state.num_rows, state.round):
-            tensor[slot] = 0
-        self.windowed(gamma).ring[:, slot].fill_(-1)
+        state.finish_reason[slot] = RUNNING
 
     def give_pages(self, counts: Sequence[int]) -> None:
         """Slot i gets the next counts[i] pages of the KV caches, the first slot from page 0 on."""
@@ -145,34 +137,6 @@ class DeviceState:
             table[slot, :count] = torch.arange(first, first + count)
             first += count
         self.block_table.copy_(table)
-
-    def run(self, slot: int) -> None:
-        """The slot's prompt was read, and its first token is judged next: kernels see it from here on."""
-        self.whole.finish_reason[slot] = RUNNING
-
-    def clear(self, slot: int) -> None:
-        """Nobody has the slot any more; kernels pass it by."""
-        self.whole.finish_reason[slot] = IDLE
-        self.whole.prompt_len[slot] = 0
-
-    def widen(self, gamma: int, wider: int) -> None:
-        """The window in use grows between two rounds: what pending tokens were drafted from goes along."""
-        before, after = self.windowed(gamma), self.windowed(wider)
-        self.move_rows(before.draft_logits, after.draft_logits)
-        after.ring.fill_(-1)  # its entries have another length: whoever wants one has read it
-
-    def move_rows(self, before: torch.Tensor, after: torch.Tensor) -> None:
-        """Rows of pending tokens, from one ring by position to another, perhaps in the same memory: both are
-        [B, S, ..], the row of position p at p % S.
-        """
-        counts = zip(self.whole.committed.tolist(), self.whole.pending.tolist(), strict=True)
-        kept = [
-            (slot, position, before[slot, position % before.shape[1]].clone())
-            for slot, (committed, pending) in enumerate(counts)
-            for position in range(committed, committed + pending)
-        ]
-        for slot, position, row in kept:
-            after[slot, position % after.shape[1]] = row
 
     def read(self, gamma: int, number: int, slot: int) -> RoundRow | None:
         """Round `number` of a slot, or None if it is not there (yet)."""

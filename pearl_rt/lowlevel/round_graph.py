@@ -24,7 +24,7 @@ class RoundGraph:
         """Warms the round up on idle slots and captures it; what its slots held is gone. gpu: the pair's, or
         None to find it. Raises ConfigError where there is none, DeviceError for what the driver refuses.
         """
-        if gpu is None and round.pair.device.type != "cuda":
+        if not (round.pair.device.type == "cuda" if gpu is None else gpu.has_graphs):
             raise ConfigError(
                 "round_graph() needs a GPU, and device 'interpret' has no graphs: pass device='cuda', or use "
                 "round(), which runs there too"

@@ -29,8 +29,8 @@ from bench.model_pairs.shapes import Shape
 from bench.rounds.device_figures import DeviceFigures
 from bench.rounds.expected import expected_rounds, share_of
 from bench.rounds.pair_run import add_peers, goal_rows, run_pair
-from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
 from pearl_rt.engine import Engine
+from pearl_rt.strategy.step_timing import NOMINAL_TIMES
 
 # a run
 

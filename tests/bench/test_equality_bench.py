@@ -16,9 +16,9 @@ from fake_gpu import FakeWorld, fresh
 from tiny_pairs import SMALL, Pair
 
 from bench import equality
-from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
 from pearl_rt.errors import DeviceError, ResourceError
 from pearl_rt.strategy.engine_options import FORMS
+from pearl_rt.strategy.step_timing import NOMINAL_TIMES
 
 
 class FakeEngine:

@@ -20,8 +20,8 @@ from bench.harness import goals
 from bench.harness import measure as m
 from bench.model_pairs.model_pair import ModelPair
 from bench.rounds.rounds_ahead import DEFAULT, choices, depth_rows, format_depths, sweep
-from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
-from pearl_rt.errors import ConfigError, RequestError
+from pearl_rt.errors import RequestError
+from pearl_rt.strategy.step_timing import NOMINAL_TIMES
 from pearl_rt.types.metrics import RequestMetrics
 
 AR, SD = m.Program("ar", "events"), m.Program("sd", "events", 8)
@@ -135,8 +135,3 @@ def test_lanes_take_another_depth_between_requests(world: FakeWorld) -> None:
         assert lanes.rounds_ahead == 3
         with pytest.raises(RequestError, match="rounds_ahead is 0"):
             lanes.rounds_ahead = 0
-    with (
-        pair.engine(device="cuda", max_model_len=12, form="eager") as engine,
-        pytest.raises(ConfigError, match="queues none"),
-    ):
-        engine.lanes["shared"].rounds_ahead = 1

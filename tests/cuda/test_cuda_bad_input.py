@@ -13,12 +13,12 @@ from fake_gpu import FakeWorld, fresh
 from tiny_pairs import Pair
 
 from pearl_rt import ConfigError, Engine, RequestError, ResourceError, SamplingParams
-from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
 from pearl_rt.backends.select import device_name
 from pearl_rt.checkpoint.config import Environment
 from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.cli.commands import main
 from pearl_rt.strategy.engine_options import EngineOptions
+from pearl_rt.strategy.step_timing import NOMINAL_TIMES
 
 ROOT = Path(__file__).resolve().parents[2]
 needs_fake = pytest.mark.skipif(not fake_cuda.has_compiler(), reason="the fake driver needs a compiler")
@@ -151,7 +151,7 @@ def test_memory_is_counted_by_blocks(world: FakeWorld) -> None:
     models = [ModelSource(name, config, "float32", {}) for name in ("target", "draft")]
     for tokens, form, parts in (
         (None, "events", "135168 tokens of KV cache, .* for logits and state, .* for activations"),
-        (8190, "eager", "8192 tokens of KV cache, .* for logits and state, .* for log-probabilities"),
+        (8190, "eager", "8192 tokens of KV cache, .* for logits and state, .* for activations"),
     ):
         backend = CudaBackend(
             "cuda",

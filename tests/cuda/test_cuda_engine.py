@@ -30,9 +30,9 @@ from pearl_rt import (
     ResourceError,
     SamplingParams,
 )
-from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
 from pearl_rt.device.pair_sizes import PairSizes
 from pearl_rt.device.steps import LaneSteps
+from pearl_rt.strategy.step_timing import NOMINAL_TIMES
 
 MAX_LEN = 24
 ONE, LONG = [7], list(range(3, 21))  # LONG crosses a prefill chunk and a page
@@ -309,7 +309,7 @@ from fake_gpu import FakeWorld, installed
 from test_cuda_engine import engine_of, ONE
 from pearl_rt import SamplingParams
 from pearl_rt.backends import cuda_lanes as cuda_lane
-from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
+from pearl_rt.strategy.step_timing import NOMINAL_TIMES
 cuda_lane.measure = lambda lanes: NOMINAL_TIMES
 fake_cuda.load().reset(devices=2)
 world = installed(FakeWorld(fake_cuda.load()), pytest.MonkeyPatch())

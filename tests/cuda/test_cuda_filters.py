@@ -17,7 +17,7 @@ from fake_gpu import FakeWorld, fresh
 from test_cuda_engine import MAX_LEN, ONE, pair_of
 
 from pearl_rt import SamplingParams
-from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
+from pearl_rt.strategy.step_timing import NOMINAL_TIMES
 
 ONE_LEFT: tuple[dict[str, Any], ...] = ({"top_k": 1}, {"top_p": 1e-6}, {"min_p": 1.0})
 PLACES: dict[str, dict[str, Any]] = {

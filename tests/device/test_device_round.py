@@ -27,7 +27,7 @@ from pearl_rt import (
     RoundRow,
     SamplingParams,
 )
-from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
+from pearl_rt.strategy.step_timing import NOMINAL_TIMES
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LEN = 24

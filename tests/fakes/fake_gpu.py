@@ -13,11 +13,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import pytest
 import torch
 from fake_cuda import FakeCuda, FakeGraph
 
+from pearl_rt import _C
+from pearl_rt.device.gpu import EagerStep
 from pearl_rt.device.logits_processors import Shaping
 from pearl_rt.device.logprob_ring import ToldRing
 from pearl_rt.device.state import DeviceState
@@ -29,6 +32,8 @@ GIB = 2**30
 
 class FakeStepGraph:
     """The handles of one step."""
+
+    function = None
 
     def __init__(self, cuda: FakeCuda, own: FakeGraph, log: list[str], name: str) -> None:
         self._cuda, self._log, self._name = cuda, log, name
@@ -59,15 +64,29 @@ class FakeStream:
         return FakeStepGraph(self._world.cuda, own, self._world.log, name)
 
 
+class FakeEagerStream(FakeStream):
+    """A stream that steps are put on one by one, as if each were one kernel."""
+
+    def capture(self, name: str, launch: Callable[[], None]) -> EagerStep:  # type: ignore[override]
+        def kernel() -> None:
+            with self._world.lock:
+                launch()
+
+        return EagerStep(lambda: self._world.cuda.launch(self.handle, kernel))
+
+
 class FakeGpu:
     """pearl_rt.device.gpu.Gpu, of a GPU with so much free memory."""
 
     device = torch.device("cpu")
+    has_graphs = True
 
     def __init__(self, world: FakeWorld, ordinal: int, free: int) -> None:
         self._world, self._free, self.ordinal = world, free, ordinal
         self.name = f"Fake {ordinal}"
-        self.library = str(world.cuda.path)
+
+    def driver(self) -> Any:
+        return _C.CudaDriver(str(self._world.cuda.path))
 
     def free_memory(self) -> int:
         return self._free
@@ -81,8 +100,8 @@ class FakeGpu:
         self._world.current = self.ordinal
         return nullcontext()
 
-    def stream(self, priority: int) -> FakeStream:
-        return FakeStream(self._world, self.ordinal, priority)
+    def stream(self, priority: int, *, captures: bool = True) -> FakeStream:
+        return (FakeStream if captures else FakeEagerStream)(self._world, self.ordinal, priority)
 
     def staging(self, num_bytes: int) -> torch.Tensor:
         made = torch.zeros(num_bytes, dtype=torch.uint8)

@@ -326,6 +326,7 @@ MAKERS: dict[str, Maker] = {
     "counter": choice([0, 1, 2, 2**32 - 1]),
     "key": choice([0, 2**32 - 1]),
     "owner": choice(None, []),
+    "function": choice(None, list),
     "name": choice("target", "draft", ""),
     "op": choice("verify", "score", "prefill chunk", odd=("join", "x")),
     **named(choice("rejection", "coupled", odd=("x",)), "kind", "judge"),

@@ -131,6 +131,9 @@ Driver::Driver(const std::string& library) : library_(open_library(library), &dl
   }
 }
 
+Driver::Driver(const DriverApi& api)
+    : library_(nullptr, &dlclose), api_(api), version_(kOldestVersion), num_devices_(1) {}
+
 DeviceInfo Driver::device(int ordinal) const {
   if (ordinal < 0 || ordinal >= num_devices_) {
     refuse("device " + std::to_string(ordinal) + " does not exist; this machine has devices 0 to " +

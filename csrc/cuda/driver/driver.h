@@ -34,6 +34,8 @@ class Driver {
   // library: "libcuda.so.1", or a path. Throws Failure(kResource) which says what is missing: the library
   // (no NVIDIA driver), a call that it lacks (driver older than 12.0), or devices.
   explicit Driver(const std::string& library);
+  // One device behind these calls, and no library.
+  explicit Driver(const DriverApi& api);
   Driver(const Driver&) = delete;
   Driver& operator=(const Driver&) = delete;
 

@@ -15,8 +15,10 @@ constexpr size_t kMaxGraphs = 32;  // kept; a window and a judge of a program ea
 bool RoundGraphs::can_hold(const std::vector<CudaLane*>& lanes) {
   for (const CudaLane* lane : lanes) {
     if (lane->program().empty()) continue;
-    for (const Op& op : lane->program().body) {
-      if (is_order(op.kind) && lane->has_host_peer()) return false;
+    const std::vector<Op>& body = lane->program().body;
+    for (size_t i = 0; i < body.size(); ++i) {
+      if (is_order(body[i].kind) && lane->has_host_peer()) return false;
+      if (const Step* const step = lane->body_step(i); step != nullptr && step->function) return false;
     }
   }
   return true;

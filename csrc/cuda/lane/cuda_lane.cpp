@@ -258,7 +258,7 @@ void CudaLane::compute(const Resolved& next, InFlight* in_flight) {
       if (peer_ == nullptr) return copy(arrays_->window_from(in_flight->state(), key_.keep_logits > 0));
       return copy(fetched(next.op.kind));
     default:
-      launch(next.step->exec);
+      launch(*next.step);
       if (is_verdict(next.op.kind)) in_flight->count_queued_round();
   }
 }
@@ -269,8 +269,8 @@ void CudaLane::prefill(bool with_last, InFlight* in_flight) {
   for (const DeviceArrays::Pass& pass : arrays_->prefill(lengths)) {
     if (in_flight->halted()) return;
     copy(pass.copies);
-    launch(prefill_chunk_->exec);
-    if (with_last && pass.last) launch(prefill_logits_[pass.slot]->exec);
+    launch(*prefill_chunk_);
+    if (with_last && pass.last) launch(*prefill_logits_[pass.slot]);
   }
 }
 
@@ -294,6 +294,11 @@ void CudaLane::copy(const std::vector<Copy>& copies) {
     check(context_->driver().api().cuMemcpyAsync(each.to, each.from, each.num_bytes, stream_),
           "cuMemcpyAsync");
   }
+}
+
+void CudaLane::launch(const Step& step) {
+  if (step.function) return step.function();
+  launch(step.exec);
 }
 
 void CudaLane::launch(CUgraphExec exec) {
@@ -327,15 +332,15 @@ void CudaLane::queue(const std::vector<Copy>& copies) {
 void CudaLane::feed(const std::vector<Copy>& range) {
   queue(range);
   device_trace_.begin(at_, static_cast<int>(round_));
-  launch(prefill_chunk_->exec);
+  launch(*prefill_chunk_);
   device_trace_.end();
 }
 
 void CudaLane::judge(int slot, const std::vector<Copy>& before, const std::vector<Copy>& after) {
   queue(before);
-  launch(prefill_logits_[slot]->exec);
+  launch(*prefill_logits_[slot]);
   at_ = OpKind::kFirst;
-  launch(join_->exec);
+  launch(*join_);
   copy(after);
 }
 

@@ -98,6 +98,7 @@ class CudaLane : public Lane {
   void compute(const Resolved& next, InFlight* in_flight);
   void prefill(bool with_last, InFlight* in_flight);
   void copy(const std::vector<Copy>& copies);
+  void launch(const Step& step);
   void launch(CUgraphExec exec);
   CUevent own_event(size_t index);
   void check(CUresult code, const char* call) const;

@@ -83,7 +83,9 @@ std::string StepKey::text() const {
 
 void StepTable::add(StepKey key, Step step) {
   key = reduced(std::move(key));
-  if (step.graph == nullptr || step.exec == nullptr) refuse("step " + key.text() + " has a handle that is 0");
+  if (!step.function && (step.graph == nullptr || step.exec == nullptr)) {
+    refuse("step " + key.text() + " has a handle that is 0, and no function");
+  }
   steps_[std::move(key)] = std::move(step);
 }
 

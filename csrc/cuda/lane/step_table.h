@@ -1,8 +1,9 @@
-// The captured steps of a lane, each by what it was captured for. Knows names and handles; not how a step
+// The steps of a lane, each by what it was captured for. Knows names and handles; not how a step
 // works, nor when it is launched.
 #pragma once
 
 #include <compare>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -32,8 +33,10 @@ struct StepKey {
 // What the steps of a run are captured for, whatever their op and slot: by its requests.
 StepKey run_key(const State& state);
 
-// Handles of the caller's: torch's graph, kept whole, and its executable.
+// What puts the work of a step on the lane's stream: torch's graph, kept whole, and its executable, both the
+// caller's; or a function that launches it, called by the issuer's thread.
 struct Step {
+  std::function<void()> function;  // none: the graph
   CUgraph graph = nullptr;
   CUgraphExec exec = nullptr;
   std::shared_ptr<void> owner;  // whatever keeps both alive

@@ -3,6 +3,9 @@
 The rounds of a request in a batch are held against the CPU executor's for it alone, one by one.
 """
 
+import gc
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,11 +15,12 @@ import torch
 from tiny_pairs import SMALL, Pair
 
 from pearl_rt import Engine, RequestError, SamplingParams
-from pearl_rt.backends.eager_coordinator import RoundResult
-from pearl_rt.backends.interpret import DEVICE, InterpretLanes
+from pearl_rt.backends.cuda_lanes import CudaLanes
+from pearl_rt.backends.interpret import InterpretBackend
+from pearl_rt.device.host_gpu import HostStream
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import DeviceModel
-from pearl_rt.strategy.program import program
+from pearl_rt.device.steps import TargetSteps
 from pearl_rt.types.request import Request
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled in this process")
@@ -48,12 +52,12 @@ def executor() -> Iterator[Engine]:
         yield engine
 
 
-def lanes_of(placement: str = "shared", num_slots: int = 2, target: Any = None) -> InterpretLanes:
+def lanes_of(placement: str = "shared", num_slots: int = 2, target: Any = None) -> CudaLanes:
     models = [
-        DeviceModel.pack(PAIR.config, tensors, device=DEVICE, name=name)
+        DeviceModel.pack(PAIR.config, tensors, device=torch.device("cpu"), name=name)
         for name, tensors in (("target", target or PAIR.target), ("draft", PAIR.draft))
     ]
-    return InterpretLanes(placement, *models, num_slots, KvPool(16, 2 * num_slots, MAX_LEN))
+    return InterpretBackend(num_slots).lanes(placement, *models, KvPool(16, 2 * num_slots, MAX_LEN))
 
 
 def told(result: Any) -> Round:
@@ -82,9 +86,37 @@ def alone(executor: Engine, request: Request, strategy: str, judge: str) -> list
     return rounds
 
 
-def finish(lanes: InterpretLanes) -> dict[int, list[RoundResult]]:
+class Gate:
+    """Holds the issuer's thread ahead of each call of a step of the target, until it is let through."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+        call = getattr(TargetSteps, method)
+        self._arrived, self._passed = threading.Semaphore(0), threading.Semaphore(0)
+
+        def held(*args: Any, **options: Any) -> None:
+            self._arrived.release()
+            assert self._passed.acquire(timeout=60)
+            call(*args, **options)
+
+        monkeypatch.setattr(TargetSteps, method, held)
+
+    def wait(self) -> None:
+        """Until the step is called."""
+        assert self._arrived.acquire(timeout=60)
+
+    def let(self, count: int) -> None:
+        """Lets so many calls through, and waits for the one behind them."""
+        for _ in range(count):
+            self._passed.release()
+            self.wait()
+
+    def open(self) -> None:
+        self._passed.release(10**6)
+
+
+def finish(lanes: CudaLanes) -> dict[int, list[Any]]:
     """All that follows, by request."""
-    found: dict[int, list[RoundResult]] = {}
+    found: dict[int, list[Any]] = {}
     while (results := lanes.coordinator.next()) is not None:
         for result in results:
             found.setdefault(result.request_id, []).append(result)
@@ -92,7 +124,8 @@ def finish(lanes: InterpretLanes) -> dict[int, list[RoundResult]]:
     return found
 
 
-EARLY = Request(LONG[2:5], gamma=1, max_tokens=2)
+# Ends early, and has the run made for all that others ask: a run takes no request that asks for more.
+EARLY = Request(LONG[2:5], gamma=3, max_tokens=2, temperature=0.9, min_p=0.05, num_logprobs=1)
 SAMPLED = replace(PLAIN, temperature=0.7, seed=5, num_logprobs=0)
 
 
@@ -117,17 +150,16 @@ def test_every_request_has_the_rounds_that_it_has_alone(
     started: list[Request],
     joined: list[Request],
 ) -> None:
-    """Two slots, and more requests. SHAPED needs what the run lacks, a wider window, kept logits, filters and
-    penalties, and two rounds of feeding. PLAIN ends at an EOS inside a window.
-    """
+    """Two slots, and more requests. SHAPED is fed in two rounds. PLAIN ends at an EOS inside a window."""
     eos = alone(executor, replace(PLAIN, max_tokens=9), "ar", judge)[2].token_ids[0]
     requests = [
         replace(request, eos_ids=[eos]) if request.max_tokens > 3 and not request.min_tokens else request
         for request in (*started, *joined)
     ]
     lanes = lanes_of(placement)
-    numbers = lanes.coordinator.start(program(strategy, placement), requests[: len(started)], judge)
-    numbers += [lanes.coordinator.submit(request) for request in requests[len(started) :]]
+    with HostStream.steps:  # no step runs before all are there
+        numbers = lanes.start_all(strategy, requests[: len(started)], judge)
+        numbers += [lanes.submit(request) for request in requests[len(started) :]]
     found = finish(lanes)
     assert found.keys() == set(numbers)
     for number, request in zip(numbers, requests, strict=True):
@@ -144,8 +176,9 @@ def test_a_slot_keeps_nothing_of_the_request_before(executor: Engine) -> None:
     shaped = replace(SHAPED, prompt_ids=ONE, min_p=0.0)
     plain = replace(PLAIN, prompt_ids=LONG[:12], temperature=1.2, seed=1)
     requests = [replace(shaped, max_tokens=2, top_p=0.8), replace(shaped, max_tokens=6), plain]
-    numbers = lanes.coordinator.start(program("ar"), requests[:2], "rejection")
-    numbers.append(lanes.coordinator.submit(plain))
+    with HostStream.steps:
+        numbers = lanes.start_all("ar", requests[:2], "rejection")
+        numbers.append(lanes.submit(plain))
     found = finish(lanes)
     assert [found[number][0].slot for number in numbers] == [0, 1, 0]
     for number, request in zip(numbers, requests, strict=True):
@@ -154,49 +187,95 @@ def test_a_slot_keeps_nothing_of_the_request_before(executor: Engine) -> None:
         check_logprobs(found[number], expected)
 
 
-def test_cancel_ends_one_request(executor: Engine) -> None:
-    """One that runs, one whose prompt is being fed, one that waits; the others are whole."""
+def test_a_request_that_asks_for_more_than_the_run_was_made_for_waits_for_the_next() -> None:
     lanes = lanes_of()
+    with HostStream.steps:
+        lanes.start("sd", PLAIN, "rejection")
+        for more in ({"gamma": 3}, {"temperature": 1.0}, {"repetition_penalty": 1.5}, {"num_logprobs": 0}):
+            request = replace(PLAIN, **more)
+            assert not lanes.has_place(request) and lanes.submit(request) is None
+        assert lanes.has_place(PLAIN)
+    lanes.close()
+
+
+def test_cancel_ends_one_request(executor: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that runs, one whose prompt is being fed, one that waits; the others are whole."""
+    gate, lanes = Gate(monkeypatch, "verify"), lanes_of()
     coordinator = lanes.coordinator
     request = replace(PLAIN, max_tokens=6)
-    first, second = coordinator.start(program("ar"), [request] * 2)
-    fed, last, waiting = (coordinator.submit(replace(request, prompt_ids=ids)) for ids in (LONG, ONE, ONE))
+    first, second = lanes.start_all("ar", [request] * 2, "rejection")
+    fed, last, waiting = (lanes.submit(replace(request, prompt_ids=ids)) for ids in (LONG, ONE, ONE))
     with pytest.raises(RequestError, match="may still get a slot"):
         coordinator.take_waiting()
-    results = coordinator.next(min_results=4)  # the first tokens, and a round of each
+    gate.wait()
+    gate.let(2)  # the first tokens, and a round of each
     assert coordinator.cancel(waiting) is True and coordinator.cancel(first) is False
     assert coordinator.cancel(10**6) is False
-    results += coordinator.next(min_results=3)  # `first` has left, and `fed` has its slot
+    gate.let(2)  # a round that `first` is still in, and one behind which `fed` has its slot
     assert coordinator.cancel(fed) is False
-    found: dict[int, list[Any]] = {}
-    for result in results:
-        found.setdefault(result.request_id, []).append(result)
-    for number, rounds in finish(lanes).items():
-        found.setdefault(number, []).extend(rounds)
+    gate.open()
+    found = finish(lanes)
     expected = list(map(told, alone(executor, request, "ar", "rejection")))
     assert found.keys() == {first, second, fed, last}
     assert list(map(told, found[second])) == list(map(told, found[last])) == expected
-    assert list(map(told, found[first])) == [*expected[:2], (2, [], 0, 0, 0, "abort")]
+    assert list(map(told, found[first])) == [*expected[:3], (3, [], 0, 0, 0, "abort")]
     assert list(map(told, found[fed])) == [(0, [], 0, 0, 0, "abort")]
-    assert coordinator.submit(request) is None and coordinator.take_waiting() == []
+    assert lanes.submit(request) is None and coordinator.take_waiting() == []
 
 
-def test_stop_leaves_those_that_waited(executor: Engine) -> None:
-    coordinator = lanes_of(num_slots=1).coordinator
-    with pytest.raises(RequestError, match="2 requests for 1 slots: start fewer"):
-        coordinator.start(program("ar"), [PLAIN] * 2)
-    assert coordinator.submit(PLAIN) is None
-    coordinator.start(program("sd"), [PLAIN])
-    waiting = [coordinator.submit(PLAIN) for _ in range(2)]
+def test_stop_leaves_those_that_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, lanes = Gate(monkeypatch, "verify"), lanes_of()
+    coordinator = lanes.coordinator
+    with pytest.raises(RequestError, match="3 requests were started; this coordinator has 2 slots"):
+        lanes.start_all("ar", [PLAIN] * 3, "rejection")
+    assert lanes.submit(PLAIN) is None
+    lanes.start_all("sd", [PLAIN] * 2, "rejection")
+    waiting = [lanes.submit(PLAIN) for _ in range(2)]
     for wrong, said in (
-        (replace(PLAIN, gamma=17), "gamma 17 is out of range"),
+        (replace(PLAIN, gamma=17), "gamma.* 17"),
         (replace(PLAIN, stop_ids=tuple(range(33))), "33 end-of-text and stop ids"),
         (replace(PLAIN, logit_bias=tuple((i, 1.0) for i in range(65))), "logit_bias has 65 ids; .* takes 64"),
     ):
         with pytest.raises(RequestError, match=said):
-            coordinator.submit(wrong)
-    coordinator.stop()
-    assert coordinator.take_waiting() == waiting and coordinator.submit(PLAIN) is None
+            lanes.submit(wrong)
+    gate.wait()
+    stopping = threading.Thread(target=coordinator.stop)  # it waits for the step that runs
+    stopping.start()
+    while coordinator.running:
+        time.sleep(0.001)
+    gate.open()
+    stopping.join()
+    assert coordinator.take_waiting() == waiting and lanes.submit(PLAIN) is None
+
+
+def test_an_error_in_a_step_is_raised_as_it_is_and_lanes_go_on(
+    executor: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lanes = lanes_of()
+    with monkeypatch.context() as broken:
+
+        def score(*_: Any, **__: Any) -> None:
+            raise ZeroDivisionError("in score")
+
+        broken.setattr(TargetSteps, "score", score)
+        lanes.start("ar", PLAIN, "rejection")
+        with pytest.raises(ZeroDivisionError, match="in score"):
+            finish(lanes)
+    number = lanes.start("ar", PLAIN, "rejection")
+    expected = alone(executor, PLAIN, "ar", "rejection")
+    assert list(map(told, finish(lanes)[number])) == list(map(told, expected))
+
+
+def test_lanes_that_are_dropped_in_the_middle_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever drops them waits for the step, which needs the GIL."""
+    gate, lanes = Gate(monkeypatch, "verify"), lanes_of()
+    lanes.start("ar", PLAIN, "rejection")
+    gate.wait()
+    opening = threading.Timer(0.05, gate.open)
+    opening.start()
+    del lanes
+    gc.collect()
+    opening.join()
 
 
 def test_logits_that_are_nan_end_their_own_request(executor: Engine) -> None:
@@ -211,8 +290,9 @@ def test_logits_that_are_nan_end_their_own_request(executor: Engine) -> None:
         replace(PLAIN, max_tokens=3),
         replace(PLAIN, prompt_ids=[9]),
     )
-    numbers = lanes.coordinator.start(program("ar"), [bad, good])
-    numbers += [lanes.coordinator.submit(request) for request in (bad, good)]
+    with HostStream.steps:
+        numbers = lanes.start_all("ar", [bad, good], "rejection")
+        numbers += [lanes.submit(request) for request in (bad, good)]
     found = finish(lanes)
     assert list(found) == numbers
     for number in (numbers[0], numbers[2]):

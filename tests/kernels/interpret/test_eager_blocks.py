@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
-from test_eager_batches import LONG, MAX_LEN, ONE, PAIR, PLAIN, alone, finish, told
+from test_eager_batches import LONG, MAX_LEN, ONE, PAIR, PLAIN, Gate, alone, finish, told
 
 from pearl_rt import Engine, RequestError, SamplingParams
-from pearl_rt.backends.interpret import DEVICE, InterpretLanes
+from pearl_rt.backends.cuda_lanes import CudaLanes
+from pearl_rt.backends.interpret import InterpretBackend
+from pearl_rt.device.host_gpu import HostStream
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import DeviceModel
-from pearl_rt.device.pages import DevicePages
+from pearl_rt.device.steps import LaneSteps
 from pearl_rt.errors import ConfigError
-from pearl_rt.strategy.program import program
 
 BLOCK = 16
 BRIEF = replace(PLAIN, max_tokens=3)  # a page; the others need two, which are all of a sequence
@@ -30,88 +31,85 @@ def executor() -> Iterator[Engine]:
         yield engine
 
 
-def poisoned(lanes: InterpretLanes, monkeypatch: pytest.MonkeyPatch) -> InterpretLanes:
-    """NaN in all pages, and in those that are given back before anyone can take them."""
-    assert lanes.pair.draft_steps is not None
-    caches = [steps.model.kv_cache for steps in (lanes.pair.target_steps, lanes.pair.draft_steps)]
-    pages = [page for cache in caches for page in (*cache.keys, *cache.values)]
-    for page in pages:
-        page.fill_(torch.nan)
-    release = DevicePages.release
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
+    """NaN in all pages of a request before its prompt is fed -> the pages of each that was fed."""
+    feed_chunk = LaneSteps.prefill_chunk
+    held: list[set[int]] = []
 
-    def poisoning(self: DevicePages, slot: int) -> None:
-        for page in pages:
-            page[self._held.get(slot, [])] = torch.nan
-        release(self, slot)
+    def poisoning(self: LaneSteps) -> None:
+        for slot, (start, end) in enumerate(self.chunk.tolist()):
+            if start < end and start == 0:
+                count = -(-int(self.state.whole.max_total_len[slot]) // BLOCK)
+                own = self.state.block_table[slot, :count].tolist()
+                held.append(set(own))
+                for page in (*self.model.kv_cache.keys, *self.model.kv_cache.values):
+                    page[own] = torch.nan
+        feed_chunk(self)
 
-    monkeypatch.setattr(DevicePages, "release", poisoning)
-    return lanes
+    monkeypatch.setattr(LaneSteps, "prefill_chunk", poisoning)
+    return held
 
 
-def lanes_of(num_blocks: int, num_slots: int = 3) -> InterpretLanes:
+def lanes_of(num_blocks: int, num_slots: int = 3) -> CudaLanes:
     models = [
-        DeviceModel.pack(PAIR.config, tensors, device=DEVICE, name=name)
+        DeviceModel.pack(PAIR.config, tensors, device=torch.device("cpu"), name=name)
         for name, tensors in (("target", PAIR.target), ("draft", PAIR.draft))
     ]
-    return InterpretLanes("shared", *models, num_slots, KvPool(BLOCK, num_blocks, MAX_LEN))
+    return InterpretBackend(num_slots).lanes("shared", *models, KvPool(BLOCK, num_blocks, MAX_LEN))
 
 
 def test_pages_go_from_one_to_another(executor: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three slots over three pages: WHOLE waits for the first of two, in a slot that was idle all along, gets
     its pages in pieces, and who asks for one page, which would be free, waits behind it.
     """
-    lanes, strategy = poisoned(lanes_of(3), monkeypatch), "pearl"
+    held = poisoned(monkeypatch)
+    lanes, strategy = lanes_of(3), "pearl"
     coordinator, requests = lanes.coordinator, [BRIEF, replace(BRIEF, max_tokens=6), WHOLE, LATER, BRIEF]
-    numbers = coordinator.start(program(strategy), requests[:2], "coupled")
-    assert coordinator.num_free_blocks == 1
-    assert coordinator.has_place(BRIEF) and not coordinator.has_place(WHOLE)
-    numbers += [coordinator.submit(request) for request in requests[2:]]
-    assert not coordinator.has_place(BRIEF)
+    with HostStream.steps:  # no step runs before all are there
+        numbers = lanes.start_all(strategy, requests[:2], "coupled")
+        assert coordinator.num_free_blocks == 1
+        assert lanes.has_place(BRIEF) and not lanes.has_place(WHOLE)
+        numbers += [lanes.submit(request) for request in requests[2:]]
+        assert not lanes.has_place(BRIEF)
     found = finish(lanes)
     assert list(found) == numbers and coordinator.num_free_blocks == 3
     for number, request in zip(numbers, requests, strict=True):
         assert list(map(told, found[number])) == list(
             map(told, alone(executor, request, strategy, "coupled"))
         )
-    tables = lanes.pair.state.block_table.tolist()
-    assert [0, 2] in tables or [2, 0] in tables
+    assert {0, 2} in held  # in pieces
 
 
 def test_who_is_cancelled_gives_its_pages_back(executor: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that runs, one whose prompt is being fed, and one that waits for pages."""
-    lanes = poisoned(lanes_of(2, num_slots=2), monkeypatch)
+    poisoned(monkeypatch)
+    gate, lanes = Gate(monkeypatch, "prefill_chunk"), lanes_of(2, num_slots=2)
     coordinator = lanes.coordinator
-    [first] = coordinator.start(program("ar"), [WHOLE])
-    fed, waiting, last = (coordinator.submit(request) for request in (WHOLE, WHOLE, BRIEF))
-    coordinator.next()
+    first = lanes.start("ar", WHOLE, "rejection")
+    fed, waiting, last = (lanes.submit(request) for request in (WHOLE, WHOLE, BRIEF))
+    gate.wait()
     assert coordinator.cancel(waiting) is True and coordinator.cancel(first) is False
-    results = coordinator.next()
-    while results[-1].request_id != first or results[-1].finish_reason != "abort":
-        results += coordinator.next()
+    gate.let(2)  # both chunks of `first`; the next one is of `fed`
     assert coordinator.cancel(fed) is False
+    gate.open()
     found = finish(lanes)
-    assert list(map(told, found[fed])) == [(0, [], 0, 0, 0, "abort")] and found.keys() == {fed, last}
+    assert [result.finish_reason for result in found[first]] == ["", "abort"]
+    assert list(map(told, found[fed])) == [(0, [], 0, 0, 0, "abort")] and found.keys() == {first, fed, last}
     assert list(map(told, found[last])) == list(map(told, alone(executor, BRIEF, "ar", "rejection")))
 
 
 def test_what_can_never_run_is_refused() -> None:
-    lanes = lanes_of(2)
-    coordinator = lanes.coordinator
-    with pytest.raises(
-        RequestError, match="2 requests need 3 KV blocks of 16 tokens, and there are 2 together"
-    ):
-        coordinator.start(program("ar"), [WHOLE, BRIEF])
-    with pytest.raises(
-        RequestError, match="2 requests need 3 KV blocks of 16 tokens, and there are 2 together"
-    ):
-        lanes.pair.start([WHOLE, BRIEF])
-    small = lanes_of(1)
-    for call in (small.pair.start, lambda requests: small.coordinator.start(program("ar"), requests)):
-        with pytest.raises(RequestError, match="21 tokens need 2 KV blocks of 16, and there are 1"):
-            call([WHOLE])
-    small.coordinator.start(program("ar"), [BRIEF])
-    with pytest.raises(RequestError, match="need 2 KV blocks of 16, and there are 1"):
-        small.coordinator.submit(WHOLE)
+    lanes, small = lanes_of(2), lanes_of(1)
+    assert lanes.pair is not None and small.pair is not None
+    for start in (lanes.pair.start, lambda requests: lanes.start_all("ar", requests, "rejection")):
+        with pytest.raises(RequestError, match="2 requests need 3 KV blocks of 16 tokens"):
+            start([WHOLE, BRIEF])
+    for start in (small.pair.start, lambda requests: small.start_all("ar", requests, "rejection")):
+        with pytest.raises(RequestError, match="2 KV blocks of 16"):
+            start([WHOLE])
+    small.start("ar", BRIEF, "rejection")
+    with pytest.raises(RequestError, match="2 KV blocks of 16"):
+        small.submit(WHOLE)
     assert len(finish(small)) == 1
 
 
@@ -122,6 +120,7 @@ def test_low_level_calls_and_the_coordinator_take_pages_from_each_other(executor
 
     def by_hand(slot: int) -> list[int]:
         pair = lanes.pair
+        assert pair is not None
         pair.start([replace(BRIEF, gamma=0)] * slot + [replace(WHOLE, gamma=0)])
         pair.prefill()
         pair.verify()
@@ -131,7 +130,7 @@ def test_low_level_calls_and_the_coordinator_take_pages_from_each_other(executor
 
     tokens = [token for result in expected for token in result.token_ids]
     assert by_hand(1) == tokens[:2]
-    lanes.coordinator.start(program("ar"), [WHOLE], "rejection")
+    lanes.start("ar", WHOLE, "rejection")
     [(_, rounds)] = finish(lanes).items()
     assert list(map(told, rounds)) == list(map(told, expected))
     assert by_hand(0) == tokens[:2]
@@ -142,7 +141,7 @@ def test_lanes_of_other_block_sizes_are_refused() -> None:
     from pearl_rt.device.steps import DraftSteps
     from pearl_rt.lowlevel.pair import DevicePair
 
-    models = [DeviceModel.pack(PAIR.config, PAIR.target, device=DEVICE)] * 2
+    models = [DeviceModel.pack(PAIR.config, PAIR.target, device=torch.device("cpu"))] * 2
     one, other = (DevicePair.of_models(*models, max_model_len=MAX_LEN, block_size=size) for size in (16, 32))
     assert other.draft_steps is not None
     with pytest.raises(ConfigError, match="has blocks of 32 tokens, the state's are of 16"):

@@ -11,7 +11,7 @@ import torch
 from tiny_pairs import Pair, random_tensors
 
 from pearl_rt import Engine, RequestError, RequestOutput, SamplingParams
-from pearl_rt.backends.interpret import DEVICE, InterpretLanes
+from pearl_rt.backends.interpret import InterpretBackend
 from pearl_rt.checkpoint.config import Environment
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import DeviceModel
@@ -152,11 +152,11 @@ def test_a_draft_of_another_vocabulary(draft_vocab_size: int) -> None:
     """It is fed ids that it has no row for, and must not say ids that the target has none for."""
     pair = pair_of("half-right")
     config = replace(pair.config, vocab_size=draft_vocab_size)
-    target = DeviceModel.pack(pair.config, pair.target, device=DEVICE)
+    target = DeviceModel.pack(pair.config, pair.target, device=torch.device("cpu"))
     tensors = random_tensors(config, seed=9)
-    draft = DeviceModel.pack(config, tensors, device=DEVICE)
+    draft = DeviceModel.pack(config, tensors, device=torch.device("cpu"))
     lanes, prompt = (
-        InterpretLanes("shared", target, draft, 1, KvPool(16, 2, MAX_LEN)),
+        InterpretBackend().lanes("shared", target, draft, KvPool(16, 2, MAX_LEN)),
         [SMALL["vocab_size"] - 1, 3],
     )
     lanes.start("pearl", Request(prompt, gamma=2, max_tokens=5, temperature=1.0, seed=1), "coupled")
