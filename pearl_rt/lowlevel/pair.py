@@ -308,8 +308,7 @@ class DevicePair:
 
         The ring keeps the last `ring_size` rounds. On a GPU it is pinned memory: nothing is waited for.
         """
-        if not 0 <= slot < self.state.sizes.num_slots:
-            raise RequestError(f"slot {slot} is out of range: pass 0 to {self.state.sizes.num_slots - 1}")
+        Integer(0, self.state.sizes.num_slots - 1)("slot", slot)
         return self.state.read(self._gamma, round, slot)
 
     def wait(self, round: int, slot: int = 0) -> RoundRow:

@@ -145,14 +145,17 @@ def prompt_ids(prompt: Any, encoder: Encoder | None, vocab_size: int, max_model_
             raise RequestError(
                 f"prompt[{place}] is {token_id}, out of range: the vocabulary has ids 0 to {vocab_size - 1}"
             )
-    if len(ids) > max_model_len:
-        raise RequestError(
-            f"the prompt has {len(ids)} tokens, more than max_model_len {max_model_len}: shorten it, or "
-            "build the engine with a larger max_model_len"
-        )
-    if len(ids) == max_model_len:
-        raise RequestError(
-            f"the prompt has {len(ids)} tokens, which leaves no room to generate within max_model_len "
-            f"{max_model_len}: shorten it, or build the engine with a larger max_model_len"
-        )
+    check_prompt_length(len(ids), max_model_len)
     return ids
+
+
+def check_prompt_length(num_tokens: int, max_model_len: int) -> None:
+    """Raises RequestError for a prompt that leaves no room for an answer."""
+    if num_tokens >= max_model_len:
+        why = f"more than max_model_len {max_model_len}"
+        if num_tokens == max_model_len:
+            why = f"which leaves no room to generate within max_model_len {max_model_len}"
+        raise RequestError(
+            f"the prompt has {num_tokens} tokens, {why}: shorten it, or build the engine with a larger "
+            "max_model_len"
+        )
