@@ -26,11 +26,10 @@ from pearl_rt.lowlevel.round import Round
 from pearl_rt.lowlevel.round_graph import RoundGraph
 from pearl_rt.scheduling.at_exit import AtExit
 from pearl_rt.scheduling.batch import Batch
-from pearl_rt.scheduling.engine_lock import Turn
+from pearl_rt.scheduling.engine_lock import EngineLock
 from pearl_rt.scheduling.handle import RequestHandle
 from pearl_rt.scheduling.intake import Intake
 from pearl_rt.scheduling.job import Job
-from pearl_rt.scheduling.runs import Runs
 from pearl_rt.scheduling.scheduler import Scheduler
 from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.types.outputs import GenerationInterrupted, RequestOutput, StreamChunk
@@ -116,34 +115,27 @@ class Engine:
         self._backend.check_memory(sources, kv_pool, num_placements=len(self._choice.placements))
         packed = [self._backend.pack(source, self.max_model_len) for source in sources]
         self.target, self.draft = packed[0], packed[1] if has_draft else None
-        self._turn = Turn()
-        self._runs = Runs(
-            self._backend,
-            self.target,
-            self.draft,
-            eos_ids=target_config.eos_token_ids,
-            pool=kv_pool,
-            turn=self._turn,
+        self._engine_lock = EngineLock()
+        self._batch = Batch(
+            self._backend, self.target, self.draft, pool=kv_pool, engine_lock=self._engine_lock
         )
         self._intake = Intake(
-            self._runs,
+            self._engine_lock,
             config=target_config,
             tokenizer=self._tokenizer,
             choice=self._choice,
             capabilities=capabilities,
             judge=options.judge,
             kv_pool=kv_pool,
-            max_model_len=self.max_model_len,
         )
         self._ids = count()  # of requests: none is used twice
-        self._batch = Batch(self._runs)
         self._scheduler = Scheduler(
-            self._batch, turn=self._turn, ids=self._ids, max_waiting=options.max_waiting
+            self._batch, engine_lock=self._engine_lock, ids=self._ids, max_waiting=options.max_waiting
         )
         self.last_output: RequestOutput | None = None
         AtExit(self.close)
         for name in self._choice.placements:
-            self._runs.place(name)
+            self._batch.place(name)
 
     @classmethod
     def from_pretrained(
@@ -169,7 +161,7 @@ class Engine:
     @property
     def lanes(self) -> Mapping[str, Any]:
         """The lanes of each placement that was used, for those who measure them."""
-        return self._runs.lanes
+        return self._batch.lanes
 
     def generate(
         self,
@@ -190,9 +182,9 @@ class Engine:
         params = checked(params)
         jobs = self._intake.jobs(prompts, params, (strategy, gamma, placement, judge))
         for job in jobs:
-            job.answer.ask()
+            job.ask()
         min_results = 1 if params.stop else 64
-        with self._turn:
+        with self._engine_lock:
             self._batch.clear()
             self.last_output = None
             waiting = deque((next(self._ids), job) for job in jobs)
@@ -200,9 +192,9 @@ class Engine:
                 while waiting or self._batch.is_busy:
                     while waiting and self._batch.can_start(waiting[0][1]):
                         self._batch.start(*waiting.popleft(), len(waiting))
-                    for news in self._batch.poll(1 if waiting else min_results):  # no slot stays idle
-                        if isinstance(news.outcome, Exception):
-                            raise news.outcome
+                    for _, news in self._batch.poll(1 if waiting else min_results):  # no slot stays idle
+                        if isinstance(news, Exception):
+                            raise news
             except KeyboardInterrupt:
                 raise GenerationInterrupted(self._cut(jobs[: len(jobs) - len(waiting)])) from None
             finally:
@@ -244,14 +236,12 @@ class Engine:
         if max_waiting requests wait.
         """
         job = self._intake.job("submit", "it for each", prompt, params, (strategy, gamma, placement, judge))
-        job.answer.ask()
+        job.ask()
         return self._scheduler.submit(job)
 
     def request(self, prompt: Any, params: SamplingParams | None = None) -> Request:
         """One prompt, a text or token ids, as a round() takes it. Errors as in generate()."""
-        return self._runs.request(
-            self._intake.job("request", "generate()", prompt, params, (None, None, None, None)), 0
-        )
+        return self._intake.job("request", "generate()", prompt, params, (None, None, None, None)).request
 
     def round(
         self, strategy: str, gamma: int = 0, *, judge: str | None = None, greedy: bool = False
@@ -262,7 +252,7 @@ class Engine:
         planned. Raises ConfigError where the lanes are not on one GPU or "interpret", RequestError while a
         request runs.
         """
-        with self._turn:
+        with self._engine_lock:
             lanes = self._lanes_of_one_gpu()
             judge = self._options.judge if judge is None else judge
             return Round(lanes.pair, strategy, gamma, judge=judge, greedy=greedy, guard=self._check_idle)
@@ -276,12 +266,12 @@ class Engine:
         """What was chosen last, what would be chosen now, and the figures behind it; sums over all requests
         (`totals`) and what is in flight (`queue`). Times are in seconds.
         """
-        self._turn.check_open()
+        self._engine_lock.check_open()
         return {
             "strategy": self._options.strategy,
-            **self._runs.figures(self._choice),
+            **self._batch.figures(self._choice),
             "queue": self._scheduler.counts(),
-            **self._runs.described(),
+            **self._batch.described(),
             "dtype": {
                 name: model.dtype
                 for name, model in (("target", self.target), ("draft", self.draft))
@@ -297,11 +287,11 @@ class Engine:
         Submitted requests in flight end with EngineClosedError, a stream with finish_reason "abort". The
         interpreter's end closes every engine. In the child of a fork nothing happens.
         """
-        if not self._turn.is_home:
+        if not self._engine_lock.is_home:
             return
-        self._turn.close()
+        self._engine_lock.close()
         self._scheduler.close()
-        self._runs.close()
+        self._batch.close()
         self.target = self.draft = None
 
     def __enter__(self) -> "Engine":
@@ -311,41 +301,41 @@ class Engine:
         self.close()
 
     def _lanes_of_one_gpu(self) -> Any:
-        self._turn.check_open()
-        for lanes in self._runs.lanes.values():
+        self._engine_lock.check_open()
+        for lanes in self._batch.lanes.values():
             if getattr(lanes, "pair", None) is not None:
                 return lanes
-        where = self._runs.described()["device"]
+        where = self._batch.described()["device"]
         raise ConfigError(
             f"a round is launched on one GPU, and this engine's lanes are on {where}: build it with "
             "device='cuda' and no draft_device, or with device='interpret' for tests"
         )
 
     def _check_idle(self) -> None:
-        with self._turn:
+        with self._engine_lock:
             pass
 
     def check_open(self) -> None:
         """Raises EngineClosedError once the engine is closed."""
-        self._turn.check_open()
+        self._engine_lock.check_open()
 
     def _stream(self, job: Job) -> Generator[StreamChunk, None, None]:
-        with self._turn:
+        with self._engine_lock:
             self._batch.clear()
             self.last_output = None
-            job.answer.ask()
+            job.ask()
             try:
                 self._batch.start(next(self._ids), job)
                 while self._batch.is_busy:
-                    for news in self._batch.poll():
-                        if isinstance(news.outcome, Exception):
-                            raise news.outcome
-                        if news.chunk is not None:
-                            yield news.chunk
+                    for _, news in self._batch.poll():
+                        if isinstance(news, Exception):
+                            raise news
+                        if isinstance(news, StreamChunk):
+                            yield news
             finally:
                 self.last_output = self._cut([job])[-1]
 
     def _cut(self, jobs: Sequence[Job]) -> list[RequestOutput]:
         """Ends what runs -> the outputs of jobs that were started; Ctrl-C may have hit anywhere."""
         self._batch.clear()
-        return [job.answer.output or job.answer.finish() for job in jobs]
+        return [job.output or job.finish() for job in jobs]

@@ -11,14 +11,14 @@ void bind_coordinator(py::module_& m);
 void bind_cuda(py::module_& m);
 void bind_driver(py::module_& m);
 void bind_executor(py::module_& m);
-void bind_turn(py::module_& m);
+void bind_engine_lock(py::module_& m);
 }  // namespace pearl
 
 PYBIND11_MODULE(_C, m) {
   m.doc() =
       "Native half of pearl_rt: the CPU executor, lanes and the coordinator. Links neither torch nor CUDA.";
   pearl::translate_failures();
-  pearl::bind_turn(m);
+  pearl::bind_engine_lock(m);
   pearl::bind_coordinator(m);  // first: it binds the base classes of the executors and of CUDA lanes
   pearl::bind_executor(m);
   pearl::bind_driver(m);

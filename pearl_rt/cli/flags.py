@@ -48,7 +48,8 @@ def add_flags(parser: argparse.ArgumentParser, table: type) -> None:
             options["type"] = int
         elif isinstance(row.rule, Number):
             options["type"] = float
-        default = "" if row.default in (None, False, (), {}) else f"; default {row.default}"
+        is_told = isinstance(row.default, (str, int, float)) and not isinstance(row.default, bool)
+        default = f"; default {row.default}" if is_told else ""
         repeated = "; may be repeated" if options.get("action") == "append" else ""
         text = f"{row.help}{default}{repeated}".replace("%", "%%")
         parser.add_argument(flag_of(row), help=text, **options)

@@ -38,7 +38,7 @@ from pearl_rt.errors import ConfigError, DeviceError, RequestError
 from pearl_rt.lowlevel.call_order import CallOrder
 from pearl_rt.state import State
 from pearl_rt.strategy.program import JUDGES, MAX_GAMMA
-from pearl_rt.types.request import Request, check_plain, check_stop_ids, prepare_prompt
+from pearl_rt.types.request import Request, check_plain, check_stop_ids, prompt_ids
 from pearl_rt.types.sampling_params import SamplingParams
 from pearl_rt.types.values import Integer, choice
 
@@ -300,8 +300,7 @@ class DevicePair:
 
         The ring keeps the last `ring_size` rounds. On a GPU it is pinned memory: nothing is waited for.
         """
-        if not 0 <= slot < self.state.sizes.num_slots:
-            raise RequestError(f"slot {slot} is out of range: pass 0 to {self.state.sizes.num_slots - 1}")
+        Integer(0, self.state.sizes.num_slots - 1)("slot", slot)
         return self.state.read(self._gamma, round, slot)
 
     def wait(self, round: int, slot: int = 0) -> RoundRow:
@@ -337,7 +336,7 @@ class DevicePair:
             ) from error
 
     def _check(self, request: Request) -> None:
-        prepare_prompt(list(request.prompt_ids), None, self.config.vocab_size, self.state.sizes.capacity)
+        prompt_ids(list(request.prompt_ids), None, self.config.vocab_size, self.state.sizes.capacity)
         SamplingParams(
             temperature=request.temperature,
             max_tokens=request.max_tokens,

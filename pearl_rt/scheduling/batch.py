@@ -1,45 +1,65 @@
-"""Requests that run together, as the scheduler sees them: they join and leave one run of a coordinator.
+"""The lanes of an engine, and the run that goes on there: which jobs are in it, and by which program.
 
-Knows jobs, answers and lanes; not what a round does. A run has one program and one judge; a job that does not
-go with it waits until the run has ended.
+Knows back ends, the chooser and jobs; not what a round does. A run has one program and one judge; a job that
+does not go with it waits until the run has ended. Lanes are used by one thread at a time, the figures by any.
 """
 
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
+import pearl_rt._C as _C
+from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import NumericsError
+from pearl_rt.scheduling.engine_lock import EngineLock
 from pearl_rt.scheduling.job import Job
-from pearl_rt.scheduling.runs import Runs
 from pearl_rt.scheduling.scheduler import News
+from pearl_rt.strategy.chooser import Chooser
 from pearl_rt.strategy.planner import Plan
+from pearl_rt.strategy.program_choice import ProgramChoice
 from pearl_rt.strategy.step_timing import POLL_MS
 from pearl_rt.types.outputs import RequestOutput
-
-
-@dataclass
-class _Sequence:
-    """A job in a slot."""
-
-    request_id: int  # the scheduler's
-    job: Job
-    plan: Plan
-    is_alone: bool  # no other has run beside it, nor was expected to
+from pearl_rt.types.request import Request
+from pearl_rt.types.totals import Totals
 
 
 class Batch:
-    """pearl_rt.scheduling.scheduler.Slots over the lanes of an engine. For one thread at a time."""
+    """pearl_rt.scheduling.scheduler.Slots over the lanes of an engine."""
 
-    def __init__(self, runs: Runs) -> None:
-        self.num_slots = runs.num_slots
-        self._runs = runs
-        self._turn = runs.turn
-        self._lanes: Any = None  # of the run that goes on
-        self._plan: Plan | None = None
+    def __init__(
+        self, backend: Any, target: Any, draft: Any, *, pool: KvPool, engine_lock: EngineLock
+    ) -> None:
+        """target, draft: models as the back end packed them. pool: the KV blocks of all sequences.
+        engine_lock: of the engine, which may be closed.
+        """
+        self.num_slots: int = backend.num_slots
+        self.lanes: dict[str, Any] = {}  # placement -> its lanes, once it was used
+        self._backend, self._target, self._draft = backend, target, draft
+        self._pool = pool
+        self._engine_lock = engine_lock
+        self._never_destroy = _C.never_destroy  # when the interpreter ends, a module's names may be gone
+        self._chooser = Chooser()
+        self._totals = Totals()
+        self._figures = threading.RLock()  # of who reads or changes what the chooser or the totals hold
+        self._run: Any = None  # the lanes of the run that goes on
+        self._plan: Plan | None = None  # its program
         self._judge = ""
-        self._running: dict[int, _Sequence] = {}  # by the coordinator's id
+        self._running: dict[int, Job] = {}  # by the coordinator's id
         self._news: list[News] = []  # found while something else was done
+
+    def place(self, placement: str) -> Any:
+        """The lanes of a placement, built and measured when they are first needed."""
+        if placement not in self.lanes:
+            self._engine_lock.check_open()
+            lanes = self._backend.lanes(placement, self._target, self._draft, self._pool)
+            times = lanes.measure()
+            with self._figures:
+                self._chooser.times[placement] = times
+            self._engine_lock.check_open()  # it may have been closed meanwhile
+            self.lanes[placement] = lanes
+        return self.lanes[placement]
 
     @property
     def is_busy(self) -> bool:
@@ -54,47 +74,79 @@ class Batch:
         return (
             len(self._running) < self.num_slots
             and job.judge == self._judge
-            and self._plan.strategy in job.candidates.strategies
-            and self._plan.placement in job.candidates.placements
-            and self._runs.has_place(self._lanes, job, self._plan_beside(job))
+            and self._plan.strategy in job.choice.strategies
+            and self._plan.placement in job.choice.placements
+            and self._run.has_place(replace(job.request, gamma=self._plan_beside(job).gamma))
         )
 
     def start(self, request_id: int, job: Job, num_waiting: int = 0) -> None:
         """Begins a job that can start. num_waiting: those behind it. Raises what keeps it from running."""
-        job.answer.begin()
-        if self._running:
-            plan = self._plan_beside(job)
-            number = self._runs.submit(self._lanes, job, plan)
-            if number is not None:
-                for sequence in self._running.values():
-                    sequence.is_alone = False
-                self._running[number] = _Sequence(request_id, job, plan, False)
-                return
+        job.begin()
+        job.request_id = request_id
+        if self._running and self._join(job):
+            return
         self._drain()
         num_seqs = min(self.num_slots, 1 + num_waiting)
-        plan, lanes = self._runs.choose(job, num_seqs)
+        plan = self._chosen(job, num_seqs)
+        lanes = self.place(plan.placement)
         lanes.coordinator.stop()  # a second Ctrl-C may have left it at work
-        self._plan, self._judge, self._lanes = plan, job.judge, lanes
-        self._running[self._runs.start(lanes, job, plan)] = _Sequence(request_id, job, plan, num_seqs == 1)
+        self._plan, self._judge, self._run = plan, job.judge, lanes
+        request, windows = self._request(job, plan)
+        number = lanes.start(plan.strategy, request, job.judge, windows)
+        job.plan, job.is_alone = plan, num_seqs == 1
+        self._running[number] = job
+
+    def _join(self, job: Job) -> bool:
+        """Puts a job in the run that goes on -> False if that has ended."""
+        plan = self._plan_beside(job)
+        request, windows = self._request(job, plan)
+        number = self._run.submit(request)
+        if windows:
+            self._run.coordinator.set_windows(windows)  # what was learned since the run began
+        if number is None:
+            return False
+        for other in self._running.values():
+            other.is_alone = False
+        job.plan, job.is_alone = plan, False
+        self._running[number] = job
+        return True
+
+    def _chosen(self, job: Job, num_seqs: int) -> Plan:
+        """The program with the best expected tokens per second for so many sequences."""
+        for name in job.choice.placements:
+            self.place(name)
+        with self._figures:
+            return self._chooser.choose(job.choice, job.regime, num_seqs)
 
     def _plan_beside(self, job: Job) -> Plan:
         """The plan of the run that goes on, for one more job: with its own window if it is told one."""
         plan = self._plan
         assert plan is not None
-        if plan.gamma in (0, *job.candidates.gammas):
+        if plan.gamma in (0, *job.choice.gammas):
             return plan
-        return Plan(plan.strategy, job.candidates.gammas[0], plan.placement, 0.0, 0.0)
+        return Plan(plan.strategy, job.choice.gammas[0], plan.placement, 0.0, 0.0)
+
+    def _request(self, job: Job, plan: Plan) -> tuple[Request, list[int]]:
+        """A job for the run of a plan, and the best windows beside 0, 1, .. sequences: none where the lanes
+        cannot change them, or the job leaves no choice.
+        """
+        windows: list[int] = []
+        if self._run.adapts:
+            with self._figures:
+                windows = self._chooser.windows(plan, job.choice, job.regime, self.num_slots)
+        gamma = max(job.choice.gammas) if windows else plan.gamma
+        return replace(job.request, gamma=gamma, adapts=bool(windows)), windows
 
     def poll(self, min_results: int = 1) -> list[News]:
         """News of what runs, waiting for min_results rounds or POLL_MS. Raises what ended the run. The run of
         an engine that was closed ends, whenever it was started.
         """
-        self._turn.check_process()
-        if self._lanes is not None and not self._news:
-            if self._turn.is_closed:
-                self._lanes.coordinator.stop()
+        self._engine_lock.check_process()
+        if self._run is not None and not self._news:
+            if self._engine_lock.is_closed:
+                self._run.coordinator.stop()
             try:
-                results = self._lanes.coordinator.next(POLL_MS, min_results)
+                results = self._run.coordinator.next(POLL_MS, min_results)
             except Exception:
                 self._end_run()
                 self._news = []  # the error is theirs
@@ -110,24 +162,20 @@ class Batch:
         """Ends a running job within a round -> what it got. It has no trace: reading a long one would keep
         the slot for many rounds.
         """
-        number = next(n for n, sequence in self._running.items() if sequence.request_id == request_id)
+        number = next(n for n, job in self._running.items() if job.request_id == request_id)
         return self._leave(number, is_traced=False)
-
-    def skip(self, job: Job) -> RequestOutput:
-        """An answer without tokens."""
-        return job.answer.finish()
 
     def clear(self) -> None:
         """Ends whatever runs within a round; what was verified is in the answers, and what else there was to
         say concerns nobody. Called at both ends of a turn: a second Ctrl-C may cut short the call at its end.
         In the child of a fork nothing runs.
         """
-        if self._turn.is_home:
-            if self._lanes is not None:
-                self._lanes.coordinator.stop()
+        if self._engine_lock.is_home:
+            if self._run is not None:
+                self._run.coordinator.stop()
                 with suppress(Exception):  # of a run that was given up
                     self._drain()
-            self._lanes = None
+            self._run = None
         self._running = {}
         self._news = []
 
@@ -138,55 +186,76 @@ class Batch:
             own.setdefault(result.request_id, []).append(result)
         return [item for number, rounds in own.items() for item in self._told_one(number, rounds)]
 
-    def _told_one(self, number: int, rounds: list[Any]) -> Iterable[News]:
-        sequence = self._running.get(number)
-        if sequence is None:  # it was cancelled, or a stop string ended it
+    def _told_one(self, number: int, rounds: list[Any]) -> Iterator[News]:
+        job = self._running.get(number)
+        if job is None:  # it was cancelled, or a stop string ended it
             return
-        answer, last = sequence.job.answer, rounds[-1]
+        last = rounds[-1]
         if last.finish_reason == "error":
             if rounds[:-1]:
-                yield News(sequence.request_id, answer.add(rounds[:-1]))
+                yield job.request_id, job.add(rounds[:-1])
             self._leave(number, has_slot=False)
-            yield News(sequence.request_id, outcome=NumericsError(last.error))
+            yield job.request_id, NumericsError(last.error)
             return
-        yield News(sequence.request_id, answer.add(rounds))
-        if answer.is_ended:
-            outcome = self._leave(number, has_slot=not last.finish_reason)
-            yield News(sequence.request_id, outcome=outcome)
+        yield job.request_id, job.add(rounds)
+        if job.is_ended:
+            yield job.request_id, self._leave(number, has_slot=not last.finish_reason)
 
     def _leave(self, number: int, *, has_slot: bool = True, is_traced: bool = True) -> RequestOutput:
-        """Takes a sequence out of the run -> its output. has_slot: the coordinator still works on it.
+        """Takes a job out of the run -> its output. has_slot: the coordinator still works on it.
         is_traced: its output has a trace, if it ran alone.
         """
-        sequence = self._running.pop(number)
-        job, lanes = sequence.job, self._lanes
+        job, lanes = self._running.pop(number), self._run
         trace: Any = ()
         if not self._running:
             lanes.coordinator.stop()
             while (results := lanes.coordinator.next(0)) is not None:
                 mine = [result for result in results if result.request_id == number]
                 if mine:
-                    job.answer.add(mine)
-            self._lanes = None
-            trace = lanes.trace() if sequence.is_alone and is_traced else ()
+                    job.add(mine)
+            self._run = None
+            trace = lanes.trace() if job.is_alone and is_traced else ()
         elif has_slot:
             lanes.coordinator.cancel(number)
-        output = job.answer.finish(sequence.plan, trace)
-        self._runs.learn(job, sequence.plan, sequence.is_alone)
+        output = job.finish(trace)
+        with self._figures:
+            self._chooser.learn(job.plan, job.regime, output.metrics, is_alone=job.is_alone)
+            self._totals.add(output)
         return output
 
     def _drain(self) -> None:
         """Reads a run that ends, or was stopped, to its end."""
-        while self._lanes is not None:
-            results = self._lanes.coordinator.next(POLL_MS)
+        while self._run is not None:
+            results = self._run.coordinator.next(POLL_MS)
             if results is None:
                 self._end_run()
             else:
                 self._news += self._told(results)
 
     def _end_run(self) -> None:
-        """The run is over: whoever is left was cut short."""
-        for number in list(self._running):
-            sequence = self._running[number]
-            self._news.append(News(sequence.request_id, outcome=self._leave(number)))
-        self._lanes = None
+        """The run is over: the jobs that are left were cut short."""
+        for number, job in list(self._running.items()):
+            self._news.append((job.request_id, self._leave(number)))
+        self._run = None
+
+    def figures(self, choice: ProgramChoice) -> dict[str, Any]:
+        """What ran last and what would run next, and why; and sums over all answers."""
+        with self._figures:
+            return {**self._chooser.described(choice), "totals": self._totals.described()}
+
+    def described(self) -> Mapping[str, Any]:
+        """What runs where."""
+        found: Mapping[str, Any] = self._backend.described(self.lanes, self._pool)
+        return found
+
+    def close(self) -> None:
+        """Ends what runs and gives the memory back. Calling it again does nothing."""
+        while self.lanes:
+            _, lanes = self.lanes.popitem()
+            lanes.close()
+        self._target = self._draft = None
+
+    def __del__(self) -> None:
+        """In the child of a fork nothing is destroyed: lanes would wait for threads of the parent."""
+        if not self._engine_lock.is_home:
+            self._never_destroy((self.lanes, self._backend, self._target, self._draft))

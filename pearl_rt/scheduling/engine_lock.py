@@ -1,8 +1,8 @@
 """Who may use an engine now: one caller at a time, or the queue of submitted requests, until it is closed.
 
-Knows nothing of what they do. `with turn:` may begin in one thread and end in another. No exception that a
-signal raises can fall between the taking and the `with`, or keep the turn from being given back: see
-csrc/python/bind_turn.cpp.
+Knows nothing of what they do. `with engine_lock:` may begin in one thread and end in another. No exception
+that a signal raises can fall between the taking and the `with`, or keep the lock from being given back: see
+csrc/python/bind_engine_lock.cpp.
 """
 
 from typing import NoReturn
@@ -11,15 +11,15 @@ import pearl_rt._C as _C
 from pearl_rt.errors import EngineClosedError, RequestError
 
 
-class Turn(_C.Turn):
-    """One turn at a time; who finds it taken is told, and does not wait."""
+class EngineLock(_C.EngineLock):
+    """One holder at a time. A caller that finds the lock taken gets an error, and does not wait."""
 
     def __init__(self) -> None:
         super().__init__()
         self.is_closed = False
 
     def close(self) -> None:
-        """Nobody gets a turn any more; who has one keeps it."""
+        """The lock cannot be taken any more; a holder keeps it."""
         self.is_closed = True
 
     def check_process(self) -> None:

@@ -44,8 +44,8 @@ class RequestHandle:
         return self._output is not None or self._error is not None
 
     def cancel(self) -> None:
-        """Ends the request within a round; what was verified is its output, "abort". Nothing if it is
-        done.
+        """Ends the request within a round; what was verified is its output, "abort", whose metrics have no
+        trace. Nothing if it is done.
         """
         if not self.done:
             self._on_cancel(self)

@@ -9,12 +9,11 @@ from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import RequestError
-from pearl_rt.scheduling.answer import Answer
+from pearl_rt.scheduling.engine_lock import EngineLock
 from pearl_rt.scheduling.job import Job
-from pearl_rt.scheduling.runs import Runs
 from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.strategy.program_choice import Capabilities, ProgramChoice
-from pearl_rt.types.request import check_params, prepare_prompt, prompt_list
+from pearl_rt.types.request import Request, check_params, prompt_ids, prompt_list
 from pearl_rt.types.sampling_params import SamplingParams, checked
 from pearl_rt.types.values import rule_of
 
@@ -26,7 +25,7 @@ class Intake:
 
     def __init__(
         self,
-        runs: Runs,
+        engine_lock: EngineLock,
         *,
         config: ModelConfig,
         tokenizer: Tokenizer | None,
@@ -34,15 +33,14 @@ class Intake:
         capabilities: Capabilities,
         judge: str,
         kv_pool: KvPool,
-        max_model_len: int,
     ) -> None:
         """config, tokenizer: the target's. choice, judge: the engine's own, where a call makes none."""
-        self._runs = runs
+        self._engine_lock = engine_lock
+        self._eos_ids = config.eos_token_ids
         self._vocab_size = config.vocab_size
         self._tokenizer = tokenizer
         self._choice, self._capabilities, self._judge = choice, capabilities, judge
         self._kv_pool = kv_pool
-        self._max_model_len = max_model_len
 
     def jobs(self, prompts: Any, params: SamplingParams, options: Options) -> list[Job]:
         """params.n jobs for each of the prompts, in order."""
@@ -71,13 +69,14 @@ class Intake:
         judge: str | None,
         index: int = 0,
     ) -> Job:
-        self._runs.turn.check_open()
+        self._engine_lock.check_open()
         choice = self._capabilities.narrowed(self._choice, strategy, gamma, placement, RequestError)
         judge = self._judge if judge is None else rule_of(EngineOptions, "judge")("judge", judge)
         check_params(params, self._tokenizer, self._vocab_size)
-        prepared = prepare_prompt(prompt, self._tokenizer, self._vocab_size, self._max_model_len)
+        length = self._kv_pool.max_model_len
+        ids = prompt_ids(prompt, self._tokenizer, self._vocab_size, length)
         params = params.sample(index)
-        answer = Answer(prepared, params, self._tokenizer, index)
-        job = Job(prepared, params, choice, judge, answer)
-        self._kv_pool.check(self._runs.request(job, 0))
-        return job
+        request = Request.of(ids, 0, params, self._eos_ids, length)
+        self._kv_pool.check(request)
+        text = prompt if isinstance(prompt, str) else None
+        return Job(text, request, params, choice, judge, tokenizer=self._tokenizer, index=index)

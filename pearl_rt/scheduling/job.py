@@ -1,27 +1,144 @@
-"""A request that was checked: what is asked, how it may run, and where its answer grows.
+"""One answer to one prompt: what is asked, how it may run, and what it has got so far.
 
-Knows prompts, parameters and programs by name; not lanes, and not who runs it.
+Knows round records by their fields, and programs by name; not lanes, and not who runs it.
 """
 
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Sequence
+from itertools import islice
+from typing import Any
 
-from pearl_rt.scheduling.answer import Answer
+from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.reference.logprobs import Logprob
+from pearl_rt.scheduling.text_stream import TextStream
+from pearl_rt.strategy.planner import Plan
 from pearl_rt.strategy.program_choice import ProgramChoice
-from pearl_rt.types.request import Prompt
+from pearl_rt.types.metrics import TraceRow, measure
+from pearl_rt.types.outputs import RequestOutput, StreamChunk, TokenLogprobs
+from pearl_rt.types.request import Request
 from pearl_rt.types.sampling_params import SamplingParams
 
+NOT_RUN = Plan("", 0, "", 0.0, 0.0)  # the program of a job that was cancelled before it ran
 
-@dataclass(frozen=True)
+
 class Job:
-    """One answer to one prompt."""
+    """A request that was checked, until its output is there. The batch sets plan, is_alone and request_id.
 
-    prompt: Prompt
-    params: SamplingParams
-    candidates: ProgramChoice
-    judge: str
-    answer: Answer
+    request     as coordinators take it, but for the window
+    choice      the programs that may run it
+    judge       "rejection" or "coupled"
+    plan        the program that runs it
+    is_alone    no other job has run beside it, nor was expected to
+    request_id  the scheduler's
+    """
+
+    def __init__(
+        self,
+        prompt: str | None,
+        request: Request,
+        params: SamplingParams,
+        choice: ProgramChoice,
+        judge: str,
+        *,
+        tokenizer: Tokenizer | None,
+        index: int = 0,
+    ) -> None:
+        """prompt: None where token ids were given. index: which of the n answers to the prompt."""
+        self.request, self.params = request, params
+        self.choice, self.judge = choice, judge
+        self.plan, self.is_alone, self.request_id = NOT_RUN, False, -1
+        self.output: RequestOutput | None = None  # set by finish
+        self.is_ended = False  # a verdict or a stop string has ended it; set last by add
+        self._prompt = prompt
+        self._index = index
+        self._tokenizer = tokenizer
+        self._asked_ns = self._begun_ns = 0  # set by ask, begin
+        self._rounds: list[Any] = []  # of _C.RoundResult
+        self._texts: list[str] = []
+        self._stream = self._text_stream()
 
     @property
     def regime(self) -> str:
         """The kind of sampling, as the chooser tells them apart."""
         return self.judge if self.params.temperature > 0 else "greedy"
+
+    def ask(self) -> None:
+        """The request's clock starts."""
+        self._asked_ns = self._begun_ns = time.monotonic_ns()
+
+    def begin(self) -> None:
+        """The lanes are about to start on it: what passed since it was asked for was waiting."""
+        self._begun_ns = time.monotonic_ns()
+
+    def add(self, results: Sequence[Any]) -> StreamChunk:
+        """Takes rounds, returns what they add: nothing after the end."""
+        if self.is_ended:
+            return StreamChunk([], "", None)
+        self._rounds += results
+        ids = [token_id for result in results for token_id in result.token_ids]
+        before = self._stream.num_tokens
+        text = self._stream.push(ids)
+        reason = "stop" if self._stream.stop is not None else results[-1].finish_reason or None
+        if reason is not None:
+            text += self._stream.finish()
+        self._texts.append(text)
+        self.is_ended = reason is not None
+        taken = self._stream.num_tokens - before
+        return StreamChunk(ids[:taken], text, reason, _logprobs(results, taken))
+
+    def finish(self, trace: Iterable[TraceRow] = ()) -> RequestOutput:
+        """The whole answer. One that nothing ended was interrupted, or cancelled."""
+        # Ctrl-C may have hit between a read of the ring and add(): what follows the gap is no answer.
+        rounds = [record for place, record in enumerate(self._rounds) if record.round == place]
+        ids = [token_id for record in rounds for token_id in record.token_ids]
+        if not self.is_ended:  # Ctrl-C may have hit between tokens and their text
+            self._stream = self._text_stream()
+            self._texts = [self._stream.push(ids), self._stream.finish()]
+        reason = "stop" if self._stream.stop is not None else rounds[-1].finish_reason if rounds else ""
+        ids = ids[: self._stream.num_tokens]
+        stop_reason: str | int | None = self._stream.stop
+        if stop_reason is None and reason == "stop" and ids[-1] in self.params.stop_token_ids:
+            stop_reason = ids[-1]
+        self.output = RequestOutput(
+            prompt=self._prompt,
+            prompt_token_ids=list(self.request.prompt_ids),
+            token_ids=ids,
+            text="".join(self._texts),
+            finish_reason=reason or "abort",
+            stop_reason=stop_reason,
+            metrics=measure(
+                rounds,
+                start_ns=self._asked_ns,
+                num_prompt_tokens=len(self.request.prompt_ids),
+                strategy=self.plan.strategy,
+                gamma=self.plan.gamma,
+                placement=self.plan.placement,
+                trace=trace,
+                num_tokens=len(ids),
+                queue_time=(self._begun_ns - self._asked_ns) * 1e-9,
+            ),
+            logprobs=_logprobs(rounds, len(ids)),
+            index=self._index,
+        )
+        return self.output
+
+    def _text_stream(self) -> TextStream:
+        tokenizer, params = self._tokenizer, self.params
+        return TextStream(
+            None if tokenizer is None else tokenizer.decoder(after=self.request.prompt_ids),
+            params.stop,
+            hidden=None if tokenizer is None else tokenizer.hidden,
+            include_stop_str_in_output=params.include_stop_str_in_output,
+            min_tokens=params.min_tokens,
+        )
+
+
+def _logprobs(rounds: Sequence[Any], num_tokens: int) -> list[TokenLogprobs] | None:
+    """For each of the first tokens of these rounds; None if none were asked for."""
+    if not rounds or any(record.logprobs is None for record in rounds):
+        return None
+    told = (entries for record in rounds for entries in record.logprobs)
+    return [
+        {token_id: Logprob(logprob, rank) for token_id, logprob, rank in entries}
+        for entries in islice(told, num_tokens)
+    ]

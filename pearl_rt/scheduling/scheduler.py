@@ -1,7 +1,7 @@
 """Who runs next: submitted requests, first come first served, on as many slots as there are.
 
 One thread, there while anything is in flight, starts requests, hands on their news and hears cancels. Knows
-slots by a few calls, whether one request runs at a time or several are in one batch; not what a request is.
+slots by five calls, whether one request runs at a time or several are in one batch; not what a request is.
 
 Python raises exceptions of signals in the main thread only, between any two instructions. So callers change
 little, in an order that may be cut anywhere, and the thread does the rest. Locks are such as are written in
@@ -13,8 +13,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Generic, Protocol, TypeVar
 
 from pearl_rt.errors import EngineClosedError, QueueFullError, ResourceError
 from pearl_rt.scheduling.at_exit import AtExit
@@ -25,17 +24,11 @@ from pearl_rt.types.outputs import RequestOutput, StreamChunk
 LINGER_S = 1.0  # an idle thread ends after this, so that an engine that nobody closed can be collected
 
 
-@dataclass(frozen=True)
-class News:
-    """What became of one running request: a chunk, or its end."""
-
-    request_id: int
-    chunk: StreamChunk | None = None
-    outcome: RequestOutput | Exception | None = None
+News = tuple[int, StreamChunk | RequestOutput | Exception]  # what became of one running request, by its id
 
 
-class Turn(Protocol):
-    """Who may use the slots: see pearl_rt.scheduling.engine_lock."""
+class QueueLock(Protocol):
+    """Who may use the slots: the part of pearl_rt.scheduling.engine_lock.EngineLock that a queue needs."""
 
     is_home: bool
 
@@ -49,7 +42,18 @@ class Turn(Protocol):
         """Nothing happens if the queue has them not."""
 
 
-class Slots(Protocol):
+class Waiting(Protocol):
+    """What is submitted: a job."""
+
+    def finish(self) -> RequestOutput:
+        """The output of one that never ran."""
+
+
+JobT = TypeVar("JobT", bound=Waiting)
+RunT_contra = TypeVar("RunT_contra", bound=Waiting, contravariant=True)
+
+
+class Slots(Protocol[RunT_contra]):
     """Runs requests, `num_slots` at once. Called by the scheduler's thread only."""
 
     num_slots: int
@@ -57,10 +61,10 @@ class Slots(Protocol):
     def clear(self) -> None:
         """Ends whatever runs: somebody else may have left it so. Called before a first job starts."""
 
-    def can_start(self, job: Any) -> bool:
+    def can_start(self, job: RunT_contra) -> bool:
         """Whether a slot is free for this job now; until it is, those behind it wait too."""
 
-    def start(self, request_id: int, job: Any, num_waiting: int) -> None:
+    def start(self, request_id: int, job: RunT_contra, num_waiting: int) -> None:
         """Begins a job in a free slot. num_waiting: those behind it. Raises what keeps it from running."""
 
     def poll(self) -> list[News]:
@@ -69,14 +73,11 @@ class Slots(Protocol):
     def cancel(self, request_id: int) -> RequestOutput:
         """Ends a running job within a round -> what it got."""
 
-    def skip(self, job: Any) -> RequestOutput:
-        """The output of a job that never ran."""
 
-
-class Scheduler:
+class Scheduler(Generic[JobT]):
     """Bounded waiting queue in front of slots.
 
-    turn         taken before anything runs, given back when nothing is in flight any more, before the last
+    engine_lock  taken before anything runs, given back when nothing is in flight any more, before the last
                  handle is done
     ids          numbers of requests, none used twice
     max_waiting  requests that may wait for a slot
@@ -84,34 +85,34 @@ class Scheduler:
 
     def __init__(
         self,
-        slots: Slots,
+        slots: Slots[JobT],
         *,
-        turn: Turn,
+        engine_lock: QueueLock,
         ids: Iterator[int],
         max_waiting: int,
     ) -> None:
         self._slots = slots
-        self._turn = turn
+        self._engine_lock = engine_lock
         self._ids = ids
         self._max_waiting = max_waiting
         self._lock = threading.RLock()  # a handler of a signal may come back here
         self._inbox: queue.SimpleQueue[int | None] = queue.SimpleQueue()  # ids to cancel; None: look around
         self._thread: int | None = None  # that is at work
         self._thread_left = Bell()
-        self._waiting: deque[tuple[RequestHandle, Any]] = deque()
+        self._waiting: deque[tuple[RequestHandle, JobT]] = deque()
         self._running: dict[int, RequestHandle] = {}  # changed by the thread only
         self._cancelled: set[int] = set()  # taken from the inbox; the thread's
         self._closed = False
         AtExit(self.close)  # the thread must not be at work when the interpreter goes
 
-    def submit(self, job: Any) -> RequestHandle:
-        """Puts a job in the queue. Raises QueueFullError, EngineClosedError, or what take_turn raises."""
-        handle = RequestHandle(next(self._ids), self._cancel, self._turn.check_process)
+    def submit(self, job: JobT) -> RequestHandle:
+        """Puts a job in the queue. Raises QueueFullError, EngineClosedError, or what the lock raises."""
+        handle = RequestHandle(next(self._ids), self._cancel, self._engine_lock.check_process)
         try:
             with self._lock:
                 self._check_room()
-                self._start_thread()  # first: if this is cut short, the thread gives the turn back
-                self._turn.take_for_queue()
+                self._start_thread()  # first: if this is cut short, the thread gives the lock back
+                self._engine_lock.take_for_queue()
                 self._waiting.append((handle, job))
             self._inbox.put(None)
         except BaseException:
@@ -128,7 +129,7 @@ class Scheduler:
         """Ends what is in flight with EngineClosedError, within a round, and waits for that. Calling it again
         does nothing. In the scheduler's own thread, where a finalizer may call it, it does not wait.
         """
-        if not self._turn.is_home:
+        if not self._engine_lock.is_home:
             return
         self._closed = True
         self._inbox.put(None)
@@ -207,7 +208,7 @@ class Scheduler:
         with self._lock:
             if self._waiting or self._running or self._closed:
                 return True
-            self._turn.end_for_queue()
+            self._engine_lock.end_for_queue()
             return False
 
     def _drop_cancelled(self) -> None:
@@ -219,7 +220,7 @@ class Scheduler:
             for entry in dropped:
                 self._waiting.remove(entry)
         for handle, job in dropped:
-            self._done(handle, self._slots.skip(job))
+            self._done(handle, job.finish())
         for request_id in cancelled & self._running.keys():
             self._end(request_id, self._outcome_of_cancel(request_id))
 
@@ -242,12 +243,12 @@ class Scheduler:
         try:
             news = self._slots.poll()
         except Exception as error:  # of no request in particular: it ends all that run
-            news = [News(request_id, outcome=error) for request_id in self._running]
-        for item in news:
-            if item.chunk is not None:
-                self._running[item.request_id].push(item.chunk)
-            if item.outcome is not None:
-                self._end(item.request_id, item.outcome)
+            news = [(request_id, error) for request_id in self._running]
+        for request_id, item in news:
+            if isinstance(item, StreamChunk):
+                self._running[request_id].push(item)
+            else:
+                self._end(request_id, item)
 
     def _outcome_of_cancel(self, request_id: int) -> RequestOutput | Exception:
         try:
@@ -262,7 +263,7 @@ class Scheduler:
         with self._lock:
             self._running.pop(handle.request_id, None)
             if not self._running and not self._waiting:
-                self._turn.end_for_queue()
+                self._engine_lock.end_for_queue()
         handle.finish(outcome)
 
     def _end_all(self, why: str) -> None:
@@ -273,7 +274,7 @@ class Scheduler:
         while True:
             with self._lock:
                 if not self._waiting:
-                    self._turn.end_for_queue()
+                    self._engine_lock.end_for_queue()
                     self._thread = None
                     return
                 handle, _ = self._waiting.popleft()

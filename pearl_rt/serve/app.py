@@ -18,7 +18,7 @@ from starlette.routing import Route
 
 from pearl_rt.checkpoint.chat_template import ChatTemplate
 from pearl_rt.engine import Engine
-from pearl_rt.errors import ConfigError, PearlError, RequestError
+from pearl_rt.errors import ConfigError, PearlError
 from pearl_rt.scheduling.handle import RequestHandle
 from pearl_rt.serve.answering import EventStream, cancel_all, outputs_of, watched
 from pearl_rt.serve.completion_request import CompletionRequest, read_chat, read_completion
@@ -27,6 +27,7 @@ from pearl_rt.serve.fields import FieldError
 from pearl_rt.serve.guard import Guard, json_body
 from pearl_rt.serve.prometheus import CONTENT_TYPE, prometheus_text
 from pearl_rt.serve.shapes import ChatShape, CompletionShape, Shape
+from pearl_rt.types.request import check_prompt_length
 
 MAX_BODY = 4 * 2**20
 MAX_ANSWERS = 128  # prompts of one body times n
@@ -127,10 +128,7 @@ class Service:
         self, request: Request, asked: CompletionRequest, prompts: list[Any], shape: Shape
     ) -> Response:
         for prompt in prompts:  # before anyone looks at a million ids, n times
-            if len(prompt) >= (limit := self._engine.max_model_len):
-                raise RequestError(
-                    f"the prompt has {len(prompt)} tokens, max_model_len is {limit}: shorten it"
-                )
+            check_prompt_length(len(prompt), self._engine.max_model_len)
         num_answers = asked.params.n
         handles = self._submit(prompts, asked)
         if asked.is_streamed:

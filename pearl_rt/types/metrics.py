@@ -44,7 +44,8 @@ class RequestMetrics:
 
     `judged` counts the drafts that were looked at: those accepted, and the first one rejected in a round.
     Drafts behind a rejection are discarded unjudged, so `acceptance_rate` compares across gamma and
-    strategies.
+    strategies. `trace` is () for a request that ran beside others or was cancelled: reading it would keep the
+    slot for many rounds. draft_busy and target_busy are then 0.
     """
 
     strategy: str

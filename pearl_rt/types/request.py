@@ -97,14 +97,6 @@ def check_plain(request: Request) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A prompt that fits: its text if it was given as text, and its ids."""
-
-    text: str | None
-    token_ids: tuple[int, ...]
-
-
 def prompt_list(prompts: Any) -> list[Any]:
     """One prompt (a text, or a list of ids) or a list of prompts -> a list of prompts."""
     if isinstance(prompts, str):
@@ -112,8 +104,7 @@ def prompt_list(prompts: Any) -> list[Any]:
     if not isinstance(prompts, (list, tuple)):
         raise RequestError(
             f"a prompt is a text or a list of token ids, got {type(prompts).__name__}: pass a str, a list "
-            f"of int, "
-            "or a list of either"
+            "of int, or a list of either"
         )
     if not prompts:
         raise RequestError("the prompt is empty: give at least one token, or a list of prompts")
@@ -123,9 +114,7 @@ def prompt_list(prompts: Any) -> list[Any]:
 
 
 def check_params(params: SamplingParams, encoder: Encoder | None, vocab_size: int) -> None:
-    """Raises RequestError for ids that the vocabulary has not got, and for stop strings without a
-    tokenizer.
-    """
+    """Raises RequestError for ids out of the vocabulary, and for stop strings without a tokenizer."""
     for name, ids in (("stop_token_ids", params.stop_token_ids), ("logit_bias", tuple(params.logit_bias))):
         for token_id in ids:
             if token_id >= vocab_size:
@@ -138,10 +127,8 @@ def check_params(params: SamplingParams, encoder: Encoder | None, vocab_size: in
         )
 
 
-def prepare_prompt(prompt: Any, encoder: Encoder | None, vocab_size: int, max_model_len: int) -> Prompt:
-    """Checks one prompt, and encodes it if it is text. Raises RequestError, which names the value and the way
-    out.
-    """
+def prompt_ids(prompt: Any, encoder: Encoder | None, vocab_size: int, max_model_len: int) -> tuple[int, ...]:
+    """The ids of one prompt, checked, and encoded if it is text. Raises RequestError."""
     text = prompt if isinstance(prompt, str) else None
     if text is None:
         if not isinstance(prompt, (list, tuple)):
@@ -158,15 +145,17 @@ def prepare_prompt(prompt: Any, encoder: Encoder | None, vocab_size: int, max_mo
             raise RequestError(
                 f"prompt[{place}] is {token_id}, out of range: the vocabulary has ids 0 to {vocab_size - 1}"
             )
-    if len(ids) > max_model_len:
+    check_prompt_length(len(ids), max_model_len)
+    return ids
+
+
+def check_prompt_length(num_tokens: int, max_model_len: int) -> None:
+    """Raises RequestError for a prompt that leaves no room for an answer."""
+    if num_tokens >= max_model_len:
+        why = f"more than max_model_len {max_model_len}"
+        if num_tokens == max_model_len:
+            why = f"which leaves no room to generate within max_model_len {max_model_len}"
         raise RequestError(
-            f"the prompt has {len(ids)} tokens, more than max_model_len {max_model_len}: shorten it, or "
-            f"build the "
-            "engine with a larger max_model_len"
+            f"the prompt has {num_tokens} tokens, {why}: shorten it, or build the engine with a larger "
+            "max_model_len"
         )
-    if len(ids) == max_model_len:
-        raise RequestError(
-            f"the prompt has {len(ids)} tokens, which leaves no room to generate within max_model_len "
-            f"{max_model_len}: shorten it, or build the engine with a larger max_model_len"
-        )
-    return Prompt(text, ids)

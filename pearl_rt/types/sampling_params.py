@@ -43,7 +43,7 @@ PENALTY = Number(-MAX_PENALTY, MAX_PENALTY, off="0 for none")
 class SamplingParams:
     """How to sample and when to stop. Checked when built; raises RequestError with the value and the way out.
 
-    temperature     0 is greedy; otherwise MIN_TEMPERATURE to MAX_TEMPERATURE
+    temperature     0 is greedy; otherwise 0.001 to 1000
     max_tokens      tokens to generate at most (also cut where max_model_len is reached); None: as many as fit
     seed            0 to 2**64 - 1; with the position it fixes every random number of the request. None draws
                     one, which the field then holds
@@ -61,7 +61,7 @@ class SamplingParams:
     min_tokens      tokens before which neither end of text nor a stop id can be sampled (nor stops a string)
     stop            texts that end the answer, and are not part of it; a str, or a list of them
     include_stop_str_in_output  a text that ended the answer is part of it
-    logprobs        k: with each token its log-probability and the k likeliest, 0 to MAX_LOGPROBS; None: none.
+    logprobs        k: with each token its log-probability and the k likeliest, 0 to 20; None: none.
                     They are the model's own, before any of the above
     n               answers to each prompt; the seed of the i-th is a pure function of (seed, i), and seed
                     itself for the first

@@ -18,7 +18,7 @@ from scripted import Bench
 from scripted_cuda import NAMES, CudaBench
 
 from pearl_rt import _C, _testing
-from pearl_rt.scheduling.engine_lock import Turn
+from pearl_rt.scheduling.engine_lock import EngineLock
 from pearl_rt.strategy.program import LaneProgram, Op, Program, program
 
 POOL = 4  # objects of each class
@@ -168,8 +168,8 @@ class World:
 
     def receiver(self, kind: str) -> Any:
         """Of the class, and now and then what is no such object."""
-        if kind == "Turn":  # the native class calls methods of the Python class
-            return Turn()
+        if kind == "EngineLock":  # the native class calls methods of the Python class
+            return EngineLock()
         if kind in self.pool and self.rng.random() < 0.95:
             return self.one(kind)
         cls = getattr(_C, kind, None) or getattr(_testing, kind)

@@ -131,7 +131,7 @@ def test_an_interrupt_anywhere_in_a_handle_leaves_the_others(
     for handle in handles:
         handle.cancel()
     played.scheduler.close()
-    assert not played.turn.is_held
+    assert not played.engine_lock.is_held
 
 
 def test_an_interrupt_anywhere_in_close_can_be_followed_by_another_close() -> None:
@@ -146,7 +146,7 @@ def test_an_interrupt_anywhere_in_close_can_be_followed_by_another_close() -> No
         for handle in handles:
             with pytest.raises(EngineClosedError):
                 handle.result(0)
-        assert not played.turn.is_held, place
+        assert not played.engine_lock.is_held, place
         stages.append(begun())
 
 

@@ -30,6 +30,9 @@ class Job:
         figures = measure([], start_ns=0, num_prompt_tokens=1, strategy="ar", gamma=0, placement="shared")
         return RequestOutput(None, [1], list(self.got), "x" * len(self.got), reason, figures)
 
+    def finish(self) -> RequestOutput:
+        return self.output("abort")
+
 
 class PlayedSlots:
     """Slots that play their jobs' scripts, and note what was asked of them."""
@@ -60,30 +63,27 @@ class PlayedSlots:
             self._jobs = {}
             raise fault
         time.sleep(0.0005)
-        news = []
+        news: list[News] = []
         for request_id, job in list(self._jobs.items()):
             if job.gate is not None and not job.gate.is_set():
                 continue
             if job.fault is not None and len(job.got) == 2:
                 del self._jobs[request_id]
-                news.append(News(request_id, outcome=job.fault))
+                news.append((request_id, job.fault))
             elif len(job.got) == job.num_tokens:
                 del self._jobs[request_id]
-                news.append(News(request_id, outcome=job.output("length")))
+                news.append((request_id, job.output("length")))
             else:
                 job.got.append(len(job.got))
                 last = len(job.got) == job.num_tokens
-                news.append(News(request_id, StreamChunk([job.got[-1]], "x", "length" if last else None)))
+                news.append((request_id, StreamChunk([job.got[-1]], "x", "length" if last else None)))
         return news
 
     def cancel(self, request_id: int) -> RequestOutput:
         return self._jobs.pop(request_id).output("abort")
 
-    def skip(self, job: Job) -> RequestOutput:
-        return job.output("abort")
 
-
-class Turn:
+class EngineLock:
     """Whether the queue has the slots, and how often it has taken them."""
 
     is_home = True
@@ -109,13 +109,15 @@ class Turn:
 @dataclass
 class Stage:
     slots: PlayedSlots
-    turn: Turn
+    engine_lock: EngineLock
     scheduler: Scheduler
 
 
 def stage(num_slots: int, max_waiting: int = 1000) -> Stage:
-    slots, turn = PlayedSlots(num_slots), Turn()
-    return Stage(slots, turn, Scheduler(slots, turn=turn, ids=count(), max_waiting=max_waiting))
+    slots, engine_lock = PlayedSlots(num_slots), EngineLock()
+    return Stage(
+        slots, engine_lock, Scheduler(slots, engine_lock=engine_lock, ids=count(), max_waiting=max_waiting)
+    )
 
 
 @pytest.fixture(params=(1, 3), ids=("one slot", "three slots"))
@@ -131,7 +133,7 @@ def test_first_come_first_served_on_all_slots(played: Stage) -> None:
         assert handle.result(10).token_ids == list(range(n % 5))
     assert played.slots.order == list(range(40))
     assert played.slots.most == played.slots.num_slots
-    assert not played.turn.is_held
+    assert not played.engine_lock.is_held
     assert played.scheduler.counts() == {"running": 0, "waiting": 0}
 
 
@@ -188,7 +190,7 @@ def test_waiting_requests_are_cancelled_without_running(played: Stage) -> None:
     assert waiting[0].result(10).token_ids == list(range(5))
     assert [handle.result(10).finish_reason for handle in running] == ["length"] * len(running)
     assert len(played.slots.order) == len(running) + 1
-    assert not played.turn.is_held
+    assert not played.engine_lock.is_held
 
 
 def test_a_fault_ends_its_own_request_only(played: Stage) -> None:
@@ -207,7 +209,7 @@ def test_a_fault_ends_its_own_request_only(played: Stage) -> None:
             assert handle.result(10).token_ids == [0, 1, 2, 3]
     with pytest.raises(RequestError, match="refused at the slot"):
         handles[-1].result(10)
-    assert not played.turn.is_held
+    assert not played.engine_lock.is_held
 
 
 def test_a_fault_of_the_slots_ends_what_runs_and_the_rest_goes_on(played: Stage) -> None:
@@ -234,7 +236,7 @@ def test_closing_ends_what_is_in_flight_with_an_error(played: Stage) -> None:
             handle.result(0)
     with pytest.raises(EngineClosedError):
         played.scheduler.submit(Job(1))
-    assert not played.turn.is_held
+    assert not played.engine_lock.is_held
 
 
 def test_waiting_for_a_result_can_time_out(played: Stage) -> None:
@@ -244,10 +246,10 @@ def test_waiting_for_a_result_can_time_out(played: Stage) -> None:
 
 
 def test_the_turn_is_refused_to_a_submission_while_another_has_it(played: Stage) -> None:
-    played.turn.refused = RequestError("in use")
+    played.engine_lock.refused = RequestError("in use")
     with pytest.raises(RequestError, match="in use"):
         played.scheduler.submit(Job(1))
-    played.turn.refused = None
+    played.engine_lock.refused = None
     assert played.scheduler.submit(Job(1)).result(10).token_ids == [0]
 
 
@@ -270,7 +272,7 @@ def test_submissions_and_cancels_from_many_threads(played: Stage) -> None:
         output = handle.result(30)
         assert output.finish_reason == "abort" or output.token_ids == list(range(num_tokens))
         assert [i for chunk in handle for i in chunk.token_ids] == output.token_ids
-    assert not played.turn.is_held
+    assert not played.engine_lock.is_held
 
 
 def test_an_idle_scheduler_has_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,4 +284,4 @@ def test_an_idle_scheduler_has_no_thread(monkeypatch: pytest.MonkeyPatch) -> Non
         while played.scheduler._thread is not None and time.monotonic() < deadline:
             time.sleep(0.01)
         assert played.scheduler._thread is None
-    assert played.turn.taken == 3
+    assert played.engine_lock.taken == 3

@@ -15,7 +15,7 @@ namespace {
 
 enum class Holder { kNobody, kCaller, kQueue };
 
-class Turn {
+class EngineLock {
  public:
   // A copy of this object in the child of a fork is not at home there, nor are the engine's threads.
   bool is_home() const { return getpid() == process_; }
@@ -32,30 +32,32 @@ class Turn {
   const pid_t process_ = getpid();
 };
 
-// check_open() and _taken() are those of pearl_rt.scheduling.engine_lock.Turn, which raise. Between them and
-// take() no Python runs.
+// check_open() and _taken() are those of pearl_rt.scheduling.engine_lock.EngineLock, which raise. Between
+// them and take() no Python runs.
 template <Holder holder>
 void take(const py::object& self) {
-  Turn& turn = self.cast<Turn&>();
+  EngineLock& lock = self.cast<EngineLock&>();
   self.attr("check_open")();
-  if (!turn.is_free_for(holder)) {
+  if (!lock.is_free_for(holder)) {
     self.attr("_taken")();
     return;
   }
-  turn.take(holder);
+  lock.take(holder);
 }
 
 }  // namespace
 
-void bind_turn(py::module_& m) {
-  py::class_<Turn>(m, "Turn", "The lock of an engine: see pearl_rt.scheduling.engine_lock.")
+void bind_engine_lock(py::module_& m) {
+  py::class_<EngineLock>(m, "EngineLock", "The lock of an engine: see pearl_rt.scheduling.engine_lock.")
       .def(py::init<>())
-      .def_property_readonly("is_home", method(&Turn::is_home),
+      .def_property_readonly("is_home", method(&EngineLock::is_home),
                              "Whether this is the process that made it, and no fork.")
       .def("__enter__", &take<Holder::kCaller>, "One caller takes it; while another has it, _taken() raises.")
-      .def("__exit__", [](Turn& self, const py::args&) { self.end(Holder::kCaller); })
+      .def("__exit__", [](EngineLock& self, const py::args&) { self.end(Holder::kCaller); })
       .def("take_for_queue", &take<Holder::kQueue>, "The queue takes it; nothing happens if it has it.")
-      .def("end_for_queue", [](Turn& self) { self.end(Holder::kQueue); }, "Nothing if the queue has it not.");
+      .def(
+          "end_for_queue", [](EngineLock& self) { self.end(Holder::kQueue); },
+          "Nothing if the queue has it not.");
   m.def(
       "never_destroy", [](const py::object& object) { object.inc_ref(); }, py::arg("object"),
       "Keeps an object until the process is gone, the interpreter's own end included.");
