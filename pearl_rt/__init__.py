@@ -82,14 +82,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Engine brings torch with it, which takes seconds to import; errors and parameters do not."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'pearl_rt' has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # which would take every name for one of ours
 
-    found: object = getattr(import_module(f"pearl_rt.{_HOMES[name]}"), name)
-    return found
+    def __getattr__(name: str) -> object:
+        """Engine brings torch with it, which takes seconds to import; errors and parameters do not."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'pearl_rt' has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(f"pearl_rt.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

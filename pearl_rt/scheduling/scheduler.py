@@ -37,7 +37,8 @@ class News:
 class Turn(Protocol):
     """Who may use the slots: see pearl_rt.scheduling.engine_lock."""
 
-    is_home: bool
+    @property
+    def is_home(self) -> bool: ...
 
     def check_process(self) -> None:
         """Raises in the child of a fork."""
