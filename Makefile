@@ -33,7 +33,7 @@ CPP = $(shell find csrc tests/fakes -name '*.cpp' -o -name '*.h')
 CLANG_FORMAT = $(firstword $(wildcard $(dir $(PY))clang-format) clang-format)
 RUN = PYTHONPATH=$(CURDIR) $(PY)
 
-.PHONY: latency test test-slow test-all exactness schedules soak check sanitize map docs gpu gpu-latency build importable clean
+.PHONY: latency test test-slow test-all exactness schedules soak check sanitize stubs map docs gpu gpu-latency build importable clean
 .DELETE_ON_ERROR:
 
 latency: build
@@ -78,6 +78,10 @@ pearl_rt/kernels:
 
 sanitize: $(READY)
 	$(PY) tests/sanitize.py $(ARGS)
+
+# pearl_rt/_C.pyi, from the native module's docstrings.
+stubs: build
+	$(RUN) docs/make_stubs.py
 
 # docs/map.md, from the first sentence of each source file.
 map:

@@ -3,7 +3,7 @@
 Names are loaded when they are first used.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pearl_rt.device.state import RoundRow
@@ -82,13 +82,15 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    """Engine brings torch with it, which takes seconds to import; errors and parameters do not."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'pearl_rt' has no attribute {name!r}")
-    from importlib import import_module
+if not TYPE_CHECKING:  # which would take every name for one of ours
 
-    return getattr(import_module(f"pearl_rt.{_HOMES[name]}"), name)
+    def __getattr__(name: str) -> object:
+        """Engine brings torch with it, which takes seconds to import; errors and parameters do not."""
+        if name not in _HOMES:
+            raise AttributeError(f"module 'pearl_rt' has no attribute {name!r}")
+        from importlib import import_module
+
+        return getattr(import_module(f"pearl_rt.{_HOMES[name]}"), name)
 
 
 def __dir__() -> list[str]:

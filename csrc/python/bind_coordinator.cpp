@@ -114,8 +114,9 @@ py::array_t<float> forward(Executor& self, int slot, const std::vector<int32_t>&
   return logits;
 }
 
-py::list trace_rows(const Coordinator& self) {
-  py::list rows;
+using TraceTuple = std::tuple<std::string, std::string, int64_t, int64_t, int64_t>;
+std::vector<TraceTuple> trace_rows(const Coordinator& self) {
+  std::vector<TraceTuple> rows;
   for (int lane = 0; lane < self.num_lanes(); ++lane) {
     const Trace* trace = nullptr;
     {
@@ -123,23 +124,21 @@ py::list trace_rows(const Coordinator& self) {
       trace = &self.trace(lane);
     }
     for (const TraceRow& row : trace->rows()) {
-      rows.append(
-          py::make_tuple(self.lane(lane).name(), op_name(row.op), row.round, row.begin_ns, row.end_ns));
+      rows.emplace_back(self.lane(lane).name(), op_name(row.op), row.round, row.begin_ns, row.end_ns);
     }
   }
   return rows;
 }
 
-// [tokens][1 + k] of (id, logprob, rank), or None.
-py::object logprobs_of(const RoundResult& result) {
-  if (result.logprobs.empty()) return py::none();
-  const size_t each = result.logprobs.size() / result.token_ids.size();
-  py::list tokens;
+// [tokens][1 + k] of (id, logprob, rank), or nothing.
+using LogprobTuple = std::tuple<int32_t, float, int64_t>;
+std::optional<std::vector<std::vector<LogprobTuple>>> logprobs_of(const RoundResult& result) {
+  if (result.logprobs.empty()) return std::nullopt;
+  std::vector<std::vector<LogprobTuple>> tokens(result.token_ids.size());
+  const size_t each = result.logprobs.size() / tokens.size();
   for (size_t i = 0; i < result.logprobs.size(); ++i) {
-    if (i % each == 0) tokens.append(py::list());
     const Logprob& entry = result.logprobs[i];
-    tokens[tokens.size() - 1].cast<py::list>().append(
-        py::make_tuple(entry.token_id, entry.logprob, entry.rank));
+    tokens[i / each].emplace_back(entry.token_id, entry.logprob, entry.rank);
   }
   return tokens;
 }

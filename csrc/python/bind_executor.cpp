@@ -2,6 +2,7 @@
 #include <pybind11/functional.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/typing.h>
 
 #include <algorithm>
 #include <limits>
@@ -76,20 +77,21 @@ void bind_executor(py::module_& m) {
       },
       py::arg("meminfo") = "/proc/meminfo", py::arg("group") = "/sys/fs/cgroup",
       "Memory that can still be had without swapping; None: unknown. Tests bring files of their own.");
-  m.def("measure_bandwidth", &measure_bandwidth, py::arg("core_set"), py::arg("bytes"), py::arg("seconds"),
-        py::call_guard<WithoutGil>(), "Bytes per second that the cores read from a buffer of that size");
 
   py::class_<CoreSet, std::shared_ptr<CoreSet>>(m, "CoreSet")
       .def(py::init<std::vector<int>>(), py::arg("cpus"))
       .def_property_readonly("cpus", method(&CoreSet::cpus))
       .def("pin_calling_thread", method(&CoreSet::pin_calling_thread))
       .def("__len__", method(&CoreSet::size));
+  m.def("measure_bandwidth", &measure_bandwidth, py::arg("core_set"), py::arg("bytes"), py::arg("seconds"),
+        py::call_guard<WithoutGil>(), "Bytes per second that the cores read from a buffer of that size");
 
   py::class_<LlamaWeights, std::shared_ptr<LlamaWeights>>(m, "LlamaWeights")
-      .def(py::init([](const py::dict& config, const Sources& tensors, const std::string& dtype,
-                       const std::optional<std::string>& isa, const LlamaWeights::Progress& progress) {
+      .def(py::init([](const py::typing::Dict<py::str, py::object>& config, const Sources& tensors,
+                       const std::string& dtype, const std::optional<std::string>& isa,
+                       const std::optional<LlamaWeights::Progress>& progress) {
              const Kernels& kernels = kernels_of(isa.value_or(""), dtype_from(dtype));
-             return weights_from(config, tensors, kernels, progress);
+             return weights_from(config, tensors, kernels, progress.value_or(nullptr));
            }),
            py::arg("config"), py::arg("tensors"), py::arg("dtype"), py::arg("isa") = py::none(),
            py::arg("progress") = py::none(),

@@ -33,7 +33,7 @@ from .library import interpreting
 def mend_scalars() -> None:
     """Makes __index__ of the interpreter's scalars, arrays of one element, work again."""
     try:
-        int(numpy.zeros(1))  # type: ignore[call-overload]
+        int(numpy.zeros(1))
     except TypeError:
         patch = interpreter._patch_lang_tensor
 

@@ -4,7 +4,6 @@ are."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -37,22 +36,34 @@ class Verdicts:
         return torch.where(stands, padded, torch.where(follows, self.next_token[:, None], -1))
 
 
-def judge(target_logits: torch.Tensor, draft_token_ids: torch.Tensor, **arguments: Any) -> Verdicts:
-    """Rejection. arguments: those of pearl_rt.kernels.verify.judge.judge, without outputs and workspace."""
+def judge(
+    target_logits: torch.Tensor,
+    draft_logits: torch.Tensor | None,
+    draft_token_ids: torch.Tensor,
+    num_draft_tokens: torch.Tensor,
+    cu_num_logits: torch.Tensor,
+    positions: torch.Tensor,
+    temperature: torch.Tensor,
+    seed: torch.Tensor,
+    idx_mapping: torch.Tensor | None = None,
+    target_is_scaled: bool = False,
+) -> Verdicts:
+    """Rejection. Arguments as in pearl_rt.kernels.verify.judge.judge."""
     sequences, most = draft_token_ids.shape
     device = target_logits.device
     out = Verdicts(*(torch.empty(sequences, dtype=torch.int32, device=device) for _ in range(3)))
     size = judge_kernel.workspace_size(sequences, most, target_logits.shape[1], "rejection")
     run = judge_kernel.judge if runs_kernels(target_logits) else judge_reference.judge
     run(
-        target_logits,
-        draft_token_ids=draft_token_ids,
-        **arguments,
+        *(target_logits, draft_logits, draft_token_ids, num_draft_tokens),
+        *(cu_num_logits, positions, temperature, seed),
         kind="rejection",
         accept_len=out.accept_len,
         next_token=out.next_token,
         bad_row=out.bad_row,
         workspace=torch.empty(size, dtype=torch.uint8, device=device),
+        idx_mapping=idx_mapping,
+        target_is_scaled=target_is_scaled,
     )
     return out
 

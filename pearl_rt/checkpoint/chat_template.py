@@ -22,6 +22,7 @@ from jinja2.utils import Namespace
 
 from pearl_rt.checkpoint.config import model_directory, read_json
 from pearl_rt.errors import CheckpointError, ConfigError, RequestError
+from pearl_rt.types.json import Json
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -63,11 +64,11 @@ class ChatTemplate:
 
     def render(
         self,
-        messages: Sequence[Mapping[str, Any]],
+        messages: Sequence[Json],
         *,
         add_generation_prompt: bool = True,
-        tools: Sequence[Any] | None = None,
-        **variables: Any,
+        tools: Sequence[object] | None = None,
+        **variables: object,
     ) -> str:
         """The prompt. messages: {"role": ..., "content": ...}, at least one; `variables` are the template's
         own.
@@ -85,10 +86,13 @@ class ChatTemplate:
                 message | {"role": "system"} if message.get("role") == "developer" else message
                 for message in plain
             ]
-        given: dict[str, Any] = {**self._special_tokens, **variables}
+        given = {**self._special_tokens, **variables}
         given |= {"messages": plain, "tools": tools, "documents": None}
         try:
-            return self._template.render(add_generation_prompt=add_generation_prompt, **_plain(given))
+            return self._template.render(
+                add_generation_prompt=add_generation_prompt,
+                **{name: _plain(value) for name, value in given.items()},
+            )
         except (
             jinja2.TemplateError,
             TypeError,
@@ -100,7 +104,7 @@ class ChatTemplate:
             raise RequestError(f"the chat template refuses these messages: {error}") from error
 
 
-def _find(directory: Path, settings: Mapping[str, Any]) -> str | None:
+def _find(directory: Path, settings: Json) -> str | None:
     """The default template of a checkpoint."""
     file = directory / "chat_template.jinja"
     if file.exists():
@@ -124,7 +128,7 @@ def _read(file: Path) -> str:
         raise CheckpointError(f"{file} cannot be read as a chat template: {error}") from error
 
 
-def _special_tokens(directory: Path, settings: Mapping[str, Any]) -> dict[str, str]:
+def _special_tokens(directory: Path, settings: Json) -> dict[str, str]:
     """bos_token, eos_token and so on, as text."""
     legacy = directory / "special_tokens_map.json"
     older = read_json(legacy) if legacy.exists() and "added_tokens_decoder" not in settings else {}
@@ -137,7 +141,7 @@ def _special_tokens(directory: Path, settings: Mapping[str, Any]) -> dict[str, s
     return found
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Rebuilt of plain JSON types: what a template calls methods on is nothing but data."""
     if value is None or type(value) in (str, int, float, bool):
         return value
@@ -183,12 +187,12 @@ class _Namespace(Namespace):
             _check_name(name)
         Namespace.__init__(self, given)
 
-    def __setitem__(self, name: str, value: Any) -> None:
+    def __setitem__(self, name: str, value: object) -> None:
         _check_name(name)
         super().__setitem__(name, value)
 
 
-def _check_name(name: Any) -> None:
+def _check_name(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise jinja2.exceptions.SecurityError(f"a chat template may not store {name!r} in a namespace")
 
@@ -202,7 +206,7 @@ def _strftime_now(form: str) -> str:
 
 
 def _tojson(
-    value: Any,
+    value: object,
     ensure_ascii: bool = False,
     indent: int | None = None,
     separators: tuple[str, str] | None = None,

@@ -7,13 +7,13 @@ cannot run exactly is refused here, by name, before a single weight is read.
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 from pearl_rt.checkpoint.rope_scaling import RopeScaling, is_number
 from pearl_rt.errors import CheckpointError, ConfigError
+from pearl_rt.types.json import Json
 from pearl_rt.types.values import Integer
 
 MODEL_LENGTH = Integer(8, optional=True)  # of max_model_len: room for a prompt and an answer
@@ -25,7 +25,7 @@ ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
 }
 # What transformers takes for a key that config.json leaves out, where it is not the same for all.
-_DEFAULTS: dict[str, dict[str, Any]] = {
+_DEFAULTS: dict[str, Json] = {
     "llama": {"max_position_embeddings": 2048, "bos_token_id": 1, "eos_token_id": 2},
     "mistral": {
         "max_position_embeddings": 131072,
@@ -130,7 +130,7 @@ class ModelConfig:
         return cls.from_dict(content, source=str(directory / "config.json"))
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any], *, source: str = "config") -> "ModelConfig":
+    def from_dict(cls, content: Json, *, source: str = "config") -> "ModelConfig":
         """From the content of a config.json. `source` is named in errors."""
         try:
             return cls._from_dict(content)
@@ -138,7 +138,7 @@ class ModelConfig:
             raise ConfigError(f"{source}: {error}") from None
 
     @classmethod
-    def _from_dict(cls, content: Mapping[str, Any]) -> "ModelConfig":
+    def _from_dict(cls, content: Json) -> "ModelConfig":
         model_type = content.get("model_type")
         _refuse_unsupported(content)
         d = _DEFAULTS[str(model_type)] | dict(content)
@@ -171,7 +171,7 @@ class ModelConfig:
             sliding_window=_read_sliding_window(d),
         )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """The content of a config.json that pearl_rt and transformers both read as this model."""
         content = asdict(self)
         content["architectures"] = [ARCHITECTURES[self.model_type]]
@@ -243,7 +243,7 @@ def model_directory(path: str | os.PathLike[str]) -> Path:
     raise CheckpointError(f"{path} does not exist: give a local directory with config.json and *.safetensors")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> Json:
     """The object in a JSON file. Raises CheckpointError if it is unreadable, damaged, or something else."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -256,7 +256,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _refuse_unsupported(d: Mapping[str, Any]) -> None:
+def _refuse_unsupported(d: Json) -> None:
     model_type = d.get("model_type")
     if model_type not in ARCHITECTURES:
         raise ConfigError(_unsupported_model_type(model_type))
@@ -284,7 +284,7 @@ def _refuse_unsupported(d: Mapping[str, Any]) -> None:
             raise ConfigError(f"{key}={d[key]}: mixtures of experts are not supported, only dense models")
 
 
-def _read_rope(d: Mapping[str, Any], max_position_embeddings: int) -> tuple[float, RopeScaling | None]:
+def _read_rope(d: Json, max_position_embeddings: int) -> tuple[float, RopeScaling | None]:
     """(rope_theta, scaling or None) from `rope_parameters` (new) or `rope_theta` and `rope_scaling` (old)."""
     rope = d.get("rope_scaling") or d.get("rope_parameters") or {}
     if not isinstance(rope, dict):
@@ -310,7 +310,7 @@ def _read_rope(d: Mapping[str, Any], max_position_embeddings: int) -> tuple[floa
     return theta, RopeScaling(**given)
 
 
-def _read_sliding_window(d: Mapping[str, Any]) -> int | None:
+def _read_sliding_window(d: Json) -> int | None:
     """The window that some layer attends through, or None."""
     if d.get("sliding_window") is None or d["model_type"] == "llama":
         return None
@@ -325,12 +325,12 @@ def _read_sliding_window(d: Mapping[str, Any]) -> int | None:
     return _positive_int(d, "sliding_window")
 
 
-def _read_dtype(d: Mapping[str, Any]) -> str:
+def _read_dtype(d: Json) -> str:
     dtype = d.get("dtype") or d.get("torch_dtype") or "float32"
     return str(dtype).removeprefix("torch.")
 
 
-def _token_ids(d: Mapping[str, Any], key: str) -> tuple[int, ...]:
+def _token_ids(d: Json, key: str) -> tuple[int, ...]:
     value = d.get(key)
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
@@ -338,14 +338,14 @@ def _token_ids(d: Mapping[str, Any], key: str) -> tuple[int, ...]:
     return tuple(dict.fromkeys(ids))
 
 
-def _positive_int(d: Mapping[str, Any], key: str) -> int:
+def _positive_int(d: Json, key: str) -> int:
     value = d.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
         raise ConfigError(f"{key} must be a positive integer, got {value!r}" if key in d else f"no {key}")
     return value
 
 
-def _positive_float(d: Mapping[str, Any], key: str, default: float) -> float:
+def _positive_float(d: Json, key: str, default: float) -> float:
     value = default if d.get(key) is None else d[key]
     if not is_number(value) or value <= 0:
         raise ConfigError(f"{key} must be a positive number, got {value!r}")
@@ -356,5 +356,5 @@ def _unsupported_model_type(model_type: object) -> str:
     return f"model_type {model_type!r} is not supported ({_listing(ARCHITECTURES)} are)"
 
 
-def _listing(names: Any) -> str:
+def _listing(names: Iterable[object]) -> str:
     return ", ".join(str(name) for name in names)

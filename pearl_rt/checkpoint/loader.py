@@ -80,7 +80,7 @@ def save_checkpoint(
 @contextmanager
 def loading_bar(
     label: str, total: int, show: bool | None = None, *, unit: str = "B"
-) -> Iterator[Callable[[int], object]]:
+) -> Iterator[Callable[[int], None]]:
     """Yields advance(number of units): bytes, or `unit`. A bar appears on stderr after two seconds.
 
     `show`: False never; True without a terminal too; None asks PEARL_PROGRESS, then stderr itself.

@@ -5,9 +5,9 @@ Knows transformers' names for them; not where they are read, nor what the tables
 
 import math
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 from pearl_rt.errors import ConfigError
+from pearl_rt.types.json import Json
 
 
 def is_number(value: object) -> bool:
@@ -55,7 +55,7 @@ class RopeScaling:
                 f"got {self.low_freq_factor} and {self.high_freq_factor}"
             )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Json:
         """The content of `rope_scaling` in config.json: the type, and what is not at its default."""
         defaults = {f.name: f.default for f in fields(self)}
         return {k: v for k, v in asdict(self).items() if v != defaults[k]}

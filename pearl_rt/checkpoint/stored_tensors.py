@@ -11,12 +11,12 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from pearl_rt.errors import CheckpointError
+from pearl_rt.types.json import Json
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
@@ -131,7 +131,7 @@ class TensorFile:
         self.read_into(memoryview(raw), offset)
         return bytes(raw)
 
-    def _stored(self, told: Mapping[str, Any]) -> StoredTensor:
+    def _stored(self, told: Json) -> StoredTensor:
         begin, end = (self._begin + offset for offset in told["data_offsets"])
         return StoredTensor(self, told["dtype"], tuple(told["shape"]), begin, end)
 
@@ -175,7 +175,7 @@ def _check_header(raw: bytes, size: int) -> None:
             pass
 
 
-def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+def _unique(pairs: Sequence[tuple[str, object]]) -> Json:
     """An object of JSON. Raises ValueError for a name that stands twice: readers differ in which counts."""
     found = dict(pairs)
     if len(found) < len(pairs):

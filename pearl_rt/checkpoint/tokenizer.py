@@ -9,12 +9,12 @@ import hashlib
 import os
 from collections.abc import Collection, Iterable, Sequence
 from functools import cached_property
-from typing import Any
 
 import tokenizers
 
 from pearl_rt.checkpoint.config import model_directory, read_json
 from pearl_rt.errors import CheckpointError, ConfigError, RequestError
+from pearl_rt.types.json import Json
 
 _REPLACEMENT = "\ufffd"  # what bytes that are no UTF-8, or not yet, decode to
 _CONTEXT = 16  # tokens of the prompt that the first generated token is decoded with
@@ -191,7 +191,7 @@ class IncrementalDecoder:
         return self._tokenizer._tokenizer.decode(self._window, skip_special_tokens=False)
 
 
-def _named(settings: dict[str, Any], name: str) -> str | None:
+def _named(settings: Json, name: str) -> str | None:
     """A token that a tokenizer_config.json names, if it does."""
     token = settings.get(name)
     token = token.get("content") if isinstance(token, dict) else token

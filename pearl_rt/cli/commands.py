@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pearl_rt.checkpoint.config import Environment
 from pearl_rt.cli.flags import add_engine_flags, add_flags, open_engine, sampling_params, target_directory
@@ -262,7 +262,7 @@ def run_info(options: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
-    options: Any = parser().parse_args(argv)
+    options = parser().parse_args(argv)
     try:
         return int(options.run(options))
     except PearlError as error:

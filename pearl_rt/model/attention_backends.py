@@ -100,7 +100,7 @@ class FlashAttention:
 
     def __init__(self, cache: CacheShape, num_heads: int) -> None:
         try:
-            from flash_attn import flash_attn_with_kvcache  # type: ignore[import-not-found]
+            from flash_attn import flash_attn_with_kvcache
         except ImportError:
             raise ConfigError(
                 "attention back end 'flash-attn' is not installed: `pip install flash-attn "

@@ -75,8 +75,8 @@ def sample_seed(seed: int, index: int) -> int:
     """The seed of answer `index` of n: seed itself for the first, else 64 bits of (seed, index)."""
     if index == 0:
         return seed
-    low, high = words(seed, index, Purpose.SAMPLE, 2).tolist()
-    return low | high << 32
+    low, high = words(seed, index, Purpose.SAMPLE, 2)
+    return int(low) | int(high) << 32
 
 
 def uniform(noise: Words) -> Floats:
@@ -93,7 +93,8 @@ def _log_reduced(k: Floats, f: Floats) -> Floats:
         series = coefficient + z * series
     series = z * series
     half_square = np.float32(0.5) * f * f
-    return k * LN2_HIGH - ((half_square - (s * (half_square + series) + k * LN2_LOW)) - f)
+    result: Floats = k * LN2_HIGH - ((half_square - (s * (half_square + series) + k * LN2_LOW)) - f)
+    return result
 
 
 def _split(x: Floats) -> tuple[npt.NDArray[np.int32], Floats]:

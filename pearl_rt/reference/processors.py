@@ -47,7 +47,8 @@ def inverse_temperature(temperature: float) -> np.float32:
 def scaled(logits: Floats, inverse: np.float32) -> Floats:
     """(logits - max) * inverse: at most 0, and 0 at the argmax."""
     with np.errstate(over="ignore", under="ignore"):
-        return (logits - logits.max()) * inverse
+        found: Floats = (logits - logits.max()) * inverse
+    return found
 
 
 def total(weights: Floats) -> np.float64:
@@ -57,7 +58,7 @@ def total(weights: Floats) -> np.float64:
     partial = np.add.accumulate(padded.reshape(-1, BLOCK), axis=0)[-1]
     while len(partial) > 1:
         partial = partial[: len(partial) // 2] + partial[len(partial) // 2 :]
-    return partial[0]
+    return np.float64(partial[0])
 
 
 def nucleus(logits: Floats, weights: Floats, goal: np.float64) -> np.float32:
@@ -78,7 +79,7 @@ def nucleus(logits: Floats, weights: Floats, goal: np.float64) -> np.float32:
         place = enough[0] if len(enough) else np.flatnonzero(mass[::-1] > 0)[-1]
         above = reached[place]
         among = among[digit == (1 << width) - 1 - place]
-    return logits[among[0]]
+    return np.float32(logits[among[0]])
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,13 @@ that near it windows are shorter. `decode` runs the rule over plain functions: t
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 PLACEHOLDER_TOKEN_ID = -1
 
-LogitsFn = Callable[[Sequence[int]], Any]  # prefix -> one row of logits, of whatever type the judge reads
+Row = TypeVar("Row")  # of logits, of whatever type the judge reads
+Row_contra = TypeVar("Row_contra", contravariant=True)
+LogitsFn = Callable[[Sequence[int]], Row]  # prefix -> the row behind it
 
 
 @dataclass(frozen=True)
@@ -76,17 +78,17 @@ class RoundResult:
     finish_reason: str
 
 
-class Judge(Protocol):
+class Judge(Protocol[Row_contra]):
     """Sampling and judging, with the randomness inside. A prefix is all tokens before a position, which is
     its length."""
 
-    def draft_token(self, logits: Any, prefix: Sequence[int]) -> int:
+    def draft_token(self, logits: Row_contra, prefix: Sequence[int]) -> int:
         """The draft's token after a prefix, from its logits."""
 
     def verdict(
         self,
-        target_logits: Sequence[Any],
-        draft_logits: Sequence[Any],
+        target_logits: Sequence[Row_contra],
+        draft_logits: Sequence[Row_contra],
         draft_token_ids: Sequence[int],
         prefix: Sequence[int],
     ) -> Verdict:
@@ -125,13 +127,13 @@ def cut(token_ids: Sequence[int], start: int, limits: Limits) -> tuple[int, str]
 
 
 def decode(
-    target_fn: LogitsFn,
-    draft_fn: LogitsFn | None,
+    target_fn: LogitsFn[Row],
+    draft_fn: LogitsFn[Row] | None,
     prompt: Sequence[int],
     strategy: str,
     gamma: int,
     limits: Limits,
-    judge: Judge,
+    judge: Judge[Row],
 ) -> list[RoundResult]:
     """A whole generation, round by round. draft_fn may be None for "ar". prompt: at least one token, shorter
     than max_total_len. Raises ValueError where a judge finds logits that cannot be used."""
@@ -139,10 +141,10 @@ def decode(
         raise ValueError(f"a prompt of {len(prompt)} tokens leaves nothing below {limits.max_total_len}")
     tokens = list(prompt)
     pending: list[int] = []
-    pending_logits: list[Any] = []
+    pending_logits: list[Row] = []
     rounds: list[RoundResult] = []
 
-    def run(candidates: list[int], candidate_logits: list[Any], todo: RoundPlan) -> Verdict:
+    def run(candidates: list[int], candidate_logits: list[Row], todo: RoundPlan) -> Verdict:
         judged = candidates[: todo.num_draft_tokens]
         rows = [target_fn(tokens + judged[:row]) for row in range(todo.num_rows)]
         verdict = judge.verdict(rows, candidate_logits[: len(judged)], judged, tokens)

@@ -30,7 +30,8 @@ News = tuple[int, StreamChunk | RequestOutput | Exception]  # what became of one
 class QueueLock(Protocol):
     """Who may use the slots: the part of pearl_rt.scheduling.engine_lock.EngineLock that a queue needs."""
 
-    is_home: bool
+    @property
+    def is_home(self) -> bool: ...
 
     def check_process(self) -> None:
         """Raises in the child of a fork."""

@@ -8,7 +8,6 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from typing import Any
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -16,6 +15,7 @@ from starlette.types import Receive, Scope, Send
 from pearl_rt.scheduling.handle import RequestHandle
 from pearl_rt.serve.faults import described
 from pearl_rt.serve.shapes import Shape
+from pearl_rt.types.json import Json
 from pearl_rt.types.outputs import RequestOutput, StreamChunk
 
 
@@ -108,7 +108,7 @@ class EventStream(Response):
             with suppress(OSError):
                 await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
-    async def _events(self) -> AsyncGenerator[dict[str, Any], None]:
+    async def _events(self) -> AsyncGenerator[Json, None]:
         blank = {"usage": None} if self._has_usage else {}
         for index in range(len(self._handles)):
             opening = self._shape.opening(index)
@@ -127,5 +127,5 @@ class EventStream(Response):
             yield self._shape.closing(outputs, self._num_answers)
 
 
-def _event(content: dict[str, Any]) -> bytes:
+def _event(content: Json) -> bytes:
     return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"

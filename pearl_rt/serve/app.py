@@ -6,7 +6,6 @@ Knows HTTP by Starlette; what an answer looks like is the shapes', and who may a
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -103,7 +102,7 @@ class Service:
         text = await run_in_threadpool(lambda: prometheus_text(self._engine.stats(), self._settings.model))
         return Response(text, media_type=CONTENT_TYPE)
 
-    async def _read(self, request: Request, read: Callable[[Any], CompletionRequest]) -> CompletionRequest:
+    async def _read(self, request: Request, read: Callable[[object], CompletionRequest]) -> CompletionRequest:
         asked = read(await json_body(request, self._settings.max_body))
         self._check_model(asked.model)
         if (count := asked.params.n * max(len(asked.prompts), 1)) > MAX_ANSWERS:
@@ -121,11 +120,11 @@ class Service:
         template = self._settings.template
         if template is None:
             raise HttpError(400, "this model has no chat template: use /v1/completions", "no_chat_template")
-        text = template.render(asked.messages, **dict(asked.template_variables))
+        text = template.render(asked.messages, **asked.template_variables)
         return self._tokenizer.encode(text, add_special_tokens=False)
 
     async def _answer(
-        self, request: Request, asked: CompletionRequest, prompts: list[Any], shape: Shape
+        self, request: Request, asked: CompletionRequest, prompts: list[list[int]], shape: Shape
     ) -> Response:
         for prompt in prompts:  # before anyone looks at a million ids, n times
             check_prompt_length(len(prompt), self._engine.max_model_len)
@@ -137,7 +136,7 @@ class Service:
             outputs = await outputs_of(handles)
         return JSONResponse(shape.whole(outputs, num_answers))
 
-    def _submit(self, prompts: list[Any], asked: CompletionRequest) -> list[RequestHandle]:
+    def _submit(self, prompts: list[list[int]], asked: CompletionRequest) -> list[RequestHandle]:
         """All answers, or none."""
         handles: list[RequestHandle] = []
         try:

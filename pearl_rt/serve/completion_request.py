@@ -4,11 +4,11 @@ Every sampling parameter is a field of the body, which SamplingParams checks. So
 OpenAI's own. A field that would change the answer and is not supported is refused, by name.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 from pearl_rt.errors import RequestError
 from pearl_rt.serve.fields import FieldError, Fields
+from pearl_rt.types.json import Json
 from pearl_rt.types.sampling_params import SamplingParams
 from pearl_rt.types.values import parameters
 
@@ -40,10 +40,9 @@ class CompletionRequest:
     params: SamplingParams
     is_streamed: bool
     has_usage: bool  # a stream ends with a chunk of usage
-    prompts: tuple[Any, ...] = ()  # texts, or lists of ids
-    messages: tuple[dict[str, Any], ...] = ()
-    tools: tuple[Any, ...] = ()
-    template_variables: tuple[tuple[str, Any], ...] = ()
+    prompts: tuple[str | list[int], ...] = ()
+    messages: tuple[Json, ...] = ()
+    template_variables: Json = field(default_factory=dict)
 
     @property
     def num_logprobs(self) -> int | None:
@@ -51,7 +50,7 @@ class CompletionRequest:
         return self.params.logprobs
 
 
-def read_completion(body: Any) -> CompletionRequest:
+def read_completion(body: object) -> CompletionRequest:
     """Of /v1/completions. Raises FieldError or RequestError for what cannot be answered."""
     fields = Fields(body)
     prompt = fields.any("prompt")
@@ -63,7 +62,7 @@ def read_completion(body: Any) -> CompletionRequest:
     return _request(fields, max_tokens, logprobs, prompts=_prompts(prompt))
 
 
-def read_chat(body: Any) -> CompletionRequest:
+def read_chat(body: object) -> CompletionRequest:
     """Of /v1/chat/completions. Raises FieldError or RequestError for what cannot be answered."""
     fields = Fields(body)
     max_tokens = fields.integer("max_completion_tokens", fields.integer("max_tokens"))
@@ -90,18 +89,26 @@ def read_chat(body: Any) -> CompletionRequest:
         max_tokens,
         logprobs,
         messages=tuple(_message(place, message) for place, message in enumerate(messages)),
-        template_variables=tuple(variables.items()),
+        template_variables=variables,
     )
 
 
-def _request(fields: Fields, max_tokens: int | None, logprobs: int | None, **asked: Any) -> CompletionRequest:
+def _request(
+    fields: Fields,
+    max_tokens: int | None,
+    logprobs: int | None,
+    *,
+    prompts: tuple[str | list[int], ...] = (),
+    messages: tuple[Json, ...] = (),
+    template_variables: Json | None = None,
+) -> CompletionRequest:
     """What both have in common."""
     model = fields.text("model") or ""
     is_streamed = fields.boolean("stream")
-    stream_options = fields.object("stream_options")
+    stream_options = fields.inside("stream_options")
     has_usage = stream_options.boolean("include_usage")
     stream_options.end(frozenset({"include_obfuscation"}))
-    form = fields.object("response_format")
+    form = fields.inside("response_format")
     if form.any("type", "text") != "text":
         raise FieldError("response_format", "response_format is not supported: answers are free text")
     given = {row.name: fields.any(row.name) for row in parameters(SamplingParams)}
@@ -111,10 +118,12 @@ def _request(fields: Fields, max_tokens: int | None, logprobs: int | None, **ask
     given["logit_bias"] = _logit_bias(given.get("logit_bias", {}))
     params = SamplingParams(**DEFAULTS | given)
     fields.end(IGNORED)
-    return CompletionRequest(model, params, is_streamed, has_usage, **asked)
+    return CompletionRequest(
+        model, params, is_streamed, has_usage, prompts, messages, template_variables or {}
+    )
 
 
-def _check_stops(stop: Any, stop_token_ids: Any) -> None:
+def _check_stops(stop: object, stop_token_ids: object) -> None:
     """Bounds; what they are is SamplingParams' to check."""
     texts = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
     if len(texts) > MAX_STOPS or any(isinstance(text, str) and len(text) > MAX_STOP_LENGTH for text in texts):
@@ -123,7 +132,7 @@ def _check_stops(stop: Any, stop_token_ids: Any) -> None:
         raise FieldError("stop_token_ids", f"stop_token_ids takes {MAX_STOP_IDS} ids at most")
 
 
-def _prompts(prompt: Any) -> tuple[Any, ...]:
+def _prompts(prompt: object) -> tuple[str | list[int], ...]:
     """A text, an array of texts, an array of ids, or an array of those."""
     if isinstance(prompt, str):
         return (prompt,)
@@ -137,7 +146,7 @@ def _prompts(prompt: Any) -> tuple[Any, ...]:
     return prompts
 
 
-def _message(place: int, message: Any) -> dict[str, Any]:
+def _message(place: int, message: object) -> Json:
     """One message, its parts of text joined by line ends."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise FieldError(f"messages[{place}]", f"messages[{place}] must be an object with a role")
@@ -154,7 +163,7 @@ def _message(place: int, message: Any) -> dict[str, Any]:
     return {**message, "content": content}
 
 
-def _logit_bias(bias: Any) -> dict[int, Any]:
+def _logit_bias(bias: object) -> dict[int, float]:
     """JSON has no integer keys."""
     if not isinstance(bias, dict):
         raise FieldError("logit_bias", "logit_bias must be an object from token ids to numbers")

@@ -3,9 +3,11 @@
 Knows JSON types; not what any field means.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 from pearl_rt.errors import RequestError
+
+Kind = TypeVar("Kind")
 
 
 class FieldError(RequestError):
@@ -19,36 +21,35 @@ class FieldError(RequestError):
 class Fields:
     """A body. What null stands for is that the field is not there."""
 
-    def __init__(self, body: Any) -> None:
+    def __init__(self, body: object) -> None:
         if not isinstance(body, dict):
             raise FieldError(None, f"the body must be a JSON object, got {_kind(body)}")
         self._body = {name: value for name, value in body.items() if value is not None}
         self._read: set[str] = set()
 
-    def any(self, name: str, default: Any = None) -> Any:
-        """Any value."""
+    def any(self, name: str, default: object = None) -> Any:
+        """Any value: whoever takes it checks it."""
         self._read.add(name)
         return self._body.get(name, default)
 
-    def boolean(self, name: str, default: bool = False) -> bool:
-        """true or false."""
-        return bool(self._typed(name, default, bool, "true or false"))
+    def boolean(self, name: str) -> bool:
+        """true or false; false if it is not there."""
+        return self._typed(name, bool, "true or false") or False
 
-    def text(self, name: str, default: str | None = None) -> str | None:
+    def text(self, name: str) -> str | None:
         """A string."""
-        found = self._typed(name, default, str, "a string")
-        return None if found is None else str(found)
+        return self._typed(name, str, "a string")
 
     def integer(self, name: str, default: int | None = None) -> int | None:
         """An integer; not a boolean, and no float."""
-        found = self._typed(name, default, int, "an integer")
-        return None if found is None else int(found)
+        found = self._typed(name, int, "an integer")
+        return default if found is None else found
 
-    def object(self, name: str) -> "Fields":
+    def inside(self, name: str) -> "Fields":
         """An object; empty if it is not there."""
-        return Fields(self._typed(name, {}, dict, "an object"))
+        return Fields(self._typed(name, dict, "an object") or {})
 
-    def unsupported(self, name: str, neutral: Any, why: str) -> None:
+    def unsupported(self, name: str, neutral: object, why: str) -> None:
         """Refuses a field unless it has the value that changes nothing."""
         found = self.any(name)
         if found not in (None, neutral):
@@ -60,15 +61,16 @@ class Fields:
         if unknown:
             raise FieldError(unknown[0], f"{unknown[0]} is not a field that this server knows: leave it out")
 
-    def _typed(self, name: str, default: Any, kind: type, expected: str) -> Any:
-        found = self.any(name, default)
-        is_boolean = isinstance(found, bool) and kind is not bool
-        if found is not default and (is_boolean or not isinstance(found, kind)):
+    def _typed(self, name: str, kind: type[Kind], expected: str) -> Kind | None:
+        found: object = self.any(name)
+        if found is None:
+            return None
+        if not isinstance(found, kind) or (isinstance(found, bool) and kind is not bool):
             raise FieldError(name, f"{name} must be {expected}, got {_kind(found)}")
         return found
 
 
-def _kind(value: Any) -> str:
+def _kind(value: object) -> str:
     """A value as JSON calls it, short."""
     kinds = {dict: "an object", list: "an array", str: "a string", type(None): "null"}
     return kinds.get(type(value), repr(value))

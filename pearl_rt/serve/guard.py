@@ -7,7 +7,6 @@ import asyncio
 import hmac
 import json
 from collections.abc import Iterable
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -54,7 +53,7 @@ class Guard:
             )
 
 
-async def json_body(request: Request, max_bytes: int) -> Any:
+async def json_body(request: Request, max_bytes: int) -> object:
     """The JSON in a body. Raises HttpError for what is too large, too slow, of another type, or no JSON."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise HttpError(415, "the body must be JSON: send Content-Type: application/json")
@@ -72,9 +71,10 @@ async def json_body(request: Request, max_bytes: int) -> Any:
     except TimeoutError:
         raise HttpError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
     try:
-        return json.loads(bytes(body))
+        content: object = json.loads(bytes(body))
     except (ValueError, RecursionError) as error:
         raise HttpError(400, f"the body is not valid JSON: {error}") from None
+    return content
 
 
 def _host_name(host: str) -> str:

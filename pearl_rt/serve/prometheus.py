@@ -4,11 +4,12 @@ Knows the dictionary of Engine.stats(). Nothing is counted here: a scrape reads 
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from pearl_rt.types.json import Json
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 PREFIX = "pearl_rt"
@@ -27,7 +28,7 @@ SECONDS = {  # of totals["seconds"]
 }
 
 
-def prometheus_text(stats: Mapping[str, Any], model: str = "") -> bytes:
+def prometheus_text(stats: Json, model: str = "") -> bytes:
     """One scrape of Engine.stats(). `model` labels every series, if it is not empty."""
     registry = CollectorRegistry(auto_describe=False)
     registry.register(_Stats(stats, {"model": model} if model else {}))
@@ -37,7 +38,7 @@ def prometheus_text(stats: Mapping[str, Any], model: str = "") -> bytes:
 class _Stats(Collector):
     """A collector of one reading."""
 
-    def __init__(self, stats: Mapping[str, Any], labels: Mapping[str, str]) -> None:
+    def __init__(self, stats: Json, labels: Mapping[str, str]) -> None:
         self._stats = stats
         self._labels = dict(labels)
 
@@ -81,7 +82,7 @@ class _Stats(Collector):
         ):
             yield self._histogram(f"{PREFIX}_{name}_seconds", text, totals[name])
 
-    def _histogram(self, name: str, text: str, told: Mapping[str, Any]) -> HistogramMetricFamily:
+    def _histogram(self, name: str, text: str, told: Json) -> HistogramMetricFamily:
         family = HistogramMetricFamily(name, text, labels=list(self._labels))
         buckets, seen = [], 0
         for bound, count in zip([*told["bounds"], "+Inf"], told["counts"], strict=True):

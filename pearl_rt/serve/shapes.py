@@ -7,12 +7,11 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.types.json import Json
 from pearl_rt.types.outputs import RequestOutput, StreamChunk, TokenLogprobs
-
-Json = dict[str, Any]
 
 
 def usage(outputs: Sequence[RequestOutput], num_answers: int) -> Json:

@@ -6,10 +6,10 @@ the arithmetic is the planner's. Knows nothing of lanes, and of requests only th
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
 
 from pearl_rt.strategy.planner import Acceptance, Plan, StepTimes, plan, plans
 from pearl_rt.strategy.program_choice import ProgramChoice
+from pearl_rt.types.json import Json
 from pearl_rt.types.metrics import RequestMetrics
 
 MIN_TOKENS_TO_LEARN = 16  # shorter answers time little but noise
@@ -78,7 +78,7 @@ class Chooser:
         known = self._slowdowns.get((strategy, placement), 1.0)
         self._slowdowns[strategy, placement] = known + LEARNING_RATE * (slowdown - known)
 
-    def described(self, candidates: ProgramChoice) -> dict[str, Any]:
+    def described(self, candidates: ProgramChoice) -> Json:
         """What ran last, what would run next, and every figure behind it. Times are in seconds."""
         expected = self._plans(candidates, self._last[1] if self._last else "greedy")
         return {
@@ -119,5 +119,5 @@ def _rungs(most: int) -> list[int]:
     return [rung for rung in found if rung <= most]
 
 
-def _plan_dict(chosen: Plan) -> dict[str, Any]:
+def _plan_dict(chosen: Plan) -> Json:
     return {**asdict(chosen), "tokens_per_second": chosen.tokens_per_second}

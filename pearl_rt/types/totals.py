@@ -7,8 +7,8 @@ readings.
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
+from pearl_rt.types.json import Json
 from pearl_rt.types.outputs import RequestOutput
 
 SECONDS = (
@@ -44,7 +44,7 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.sum += value
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> Json:
         """bounds [n], counts [n + 1] and sum."""
         return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": self.sum}
 
@@ -88,7 +88,7 @@ class Totals:
                 decode=decoding, draft_busy=m.draft_busy * decoding, target_busy=m.target_busy * decoding
             )
 
-    def described(self) -> dict[str, Any]:
+    def described(self) -> Json:
         """Counts, and times in seconds; `ttft` and `tpot` are histograms."""
         names = ("prompt_tokens", "generated_tokens", "rounds", "judged", "accepted")
         spent = ("queue", "decode", "draft_busy", "target_busy")

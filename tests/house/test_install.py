@@ -66,7 +66,7 @@ def test_wheel_of_the_sdist_writes_text_elsewhere(sdist: Path, tmp_path: Path) -
     run([*build, sdist], tmp_path, timeout=800)
     [wheel] = tmp_path.glob("pearl_rt-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert {"pearl_rt/kernels/__init__.py", "pearl_rt/py.typed"} <= set(names)
+    assert {"pearl_rt/kernels/__init__.py", "pearl_rt/py.typed", "pearl_rt/_C.pyi"} <= set(names)
     assert not [name for name in names if not name.startswith(("pearl_rt/", "pearl_rt-"))]
     modules = [name.partition(".")[0] for name in names if name.endswith(".so")]
     assert modules == ["pearl_rt/_C"]  # _testing is of the checkout

@@ -1,0 +1,462 @@
+# Written by `make stubs`.
+"""
+Native half of pearl_rt: the CPU executor, lanes and the coordinator. Links neither torch nor CUDA.
+"""
+
+from __future__ import annotations
+import collections.abc
+import numpy
+import numpy.typing
+import typing
+
+__all__: list[str] = [
+    "Coordinator",
+    "CoreSet",
+    "CpuLane",
+    "CudaDeviceInfo",
+    "CudaDriver",
+    "CudaIssuer",
+    "CudaLane",
+    "Device",
+    "DeviceArrays",
+    "Executor",
+    "Lane",
+    "LlamaExecutor",
+    "LlamaWeights",
+    "Request",
+    "RoundResult",
+    "Turn",
+    "available_bytes",
+    "available_isas",
+    "detect_isa",
+    "measure_bandwidth",
+    "never_destroy",
+]
+
+class Turn:
+    """
+    The lock of an engine: see pearl_rt.scheduling.engine_lock.
+    """
+    def __enter__(self) -> None:
+        """
+        One caller takes it; while another has it, _taken() raises.
+        """
+    def __exit__(self, *args: object) -> None: ...
+    def __init__(self) -> None: ...
+    def end_for_queue(self) -> None:
+        """
+        Nothing if the queue has it not.
+        """
+    def take_for_queue(self) -> None:
+        """
+        The queue takes it; nothing happens if it has it.
+        """
+    @property
+    def is_home(self) -> bool:
+        """
+        Whether this is the process that made it, and no fork.
+        """
+
+class Executor:
+    """
+    A model and its KV cache, behind one call.
+    """
+    def forward(
+        self, slot: int, token_ids: collections.abc.Sequence[int], start: int, num_logits: int
+    ) -> numpy.typing.NDArray[numpy.float32]: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def max_model_len(self) -> int: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def num_slots(self) -> int: ...
+    @property
+    def vocab_size(self) -> int: ...
+
+class Device:
+    """
+    A set of cores and its one persistent thread, pinned to the first of them (none: not pinned).
+    """
+    def __init__(self, cpus: collections.abc.Sequence[int] = [], spin_us: int = 2000) -> None: ...
+    @property
+    def cpus(self) -> list[int]: ...
+
+class Lane:
+    """
+    A queue of ops on some device.
+    """
+    @property
+    def name(self) -> str: ...
+
+class CpuLane(Lane):
+    """
+    A lane on CPU cores.
+    """
+    def __init__(self, name: str, executor: Executor, device: Device) -> None:
+        """
+        Lanes that share a device take turns on its thread.
+        """
+
+class RoundResult:
+    """
+    What one round committed for one sequence.
+    """
+    @property
+    def accept_len(self) -> int: ...
+    @property
+    def error(self) -> str: ...
+    @property
+    def finish_reason(self) -> str: ...
+    @property
+    def logprobs(self) -> list[list[tuple[int, float, int]]] | None:
+        """
+        For each token its own and the k likeliest, as (id, logprob, rank); None unless asked for.
+        """
+    @property
+    def num_judged(self) -> int: ...
+    @property
+    def pending_before(self) -> int: ...
+    @property
+    def request_id(self) -> int: ...
+    @property
+    def round(self) -> int: ...
+    @property
+    def slot(self) -> int: ...
+    @property
+    def t_ns(self) -> int: ...
+    @property
+    def token_ids(self) -> list[int]: ...
+
+class Request:
+    """
+    One sequence to generate.
+    """
+    def __init__(
+        self,
+        prompt_ids: collections.abc.Sequence[int],
+        *,
+        gamma: int = 0,
+        temperature: float = 0.0,
+        seed: int = 0,
+        max_tokens: int = 128,
+        eos_ids: collections.abc.Sequence[int] = [],
+        stop_ids: collections.abc.Sequence[int] = [],
+        ignore_eos: bool = False,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        logit_bias: collections.abc.Sequence[tuple[int, float]] = [],
+        min_tokens: int = 0,
+        num_logprobs: int = -1,
+        adapts: bool = False,
+    ) -> None: ...
+
+class Coordinator:
+    """
+    Runs a program over a target's lane and a draft's, natively.
+    """
+    def __init__(
+        self,
+        lanes: collections.abc.Sequence[Lane],
+        *,
+        num_slots: int = 1,
+        gamma_max: int = 8,
+        capacity: int,
+        vocab_size: int,
+        draft_vocab_size: int | None = None,
+        ring_capacity: int = 1024,
+        num_blocks: int | None = None,
+        block_size: int | None = None,
+    ) -> None:
+        """
+        lanes: the target's, and the draft's if there is one; each is one coordinator's at a time.
+        num_blocks: KV blocks of all sequences together; None: every slot has its own. block_size: the
+        lanes' own, or None.
+        """
+    def cancel(self, id: int) -> bool:
+        """
+        Ends a request within a round -> True if it had no slot yet, and nothing follows. Any thread.
+        """
+    def has_place(self, request: Request) -> bool:
+        """
+        Whether a request would get its KV blocks now, behind those that wait, and the run that goes on, if one
+        does, was made for it. Any thread.
+        """
+    def next(self, timeout_ms: int = -1, min_results: int = 1) -> list[RoundResult] | None:
+        """
+        Waits for min_results (or the end, or the time) -> what there is; None once all was handed out.
+        Raises the run's error once, after the results before it.
+        """
+    def set_windows(self, windows: collections.abc.Sequence[int]) -> None:
+        """
+        Other windows from the next round on. Any thread.
+        """
+    def start(
+        self,
+        program: object,
+        requests: collections.abc.Sequence[Request],
+        judge: str = "rejection",
+        windows: collections.abc.Sequence[int] = [],
+        *,
+        is_ordered: bool = True,
+    ) -> list[int]:
+        """
+        Request i runs in slot i. Returns at once, with the ids of the requests; RequestError if one cannot be
+        run, or another run goes on. windows: [num_slots + 1] the longest window while so many slots are busy;
+        none: each request's own gamma. Lanes on host cores take them.
+        is_ordered: False for tests of programs whose lanes race; what these do is not defined.
+        """
+    def stop(self) -> None:
+        """
+        Ends the run within a round. What was verified before can still be had from next().
+        """
+    def submit(self, request: Request) -> int | None:
+        """
+        One more request for the run that goes on -> its id, or None if there is no run. Any thread.
+        """
+    def take_waiting(self) -> list[int]:
+        """
+        Ids of requests that never got a slot, once the run has ended.
+        """
+    def trace(self) -> list[tuple[str, str, int, int, int]]:
+        """
+        Rows (lane, op, round, begin_ns, end_ns) of the last request.
+        """
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def num_free_blocks(self) -> int:
+        """
+        KV blocks that no slot holds; all of them while no run goes on. Any thread.
+        """
+    @property
+    def running(self) -> bool: ...
+
+class CoreSet:
+    def __init__(self, cpus: collections.abc.Sequence[int]) -> None: ...
+    def __len__(self) -> int: ...
+    def pin_calling_thread(self) -> None: ...
+    @property
+    def cpus(self) -> list[int]: ...
+
+class LlamaWeights:
+    def __init__(
+        self,
+        config: dict[str, object],
+        tensors: collections.abc.Mapping[
+            str,
+            tuple[object, str, collections.abc.Sequence[int]]
+            | tuple[int, str, int, str, collections.abc.Sequence[int]],
+        ],
+        dtype: str,
+        isa: str | None = None,
+        progress: collections.abc.Callable[[int, int], None] | None = None,
+    ) -> None:
+        """
+        tensors: name -> (memory, dtype, shape), or (descriptor, path, offset, dtype, shape) of an open file;
+        memory: its bytes, row-major, with the buffer protocol.
+        """
+    @property
+    def isa(self) -> str: ...
+    @property
+    def memory_bytes(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+
+class LlamaExecutor(Executor):
+    def __init__(
+        self,
+        weights: LlamaWeights,
+        core_set: CoreSet,
+        num_slots: int,
+        max_model_len: int,
+        cos: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+        sin: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
+        num_blocks: int | None = None,
+        block_size: int | None = None,
+    ) -> None:
+        """
+        cos, sin: [max_model_len, head_dim / 2] fp32, copied.
+        num_blocks: of the KV cache; None: every slot has its own. block_size: positions of each; None: up
+        to 256.
+        """
+    def forward_batch(
+        self,
+        segments: collections.abc.Sequence[tuple[int, collections.abc.Sequence[int], int, int]],
+        block_tables: collections.abc.Sequence[collections.abc.Sequence[int]] | None = None,
+    ) -> list[numpy.typing.NDArray[numpy.float32]]:
+        """
+        [(slot, token_ids, start, num_logits)] -> [logits [num_logits, vocab_size]]
+        block_tables: the KV blocks of each segment in order; None: of its slot.
+        """
+    def time_linears(self, rows: int, repeats: int) -> float:
+        """
+        Seconds of the linear layers of one step, best of repeats
+        """
+    @property
+    def cache_bytes(self) -> int: ...
+    @property
+    def weight_bytes(self) -> int: ...
+
+class CudaDeviceInfo:
+    """
+    One GPU.
+    """
+    @property
+    def compute_capability(self) -> tuple[int, int]:
+        """
+        (major, minor)
+        """
+    @property
+    def name(self) -> str: ...
+
+class CudaDriver:
+    """
+    libcuda, opened. ResourceError says what is missing: the library, a newer one, or devices.
+    """
+    def __init__(self, library: str = "libcuda.so.1") -> None: ...
+    def device(self, ordinal: int) -> CudaDeviceInfo: ...
+    @property
+    def num_devices(self) -> int: ...
+    @property
+    def version(self) -> int:
+        """
+        13000 for CUDA 13.0
+        """
+
+class CudaIssuer:
+    """
+    The thread that launches work ahead for the CUDA lanes of a coordinator.
+    """
+    def __init__(self, driver: CudaDriver, spin_us: int = 50) -> None: ...
+    @property
+    def form(self) -> str:
+        """
+        'events': a launch for each op; 'graph': one for each round, where none of it is on the host.
+        """
+    @form.setter
+    def form(self, arg1: str) -> None: ...
+    @property
+    def host_ns_per_round(self) -> float:
+        """
+        What the last run cost this thread for each round, its prompt included; not idle looks.
+        """
+    @property
+    def rounds_ahead(self) -> int:
+        """
+        Rounds queued past the last verdict read: 1 to half of the verdict ring.
+        """
+    @rounds_ahead.setter
+    def rounds_ahead(self, arg1: int) -> None: ...
+    @property
+    def timed(self) -> bool:
+        """
+        Whether trace() has rows: ops are then timed on the device.
+        """
+    @timed.setter
+    def timed(self, arg1: bool) -> None: ...
+
+class DeviceArrays:
+    """
+    The arrays of pearl_rt/state.py and a lane's `chunk` [B, 2], by address.
+    """
+    @staticmethod
+    def staging_bytes(
+        *,
+        num_slots: int,
+        gamma_max: int,
+        capacity: int,
+        draft_vocab_size: int,
+        num_stop_ids: int,
+        prefill_chunk: int,
+        num_biased: int = 0,
+        max_logprobs: int = -1,
+        block_size: int,
+        host_logits: bool = False,
+    ) -> int:
+        """
+        Bytes of staging. host_logits: beside a draft on the CPU that samples, judged by 'rejection'.
+        """
+    def __init__(
+        self,
+        addresses: collections.abc.Mapping[str, int],
+        *,
+        num_slots: int,
+        gamma_max: int,
+        capacity: int,
+        vocab_size: int,
+        draft_vocab_size: int,
+        num_stop_ids: int,
+        ring_size: int,
+        prefill_chunk: int,
+        num_biased: int = 0,
+        max_logprobs: int = -1,
+        block_size: int,
+        num_blocks: int,
+        staging: object,
+        owner: object = None,
+    ) -> None:
+        """
+        addresses: name -> data_ptr(); ring in pinned host memory; with num_biased, the ids of logit_bias that
+        there is room for, those of device/logits_processors.py too; with max_logprobs, the likeliest tokens told with each,
+        those of device/logprob_ring.py. block_size, num_blocks: of this lane's KV cache. staging: pinned host memory of
+        this lane alone, with the buffer protocol.
+        owner: kept alive with these, the tensors for example.
+        """
+
+class CudaLane(Lane):
+    """
+    A lane on a GPU: a stream and its captured steps.
+    """
+    def __init__(
+        self, name: str, issuer: CudaIssuer, ordinal: int, stream: int, arrays: DeviceArrays
+    ) -> None:
+        """
+        stream: an integer, for this lane alone; not the default one.
+        """
+    def add_step(
+        self,
+        op: str,
+        *,
+        gamma: int = -1,
+        judge: str = "",
+        keep_logits: bool | None = None,
+        slot: int = -1,
+        shaped: bool = False,
+        told: bool = False,
+        graph: int,
+        exec: int,
+        owner: object = None,
+    ) -> None:
+        """
+        A captured step: prefill chunk; prefill logits (gamma, slot); score, score window (gamma); first,
+        verify (gamma, judge, shaped, told); draft (gamma, judge, keep_logits, shaped). owner: kept alive with it, the graph.
+        """
+
+def available_bytes(meminfo: str = "/proc/meminfo", group: str = "/sys/fs/cgroup") -> int | None:
+    """
+    Memory that can still be had without swapping; None: unknown. Tests bring files of their own.
+    """
+
+def available_isas() -> list[str]:
+    """
+    Instruction sets that run here, fastest first
+    """
+
+def detect_isa() -> str: ...
+def measure_bandwidth(core_set: CoreSet, bytes: int, seconds: float) -> float:
+    """
+    Bytes per second that the cores read from a buffer of that size
+    """
+
+def never_destroy(object: object) -> None:
+    """
+    Keeps an object until the process is gone, the interpreter's own end included.
+    """
