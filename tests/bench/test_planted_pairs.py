@@ -17,7 +17,7 @@ from bench.model_pairs.shapes import SHAPES, shape_named
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.errors import ConfigError, RequestError
-from recipes.train.llama import LlamaForCausalLM
+from recipes.train.model.llama import LlamaForCausalLM
 
 # name -> millions of parameters as published (with an untied head where the published one is tied)
 PUBLISHED = {"68m": 68.0, "88m": 88.1, "1.1b": 1100.0, "7b": 6738.4, "8b": 8030.3, "13b": 13015.9}
