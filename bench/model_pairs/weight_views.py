@@ -46,8 +46,8 @@ def weight_views(config: ModelConfig, weights: Any) -> dict[str, torch.Tensor]:
 
 
 def torch_model(config: ModelConfig, views: dict[str, torch.Tensor]) -> torch.nn.Module:
-    """The model in plain torch (recipes.train.llama) over that memory."""
-    from recipes.train.llama import LlamaForCausalLM
+    """The model in plain torch (recipes.train.model.llama) over that memory."""
+    from recipes.train.model.llama import LlamaForCausalLM
 
     with torch.device("meta"):
         model = LlamaForCausalLM(config)

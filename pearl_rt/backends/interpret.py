@@ -9,7 +9,6 @@ from typing import Any
 
 from pearl_rt.backends.base import Backend
 from pearl_rt.backends.cuda_lanes import CudaLanes, CudaOptions
-from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.device.host_gpu import HostGpu
 from pearl_rt.device.kv_pool import KvPool

@@ -14,22 +14,22 @@ from typing import Any
 
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import PearlError
-from recipes.train.bpe import save_tokenizer, train_tokenizer
 from recipes.train.card import acceptance_table, plot_curves, read_card, readme, thinned, write_card
-from recipes.train.corpus import STDLIB, read_corpus
+from recipes.train.data.bpe import save_tokenizer, train_tokenizer
+from recipes.train.data.corpus import STDLIB, read_corpus
+from recipes.train.data.heldout import held_out_prompts, write_prompts
+from recipes.train.data.stream import PackedStream
+from recipes.train.data.tokenised_corpus import TokenisedCorpus, tokenise_corpus
 from recipes.train.distill import SOURCES, DistillSettings, distill
 from recipes.train.divergence import DIVERGENCES
 from recipes.train.evaluate import acceptance_report, text_loss
-from recipes.train.export import export
-from recipes.train.heldout import held_out_prompts, write_prompts
-from recipes.train.material import Material, read_material
+from recipes.train.model.export import export
+from recipes.train.model.prune import best_pruned
+from recipes.train.model.session import Machine
+from recipes.train.model.sizes import SIZES, draft_config, new_model, sized_config
 from recipes.train.optimizer import Schedule
 from recipes.train.pretrain import PretrainSettings, pretrain
-from recipes.train.prune import best_pruned
 from recipes.train.run import Run
-from recipes.train.session import Machine
-from recipes.train.sizes import SIZES, draft_config, new_model, sized_config
-from recipes.train.stream import PackedStream
 
 
 def _machine(arguments: argparse.Namespace) -> Machine:
@@ -42,10 +42,10 @@ def _given(kind: type, arguments: argparse.Namespace, **more: Any) -> dict[str, 
     return {name: value for name, value in told.items() if value is not None} | more
 
 
-def _material(arguments: argparse.Namespace, directory: Path) -> Material:
+def _tokenised(arguments: argparse.Namespace, directory: Path) -> TokenisedCorpus:
     config = directory / "config.json"
     eos_ids = ModelConfig.from_pretrained(directory).eos_token_ids if config.exists() else ()
-    return read_material(arguments.data, directory, eos_ids[0] if eos_ids else None)
+    return tokenise_corpus(arguments.data, directory, eos_ids[0] if eos_ids else None)
 
 
 def _finish(arguments: argparse.Namespace, name: str, run: Run) -> None:
@@ -70,20 +70,20 @@ def run_tokenizer(arguments: argparse.Namespace) -> None:
 
 
 def run_prompts(arguments: argparse.Namespace) -> None:
-    material = read_material(arguments.data, arguments.tokenizer)
-    prompts = held_out_prompts(material.tokenizer, material.corpus.held_out, arguments.count)
+    tokenised = tokenise_corpus(arguments.data, arguments.tokenizer)
+    prompts = held_out_prompts(tokenised.tokenizer, tokenised.corpus.held_out, arguments.count)
     write_prompts(arguments.out, prompts)
     print(f"{len(prompts)} prompts -> {arguments.out}")
 
 
 def run_pretrain(arguments: argparse.Namespace) -> None:
     machine = _machine(arguments)
-    material = read_material(arguments.data, arguments.tokenizer)
+    tokenised = tokenise_corpus(arguments.data, arguments.tokenizer)
     begin_with = machine.load(arguments.begin_with) if arguments.begin_with else None
     config = sized_config(
         arguments.size or "13m",
-        material.tokenizer.get_vocab_size(),
-        material.eos_id,
+        tokenised.tokenizer.get_vocab_size(),
+        tokenised.eos_id,
         arguments.max_position_embeddings,
     )
     if begin_with is not None and arguments.size is None:
@@ -92,7 +92,7 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
     settings = PretrainSettings(**_given(PretrainSettings, arguments, schedule=schedule))
     run = pretrain(
         config,
-        material,
+        tokenised,
         machine,
         settings,
         minutes=arguments.minutes,
@@ -105,7 +105,7 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
 
 def run_distill(arguments: argparse.Namespace) -> None:
     machine = _machine(arguments)
-    material = _material(arguments, arguments.target)
+    tokenised = _tokenised(arguments, arguments.target)
     target = machine.load(arguments.target)
     if arguments.draft:
         draft = machine.load(arguments.draft)
@@ -116,7 +116,7 @@ def run_distill(arguments: argparse.Namespace) -> None:
     run = distill(
         target,
         draft,
-        material,
+        tokenised,
         machine,
         settings,
         minutes=arguments.minutes,
@@ -128,16 +128,16 @@ def run_distill(arguments: argparse.Namespace) -> None:
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     machine = _machine(arguments)
-    material = _material(arguments, arguments.target)
+    tokenised = _tokenised(arguments, arguments.target)
     target = machine.load(arguments.target)
     models = {"target": target} | {Path(p).name: machine.load(Path(p)) for p in arguments.draft}
     losses, reports = {}, {}
     for name, model in models.items():
-        loss = text_loss(model, machine, material.corpus.held_out, material.held_out, material.eos_id)
+        loss = text_loss(model, machine, tokenised.corpus.held_out, tokenised.held_out, tokenised.eos_id)
         losses[name] = vars(loss) | {"parameters": sum(p.numel() for p in model.parameters())}
         print(f"{name}: {loss.nats_per_token:.3f} nats per token, {loss.bits_per_byte:.3f} bits per byte")
         if name != "target":
-            reports[name] = acceptance_report(target, model, machine, material.held_out)
+            reports[name] = acceptance_report(target, model, machine, tokenised.held_out)
     if reports:
         print(acceptance_table(reports))
     if arguments.card:
@@ -146,12 +146,12 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
 
 def run_prune(arguments: argparse.Namespace) -> None:
     machine = _machine(arguments)
-    material = _material(arguments, arguments.target)
+    tokenised = _tokenised(arguments, arguments.target)
     target = machine.load(arguments.target)
     length = min(512, target.config.max_position_embeddings)
-    rows = PackedStream(material.train, material.weights, length, seed=0).batch(0, 4).to(machine.device)
+    rows = PackedStream(tokenised.train, tokenised.weights, length, seed=0).batch(0, 4).to(machine.device)
     draft = best_pruned(target, arguments.layers, arguments.intermediate_size, machine, rows)
-    export(draft, material.tokenizer, arguments.out)
+    export(draft, tokenised.tokenizer, arguments.out)
     print(f"{sum(p.numel() for p in draft.parameters()):,} parameters -> {arguments.out}")
 
 

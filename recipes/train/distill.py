@@ -15,16 +15,16 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pearl_rt.errors import ConfigError, RequestError
+from recipes.train.data.stream import PackedStream
+from recipes.train.data.tokenised_corpus import TokenisedCorpus
 from recipes.train.divergence import DIVERGENCES
-from recipes.train.export import export
-from recipes.train.llama import LlamaForCausalLM
-from recipes.train.material import Material
+from recipes.train.model.export import export
+from recipes.train.model.llama import LlamaForCausalLM
+from recipes.train.model.sampler import sample_rows
+from recipes.train.model.session import LOGIT_ROWS, Machine, compile_layers
 from recipes.train.optimizer import Optimizers, Schedule
 from recipes.train.pretrain import BAR_FORMAT
 from recipes.train.run import Run
-from recipes.train.sampler import sample_rows
-from recipes.train.session import LOGIT_ROWS, Machine, compile_layers
-from recipes.train.stream import PackedStream
 
 SOURCES = ("text", "draft", "target")
 
@@ -98,7 +98,7 @@ def distillation_loss(
 def distill(
     target: LlamaForCausalLM,
     draft: LlamaForCausalLM,
-    material: Material,
+    tokenised: TokenisedCorpus,
     machine: Machine,
     settings: DistillSettings,
     *,
@@ -119,8 +119,8 @@ def distill(
     text_rows = max(1, settings.tokens_per_step // settings.text_length)
     sample_length = settings.prompt_length + settings.sample_length
     sample_count = max(1, settings.tokens_per_step // sample_length)
-    texts = PackedStream(material.train, material.weights, settings.text_length, settings.seed)
-    prompts = PackedStream(material.train, material.weights, settings.prompt_length, settings.seed + 1)
+    texts = PackedStream(tokenised.train, tokenised.weights, settings.text_length, settings.seed)
+    prompts = PackedStream(tokenised.train, tokenised.weights, settings.prompt_length, settings.seed + 1)
     writer = draft if settings.samples_from == "draft" else target
     bar = tqdm(total=run.budget, initial=run.seconds, unit="s", desc="distill", bar_format=BAR_FORMAT)
     with run.until_interrupted(), bar:
@@ -145,7 +145,7 @@ def distill(
             bar.set_postfix_str(f"{name} {loss.item():.3f}", refresh=False)
             bar.update(min(run.seconds, run.budget) - bar.n)
             if run.save_if_due(draft, optimizers):
-                export(draft, material.tokenizer, out)
+                export(draft, tokenised.tokenizer, out)
     run.save(draft, optimizers)
-    export(draft, material.tokenizer, out)
+    export(draft, tokenised.tokenizer, out)
     return run

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recipes.train.corpus import Document
-from recipes.train.llama import LlamaForCausalLM
-from recipes.train.sampler import sample_rows
-from recipes.train.session import LOGIT_ROWS, Machine
+from recipes.train.data.corpus import Document
+from recipes.train.model.llama import LlamaForCausalLM
+from recipes.train.model.sampler import sample_rows
+from recipes.train.model.session import LOGIT_ROWS, Machine
 
 _TEMPERATURES = (1.0, 0.8)
 _ROWS = 8  # sequences in a forward

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from recipes.train.llama import LlamaForCausalLM
+from recipes.train.model.llama import LlamaForCausalLM
 
 _MOMENTUM = 0.95
 _WEIGHT_DECAY = 0.1  # of the matrices, relative to the learning rate

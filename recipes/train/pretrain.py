@@ -12,15 +12,15 @@ from pathlib import Path
 from tqdm import tqdm
 
 from pearl_rt.checkpoint.config import ModelConfig
-from recipes.train.export import export
-from recipes.train.grow import grown
-from recipes.train.llama import LlamaForCausalLM
-from recipes.train.material import Material
+from recipes.train.data.stream import PackedStream
+from recipes.train.data.tokenised_corpus import TokenisedCorpus
+from recipes.train.model.export import export
+from recipes.train.model.grow import grown
+from recipes.train.model.llama import LlamaForCausalLM
+from recipes.train.model.session import Machine, compile_layers, cross_entropy
+from recipes.train.model.sizes import new_model
 from recipes.train.optimizer import Optimizers, Schedule
 from recipes.train.run import Run
-from recipes.train.session import Machine, compile_layers, cross_entropy
-from recipes.train.sizes import new_model
-from recipes.train.stream import PackedStream
 
 BAR_FORMAT = "{l_bar}{bar}| {elapsed}<{remaining} {postfix}"
 
@@ -45,7 +45,7 @@ class PretrainSettings:
 
 def pretrain(
     config: ModelConfig,
-    material: Material,
+    tokenised: TokenisedCorpus,
     machine: Machine,
     settings: PretrainSettings,
     *,
@@ -75,7 +75,7 @@ def pretrain(
         while not run.is_over:
             length = settings.length(run.progress, config.max_position_embeddings)
             if stream is None or stream.length != length:
-                stream = PackedStream(material.train, material.weights, length, settings.seed)
+                stream = PackedStream(tokenised.train, tokenised.weights, length, settings.seed)
                 num_rows = max(1, min(settings.micro_batch_tokens, settings.tokens_per_step) // length)
             micro_batches = max(1, round(settings.tokens_per_step / (num_rows * length)))
             row = run.tokens // length
@@ -92,7 +92,7 @@ def pretrain(
             bar.set_postfix_str(f"loss {loss:.3f}, {run.tokens / run.seconds:,.0f} tokens/s", refresh=False)
             bar.update(min(run.seconds, run.budget) - bar.n)
             if run.save_if_due(model, optimizers):
-                export(model, material.tokenizer, out)
+                export(model, tokenised.tokenizer, out)
     run.save(model, optimizers)
-    export(model, material.tokenizer, out)
+    export(model, tokenised.tokenizer, out)
     return run

@@ -12,7 +12,7 @@ from tiny_pairs import TINY, random_tensors
 from pearl_rt.checkpoint.rope_scaling import RopeScaling
 from pearl_rt.model.forward_batch import ForwardBatch
 from pearl_rt.model.llama import Llama, LlamaWeights, Sizes
-from recipes.train.llama import LlamaForCausalLM
+from recipes.train.model.llama import LlamaForCausalLM
 
 BLOCK_SIZE, MAX_LEN, NUM_SEQUENCES, POISON_PAGE = 16, 80, 5, 2147480000
 SMALL = replace(

@@ -8,8 +8,8 @@ import torch
 from tokenizers import Tokenizer
 
 from pearl_rt.checkpoint.loader import save_checkpoint
-from recipes.train.bpe import save_tokenizer
-from recipes.train.llama import LlamaForCausalLM
+from recipes.train.data.bpe import save_tokenizer
+from recipes.train.model.llama import LlamaForCausalLM
 
 
 def export(model: LlamaForCausalLM, tokenizer: Tokenizer, directory: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import ConfigError
-from recipes.train.llama import LlamaForCausalLM
+from recipes.train.model.llama import LlamaForCausalLM
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import ConfigError
-from recipes.train.llama import LlamaForCausalLM
-from recipes.train.session import Machine, cross_entropy
+from recipes.train.model.llama import LlamaForCausalLM
+from recipes.train.model.session import Machine, cross_entropy
 
 _MAX_CHOICES = 40
 

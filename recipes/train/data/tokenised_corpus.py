@@ -9,12 +9,12 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from pearl_rt.errors import RequestError
-from recipes.train.bpe import EOS, encode_documents, read_tokenizer
-from recipes.train.corpus import Corpus, read_corpus
+from recipes.train.data.bpe import EOS, encode_documents, read_tokenizer
+from recipes.train.data.corpus import Corpus, read_corpus
 
 
 @dataclass(frozen=True)
-class Material:
+class TokenisedCorpus:
     """Token arrays lie beside their documents, in the same order; each ends with `eos_id`."""
 
     tokenizer: Tokenizer
@@ -27,12 +27,8 @@ class Material:
     def weights(self) -> list[float]:
         return [d.weight for d in self.corpus.train]
 
-    @property
-    def num_train_tokens(self) -> int:
-        return sum(len(a) for a in self.train)
 
-
-def read_material(data: str, tokenizer_directory: Path, eos_id: int | None = None) -> Material:
+def tokenise_corpus(data: str, tokenizer_directory: Path, eos_id: int | None = None) -> TokenisedCorpus:
     """Reads and encodes `data`. `eos_id`: None takes the tokenizer's own <|endoftext|>."""
     tokenizer = read_tokenizer(tokenizer_directory)
     if eos_id is None:
@@ -40,7 +36,7 @@ def read_material(data: str, tokenizer_directory: Path, eos_id: int | None = Non
     if eos_id is None:
         raise RequestError(f"the tokenizer in {tokenizer_directory} has no {EOS} to end documents with")
     corpus = read_corpus(data)
-    return Material(
+    return TokenisedCorpus(
         tokenizer,
         eos_id,
         corpus,

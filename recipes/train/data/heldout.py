@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from recipes.train.corpus import Document
+from recipes.train.data.corpus import Document
 
 _DEFINITION = re.compile(r"^(?:class|def|    def|async def) ", re.MULTILINE)
 _MAX_TOKENS = 240

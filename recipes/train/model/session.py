@@ -16,7 +16,7 @@ from torch import Tensor
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors
 from pearl_rt.errors import ResourceError
-from recipes.train.llama import LlamaForCausalLM
+from recipes.train.model.llama import LlamaForCausalLM
 
 LOGIT_ROWS = 2048  # rows of logits that are held at a time: [2048, V] fp32
 

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from recipes.train.llama import KVCache, LlamaForCausalLM
-from recipes.train.session import Machine
+from recipes.train.model.llama import KVCache, LlamaForCausalLM
+from recipes.train.model.session import Machine
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import RequestError
 from pearl_rt.kernels.base.shapes import MODELS
-from recipes.train.llama import LlamaForCausalLM
+from recipes.train.model.llama import LlamaForCausalLM
 
 HEAD_DIM = 64
 # name -> hidden, intermediate, layers, heads, KV heads

@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from pearl_rt.errors import CheckpointError, RequestError
-from recipes.train.corpus import Document
+from recipes.train.data.corpus import Document
 
 EOS = "<|endoftext|>"  # id 0; ends every document
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")

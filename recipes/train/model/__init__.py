@@ -1,0 +1,1 @@
+"""The trainable model: layers, sizes, a deeper or smaller model from a trained one, samples, checkpoints."""
