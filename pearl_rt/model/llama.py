@@ -179,7 +179,7 @@ def workspace_bytes(config: ModelConfig, sizes: Sizes, *, vocab_size: int) -> in
     )
 
 
-def row_blocks(num_rows: int) -> list[slice]:
+def row_blocks(num_rows: int) -> "list[slice[int, int, None]]":
     """Rows in blocks that the linear kernel takes: it computes more than MAX_ROWS with other bits."""
     return [slice(at, min(at + MAX_ROWS, num_rows)) for at in range(0, num_rows, MAX_ROWS)]
 

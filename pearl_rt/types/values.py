@@ -201,7 +201,7 @@ def integer(name: str, value: object, error: Fault = RequestError) -> int:
         raise error(f"{name} must be an integer, got {value!r} of type {type(value).__name__}") from None
 
 
-def choice(name: str, value: Any, allowed: Sequence[str], error: Fault = RequestError) -> str:
+def choice(name: str, value: object, allowed: Sequence[str], error: Fault = RequestError) -> str:
     """`value` if it is one of `allowed`. Raises `error`, which lists them."""
     if not isinstance(value, str) or value not in allowed:
         raise error(f"{name} {value!r} is not supported: pass one of {', '.join(map(repr, allowed))}")
