@@ -128,7 +128,9 @@ class ModelPair:
         return max(sample.tpot, 1e-6)
 
     def timed_runs(self, program: Program, workload: Workload) -> list[RequestMetrics]:
-        """The program over these prompts with timestamps around every step: not for the time of a whole run."""
+        """The program over these prompts, with timestamps around every step.
+        Not for the time of a whole run.
+        """
         self.switch("timed", True)
         counted = {name: list(values) for name, values in self.host_us.items()}
         try:
