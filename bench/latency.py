@@ -37,9 +37,11 @@ from bench.harness.peers import Peers, engine_peers
 from bench.harness.run import Run, format_run
 from bench.model_pairs.model_pair import EAGER, ModelPair, cpu_dtype, open_pair
 from bench.rounds.pair_run import goal_rows, run_pair
+from bench.rounds.round_times import SKIPPED_ROUNDS
 from bench.rounds.rounds_ahead import DEPTHS, try_depths
 from bench.rounds.steps import format_steps, measure_steps
-from bench.rounds.timeline import SKIPPED_ROUNDS, draw, write_chrome_trace
+from bench.rounds.timeline import draw, write_chrome_trace
+from pearl_rt.backends.cpu import Model
 from pearl_rt.strategy.engine_options import CAPTURED_FORMS, FORMS
 from pearl_rt.types.metrics import RequestMetrics
 
@@ -302,8 +304,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             alphas = list(options.alphas or [pair.plan.spec.alpha]) if pair.plan else alphas
         else:
             print(*pair.notes, sep="\n")
-            models = zip((pair.engine.target, pair.engine.draft), pair.figures, strict=True)
-            speeds = [measure_steps(model, own, pair.cores) for model, own in models]
+            models = [m for m in (pair.engine.target, pair.engine.draft) if isinstance(m, Model)]
+            both = zip(models, pair.figures, strict=True)
+            speeds = [measure_steps(model, own, pair.cores) for model, own in both]
             print(format_steps(speeds), flush=True)
             figures["steps"] = [asdict(speed) for speed in speeds]
             menu = cpu_menu(split=len(pair.cores) > 1, pearl_shared=options.pearl_shared)

@@ -19,13 +19,13 @@ __all__: list[str] = [
     "CudaLane",
     "Device",
     "DeviceArrays",
+    "EngineLock",
     "Executor",
     "Lane",
     "LlamaExecutor",
     "LlamaWeights",
     "Request",
     "RoundResult",
-    "Turn",
     "available_bytes",
     "available_isas",
     "detect_isa",
@@ -33,7 +33,7 @@ __all__: list[str] = [
     "never_destroy",
 ]
 
-class Turn:
+class EngineLock:
     """
     The lock of an engine: see pearl_rt.scheduling.engine_lock.
     """
@@ -184,8 +184,8 @@ class Coordinator:
         """
     def has_place(self, request: Request) -> bool:
         """
-        Whether a request would get its KV blocks now, behind those that wait, and the run that goes on, if one
-        does, was made for it. Any thread.
+        Whether a request would get its KV blocks now, behind those that wait, and the run that goes
+        on, if one does, was made for it. Any thread.
         """
     def next(self, timeout_ms: int = -1, min_results: int = 1) -> list[RoundResult] | None:
         """
@@ -206,9 +206,9 @@ class Coordinator:
         is_ordered: bool = True,
     ) -> list[int]:
         """
-        Request i runs in slot i. Returns at once, with the ids of the requests; RequestError if one cannot be
-        run, or another run goes on. windows: [num_slots + 1] the longest window while so many slots are busy;
-        none: each request's own gamma. Lanes on host cores take them.
+        Request i runs in slot i. Returns at once, with the ids of the requests; RequestError if one
+        cannot be run, or another run goes on. windows: [num_slots + 1] the longest window while so
+        many slots are busy; none: each request's own gamma. Lanes on host cores take them.
         is_ordered: False for tests of programs whose lanes race; what these do is not defined.
         """
     def stop(self) -> None:
@@ -283,9 +283,8 @@ class LlamaExecutor(Executor):
         block_size: int | None = None,
     ) -> None:
         """
-        cos, sin: [max_model_len, head_dim / 2] fp32, copied.
-        num_blocks: of the KV cache; None: every slot has its own. block_size: positions of each; None: up
-        to 256.
+        cos, sin: [max_model_len, head_dim / 2] fp32, copied. num_blocks: of the KV cache; None:
+        every slot has its own. block_size: positions of each; None: up to 256.
         """
     def forward_batch(
         self,
@@ -321,6 +320,11 @@ class CudaDriver:
     """
     libcuda, opened. ResourceError says what is missing: the library, a newer one, or devices.
     """
+    @staticmethod
+    def of_host() -> CudaDriver:
+        """
+        For lanes over memory of the host, whose steps are functions.
+        """
     def __init__(self, library: str = "libcuda.so.1") -> None: ...
     def device(self, ordinal: int) -> CudaDeviceInfo: ...
     @property
@@ -431,13 +435,16 @@ class CudaLane(Lane):
         slot: int = -1,
         shaped: bool = False,
         told: bool = False,
-        graph: int,
-        exec: int,
+        graph: int = 0,
+        exec: int = 0,
         owner: object = None,
+        function: object = None,
     ) -> None:
         """
-        A captured step: prefill chunk; prefill logits (gamma, slot); score, score window (gamma); first,
+        A step: prefill chunk; prefill logits (gamma, slot); score, score window (gamma); first,
         verify (gamma, judge, shaped, told); draft (gamma, judge, keep_logits, shaped). owner: kept alive with it, the graph.
+        function: in place of a graph, called with no arguments in the issuer's thread to launch the step on the
+        lane's stream. What it raises ends the run, and next() raises it.
         """
 
 def available_bytes(meminfo: str = "/proc/meminfo", group: str = "/sys/fs/cgroup") -> int | None:

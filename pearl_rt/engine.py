@@ -16,6 +16,7 @@ from dataclasses import replace
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
+from pearl_rt.backends.base import Lanes, PackedModel
 from pearl_rt.backends.select import backend
 from pearl_rt.checkpoint.compatibility import check_tokenizer, check_vocabularies, max_length
 from pearl_rt.checkpoint.config import ModelConfig
@@ -32,12 +33,16 @@ from pearl_rt.scheduling.intake import Intake
 from pearl_rt.scheduling.job import Job
 from pearl_rt.scheduling.scheduler import Scheduler
 from pearl_rt.strategy.engine_options import EngineOptions
+from pearl_rt.types.json import Json
 from pearl_rt.types.outputs import GenerationInterrupted, RequestOutput, StreamChunk
-from pearl_rt.types.request import Request
+from pearl_rt.types.request import Prompt, Request
 from pearl_rt.types.sampling_params import SamplingParams, checked
 
 if TYPE_CHECKING:
     import torch
+
+    from pearl_rt.device.gpu import Gpu
+    from pearl_rt.lowlevel.pair import DevicePair
 
 
 class Engine:
@@ -114,11 +119,10 @@ class Engine:
         sources = [replace(source, dtype=self._backend.dtype(source)) for source in sources]
         self._backend.check_memory(sources, kv_pool, num_placements=len(self._choice.placements))
         packed = [self._backend.pack(source, self.max_model_len) for source in sources]
-        self.target, self.draft = packed[0], packed[1] if has_draft else None
+        self.target: PackedModel | None = packed[0]  # None: closed
+        self.draft = packed[1] if has_draft else None
         self._engine_lock = EngineLock()
-        self._batch = Batch(
-            self._backend, self.target, self.draft, pool=kv_pool, engine_lock=self._engine_lock
-        )
+        self._batch = Batch(self._backend, packed[0], self.draft, pool=kv_pool, engine_lock=self._engine_lock)
         self._intake = Intake(
             self._engine_lock,
             config=target_config,
@@ -159,13 +163,13 @@ class Engine:
         return self._tokenizer
 
     @property
-    def lanes(self) -> Mapping[str, Any]:
+    def lanes(self) -> Mapping[str, Lanes]:
         """The lanes of each placement that was used, for those who measure them."""
         return self._batch.lanes
 
     def generate(
         self,
-        prompts: Any,
+        prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | None = None,
         *,
         strategy: str | None = None,
@@ -204,7 +208,7 @@ class Engine:
 
     def stream(
         self,
-        prompt: Any,
+        prompt: Prompt,
         params: SamplingParams | None = None,
         *,
         strategy: str | None = None,
@@ -221,7 +225,7 @@ class Engine:
 
     def submit(
         self,
-        prompt: Any,
+        prompt: Prompt,
         params: SamplingParams | None = None,
         *,
         strategy: str | None = None,
@@ -239,7 +243,7 @@ class Engine:
         job.ask()
         return self._scheduler.submit(job)
 
-    def request(self, prompt: Any, params: SamplingParams | None = None) -> Request:
+    def request(self, prompt: Prompt, params: SamplingParams | None = None) -> Request:
         """One prompt, a text or token ids, as a round() takes it. Errors as in generate()."""
         return self._intake.job("request", "generate()", prompt, params, (None, None, None, None)).request
 
@@ -253,16 +257,18 @@ class Engine:
         request runs.
         """
         with self._engine_lock:
-            lanes = self._lanes_of_one_gpu()
+            pair, _ = self._pair_on_one_gpu()
             judge = self._options.judge if judge is None else judge
-            return Round(lanes.pair, strategy, gamma, judge=judge, greedy=greedy, guard=self._check_idle)
+            return Round(pair, strategy, gamma, judge=judge, greedy=greedy, guard=self._check_idle)
 
-    def round_graph(self, strategy: str, gamma: int = 0, **options: Any) -> RoundGraph:
+    def round_graph(
+        self, strategy: str, gamma: int = 0, *, judge: str | None = None, greedy: bool = False
+    ) -> RoundGraph:
         """round(), captured in a graph of its own: to replay, or to add to one of yours as a child node."""
-        gpu = getattr(self._lanes_of_one_gpu(), "gpu", None)
-        return RoundGraph(self.round(strategy, gamma, **options), gpu)
+        gpu = self._pair_on_one_gpu()[1]
+        return RoundGraph(self.round(strategy, gamma, judge=judge, greedy=greedy), gpu)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Json:
         """What was chosen last, what would be chosen now, and the figures behind it; sums over all requests
         (`totals`) and what is in flight (`queue`). Times are in seconds.
         """
@@ -300,11 +306,12 @@ class Engine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _lanes_of_one_gpu(self) -> Any:
+    def _pair_on_one_gpu(self) -> "tuple[DevicePair, Gpu | None]":
+        """What launches both models on one GPU, and that GPU."""
         self._engine_lock.check_open()
         for lanes in self._batch.lanes.values():
-            if getattr(lanes, "pair", None) is not None:
-                return lanes
+            if lanes.pair is not None:
+                return lanes.pair, lanes.gpu
         where = self._batch.described()["device"]
         raise ConfigError(
             f"a round is launched on one GPU, and this engine's lanes are on {where}: build it with "

@@ -38,7 +38,7 @@ from bench.rounds.steps import pinned_to
 from pearl_rt.backends.cpu import Model, choose_cores
 from pearl_rt.checkpoint.config import Environment, ModelConfig
 from pearl_rt.checkpoint.tokenizer import Tokenizer
-from pearl_rt.device.model import device_of
+from pearl_rt.device.model import DeviceModel, device_of
 from pearl_rt.engine import Engine
 from pearl_rt.errors import CheckpointError, ConfigError
 from pearl_rt.types.metrics import RequestMetrics
@@ -145,7 +145,11 @@ class ModelPair:
     def views(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """The weights of target and draft, where an engine on the kernels has them."""
         models = self.engine.target, self.engine.draft
-        target, draft = (weight_views(c, m.weights) for c, m in zip(self.configs, models, strict=True))
+        target, draft = (
+            weight_views(config, model.weights)
+            for config, model in zip(self.configs, models, strict=True)
+            if isinstance(model, DeviceModel)
+        )
         return target, draft
 
     def replant(self, alpha: float, tell: Tell = lambda _: None) -> None:
@@ -285,7 +289,7 @@ def from_checkpoints(options: argparse.Namespace) -> ModelPair:
     prompts = options.prompts or HELD_OUT
     texts = read_prompts(prompts, options.num_prompts)
     engine = Engine.from_pretrained(*paths, **engine_options(options))
-    assert engine.draft is not None
+    assert engine.target is not None and engine.draft is not None
     tokenizer = Tokenizer.from_pretrained(paths[0])
     names = name_of(paths[0]), name_of(paths[1])
     configs = ModelConfig.from_pretrained(paths[0]), ModelConfig.from_pretrained(paths[1])

@@ -93,9 +93,9 @@ def sweep(
     times: dict[Program, RoundTimes] = {}
     before = [lanes.rounds_ahead for lanes in pair.lanes()]
 
-    def run(program: Program, work: Workload, prompt: int) -> list[Sample]:
+    def run(program: Program, workload: Workload, prompt: int) -> list[Sample]:
         pair.switch("rounds_ahead", program.rounds_ahead)
-        samples = pair.run(program, work, prompt)
+        samples = pair.run(program, workload, prompt)
         host_us[program] += pair.host_us.get(str(program), [])[-1:]
         return samples
 

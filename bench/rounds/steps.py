@@ -12,9 +12,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from bench.harness.environment import ModelFigures
+from pearl_rt._C import LlamaExecutor
+from pearl_rt.backends.cpu import Model
 
 CONTEXT = 256
 ROWS = (1, 8, 16)
@@ -45,7 +46,7 @@ def pinned_to(cpu: int) -> Iterator[None]:
         os.sched_setaffinity(0, before)
 
 
-def time_steps(executor: Any, ids: Sequence[int], rows: int) -> float:
+def time_steps(executor: LlamaExecutor, ids: Sequence[int], rows: int) -> float:
     """Median seconds of a step over `rows` tokens after CONTEXT tokens, which are in the cache."""
     step = list(ids[CONTEXT : CONTEXT + rows])
     samples: list[float] = []
@@ -57,9 +58,8 @@ def time_steps(executor: Any, ids: Sequence[int], rows: int) -> float:
     return statistics.median(samples)
 
 
-def measure_steps(model: Any, figures: ModelFigures, cores: Sequence[int]) -> StepSpeed:
-    """model: pearl_rt.backends.cpu.Model. A share is the median over turns of two figures taken in
-    succession."""
+def measure_steps(model: Model, figures: ModelFigures, cores: Sequence[int]) -> StepSpeed:
+    """A share is the median over turns of two figures taken in succession."""
     from pearl_rt import _C
 
     core_set = _C.CoreSet(list(cores))

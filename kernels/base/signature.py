@@ -143,7 +143,7 @@ class OperatorSignature:
 
     def _flat(self, given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         for name, (group, _) in self._groups.items():
-            value = given.get(name)
+            value: Any = given.get(name)
             yield from [(name, value)] if group is None else zip(group._fields, value, strict=True)
 
     def operator(self, launch: Callable[..., None]) -> Callable[..., None]:

@@ -20,6 +20,7 @@ from ..forward import feed as feed_kernels
 from ..forward import gate_up_silu as gate_up_kernels
 from ..forward import linear as linear_kernels
 from ..forward.attention_prefill import attention_prefill
+from ..forward.attention_tile import PagedBatch
 from ..forward.embedding import embedding
 from ..forward.qkv_rope_store import qkv_rope_store
 from ..forward.rms_norm import rms_norm
@@ -122,7 +123,7 @@ def attention_launches(record: Recorder, max_q_len: int = 1) -> None:
             q, cache = (tensor(BF16, 1, heads, shape.head_dim) for heads in (shape.heads, shape.kv_heads))
             pages = cache.expand(block_size, -1, -1)[None].contiguous()
             lengths = tensor(I32, 1, 1), tensor(I32, 1), tensor(I32, 2)
-            batch = attention_kernels.PagedBatch(q, pages, pages, *lengths, q)
+            batch = PagedBatch(q, pages, pages, *lengths, q)
             heads = f"{shape.heads}/{shape.kv_heads}x{shape.head_dim}"
             with record(f"{shape.name} {heads} blocks of {block_size} bf16"):
                 if max_q_len > attention_kernels.MAX_Q_LEN:

@@ -5,7 +5,7 @@ Knows the coordinator, KV pools and programs; not cores, streams or kernels.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Protocol
 
 import pearl_rt._C as _C
 from pearl_rt.checkpoint.config import ModelConfig
@@ -15,8 +15,22 @@ from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.strategy.program import MAX_GAMMA, program
 from pearl_rt.strategy.program_choice import Capabilities
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, measure
+from pearl_rt.types.json import Json
 from pearl_rt.types.metrics import TraceRow
 from pearl_rt.types.request import Request
+
+if TYPE_CHECKING:
+    from pearl_rt.device.gpu import Gpu
+    from pearl_rt.lowlevel.pair import DevicePair
+
+
+class PackedModel(Protocol):
+    """A model's weights where they run."""
+
+    @property
+    def config(self) -> ModelConfig: ...
+    @property
+    def dtype(self) -> str: ...
 
 
 class Lanes:
@@ -25,7 +39,9 @@ class Lanes:
     measured_gammas: Sequence[int] = MEASURED_GAMMAS
     adapts = False  # whether windows may change from round to round
     overlaps = False  # whether draft and target are at work at the same time in pearl
-    coordinator: Any
+    coordinator: _C.Coordinator
+    gpu: "Gpu | None" = None  # the target's
+    pair: "DevicePair | None" = None  # of models on one device: others may launch it too
 
     def __init__(self, placement: str, target: ModelConfig, draft: ModelConfig | None, pool: KvPool) -> None:
         """pool: the KV blocks of each model's cache."""
@@ -36,9 +52,9 @@ class Lanes:
 
     @staticmethod
     def coordinator_of(
-        lanes: Sequence[Any], num_slots: int, pool: KvPool, vocab_size: int, draft_vocab_size: int | None
-    ) -> Any:
-        """A _C.Coordinator over native lanes. draft_vocab_size None: there is no draft."""
+        lanes: Sequence[_C.Lane], num_slots: int, pool: KvPool, vocab_size: int, draft_vocab_size: int | None
+    ) -> _C.Coordinator:
+        """A coordinator over native lanes. draft_vocab_size None: there is no draft."""
         return _C.Coordinator(
             lanes,
             num_slots=num_slots,
@@ -62,20 +78,37 @@ class Lanes:
     ) -> list[int]:
         """Starts a program for requests that run together, each in a slot of its own -> their ids."""
         native = [self.native(request) for request in requests]
-        return list(self.coordinator.start(program(strategy, self.placement), native, judge, list(windows)))
+        return self.coordinator.start(program(strategy, self.placement), native, judge, windows)
 
     def submit(self, request: Request) -> int | None:
         """One more request for the run that goes on -> its id. None: the run has ended, or cannot take it."""
-        number: int | None = self.coordinator.submit(self.native(request))
-        return number
+        return self.coordinator.submit(self.native(request))
 
     def has_place(self, request: Request) -> bool:
         """Whether the run that goes on can take a request, and has the KV blocks now that it may need."""
-        return bool(self.coordinator.has_place(self.native(request)))
+        return self.coordinator.has_place(self.native(request))
 
-    def native(self, request: Request) -> Any:
+    def native(self, request: Request) -> _C.Request:
         """A request as the coordinator takes it."""
         return _C.Request(**vars(request))
+
+    def set_windows(self, windows: Sequence[int]) -> None:
+        """Other windows from the next round on, for requests that adapt. Any thread."""
+        self.coordinator.set_windows(windows)
+
+    def next(self, timeout_ms: int, min_results: int = 1) -> list[_C.RoundResult] | None:
+        """Waits for so many rounds, the end of the run or the time -> what there is; None once all was read.
+        Raises what ended the run, behind the results before it.
+        """
+        return self.coordinator.next(timeout_ms, min_results)
+
+    def cancel(self, number: int) -> None:
+        """Ends one request within a round. Any thread."""
+        self.coordinator.cancel(number)
+
+    def stop(self) -> None:
+        """Ends the run within a round. What was verified before can still be read."""
+        self.coordinator.stop()
 
     def trace(self) -> list[TraceRow]:
         """What each lane did in the last run, once it has ended."""
@@ -87,7 +120,7 @@ class Lanes:
 
     def close(self) -> None:
         """Stops what runs."""
-        self.coordinator.stop()
+        self.stop()
 
 
 class Backend(ABC):
@@ -124,18 +157,18 @@ class Backend(ABC):
         """Raises ResourceError if models and their KV caches cannot fit where they are to run."""
 
     @abstractmethod
-    def pack(self, model: ModelSource, max_model_len: int) -> Any:
+    def pack(self, model: ModelSource, max_model_len: int) -> PackedModel:
         """A model's weights where they are to run."""
 
     @abstractmethod
-    def lanes(self, placement: str, target: Any, draft: Any, pool: KvPool) -> Lanes:
+    def lanes(self, placement: str, target: PackedModel, draft: PackedModel | None, pool: KvPool) -> Lanes:
         """The lanes of one placement, over the KV blocks of a pool."""
 
     @abstractmethod
     def devices(self) -> dict[str, str]:
         """Where the target and the draft run."""
 
-    def described(self, lanes: Mapping[str, Any], pool: KvPool) -> dict[str, Any]:
+    def described(self, lanes: Mapping[str, Lanes], pool: KvPool) -> Json:
         """What runs where, and on how much KV cache, for Engine.stats(). lanes: of each placement in use."""
         free = (own.coordinator.num_free_blocks for own in lanes.values())
         return {"device": self.devices(), "kv_blocks": pool.described(free)}

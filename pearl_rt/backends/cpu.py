@@ -12,24 +12,27 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pearl_rt._C as _C
-from pearl_rt.backends.base import Backend, Lanes
+from pearl_rt.backends.base import Backend, Lanes, PackedModel
 from pearl_rt.checkpoint.compatibility import own_dtype
 from pearl_rt.checkpoint.config import SIZES, ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.checkpoint.rope import rope_tables
 from pearl_rt.checkpoint.shapes import ITEM_BYTES, weight_bytes
 from pearl_rt.checkpoint.source import ModelSource
-from pearl_rt.checkpoint.stored_tensors import StoredTensors
+from pearl_rt.checkpoint.stored_tensors import Place, StoredTensors
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ConfigError, PearlError, ResourceError, gib
 from pearl_rt.strategy.program import CORE_PLACEMENTS, MAX_GAMMA
 from pearl_rt.strategy.program_choice import Capabilities
+from pearl_rt.types.json import Json
 from pearl_rt.types.values import choice
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
 
 DTYPES = ("auto", "bfloat16", "float32")
@@ -58,7 +61,7 @@ class Model:
 
     config: ModelConfig
     dtype: str
-    weights: Any  # _C.LlamaWeights
+    weights: _C.LlamaWeights
     cos: "torch.Tensor"  # [max_model_len, head_dim / 2] fp32
     sin: "torch.Tensor"  # [max_model_len, head_dim / 2] fp32
 
@@ -75,7 +78,7 @@ class Model:
     ) -> "Model":
         """Packs `tensors` (HF names) once; they may be dropped afterwards. `name` labels the progress bar."""
         if isinstance(tensors, StoredTensors):
-            views: Mapping[str, Any] = tensors.places()
+            views: Mapping[str, Place | tuple[object, str, list[int]]] = tensors.places()
         else:
             held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
             views = {
@@ -92,8 +95,10 @@ class Model:
         cos, sin = rope_tables(config, max_model_len)
         return cls(config, dtype, weights, cos.contiguous(), sin.contiguous())
 
-    def executor(self, cores: Any, num_slots: int = 1, pool: KvPool | None = None) -> Any:
-        """A _C.LlamaExecutor with its own KV cache on these cores: numbers, or a _C.CoreSet.
+    def executor(
+        self, cores: Sequence[int] | _C.CoreSet, num_slots: int = 1, pool: KvPool | None = None
+    ) -> _C.LlamaExecutor:
+        """An executor with a KV cache of its own on these cores.
         pool: the blocks of the cache; None: every slot has its own.
 
         Executors that take turns on the same cores share one CoreSet: the helpers of two would poll against
@@ -114,14 +119,14 @@ class Model:
             )
 
 
-def bytes_of(tensor: "torch.Tensor") -> Any:
+def bytes_of(tensor: "torch.Tensor") -> "npt.NDArray[np.uint8]":
     """The memory of a contiguous tensor on the host, of whatever dtype, as _C takes it."""
     import torch
 
     return tensor.reshape(-1).view(torch.uint8).numpy()
 
 
-def native_config(config: ModelConfig) -> dict[str, Any]:
+def native_config(config: ModelConfig) -> dict[str, object]:
     """The part of a configuration that the executor reads."""
     names = (*SIZES, "rms_norm_eps", "attention_bias", "qk_norm", "tie_word_embeddings")
     return {name: getattr(config, name) for name in names}
@@ -257,18 +262,20 @@ class CpuBackend(Backend):
             max_model_len=max_model_len,
         )
 
-    def lanes(self, placement: str, target: Model, draft: Model | None, pool: KvPool) -> CpuLanes:
+    def lanes(self, placement: str, target: PackedModel, draft: PackedModel | None, pool: KvPool) -> CpuLanes:
         """Lanes on these cores."""
+        assert isinstance(target, Model) and isinstance(draft, Model | None)
         return CpuLanes(placement, self.cores, target, draft, self.num_slots, pool)
 
     def devices(self) -> dict[str, str]:
         """Both on the CPU."""
         return {"target": "cpu", "draft": "cpu"}
 
-    def described(self, lanes: Mapping[str, CpuLanes], pool: KvPool) -> dict[str, Any]:
+    def described(self, lanes: Mapping[str, Lanes], pool: KvPool) -> Json:
         """With the cores of each lane, and the instruction set."""
         cores = {
             name: {"target": own.target_cores, "draft": own.draft_cores if own.has_draft else []}
             for name, own in lanes.items()
+            if isinstance(own, CpuLanes)
         }
         return super().described(lanes, pool) | {"cores": cores, "isa": self.isa}

@@ -4,9 +4,8 @@ Knows which model goes to which device, and what must be there; not how lanes wo
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from pearl_rt.backends.base import Backend
+from pearl_rt.backends.base import Backend, Lanes, PackedModel
 from pearl_rt.backends.cpu import CpuBackend, Model
 from pearl_rt.backends.cuda_lanes import CudaLanes, CudaOptions
 from pearl_rt.checkpoint.config import ModelConfig
@@ -18,6 +17,7 @@ from pearl_rt.device.pair_sizes import PairSizes, check_gpu_memory
 from pearl_rt.errors import ConfigError
 from pearl_rt.strategy.program_choice import Capabilities
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS
+from pearl_rt.types.json import Json
 
 BATCHES = (1, 2, 4, 8, 16, 32)  # slots that steps are captured for: fewer sequences leave some of them idle
 
@@ -108,9 +108,10 @@ class CudaBackend(Backend):
         )
 
     def lanes(
-        self, placement: str, target: DeviceModel, draft: DeviceModel | Model | None, pool: KvPool
+        self, placement: str, target: PackedModel, draft: PackedModel | None, pool: KvPool
     ) -> CudaLanes:
         """Lanes on these GPUs, and on the CPU's cores if the draft is there."""
+        assert isinstance(target, DeviceModel) and isinstance(draft, DeviceModel | Model | None)
         cores = self._cpu.cores if self._cpu is not None else ()
         sizes = self._sizes(target.config, draft.config if draft is not None else None, pool)
         gpus = self._gpu, self._draft_gpu
@@ -121,12 +122,14 @@ class CudaBackend(Backend):
         draft = "cpu" if self._cpu is not None else f"{self._draft_gpu.device} ({self._draft_gpu.name})"
         return {"target": f"{self._gpu.device} ({self._gpu.name})", "draft": draft}
 
-    def described(self, lanes: Mapping[str, CudaLanes], pool: KvPool) -> dict[str, Any]:
+    def described(self, lanes: Mapping[str, Lanes], pool: KvPool) -> Json:
         """With how lanes launch, and what capturing cost."""
         return super().described(lanes, pool) | {
             "form": self._options.form,
             "rounds_ahead": self._options.rounds_ahead,
-            "capture": next((own.capture_stats() for own in lanes.values()), {}),
+            "capture": next(
+                (own.capture_stats() for own in lanes.values() if isinstance(own, CudaLanes)), {}
+            ),
         }
 
     def _gpu_of(self, model: ModelSource) -> Gpu:

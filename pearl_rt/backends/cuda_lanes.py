@@ -9,7 +9,6 @@ Knows sizes, steps and captures; not prompts, text, or how a round works. A plac
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pearl_rt._C as _C
 from pearl_rt.backends.base import Lanes
@@ -27,6 +26,7 @@ from pearl_rt.strategy.engine_options import CAPTURED_FORMS
 from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.strategy.program import program
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, NOMINAL_TIMES, measure
+from pearl_rt.types.json import Json
 from pearl_rt.types.request import FILTERS, SHAPING, Request, check_stop_ids
 
 
@@ -57,7 +57,8 @@ class CudaLanes(Lanes):
     ) -> None:
         """gpus: the target's and the draft's. draft_cores: of a draft on the CPU."""
         super().__init__(placement, target.config, draft.config if draft is not None else None, sizes.pool)
-        self.gpu, self._draft_gpu = gpus
+        self._target_gpu, self._draft_gpu = gpus
+        self.gpu = self._target_gpu
         self.options = options
         self.measured_gammas = options.gammas
         self._sizes, self._room = sizes, sizes.state
@@ -69,7 +70,6 @@ class CudaLanes(Lanes):
             with self._draft_gpu.current():
                 self.draft_steps = sizes.steps(DraftSteps, draft, shared)
         # What others may launch of these models (pearl_rt.lowlevel.round): on two devices there is none.
-        self.pair: DevicePair | None = None
         if placement != "devices":
             self.pair = DevicePair(self.target_steps, self.draft_steps)
         self._claim = -1
@@ -110,7 +110,7 @@ class CudaLanes(Lanes):
                     joins=joins,
                 )
             )
-        return list(self.coordinator.start(chosen, [self.native(r) for r in requests], judge))
+        return self.coordinator.start(chosen, [self.native(r) for r in requests], judge)
 
     def submit(self, request: Request) -> int | None:
         """One more request for the run that goes on -> its id, or None: no run goes on, nobody can join it,
@@ -174,9 +174,9 @@ class CudaLanes(Lanes):
     @property
     def host_ns_per_round(self) -> float:
         """What the last request's rounds cost the thread that launches them."""
-        return float(self._issuer.host_ns_per_round)
+        return self._issuer.host_ns_per_round
 
-    def capture_stats(self) -> dict[str, Any]:
+    def capture_stats(self) -> Json:
         """What was captured, and what it cost."""
         return self._capture.stats() if self._captures else {}
 
@@ -201,11 +201,11 @@ class CudaLanes(Lanes):
         self, target: DeviceModel, draft: DeviceModel | Model | None, draft_cores: Sequence[int]
     ) -> Capture:
         """Builds the lanes and their coordinator -> the owner of their graphs."""
-        shaping = self._shaping(self.gpu, self.target_steps)
-        with self.gpu.current(), memory_errors(self.gpu.device, "log-probabilities"):
+        shaping = self._shaping(self._target_gpu, self.target_steps)
+        with self._target_gpu.current(), memory_errors(self._target_gpu.device, "log-probabilities"):
             told = ToldRing(self.target_steps.state)
-        graphs = [self._graphs("target", self.gpu, self.target_steps, shaping, TARGET_PRIORITY, told)]
-        lanes = [graphs[0].native]
+        graphs = [self._graphs("target", self._target_gpu, self.target_steps, shaping, TARGET_PRIORITY, told)]
+        lanes: list[_C.Lane] = [graphs[0].native]
         if isinstance(draft, DeviceModel):
             assert self.draft_steps is not None
             if self.draft_steps.state is not self.target_steps.state:

@@ -5,9 +5,8 @@ Environment.interpret_kernels().
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from pearl_rt.backends.base import Backend
+from pearl_rt.backends.base import Backend, Lanes, PackedModel
 from pearl_rt.backends.cuda_lanes import CudaLanes, CudaOptions
 from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.device.host_gpu import HostGpu
@@ -16,6 +15,7 @@ from pearl_rt.device.model import PREFILL_CHUNKS, DeviceModel, device_dtype, pre
 from pearl_rt.device.pair_sizes import PairSizes
 from pearl_rt.strategy.program import CORE_PLACEMENTS
 from pearl_rt.strategy.program_choice import Capabilities
+from pearl_rt.types.json import Json
 
 
 class InterpretBackend(Backend):
@@ -45,11 +45,12 @@ class InterpretBackend(Backend):
         )
 
     def lanes(
-        self, placement: str, target: DeviceModel, draft: DeviceModel | None, pool: KvPool
+        self, placement: str, target: PackedModel, draft: PackedModel | None, pool: KvPool
     ) -> CudaLanes:
         """Lanes on the host. A step that is queued there has run, so no round is queued ahead of a verdict:
         the one behind a request's last would be for nothing.
         """
+        assert isinstance(target, DeviceModel) and isinstance(draft, DeviceModel | None)
         options = CudaOptions(form="eager", rounds_ahead=1, num_slots=self.num_slots)
         sizes = PairSizes.of(
             target.config,
@@ -64,6 +65,6 @@ class InterpretBackend(Backend):
         """Both in the interpreter."""
         return {"target": "interpret", "draft": "interpret"}
 
-    def described(self, lanes: Mapping[str, CudaLanes], pool: KvPool) -> dict[str, Any]:
+    def described(self, lanes: Mapping[str, Lanes], pool: KvPool) -> Json:
         """With what stands for an instruction set."""
         return super().described(lanes, pool) | {"isa": "triton-interpreter"}

@@ -4,7 +4,6 @@ Knows configurations and tokenizers; not devices, and not who runs a model.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 from pearl_rt.checkpoint.config import MODEL_LENGTH, ModelConfig
 from pearl_rt.checkpoint.tokenizer import Tokenizer
@@ -25,14 +24,15 @@ def own_dtype(name: str, dtype: str, config: ModelConfig) -> str:
     return config.torch_dtype
 
 
-def max_length(asked: Any, configs: Sequence[ModelConfig]) -> int:
+def max_length(asked: object, configs: Sequence[ModelConfig]) -> int:
     """Tokens of prompt and answer that all models can take, or the number asked for if they can take that."""
     if asked is None:
         return min(DEFAULT_MAX_MODEL_LEN, *(config.default_max_model_len for config in configs))
-    MODEL_LENGTH("max_model_len", asked, ConfigError)
+    length = MODEL_LENGTH("max_model_len", asked, ConfigError)
+    assert length is not None
     for config in configs:
-        config.check_max_model_len(asked)
-    return int(asked)
+        config.check_max_model_len(length)
+    return length
 
 
 def check_vocabularies(

@@ -5,10 +5,11 @@ Values are checked by the tables themselves, whose errors name the parameter and
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pearl_rt.errors import ConfigError, RequestError
 from pearl_rt.strategy.engine_options import EngineOptions
+from pearl_rt.types.json import Json
 from pearl_rt.types.sampling_params import SamplingParams
 from pearl_rt.types.values import (
     Boolean,
@@ -35,7 +36,7 @@ def flag_of(row: Parameter) -> str:
 def add_flags(parser: argparse.ArgumentParser, table: type) -> None:
     """One flag for each row of a table; those that are not given keep the row's default."""
     for row in parameters(table):
-        options: dict[str, Any] = {"dest": row.name, "default": argparse.SUPPRESS}
+        options: Json = {"dest": row.name, "default": argparse.SUPPRESS}
         if isinstance(row.rule, Boolean):
             options["action"] = "store_true"
         elif isinstance(row.rule, (Texts, TokenIds, NumbersById)):
@@ -64,7 +65,7 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser, EngineOptions)
 
 
-def given(options: argparse.Namespace, table: type) -> dict[str, Any]:
+def given(options: argparse.Namespace, table: type) -> Json:
     """The parameters of a table that were given as flags. Raises RequestError for an ID=X that is none."""
     found = {}
     for row in parameters(table):

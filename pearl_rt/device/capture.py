@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
 
+import pearl_rt._C as _C
 from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.device.gpu import Gpu, GraphStream, StepGraph
 from pearl_rt.device.logits_processors import Shaping
@@ -19,6 +19,7 @@ from pearl_rt.device.state import IDLE
 from pearl_rt.device.steps import DraftSteps, TargetSteps
 from pearl_rt.errors import PearlError
 from pearl_rt.strategy.program import LANES, Program
+from pearl_rt.types.json import Json
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class LaneGraphs:
     name: str
     steps: TargetSteps | DraftSteps
     stream: GraphStream
-    native: Any  # _C.CudaLane
+    native: _C.CudaLane
     shaping: Shaping | None = None  # of steps that are shaped
     told: ToldRing | None = None  # of steps that are told; the target's
     graphs: dict[Step, StepGraph] = field(default_factory=dict)
@@ -179,7 +180,7 @@ class Capture:
         self._seconds += time.monotonic() - begin
         self._bytes += max(0, free - self._free_memory())
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> Json:
         """Graphs, the seconds that they took, and the bytes of GPU memory that went meanwhile: those of
         kernels and workspaces too, and of other processes if there are any.
         """
@@ -194,7 +195,7 @@ class Capture:
         return sum(gpu.free_memory() for gpu in self._gpus)
 
 
-def shut(coordinator: Any, capture: Capture) -> None:
+def shut(coordinator: _C.Coordinator, capture: Capture) -> None:
     """Ends what runs, then destroys the graphs. What they read and write lives as long as `capture`. In
     the child of a fork both are still the parent's.
     """

@@ -8,7 +8,7 @@ import gc
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -53,7 +53,7 @@ class Gpu(Protocol):
     def name(self) -> str: ...
     @property
     def has_graphs(self) -> bool: ...  # whether steps can be captured
-    def driver(self) -> Any: ...  # _C.CudaDriver, for native lanes
+    def driver(self) -> _C.CudaDriver: ...  # for native lanes
     def free_memory(self) -> int: ...  # bytes
     def synchronize(self) -> None: ...  # waits until nothing runs on it
     def settle(self) -> None: ...  # waits for what this thread has launched on it; others may capture
@@ -219,7 +219,7 @@ class TorchGpu:
         self.ordinal = int(device.index)
         self.name = torch.cuda.get_device_name(device)
 
-    def driver(self) -> Any:
+    def driver(self) -> _C.CudaDriver:
         """The driver that torch uses too."""
         return _C.CudaDriver(LIBRARY)
 

@@ -133,10 +133,10 @@ class TargetSteps(LaneSteps):
         """
         state = self.state.windowed(gamma, joining=joining)
         thresholds = shaping.target(gamma, joining=joining) if shaping is not None else None
-        verify(
+        verify(  # type: ignore[call-arg]
             state.target_logits,
             state.draft_logits if gamma > 0 else None,
-            *state.verify_arguments()[2:],
+            *state.verify_arguments()[2:],  # type: ignore[arg-type]  # all tensors before kind
             judge,
             self.workspace,
             thresholds,

@@ -196,7 +196,7 @@ class DevicePair:
         """The struct of arrays for the window in use (pearl_rt/state.py): views, at fixed addresses."""
         return self.state.windowed(self._gamma)
 
-    def on_device(self) -> AbstractContextManager[Any]:
+    def on_device(self) -> AbstractContextManager[object]:
         """Makes this pair's device the current one, where there are several."""
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 

@@ -11,7 +11,6 @@ pair and strategies; not graphs, engines or text.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
 
 import torch
 
@@ -22,7 +21,7 @@ from pearl_rt.strategy.program import JUDGES, STRATEGIES
 from pearl_rt.types.request import Request
 from pearl_rt.types.values import choice
 
-Stream = Any  # torch.cuda.Stream, its handle as an integer (cudaStream_t), or None: torch's current stream
+Stream = torch.cuda.Stream | int | None  # an integer: its handle, cudaStream_t; None: torch's current one
 
 
 class Round:
@@ -103,7 +102,7 @@ class Round:
         """read(), once it is there: see DevicePair.wait."""
         return self.pair.wait(round, slot)
 
-    def on_stream(self, stream: Stream) -> AbstractContextManager[Any]:
+    def on_stream(self, stream: Stream) -> AbstractContextManager[object]:
         """Makes a stream torch's current one, and its device the current one."""
         if self.pair.device.type == "cpu":
             return nullcontext()

@@ -36,7 +36,8 @@ class TritonAttention:
     """pearl_rt.kernels.forward.attention: row-invariant, and capturable."""
 
     def __init__(self, cache: CacheShape, num_heads: int) -> None:
-        from pearl_rt.kernels.forward.attention import PagedBatch, attention
+        from pearl_rt.kernels.forward.attention import attention
+        from pearl_rt.kernels.forward.attention_tile import PagedBatch
 
         self._attention, self._paged = attention, PagedBatch
         self._scale = cache.head_dim**-0.5

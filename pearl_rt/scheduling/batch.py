@@ -5,12 +5,12 @@ does not go with it waits until the run has ended. Lanes are used by one thread 
 """
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
 
 import pearl_rt._C as _C
+from pearl_rt.backends.base import Backend, Lanes, PackedModel
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import NumericsError
 from pearl_rt.scheduling.engine_lock import EngineLock
@@ -20,6 +20,8 @@ from pearl_rt.strategy.chooser import Chooser
 from pearl_rt.strategy.planner import Plan
 from pearl_rt.strategy.program_choice import ProgramChoice
 from pearl_rt.strategy.step_timing import POLL_MS
+from pearl_rt.types.json import Json
+from pearl_rt.types.metrics import TraceRow
 from pearl_rt.types.outputs import RequestOutput
 from pearl_rt.types.request import Request
 from pearl_rt.types.totals import Totals
@@ -29,30 +31,38 @@ class Batch:
     """pearl_rt.scheduling.scheduler.Slots over the lanes of an engine."""
 
     def __init__(
-        self, backend: Any, target: Any, draft: Any, *, pool: KvPool, engine_lock: EngineLock
+        self,
+        backend: Backend,
+        target: PackedModel,
+        draft: PackedModel | None,
+        *,
+        pool: KvPool,
+        engine_lock: EngineLock,
     ) -> None:
         """target, draft: models as the back end packed them. pool: the KV blocks of all sequences.
         engine_lock: of the engine, which may be closed.
         """
-        self.num_slots: int = backend.num_slots
-        self.lanes: dict[str, Any] = {}  # placement -> its lanes, once it was used
-        self._backend, self._target, self._draft = backend, target, draft
+        self.num_slots = backend.num_slots
+        self.lanes: dict[str, Lanes] = {}  # placement -> its lanes, once it was used
+        self._backend, self._draft = backend, draft
+        self._target: PackedModel | None = target  # None: closed
         self._pool = pool
         self._engine_lock = engine_lock
         self._never_destroy = _C.never_destroy  # when the interpreter ends, a module's names may be gone
         self._chooser = Chooser()
         self._totals = Totals()
         self._figures = threading.RLock()  # of who reads or changes what the chooser or the totals hold
-        self._run: Any = None  # the lanes of the run that goes on
+        self._run: Lanes | None = None  # the lanes of the run that goes on
         self._plan: Plan | None = None  # its program
         self._judge = ""
         self._running: dict[int, Job] = {}  # by the coordinator's id
         self._news: list[News] = []  # found while something else was done
 
-    def place(self, placement: str) -> Any:
+    def place(self, placement: str) -> Lanes:
         """The lanes of a placement, built and measured when they are first needed."""
         if placement not in self.lanes:
             self._engine_lock.check_open()
+            assert self._target is not None
             lanes = self._backend.lanes(placement, self._target, self._draft, self._pool)
             times = lanes.measure()
             with self._figures:
@@ -70,7 +80,7 @@ class Batch:
         """Whether a slot is free, and what runs has a place for this job too."""
         if not self._running:
             return True
-        assert self._plan is not None
+        assert self._plan is not None and self._run is not None
         return (
             len(self._running) < self.num_slots
             and job.judge == self._judge
@@ -89,20 +99,21 @@ class Batch:
         num_seqs = min(self.num_slots, 1 + num_waiting)
         plan = self._chosen(job, num_seqs)
         lanes = self.place(plan.placement)
-        lanes.coordinator.stop()  # a second Ctrl-C may have left it at work
+        lanes.stop()  # a second Ctrl-C may have left it at work
         self._plan, self._judge, self._run = plan, job.judge, lanes
-        request, windows = self._request(job, plan)
+        request, windows = self._request(lanes, job, plan)
         number = lanes.start(plan.strategy, request, job.judge, windows)
         job.plan, job.is_alone = plan, num_seqs == 1
         self._running[number] = job
 
     def _join(self, job: Job) -> bool:
         """Puts a job in the run that goes on -> False if that has ended."""
-        plan = self._plan_beside(job)
-        request, windows = self._request(job, plan)
-        number = self._run.submit(request)
+        plan, lanes = self._plan_beside(job), self._run
+        assert lanes is not None
+        request, windows = self._request(lanes, job, plan)
+        number = lanes.submit(request)
         if windows:
-            self._run.coordinator.set_windows(windows)  # what was learned since the run began
+            lanes.set_windows(windows)  # what was learned since the run began
         if number is None:
             return False
         for other in self._running.values():
@@ -126,12 +137,12 @@ class Batch:
             return plan
         return Plan(plan.strategy, job.choice.gammas[0], plan.placement, 0.0, 0.0)
 
-    def _request(self, job: Job, plan: Plan) -> tuple[Request, list[int]]:
+    def _request(self, lanes: Lanes, job: Job, plan: Plan) -> tuple[Request, list[int]]:
         """A job for the run of a plan, and the best windows beside 0, 1, .. sequences: none where the lanes
         cannot change them, or the job leaves no choice.
         """
         windows: list[int] = []
-        if self._run.adapts:
+        if lanes.adapts:
             with self._figures:
                 windows = self._chooser.windows(plan, job.choice, job.regime, self.num_slots)
         gamma = max(job.choice.gammas) if windows else plan.gamma
@@ -144,9 +155,9 @@ class Batch:
         self._engine_lock.check_process()
         if self._run is not None and not self._news:
             if self._engine_lock.is_closed:
-                self._run.coordinator.stop()
+                self._run.stop()
             try:
-                results = self._run.coordinator.next(POLL_MS, min_results)
+                results = self._run.next(POLL_MS, min_results)
             except Exception:
                 self._end_run()
                 self._news = []  # the error is theirs
@@ -172,21 +183,21 @@ class Batch:
         """
         if self._engine_lock.is_home:
             if self._run is not None:
-                self._run.coordinator.stop()
+                self._run.stop()
                 with suppress(Exception):  # of a run that was given up
                     self._drain()
             self._run = None
         self._running = {}
         self._news = []
 
-    def _told(self, results: Sequence[Any]) -> list[News]:
+    def _told(self, results: Sequence[_C.RoundResult]) -> list[News]:
         """What rounds say, request by request."""
-        own: dict[int, list[Any]] = {}
+        own: dict[int, list[_C.RoundResult]] = {}
         for result in results:
             own.setdefault(result.request_id, []).append(result)
         return [item for number, rounds in own.items() for item in self._told_one(number, rounds)]
 
-    def _told_one(self, number: int, rounds: list[Any]) -> Iterator[News]:
+    def _told_one(self, number: int, rounds: list[_C.RoundResult]) -> Iterator[News]:
         job = self._running.get(number)
         if job is None:  # it was cancelled, or a stop string ended it
             return
@@ -206,17 +217,18 @@ class Batch:
         is_traced: its output has a trace, if it ran alone.
         """
         job, lanes = self._running.pop(number), self._run
-        trace: Any = ()
+        assert lanes is not None
+        trace: Sequence[TraceRow] = ()
         if not self._running:
-            lanes.coordinator.stop()
-            while (results := lanes.coordinator.next(0)) is not None:
+            lanes.stop()
+            while (results := lanes.next(0)) is not None:
                 mine = [result for result in results if result.request_id == number]
                 if mine:
                     job.add(mine)
             self._run = None
             trace = lanes.trace() if job.is_alone and is_traced else ()
         elif has_slot:
-            lanes.coordinator.cancel(number)
+            lanes.cancel(number)
         output = job.finish(trace)
         with self._figures:
             self._chooser.learn(job.plan, job.regime, output.metrics, is_alone=job.is_alone)
@@ -226,7 +238,7 @@ class Batch:
     def _drain(self) -> None:
         """Reads a run that ends, or was stopped, to its end."""
         while self._run is not None:
-            results = self._run.coordinator.next(POLL_MS)
+            results = self._run.next(POLL_MS)
             if results is None:
                 self._end_run()
             else:
@@ -238,15 +250,14 @@ class Batch:
             self._news.append((job.request_id, self._leave(number)))
         self._run = None
 
-    def figures(self, choice: ProgramChoice) -> dict[str, Any]:
+    def figures(self, choice: ProgramChoice) -> Json:
         """What ran last and what would run next, and why; and sums over all answers."""
         with self._figures:
             return {**self._chooser.described(choice), "totals": self._totals.described()}
 
-    def described(self) -> Mapping[str, Any]:
+    def described(self) -> Json:
         """What runs where."""
-        found: Mapping[str, Any] = self._backend.described(self.lanes, self._pool)
-        return found
+        return self._backend.described(self.lanes, self._pool)
 
     def close(self) -> None:
         """Ends what runs and gives the memory back. Calling it again does nothing."""

@@ -8,7 +8,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
 from pearl_rt.scheduling.bell import Bell
 from pearl_rt.types.outputs import RequestOutput, StreamChunk
@@ -69,7 +68,7 @@ class RequestHandle:
     def __aiter__(self) -> AsyncIterator[StreamChunk]:
         return _Chunks(self)
 
-    def __await__(self) -> Generator[Any, None, RequestOutput]:
+    def __await__(self) -> Generator[object, None, RequestOutput]:
         return self._wait().__await__()
 
     async def _wait(self) -> RequestOutput:
@@ -135,7 +134,7 @@ class _Chunks:
     def __init__(self, handle: RequestHandle) -> None:
         self._handle = handle
         self._place = 0
-        self._task: asyncio.Task[Any] | None = None  # that has asked last
+        self._task: asyncio.Task[object] | None = None  # that has asked last
         self._num_cancels = 0  # that it had been asked for by then
 
     def __aiter__(self) -> AsyncIterator[StreamChunk]:

@@ -3,8 +3,6 @@
 Knows the engine's options, its models' limits and its tokenizer; not lanes, and not who runs a job.
 """
 
-from typing import Any
-
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.device.kv_pool import KvPool
@@ -42,13 +40,13 @@ class Intake:
         self._choice, self._capabilities, self._judge = choice, capabilities, judge
         self._kv_pool = kv_pool
 
-    def jobs(self, prompts: Any, params: SamplingParams, options: Options) -> list[Job]:
+    def jobs(self, prompts: object, params: SamplingParams, options: Options) -> list[Job]:
         """params.n jobs for each of the prompts, in order."""
         samples = [(prompt, index) for prompt in prompt_list(prompts) for index in range(params.n)]
         return [self._job(prompt, params, *options, index=index) for prompt, index in samples]
 
     def job(
-        self, name: str, instead: str, prompt: Any, params: SamplingParams | None, options: Options
+        self, name: str, instead: str, prompt: object, params: SamplingParams | None, options: Options
     ) -> Job:
         """The job of a call that takes one prompt and gives one answer."""
         params = checked(params)
@@ -61,7 +59,7 @@ class Intake:
 
     def _job(
         self,
-        prompt: Any,
+        prompt: object,
         params: SamplingParams,
         strategy: str | None,
         gamma: int | None,

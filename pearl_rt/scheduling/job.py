@@ -6,8 +6,8 @@ Knows round records by their fields, and programs by name; not lanes, and not wh
 import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
-from typing import Any
 
+import pearl_rt._C as _C
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.reference.logprobs import Logprob
 from pearl_rt.scheduling.text_stream import TextStream
@@ -53,7 +53,7 @@ class Job:
         self._index = index
         self._tokenizer = tokenizer
         self._asked_ns = self._begun_ns = 0  # set by ask, begin
-        self._rounds: list[Any] = []  # of _C.RoundResult
+        self._rounds: list[_C.RoundResult] = []
         self._texts: list[str] = []
         self._stream = self._text_stream()
 
@@ -70,7 +70,7 @@ class Job:
         """The lanes are about to start on it: what passed since it was asked for was waiting."""
         self._begun_ns = time.monotonic_ns()
 
-    def add(self, results: Sequence[Any]) -> StreamChunk:
+    def add(self, results: Sequence[_C.RoundResult]) -> StreamChunk:
         """Takes rounds, returns what they add: nothing after the end."""
         if self.is_ended:
             return StreamChunk([], "", None)
@@ -133,11 +133,12 @@ class Job:
         )
 
 
-def _logprobs(rounds: Sequence[Any], num_tokens: int) -> list[TokenLogprobs] | None:
+def _logprobs(rounds: Sequence[_C.RoundResult], num_tokens: int) -> list[TokenLogprobs] | None:
     """For each of the first tokens of these rounds; None if none were asked for."""
-    if not rounds or any(record.logprobs is None for record in rounds):
+    known = [record.logprobs for record in rounds]
+    if not known or None in known:
         return None
-    told = (entries for record in rounds for entries in record.logprobs)
+    told = (entries for logprobs in known for entries in logprobs or ())
     return [
         {token_id: Logprob(logprob, rank) for token_id, logprob, rank in entries}
         for entries in islice(told, num_tokens)

@@ -5,13 +5,15 @@ Knows programs by name; not lanes, and nothing of requests but that they may ask
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from pearl_rt.errors import ConfigError
 from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.strategy.planner import GAMMAS
 from pearl_rt.strategy.program import STRATEGIES
 from pearl_rt.types.values import Fault, rule_of
+
+T = TypeVar("T", str, int)
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,9 @@ class Capabilities:
     def narrowed(
         self,
         choice: ProgramChoice,
-        strategy: Any,
-        gamma: Any,
-        placement: Any,
+        strategy: str | None,
+        gamma: int | None,
+        placement: str | None,
         error: Fault = ConfigError,
     ) -> ProgramChoice:
         """`choice`, but for what a caller asks for: None leaves it, "auto" is all that can run.
@@ -64,9 +66,9 @@ class Capabilities:
         if placement not in (None, "auto", *self.placements):
             own = ", ".join(map(repr, self.placements))
             why = f"placement {placement!r} is not one of this device: pass {own} or 'auto'"
-            raise error(self.refused.get(placement, why))
+            raise error(self.refused.get(str(placement), why))
 
-        def left(asked: Any, before: tuple[Any, ...], every: tuple[Any, ...]) -> tuple[Any, ...]:
+        def left(asked: T | None, before: tuple[T, ...], every: tuple[T, ...]) -> tuple[T, ...]:
             return before if asked is None else every if asked == "auto" else (asked,)
 
         return ProgramChoice(

@@ -7,8 +7,9 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
+import pearl_rt._C as _C
 from pearl_rt.errors import NumericsError
 from pearl_rt.strategy.planner import StepTimes, seconds
 from pearl_rt.strategy.program import MAX_GAMMA
@@ -25,8 +26,6 @@ class TimedLanes(Protocol):
     """Lanes of one placement that leave a trace."""
 
     @property
-    def coordinator(self) -> Any: ...
-    @property
     def has_draft(self) -> bool: ...
     @property
     def overlaps(self) -> bool: ...  # whether draft and target are at work at the same time in pearl
@@ -37,6 +36,8 @@ class TimedLanes(Protocol):
     @property
     def max_model_len(self) -> int: ...
     def start(self, strategy: str, request: Request, judge: str) -> int: ...
+    def next(self, timeout_ms: int, min_results: int = 1) -> list[_C.RoundResult] | None: ...
+    def stop(self) -> None: ...
     def trace(self) -> list[TraceRow]: ...
 
 
@@ -48,7 +49,7 @@ class Sample:
     window: float  # seconds of a window; NaN without a draft
 
     @classmethod
-    def read(cls, strategy: str, results: Sequence[Any], trace: Sequence[TraceRow]) -> "Sample":
+    def read(cls, strategy: str, results: Sequence[_C.RoundResult], trace: Sequence[TraceRow]) -> "Sample":
         rows: dict[int, int] = {}  # round -> tokens that its score fed
         for result in results:
             if result.round > 0:
@@ -75,14 +76,14 @@ def sample_of(lanes: TimedLanes, strategy: str, gamma: int, rounds: int) -> Samp
     prompt = [(7 * i + 1) % lanes.vocab_size for i in range(min(16, lanes.max_model_len // 4 or 1))]
     limit = lanes.max_model_len - len(prompt)
     lanes.start(strategy, Request(prompt, gamma=gamma, max_tokens=limit, ignore_eos=True), "rejection")
-    results: list[Any] = []
+    results: list[_C.RoundResult] = []
     while len(results) <= rounds:
-        more = lanes.coordinator.next(POLL_MS, rounds + 1)
+        more = lanes.next(POLL_MS, rounds + 1)
         if more is None:
             break
         results += more
-    lanes.coordinator.stop()
-    while lanes.coordinator.next(0) is not None:
+    lanes.stop()
+    while lanes.next(0) is not None:
         pass
     if results and results[-1].finish_reason == "error":
         raise NumericsError(results[-1].error)

@@ -5,7 +5,7 @@ Knows a tokenizer only by its encode(). Nothing here touches a lane: a refused r
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 from pearl_rt.errors import RequestError
 from pearl_rt.types.sampling_params import SamplingParams
@@ -14,6 +14,8 @@ from pearl_rt.types.values import token_ids
 # Parameters that change logits: at every temperature, and above 0 only.
 SHAPING = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens")
 FILTERS = ("top_k", "top_p", "min_p")
+
+Prompt = str | Sequence[int]  # a text, or its token ids: a list or a tuple
 
 
 class Encoder(Protocol):
@@ -97,7 +99,7 @@ def check_plain(request: Request) -> None:
         )
 
 
-def prompt_list(prompts: Any) -> list[Any]:
+def prompt_list(prompts: object) -> list[object]:
     """One prompt (a text, or a list of ids) or a list of prompts -> a list of prompts."""
     if isinstance(prompts, str):
         return [prompts]
@@ -127,7 +129,9 @@ def check_params(params: SamplingParams, encoder: Encoder | None, vocab_size: in
         )
 
 
-def prompt_ids(prompt: Any, encoder: Encoder | None, vocab_size: int, max_model_len: int) -> tuple[int, ...]:
+def prompt_ids(
+    prompt: object, encoder: Encoder | None, vocab_size: int, max_model_len: int
+) -> tuple[int, ...]:
     """The ids of one prompt, checked, and encoded if it is text. Raises RequestError."""
     text = prompt if isinstance(prompt, str) else None
     if text is None:

@@ -11,7 +11,6 @@ are made from it.
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from pearl_rt.errors import RequestError
 from pearl_rt.reference.noise import sample_seed
@@ -114,7 +113,7 @@ class SamplingParams:
         return replace(self, n=1, seed=sample_seed(self.seed, index))
 
 
-def checked(params: Any) -> SamplingParams:
+def checked(params: object) -> SamplingParams:
     """What a caller passed as parameters; None stands for the defaults. Raises RequestError for anything
     else.
     """

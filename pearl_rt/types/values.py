@@ -10,7 +10,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, SupportsFloat
 
 from pearl_rt.errors import PearlError, RequestError
 
@@ -20,7 +20,7 @@ Fault = type[PearlError]
 class Rule:
     """What a parameter may be. rule(name, value, error) is the value as it is kept, or raises `error`."""
 
-    def __call__(self, name: str, value: Any, error: Fault = RequestError) -> Any:
+    def __call__(self, name: str, value: object, error: Fault = RequestError) -> Any:
         raise NotImplementedError
 
 
@@ -33,7 +33,7 @@ class Integer(Rule):
     optional: bool = False  # None may be passed
     words: str = ""
 
-    def __call__(self, name: str, value: Any, error: Fault = RequestError) -> int | None:
+    def __call__(self, name: str, value: object, error: Fault = RequestError) -> int | None:
         if value is None and self.optional:
             return None
         result = integer(name, value, error)
@@ -53,8 +53,8 @@ class Number(Rule):
     also: float | None = None
     off: str = ""
 
-    def __call__(self, name: str, value: Any, error: Fault = RequestError) -> float:
-        if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+    def __call__(self, name: str, value: object, error: Fault = RequestError) -> float:
+        if isinstance(value, (bool, str)) or not isinstance(value, SupportsFloat):
             raise error(f"{name} must be a number, got {value!r}")
         result = float(value)
         if result == self.also:
@@ -69,7 +69,7 @@ class Number(Rule):
 class Boolean(Rule):
     """True or False."""
 
-    def __call__(self, name: str, value: Any, error: Fault = RequestError) -> bool:
+    def __call__(self, name: str, value: object, error: Fault = RequestError) -> bool:
         if not isinstance(value, bool):
             raise error(f"{name} must be True or False, got {value!r}")
         return value
@@ -83,7 +83,7 @@ class Choice(Rule):
     pattern: str = ""
     optional: bool = False
 
-    def __call__(self, name: str, value: Any, error: Fault = RequestError) -> str | None:
+    def __call__(self, name: str, value: object, error: Fault = RequestError) -> str | None:
         if value is None and self.optional:
             return None
         if isinstance(value, str) and self.pattern and re.fullmatch(self.pattern, value):
@@ -97,7 +97,7 @@ class Text(Rule):
 
     optional: bool = False
 
-    def __call__(self, name: str, value: Any, error: Fault = RequestError) -> str | None:
+    def __call__(self, name: str, value: object, error: Fault = RequestError) -> str | None:
         if not isinstance(value, str) and not (value is None and self.optional):
             raise error(f"{name} must be a text, got {value!r}")
         return value
@@ -107,7 +107,7 @@ class Text(Rule):
 class TokenIds(Rule):
     """A list of token ids."""
 
-    def __call__(self, name: str, value: Any, error: Fault = RequestError) -> tuple[int, ...]:
+    def __call__(self, name: str, value: object, error: Fault = RequestError) -> tuple[int, ...]:
         return token_ids(name, value, error)
 
 
@@ -115,7 +115,7 @@ class TokenIds(Rule):
 class Texts(Rule):
     """A text, or a list of them, none of them empty. None: no text."""
 
-    def __call__(self, name: str, value: Any, error: Fault = RequestError) -> tuple[str, ...]:
+    def __call__(self, name: str, value: object, error: Fault = RequestError) -> tuple[str, ...]:
         texts = () if value is None else (value,) if isinstance(value, str) else value
         if not isinstance(texts, Iterable):
             raise error(f"{name} must be a text or a list of texts, got {value!r}")
@@ -132,7 +132,7 @@ class NumbersById(Rule):
 
     number: Number
 
-    def __call__(self, name: str, value: Any, error: Fault = RequestError) -> dict[int, float]:
+    def __call__(self, name: str, value: object, error: Fault = RequestError) -> dict[int, float]:
         if value is None:
             return {}
         if not isinstance(value, Mapping):
@@ -151,7 +151,7 @@ class Parameter:
     """One row of a table."""
 
     name: str
-    default: Any
+    default: object
     rule: Rule
     help: str  # "" where Python has dropped docstrings (-OO)
 
@@ -191,12 +191,12 @@ def rule_of(table: type, name: str) -> Callable[..., Any]:
     return found
 
 
-def integer(name: str, value: Any, error: Fault = RequestError) -> int:
+def integer(name: str, value: object, error: Fault = RequestError) -> int:
     """`value` as an int if it is one: numpy's too, but no bool and no float. Raises `error`."""
     if isinstance(value, bool):
         raise error(f"{name} must be an integer, got {value!r}")
     try:
-        return operator.index(value)
+        return operator.index(value)  # type: ignore[arg-type]
     except TypeError:
         raise error(f"{name} must be an integer, got {value!r} of type {type(value).__name__}") from None
 
@@ -208,7 +208,7 @@ def choice(name: str, value: Any, allowed: Sequence[str], error: Fault = Request
     return value
 
 
-def token_ids(name: str, values: Any, error: Fault = RequestError) -> tuple[int, ...]:
+def token_ids(name: str, values: object, error: Fault = RequestError) -> tuple[int, ...]:
     """`values` as a tuple of ids, none negative. Raises `error`, which names the place and the value."""
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise error(f"{name} must be a list of token ids, got {values!r}")
@@ -219,6 +219,6 @@ def token_ids(name: str, values: Any, error: Fault = RequestError) -> tuple[int,
     return ids
 
 
-def out_of_range(name: str, value: Any, way_out: str, error: Fault = RequestError) -> PearlError:
+def out_of_range(name: str, value: object, way_out: str, error: Fault = RequestError) -> PearlError:
     """The error for a number that is none of those that may be passed."""
     return error(f"{name} {value} is out of range: pass {way_out}")
