@@ -63,7 +63,7 @@ IMPORTS = """
 import importlib, pathlib
 import torch, triton, pearl_rt
 from pearl_rt import _C
-from pearl_rt.kernels.base.library import interpreting
+from pearl_rt.kernels.base.checks import interpreting
 assert not interpreting(), "TRITON_INTERPRET is set: kernels would not be compiled"
 files = [p for p in pathlib.Path("kernels").rglob("*.py") if p.stem != "__init__"]
 names = sorted(".".join(p.with_suffix("").parts) for p in files)

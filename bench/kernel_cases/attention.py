@@ -74,9 +74,8 @@ def attention_job(
     space = workspace(op.workspace_size(batch * q_len, heads, head_dim, table.shape[1] * BLOCK_SIZE, q_len))
 
     def run(i: int) -> None:
-        op.attention(
-            queries[i], keys[i], values[i], table, context_lens, starts, outs[i], scale, q_len, space
-        )
+        batch = op.PagedBatch(queries[i], keys[i], values[i], table, context_lens, starts, outs[i])
+        op.attention(batch, scale, q_len, space)
 
     def dense(i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q = queries[i].view(batch, q_len, heads, head_dim).transpose(1, 2)

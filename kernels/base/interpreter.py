@@ -27,7 +27,7 @@ import numpy
 import triton
 from triton.runtime import interpreter
 
-from .library import interpreting
+from .checks import interpreting
 
 
 def mend_scalars() -> None:

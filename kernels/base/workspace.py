@@ -10,7 +10,7 @@ from math import prod
 
 import torch
 
-from .library import check_workspace
+from .checks import check_workspace
 
 Part = tuple[tuple[int, ...], torch.dtype]  # shape and dtype of one array
 ALIGNMENT = 16

@@ -32,14 +32,17 @@ Mutates: out, where a token of a sequence lives (padding rows are not written), 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ..base.library import check_device, check_workspace, on_their_device, register
+from ..base.checks import check_workspace
+from ..base.library import operator
 from .attention_prefill import attention_prefill
-from .attention_tile import LOG2_E, OPTIONS, attend, check_arguments
+from .attention_tile import LOG2_E, OPTIONS, AttentionShape, PagedBatch, attend, extent_of, load_rows
 
 MAX_Q_LEN = 64  # beyond: attention_prefill
 SPLIT = 256  # positions
@@ -77,12 +80,7 @@ def _first_position(split, SPLIT: tl.constexpr, NUM_SHORT: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_splits", "num_tiles", "table_width", "num_blocks"])
 def split_kernel(
-    q_ptr,  # [T, Hq, D]
-    k_ptr,  # [NB, BS, Hkv, D]
-    v_ptr,  # [NB, BS, Hkv, D]
-    block_table_ptr,  # [B, MB] int32
-    context_lens_ptr,  # [B] int32
-    cu_seqlens_q_ptr,  # [B+1] int32
+    batch,  # PagedBatch
     sums_ptr,  # [T, Hq, S, D] fp32 out, weighted sums of values
     stats_ptr,  # [T, Hq, S, 2] fp32 out, highest score and sum of weights
     num_splits,  # S
@@ -105,9 +103,7 @@ def split_kernel(
     head = program // num_tiles % HKV
     split = program // num_tiles // HKV
     sequence = tl.program_id(1)
-    context_len = tl.load(context_lens_ptr + sequence)
-    first_token = tl.load(cu_seqlens_q_ptr + sequence)
-    q_len = tl.load(cu_seqlens_q_ptr + sequence + 1) - first_token
+    context_len, first_token, q_len = extent_of(batch, sequence)
     num_rows = q_len * GROUP
     first_row = tile * BLOCK_M
     if first_row >= num_rows:
@@ -120,41 +116,23 @@ def split_kernel(
     if begin >= end:
         return
 
-    row = first_row + tl.arange(0, BLOCK_M)
-    col = tl.arange(0, BLOCK_D)
-    is_row = row < num_rows
-    row_position = tl.where(is_row, context_len - q_len + row // GROUP, -1)
-    # row of [T, Hq]
-    q_row = (first_token + row // GROUP).to(tl.int64) * (HKV * GROUP) + head * GROUP + row % GROUP
-    inside = (col < D)[None, :]
-    q = tl.load(q_ptr + q_row[:, None] * D + col[None, :], mask=is_row[:, None] & inside, other=0.0)
-
+    row_position, q_row, q, _ = load_rows(
+        batch, first_row, head, context_len, first_token, q_len, HKV, GROUP, D, BLOCK_M, BLOCK_D
+    )
+    inside = (tl.arange(0, BLOCK_D) < D)[None, :]
     highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     highest, total, acc = attend(
-        q,
-        row_position,
-        highest,
-        total,
-        acc,
-        begin,
-        end,
-        block_table_ptr + sequence.to(tl.int64) * table_width,
-        k_ptr + head * D,
-        v_ptr + head * D,
-        num_blocks,
-        log2_scale,
-        HKV,
-        D,
-        BLOCK_SIZE,
-        BLOCK_N,
-        BLOCK_D,
-        True,
+        *(q, row_position, highest, total, acc, begin, end),
+        batch.block_table + sequence.to(tl.int64) * table_width,
+        *(batch.k_cache + head * D, batch.v_cache + head * D, num_blocks, log2_scale),
+        *(HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, True),
     )
 
     sees = row_position >= begin
     slot = q_row * num_splits + split
+    col = tl.arange(0, BLOCK_D)
     tl.store(sums_ptr + slot[:, None] * D + col[None, :], acc, mask=sees[:, None] & inside)
     tl.store(stats_ptr + slot * 2, highest, mask=sees)
     tl.store(stats_ptr + slot * 2 + 1, total, mask=sees)
@@ -162,11 +140,9 @@ def split_kernel(
 
 @triton.jit(do_not_specialize=["num_splits", "table_width"])
 def merge_kernel(
+    batch,  # PagedBatch
     sums_ptr,  # [T, Hq, S, D] fp32
     stats_ptr,  # [T, Hq, S, 2] fp32
-    context_lens_ptr,  # [B] int32
-    cu_seqlens_q_ptr,  # [B+1] int32
-    out_ptr,  # [T, Hq, D]
     num_splits,  # S
     table_width,  # MB
     HQ: tl.constexpr,
@@ -180,9 +156,7 @@ def merge_kernel(
     token = tl.program_id(0) // HQ
     head = tl.program_id(0) % HQ
     sequence = tl.program_id(1)
-    context_len = tl.load(context_lens_ptr + sequence)
-    first_token = tl.load(cu_seqlens_q_ptr + sequence)
-    q_len = tl.load(cu_seqlens_q_ptr + sequence + 1) - first_token
+    context_len, first_token, q_len = extent_of(batch, sequence)
     num_seen = tl.minimum(context_len - q_len + token + 1, table_width * BLOCK_SIZE)
     if (token >= q_len) | (num_seen <= 0):
         return
@@ -210,7 +184,7 @@ def merge_kernel(
         total = total * rescale + tl.sum(split_total * weight, 0)
         highest = new_highest
     out = acc / total
-    tl.store(out_ptr + row * D + col, out.to(out_ptr.dtype.element_ty), mask=col < D)
+    tl.store(batch.out + row * D + col, out.to(batch.out.dtype.element_ty), mask=col < D)
 
 
 def num_splits(num_positions: int) -> int:
@@ -228,37 +202,23 @@ def workspace_size(
     return 4 * num_tokens * num_heads * num_splits(num_positions) * (head_dim + 2)
 
 
-@on_their_device
-def attention(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    context_lens: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    out: torch.Tensor,
-    scale: float,
-    max_q_len: int,
-    workspace: torch.Tensor,
-) -> None:
+@operator
+def attention(batch: PagedBatch, scale: float, max_q_len: int, workspace: Annotated[Tensor, "out"]) -> None:
     """Attention of the tokens of q to all that is stored before and with them.
 
     A sequence of 4 stored tokens and 2 new ones: context_lens [6], cu_seqlens_q [0, 2]; row 0 sees positions
     0..4, row 1 sees 0..5.
     """
     if max_q_len > MAX_Q_LEN:
-        attention_prefill(q, k_cache, v_cache, block_table, context_lens, cu_seqlens_q, out, scale, max_q_len)
+        attention_prefill(batch, scale, max_q_len)
         return
-    shape = check_arguments(
-        "attention", q, k_cache, v_cache, block_table, context_lens, cu_seqlens_q, out, max_q_len
-    )
-    check_device("attention", q=q, workspace=workspace)
+    shape = AttentionShape.of("attention", batch, max_q_len)
     num_positions = shape.table_width * shape.block_size
     num_bytes = workspace_size(shape.num_tokens, shape.num_heads, shape.head_dim, num_positions)
     check_workspace("attention", workspace, num_bytes)
     if shape.is_empty:
         return
-    tile = config(shape.group, shape.head_dim, q.element_size())
+    tile = config(shape.group, shape.head_dim, batch.q.element_size())
     splits = num_splits(num_positions)
     num_tiles = triton.cdiv(max_q_len * shape.group, tile.block_m)
     partials = workspace[:num_bytes].view(torch.float32)
@@ -266,19 +226,7 @@ def attention(
         [shape.num_tokens * shape.num_heads * splits * size for size in (shape.head_dim, 2)]
     )
     split_kernel[(num_tiles * shape.num_kv_heads * splits, shape.batch)](
-        q,
-        k_cache,
-        v_cache,
-        block_table,
-        context_lens,
-        cu_seqlens_q,
-        sums,
-        stats,
-        splits,
-        num_tiles,
-        shape.table_width,
-        shape.num_blocks,
-        scale * LOG2_E,
+        *(batch, sums, stats, splits, num_tiles, shape.table_width, shape.num_blocks, scale * LOG2_E),
         HKV=shape.num_kv_heads,
         GROUP=shape.group,
         D=shape.head_dim,
@@ -293,13 +241,7 @@ def attention(
         **OPTIONS,
     )
     merge_kernel[(max_q_len * shape.num_heads, shape.batch)](
-        sums,
-        stats,
-        context_lens,
-        cu_seqlens_q,
-        out,
-        splits,
-        shape.table_width,
+        *(batch, sums, stats, splits, shape.table_width),
         HQ=shape.num_heads,
         D=shape.head_dim,
         BLOCK_SIZE=shape.block_size,
@@ -310,10 +252,3 @@ def attention(
         num_warps=4,
         **OPTIONS,
     )
-
-
-register(
-    "attention(Tensor q, Tensor k_cache, Tensor v_cache, Tensor block_table, Tensor context_lens, "
-    "Tensor cu_seqlens_q, Tensor(a!) out, float scale, int max_q_len, Tensor(b!) workspace) -> ()",
-    attention,
-)

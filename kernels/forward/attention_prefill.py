@@ -18,12 +18,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import triton
 import triton.language as tl
 
 from ..base.library import on_their_device
-from .attention_tile import LOG2_E, OPTIONS, attend, check_arguments
+from .attention_tile import LOG2_E, OPTIONS, AttentionShape, PagedBatch, attend, extent_of, load_rows
 
 
 @dataclass(frozen=True)
@@ -52,13 +51,7 @@ def config(head_dim: int, num_bytes: int) -> Config:
 
 @triton.jit(do_not_specialize=["num_tiles", "table_width", "num_blocks"])
 def prefill_kernel(
-    q_ptr,  # [T, Hq, D]
-    k_ptr,  # [NB, BS, Hkv, D]
-    v_ptr,  # [NB, BS, Hkv, D]
-    block_table_ptr,  # [B, MB] int32
-    context_lens_ptr,  # [B] int32
-    cu_seqlens_q_ptr,  # [B+1] int32
-    out_ptr,  # [T, Hq, D]
+    batch,  # PagedBatch
     num_tiles,  # M tiles to a sequence
     table_width,  # MB
     num_blocks,  # NB
@@ -74,9 +67,7 @@ def prefill_kernel(
     tile = num_tiles - 1 - tl.program_id(0) // HKV
     head = tl.program_id(0) % HKV
     sequence = tl.program_id(1)
-    context_len = tl.load(context_lens_ptr + sequence)
-    first_token = tl.load(cu_seqlens_q_ptr + sequence)
-    q_len = tl.load(cu_seqlens_q_ptr + sequence + 1) - first_token
+    context_len, first_token, q_len = extent_of(batch, sequence)
     num_rows = q_len * GROUP
     first_row = tile * BLOCK_M
     if first_row >= num_rows:
@@ -88,96 +79,39 @@ def prefill_kernel(
         return
     whole_end = tl.minimum(tl.maximum(first_position + 1, 0), end) // BLOCK_N * BLOCK_N
 
-    row = first_row + tl.arange(0, BLOCK_M)
-    col = tl.arange(0, BLOCK_D)
-    is_row = row < num_rows
-    row_position = tl.where(is_row, context_len - q_len + row // GROUP, -1)
-    # row of [T, Hq]
-    q_row = (first_token + row // GROUP).to(tl.int64) * (HKV * GROUP) + head * GROUP + row % GROUP
-    inside = (col < D)[None, :]
-    q = tl.load(q_ptr + q_row[:, None] * D + col[None, :], mask=is_row[:, None] & inside, other=0.0)
-
+    row_position, _, q, place = load_rows(
+        batch, first_row, head, context_len, first_token, q_len, HKV, GROUP, D, BLOCK_M, BLOCK_D
+    )
+    inside = (tl.arange(0, BLOCK_D) < D)[None, :]
     highest = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    table_ptr = block_table_ptr + sequence.to(tl.int64) * table_width
+    table_ptr = batch.block_table + sequence.to(tl.int64) * table_width
     highest, total, acc = attend(
-        q,
-        row_position,
-        highest,
-        total,
-        acc,
-        0,
-        whole_end,
-        table_ptr,
-        k_ptr + head * D,
-        v_ptr + head * D,
-        num_blocks,
-        log2_scale,
-        HKV,
-        D,
-        BLOCK_SIZE,
-        BLOCK_N,
-        BLOCK_D,
-        False,
+        *(q, row_position, highest, total, acc, 0, whole_end),
+        *(table_ptr, batch.k_cache + head * D, batch.v_cache + head * D, num_blocks, log2_scale),
+        *(HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, False),
     )
     highest, total, acc = attend(
-        q,
-        row_position,
-        highest,
-        total,
-        acc,
-        whole_end,
-        end,
-        table_ptr,
-        k_ptr + head * D,
-        v_ptr + head * D,
-        num_blocks,
-        log2_scale,
-        HKV,
-        D,
-        BLOCK_SIZE,
-        BLOCK_N,
-        BLOCK_D,
-        True,
+        *(q, row_position, highest, total, acc, whole_end, end),
+        *(table_ptr, batch.k_cache + head * D, batch.v_cache + head * D, num_blocks, log2_scale),
+        *(HKV, D, BLOCK_SIZE, BLOCK_N, BLOCK_D, True),
     )
     out = acc / total[:, None]
     written = (row_position >= 0)[:, None] & inside
-    tl.store(out_ptr + q_row[:, None] * D + col[None, :], out.to(out_ptr.dtype.element_ty), mask=written)
+    tl.store(batch.out + place, out.to(batch.out.dtype.element_ty), mask=written)
 
 
 @on_their_device
-def attention_prefill(
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    context_lens: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    out: torch.Tensor,
-    scale: float,
-    max_q_len: int,
-) -> None:
+def attention_prefill(batch: PagedBatch, scale: float, max_q_len: int) -> None:
     """Attention of the tokens of q to all that is stored before and with them."""
-    shape = check_arguments(
-        "attention_prefill", q, k_cache, v_cache, block_table, context_lens, cu_seqlens_q, out, max_q_len
-    )
+    shape = AttentionShape.of("attention_prefill", batch, max_q_len)
     if shape.is_empty:
         return
-    tile = config(shape.head_dim, q.element_size())
+    tile = config(shape.head_dim, batch.q.element_size())
     num_tiles = triton.cdiv(max_q_len * shape.group, tile.block_m)
     prefill_kernel[(num_tiles * shape.num_kv_heads, shape.batch)](
-        q,
-        k_cache,
-        v_cache,
-        block_table,
-        context_lens,
-        cu_seqlens_q,
-        out,
-        num_tiles,
-        shape.table_width,
-        shape.num_blocks,
-        scale * LOG2_E,
+        *(batch, num_tiles, shape.table_width, shape.num_blocks, scale * LOG2_E),
         HKV=shape.num_kv_heads,
         GROUP=shape.group,
         D=shape.head_dim,

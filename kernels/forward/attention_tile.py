@@ -15,18 +15,64 @@ Knows neither how the KV range is divided among programs, nor where the result g
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ..base import interpreter  # noqa: F401
-from ..base.library import check, check_computed_rightly, check_device
+from ..base.checks import check_computed_rightly
 
 LOG2_E = 1.4426950408889634
 # Kernels of a head shape must give a row the same bits in each of their specialisations: no fused
 # multiply-adds that come and go with the code around them.
 OPTIONS = {"enable_fp_fusion": False}
+
+
+class PagedBatch(NamedTuple):
+    """Queries, where the keys that they see are stored, and the result."""
+
+    q: Annotated[Tensor, "float [T, Hq, D]"]
+    k_cache: Annotated[Tensor, "q [NB, BS, Hkv, D]"]
+    v_cache: Annotated[Tensor, "q [NB, BS, Hkv, D]"]
+    block_table: Annotated[Tensor, "int32 [B, MB]"]
+    context_lens: Annotated[Tensor, "int32 [B]"]
+    cu_seqlens_q: Annotated[Tensor, "int32 [B + 1]"]
+    out: Annotated[Tensor, "q [T, Hq, D] out"]
+
+
+@triton.jit
+def extent_of(batch, sequence):
+    """context_len, first query token and number of query tokens of a sequence."""
+    context_len = tl.load(batch.context_lens + sequence)
+    first_token = tl.load(batch.cu_seqlens_q + sequence)
+    return context_len, first_token, tl.load(batch.cu_seqlens_q + sequence + 1) - first_token
+
+
+@triton.jit
+def load_rows(
+    batch,  # PagedBatch
+    first_row,  # of the tile, among those of the sequence
+    head,
+    context_len,
+    first_token,
+    q_len,
+    HKV: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Of an M tile: positions (-1: no row), rows of [T, Hq], queries, and where they lie in a tensor."""
+    row = first_row + tl.arange(0, BLOCK_M)
+    col = tl.arange(0, BLOCK_D)
+    is_row = row < q_len * GROUP
+    row_position = tl.where(is_row, context_len - q_len + row // GROUP, -1)
+    q_row = (first_token + row // GROUP).to(tl.int64) * (HKV * GROUP) + head * GROUP + row % GROUP
+    place = q_row[:, None] * D + col[None, :]
+    q = tl.load(batch.q + place, mask=is_row[:, None] & (col < D)[None, :], other=0.0)
+    return row_position, q_row, q, place
 
 
 @triton.jit
@@ -104,6 +150,30 @@ class AttentionShape:
     batch: int
     table_width: int
 
+    @classmethod
+    def of(cls, op: str, batch: PagedBatch, max_q_len: int) -> AttentionShape:
+        """Raises ValueError for sizes that the kernels do not take."""
+        check_computed_rightly(op, "q", batch.q)
+        num_tokens, num_heads, head_dim = batch.q.shape
+        if head_dim % 16 or not 16 <= head_dim <= 256:
+            raise ValueError(f"{op}: head_dim is {head_dim}, expected a multiple of 16 from 16 to 256")
+        num_blocks, block_size, num_kv_heads, _ = batch.k_cache.shape
+        if block_size % 16 or not 16 <= block_size <= 256:
+            raise ValueError(f"{op}: block_size is {block_size}, expected a multiple of 16 from 16 to 256")
+        if num_kv_heads == 0 or num_heads == 0 or num_heads % num_kv_heads:
+            raise ValueError(
+                f"{op}: {num_heads} query heads on {num_kv_heads} KV heads, "
+                "expected a multiple of the KV heads"
+            )
+        sequences, table_width = batch.block_table.shape
+        if sequences > 65535:
+            raise ValueError(f"{op}: {sequences} sequences, at most 65535 fit into a grid: split the batch")
+        if max_q_len < 1:
+            raise ValueError(f"{op}: max_q_len is {max_q_len}, expected at least 1")
+        return cls(
+            num_tokens, num_heads, head_dim, num_blocks, block_size, num_kv_heads, sequences, table_width
+        )
+
     @property
     def group(self) -> int:
         """Query heads to a KV head."""
@@ -117,53 +187,3 @@ class AttentionShape:
     @property
     def is_empty(self) -> bool:
         return 0 in (self.num_tokens, self.batch, self.table_width)
-
-
-def check_arguments(
-    op: str,
-    q: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    block_table: torch.Tensor,
-    context_lens: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    out: torch.Tensor,
-    max_q_len: int,
-) -> AttentionShape:
-    """The sizes of a call whose arguments fit together. Raises ValueError."""
-    check_device(
-        op,
-        q=q,
-        k_cache=k_cache,
-        v_cache=v_cache,
-        block_table=block_table,
-        context_lens=context_lens,
-        cu_seqlens_q=cu_seqlens_q,
-        out=out,
-    )
-    check(op, "q", q, (None, None, None), torch.float32, torch.float16, torch.bfloat16)
-    check_computed_rightly(op, "q", q)
-    num_tokens, num_heads, head_dim = q.shape
-    if head_dim % 16 or not 16 <= head_dim <= 256:
-        raise ValueError(f"{op}: head_dim is {head_dim}, expected a multiple of 16 from 16 to 256")
-    check(op, "k_cache", k_cache, (None, None, None, head_dim), q.dtype)
-    num_blocks, block_size, num_kv_heads, _ = k_cache.shape
-    if block_size % 16 or not 16 <= block_size <= 256:
-        raise ValueError(f"{op}: block_size is {block_size}, expected a multiple of 16 from 16 to 256")
-    check(op, "v_cache", v_cache, tuple(k_cache.shape), q.dtype)
-    if num_kv_heads == 0 or num_heads == 0 or num_heads % num_kv_heads:
-        raise ValueError(
-            f"{op}: {num_heads} query heads on {num_kv_heads} KV heads, expected a multiple of the KV heads"
-        )
-    check(op, "block_table", block_table, (None, None), torch.int32)
-    batch, table_width = block_table.shape
-    if batch > 65535:
-        raise ValueError(f"{op}: {batch} sequences, at most 65535 fit into a grid: split the batch")
-    check(op, "context_lens", context_lens, (batch,), torch.int32)
-    check(op, "cu_seqlens_q", cu_seqlens_q, (batch + 1,), torch.int32)
-    check(op, "out", out, tuple(q.shape), q.dtype)
-    if max_q_len < 1:
-        raise ValueError(f"{op}: max_q_len is {max_q_len}, expected at least 1")
-    return AttentionShape(
-        num_tokens, num_heads, head_dim, num_blocks, block_size, num_kv_heads, batch, table_width
-    )

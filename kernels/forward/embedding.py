@@ -12,11 +12,13 @@ Requires contiguous tensors on one device. Mutates out.
 
 from __future__ import annotations
 
-import torch
+from typing import Annotated
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ..base import library
+from ..base.library import operator
 
 BLOCK_H = 1024
 
@@ -39,18 +41,15 @@ def embedding_kernel(
     tl.store(out_ptr + row * hidden_size + columns, values.to(tl.float32), mask=inside)
 
 
-@library.on_their_device
-def embedding(input_ids: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
+@operator
+def embedding(
+    input_ids: Annotated[Tensor, "int32 [T]"],
+    weight: Annotated[Tensor, "float [V, H]"],
+    out: Annotated[Tensor, "fp32 [T, H] out"],
+) -> None:
     """out = weight[input_ids], in fp32."""
-    library.check_device("embedding", input_ids=input_ids, weight=weight, out=out)
-    library.check("embedding", "weight", weight, (None, None), torch.float32, torch.float16, torch.bfloat16)
-    library.check("embedding", "input_ids", input_ids, (None,), torch.int32)
     num_tokens, (vocab_size, hidden_size) = input_ids.shape[0], weight.shape
-    library.check("embedding", "out", out, (num_tokens, hidden_size), torch.float32)
     if num_tokens == 0:
         return
     grid = (num_tokens, triton.cdiv(hidden_size, BLOCK_H))
     embedding_kernel[grid](input_ids, weight, out, vocab_size, hidden_size, BLOCK_H=BLOCK_H)
-
-
-library.register("embedding(Tensor input_ids, Tensor weight, Tensor(a!) out) -> ()", embedding)

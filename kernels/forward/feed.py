@@ -32,38 +32,52 @@ it always is, since no count passes max_q_len. Mutates what is listed under Out.
 
 from __future__ import annotations
 
-import torch
+from typing import Annotated, NamedTuple
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ..base import library
+from ..base.library import operator
 
 PREFILL, SCORE, SCORE_WINDOW, DRAFT_FIRST, DRAFT_NEXT = range(5)
 KINDS = ("PREFILL", "SCORE", "SCORE_WINDOW", "DRAFT_FIRST", "DRAFT_NEXT")
 MAX_SEQUENCES = 1024  # each program adds up the counts of all
 
 
+class Sequences(NamedTuple):
+    """What is known of the sequences."""
+
+    token_ids: Annotated[Tensor, "int32 [B, C]"]
+    committed: Annotated[Tensor, "int32 [B]"]
+    pending: Annotated[Tensor, "int32 [B]"]
+    max_total_len: Annotated[Tensor, "int32 [B]"]
+    gamma: Annotated[Tensor, "int32 [B]"]
+    finish_reason: Annotated[Tensor, "int32 [B]"]
+    window: Annotated[Tensor, "int32 [B, G] strided"]
+    chunk: Annotated[Tensor, "int32 [B, 2]"]
+    block_table: Annotated[Tensor, "int32 [B, MB]"]
+
+
+class Fed(NamedTuple):
+    """The batch, and what follows from it."""
+
+    input_ids: Annotated[Tensor, "int32 [T] out"]
+    positions: Annotated[Tensor, "int32 [T] out"]
+    slot_mapping: Annotated[Tensor, "int64 [T] out"]
+    cu_seqlens_q: Annotated[Tensor, "int32 [B + 1] out"]
+    context_lens: Annotated[Tensor, "int32 [B] out"]
+    logit_rows: Annotated[Tensor, "int32 [B, L] out"]
+    num_rows: Annotated[Tensor, "int32 [B] out"]
+    num_draft_tokens: Annotated[Tensor, "int32 [B] out"]
+    sample_positions: Annotated[Tensor, "int64 [B] out"]
+    ring_rows: Annotated[Tensor, "int64 [B] out"]
+
+
 @triton.jit(do_not_specialize=["step"])
 def feed_kernel(
-    token_ids_ptr,  # [B, C] int32
-    committed_ptr,  # [B] int32
-    pending_ptr,  # [B] int32
-    max_total_len_ptr,  # [B] int32
-    gamma_ptr,  # [B] int32
-    finish_reason_ptr,  # [B] int32
-    window_ptr,  # [B, G] int32, strided
-    chunk_ptr,  # [B, 2] int32
-    block_table_ptr,  # [B, MB] int32
-    input_ids_ptr,  # [T] int32
-    positions_ptr,  # [T] int32
-    slot_mapping_ptr,  # [T] int64
-    cu_seqlens_q_ptr,  # [B + 1] int32
-    context_lens_ptr,  # [B] int32
-    logit_rows_ptr,  # [B, L] int32
-    num_rows_ptr,  # [B] int32
-    num_draft_tokens_ptr,  # [B] int32
-    sample_positions_ptr,  # [B] int64
-    ring_rows_ptr,  # [B] int64
+    of,  # Sequences
+    fed,  # Fed, out
     num_sequences,
     num_tokens,
     capacity,
@@ -84,28 +98,28 @@ def feed_kernel(
     own = tl.program_id(0)
     slots = tl.arange(0, BLOCK_B)
     here = slots < num_sequences
-    committed = tl.load(committed_ptr + slots, mask=here, other=0)
-    pending = tl.load(pending_ptr + slots, mask=here, other=0)
-    room = tl.load(max_total_len_ptr + slots, mask=here, other=0) - committed
-    runs = tl.load(finish_reason_ptr + slots, mask=here, other=0) == 1
+    committed = tl.load(of.committed + slots, mask=here, other=0)
+    pending = tl.load(of.pending + slots, mask=here, other=0)
+    room = tl.load(of.max_total_len + slots, mask=here, other=0) - committed
+    runs = tl.load(of.finish_reason + slots, mask=here, other=0) == 1
     if KIND == 0:
-        start = tl.load(chunk_ptr + 2 * slots, mask=here, other=0)
-        count = tl.load(chunk_ptr + 2 * slots + 1, mask=here, other=0) - start
+        start = tl.load(of.chunk + 2 * slots, mask=here, other=0)
+        count = tl.load(of.chunk + 2 * slots + 1, mask=here, other=0) - start
     elif KIND == 1:
         start = committed - 1
         count = tl.where(runs, tl.minimum(pending + 1, room), 0)
     elif KIND == 2:
         start = committed - 1
-        window_len = tl.load(num_draft_tokens_ptr + slots, mask=here, other=0)
+        window_len = tl.load(fed.num_draft_tokens + slots, mask=here, other=0)
         count = tl.where(runs, tl.minimum(pending + window_len + 1, room), 0)
     elif KIND == 3:
         start = committed + pending - 2
-        window_len = tl.minimum(tl.load(gamma_ptr + slots, mask=here, other=0), room - pending)
+        window_len = tl.minimum(tl.load(of.gamma + slots, mask=here, other=0), room - pending)
         count = tl.where(runs & (window_len > 0), 2, 0)
-        tl.store(num_draft_tokens_ptr + slots, window_len, mask=here & runs & (slots == own))
+        tl.store(fed.num_draft_tokens + slots, window_len, mask=here & runs & (slots == own))
     else:
         start = committed + pending + step - 1
-        window_len = tl.load(num_draft_tokens_ptr + slots, mask=here, other=0)
+        window_len = tl.load(fed.num_draft_tokens + slots, mask=here, other=0)
         count = tl.where(runs & (step < window_len), 1, 0)
     count = tl.minimum(tl.maximum(count, 0), max_q_len)
     ends = tl.cumsum(count, 0)
@@ -114,10 +128,10 @@ def feed_kernel(
         total = tl.sum(count)
         rows = tl.arange(0, BLOCK_T)
         padding = (rows >= total) & (rows < num_tokens)
-        tl.store(input_ids_ptr + rows, tl.zeros([BLOCK_T], tl.int32), mask=padding)
-        tl.store(positions_ptr + rows, tl.zeros([BLOCK_T], tl.int32), mask=padding)
-        tl.store(slot_mapping_ptr + rows, tl.full([BLOCK_T], -1, tl.int64), mask=padding)
-        tl.store(cu_seqlens_q_ptr, 0)
+        tl.store(fed.input_ids + rows, tl.zeros([BLOCK_T], tl.int32), mask=padding)
+        tl.store(fed.positions + rows, tl.zeros([BLOCK_T], tl.int32), mask=padding)
+        tl.store(fed.slot_mapping + rows, tl.full([BLOCK_T], -1, tl.int64), mask=padding)
+        tl.store(fed.cu_seqlens_q, 0)
         return
 
     is_own = slots == own
@@ -126,69 +140,46 @@ def feed_kernel(
     own_end = tl.sum(tl.where(is_own, ends, 0))
     own_base = tl.sum(tl.where(is_own, committed + pending, 0))
     own_begin = own_end - own_count
-    tl.store(cu_seqlens_q_ptr + own + 1, own_end)
-    tl.store(context_lens_ptr + own, tl.where(own_count > 0, own_start + own_count, 0))
+    tl.store(fed.cu_seqlens_q + own + 1, own_end)
+    tl.store(fed.context_lens + own, tl.where(own_count > 0, own_start + own_count, 0))
 
     row = tl.arange(0, BLOCK_Q)
-    fed = row < own_count
+    is_fed = row < own_count
     position = own_start + row
-    row_of_tokens = token_ids_ptr + own.to(tl.int64) * capacity
+    row_of_tokens = of.token_ids + own.to(tl.int64) * capacity
     if (KIND == 2) | (KIND == 4):
         drafted = position >= own_base
-        token = tl.load(row_of_tokens + position, mask=fed & (position < own_base), other=0)
+        token = tl.load(row_of_tokens + position, mask=is_fed & (position < own_base), other=0)
         place = own * window_stride_b + (position - own_base) * window_stride_g
-        token = tl.where(drafted, tl.load(window_ptr + place, mask=fed & drafted, other=0), token)
+        token = tl.where(drafted, tl.load(of.window + place, mask=is_fed & drafted, other=0), token)
     else:
-        token = tl.load(row_of_tokens + position, mask=fed, other=0)
-    page = tl.load(block_table_ptr + own * max_blocks + position // block_size, mask=fed, other=0)
+        token = tl.load(row_of_tokens + position, mask=is_fed, other=0)
+    page = tl.load(of.block_table + own * max_blocks + position // block_size, mask=is_fed, other=0)
     slot = page.to(tl.int64) * block_size + position % block_size
-    tl.store(input_ids_ptr + own_begin + row, token, mask=fed)
-    tl.store(positions_ptr + own_begin + row, position, mask=fed)
-    tl.store(slot_mapping_ptr + own_begin + row, slot, mask=fed)
+    tl.store(fed.input_ids + own_begin + row, token, mask=is_fed)
+    tl.store(fed.positions + own_begin + row, position, mask=is_fed)
+    tl.store(fed.slot_mapping + own_begin + row, slot, mask=is_fed)
 
     logit = tl.arange(0, BLOCK_L)
     if (KIND == 1) | (KIND == 2):
         source = own_begin + tl.minimum(logit, own_count - 1)
-        tl.store(num_rows_ptr + own, own_count)
+        tl.store(fed.num_rows + own, own_count)
     else:
         source = own_end - 1 + logit * 0
     source = tl.maximum(tl.minimum(source, num_tokens - 1), 0)
-    tl.store(logit_rows_ptr + own * num_logits + logit, source, mask=logit < num_logits)
+    tl.store(fed.logit_rows + own * num_logits + logit, source, mask=logit < num_logits)
     if KIND >= 3:
         sampled = (own_base + step).to(tl.int64)
-        tl.store(sample_positions_ptr + own, sampled)
-        tl.store(ring_rows_ptr + own, own.to(tl.int64) * ring_size + sampled % ring_size)
+        tl.store(fed.sample_positions + own, sampled)
+        tl.store(fed.ring_rows + own, own.to(tl.int64) * ring_size + sampled % ring_size)
 
 
-@library.on_their_device
+@operator
 def feed(
-    kind: int,
-    step: int,
-    token_ids: torch.Tensor,
-    committed: torch.Tensor,
-    pending: torch.Tensor,
-    max_total_len: torch.Tensor,
-    gamma: torch.Tensor,
-    finish_reason: torch.Tensor,
-    window: torch.Tensor,
-    chunk: torch.Tensor,
-    block_table: torch.Tensor,
-    block_size: int,
-    max_q_len: int,
-    ring_size: int,
-    input_ids: torch.Tensor,
-    positions: torch.Tensor,
-    slot_mapping: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    context_lens: torch.Tensor,
-    logit_rows: torch.Tensor,
-    num_rows: torch.Tensor,
-    num_draft_tokens: torch.Tensor,
-    sample_positions: torch.Tensor,
-    ring_rows: torch.Tensor,
+    kind: int, step: int, of: Sequences, block_size: int, max_q_len: int, ring_size: int, fed: Fed
 ) -> None:
     """Fills the batch of one forward pass."""
-    num_sequences, num_tokens = token_ids.shape[0], input_ids.shape[0]
+    (num_sequences, capacity), num_tokens = of.token_ids.shape, len(fed.input_ids)
     if not 0 <= kind < len(KINDS):
         raise ValueError(f"feed: kind {kind} is not one of 0 to {len(KINDS) - 1} ({', '.join(KINDS)})")
     if not 1 <= num_sequences <= MAX_SEQUENCES:
@@ -202,77 +193,13 @@ def feed(
         raise ValueError(
             f"feed: step {step}, ring_size {ring_size}, block_size {block_size}: expected >= 0, >= 1 and >= 1"
         )
-    if window.dim() != 2 or window.shape[0] != num_sequences or window.dtype != torch.int32:
-        raise ValueError(
-            f"feed: window is {window.dtype} {list(window.shape)}, expected int32 [{num_sequences}, *]"
-        )
-    library.check_all(
-        "feed",
-        token_ids=(token_ids, (num_sequences, None), torch.int32),
-        committed=(committed, (num_sequences,), torch.int32),
-        pending=(pending, (num_sequences,), torch.int32),
-        max_total_len=(max_total_len, (num_sequences,), torch.int32),
-        gamma=(gamma, (num_sequences,), torch.int32),
-        finish_reason=(finish_reason, (num_sequences,), torch.int32),
-        window=(window,),
-        chunk=(chunk, (num_sequences, 2), torch.int32),
-        block_table=(block_table, (num_sequences, None), torch.int32),
-        input_ids=(input_ids, (num_tokens,), torch.int32),
-        positions=(positions, (num_tokens,), torch.int32),
-        slot_mapping=(slot_mapping, (num_tokens,), torch.int64),
-        cu_seqlens_q=(cu_seqlens_q, (num_sequences + 1,), torch.int32),
-        context_lens=(context_lens, (num_sequences,), torch.int32),
-        logit_rows=(logit_rows, (num_sequences, None), torch.int32),
-        num_rows=(num_rows, (num_sequences,), torch.int32),
-        num_draft_tokens=(num_draft_tokens, (num_sequences,), torch.int32),
-        sample_positions=(sample_positions, (num_sequences,), torch.int64),
-        ring_rows=(ring_rows, (num_sequences,), torch.int64),
-    )
-    num_logits = logit_rows.shape[1]
+    num_logits = fed.logit_rows.shape[1]
     feed_kernel[(num_sequences + 1,)](
-        token_ids,
-        committed,
-        pending,
-        max_total_len,
-        gamma,
-        finish_reason,
-        window,
-        chunk,
-        block_table,
-        input_ids,
-        positions,
-        slot_mapping,
-        cu_seqlens_q,
-        context_lens,
-        logit_rows,
-        num_rows,
-        num_draft_tokens,
-        sample_positions,
-        ring_rows,
-        num_sequences,
-        num_tokens,
-        token_ids.shape[1],
-        block_table.shape[1],
-        block_size,
-        window.stride(0),
-        window.stride(1),
-        num_logits,
-        max_q_len,
-        ring_size,
-        step,
+        *(of, fed, num_sequences, num_tokens, capacity, of.block_table.shape[1], block_size),
+        *(*of.window.stride(), num_logits, max_q_len, ring_size, step),
         KIND=kind,
         BLOCK_B=triton.next_power_of_2(num_sequences),
         BLOCK_Q=triton.next_power_of_2(max_q_len),
         BLOCK_L=triton.next_power_of_2(num_logits),
         BLOCK_T=triton.next_power_of_2(num_tokens),
     )
-
-
-library.register(
-    "feed(int kind, int step, Tensor token_ids, Tensor committed, Tensor pending, Tensor max_total_len, "
-    "Tensor gamma, Tensor finish_reason, Tensor window, Tensor chunk, Tensor block_table, int block_size, "
-    "int max_q_len, int ring_size, Tensor(a!) input_ids, Tensor(b!) positions, Tensor(c!) slot_mapping, "
-    "Tensor(d!) cu_seqlens_q, Tensor(e!) context_lens, Tensor(f!) logit_rows, Tensor(g!) num_rows, "
-    "Tensor(h!) num_draft_tokens, Tensor(i!) sample_positions, Tensor(j!) ring_rows) -> ()",
-    feed,
-)

@@ -19,13 +19,16 @@ Rows      up to T = 64 the bits of a row depend on nothing but that row: the con
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ..base import interpreter  # noqa: F401
-from ..base.library import check, check_device, check_workspace, on_their_device, register
+from ..base.checks import check, check_workspace
+from ..base.library import operator
 from .linear import BLOCK_M, MAX_ROWS, SLICES, check_operands, multiply_many_rows
 
 BLOCK_PRODUCT = 1024
@@ -132,21 +135,20 @@ def silu_product_kernel(
     tl.store(out_ptr + row * I + i, silu_product(gate, up).to(out_ptr.dtype.element_ty), mask=keep)
 
 
-@on_their_device
+@operator
 def gate_up_silu(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    out: torch.Tensor,
-    workspace: torch.Tensor,
-    num_live: torch.Tensor | None = None,
+    x: Annotated[Tensor, "float [T, K]"],
+    weight: Annotated[Tensor, "x [N, K]"],
+    out: Annotated[Tensor, "out"],
+    workspace: Annotated[Tensor, "out"],
+    num_live: Annotated[Tensor | None, "int32 [1]"] = None,
 ) -> None:
     """x: [T, K]; weight: [2 * I, K], the gate's rows, then up's; out: [T, I] fp32 or as weight, overwritten;
     workspace: uint8 [workspace_size(T, I, K)]; num_live: [1] int32 or None.
 
     x = [[1, 2, 0, 0]], weight = [[1, 0, 0, 0], [3, 1, 0, 0]]: I is 1, the gate 1, up 5, out [[3.6553]].
     """
-    check_device("gate_up_silu", x=x, weight=weight, out=out, workspace=workspace, num_live=num_live)
-    check_operands("gate_up_silu", x, weight, num_live)
+    check_operands("gate_up_silu", x, weight)
     (T, K), rows = x.shape, weight.shape[0]
     if rows % 2:
         raise ValueError(
@@ -166,10 +168,3 @@ def gate_up_silu(
     gate_up_silu_kernel[(triton.cdiv(T, BLOCK_M.value), triton.cdiv(I, cut.block_i))](
         x, weight, out, num_live, T, I, K, **cut.constexprs(K), num_warps=SLICES, num_stages=cut.num_stages
     )
-
-
-register(
-    "gate_up_silu(Tensor x, Tensor weight, Tensor(a!) out, Tensor(b!) workspace, "
-    "Tensor? num_live=None) -> ()",
-    gate_up_silu,
-)

@@ -22,26 +22,21 @@ Rows      up to T = 64 the bits of a row depend on nothing but that row: the con
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ..base import interpreter  # noqa: F401
-from ..base.library import (
-    check,
-    check_computed_rightly,
-    check_device,
-    check_workspace,
-    on_their_device,
-    register,
-)
+from ..base.checks import check_computed_rightly, check_workspace
+from ..base.library import operator
 
 MAX_ROWS = 64  # of the kernel; more go to torch.mm
 BLOCK_M = tl.constexpr(16)
 BLOCK_REDUCE, REDUCE_WARPS = 256, 2  # one load of 16 bytes a thread
 SLICES = 4  # one per warp
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -206,13 +201,9 @@ def multiply_many_rows(
         product.add_(bias)
 
 
-def check_operands(op: str, x: torch.Tensor, weight: torch.Tensor, num_live: torch.Tensor | None) -> None:
-    """x [T, K] and weight [N, K] can be read by the kernels: of one dtype, in rows of 16 * n bytes."""
-    if num_live is not None:
-        check(op, "num_live", num_live, (1,), torch.int32)
-    check(op, "x", x, (None, None), *DTYPES)
+def check_operands(op: str, x: Tensor, weight: Tensor) -> None:
+    """x [T, K] and weight [N, K] can be read by the kernels: in rows of 16 * n bytes."""
     check_computed_rightly(op, "x", x)
-    check(op, "weight", weight, (None, x.shape[1]), x.dtype)
     row_bytes = x.shape[1] * x.element_size()
     if row_bytes % 16 or row_bytes == 0:
         raise ValueError(
@@ -223,15 +214,15 @@ def check_operands(op: str, x: torch.Tensor, weight: torch.Tensor, num_live: tor
             raise ValueError(f"{op}: {name} starts at {tensor.data_ptr():#x}: align it to 16 bytes")
 
 
-@on_their_device
+@operator
 def linear(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    out: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    residual: torch.Tensor | None,
-    workspace: torch.Tensor,
-    num_live: torch.Tensor | None = None,
+    x: Annotated[Tensor, "float [T, K]"],
+    weight: Annotated[Tensor, "x [N, K]"],
+    out: Annotated[Tensor | None, "fp32|weight [T, N] out"],
+    bias: Annotated[Tensor | None, "weight [N]"],
+    residual: Annotated[Tensor | None, "fp32 [T, N] out"],
+    workspace: Annotated[Tensor, "out"],
+    num_live: Annotated[Tensor | None, "int32 [1]"] = None,
 ) -> None:
     """x: [T, K]; weight: [N, K]; out: [T, N] fp32 or as weight, overwritten, and None if there is a residual;
     bias: [N] or None; residual: [T, N] fp32, added to, or None; workspace: uint8 [workspace_size(T, N, K)];
@@ -239,21 +230,13 @@ def linear(
 
     x = [[1, 2, 3, 4]], weight = [[1, 0, 0, 0], [0, 1, 0, 1]], bias = [0, 10]: out = [[1, 16]].
     """
-    others = {"out": out, "bias": bias, "residual": residual, "workspace": workspace, "num_live": num_live}
-    check_device("linear", x=x, weight=weight, **others)
-    check_operands("linear", x, weight, num_live)
+    check_operands("linear", x, weight)
     (T, K), N = x.shape, weight.shape[0]
     if (out is None) == (residual is None):
         given = "both" if residual is not None else "neither"
         raise ValueError(
             f"linear: {given} of out and residual given, expected one: the residual is an output"
         )
-    if out is not None:
-        check("linear", "out", out, (T, N), torch.float32, weight.dtype)
-    if residual is not None:
-        check("linear", "residual", residual, (T, N), torch.float32)
-    if bias is not None:
-        check("linear", "bias", bias, (N,), weight.dtype)
     num_bytes = workspace_size(T, N, K)
     check_workspace("linear", workspace, num_bytes)
     sums = workspace[:num_bytes].view(torch.float32)
@@ -269,14 +252,7 @@ def linear(
     cut = config(N, K, weight.element_size())
     is_split = cut.split_k > 1
     linear_kernel[(triton.cdiv(T, BLOCK_M.value), triton.cdiv(N, cut.block_n), cut.split_k)](
-        x,
-        weight,
-        sums if is_split else target,
-        None if is_split else bias,
-        num_live,
-        T,
-        N,
-        K,
+        *(x, weight, sums if is_split else target, None if is_split else bias, num_live, T, N, K),
         **cut.constexprs(K),
         **(dict.fromkeys(flags, False) if is_split else flags),
         num_warps=SLICES,
@@ -286,10 +262,3 @@ def linear(
         grid = (T, triton.cdiv(N, BLOCK_REDUCE))
         constants = {**flags, "SPLIT_K": cut.split_k, "BLOCK": BLOCK_REDUCE}
         add_splits_kernel[grid](sums, target, bias, num_live, T, N, **constants, num_warps=REDUCE_WARPS)
-
-
-register(
-    "linear(Tensor x, Tensor weight, Tensor(a!)? out, Tensor? bias, Tensor(b!)? residual, "
-    "Tensor(c!) workspace, Tensor? num_live=None) -> ()",
-    linear,
-)

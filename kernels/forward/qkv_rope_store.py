@@ -18,11 +18,14 @@ Mutates: q_out, and the rows of the caches that slot_mapping names.
 
 from __future__ import annotations
 
-import torch
+from typing import Annotated
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ..base.library import check, check_all, check_computed_rightly, on_their_device, register
+from ..base.checks import check, check_computed_rightly
+from ..base.library import operator
 
 BLOCK_H = 8  # heads of a program
 NUM_WARPS = 4
@@ -101,18 +104,18 @@ def rope_store_kernel(
     tl.store(v_cache_ptr + v_offset + HALF, b.to(v_cache_ptr.dtype.element_ty), mask=v_mask)
 
 
-@on_their_device
+@operator
 def qkv_rope_store(
-    qkv: torch.Tensor,
-    positions: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    slot_mapping: torch.Tensor,
-    q_out: torch.Tensor,
-    k_cache: torch.Tensor,
-    v_cache: torch.Tensor,
-    q_norm_weight: torch.Tensor | None,
-    k_norm_weight: torch.Tensor | None,
+    qkv: Annotated[Tensor, "fp32|q_out [T, W]"],
+    positions: Annotated[Tensor, "int32 [T]"],
+    cos: Annotated[Tensor, "fp32 [P, H]"],
+    sin: Annotated[Tensor, "fp32 [P, H]"],
+    slot_mapping: Annotated[Tensor, "int64 [T]"],
+    q_out: Annotated[Tensor, "float [T, Hq, D] out"],
+    k_cache: Annotated[Tensor, "q_out [NB, BS, Hkv, D] out"],
+    v_cache: Annotated[Tensor, "q_out [NB, BS, Hkv, D] out"],
+    q_norm_weight: Annotated[Tensor | None, "float [D]"],
+    k_norm_weight: Annotated[Tensor | None, "float [D]"],
     eps: float,
 ) -> None:
     """Rotated queries to q_out, rotated keys and plain values to the cache.
@@ -120,48 +123,24 @@ def qkv_rope_store(
     Blocks of 16, slot_mapping [35, -1]: token 0 goes to row 3 of block 2; of token 1 only q is written.
     """
     op = "qkv_rope_store"
-    dtypes = torch.float32, torch.float16, torch.bfloat16
-    check(op, "q_out", q_out, (None, None, None), *dtypes)
     check_computed_rightly(op, "q_out", q_out)
     num_tokens, num_heads, head_dim = q_out.shape
     if head_dim % 16 or not 16 <= head_dim <= 256:
         raise ValueError(f"{op}: head_dim is {head_dim}, expected a multiple of 16 from 16 to 256")
-    check(op, "k_cache", k_cache, (None, None, None, head_dim), q_out.dtype)
-    check(op, "v_cache", v_cache, tuple(k_cache.shape), q_out.dtype)
     num_blocks, block_size, num_kv_heads, _ = k_cache.shape
     num_all = num_heads + 2 * num_kv_heads
     if (q_norm_weight is None) != (k_norm_weight is None):
         given, missing = ("k", "q") if q_norm_weight is None else ("q", "k")
         raise ValueError(f"{op}: {given}_norm_weight without {missing}_norm_weight: pass both or neither")
-    check_all(
-        op,
-        qkv=(qkv, (num_tokens, num_all * head_dim), torch.float32, q_out.dtype),
-        positions=(positions, (num_tokens,), torch.int32),
-        cos=(cos, (None, head_dim // 2), torch.float32),
-        sin=(sin, tuple(cos.shape), torch.float32),
-        slot_mapping=(slot_mapping, (num_tokens,), torch.int64),
-        q_out=(q_out,),
-        k_cache=(k_cache,),
-        v_cache=(v_cache,),
-        q_norm_weight=(q_norm_weight, (head_dim,), *dtypes),
-        k_norm_weight=(k_norm_weight, (head_dim,), *dtypes),
-    )
+    check(op, "qkv", qkv, (num_tokens, num_all * head_dim))
+    check(op, "cos", cos, (None, head_dim // 2))
     if num_tokens == 0:
         return
     rope_store_kernel[(num_tokens, triton.cdiv(num_all, BLOCK_H))](
-        qkv,
-        positions,
-        cos,
-        sin,
-        slot_mapping,
-        q_out,
-        k_cache,
-        v_cache,
+        *(qkv, positions, cos, sin, slot_mapping, q_out, k_cache, v_cache),
         cos if q_norm_weight is None else q_norm_weight,
         cos if k_norm_weight is None else k_norm_weight,
-        cos.shape[0],
-        num_blocks * block_size,
-        eps,
+        *(cos.shape[0], num_blocks * block_size, eps),
         HQ=num_heads,
         HKV=num_kv_heads,
         HALF=head_dim // 2,
@@ -171,11 +150,3 @@ def qkv_rope_store(
         num_warps=NUM_WARPS,
         **OPTIONS,
     )
-
-
-register(
-    "qkv_rope_store(Tensor qkv, Tensor positions, Tensor cos, Tensor sin, Tensor slot_mapping, "
-    "Tensor(a!) q_out, Tensor(b!) k_cache, Tensor(c!) v_cache, Tensor? q_norm_weight, "
-    "Tensor? k_norm_weight, float eps) -> ()",
-    qkv_rope_store,
-)

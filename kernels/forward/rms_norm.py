@@ -12,14 +12,16 @@ Rows      the bits of a row depend on nothing but that row: the configuration fo
 
 from __future__ import annotations
 
-import torch
+from typing import Annotated
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ..base.library import check, check_computed_rightly, check_device, on_their_device, register
+from ..base.checks import check_computed_rightly
+from ..base.library import operator
 
 MAX_HIDDEN = 32768  # 64 values a thread
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def config(H: int) -> tuple[int, int]:
@@ -51,39 +53,26 @@ def rms_norm_kernel(
     tl.store(out_ptr + offsets, (x * scale * weight).to(out_ptr.dtype.element_ty), mask=keep)
 
 
-@on_their_device
+@operator
 def rms_norm(
-    x: torch.Tensor, weight: torch.Tensor, eps: float, out: torch.Tensor, residual: torch.Tensor | None
+    x: Annotated[Tensor, "float [T, H]"],
+    weight: Annotated[Tensor, "float [H]"],
+    eps: float,
+    out: Annotated[Tensor, "float [T, H] out"],
+    residual: Annotated[Tensor | None, "fp32 [T, H] out"],
 ) -> None:
     """x: [T, H]; weight: [H]; out: [T, H], overwritten; residual: [T, H] fp32, x is added to it, or None.
 
     x = [[3, 4, 0, 0]], weight = [1, 1, 1, 2], eps = 0: the mean of squares is 6.25, out = [[1.2, 1.6, 0, 0]].
     """
-    check_device("rms_norm", x=x, weight=weight, out=out, residual=residual)
-    check("rms_norm", "x", x, (None, None), *DTYPES)
-    T, H = x.shape
-    check("rms_norm", "weight", weight, (H,), *DTYPES)
-    check("rms_norm", "out", out, (T, H), *DTYPES)
     check_computed_rightly("rms_norm", "out", out)
-    if residual is not None:
-        check("rms_norm", "residual", residual, (T, H), torch.float32)
+    T, H = x.shape
     if not 1 <= H <= MAX_HIDDEN:
         raise ValueError(f"rms_norm: x has rows of {H} values, expected 1 to {MAX_HIDDEN}: split them")
     block_h, num_warps = config(H)
     rms_norm_kernel[(T,)](
-        x,
-        weight,
-        out,
-        residual,
-        H,
-        eps,
+        *(x, weight, out, residual, H, eps),
         HAS_RESIDUAL=residual is not None,
         BLOCK_H=block_h,
         num_warps=num_warps,
     )
-
-
-register(
-    "rms_norm(Tensor x, Tensor weight, float eps, Tensor(a!) out, Tensor(b!)? residual) -> ()",
-    rms_norm,
-)

@@ -29,14 +29,17 @@ out. Mutates thresholds and the workspace.
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ..base.library import check_all, on_their_device, register
+from ..base.library import operator
 from ..base.workspace import Part, carve, num_bytes
 from .noise import EXACT, exp, inverse_temperature, log
-from .sample import INFINITY, check_logits, is_usable, row_offset
+from .sample import INFINITY, is_usable, row_offset
 
 PASSES = 8  # digits of four bits, highest first
 STEPS = tl.constexpr(17)  # what is known before each of 2 * PASSES launches; the last: the k-th largest logit
@@ -271,29 +274,18 @@ def workspace_size(rows: int, vocab: int) -> int:
     return num_bytes(_parts(rows, vocab))
 
 
-@on_their_device
+@operator
 def filters(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    top_k: torch.Tensor | None,
-    top_p: torch.Tensor | None,
-    min_p: torch.Tensor | None,
-    thresholds: torch.Tensor,
-    workspace: torch.Tensor,
+    logits: Annotated[Tensor, "float [R, V] rows"],
+    temperature: Annotated[Tensor, "fp32 [R]"],
+    top_k: Annotated[Tensor | None, "int32 [R]"],
+    top_p: Annotated[Tensor | None, "fp32 [R]"],
+    min_p: Annotated[Tensor | None, "fp32 [R]"],
+    thresholds: Annotated[Tensor, "fp32 [R] out"],
+    workspace: Annotated[Tensor, "out"],
 ) -> None:
     """One threshold per row of logits; see above."""
-    check_logits("filters", "logits", logits, 2)
     rows, vocab = logits.shape
-    check_all(
-        "filters",
-        logits=(logits,),
-        temperature=(temperature, (rows,), torch.float32),
-        top_k=(top_k, (rows,), torch.int32),
-        top_p=(top_p, (rows,), torch.float32),
-        min_p=(min_p, (rows,), torch.float32),
-        thresholds=(thresholds, (rows,), torch.float32),
-        workspace=(workspace,),
-    )
     top, *found = carve("filters", workspace, _parts(rows, vocab))
     if rows == 0:
         return
@@ -307,10 +299,3 @@ def filters(
                 logits, logits.stride(0), *given, rows, vocab, tiles, phase, digit, padded, tile, **EXACT
             )
     threshold_kernel[(rows,)](*given, thresholds, rows, vocab, tiles, padded, **EXACT)
-
-
-register(
-    "filters(Tensor logits, Tensor temperature, Tensor? top_k, Tensor? top_p, Tensor? min_p, "
-    "Tensor(a!) thresholds, Tensor(b!) workspace) -> ()",
-    filters,
-)

@@ -24,15 +24,19 @@ logits [R, V] fp32, fp16 or bf16, rows at any stride, usable (no NaN, no +inf, n
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ..base.library import check_all, on_their_device, register
+from ..base.checks import check
+from ..base.library import operator
 from ..base.workspace import Part, carve, num_bytes
 from .filters import rank_of, row_top, value_of
 from .noise import EXACT, exp, log
-from .sample import INFINITY, NOWHERE, check_logits, row_offset
+from .sample import INFINITY, NOWHERE, row_offset
 
 MAX_K = 20
 
@@ -169,30 +173,21 @@ def _merge_sizes(vocab: int, k: int) -> dict[str, int]:
     return {"K": k} | {name: triton.next_power_of_2(size) for name, size in padded.items()}
 
 
-@on_their_device
+@operator
 def logprobs(
-    logits: torch.Tensor,
-    token_ids: torch.Tensor,
+    logits: Annotated[Tensor, "float [R, V] rows"],
+    token_ids: Annotated[Tensor, "int32 [R]"],
     k: int,
-    ids: torch.Tensor,
-    logprobs: torch.Tensor,
-    ranks: torch.Tensor,
-    workspace: torch.Tensor,
+    ids: Annotated[Tensor, "int32 [R, W] out"],
+    logprobs: Annotated[Tensor, "fp32 [R, W] out"],
+    ranks: Annotated[Tensor, "int32 [R, W] out"],
+    workspace: Annotated[Tensor, "out"],
 ) -> None:
     """Of each row's token and its k likeliest; see above."""
-    check_logits("logprobs", "logits", logits, 2)
     rows, vocab = logits.shape
     if not 0 <= k <= min(vocab, MAX_K):
         raise ValueError(f"logprobs: k is {k}, expected 0..{min(vocab, MAX_K)}, the vocabulary being {vocab}")
-    check_all(
-        "logprobs",
-        logits=(logits,),
-        token_ids=(token_ids, (rows,), torch.int32),
-        ids=(ids, (rows, 1 + k), torch.int32),
-        logprobs=(logprobs, (rows, 1 + k), torch.float32),
-        ranks=(ranks, (rows, 1 + k), torch.int32),
-        workspace=(workspace,),
-    )
+    check("logprobs", "ids", ids, (rows, 1 + k))
     top, above, best, mass = carve("logprobs", workspace, _parts(rows, vocab, k))
     if rows == 0:
         return
@@ -201,10 +196,3 @@ def logprobs(
     tile_kernel[(rows, tiles)](*given, above, best, vocab, tiles, k, tile, **EXACT)
     mass_kernel[(rows, tiles)](*given, mass, vocab, tiles, sizes["TP"], tile, **EXACT)
     merge_kernel[(rows,)](*given, above, best, mass, ids, logprobs, ranks, tiles, **sizes, **EXACT)
-
-
-register(
-    "logprobs(Tensor logits, Tensor token_ids, int k, Tensor(a!) ids, Tensor(b!) logprobs, "
-    "Tensor(c!) ranks, Tensor(d!) workspace) -> ()",
-    logprobs,
-)

@@ -28,31 +28,57 @@ logits and the workspace. Bound by memory: reads and writes the rows, and counts
 
 from __future__ import annotations
 
+from typing import Annotated, NamedTuple
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from pearl_rt import state
 
 from ..base import interpreter  # noqa: F401
-from ..base.library import check, check_all, on_their_device, register
+from ..base.library import operator
 from ..base.workspace import Part, carve, num_bytes
 from .noise import EXACT
-from .sample import INFINITY, check_logits, row_offset
+from .sample import INFINITY, row_offset
 
 RUNNING = tl.constexpr(state.RUNNING)
 IN_PROMPT = tl.constexpr(1 << 30)  # the bit of a count
 MOST = tl.constexpr(3.4028234663852886e38)
 TOKENS = 256  # of a counting program
 TARGET_ROWS = -1  # as `step`
-Tensor = torch.Tensor
+
+
+class Before(NamedTuple):
+    """The tokens before a row, and the rows that are there."""
+
+    token_ids: Annotated[Tensor, "int32 [B, C]"]
+    window: Annotated[Tensor, "int32 [B, G] strided"]
+    committed: Annotated[Tensor, "int32 [B]"]
+    pending: Annotated[Tensor, "int32 [B]"]
+    finish_reason: Annotated[Tensor, "int32 [B]"]
+    prompt_len: Annotated[Tensor, "int32 [B]"]
+    num_rows: Annotated[Tensor | None, "int32 [B]"]
+
+
+class Parameters(NamedTuple):
+    """Those of each slot's request."""
+
+    repetition: Annotated[Tensor, "fp32 [B]"]
+    frequency: Annotated[Tensor, "fp32 [B]"]
+    presence: Annotated[Tensor, "fp32 [B]"]
+    min_tokens: Annotated[Tensor, "int32 [B]"]
+    masked_ids: Annotated[Tensor, "int32 [B, NM]"]  # -1 ends a list
+    bias_ids: Annotated[Tensor, "int32 [B, NB]"]  # likewise
+    bias: Annotated[Tensor, "fp32 [B, NB]"]
 
 
 @triton.jit
-def is_penalised(repetition_ptr, frequency_ptr, presence_ptr, b):
-    """Whether a slot's request has any penalty on."""
-    off = (tl.load(repetition_ptr + b) == 1.0) & (tl.load(frequency_ptr + b) == 0.0)
-    return (off & (tl.load(presence_ptr + b) == 0.0)) == 0
+def is_penalised(asked, b):
+    """Whether a slot's request has any penalty on. asked: Parameters."""
+    off = (tl.load(asked.repetition + b) == 1.0) & (tl.load(asked.frequency + b) == 0.0)
+    return (off & (tl.load(asked.presence + b) == 0.0)) == 0
 
 
 @triton.jit
@@ -65,42 +91,35 @@ def length_of(list_ptr, most, MOST_PADDED: tl.constexpr):
 
 @triton.jit
 def count_kernel(
-    token_ids_ptr,  # [B, C] int32
-    window_ptr,  # [B, G] int32
+    before,  # Before
+    asked,  # Parameters
+    counts_ptr,  # [B, V] int32, zeros; mutated
     window_stride_b,
     window_stride_g,
-    committed_ptr,  # [B] int32
-    pending_ptr,  # [B] int32
-    finish_ptr,  # [B] int32
-    prompt_len_ptr,  # [B] int32
-    repetition_ptr,  # [B] fp32
-    frequency_ptr,  # [B] fp32
-    presence_ptr,  # [B] fp32
-    counts_ptr,  # [B, V] int32, zeros; mutated
     C,
     V,
     step,
     TILE: tl.constexpr,
 ):
     b = tl.program_id(0)
-    if tl.load(finish_ptr + b) != RUNNING:
+    if tl.load(before.finish_reason + b) != RUNNING:
         return
-    if is_penalised(repetition_ptr, frequency_ptr, presence_ptr, b) == 0:
+    if is_penalised(asked, b) == 0:
         return
-    committed = tl.load(committed_ptr + b)
-    known = committed + tl.load(pending_ptr + b)
+    committed = tl.load(before.committed + b)
+    known = committed + tl.load(before.pending + b)
     length = tl.where(step >= 0, known + step, committed)
     place = tl.program_id(1) * TILE + tl.arange(0, TILE)
     if tl.program_id(1) * TILE >= length:
         return
     fed = (place < length) & (place < C)
-    old = tl.load(token_ids_ptr + row_offset(b, C) + place, mask=fed & (place < known), other=-1)
+    old = tl.load(before.token_ids + row_offset(b, C) + place, mask=fed & (place < known), other=-1)
     drafted = fed & (place >= known)
-    new = window_ptr + b * window_stride_b + (place - known) * window_stride_g
+    new = before.window + b * window_stride_b + (place - known) * window_stride_g
     token = tl.where(drafted, tl.load(new, mask=drafted, other=-1), old)
     counted = fed & (token >= 0) & (token < V)
     cell = counts_ptr + row_offset(b, V) + token
-    answer = place >= tl.load(prompt_len_ptr + b)
+    answer = place >= tl.load(before.prompt_len + b)
     tl.atomic_add(cell, 1, mask=counted & answer)
     tl.atomic_or(cell, IN_PROMPT, mask=counted & (answer == 0))
 
@@ -108,24 +127,12 @@ def count_kernel(
 @triton.jit
 def apply_kernel(
     logits_ptr,  # [B * L, V], rows at `stride`; mutated
+    before,  # Before
+    asked,  # Parameters
+    counts_ptr,  # [B, V] int32
     stride,
-    token_ids_ptr,  # [B, C] int32
-    window_ptr,  # [B, G] int32
     window_stride_b,
     window_stride_g,
-    committed_ptr,  # [B] int32
-    pending_ptr,  # [B] int32
-    finish_ptr,  # [B] int32
-    prompt_len_ptr,  # [B] int32
-    num_rows_ptr,  # [B] int32, or None
-    repetition_ptr,  # [B] fp32
-    frequency_ptr,  # [B] fp32
-    presence_ptr,  # [B] fp32
-    min_tokens_ptr,  # [B] int32
-    masked_ids_ptr,  # [B, NM] int32, -1 ends
-    bias_ids_ptr,  # [B, NB] int32, -1 ends
-    bias_ptr,  # [B, NB] fp32
-    counts_ptr,  # [B, V] int32
     C,
     V,
     L,
@@ -138,21 +145,21 @@ def apply_kernel(
 ):
     b = tl.program_id(0) // L
     r = tl.program_id(0) % L
-    if tl.load(finish_ptr + b) != RUNNING:
+    if tl.load(before.finish_reason + b) != RUNNING:
         return
     rows = L
-    if num_rows_ptr is not None:
-        rows = tl.load(num_rows_ptr + b)
+    if before.num_rows is not None:
+        rows = tl.load(before.num_rows + b)
     if r >= rows:
         return
-    penalised = is_penalised(repetition_ptr, frequency_ptr, presence_ptr, b)
-    committed = tl.load(committed_ptr + b)
-    known = committed + tl.load(pending_ptr + b)
+    penalised = is_penalised(asked, b)
+    committed = tl.load(before.committed + b)
+    known = committed + tl.load(before.pending + b)
     shared = tl.where(step >= 0, known + step, committed)  # tokens that count_kernel has counted
-    generated = shared + r - tl.load(prompt_len_ptr + b)
-    early = generated < tl.load(min_tokens_ptr + b)
-    num_masked = tl.where(early, length_of(masked_ids_ptr + b * NM, NM, NMP), 0)
-    num_biased = length_of(bias_ids_ptr + b * NB, NB, NBP)
+    generated = shared + r - tl.load(before.prompt_len + b)
+    early = generated < tl.load(asked.min_tokens + b)
+    num_masked = tl.where(early, length_of(asked.masked_ids + b * NM, NM, NMP), 0)
+    num_biased = length_of(asked.bias_ids + b * NB, NB, NBP)
     if (penalised | (num_masked > 0) | (num_biased > 0)) == 0:
         return
 
@@ -162,24 +169,24 @@ def apply_kernel(
     x = tl.load(place, mask=live, other=0.0).to(tl.float32)
     y = x
     for i in range(num_masked):
-        y = tl.where(column == tl.load(masked_ids_ptr + b * NM + i), -INFINITY, y)
+        y = tl.where(column == tl.load(asked.masked_ids + b * NM + i), -INFINITY, y)
     for i in range(num_biased):
-        y = tl.where(column == tl.load(bias_ids_ptr + b * NB + i), y + tl.load(bias_ptr + b * NB + i), y)
+        y = tl.where(column == tl.load(asked.bias_ids + b * NB + i), y + tl.load(asked.bias + b * NB + i), y)
     if penalised:
         cell = tl.load(counts_ptr + row_offset(b, V) + column, mask=live, other=0)
         times = cell & (IN_PROMPT - 1)
         for i in range(r):  # candidates before the row; r is 0 for a draft's step
             at = committed + i
             if at < known:
-                token = tl.load(token_ids_ptr + row_offset(b, C) + at)
+                token = tl.load(before.token_ids + row_offset(b, C) + at)
             else:
-                token = tl.load(window_ptr + b * window_stride_b + (at - known) * window_stride_g)
+                token = tl.load(before.window + b * window_stride_b + (at - known) * window_stride_g)
             times += (column == token).to(tl.int32)
-        repetition = tl.load(repetition_ptr + b)
+        repetition = tl.load(asked.repetition + b)
         divided = tl.div_rn(y, tl.full([TILE], 1.0, tl.float32) * repetition)
         z = tl.where(y > 0.0, divided, y * repetition)
-        z = z - tl.load(frequency_ptr + b) * times.to(tl.float32)
-        z = z - tl.where(times > 0, tl.load(presence_ptr + b), 0.0)
+        z = z - tl.load(asked.frequency + b) * times.to(tl.float32)
+        z = z - tl.where(times > 0, tl.load(asked.presence + b), 0.0)
         z = tl.minimum(tl.maximum(z, -MOST), MOST)
         y = tl.where(((times > 0) | (cell >= IN_PROMPT)) & (y > -INFINITY), z, y)
     tl.store(place, tl.where(x < INFINITY, y, x), mask=live)
@@ -198,84 +205,38 @@ def workspace_size(slots: int, vocab: int) -> int:
     return num_bytes(_parts(slots, vocab))
 
 
-@on_their_device
+@operator
 def penalties(
-    logits: Tensor,
-    token_ids: Tensor,
-    window: Tensor,
-    committed: Tensor,
-    pending: Tensor,
-    finish_reason: Tensor,
-    prompt_len: Tensor,
-    num_rows: Tensor | None,
+    logits: Annotated[Tensor, "float [R, V] rows out"],
+    before: Before,
     step: int,
-    repetition: Tensor,
-    frequency: Tensor,
-    presence: Tensor,
-    min_tokens: Tensor,
-    masked_ids: Tensor,
-    bias_ids: Tensor,
-    bias: Tensor,
-    workspace: Tensor,
+    asked: Parameters,
+    workspace: Annotated[Tensor, "out"],
 ) -> None:
     """Rows as requests transform them, in place; see above. step: TARGET_ROWS, or the draft's."""
-    check_logits("penalties", "logits", logits, 2)
-    rows, vocab = logits.shape
-    check("penalties", "token_ids", token_ids, (None, None), torch.int32)
-    slots, capacity = token_ids.shape
+    (rows, vocab), (slots, capacity) = logits.shape, before.token_ids.shape
     if slots < 1 or rows % slots or (step != TARGET_ROWS and rows != slots):
         raise ValueError(f"penalties: {rows} rows of {slots} slots at step {step}, expected as many of each")
     if step < TARGET_ROWS:
         raise ValueError(
             f"penalties: step is {step}, expected 0 or more, or {TARGET_ROWS} for a target's rows"
         )
-    if window.dim() != 2 or window.shape[0] != slots or window.dtype != torch.int32:
-        raise ValueError(
-            f"penalties: window is {window.dtype} {list(window.shape)}, expected int32 [{slots}, *]"
-        )
-    if not masked_ids.numel() or not bias_ids.numel():
+    (_, masked), (_, biased) = asked.masked_ids.shape, asked.bias_ids.shape
+    if masked == 0 or biased == 0:
         raise ValueError("penalties: masked_ids or bias_ids has no column: give each one of -1 at least")
-    check_all(
-        "penalties",
-        logits=(logits,),
-        token_ids=(token_ids,),
-        window=(window,),
-        committed=(committed, (slots,), torch.int32),
-        pending=(pending, (slots,), torch.int32),
-        finish_reason=(finish_reason, (slots,), torch.int32),
-        prompt_len=(prompt_len, (slots,), torch.int32),
-        num_rows=(num_rows, (slots,), torch.int32),
-        repetition=(repetition, (slots,), torch.float32),
-        frequency=(frequency, (slots,), torch.float32),
-        presence=(presence, (slots,), torch.float32),
-        min_tokens=(min_tokens, (slots,), torch.int32),
-        masked_ids=(masked_ids, (slots, None), torch.int32),
-        bias_ids=(bias_ids, (slots, None), torch.int32),
-        bias=(bias, (slots, bias_ids.shape[-1]), torch.float32),
-        workspace=(workspace,),
-    )
     (counts,) = carve("penalties", workspace, _parts(slots, vocab))
     if rows == 0:
         return
     counts.zero_()
-    where = (token_ids, window, *window.stride(), committed, pending, finish_reason, prompt_len)
-    amounts = (repetition, frequency, presence)
+    strides = before.window.stride()
     grid = (slots, triton.cdiv(capacity, TOKENS))
-    count_kernel[grid](*where, *amounts, counts, capacity, vocab, step, TILE=TOKENS, **EXACT)
+    count_kernel[grid](before, asked, counts, *strides, capacity, vocab, step, TILE=TOKENS, **EXACT)
     tile = _tile(vocab)
-    lists = (min_tokens, masked_ids, bias_ids, bias, counts)
-    padded = {"NMP": triton.next_power_of_2(masked_ids.shape[1])}
-    padded["NBP"] = triton.next_power_of_2(bias_ids.shape[1])
-    sizes = (capacity, vocab, rows // slots, masked_ids.shape[1], bias_ids.shape[1], step)
     apply_kernel[(rows, triton.cdiv(vocab, tile))](
-        logits, logits.stride(0), *where, num_rows, *amounts, *lists, *sizes, **padded, TILE=tile, **EXACT
+        *(logits, before, asked, counts, logits.stride(0), *strides),
+        *(capacity, vocab, rows // slots, masked, biased, step),
+        NMP=triton.next_power_of_2(masked),
+        NBP=triton.next_power_of_2(biased),
+        TILE=tile,
+        **EXACT,
     )
-
-
-register(
-    "penalties(Tensor(a!) logits, Tensor token_ids, Tensor window, Tensor committed, Tensor pending, "
-    "Tensor finish_reason, Tensor prompt_len, Tensor? num_rows, int step, Tensor repetition, "
-    "Tensor frequency, Tensor presence, Tensor min_tokens, Tensor masked_ids, Tensor bias_ids, Tensor bias, "
-    "Tensor(b!) workspace) -> ()",
-    penalties,
-)

@@ -22,20 +22,20 @@ positions [R] int64, thresholds [R] fp32 or None, out [R] int32. Mutates out and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ..base.library import check_all, interpreting, on_their_device, register
+from ..base.checks import interpreting
+from ..base.library import operator
 from ..base.workspace import Part, carve, num_bytes
 from .noise import EXACT, exponential, inverse_temperature, log, noise_tile, uniform
 
 INFINITY = tl.constexpr(float("inf"))
 NOWHERE = tl.constexpr(2147483647)  # an index behind every other
-
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-MAX_VOCAB = 2**31 - 2**16
 
 
 @dataclass(frozen=True)
@@ -217,20 +217,6 @@ def pick_kernel(
     tl.store(out_ptr + row, tl.where(usable, token, -1), mask=live)
 
 
-def check_logits(op: str, name: str, logits: torch.Tensor, dims: int) -> None:
-    """Entries of a row side by side, rows anywhere; a floating dtype; indices that fit. Raises ValueError."""
-    if logits.dim() != dims or logits.shape[-1] < 1:
-        raise ValueError(
-            f"{op}: {name} has shape {list(logits.shape)}, expected {dims} dimensions, vocabulary >= 1"
-        )
-    if logits.dtype not in FLOATS:
-        raise ValueError(f"{op}: {name} is {logits.dtype}, expected {' or '.join(map(str, FLOATS))}")
-    if logits.shape[-1] > MAX_VOCAB:
-        raise ValueError(f"{op}: {name} has a vocabulary of {logits.shape[-1]}, the limit is {MAX_VOCAB}")
-    if logits.shape[-1] > 1 and logits.stride(-1) != 1:
-        raise ValueError(f"{op}: {name} has strides {logits.stride()}: make its last dimension contiguous")
-
-
 def _parts(rows: int, vocab: int) -> list[Part]:
     shape = config(vocab)
     tiles, key_tiles = triton.cdiv(vocab, shape.tile), triton.cdiv(vocab, shape.key_tile)
@@ -247,32 +233,21 @@ def workspace_size(rows: int, vocab: int) -> int:
     return num_bytes(_parts(rows, vocab))
 
 
-@on_their_device
+@operator
 def sample(
-    logits: torch.Tensor,
-    temperature: torch.Tensor,
-    seed: torch.Tensor,
-    positions: torch.Tensor,
+    logits: Annotated[Tensor, "float [R, V] rows"],
+    temperature: Annotated[Tensor, "fp32 [R]"],
+    seed: Annotated[Tensor, "int64 [R]"],
+    positions: Annotated[Tensor, "int64 [R]"],
     purpose: int,
-    out: torch.Tensor,
-    thresholds: torch.Tensor | None,
-    workspace: torch.Tensor,
+    out: Annotated[Tensor, "int32 [R] out"],
+    thresholds: Annotated[Tensor | None, "fp32 [R]"],
+    workspace: Annotated[Tensor, "out"],
 ) -> None:
     """One token per row of logits into out; see above."""
-    check_logits("sample", "logits", logits, 2)
     rows, vocab = logits.shape
     if not 0 <= purpose <= 4:
         raise ValueError(f"sample: purpose is {purpose}, expected 0..4 (pearl_rt.reference.noise.Purpose)")
-    check_all(
-        "sample",
-        logits=(logits,),
-        temperature=(temperature, (rows,), torch.float32),
-        seed=(seed, (rows,), torch.int64),
-        positions=(positions, (rows,), torch.int64),
-        out=(out, (rows,), torch.int32),
-        thresholds=(thresholds, (rows,), torch.float32),
-        workspace=(workspace,),
-    )
     top, at, key, key_at = carve("sample", workspace, _parts(rows, vocab))
     if rows == 0:
         return
@@ -285,44 +260,12 @@ def sample(
         logits, logits.stride(0), thresholds, top, at, rows, vocab, tiles, shape.rows, shape.tile, **options
     )
     key_kernel[(key_blocks, key_tiles)](
-        logits,
-        logits.stride(0),
-        thresholds,
-        temperature,
-        seed,
-        positions,
-        top,
-        key,
-        key_at,
-        rows,
-        vocab,
-        tiles,
-        key_tiles,
-        int(purpose),
-        padded,
-        shape.key_rows,
-        shape.key_tile,
+        *(logits, logits.stride(0), thresholds, temperature, seed, positions, top, key, key_at),
+        *(rows, vocab, tiles, key_tiles, int(purpose), padded, shape.key_rows, shape.key_tile),
         **options,
     )
     pick_kernel[(key_blocks,)](
-        temperature,
-        top,
-        at,
-        key,
-        key_at,
-        out,
-        rows,
-        tiles,
-        key_tiles,
-        padded,
-        key_padded,
-        shape.key_rows,
+        *(temperature, top, at, key, key_at, out),
+        *(rows, tiles, key_tiles, padded, key_padded, shape.key_rows),
         **options,
     )
-
-
-register(
-    "sample(Tensor logits, Tensor temperature, Tensor seed, Tensor positions, int purpose, Tensor(a!) out, "
-    "Tensor? thresholds, Tensor(b!) workspace) -> ()",
-    sample,
-)

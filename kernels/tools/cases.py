@@ -121,14 +121,15 @@ def attention_launches(record: Recorder, max_q_len: int = 1) -> None:
         for block_size in (16, 256):
             q, cache = (tensor(BF16, 1, heads, shape.head_dim) for heads in (shape.heads, shape.kv_heads))
             pages = cache.expand(block_size, -1, -1)[None].contiguous()
-            batch = (q, pages, pages, tensor(I32, 1, 1), tensor(I32, 1), tensor(I32, 2), q, 1.0, max_q_len)
+            lengths = tensor(I32, 1, 1), tensor(I32, 1), tensor(I32, 2)
+            batch = attention_kernels.PagedBatch(q, pages, pages, *lengths, q)
             heads = f"{shape.heads}/{shape.kv_heads}x{shape.head_dim}"
             with record(f"{shape.name} {heads} blocks of {block_size} bf16"):
                 if max_q_len > attention_kernels.MAX_Q_LEN:
-                    attention_prefill(*batch)
+                    attention_prefill(batch, 1.0, max_q_len)
                 else:
                     size = attention_kernels.workspace_size(1, shape.heads, shape.head_dim, block_size)
-                    attention_kernels.attention(*batch, tensor(U8, size))
+                    attention_kernels.attention(batch, 1.0, max_q_len, tensor(U8, size))
 
 
 def attention_prefill_launches(record: Recorder) -> None:
@@ -167,13 +168,16 @@ def feed_launches(record: Recorder) -> None:
         for B in (1, 32):
             q, num_logits = fed.get(word, (2 if word == "DRAFT_FIRST" else 1, 1))
             T, one = q if word == "PREFILL" else q * B, tensor(I32, B)
+            of = feed_kernels.Sequences(
+                *(tensor(I32, B, 1023), one, one, one, one, one, tensor(I32, B, 17)),
+                *(tensor(I32, B, 2), tensor(I32, B, 65)),
+            )
+            fed_to = feed_kernels.Fed(
+                *(tensor(I32, T), tensor(I32, T), tensor(I64, T), tensor(I32, B + 1), one),
+                *(tensor(I32, B, num_logits), one, one, tensor(I64, B), tensor(I64, B)),
+            )
             with record(f"{word} B{B}"):
-                feed_kernels.feed(
-                    *(kind, 0, tensor(I32, B, 1023), one, one, one, one, one, tensor(I32, B, 17)),
-                    *(tensor(I32, B, 2), tensor(I32, B, 65), 17, q, 33),
-                    *(tensor(I32, T), tensor(I32, T), tensor(I64, T), tensor(I32, B + 1), one),
-                    *(tensor(I32, B, num_logits), one, one, tensor(I64, B), tensor(I64, B)),
-                )
+                feed_kernels.feed(kind, 0, of, 17, q, 33, fed_to)
 
 
 def penalties_launches(record: Recorder) -> None:
@@ -181,14 +185,14 @@ def penalties_launches(record: Recorder) -> None:
     for vocab in VOCABULARIES:
         for dtype in (F32, BF16) if vocab == LARGEST else (F32,):
             one, amount, ids = tensor(I32, 1), tensor(F32, 1), tensor(I32, 1, 64)
-            given: tuple[Any, ...] = (
-                *(tensor(dtype, 9, vocab), tensor(I32, 1, 1024), tensor(I32, 1, 8)),
-                *(one, one, one, one, one, penalties_kernels.TARGET_ROWS, amount, amount, amount),
-                *(one, ids, ids, tensor(F32, 1, 64)),
-                tensor(U8, penalties_kernels.workspace_size(1, vocab)),
-            )
+            window = tensor(I32, 1, 8)
+            before = penalties_kernels.Before(tensor(I32, 1, 1024), window, one, one, one, one, one)
+            asked = penalties_kernels.Parameters(amount, amount, amount, one, ids, ids, tensor(F32, 1, 64))
+            space = tensor(U8, penalties_kernels.workspace_size(1, vocab))
             with record(f"{vocab} {NAMES[dtype]}"):
-                penalties_kernels.penalties(*given)
+                penalties_kernels.penalties(
+                    tensor(dtype, 9, vocab), before, penalties_kernels.TARGET_ROWS, asked, space
+                )
 
 
 def filters_launches(record: Recorder) -> None:

@@ -21,7 +21,7 @@ from triton._utils import find_paths_if
 from triton.backends.compiler import BaseBackend
 from triton.runtime.jit import JITFunction
 
-from ..base import library
+from ..base import checks
 from .compile import CompileCase
 
 META = torch.device("meta")
@@ -78,7 +78,7 @@ def launches_taken(take: Callable[..., None]) -> Iterator[None]:
     def run(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
         take(kernel, *arguments, **named)
 
-    with patch.object(JITFunction, "run", run), patch.object(library, "runs_kernels", lambda device: True):
+    with patch.object(JITFunction, "run", run), patch.object(checks, "runs_kernels", lambda device: True):
         yield
 
 

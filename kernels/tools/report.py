@@ -16,7 +16,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 
-from ..base.library import interpreting
+from ..base.checks import interpreting
 from .cases import LAUNCHES, cases_of
 from .compile import SHARED_LIMITS, CompileCase, Compiled, compile_case, problems
 

@@ -33,11 +33,13 @@ fp32; out: accept_len, next_token, bad_row [B] int32. Mutates these three and th
 
 from __future__ import annotations
 
-import torch
+from typing import Annotated
 
-from ..base.library import check, check_all, on_their_device, register
+from torch import Tensor
+
+from ..base.checks import check
+from ..base.library import operator
 from ..base.workspace import num_bytes
-from ..sampling.sample import check_logits
 from .arguments import TargetLogits, Verdicts, Windows
 from .phases import Sizes, check_kind, draft_logits_of, launch
 
@@ -47,62 +49,36 @@ def workspace_size(sequences: int, num_draft_tokens: int, vocab: int, kind: str)
     return num_bytes(Sizes(sequences, num_draft_tokens + 1, vocab).parts(kind))
 
 
-@on_their_device
+@operator
 def judge(
-    target_logits: torch.Tensor,
-    draft_logits: torch.Tensor | None,
-    draft_token_ids: torch.Tensor,
-    num_draft_tokens: torch.Tensor,
-    cu_num_logits: torch.Tensor,
-    positions: torch.Tensor,
-    temperature: torch.Tensor,
-    seed: torch.Tensor,
+    target_logits: Annotated[Tensor, "float [N, V] rows"],
+    draft_logits: Annotated[Tensor | None, "float [Sd, Kd, Vd] rows"],
+    draft_token_ids: Annotated[Tensor, "int32 [B, K]"],
+    num_draft_tokens: Annotated[Tensor, "int32 [B]"],
+    cu_num_logits: Annotated[Tensor, "int32 [B + 1]"],
+    positions: Annotated[Tensor, "int64 [N]"],
+    temperature: Annotated[Tensor, "fp32 [S]"],
+    seed: Annotated[Tensor, "int64 [S]"],
     kind: str,
-    accept_len: torch.Tensor,
-    next_token: torch.Tensor,
-    bad_row: torch.Tensor,
-    workspace: torch.Tensor,
-    idx_mapping: torch.Tensor | None = None,
-    target_thresholds: torch.Tensor | None = None,
-    draft_thresholds: torch.Tensor | None = None,
+    accept_len: Annotated[Tensor, "int32 [B] out"],
+    next_token: Annotated[Tensor, "int32 [B] out"],
+    bad_row: Annotated[Tensor, "int32 [B] out"],
+    workspace: Annotated[Tensor, "out"],
+    idx_mapping: Annotated[Tensor | None, "int32 [B]"] = None,
+    target_thresholds: Annotated[Tensor | None, "fp32 [N]"] = None,
+    draft_thresholds: Annotated[Tensor | None, "fp32 [S, K]"] = None,
     target_is_scaled: bool = False,
 ) -> None:
     """The verdicts into accept_len, next_token and bad_row; see above.
 
     target_is_scaled: target_logits of sampled sequences come divided by the temperature."""
-    check_logits("judge", "target_logits", target_logits, 2)
-    num_logits, vocab = target_logits.shape
-    check("judge", "draft_token_ids", draft_token_ids, (None, None), torch.int32)
+    vocab, slots = target_logits.shape[1], len(temperature)
     sequences, most = draft_token_ids.shape
     check_kind("judge", kind, most)
-    check("judge", "temperature", temperature, (None,), torch.float32)
-    slots = len(temperature)
     if idx_mapping is None and slots != sequences:
         raise ValueError(f"judge: {slots} temperatures for {sequences} sequences: pass idx_mapping")
     if draft_logits is not None:
-        check_logits("judge", "draft_logits", draft_logits, 3)
-        if draft_logits.shape[:2] != (slots, most):
-            raise ValueError(
-                f"judge: draft_logits has shape {list(draft_logits.shape)}, expected [{slots}, {most}, *]"
-            )
-    check_all(
-        "judge",
-        target_logits=(target_logits,),
-        draft_logits=(draft_logits,),
-        draft_token_ids=(draft_token_ids,),
-        num_draft_tokens=(num_draft_tokens, (sequences,), torch.int32),
-        cu_num_logits=(cu_num_logits, (sequences + 1,), torch.int32),
-        positions=(positions, (num_logits,), torch.int64),
-        temperature=(temperature,),
-        seed=(seed, (slots,), torch.int64),
-        accept_len=(accept_len, (sequences,), torch.int32),
-        next_token=(next_token, (sequences,), torch.int32),
-        bad_row=(bad_row, (sequences,), torch.int32),
-        workspace=(workspace,),
-        idx_mapping=(idx_mapping, (sequences,), torch.int32),
-        target_thresholds=(target_thresholds, (num_logits,), torch.float32),
-        draft_thresholds=(draft_thresholds, (slots, most), torch.float32),
-    )
+        check("judge", "draft_logits", draft_logits, (slots, most, None), contiguous=False)
     ragged = (cu_num_logits, num_draft_tokens, positions, draft_token_ids)
     launch(
         "judge",
@@ -117,13 +93,3 @@ def judge(
         verdicts=Verdicts(accept_len, next_token, bad_row),
         target_is_scaled=target_is_scaled,
     )
-
-
-register(
-    "judge(Tensor target_logits, Tensor? draft_logits, Tensor draft_token_ids, Tensor num_draft_tokens, "
-    "Tensor cu_num_logits, Tensor positions, Tensor temperature, Tensor seed, str kind, "
-    "Tensor(a!) accept_len, Tensor(b!) next_token, Tensor(c!) bad_row, Tensor(d!) workspace, "
-    "Tensor? idx_mapping=None, Tensor? target_thresholds=None, Tensor? draft_thresholds=None, "
-    "bool target_is_scaled=False) -> ()",
-    judge,
-)

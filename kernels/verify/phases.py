@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from ..base.library import interpreting
+from ..base.checks import interpreting
 from ..base.workspace import Part, carve
 from ..sampling.noise import EXACT
 from ..sampling.sample import config

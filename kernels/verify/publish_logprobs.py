@@ -25,15 +25,19 @@ nothing and are left alone. Of a slot's entries only those that it wants are wri
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from ..base.library import check, check_all, on_their_device, register
+from ..base.checks import check_even_rows
+from ..base.library import operator
 from ..base.workspace import Part, carve, num_bytes
 from ..sampling.logprobs import logprobs
 from ..sampling.logprobs import workspace_size as logprobs_workspace
-from ..sampling.sample import check_logits, row_offset
+from ..sampling.sample import row_offset
 
 FIELDS = tl.constexpr(3)  # of an entry
 OP = "publish_logprobs"
@@ -118,79 +122,42 @@ def workspace_size(slots: int, max_rows: int, vocab: int, k: int) -> int:
     return num_bytes(_parts(slots, max_rows, vocab, k))
 
 
-@on_their_device
+@operator
 def publish_logprobs(
-    target_logits: torch.Tensor,
-    token_ids: torch.Tensor,
-    before: torch.Tensor,
-    committed: torch.Tensor,
-    round: torch.Tensor,
-    num_logprobs: torch.Tensor,
+    target_logits: Annotated[Tensor, "float [B, G, V] rows"],
+    token_ids: Annotated[Tensor, "int32 [B, C]"],
+    before: Annotated[Tensor, "int32 [B]"],
+    committed: Annotated[Tensor, "int32 [B]"],
+    round: Annotated[Tensor, "int32 [B]"],
+    num_logprobs: Annotated[Tensor, "int32 [B]"],
     k: int,
-    ring: torch.Tensor,
-    workspace: torch.Tensor,
+    ring: Annotated[Tensor, "int32 [RING, B, W] out pinned"],
+    workspace: Annotated[Tensor, "out"],
 ) -> None:
     """Of what verify has committed, for every slot that asks; see above."""
-    check_logits(OP, "target_logits", target_logits, 3)
     slots, max_rows, vocab = target_logits.shape
-    if target_logits.stride(0) != max_rows * target_logits.stride(1):
-        raise ValueError(f"{OP}: target_logits has strides {target_logits.stride()}: rows must lie evenly")
-    check(OP, "ring", ring, (None, slots, None), torch.int32)
+    check_even_rows(OP, "target_logits", target_logits)
     ring_size, _, stride = ring.shape
     if ring_size < 1 or stride < entry_size(max_rows, k):
         raise ValueError(
             f"{OP}: ring has {ring_size} rounds of {stride} int32 for a slot, expected at least 1 of "
             f"{entry_size(max_rows, k)} for {max_rows} rows of k {k}"
         )
-    check_all(
-        OP,
-        target_logits=(target_logits,),
-        token_ids=(token_ids, (slots, None), torch.int32),
-        before=(before, (slots,), torch.int32),
-        committed=(committed, (slots,), torch.int32),
-        round=(round, (slots,), torch.int32),
-        num_logprobs=(num_logprobs, (slots,), torch.int32),
-        workspace=(workspace,),
-    )
-    if ring.device != token_ids.device and not ring.is_pinned():
-        raise ValueError(
-            f"{OP}: ring on {ring.device}, expected {token_ids.device}, or pinned memory of the host"
-        )
     asked, ids, values, ranks, own = carve(OP, workspace, _parts(slots, max_rows, vocab, k))
     if slots == 0:
         return
-    given = (before, committed)
     asked_kernel[(slots,)](
-        token_ids,
-        *given,
-        num_logprobs,
-        asked,
-        token_ids.shape[1],
+        *(token_ids, before, committed, num_logprobs, asked, token_ids.shape[1]),
         MAX_ROWS=max_rows,
         RP=triton.next_power_of_2(max_rows),
         num_warps=1,
     )
     logprobs(target_logits.flatten(0, 1), asked, k, ids, values, ranks, own)
     publish_kernel[(slots,)](
-        ids,
-        values.view(torch.int32),
-        ranks,
-        *given,
-        round,
-        num_logprobs,
-        ring,
-        stride,
-        ring_size,
-        slots,
+        *(ids, values.view(torch.int32), ranks, before, committed, round, num_logprobs),
+        *(ring, stride, ring_size, slots),
         W=1 + k,
         MAX_ROWS=max_rows,
         SIZE=triton.next_power_of_2(max_rows * (1 + k) * FIELDS.value),
         num_warps=4,
     )
-
-
-register(
-    "publish_logprobs(Tensor target_logits, Tensor token_ids, Tensor before, Tensor committed, Tensor round, "
-    "Tensor num_logprobs, int k, Tensor(a!) ring, Tensor(b!) workspace) -> ()",
-    publish_logprobs,
-)

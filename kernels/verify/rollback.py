@@ -17,12 +17,14 @@ Mutates: block_table, num_blocks, freed, num_freed.
 
 from __future__ import annotations
 
-import torch
+from typing import Annotated
+
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ..base import interpreter  # noqa: F401
-from ..base.library import check, check_all, on_their_device, register
+from ..base.library import operator
 
 BLOCK = 256  # table entries at a time
 
@@ -60,13 +62,13 @@ def rollback_kernel(
     tl.store(num_blocks_ptr + sequence, num_kept)
 
 
-@on_their_device
+@operator
 def rollback(
-    block_table: torch.Tensor,
-    num_blocks: torch.Tensor,
-    committed_lens: torch.Tensor,
-    freed: torch.Tensor,
-    num_freed: torch.Tensor,
+    block_table: Annotated[Tensor, "int32 [B, MB] out"],
+    num_blocks: Annotated[Tensor, "int32 [B] out"],
+    committed_lens: Annotated[Tensor, "int32 [B]"],
+    freed: Annotated[Tensor, "int32 [B, MB] out"],
+    num_freed: Annotated[Tensor, "int32 [B] out"],
     block_size: int,
     margin: int,
 ) -> None:
@@ -75,39 +77,15 @@ def rollback(
     block_size 16, margin 5, committed_lens [20], block_table [[7, 3, 9, 4]]: 25 positions need 2 blocks;
     block_table becomes [[7, 3, -1, -1]], freed [[9, 4, -1, -1]], num_freed [2].
     """
-    op = "rollback"
-    check(op, "block_table", block_table, (None, None), torch.int32)
     batch, table_width = block_table.shape
-    check_all(
-        op,
-        block_table=(block_table,),
-        num_blocks=(num_blocks, (batch,), torch.int32),
-        committed_lens=(committed_lens, (batch,), torch.int32),
-        freed=(freed, (batch, table_width), torch.int32),
-        num_freed=(num_freed, (batch,), torch.int32),
-    )
     if block_size < 1:
-        raise ValueError(f"{op}: block_size is {block_size}, expected at least 1")
+        raise ValueError(f"rollback: block_size is {block_size}, expected at least 1")
     if margin < 0:
-        raise ValueError(f"{op}: margin is {margin}, expected 0 or more positions")
+        raise ValueError(f"rollback: margin is {margin}, expected 0 or more positions")
     if batch == 0:
         return
     rollback_kernel[(batch,)](
-        block_table,
-        num_blocks,
-        committed_lens,
-        freed,
-        num_freed,
-        table_width,
-        block_size,
-        margin,
+        *(block_table, num_blocks, committed_lens, freed, num_freed, table_width, block_size, margin),
         BLOCK=BLOCK,
         num_warps=4,
     )
-
-
-register(
-    "rollback(Tensor(a!) block_table, Tensor(b!) num_blocks, Tensor committed_lens, Tensor(c!) freed, "
-    "Tensor(d!) num_freed, int block_size, int margin) -> ()",
-    rollback,
-)

@@ -24,12 +24,14 @@ memory; then one target and one draft row (rejection) or nine target rows (coupl
 
 from __future__ import annotations
 
-import torch
+from typing import Annotated
+
+from torch import Tensor
 
 from pearl_rt.state import RING_HEADER
 
-from ..base.library import check, check_all, on_their_device, register
-from ..sampling.sample import check_logits
+from ..base.checks import check, check_even_rows
+from ..base.library import operator
 from .arguments import Commits, TargetLogits, Windows
 from .judge import workspace_size as judge_workspace_size
 from .phases import Sizes, check_kind, draft_logits_of, launch
@@ -40,94 +42,55 @@ def workspace_size(num_slots: int, gamma_max: int, vocab: int, kind: str) -> int
     return judge_workspace_size(num_slots, gamma_max, vocab, kind)
 
 
-@on_their_device
+@operator
 def verify(
-    target_logits: torch.Tensor,
-    draft_logits: torch.Tensor | None,
-    token_ids: torch.Tensor,
-    committed: torch.Tensor,
-    pending: torch.Tensor,
-    finish_reason: torch.Tensor,
-    round: torch.Tensor,
-    ring: torch.Tensor,
-    draft_token_ids: torch.Tensor,
-    num_draft_tokens: torch.Tensor,
-    num_rows: torch.Tensor,
-    max_total_len: torch.Tensor,
-    stop_token_ids: torch.Tensor,
-    temperature: torch.Tensor,
-    seed: torch.Tensor,
+    target_logits: Annotated[Tensor, "float [B, R, V] rows"],
+    draft_logits: Annotated[Tensor | None, "float [B, S, Vd] rows"],
+    token_ids: Annotated[Tensor, "int32 [B, C] out"],
+    committed: Annotated[Tensor, "int32 [B] out"],
+    pending: Annotated[Tensor, "int32 [B] out"],
+    finish_reason: Annotated[Tensor, "int32 [B] out"],
+    round: Annotated[Tensor, "int32 [B] out"],
+    ring: Annotated[Tensor, "int32 [RING, B, W] out pinned"],
+    draft_token_ids: Annotated[Tensor, "int32 [B, R - 1]"],
+    num_draft_tokens: Annotated[Tensor, "int32 [B]"],
+    num_rows: Annotated[Tensor, "int32 [B]"],
+    max_total_len: Annotated[Tensor, "int32 [B]"],
+    stop_token_ids: Annotated[Tensor, "int32 [B, NS]"],
+    temperature: Annotated[Tensor, "fp32 [B]"],
+    seed: Annotated[Tensor, "int64 [B]"],
     kind: str,
-    workspace: torch.Tensor,
-    target_thresholds: torch.Tensor | None = None,
-    draft_thresholds: torch.Tensor | None = None,
+    workspace: Annotated[Tensor, "out"],
+    target_thresholds: Annotated[Tensor | None, "fp32 [B, R]"] = None,
+    draft_thresholds: Annotated[Tensor | None, "fp32 [B, S]"] = None,
 ) -> None:
     """Judges and commits one round of every running slot; see above."""
-    check_logits("verify", "target_logits", target_logits, 3)
     slots, max_rows, vocab = target_logits.shape
     gamma = max_rows - 1
     check_kind("verify", kind, gamma)
-    if target_logits.stride(0) != max_rows * target_logits.stride(1):
-        raise ValueError(f"verify: target_logits has strides {target_logits.stride()}: rows must lie evenly")
-    capacity = token_ids.shape[-1]
-    ring_size, num_stops = ring.shape[0], stop_token_ids.shape[-1]
-    if ring_size < 1:
+    check_even_rows("verify", "target_logits", target_logits)
+    if ring.shape[0] < 1:
         raise ValueError("verify: ring has 0 rounds: give it as many as are queued ahead, at least 1")
     steps = 1
     if draft_logits is not None:
-        check_logits("verify", "draft_logits", draft_logits, 3)
         steps = draft_logits.shape[1]
-        if draft_logits.shape[0] != slots or steps < 2 * gamma:
+        if steps < 2 * gamma:
             raise ValueError(
                 f"verify: draft_logits has shape {list(draft_logits.shape)}, "
                 f"expected [{slots}, >= {2 * gamma}, *]"
             )
-    check("verify", "ring", ring, (ring_size, slots, RING_HEADER + max_rows), torch.int32)
-    check_all(
-        "verify",
-        target_logits=(target_logits,),
-        draft_logits=(draft_logits,),
-        token_ids=(token_ids, (slots, capacity), torch.int32),
-        committed=(committed, (slots,), torch.int32),
-        pending=(pending, (slots,), torch.int32),
-        finish_reason=(finish_reason, (slots,), torch.int32),
-        round=(round, (slots,), torch.int32),
-        draft_token_ids=(draft_token_ids, (slots, gamma), torch.int32),
-        num_draft_tokens=(num_draft_tokens, (slots,), torch.int32),
-        num_rows=(num_rows, (slots,), torch.int32),
-        max_total_len=(max_total_len, (slots,), torch.int32),
-        stop_token_ids=(stop_token_ids, (slots, num_stops), torch.int32),
-        temperature=(temperature, (slots,), torch.float32),
-        seed=(seed, (slots,), torch.int64),
-        workspace=(workspace,),
-        target_thresholds=(target_thresholds, (slots, max_rows), torch.float32),
-        draft_thresholds=(draft_thresholds, (slots, steps), torch.float32),
-    )
-    if ring.device != token_ids.device and not ring.is_pinned():
-        raise ValueError(
-            f"verify: ring on {ring.device}, expected {token_ids.device}, or pinned memory of the host"
-        )
+    check("verify", "ring", ring, (None, slots, RING_HEADER + max_rows))
     windows = (num_rows, num_draft_tokens, committed, draft_token_ids)
     state = (token_ids, pending, finish_reason, round)
     launch(
         "verify",
         kind,
         Sizes(slots, max_rows, vocab),
-        Windows(*windows, *state, slots=None, capacity=capacity, K=gamma, S=steps),
+        Windows(*windows, *state, slots=None, capacity=token_ids.shape[1], K=gamma, S=steps),
         TargetLogits(target_logits, target_logits.stride(1), target_thresholds),
         draft_logits_of(draft_logits, draft_thresholds, vocab),
         temperature,
         seed,
         workspace,
-        commits=Commits(ring, max_total_len, stop_token_ids, ring_size),
+        commits=Commits(ring, max_total_len, stop_token_ids, ring.shape[0]),
     )
-
-
-register(
-    "verify(Tensor target_logits, Tensor? draft_logits, Tensor(a!) token_ids, Tensor(b!) committed, "
-    "Tensor(c!) pending, Tensor(d!) finish_reason, Tensor(e!) round, Tensor(f!) ring, "
-    "Tensor draft_token_ids, Tensor num_draft_tokens, Tensor num_rows, Tensor max_total_len, "
-    "Tensor stop_token_ids, Tensor temperature, Tensor seed, str kind, Tensor(g!) workspace, "
-    "Tensor? target_thresholds=None, Tensor? draft_thresholds=None) -> ()",
-    verify,
-)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pearl_rt.kernels.base.library import interpreting
+from pearl_rt.kernels.base.checks import interpreting
 from pearl_rt.kernels.reference.sampling import sample as sample_reference
 from pearl_rt.kernels.reference.verify import judge as judge_reference
 from pearl_rt.kernels.sampling import sample as sample_kernel

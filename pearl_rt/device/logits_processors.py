@@ -12,7 +12,7 @@ from pearl_rt.device.state import DeviceState
 from pearl_rt.errors import RequestError
 from pearl_rt.kernels.sampling.filters import filters
 from pearl_rt.kernels.sampling.filters import workspace_size as filters_workspace
-from pearl_rt.kernels.sampling.penalties import TARGET_ROWS, penalties
+from pearl_rt.kernels.sampling.penalties import TARGET_ROWS, Before, Parameters, penalties
 from pearl_rt.kernels.sampling.penalties import workspace_size as penalties_workspace
 from pearl_rt.state import State
 from pearl_rt.types.request import FILTERS, SHAPING, Request
@@ -182,25 +182,13 @@ class Shaping:
         step: int,
         workspace: Tensor,
     ) -> None:
-        penalties(
-            rows,
-            state.token_ids,
-            window,
-            state.committed,
-            state.pending,
-            state.finish_reason,
-            state.prompt_len,
-            num_rows,
-            step,
-            self.floats["repetition_penalty"],
-            self.floats["frequency_penalty"],
-            self.floats["presence_penalty"],
-            self.min_tokens,
-            self.masked_ids,
-            self.bias_ids,
-            self.bias,
-            workspace,
+        before = Before(
+            *(state.token_ids, window, state.committed, state.pending, state.finish_reason),
+            *(state.prompt_len, num_rows),
         )
+        amounts = (self.floats[f"{name}_penalty"] for name in ("repetition", "frequency", "presence"))
+        asked = Parameters(*amounts, self.min_tokens, self.masked_ids, self.bias_ids, self.bias)
+        penalties(rows, before, step, asked, workspace)
 
     def _spread(self, values: Tensor, rows: Tensor, gamma: int) -> Tensor:
         """[B] -> [B * (gamma + 1)], each as often as a slot has rows."""

@@ -14,7 +14,8 @@ import torch
 from pearl_rt.device.logits_processors import Shaping
 from pearl_rt.device.state import DeviceState
 from pearl_rt.errors import ConfigError
-from pearl_rt.kernels.forward.feed import DRAFT_FIRST, DRAFT_NEXT, PREFILL, SCORE, SCORE_WINDOW, feed
+from pearl_rt.kernels.forward import feed as feeding
+from pearl_rt.kernels.forward.feed import DRAFT_FIRST, DRAFT_NEXT, PREFILL, SCORE, SCORE_WINDOW
 from pearl_rt.kernels.sampling.sample import sample
 from pearl_rt.kernels.sampling.sample import workspace_size as sample_workspace
 from pearl_rt.kernels.verify.verify import verify
@@ -69,32 +70,17 @@ class LaneSteps:
         """Fills the batch; the rows of its logits, [B * num_logits]."""
         slots = self.state.sizes.num_slots
         rows = self.logit_rows[: slots * num_logits]
-        feed(
-            kind,
-            step,
-            state.token_ids,
-            state.committed,
-            state.pending,
-            state.max_total_len,
-            state.gamma,
-            state.finish_reason,
-            window,
-            self.chunk,
-            batch.block_table,
-            self.model.kv_cache.shape.block_size,
-            batch.max_q_len,
-            state.draft_logits.shape[1],
-            batch.input_ids,
-            batch.positions,
-            batch.slot_mapping,
-            batch.cu_seqlens_q,
-            batch.context_lens,
-            rows.view(slots, num_logits),
-            state.num_rows,
-            state.num_draft_tokens,
-            self.sample_positions,
-            self.ring_rows,
+        of = feeding.Sequences(
+            *(state.token_ids, state.committed, state.pending, state.max_total_len, state.gamma),
+            *(state.finish_reason, window, self.chunk, batch.block_table),
         )
+        fed = feeding.Fed(
+            *(batch.input_ids, batch.positions, batch.slot_mapping, batch.cu_seqlens_q, batch.context_lens),
+            *(rows.view(slots, num_logits), state.num_rows, state.num_draft_tokens),
+            *(self.sample_positions, self.ring_rows),
+        )
+        block_size, ring_size = self.model.kv_cache.shape.block_size, state.draft_logits.shape[1]
+        feeding.feed(kind, step, of, block_size, batch.max_q_len, ring_size, fed)
         return rows
 
 
@@ -150,19 +136,7 @@ class TargetSteps(LaneSteps):
         verify(
             state.target_logits,
             state.draft_logits if gamma > 0 else None,
-            state.token_ids,
-            state.committed,
-            state.pending,
-            state.finish_reason,
-            state.round,
-            state.ring,
-            state.draft_token_ids,
-            state.num_draft_tokens,
-            state.num_rows,
-            state.max_total_len,
-            state.stop_token_ids,
-            state.temperature,
-            state.seed,
+            *state.verify_arguments()[2:],
             judge,
             self.workspace,
             thresholds,

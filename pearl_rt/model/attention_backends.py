@@ -36,25 +36,17 @@ class TritonAttention:
     """pearl_rt.kernels.forward.attention: row-invariant, and capturable."""
 
     def __init__(self, cache: CacheShape, num_heads: int) -> None:
-        from pearl_rt.kernels.forward.attention import attention
+        from pearl_rt.kernels.forward.attention import PagedBatch, attention
 
-        self._attention = attention
+        self._attention, self._paged = attention, PagedBatch
         self._scale = cache.head_dim**-0.5
 
     def __call__(
         self, q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, out: Tensor, workspace: Tensor
     ) -> None:
+        where = batch.block_table, batch.context_lens, batch.cu_seqlens_q
         self._attention(
-            q,
-            keys,
-            values,
-            batch.block_table,
-            batch.context_lens,
-            batch.cu_seqlens_q,
-            out,
-            self._scale,
-            batch.max_q_len,
-            workspace,
+            self._paged(q, keys, values, *where, out), self._scale, batch.max_q_len, workspace
         )
 
 

@@ -1,56 +1,31 @@
 """Definition of feed."""
 
-import torch
+from typing import Any
 
 PREFILL, SCORE, SCORE_WINDOW, DRAFT_FIRST, DRAFT_NEXT = range(5)
 RUNNING = 1
 
 
-def feed(
-    kind: int,
-    step: int,
-    token_ids: torch.Tensor,
-    committed: torch.Tensor,
-    pending: torch.Tensor,
-    max_total_len: torch.Tensor,
-    gamma: torch.Tensor,
-    finish_reason: torch.Tensor,
-    window: torch.Tensor,
-    chunk: torch.Tensor,
-    block_table: torch.Tensor,
-    block_size: int,
-    max_q_len: int,
-    ring_size: int,
-    input_ids: torch.Tensor,
-    positions: torch.Tensor,
-    slot_mapping: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    context_lens: torch.Tensor,
-    logit_rows: torch.Tensor,
-    num_rows: torch.Tensor,
-    num_draft_tokens: torch.Tensor,
-    sample_positions: torch.Tensor,
-    ring_rows: torch.Tensor,
-) -> None:
+def feed(kind: int, step: int, of: Any, block_size: int, max_q_len: int, ring_size: int, fed: Any) -> None:
     """Fills the batch of one forward pass, sequence after sequence."""
-    input_ids.zero_()
-    positions.zero_()
-    slot_mapping.fill_(-1)
-    cu_seqlens_q[0] = 0
+    fed.input_ids.zero_()
+    fed.positions.zero_()
+    fed.slot_mapping.fill_(-1)
+    fed.cu_seqlens_q[0] = 0
     row = 0
-    for b in range(token_ids.shape[0]):
-        base = int(committed[b] + pending[b])
-        room = int(max_total_len[b] - committed[b])
-        runs = int(finish_reason[b]) == RUNNING
+    for b in range(of.token_ids.shape[0]):
+        base = int(of.committed[b] + of.pending[b])
+        room = int(of.max_total_len[b] - of.committed[b])
+        runs = int(of.finish_reason[b]) == RUNNING
         if kind == DRAFT_FIRST and runs:
-            num_draft_tokens[b] = min(int(gamma[b]), room - int(pending[b]))
-        window_len = int(num_draft_tokens[b])
+            fed.num_draft_tokens[b] = min(int(of.gamma[b]), room - int(of.pending[b]))
+        window_len = int(fed.num_draft_tokens[b])
         if kind == PREFILL:
-            start, end = chunk[b].tolist()
+            start, end = of.chunk[b].tolist()
             count = end - start
         elif kind in (SCORE, SCORE_WINDOW):
-            start = int(committed[b]) - 1
-            count = min(int(pending[b]) + 1 + (window_len if kind == SCORE_WINDOW else 0), room)
+            start = int(of.committed[b]) - 1
+            count = min(int(of.pending[b]) + 1 + (window_len if kind == SCORE_WINDOW else 0), room)
         elif kind == DRAFT_FIRST:
             start, count = base - 2, 2 if window_len > 0 else 0
         else:
@@ -61,17 +36,17 @@ def feed(
         for i in range(count):
             p = start + i
             from_window = p >= base and kind in (SCORE_WINDOW, DRAFT_NEXT)
-            input_ids[row + i] = window[b, p - base] if from_window else token_ids[b, p]
-            positions[row + i] = p
-            slot_mapping[row + i] = int(block_table[b, p // block_size]) * block_size + p % block_size
-        for i in range(logit_rows.shape[1]):
+            fed.input_ids[row + i] = of.window[b, p - base] if from_window else of.token_ids[b, p]
+            fed.positions[row + i] = p
+            fed.slot_mapping[row + i] = int(of.block_table[b, p // block_size]) * block_size + p % block_size
+        for i in range(fed.logit_rows.shape[1]):
             last = kind in (PREFILL, DRAFT_FIRST, DRAFT_NEXT) or i >= count
-            logit_rows[b, i] = min(max(row + (count - 1 if last else i), 0), len(input_ids) - 1)
+            fed.logit_rows[b, i] = min(max(row + (count - 1 if last else i), 0), len(fed.input_ids) - 1)
         row += count
-        cu_seqlens_q[b + 1] = row
-        context_lens[b] = start + count if count > 0 else 0
+        fed.cu_seqlens_q[b + 1] = row
+        fed.context_lens[b] = start + count if count > 0 else 0
         if kind in (SCORE, SCORE_WINDOW):
-            num_rows[b] = count
+            fed.num_rows[b] = count
         if kind in (DRAFT_FIRST, DRAFT_NEXT):
-            sample_positions[b] = base + step
-            ring_rows[b] = b * ring_size + (base + step) % ring_size
+            fed.sample_positions[b] = base + step
+            fed.ring_rows[b] = b * ring_size + (base + step) % ring_size

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from pearl_rt.kernels.forward.attention import MAX_Q_LEN, SPLIT, attention, num_splits, workspace_size
+from pearl_rt.kernels.forward.attention import MAX_Q_LEN, SPLIT, num_splits, workspace_size
 from pearl_rt.kernels.reference.forward.attention import attention as reference
 
+attention = torch.ops.pearl_rt.attention
 UNUSED = 2147480000  # an entry of a block table that must not be read
 CANARY = 7.0
 
@@ -357,11 +358,15 @@ def test_nothing_to_do(device: torch.device) -> None:
             lambda t: t.transpose(0, 1).contiguous().transpose(0, 1),
             r"q has strides .*: pass a contiguous",
         ),
-        ("q", lambda t: t[:, :, :8].contiguous(), r"head_dim is 8, expected a multiple of 16 from 16 to 256"),
+        (
+            "q k_cache v_cache",
+            lambda t: t[..., :8].contiguous(),
+            r"head_dim is 8, expected a multiple of 16 from 16 to 256",
+        ),
         ("q", lambda t: t[:, :3].contiguous(), r"3 query heads on 2 KV heads"),
         ("k_cache", lambda t: t.half(), r"k_cache is torch.float16, expected torch.float32"),
         (
-            "k_cache",
+            "k_cache v_cache",
             lambda t: t[:, :8].contiguous(),
             r"block_size is 8, expected a multiple of 16 from 16 to 256",
         ),
@@ -374,9 +379,9 @@ def test_nothing_to_do(device: torch.device) -> None:
 )
 def test_refuses(name: str, change: object, message: str, device: torch.device) -> None:
     case = random_case([20, 3], [2, 1], (4, 2, 16), 16, FP32, device)
-    changed = replace(case, **{name: change(getattr(case, name))})  # type: ignore[operator]
+    changed = replace(case, **{one: change(getattr(case, one)) for one in name.split()})  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
-        attention(**vars(changed), out=case.poisoned_out(), workspace=case.poisoned_workspace())
+        attention(**vars(changed), out=changed.poisoned_out(), workspace=case.poisoned_workspace())
 
 
 def test_refuses_a_small_workspace(device: torch.device) -> None:

@@ -5,9 +5,19 @@ from typing import Any
 import pytest
 import torch
 
-from pearl_rt.kernels.forward.feed import DRAFT_FIRST, DRAFT_NEXT, KINDS, PREFILL, SCORE, SCORE_WINDOW, feed
+from pearl_rt.kernels.forward.feed import (
+    DRAFT_FIRST,
+    DRAFT_NEXT,
+    KINDS,
+    PREFILL,
+    SCORE,
+    SCORE_WINDOW,
+    Fed,
+    Sequences,
+)
 from pearl_rt.kernels.reference.forward import feed as reference
 
+feed = torch.ops.pearl_rt.feed
 CAPACITY, MAX_BLOCKS, BLOCK_SIZE, GAMMA = 48, 3, 16, 5
 POISON_ID, POISON_PAGE, CANARY = -777, 2147480000, -99
 RUNNING = 1
@@ -67,6 +77,13 @@ def arguments(kind: int, step: int, num_slots: int, seed: int, device: torch.dev
     return {"kind": kind, "step": step, **tensors, **numbers}
 
 
+def grouped(args: dict[str, Any]) -> dict[str, Any]:
+    """As the launcher and the definition take them."""
+    groups = {"of": Sequences, "fed": Fed}
+    tuples = {name: group(*(args[field] for field in group._fields)) for name, group in groups.items()}
+    return {name: value for name, value in args.items() if not isinstance(value, torch.Tensor)} | tuples
+
+
 def copied(args: dict[str, Any]) -> dict[str, Any]:
     return {name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in args.items()}
 
@@ -78,7 +95,7 @@ def test_feed_is_its_definition(kind: int, num_slots: int, device: torch.device)
         args = arguments(kind, seed if kind == DRAFT_NEXT else 0, num_slots, seed, device)
         expected = copied(args)
         feed(**args)
-        reference.feed(**expected)
+        reference.feed(**grouped(expected))
         for name, value in args.items():
             if isinstance(value, torch.Tensor):
                 assert torch.equal(value, expected[name]), f"{name}, seed {seed}"

@@ -202,16 +202,20 @@ def test_no_tokens(device: torch.device) -> None:
         ("qkv", lambda t: t.half(), r"qkv is torch.float16, expected torch.float32"),
         ("positions", lambda t: t.long(), r"positions is torch.int64, expected torch.int32"),
         ("slot_mapping", lambda t: t.int(), r"slot_mapping is torch.int32, expected torch.int64"),
-        ("cos", lambda t: t[:, :4].contiguous(), r"cos has shape \[50, 4\], expected \[\*, 8\]"),
+        ("cos sin", lambda t: t[:, :4].contiguous(), r"cos has shape \[50, 4\], expected \[\*, 8\]"),
         ("sin", lambda t: t[:4], r"sin has shape \[4, 8\], expected \[50, 8\]"),
         ("v_cache", lambda t: t.half(), r"v_cache is torch.float16, expected torch.float32"),
-        ("q_out", lambda t: t[:, :, :8].contiguous(), r"head_dim is 8, expected a multiple of 16"),
+        (
+            "q_out k_cache v_cache q_norm_weight k_norm_weight",
+            lambda t: t[..., :8].contiguous(),
+            r"head_dim is 8, expected a multiple of 16",
+        ),
         ("q_norm_weight", lambda t: None, r"k_norm_weight without q_norm_weight: pass both or neither"),
     ],
 )
 def test_refuses(name: str, change: object, message: str, device: torch.device) -> None:
     case = random_case(3, (2, 1, 16), device, has_norm=True)
-    changed = replace(case, **{name: change(getattr(case, name))})  # type: ignore[operator]
+    changed = replace(case, **{one: change(getattr(case, one)) for one in name.split()})  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
         qkv_rope_store(**vars(changed))
 

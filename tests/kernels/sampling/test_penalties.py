@@ -76,7 +76,8 @@ class Batch:
         out = logits.clone()
         space = poisoned(kernel.workspace_size(self.slots, self.vocab), logits.device)
         rows = self.rows if step < 0 else None
-        module.penalties(out, *self.where, rows, step, *self.amounts, space)
+        before, asked = kernel.Before(*self.where, rows), kernel.Parameters(*self.amounts)
+        module.penalties(out, before, step, asked, space)
         return out
 
     def definition(self, logits: np.ndarray, step: int) -> np.ndarray:
@@ -139,7 +140,7 @@ def test_nothing_is_written_beside_rows(device: torch.device) -> None:
     rows = wide.tensor[:, :19]
     rows.copy_(torch.randn(batch.slots, 19, device=device))
     space = poisoned(kernel.workspace_size(batch.slots, 19), device)
-    kernel.penalties(rows, *batch.where, None, 0, *batch.amounts, space)
+    torch.ops.pearl_rt.penalties(rows, *batch.where, None, 0, *batch.amounts, space)
     wide.check()
     assert (wide.tensor[:, 19:] == wide.VALUE).all()
 
@@ -160,4 +161,4 @@ def test_opcheck_and_wrong_arguments(device: torch.device) -> None:
         args = list(good)
         args[place] = wrong
         with pytest.raises(ValueError, match=said):
-            kernel.penalties(*args)
+            torch.ops.pearl_rt.penalties(*args)

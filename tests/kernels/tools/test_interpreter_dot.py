@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from pearl_rt.kernels.base import interpreter, library
+from pearl_rt.kernels.base import checks, interpreter
 
 SHAPES = [(16, 16, 16), (16, 128, 32), (64, 64, 64), (48, 100, 17), (128, 32, 128)]
 
@@ -57,7 +57,7 @@ def product_kernel(a_ptr, b_ptr, out_ptr, N: tl.constexpr):  # type: ignore[no-u
 
 
 def test_the_interpreter_takes_it(device: torch.device) -> None:
-    if not library.interpreting():
+    if not checks.interpreting():
         pytest.skip("kernels are compiled here")
     a, b = matrices((32, 32, 32), np.float32)
     out = torch.empty(32, 32)

@@ -21,7 +21,7 @@ from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.device.logits_processors import Shaping
 from pearl_rt.device.state import DeviceState, StateSizes
 from pearl_rt.device.steps import DraftSteps, TargetSteps
-from pearl_rt.kernels.base import library
+from pearl_rt.kernels.base import checks
 from pearl_rt.model.llama import Llama, LlamaWeights, Sizes
 from pearl_rt.checkpoint.shapes import tensor_shapes
 
@@ -71,7 +71,7 @@ def config_of(hidden, heads, kv_heads):
 triton.runtime.driver.set_active(Driver())
 triton.knobs.runtime.jit_cache_hook = lowered
 run, JITFunction.run = JITFunction.run, launch
-library.runs_kernels = lambda device: True  # they are on no device
+checks.runs_kernels = lambda device: True  # they are on no device
 
 VOCAB, GAMMAS = 4999, (0, 1, 3)
 state = DeviceState(StateSizes(1, 4, 512, VOCAB, VOCAB), META)
