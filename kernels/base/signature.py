@@ -86,6 +86,8 @@ class Argument:
 
 def _size(text: str, sizes: dict[str, int]) -> int | None:
     """Of a sum; None if it has a letter that no tensor has shown yet."""
+    if text.isalpha():
+        return sizes.get(text)
     total = 0
     for sign, term in re.findall(r"([+-]?) *(\w+)", text):
         size = int(term) if term.isdigit() else sizes.get(term)

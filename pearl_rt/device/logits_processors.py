@@ -167,11 +167,8 @@ class Shaping:
             *(state.token_ids, window, state.committed, state.pending, state.finish_reason),
             *(state.prompt_len, num_rows),
         )
-        amounts = self.floats
-        asked = Parameters(
-            *(amounts["repetition_penalty"], amounts["frequency_penalty"], amounts["presence_penalty"]),
-            *(self.min_tokens, self.masked_ids, self.bias_ids, self.bias),
-        )
+        amounts = (self.floats[f"{name}_penalty"] for name in ("repetition", "frequency", "presence"))
+        asked = Parameters(*amounts, self.min_tokens, self.masked_ids, self.bias_ids, self.bias)
         penalties(rows, before, step, asked, workspace)
 
     def _spread(self, values: Tensor, rows: Tensor, gamma: int) -> Tensor:
