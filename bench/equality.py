@@ -158,7 +158,7 @@ MakeEngine = Callable[[str, int], Engine]  # form, sequences at once
 
 
 def engines_of(options: argparse.Namespace) -> tuple[MakeEngine, list[list[int]]]:
-    """Who makes engines of the one pair, and its prompts. The draft is not calibrated: any agreement does."""
+    """A maker of engines for the pair, and its prompts. The draft is not calibrated: any agreement does."""
     plan = plan_on_device(options, PairSpec.parse(options.pair))
     target, draft = plan.configs
     longest = INTERPRETED_PROMPT if options.device == "interpret" else LONGEST_PROMPT

@@ -53,7 +53,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--repeats", type=int, help=f"samples of each (median; {REPEATS}, quick {QUICK_REPEATS})"
     )
     parser.add_argument("--list", action="store_true", help="print the cases and their bytes, and stop")
-    parser.add_argument("--compile", metavar="I/N", help=argparse.SUPPRESS)  # a worker of kernel_warmup
+    parser.add_argument("--compile", metavar="I/N", help=argparse.SUPPRESS)  # a worker of warmup.py
     parser.add_argument("--json-out", type=Path, help="write the JSON of the last line, indented")
     arguments = parser.parse_args(argv)
     if arguments.repeats is not None and arguments.repeats < 1:

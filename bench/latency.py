@@ -182,7 +182,7 @@ def draw_pictures(options: argparse.Namespace, runs: dict[str, RequestMetrics]) 
 
 
 def fitted(options: argparse.Namespace, pair: ModelPair, num_parts: int) -> Workload:
-    """What is asked for, or what the budget allows of it. The interpreter's pace is nobody's."""
+    """What is asked for, or what the budget allows of it. The interpreter's pace says nothing of a device."""
     asked = Workload(pair.prompts, options.max_tokens, seed=options.seed, batch=options.batch)
     if pair.device == "interpret":
         return asked

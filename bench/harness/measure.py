@@ -38,6 +38,7 @@ class Program:
     gamma: int = 0  # 0: none, or the program chooses
     judge: str = "coupled"
     batch: int = 0  # prompts at once, where sizes are compared; 0: there is one size
+    rounds_ahead: int = 0  # queued on a GPU, where depths are compared; 0: the engine's own
 
     @property
     def kind(self) -> tuple[str, str]:
@@ -147,8 +148,9 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
 def first_difference(measured: Iterable[Measured]) -> Difference | None:
     """The first prompt and token at which any program departs from the first one's output, or None.
 
-    Of those that owe each other the same tokens: all, but one judged by rejection owes them only to the same
-    strategy and window, and auto, which may choose another for each prompt, to nobody.
+    All programs must write the same tokens, with two exceptions. A program judged by rejection is compared
+    with the same strategy and window only. auto judged by rejection is not compared: it may choose another
+    strategy for each prompt.
     """
     everyone = [(m.program, s) for m in measured for s in m.samples]
     reference: dict[tuple[Any, int], tuple[Program, Sample]] = {}

@@ -1,4 +1,4 @@
-"""Who else writes the same prompts: Hugging Face on the same weights, and whole engines if installed.
+"""Peers that write the same prompts: Hugging Face on the same weights, and whole engines if installed.
 
 Equal work: the same weights, prompt ids, number of new tokens, greedy, and on a CPU as many threads as we
 use. Rows: `hf ar`; `hf assisted` with the library's own schedule, and with our tuned window; on a GPU
@@ -26,12 +26,12 @@ from bench.harness.measure import OWN, Measured, Program, Runner, Sample, Worklo
 ENGINES = {"vllm": "vllm", "sglang": "sglang", "gpt-fast": "gpt_fast"}  # row -> package
 MEMORY_SHARE = 0.5  # of what is free, for a peer that takes its memory at once
 PAD = 0  # masked
-REST = 0.3  # seconds: OpenMP threads spin on for a while, on the cores of whoever runs next
+REST = 0.3  # seconds: OpenMP threads spin on for a while, on the cores of the next program
 Ids = Sequence[Sequence[int]]
 
 
 class Peer:
-    """A runner (see measure.Runner) over somebody else's generate."""
+    """A runner (see measure.Runner) over another library's generate."""
 
     def __init__(self, version: str, *, warms: bool = True) -> None:
         """warms: the first call of each length is not timed: it compiles, and loads kernels."""
@@ -230,8 +230,8 @@ def engine_peers(target: Path | None) -> tuple[list[Peer], dict[str, str]]:
 
 @dataclass
 class Peers:
-    """Who runs the same prompts behind ours, on a device. The target's own rows are kept: an agreement does
-    not change them.
+    """The peers that run the same prompts behind ours, on a device. The target's own rows are kept: an
+    agreement does not change them.
     """
 
     hugging_face: Any = None

@@ -90,7 +90,7 @@ def attention_job(
     in_blocks = [(keys[i], values[i]) for i in range(copies)]
     batched = [queries[i].view(batch, q_len, heads, head_dim) for i in range(copies)]
     found = {
-        "sdpa": peers.sdpa([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows], scale),
+        "sdpa": peers.torch_call(peers.sdpa, [(*row, scale) for row in rows]),
         "flash-attn": peers.optional(peers.flash_attention, batched, per_page, pages, context_lens, scale),
         "flashinfer": peers.optional(
             peers.flashinfer_attention, list(queries), in_blocks, table, context, q_len, scale

@@ -43,7 +43,7 @@ NOTHING = -7  # what integer outputs are spoilt with
 
 
 def spoil(tensors: Sequence[torch.Tensor]) -> None:
-    """So that an output that nobody writes is seen."""
+    """So that an output that no call writes is seen."""
     for tensor in tensors:
         tensor.fill_(float("nan") if tensor.is_floating_point() else NOTHING)
 

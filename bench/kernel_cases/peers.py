@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -16,7 +17,6 @@ import torch.nn.functional as F
 
 from bench.harness.environment import version_of
 from bench.kernel_cases.case import Variant
-from bench.kernel_cases.timer import Call
 
 LIBRARIES = {"flash-attn": "flash-attn", "flashinfer": "flashinfer-python", "vllm": "vllm"}
 FLASH_BLOCK = 256  # flash-attn 2 takes KV blocks of multiples of this
@@ -51,47 +51,34 @@ def optional(make: Callable[..., Variant | None], *arguments: Any) -> Variant | 
 
 def matmul(xs: Sequence[torch.Tensor], weights: Sequence[torch.Tensor]) -> Variant:
     """torch.mm (cuBLAS) into an output of its own. xs [T, K], weights [N, K]."""
-    outs = [
-        torch.empty(x.shape[0], w.shape[0], dtype=x.dtype, device=x.device)
-        for x, w in zip(xs, weights, strict=True)
+    outs = [x.new_empty(x.shape[0], w.shape[0]) for x, w in zip(xs, weights, strict=True)]
+    calls = [
+        partial(torch.mm, x, weight.t(), out=out) for x, weight, out in zip(xs, weights, outs, strict=True)
     ]
-    calls = [mm_call(*buffers) for buffers in zip(xs, weights, outs, strict=True)]
-    return Variant(calls, lambda i: outs[i])
-
-
-def mm_call(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> Call:
-    return lambda: torch.mm(x, weight.t(), out=out)
+    return Variant(calls, outs.__getitem__)
 
 
 def matmul_add(
     xs: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], residuals: Sequence[torch.Tensor]
 ) -> Variant:
     """torch.mm, then the sum with an fp32 residual, in place."""
-    product = matmul(xs, weights)
-    outs = [product.output(i) for i in range(len(xs))] if product.output else []
+    outs = [x.new_empty(x.shape[0], w.shape[0]) for x, w in zip(xs, weights, strict=True)]
 
-    def both(call: Call, residual: torch.Tensor, out: torch.Tensor) -> Call:
-        def run() -> None:
-            call()
-            residual.add_(out)
+    def add(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, residual: torch.Tensor) -> None:
+        residual.add_(torch.mm(x, weight.t(), out=out))
 
-        return run
-
-    calls = [both(*step) for step in zip(product.calls, residuals, outs, strict=True)]
-    return Variant(calls, lambda i: residuals[i])
+    calls = [partial(add, *buffers) for buffers in zip(xs, weights, outs, residuals, strict=True)]
+    return Variant(calls, residuals.__getitem__)
 
 
 def torch_call(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Variant:
     """A function of torch on each tuple of arguments; the output that it allocates is kept."""
     outs: list[Any] = [None] * len(arguments)
 
-    def call(i: int) -> Call:
-        def run() -> None:
-            outs[i] = function(*arguments[i])
+    def call(i: int) -> None:
+        outs[i] = function(*arguments[i])
 
-        return run
-
-    return Variant([call(i) for i in range(len(arguments))], lambda i: outs[i])
+    return Variant([partial(call, i) for i in range(len(arguments))], outs.__getitem__)
 
 
 def compiled(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> Variant:
@@ -119,23 +106,14 @@ def gate_up_silu(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return F.silu(gate) * up
 
 
-def sdpa(
-    queries: Sequence[torch.Tensor],
-    keys: Sequence[torch.Tensor],
-    values: Sequence[torch.Tensor],
-    scale: float,
-) -> Variant:
-    """scaled_dot_product_attention over gathered K and V, causal bottom-right. All [B, H, tokens, D]."""
+def sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """torch's attention over gathered K, V, causal bottom-right. All [B, H, tokens, D] -> [B * q, Hq, D]."""
     from torch.nn.attention.bias import causal_lower_right
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        mask = None if q.shape[2] == 1 else causal_lower_right(q.shape[2], k.shape[2])
-        out = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-        )
-        return out.transpose(1, 2).reshape(-1, q.shape[1], q.shape[3])
-
-    return torch_call(attend, list(zip(queries, keys, values, strict=True)))
+    mask = None if q.shape[2] == 1 else causal_lower_right(q.shape[2], k.shape[2])
+    grouped = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=grouped)
+    return out.transpose(1, 2).reshape(-1, q.shape[1], q.shape[3])
 
 
 def flash_attention(

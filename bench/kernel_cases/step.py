@@ -18,6 +18,8 @@ from bench.kernel_cases import traffic
 from bench.kernel_cases.attention import exact_attention
 from bench.kernel_cases.case import Job, Spec, Variant, rms, spoil
 from bench.kernel_cases.linear import BF16, EPS, random, workspace
+from bench.kernel_cases.peers import sdpa
+from bench.model_pairs.shapes import config_of
 from pearl_rt.kernels.base.shapes import SHAPES, ModelShape
 
 ROWS = (1, 5, 8, 16)
@@ -59,20 +61,7 @@ def random_weights(shape: ModelShape, dtype: torch.dtype) -> Any:
 def make_model(shape: ModelShape, rows: int, context: int, dtype: torch.dtype) -> Any:
     """A Llama with a cache full of random keys and values."""
     llama = import_module("pearl_rt.model.llama")
-    from pearl_rt.checkpoint.config import ModelConfig
-
-    config = ModelConfig(
-        model_type="llama",
-        vocab_size=shape.vocab,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-        rms_norm_eps=EPS,
-        max_position_embeddings=context,
-    )
+    config = config_of(shape, max_position_embeddings=context)
     sizes = llama.Sizes(
         step_tokens=rows,
         prefill_chunk=rows,
@@ -157,17 +146,6 @@ class PlainStep:
         return self.linear(out.reshape(x.shape[0], -1), layer.o_proj)
 
 
-def half_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """torch's own, causal bottom-right. q [1, Hq, T, D] -> [T, Hq, D]."""
-    from torch.nn.attention.bias import causal_lower_right
-
-    mask = None if q.shape[2] == 1 else causal_lower_right(q.shape[2], k.shape[2])
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return out[0].transpose(0, 1)
-
-
 class Step:
     """One model with one batch: our step, the plain one, and what both should give."""
 
@@ -183,7 +161,7 @@ class Step:
         self.workspace = workspace(self.sampling.workspace_size(rows, shape.vocab))
         with torch.inference_mode():
             self.exact = PlainStep(self.model, self.batch, torch.float32, exact_attention)()
-        self.plain = PlainStep(self.model, self.batch, dtype, half_attention)
+        self.plain = PlainStep(self.model, self.batch, dtype, sdpa)
         self.plain_logits = torch.empty(0)
         self.plain_tokens = torch.empty(0)
         self.rounding: float | None = None  # error of the plain step

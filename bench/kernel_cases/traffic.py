@@ -1,6 +1,6 @@
 """The bytes that an operator must move: every input read once, every output written once. Knows no clocks.
 
-This is the least, not what a kernel does: whoever reads an input twice reaches a smaller share of the
+This is the least, not what a kernel does: a kernel that reads an input twice reaches a smaller share of the
 bandwidth. Workspaces and partial sums are not counted; activations are, although most of them live in the L2.
 """
 
@@ -30,11 +30,6 @@ def rms_norm(rows: int, hidden: int, *, x: int = FLOAT, residual: bool = False) 
     """x of `x` bytes read, out in half precision; the fp32 residual is read and written."""
     row = hidden * (x + HALF + (2 * FLOAT if residual else 0))
     return rows * row + hidden * HALF
-
-
-def silu_product(rows: int, intermediate: int) -> int:
-    """gate and up read, their product written."""
-    return 3 * rows * intermediate * HALF
 
 
 def qkv_rope_store(rows: int, heads: int, kv_heads: int, head_dim: int, *, qkv: int = HALF) -> int:

@@ -128,7 +128,7 @@ class ModelPair:
         return max(sample.tpot, 1e-6)
 
     def timed_runs(self, program: Program, workload: Workload) -> list[RequestMetrics]:
-        """The program over these prompts with timestamps around every step; nobody should time the whole."""
+        """The program over these prompts with timestamps around every step: not to time whole runs."""
         self.switch("timed", True)
         counted = {name: list(values) for name, values in self.host_us.items()}
         try:
@@ -250,9 +250,6 @@ def from_plan(options: argparse.Namespace, spec: PairSpec) -> ModelPair:
                 "a planted draft is replanted where it is, on a GPU: pass checkpoints with a CPU draft"
             )
         plan = plan_on_device(options, spec)
-        if options.device != "interpret":
-            free, _ = torch.cuda.mem_get_info(plan.device)
-            plan.check_memory(length + options.max_tokens, free, num_caches=2 * options.max_num_seqs)
         (target, draft), tensors = plan.configs, (plan.target_tensors(), plan.draft_tensors())
     engine = Engine(target, tensors[0], draft, tensors[1], **engine_options(options))
     names = spec.target, spec.draft

@@ -23,7 +23,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, log, sqrt
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,12 +40,10 @@ from bench.model_pairs.planting import (
     successor_cycle,
     target_head_scale,
 )
-from bench.model_pairs.shapes import Shape, shape_named
+from bench.model_pairs.shapes import config_of, shape_named
 from bench.model_pairs.weight_views import torch_model
 from pearl_rt.checkpoint.config import ModelConfig
-from pearl_rt.checkpoint.loader import save_checkpoint
-from pearl_rt.checkpoint.shapes import tensor_shapes
-from pearl_rt.errors import ConfigError, ResourceError
+from pearl_rt.errors import ConfigError
 
 Tensors = Mapping[str, torch.Tensor]
 # (config, tensors, sequences of ids) -> the greedy next id after every token of every sequence.
@@ -61,7 +58,6 @@ NUM_BISECTIONS = 7
 NUM_STEPS = NUM_BISECTIONS + 2
 HOST_FLOPS, DEVICE_FLOPS = 4e11, 4e13  # of one scoring of the text: a second on the slowest of these devices
 TEXTS_AT_ONCE = 4  # of a forward over whole logits
-RESERVE = 4 << 30  # bytes for the CUDA context, graphs, a compiled peer
 
 
 @dataclass(frozen=True)
@@ -130,10 +126,6 @@ def random_prompts(vocab_size: int, count: int, length: int, seed: int) -> list[
     return [rng.integers(2, vocab_size, length).tolist() for _ in range(count)]
 
 
-def make_config(shape: Shape, vocab_size: int) -> ModelConfig:
-    return ModelConfig.from_dict(shape.config_dict(vocab_size))
-
-
 def walks(successor: np.ndarray, count: int, seed: int) -> list[list[int]]:
     """count sequences: PROMPT_LEN random ids, then WALK_LEN steps of the rule, the target's greedy text."""
     rng = np.random.default_rng([seed, 7])
@@ -195,17 +187,13 @@ class PairPlan:
     device: torch.device | None = None  # whose generator makes the weights; None: they are made on the host
 
     @property
-    def shapes(self) -> tuple[Shape, Shape]:
-        return shape_named(self.spec.target), shape_named(self.spec.draft)
-
-    @property
     def vocab_size(self) -> int:
-        return self.shapes[0].vocab_size
+        return shape_named(self.spec.target).vocab
 
     @property
     def configs(self) -> tuple[ModelConfig, ModelConfig]:
-        target, draft = (make_config(shape, self.vocab_size) for shape in self.shapes)
-        return target, draft
+        target, draft = (shape_named(name) for name in (self.spec.target, self.spec.draft))
+        return config_of(target), config_of(draft, self.vocab_size)
 
     @property
     def successor(self) -> np.ndarray:
@@ -270,26 +258,6 @@ class PairPlan:
         spec = PairSpec(self.spec.target, self.spec.draft, alpha)
         return Planting(spec, self.successor, norm, found, error, float(kept.mean()))
 
-    def bytes_needed(self, max_model_len: int, num_caches: int) -> int:
-        """Device memory of weights, keys and values of `num_caches` owners, logits, an embedding in fp32."""
-        configs = self.configs
-        weights = sum(2 * torch.Size(s).numel() for c in configs for s in tensor_shapes(c).values())
-        rows = sum(2 * 2 * c.num_hidden_layers * c.num_key_value_heads * c.head_dim for c in configs)
-        making = self.vocab_size * max(c.hidden_size for c in configs) * (4 + 4 + 2)  # while it is normalised
-        scoring = TEXTS_AT_ONCE * 256 * self.vocab_size * 4
-        return weights + num_caches * rows * max_model_len + max(making, scoring) + RESERVE
-
-    def check_memory(self, max_model_len: int, free: int, *, num_caches: int = 2) -> None:
-        """Raises ResourceError before anything is made if it cannot fit in `free` bytes of the device."""
-        needed = self.bytes_needed(max_model_len, num_caches)
-        if needed > free:
-            raise ResourceError(
-                f"not enough memory on {self.device}: {needed / 2**30:.1f} GiB needed for "
-                f"{self.spec.target}+{self.spec.draft} in bf16 with {max_model_len} tokens, "
-                f"{free / 2**30:.1f} GiB free: take a smaller pair, end what else uses the device, or lower "
-                "--max-tokens"
-            )
-
 
 @dataclass(frozen=True)
 class PlantedPair(Planting):
@@ -297,13 +265,6 @@ class PlantedPair(Planting):
 
     configs: Sequence[ModelConfig]  # target, draft
     tensors: Sequence[Tensors]
-
-    def save(self, directory: Path) -> tuple[Path, Path]:
-        """Write both as checkpoint directories below directory; returns (target, draft)."""
-        paths = directory / "target", directory / "draft"
-        for path, config, tensors in zip(paths, self.configs, self.tensors, strict=True):
-            save_checkpoint(path, config, tensors)
-        return paths
 
 
 def make_pair(

@@ -1,90 +1,53 @@
 """The shapes of real Llama-family models, by size: what decides speed, without the weights.
 
-Knows nothing of weights. Shapes come from pearl_rt.kernels.base.shapes, except 0.01m, 8m, 51m and 127m,
-which only
-the benchmarks use: 8m is a thin draft for 88m, and 0.01m is for Triton's interpreter, in which even that
-takes a third of a second a pass. 127m has four layers with the heads of an 8B, four queries to a key, 51m
-the first four layers of 135m: what is compared bit for bit on a GPU is compared on them. Every shape is used
-with an untied head, because a planted pair (see planted.py) needs one; a decode step reads the same bytes
-either way, since of a tied matrix it reads all of it once, as the head, and of an embedding one row.
+Knows nothing of weights. Shapes come from pearl_rt.kernels.base.shapes. Only the benchmarks use 0.01m, 8m,
+51m and 127m. 8m is a thin draft for 88m. 0.01m is for Triton's interpreter, where a pass of it takes a third
+of a second. 127m has four layers with the heads of an 8B, four queries to a key. 51m has the first four
+layers of 135m. On a GPU, bits are compared on these two.
+
+Every shape has an untied head, because a planted pair (see planted.py) needs one. A decode step reads the
+same bytes either way: all of the head, and one row of an embedding.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Self
-
+from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import ConfigError
 from pearl_rt.kernels.base.shapes import MODELS, ModelShape
 
-
-@dataclass(frozen=True)
-class Shape:
-    """One model's dimensions, in the order of a config.json."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    vocab_size: int
-    rope_theta: float = 10000.0
-    max_position_embeddings: int = 2048
-
-    @classmethod
-    def of(cls, model: ModelShape) -> Self:
-        """The shape of a model that kernels know; its heads share out the hidden size."""
-        return cls(
-            *(model.hidden, model.intermediate, model.layers, model.heads, model.kv_heads, model.vocab),
-            rope_theta=model.rope_theta,
-        )
-
-    @property
-    def num_params(self) -> int:
-        """Parameters with an untied head."""
-        head_dim = self.hidden_size // self.num_attention_heads
-        kv_size = self.num_key_value_heads * head_dim
-        attention = 2 * self.hidden_size * self.hidden_size + 2 * self.hidden_size * kv_size
-        layer = attention + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
-        embeddings = 2 * self.vocab_size * self.hidden_size
-        return self.num_hidden_layers * layer + embeddings + self.hidden_size
-
-    def config_dict(self, vocab_size: int) -> dict[str, Any]:
-        """The content of config.json for this shape over a vocabulary of vocab_size ids."""
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_hidden_layers,
-            "num_attention_heads": self.num_attention_heads,
-            "num_key_value_heads": self.num_key_value_heads,
-            "head_dim": self.hidden_size // self.num_attention_heads,
-            "hidden_act": "silu",
-            "rms_norm_eps": 1e-5,
-            "rope_theta": self.rope_theta,
-            "max_position_embeddings": self.max_position_embeddings,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "tie_word_embeddings": False,
-            "torch_dtype": "bfloat16",
-            "bos_token_id": 0,
-            "eos_token_id": 1,
-        }
-
-
+RMS_EPS = 1e-5
 SHAPES = {
-    "8m": Shape(256, 1024, 4, 4, 2, 8192),
-    "51m": Shape(576, 1536, 4, 9, 3, 32000),
-    "127m": Shape(1024, 4096, 4, 8, 2, 32000),
-    **{name: Shape.of(model) for name, model in MODELS.items()},
-    "0.01m": Shape(32, 64, 1, 2, 1, 96),
+    "8m": ModelShape("8m", 256, 1024, 4, 4, 2, 64, 8192),
+    "51m": ModelShape("51m", 576, 1536, 4, 9, 3, 64, 32000),
+    "127m": ModelShape("127m", 1024, 4096, 4, 8, 2, 128, 32000),
+    **MODELS,
+    "0.01m": ModelShape("0.01m", 32, 64, 1, 2, 1, 16, 96),
 }
 
 
-def shape_named(name: str) -> Shape:
+def shape_named(name: str) -> ModelShape:
     """The shape of that name; ConfigError lists the names there are."""
     if name not in SHAPES:
         raise ConfigError(f"no model shape is called {name!r}; there are {', '.join(SHAPES)}")
     return SHAPES[name]
+
+
+def config_of(
+    shape: ModelShape, vocab_size: int | None = None, max_position_embeddings: int = 2048
+) -> ModelConfig:
+    """A model of that shape with an untied head. vocab_size: another one than the shape's."""
+    return ModelConfig(
+        model_type="llama",
+        vocab_size=vocab_size or shape.vocab,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        rms_norm_eps=RMS_EPS,
+        rope_theta=shape.rope_theta,
+        max_position_embeddings=max_position_embeddings,
+        bos_token_id=0,
+        eos_token_ids=(1,),
+    )

@@ -11,16 +11,25 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tqdm import tqdm
 
-from bench.harness.measure import Measured, Program, Sample, Workload, first_difference, tokens_per_second
+from bench.harness.measure import (
+    Measured,
+    Program,
+    Progress,
+    Sample,
+    Workload,
+    first_difference,
+    measure,
+    tokens_per_second,
+)
 from bench.harness.run import Run
 from bench.harness.table import format_table
 from bench.model_pairs.model_pair import ModelPair
-from bench.rounds.round_times import finite, median_of, round_times
+from bench.rounds.round_times import RoundTimes, finite, median_of, round_times
 from pearl_rt.strategy.engine_options import EngineOptions
 
 DEPTHS = (1, 2, 3, 4)
@@ -56,21 +65,15 @@ class Depth:
     host_us: float | None  # of a round
     tail_ms: float  # from the last token to the end of the call
 
+    @property
+    def is_within_noise(self) -> bool:
+        """A quarter of the pairs or more say that the default is no slower."""
+        return self.rounds_ahead == DEFAULT or self.low <= 1
+
     def to_dict(self) -> dict[str, Any]:
         """NaN is no JSON: None."""
         told = asdict(self)
         return told | {key: finite(told[key]) for key in ("between_p50", "between_p95")}
-
-
-@dataclass
-class _Runs:
-    """All runs of one program at one depth, in the order of the turns."""
-
-    program: Program
-    rounds_ahead: int
-    samples: list[Sample] = field(default_factory=list)
-    host_us: list[float] = field(default_factory=list)
-    between: tuple[float, float] = (float("nan"), float("nan"))
 
 
 def sweep(
@@ -80,90 +83,73 @@ def sweep(
     *,
     depths: Sequence[int] = DEPTHS,
     repeats: int = REPEATS,
-    bar: tqdm[Any] | None = None,
+    progress: Progress = lambda _: None,
 ) -> tuple[list[Depth], str | None]:
     """Every program at every depth over the same prompts, by turns -> the figures, and where tokens differ.
     The pair has its own depth again at the end. The default is measured even if it is not asked for.
     """
-    depths = sorted({*depths, DEFAULT})
-    work = workload.part(PROMPTS, TOKENS)
-    found = [_Runs(program, depth) for program in programs for depth in depths]
+    tried = [replace(p, rounds_ahead=depth) for p in programs for depth in sorted({*depths, DEFAULT})]
+    host_us: dict[Program, list[float]] = {program: [] for program in tried}
+    times: dict[Program, RoundTimes] = {}
     before = [lanes.rounds_ahead for lanes in pair.lanes()]
+
+    def run(program: Program, workload: Workload, prompt: int) -> list[Sample]:
+        pair.switch("rounds_ahead", program.rounds_ahead)
+        samples = pair.run(program, workload, prompt)
+        host_us[program] += pair.host_us.get(str(program), [])[-1:]
+        return samples
+
     try:
-        for runs in found:  # each once, uncounted: its graphs are there, and its rounds are timed
-            pair.switch("rounds_ahead", runs.rounds_ahead)
-            timed = pair.timed_runs(runs.program, workload.part(TIMED_PROMPTS, TIMED_TOKENS))
-            times = round_times(timed)
-            runs.between = times.between_p50, times.between_p95
-        turn = 0
-        for _ in range(repeats):
-            for prompt in work.firsts():
-                for i in range(len(found)):
-                    runs = found[(i + turn) % len(found)]
-                    pair.switch("rounds_ahead", runs.rounds_ahead)
-                    if bar is not None:
-                        bar.set_postfix_str(f"rounds ahead {runs.rounds_ahead}: {runs.program}")
-                    runs.samples += pair.run(runs.program, work, prompt)
-                    runs.host_us += pair.host_us.get(str(runs.program), [])[-1:]
-                turn += 1
+        for program in tried:  # each once, uncounted: its graphs are there, and its rounds are timed
+            pair.switch("rounds_ahead", program.rounds_ahead)
+            times[program] = round_times(pair.timed_runs(program, workload.part(TIMED_PROMPTS, TIMED_TOKENS)))
+        work = workload.part(PROMPTS, TOKENS)
+        results = measure(run, tried, work, repeats=repeats, progress=progress, warm_tokens=0)
     finally:
         for lanes, depth in zip(pair.lanes(), before, strict=True):
             lanes.rounds_ahead = depth
-    difference = first_difference(Measured(runs.program, runs.samples) for runs in found)
-    return [depth_of(runs, found) for runs in found], str(difference) if difference else None
+    difference = first_difference(results)
+    bases = {str(r.program): r for r in results if r.program.rounds_ahead == DEFAULT}
+    found = [depth_of(r, bases[str(r.program)], times[r.program], host_us[r.program]) for r in results]
+    return found, str(difference) if difference else None
 
 
-def depth_of(runs: _Runs, found: Sequence[_Runs]) -> Depth:
+def depth_of(result: Measured, base: Measured, times: RoundTimes, host_us: Sequence[float]) -> Depth:
     """The figures of one, against the same program at the default."""
-    base = next(r for r in found if r.program == runs.program and r.rounds_ahead == DEFAULT)
-    ratios = [b.seconds / s.seconds for b, s in zip(base.samples, runs.samples, strict=True)]
+    ratios = [b.seconds / s.seconds for b, s in zip(base.samples, result.samples, strict=True)]
     low, middle, high = (
         statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     )
-    tails = [s.seconds - s.metrics.token_times[-1] for s in runs.samples if s.metrics is not None]
+    tails = [s.seconds - s.metrics.token_times[-1] for s in result.samples if s.metrics is not None]
     return Depth(
-        str(runs.program),
-        runs.rounds_ahead,
-        tokens_per_second(Measured(runs.program, runs.samples)),
+        str(result.program),
+        result.program.rounds_ahead,
+        tokens_per_second(result),
         middle,
         low,
         high,
-        *runs.between,
-        statistics.median(runs.host_us) if runs.host_us else None,
+        times.between_p50,
+        times.between_p95,
+        statistics.median(host_us) if host_us else None,
         median_of(tails) * 1e3,
     )
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Which depth is best for a program, and what the default loses by it."""
-
-    best: Depth
-    of_best: float  # the default's speed over the best one's
-
-    @property
-    def is_within_noise(self) -> bool:
-        """A quarter of the pairs or more say that the default is no slower."""
-        return self.best.rounds_ahead == DEFAULT or self.best.low <= 1
-
-    def __str__(self) -> str:
-        best = self.best
-        if best.rounds_ahead == DEFAULT:
-            return f"{best.program}: the default, {DEFAULT}, is best"
-        noise = "within" if self.is_within_noise else "NOT within"
-        return (
-            f"{best.program}: {best.rounds_ahead} is best, {best.x_default:.4f} times the default's speed "
-            f"(quartiles {best.low:.4f} to {best.high:.4f}): the default, {DEFAULT}, is {noise} noise of it"
-        )
+def best_depths(depths: Sequence[Depth]) -> list[Depth]:
+    """The fastest of each program."""
+    names = dict.fromkeys(depth.program for depth in depths)
+    return [max((d for d in depths if d.program == name), key=lambda d: d.x_default) for name in names]
 
 
-def choices(depths: Sequence[Depth]) -> list[Choice]:
-    """One a program."""
-    found = []
-    for name in dict.fromkeys(depth.program for depth in depths):
-        best = max((d for d in depths if d.program == name), key=lambda d: d.x_default)
-        found.append(Choice(best, 1 / best.x_default))
-    return found
+def choice_of(best: Depth) -> str:
+    """Which depth is best for a program, as a line."""
+    if best.rounds_ahead == DEFAULT:
+        return f"{best.program}: the default, {DEFAULT}, is best"
+    noise = "within" if best.is_within_noise else "NOT within"
+    return (
+        f"{best.program}: {best.rounds_ahead} is best, {best.x_default:.4f} times the default's speed "
+        f"(quartiles {best.low:.4f} to {best.high:.4f}): the default, {DEFAULT}, is {noise} noise of it"
+    )
 
 
 def format_depths(depths: Sequence[Depth], difference: str | None) -> str:
@@ -171,20 +157,20 @@ def format_depths(depths: Sequence[Depth], difference: str | None) -> str:
     lines = [format_table([depth.to_dict() for depth in depths], COLUMNS)]
     if difference is not None:
         return "\n".join([*lines, f"TOKENS DIFFER with the rounds that are queued: {difference}"])
-    return "\n".join([*lines, *map(str, choices(depths))])
+    return "\n".join([*lines, *map(choice_of, best_depths(depths))])
 
 
 def depth_rows(depths: Sequence[Depth], difference: str | None, pair: str) -> list[dict[str, Any]]:
     """One row a program for goals.verdict."""
     return [
         {
-            "name": f"{pair} {choice.best.program}, best {choice.best.rounds_ahead}",
+            "name": f"{pair} {best.program}, best {best.rounds_ahead}",
             "tags": {"op": "rounds_ahead", "pair": pair},
             "status": "ok" if difference is None else "wrong",
             "note": difference or "",
-            "of_best": choice.of_best,
+            "of_best": 1 / best.x_default,
         }
-        for choice in choices(depths)
+        for best in best_depths(depths)
     ]
 
 
@@ -201,11 +187,15 @@ def try_depths(
     pair: ModelPair, run: Run, workload: Workload, depths: Sequence[int], bar: tqdm[Any]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What queueing rounds is worth to these programs -> figures and rows of a goal; prints the table."""
-    found, difference = sweep(pair, best_programs(run), workload, depths=depths, bar=bar)
+
+    def progress(what: str) -> None:
+        bar.set_postfix_str(f"rounds ahead: {what}")
+
+    found, difference = sweep(pair, best_programs(run), workload, depths=depths, progress=progress)
     tqdm.write(f"\nrounds queued ahead, by turns:\n{format_depths(found, difference)}", file=sys.stdout)
     told = {
         "depths": [depth.to_dict() for depth in found],
         "difference": difference,
-        "choices": {} if difference else {c.best.program: str(c) for c in choices(found)},
+        "choices": {} if difference else {best.program: choice_of(best) for best in best_depths(found)},
     }
     return told, depth_rows(found, difference, pair.name)

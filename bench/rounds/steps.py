@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from bench.harness.environment import ModelFigures
@@ -98,7 +98,3 @@ def format_steps(speeds: Sequence[StepSpeed]) -> str:
             f"memory gives; its linear layers alone {s.linear_share:.0%}",
         ]
     return "\n".join(lines)
-
-
-def to_dict(speeds: Sequence[StepSpeed]) -> list[dict[str, Any]]:
-    return [asdict(s) for s in speeds]

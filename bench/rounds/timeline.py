@@ -5,18 +5,19 @@ A row is (lane, op, round, begin_ns, end_ns); op "wait" is a lane that waits for
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench.rounds.round_times import SKIPPED_ROUNDS, covered
 from pearl_rt.types.metrics import RequestMetrics, TraceRow
 
 LANES = ("draft", "target")  # top to bottom
 COLORS = {"draft": "#2a78b8", "score": "#e08a1e", "verify": "#7a3e00", "wait": "#ececec"}
 INK, FAINT = "#222222", "#8a8a8a"
-SKIPPED_ROUNDS = 2  # the first rounds after prefill
 
 
 def color_of(op: str) -> str:
@@ -55,19 +56,8 @@ def write_chrome_trace(path: Path, runs: Mapping[str, RequestMetrics]) -> None:
 
 def busy_together(rows: Sequence[TraceRow]) -> float:
     """Seconds in which both lanes worked at once."""
-    steps = {
-        lane: sorted((r.begin_ns, r.end_ns) for r in rows if r.lane == lane and r.op != "wait")
-        for lane in LANES
-    }
-    total, i, j = 0, 0, 0
-    draft, target = steps["draft"], steps["target"]
-    while i < len(draft) and j < len(target):
-        total += max(0, min(draft[i][1], target[j][1]) - max(draft[i][0], target[j][0]))
-        if draft[i][1] < target[j][1]:
-            i += 1
-        else:
-            j += 1
-    return total * 1e-9
+    steps = [[(r.begin_ns, r.end_ns) for r in rows if r.lane == lane and r.op != "wait"] for lane in LANES]
+    return (sum(map(covered, steps)) - covered(itertools.chain(*steps))) * 1e-9
 
 
 @dataclass(frozen=True)

@@ -10,18 +10,21 @@ from types import SimpleNamespace
 
 import torch
 
-from bench.model_pairs import planted as pairs
 from bench.model_pairs import planting
-from bench.model_pairs.shapes import Shape
+from bench.model_pairs.shapes import config_of
 from bench.rounds.round_times import RoundTimes
 from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.kernels.base.shapes import ModelShape
 from pearl_rt.model.llama import LlamaWeights
 from pearl_rt.types.metrics import RequestMetrics, TraceRow
 
 CPU = torch.device("cpu")
-TINY = pairs.make_config(Shape(32, 48, 2, 4, 2, 96), 96)
+TINY = config_of(ModelShape("tiny", 32, 48, 2, 4, 2, 8, 96))
 
-TINY_SHAPES = {"target": Shape(128, 256, 2, 4, 2, 1024), "draft": Shape(96, 128, 2, 2, 2, 512)}
+TINY_SHAPES = {
+    "target": ModelShape("target", 128, 256, 2, 4, 2, 32, 1024),
+    "draft": ModelShape("draft", 96, 128, 2, 2, 2, 48, 512),
+}
 
 
 def planted_tensors(

@@ -23,14 +23,14 @@ from bench.harness.environment import ModelFigures
 from bench.harness.menu import device_menu
 from bench.harness.peers import Peers
 from bench.harness.run import Run
-from bench.model_pairs import planted as pairs
 from bench.model_pairs.model_pair import ModelPair
-from bench.model_pairs.shapes import Shape
+from bench.model_pairs.shapes import config_of
 from bench.rounds.device_figures import DeviceFigures
 from bench.rounds.expected import expected_rounds, share_of
 from bench.rounds.pair_run import add_peers, goal_rows, run_pair
 from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
 from pearl_rt.engine import Engine
+from pearl_rt.kernels.base.shapes import ModelShape
 
 # a run
 
@@ -190,7 +190,7 @@ def test_forms_take_the_place_of_placements() -> None:
 def test_forms_are_switched_and_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Native lanes on a GPU that is none: all forms in one engine, the same tokens, a row for every step."""
     monkeypatch.setattr("pearl_rt.backends.cuda_lanes.measure", lambda lanes: NOMINAL_TIMES)
-    config = pairs.make_config(Shape(16, 16, 1, 1, 1, 32, max_position_embeddings=32), 32)
+    config = config_of(ModelShape("one", 16, 16, 1, 1, 1, 16, 32), max_position_embeddings=32)
     target, draft = (planted_tensors(config, noise, 3.0, 3, rule_seed=0) for noise in (0.1, 0.4))
     figures = tuple(ModelFigures.of(name, config, "bfloat16") for name in ("a", "b"))
     for world in fresh(fake_cuda.load(), monkeypatch):

@@ -6,17 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from bench_fakes import CPU, TINY, packed
+from bench_fakes import CPU, TINY, TINY_SHAPES, packed
 
 from bench.model_pairs import planted as pairs
 from bench.model_pairs import planting
-from bench.model_pairs.shapes import SHAPES, Shape
+from bench.model_pairs.shapes import SHAPES
 from bench.model_pairs.weight_views import hugging_face_model, torch_model, weight_views
 from pearl_rt.checkpoint.shapes import tensor_shapes
-from pearl_rt.errors import ResourceError
 from pearl_rt.model.llama import LlamaWeights
 
-TINY_PAIR = {"8b": Shape(128, 256, 2, 4, 2, 1024), "135m": Shape(96, 128, 2, 2, 2, 512)}
+TINY_PAIR = {"8b": TINY_SHAPES["target"], "135m": TINY_SHAPES["draft"]}
 
 
 # weights
@@ -95,10 +94,3 @@ def test_an_agreement_is_planted_and_changed_in_place(monkeypatch: pytest.Monkey
         assert abs(found.alpha - alpha) < 4 * 1.5 * found.alpha_error
     assert {name: tensor.data_ptr() for name, tensor in draft.items()} == addresses
     assert all(torch.equal(draft[name], tensor) for name, tensor in untouched.items())
-
-
-def test_memory_is_checked_before_anything_is_made() -> None:
-    plan = pairs.PairPlan(pairs.PairSpec("8b", "135m", 0.9), 0, torch.device("cuda"))
-    plan.check_memory(256, 78 << 30)
-    with pytest.raises(ResourceError, match=r"2[0-9]\.[0-9] GiB needed for 8b\+135m .* 20\.0 GiB free: take"):
-        plan.check_memory(256, 20 << 30)

@@ -13,7 +13,7 @@ from bench_fakes import TINY_SHAPES, planted_tensors
 from bench.model_pairs import planted as pairs
 from bench.model_pairs import planting
 from bench.model_pairs.prompts import read_prompts
-from bench.model_pairs.shapes import SHAPES, shape_named
+from bench.model_pairs.shapes import SHAPES, config_of, shape_named
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.errors import ConfigError, RequestError
@@ -25,14 +25,9 @@ PUBLISHED = {"68m": 68.0, "88m": 88.1, "1.1b": 1100.0, "7b": 6738.4, "8b": 8030.
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_shapes_have_the_published_size(name: str) -> None:
-    assert shape_named(name).num_params / 1e6 == pytest.approx(PUBLISHED[name], rel=0.002)
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_shape_counts_what_tensor_shapes_counts(name: str) -> None:
-    shape = SHAPES[name]
-    config = pairs.make_config(shape, shape.vocab_size)
-    assert sum(int(np.prod(s)) for s in tensor_shapes(config).values()) == shape.num_params
+    shapes = tensor_shapes(config_of(shape_named(name))).values()
+    num_params = sum(int(np.prod(shape)) for shape in shapes)
+    assert num_params / 1e6 == pytest.approx(PUBLISHED[name], rel=0.002)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +89,7 @@ def test_planted_text_never_loops(tiny_pair: pairs.PlantedPair) -> None:
 
 
 def test_planting_is_deterministic() -> None:
-    config = pairs.make_config(TINY_SHAPES["draft"], 512)
+    config = config_of(TINY_SHAPES["draft"])
     first, again, other = (planted_tensors(config, 2.0, 3.0, seed) for seed in (4, 4, 5))
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])

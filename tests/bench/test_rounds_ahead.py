@@ -19,7 +19,7 @@ from tiny_pairs import SMALL, Pair
 from bench.harness import goals
 from bench.harness import measure as m
 from bench.model_pairs.model_pair import ModelPair
-from bench.rounds.rounds_ahead import DEFAULT, choices, depth_rows, format_depths, sweep
+from bench.rounds.rounds_ahead import DEFAULT, best_depths, depth_rows, format_depths, sweep
 from pearl_rt.backends.eager_coordinator import NOMINAL_TIMES
 from pearl_rt.errors import ConfigError, RequestError
 from pearl_rt.types.metrics import RequestMetrics
@@ -84,8 +84,8 @@ def test_depths_run_by_turns_and_the_best_is_named() -> None:
     assert told[2].x_default == 1 and told[1].x_default == pytest.approx(0.6 / 0.55, rel=0.01)
     assert told[3].host_us == 30.0 and math.isnan(told[3].between_p50)
     assert told[1].tail_ms == pytest.approx(1e3 * (0.55 - 0.003), rel=0.01)
-    ar, sd = choices(found)
-    assert ar.is_within_noise and not sd.is_within_noise and sd.best.rounds_ahead == 1
+    ar, sd = best_depths(found)
+    assert ar.is_within_noise and not sd.is_within_noise and sd.rounds_ahead == 1
     text = format_depths(found, difference)
     assert "NOT within noise" in text and "sd/events gamma 8: 1 is best" in text
     goal = next(goal for goal in goals.ROUND_GOALS if goal.figure == "of_best")

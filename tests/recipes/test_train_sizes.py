@@ -8,7 +8,7 @@ import pytest
 import torch
 from train_models import MACHINE, small_model
 
-from bench.model_pairs.shapes import SHAPES
+from bench.model_pairs.shapes import SHAPES, config_of
 from pearl_rt.errors import ConfigError
 from pearl_rt.kernels.base.shapes import MODELS
 from recipes.train.model.grow import grown
@@ -60,8 +60,8 @@ class TestShapes:
 def test_a_size_has_the_shape_that_kernels_and_benchmarks_know_by_that_name() -> None:
     assert SIZES.keys() & SHAPES.keys() == {"88m", "135m"}
     for name in ("88m", "135m"):
-        trained = sized_config(name, SHAPES[name].vocab_size, eos_id=1).to_dict()
-        benched = SHAPES[name].config_dict(SHAPES[name].vocab_size)
+        trained = sized_config(name, SHAPES[name].vocab, eos_id=1).to_dict()
+        benched = config_of(SHAPES[name]).to_dict()
         sizes = [key for key in benched if key.startswith(("hidden_size", "intermediate", "num_", "head_"))]
         assert len(sizes) == 6
         assert {key: trained[key] for key in sizes} == {key: benched[key] for key in sizes}
