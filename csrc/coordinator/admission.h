@@ -1,5 +1,5 @@
-// How a run takes in more requests while it runs: those that wait for a slot and KV blocks, in order, those
-// that the host gives up, and how far to draft from now on. The host writes from any thread; verify reads
+// What the host tells a run that goes on: requests that wait for a slot and KV blocks, in order; requests
+// that are cancelled; other lengths of windows. The host writes from any thread. The step verify reads
 // between rounds.
 #pragma once
 
@@ -24,8 +24,8 @@ class Admission {
     Request request;
   };
 
-  // What the steps of a run were made for; a request that wants more starts another run. As it stands here,
-  // anybody may join.
+  // What the steps of a run were made for. A request that needs more starts another run. The defaults allow
+  // every request.
   struct Terms {
     bool is_open = true;
     int longest_gamma = std::numeric_limits<int>::max();
@@ -37,7 +37,7 @@ class Admission {
       return is_open && request.gamma <= longest_gamma && (samples || request.temperature == 0.0f) &&
              (shapes || !request.transform.any(request.temperature)) && (tells || request.num_logprobs < 0);
     }
-    // What all of several lanes can do.
+    // Keeps what the other lane can do too.
     void meet(const Terms& other) {
       is_open = is_open && other.is_open;
       longest_gamma = std::min(longest_gamma, other.longest_gamma);
@@ -47,15 +47,16 @@ class Admission {
     }
   };
 
-  // Host: whether the run was made for this request, if one goes on, and fits(waiting) for those that wait,
-  // in order, while none of them can get a slot.
+  // Host: whether a run that goes on was made for this request, and fits(waiting) is true of the requests
+  // that wait, in order. While fits() runs, none of them gets a slot.
   template <class Fits>
   bool has_place(const Request& request, Fits&& fits) {
     const std::lock_guard<std::mutex> lock(mutex_);
     return (closed_ || terms_.allow(request)) && fits(waiting_);
   }
 
-  // Host: false if the run has ended, or is about to, or was not made for this request: start another one.
+  // Host: false if the run has ended, is about to end, or was not made for this request. Then the request
+  // starts another run.
   bool submit(uint64_t id, Request request) {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (closed_ || !terms_.allow(request)) return false;
@@ -64,7 +65,7 @@ class Admission {
     return true;
   }
 
-  // Host: true if the request was still waiting, and is now forgotten; else its slot ends within a round.
+  // Host: true if the request was still waiting; it is dropped. Else its slot ends within a round.
   bool cancel(uint64_t id) {
     const std::lock_guard<std::mutex> lock(mutex_);
     const auto at = std::find_if(waiting_.begin(), waiting_.end(),
@@ -78,14 +79,14 @@ class Admission {
     return false;
   }
 
-  // Host: as State::windows, from the next round on.
+  // Host: new values of State::windows, from the next round on.
   void set_windows(std::vector<int32_t> windows) {
     const std::lock_guard<std::mutex> lock(mutex_);
     windows_ = std::move(windows);
     news_.store(true, std::memory_order_release);
   }
 
-  // Host: what never got a slot, once the run has ended.
+  // Host: the ids of the requests that never got a slot, once the run has ended.
   std::vector<uint64_t> take_waiting() {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::vector<uint64_t> ids;
@@ -110,7 +111,7 @@ class Admission {
     closed_ = true;
   }
 
-  // Verify: whether anything below is worth a lock.
+  // Verify: whether requests wait, were cancelled, or windows were set. Takes no lock.
   bool has_news() const { return news_.load(std::memory_order_acquire); }
 
   std::vector<uint64_t> take_cancelled() {
@@ -123,7 +124,7 @@ class Admission {
     return std::exchange(windows_, std::nullopt);
   }
 
-  // The one that has waited longest, once reserve(its request): nobody overtakes it.
+  // Verify: the request that has waited longest, if reserve(request) succeeds. Later requests wait behind it.
   template <class Reserve>
   std::optional<Waiting> next(Reserve&& reserve) {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -137,7 +138,7 @@ class Admission {
     return first;
   }
 
-  // Verify, when no slot is at work: false if somebody waits, else nobody can be submitted any more.
+  // Verify, when no slot is busy: false if a request waits; else the run takes no more requests.
   bool close_if_empty() {
     const std::lock_guard<std::mutex> lock(mutex_);
     if (!waiting_.empty()) return false;

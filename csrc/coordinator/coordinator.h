@@ -36,15 +36,15 @@ class Coordinator {
 
   // One more request for the run that goes on: it takes the next free slot once as many KV blocks are free as
   // it may come to need, in order of submission, and its prompt is fed a chunk a round beside the others.
-  // From any thread. nullopt: no run goes on, or its lanes take nobody in, or its steps were made for less.
-  // Throws Failure(kRequest) for what cannot be run.
+  // From any thread. nullopt: no run goes on, or its lanes admit no requests, or its steps were made for
+  // less. Throws Failure(kRequest) for what cannot be run.
   std::optional<uint64_t> submit(const Request& request);
 
   // Whether a request would get its KV blocks now, behind those that wait, and the run that goes on, if one
   // does, was made for it. From any thread.
   bool has_place(const Request& request);
 
-  // KV blocks that nobody holds; all of them while no run goes on. From any thread.
+  // KV blocks that no slot holds; all of them while no run goes on. From any thread.
   int num_free_blocks() const;
 
   // Ends a request within a round; its last result says "abort". True if it had no slot yet: nothing follows.

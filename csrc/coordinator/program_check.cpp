@@ -12,13 +12,11 @@ namespace {
 constexpr size_t kMostOps = 64;  // of a list: a trace has a row for each op of each round
 constexpr size_t kTarget = 0;
 
-bool orders(OpKind kind) { return kind == OpKind::kRecord || kind == OpKind::kWait; }
-
 // The ops of a list that compute.
 std::vector<OpKind> steps_of(const std::vector<Op>& ops) {
   std::vector<OpKind> steps;
   for (const Op& op : ops) {
-    if (!orders(op.kind) && !is_fetch(op.kind)) steps.push_back(op.kind);
+    if (!is_order(op.kind) && !is_fetch(op.kind)) steps.push_back(op.kind);
   }
   return steps;
 }
@@ -29,7 +27,7 @@ void check_list(const std::vector<Op>& ops, int num_events) {
            std::to_string(kMostOps));
   }
   for (const Op& op : ops) {
-    if (orders(op.kind) && (op.event < 0 || op.event >= num_events)) {
+    if (is_order(op.kind) && (op.event < 0 || op.event >= num_events)) {
       refuse("event " + std::to_string(op.event) + " of the program is not one of its " +
              std::to_string(num_events));
     }
@@ -85,7 +83,7 @@ void check_draft(const Program& program, const LaneProgram& draft) {
 
 enum Fields : unsigned { kTokenIds = 1, kTargetLogits = 2, kDraftTokenIds = 4 };
 
-// What an op reads and writes of what both lanes may touch; prompts are only read.
+// The fields of both lanes that an op reads and writes. Prompts are not among them: they are only read.
 struct Access {
   unsigned reads = 0, writes = 0;
 };
@@ -109,8 +107,8 @@ Access access_of(OpKind kind) {
   }
 }
 
-// One order in which the ops of a few rounds can run: waits only count, so that it decides for all. Clock
-// entry i: how many steps of lane i are known to have ended.
+// Runs the ops of a few rounds in one order. A wait depends on a count only, so one order decides for all.
+// Each step has a vector clock: entry i says how many steps of lane i have ended before it.
 class Simulation {
  public:
   explicit Simulation(const Program& program)
@@ -132,7 +130,7 @@ class Simulation {
       const Op* const op = next(lane);
       if (op == nullptr) continue;
       refuse("the program deadlocks: in round " + std::to_string(lanes_[lane].round) + " the " + name(lane) +
-             " lane waits for event " + std::to_string(op->event) + ", which nobody records");
+             " lane waits for event " + std::to_string(op->event) + ", which no lane records");
     }
     for (const Step& one : steps_) {
       for (const Step& other : steps_) {

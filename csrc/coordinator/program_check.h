@@ -1,5 +1,5 @@
-// Whether a program's ops stand in an order that a coordinator's state allows, and its events order the
-// lanes, as far as one memory goes. Of two memories: pearl_rt/strategy/program.py.
+// Checks a program before it runs: each list has the steps that the coordinator's state needs, and events
+// order the steps of two lanes that share one memory. pearl_rt/strategy/program.py also checks two memories.
 #pragma once
 
 #include <cstddef>

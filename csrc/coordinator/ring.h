@@ -11,8 +11,15 @@
 
 namespace pearl {
 
-// kFeeding: the prompt goes in, a chunk every round, beside the slots that run.
+// The first five have the numbers of pearl_rt/state.py. kFeeding: the prompt goes in, a chunk every round,
+// beside the slots that run.
 enum class FinishReason : uint8_t { kIdle, kRunning, kStop, kLength, kError, kAbort, kFeeding };
+
+// What a request is told that ends with FinishReason::kError.
+inline std::string bad_logits_text(const char* step, const char* lane, int slot, int64_t position) {
+  return std::string("NaN or infinite logits in step ") + step + " of the " + lane + " lane, sequence " +
+         std::to_string(slot) + ", position " + std::to_string(position) + "; the request was ended";
+}
 
 // What one round committed for one sequence.
 struct RoundResult {
@@ -75,7 +82,7 @@ class ResultRing {
     }
   }
 
-  // Only while nobody uses it.
+  // Only while neither end uses it.
   void reset() {
     head_.store(0, std::memory_order_relaxed);
     tail_.store(0, std::memory_order_relaxed);

@@ -39,7 +39,7 @@ class Run {
   uint64_t recorded(int event) const { return events_[event].count(); }
   int num_events() const { return num_events_; }
 
-  // Finished, stopped or failed: no lane begins another op, and nobody stays asleep.
+  // Finished, stopped or failed: no lane begins another op, and each that sleeps is woken.
   void halt() {
     halted_.store(true, std::memory_order_release);
     admission.close();

@@ -1,15 +1,17 @@
 // Everything that a round reads and writes: one struct of arrays [B] with one writer each.
-// Plain memory: whoever reads a field is ordered after its writer by an event of the program.
+// Plain memory: an event of the program orders the reader of a field behind its writer.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "coordinator/request.h"
 #include "coordinator/ring.h"
 #include "core/block_pool.h"
+#include "core/checks.h"
 #include "sampling/judge.h"
 
 namespace pearl {
@@ -61,6 +63,8 @@ struct State {
   }
 
   bool running(int slot) const { return finish_reason[slot] == FinishReason::kRunning; }
+  // Whether the slot's logits are changed before they are sampled.
+  bool is_processed(int slot) const { return transform[slot].any(temperature[slot]); }
   bool idle(int slot) const { return !running(slot) && finish_reason[slot] != FinishReason::kFeeding; }
   int num_busy() const {
     int busy = 0;
@@ -75,6 +79,15 @@ struct State {
     return std::min(capacity - length, request.max_tokens) + length;
   }
   int64_t blocks_needed(const Request& request) const { return blocks.blocks_for(total_len(request)); }
+
+  // Throws Failure(kRequest) for caches that cannot hold the blocks. owner: "the executor of the target lane
+  // has", for the message.
+  void check_caches(const std::string& owner, int num_blocks, int block_size) const {
+    if (num_blocks >= blocks.num_blocks() && block_size == blocks.block_size()) return;
+    refuse(owner + " " + std::to_string(num_blocks) + " KV blocks of " + std::to_string(block_size) +
+           " tokens; " + std::to_string(blocks.num_blocks()) + " of " + std::to_string(blocks.block_size()) +
+           " were asked for");
+  }
 
   // Gives a slot that holds no blocks those of a request; false, and nothing has changed, if too few are
   // free.
@@ -148,7 +161,7 @@ struct State {
 
   // Set by start.
   JudgeKind judge = JudgeKind::kRejection;
-  int longest_gamma = 0;  // of the run; 0 where nobody drafts
+  int longest_gamma = 0;  // of the run; 0 without a draft
 
   // Set by start, then by verify.
   std::vector<int32_t> windows;  // [B + 1] the longest window while so many slots are busy; none: no limit

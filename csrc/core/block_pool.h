@@ -10,6 +10,8 @@
 #include <string>
 #include <vector>
 
+#include "core/checks.h"
+
 namespace pearl {
 
 class BlockPool {
@@ -24,15 +26,12 @@ class BlockPool {
     num_free_ = num_blocks;
   }
 
-  // Throws std::invalid_argument for sizes that no cache can have.
+  // Throws Failure(kRequest) for sizes that no cache can have.
   static void check(int64_t num_blocks, int64_t block_size) {
-    if (num_blocks < 1 || num_blocks > kMost) {
-      throw std::invalid_argument("num_blocks is " + std::to_string(num_blocks) + "; it is at least 1" +
-                                  (num_blocks < 1 ? "" : " and at most " + std::to_string(kMost)));
-    }
+    check_between("num_blocks", num_blocks, 1, kMost);
     if (block_size % kSmallest != 0 || block_size < kSmallest || block_size > kLargest) {
-      throw std::invalid_argument("block_size is " + std::to_string(block_size) + "; it is a multiple of " +
-                                  std::to_string(kSmallest) + ", up to " + std::to_string(kLargest));
+      refuse("block_size is " + std::to_string(block_size) + "; it must be a multiple of " +
+             std::to_string(kSmallest) + ", up to " + std::to_string(kLargest));
     }
   }
 
@@ -60,13 +59,13 @@ class BlockPool {
     return true;
   }
 
-  // Takes back ids in the order of reserve, none twice. Throws std::logic_error for one that nobody holds,
+  // Takes back ids in the order of reserve, none twice. Throws std::logic_error for one that is free,
   // before any is taken.
   void release(const int32_t* ids, int count) {
     for (int i = 0; i < count; ++i) {
       if (ids[i] < 0 || ids[i] >= num_blocks_ || is_free_[ids[i]]) {
         while (--i >= 0) is_free_[ids[i]] = false;
-        throw std::logic_error("a KV block was released that nobody holds");
+        throw std::logic_error("a KV block was released that is free");
       }
       is_free_[ids[i]] = true;
     }

@@ -2,7 +2,7 @@
 // The lists themselves are written in pearl_rt/strategy/program.py.
 #pragma once
 
-#include <string>
+#include <cstddef>
 #include <vector>
 
 namespace pearl {
@@ -22,34 +22,37 @@ enum class OpKind {
   kWait,            // until the event has been recorded once more than this lane has waited for it
 };
 
-inline bool is_fetch(OpKind kind) { return kind == OpKind::kFetchWindow || kind == OpKind::kFetchVerdict; }
+// The name of an op in a program, and in a trace.
+struct OpName {
+  OpKind kind;
+  const char* name;
+  const char* trace;
+};
 
-inline const char* op_name(OpKind kind) {
-  switch (kind) {
-    case OpKind::kPrefill:
-    case OpKind::kPrefillContext:
-      return "prefill";
-    case OpKind::kFirst:
-      return "first";
-    case OpKind::kDraft:
-      return "draft";
-    case OpKind::kScore:
-    case OpKind::kScoreWindow:
-      return "score";
-    case OpKind::kVerify:
-      return "verify";
-    case OpKind::kFetchWindow:
-    case OpKind::kFetchVerdict:
-      return "fetch";
-    case OpKind::kRound:
-      return "round";
-    case OpKind::kRecord:
-      return "record";
-    case OpKind::kWait:
-      return "wait";
-  }
-  return "?";
-}
+inline constexpr OpName kOpNames[] = {
+    {OpKind::kPrefill, "prefill", "prefill"},
+    {OpKind::kPrefillContext, "prefill context", "prefill"},
+    {OpKind::kFirst, "first", "first"},
+    {OpKind::kDraft, "draft", "draft"},
+    {OpKind::kScore, "score", "score"},
+    {OpKind::kScoreWindow, "score window", "score"},
+    {OpKind::kVerify, "verify", "verify"},
+    {OpKind::kFetchWindow, "fetch window", "fetch"},
+    {OpKind::kFetchVerdict, "fetch verdict", "fetch"},
+    {OpKind::kRound, "round", "round"},
+    {OpKind::kRecord, "record", "record"},
+    {OpKind::kWait, "wait", "wait"},
+};
+
+static_assert(kOpNames[static_cast<size_t>(OpKind::kWait)].kind == OpKind::kWait, "in the order of OpKind");
+
+inline const OpName& name_of(OpKind kind) { return kOpNames[static_cast<size_t>(kind)]; }
+inline const char* op_name(OpKind kind) { return name_of(kind).trace; }
+
+inline bool is_fetch(OpKind kind) { return kind == OpKind::kFetchWindow || kind == OpKind::kFetchVerdict; }
+inline bool is_verdict(OpKind kind) { return kind == OpKind::kFirst || kind == OpKind::kVerify; }
+// Whether an op orders the lanes, and computes nothing.
+inline bool is_order(OpKind kind) { return kind == OpKind::kRecord || kind == OpKind::kWait; }
 
 struct Op {
   OpKind kind;

@@ -10,7 +10,7 @@
 
 namespace pearl {
 
-// Runs `body` on a new thread, which whoever drops it waits for. purpose: what it is needed for. Throws
+// Runs `body` on a new thread, whose destructor waits for it. purpose: what the thread is for. Throws
 // Failure(kResource) if it cannot be had.
 template <class Body>
 std::jthread started_thread(const std::string& purpose, Body&& body) {

@@ -5,6 +5,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <utility>
@@ -18,6 +19,13 @@ constexpr int kPlain =
 // Contiguous and aligned: a copy, where the caller's array is neither.
 template <typename T>
 using Array = pybind11::array_t<T, kPlain>;
+
+// How long a thread may poll before it sleeps.
+inline std::chrono::microseconds spin_from(int spin_us) {
+  constexpr int64_t kLongestSpinUs = 1'000'000;
+  check_between("spin_us", spin_us, 0, kLongestSpinUs);
+  return std::chrono::microseconds(spin_us);
+}
 
 // A row of logits -> its length.
 inline int row_size(const char* name, const Array<float>& row) {

@@ -22,17 +22,9 @@ using NativeProgram =
     std::pair<int, std::vector<std::pair<NativeOps, NativeOps>>>;  // events, (prologue, body)s
 
 OpKind op_kind(const std::string& name) {
-  if (name == "prefill") return OpKind::kPrefill;
-  if (name == "prefill context") return OpKind::kPrefillContext;
-  if (name == "first") return OpKind::kFirst;
-  if (name == "draft") return OpKind::kDraft;
-  if (name == "score") return OpKind::kScore;
-  if (name == "score window") return OpKind::kScoreWindow;
-  if (name == "verify") return OpKind::kVerify;
-  if (name == "fetch window") return OpKind::kFetchWindow;
-  if (name == "fetch verdict") return OpKind::kFetchVerdict;
-  if (name == "record") return OpKind::kRecord;
-  if (name == "wait") return OpKind::kWait;
+  for (const OpName& op : kOpNames) {
+    if (name == op.name && op.kind != OpKind::kRound) return op.kind;
+  }
   refuse("the program has an unknown op '" + name + "'");
 }
 
@@ -61,14 +53,6 @@ Program program_from(const py::object& program) {
   return result;
 }
 
-constexpr int64_t kLongestSpinUs = 1'000'000;
-
-JudgeKind judge_from(const std::string& name) {
-  if (name == "rejection") return JudgeKind::kRejection;
-  if (name == "coupled") return JudgeKind::kCoupled;
-  refuse("judge is '" + name + "'; it must be 'rejection' or 'coupled'");
-}
-
 const char* finish_name(FinishReason reason) {
   if (reason == FinishReason::kStop) return "stop";
   if (reason == FinishReason::kLength) return "length";
@@ -94,11 +78,7 @@ std::unique_ptr<Coordinator> make_coordinator(std::vector<std::shared_ptr<Lane>>
   if (!block_size && size == 0) size = BlockPool::size_for(capacity);
   const int64_t whole = num_slots * ((capacity + std::max(size, 1) - 1) / std::max(size, 1));
   const int64_t blocks = num_blocks ? *num_blocks : whole;
-  try {
-    BlockPool::check(blocks, size);
-  } catch (const std::invalid_argument& error) {
-    refuse(error.what());
-  }
+  BlockPool::check(blocks, size);
   check_memory(
       State::bytes(num_slots, gamma_max, capacity, vocab_size, draft_vocab_size.value_or(vocab_size), size) +
           16.0 * static_cast<double>(blocks) +
@@ -163,8 +143,7 @@ void bind_coordinator(py::module_& m) {
       m, "Device",
       "A set of cores and its one persistent thread, pinned to the first of them (none: not pinned).")
       .def(py::init([](std::vector<int> cpus, int spin_us) {
-             check_between("spin_us", spin_us, 0, kLongestSpinUs);
-             return std::make_shared<CpuDevice>(std::move(cpus), std::chrono::microseconds(spin_us));
+             return std::make_shared<CpuDevice>(std::move(cpus), spin_from(spin_us));
            }),
            py::arg("cpus") = std::vector<int>{}, py::arg("spin_us") = 2000)
       .def_property_readonly("cpus", method(&CpuDevice::cpus));
@@ -271,7 +250,7 @@ void bind_coordinator(py::module_& m) {
       .def_property_readonly("num_blocks", [](const Coordinator& c) { return c.state().blocks.num_blocks(); })
       .def_property_readonly("block_size", [](const Coordinator& c) { return c.state().blocks.block_size(); })
       .def_property_readonly("num_free_blocks", method(&Coordinator::num_free_blocks),
-                             "KV blocks that nobody holds; all of them while no run goes on. Any thread.")
+                             "KV blocks that no slot holds; all of them while no run goes on. Any thread.")
       .def_property_readonly("running", method(&Coordinator::running))
       .def("trace", &trace_rows, "Rows (lane, op, round, begin_ns, end_ns) of the last request.");
 }

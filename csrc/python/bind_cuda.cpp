@@ -13,8 +13,6 @@ namespace pearl {
 
 namespace {
 
-constexpr int64_t kLongestSpinUs = 1'000'000;
-
 // Memory of the host, and what else lives as long.
 struct Held {
   std::unique_ptr<HostMemory> memory;
@@ -52,8 +50,7 @@ void bind_cuda(py::module_& m) {
   py::class_<CudaIssuer, std::shared_ptr<CudaIssuer>>(
       m, "CudaIssuer", "The thread that launches work ahead for the CUDA lanes of a coordinator.")
       .def(py::init([](std::shared_ptr<Driver> driver, int spin_us) {
-             check_between("spin_us", spin_us, 0, kLongestSpinUs);
-             return std::make_shared<CudaIssuer>(std::move(driver), std::chrono::microseconds(spin_us));
+             return std::make_shared<CudaIssuer>(std::move(driver), spin_from(spin_us));
            }),
            py::arg("driver").none(false), py::arg("spin_us") = 50)
       .def_property(

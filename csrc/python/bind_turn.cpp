@@ -1,4 +1,4 @@
-// Who uses an engine, for Python: nobody, one caller in a `with`, or the queue of submitted requests.
+// The lock of an engine, for Python: free, held by one caller in a `with`, or by the queue of requests.
 //
 // In C++, because Python runs the handlers of signals between its own instructions and never inside a call of
 // C++: a Ctrl-C finds the engine either not taken, or taken by a `with` that gives it back. Guarded by the
@@ -48,7 +48,7 @@ void take(const py::object& self) {
 }  // namespace
 
 void bind_turn(py::module_& m) {
-  py::class_<Turn>(m, "Turn", "Who uses an engine: see pearl_rt.scheduling.engine_lock.")
+  py::class_<Turn>(m, "Turn", "The lock of an engine: see pearl_rt.scheduling.engine_lock.")
       .def(py::init<>())
       .def_property_readonly("is_home", method(&Turn::is_home),
                              "Whether this is the process that made it, and no fork.")

@@ -1,5 +1,6 @@
 #include "sampling/judge.h"
 
+#include "core/checks.h"
 #include "core/vector_math.h"
 #include "sampling/rows.h"
 
@@ -79,6 +80,15 @@ const float* target_row(const JudgeArgs& args, int row) {
 }
 
 }  // namespace
+
+const char* name_of(JudgeKind kind) { return kind == JudgeKind::kCoupled ? "coupled" : "rejection"; }
+
+JudgeKind judge_from(const std::string& name) {
+  for (const JudgeKind kind : {JudgeKind::kRejection, JudgeKind::kCoupled}) {
+    if (name == name_of(kind)) return kind;
+  }
+  refuse("judge is '" + name + "'; it must be 'rejection' or 'coupled'");
+}
 
 Purpose draft_purpose(JudgeKind kind) {
   return kind == JudgeKind::kCoupled ? Purpose::kTarget : Purpose::kDraft;

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 
 #include "sampling/sampling.h"
 #include "sampling/transform.h"
@@ -15,6 +16,10 @@ enum class JudgeKind {
                // 2023)
   kCoupled,    // accept while the target, sampling with the draft's own noise, picks x  (Daliri et al., 2024)
 };
+
+const char* name_of(JudgeKind kind);
+// Throws Failure(kRequest) for a name that no judge has.
+JudgeKind judge_from(const std::string& name);
 
 struct JudgeArgs {
   const float* target_logits;        // [num_draft + has_bonus, vocab], row-major

@@ -67,7 +67,7 @@ class Shaping:
             self.clear(slot)
 
     def arrays(self) -> dict[str, Tensor]:
-        """What csrc/cuda/memory/processor_arrays.h writes and copies, by its names there."""
+        """What csrc/cuda/memory/array_table.h writes, by its names there."""
         names = ("top_k", "min_tokens", "masked_ids", "bias_ids", "bias", "kept_thresholds")
         return self.floats | {name: getattr(self, name) for name in names}
 

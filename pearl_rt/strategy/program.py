@@ -203,7 +203,7 @@ def check(candidate: Program, rounds: int = 4) -> None:
             at, op = ops[0]
             raise ConfigError(
                 f"{candidate.name} deadlocks: in round {at} the {LANES[lane]} lane waits for {op.event!r}, "
-                "which nobody records"
+                "which no lane records"
             )
     _check_races(candidate, done, 1)
     if candidate.memories > 1:

@@ -135,7 +135,7 @@ def test_bad_pools_are_refused() -> None:
     for num_blocks, block_size, text in (
         (0, 16, "num_blocks is 0"),
         (-3, 16, "num_blocks is -3"),
-        (4, 0, "block_size is 0; it is a multiple of 16, up to 256"),
+        (4, 0, "block_size is 0; it must be a multiple of 16, up to 256"),
         (4, 24, "block_size is 24"),
         (None, 512, "block_size is 512"),
     ):

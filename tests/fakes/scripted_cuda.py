@@ -17,7 +17,7 @@ from scripted import CAPACITY, VOCAB, Bench
 
 from pearl_rt import _C, _testing
 
-NAMES = (  # PEARL_ARRAYS of csrc/cuda/memory/device_arrays.h
+NAMES = (  # ArrayAddresses of csrc/cuda/memory/array_table.h
     "prompt_len",
     "max_total_len",
     "gamma",
@@ -39,7 +39,6 @@ NAMES = (  # PEARL_ARRAYS of csrc/cuda/memory/device_arrays.h
     "joining",
     *(TOLD := ("num_logprobs", "told")),  # the target's
     "block_table",
-    # PEARL_SHAPING of csrc/cuda/memory/processor_arrays.h
     *(SHAPING_FLOATS := ("repetition_penalty", "frequency_penalty", "presence_penalty", "top_p", "min_p")),
     "top_k",
     "min_tokens",

@@ -18,6 +18,8 @@
 #include "cuda/memory/device_arrays.h"
 #include "cuda/memory/logprob_ring.h"
 #include "cuda/memory/verdict_ring.h"
+#include "native/gate.h"
+#include "native/scripted_arrays.h"
 #include "native/scripted_executor.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
@@ -25,71 +27,7 @@
 using pearl::FinishReason;
 using pearl::State;
 
-extern "C" struct ScriptedConfig {
-  uint64_t addresses[33];  // in the order of PEARL_ARRAYS, then of PEARL_SHAPING
-  int32_t num_slots, gamma_max, capacity, vocab_size, draft_vocab_size, num_stop_ids, ring_size;
-  int32_t block_size, num_blocks, num_biased, max_logprobs, is_target;
-  uint64_t rule;
-  double divergence;
-  int32_t executor_vocab;
-  int64_t nan_at;
-};
-
 namespace {
-
-struct Arrays {
-  int32_t *prompt_len, *max_total_len, *gamma;
-  float* temperature;
-  int64_t* seed;
-  int32_t *stop_token_ids, *token_ids, *committed, *pending, *finish_reason, *round, *ring, *draft_token_ids,
-      *num_draft_tokens;
-  float* draft_logits;
-  int32_t* num_rows;
-  float* target_logits;
-  int32_t *chunk, *joining, *num_logprobs, *told, *block_table;
-  float *repetition_penalty, *frequency_penalty, *presence_penalty, *top_p, *min_p;
-  int32_t *top_k, *min_tokens, *masked_ids, *bias_ids;
-  float *bias, *kept_thresholds;
-};
-static_assert(sizeof(Arrays) == sizeof(ScriptedConfig::addresses), "one pointer for each address");
-
-// What a step holds its stream at, until a test opens it.
-class Gate {
- public:
-  void close(const std::string& op, int nth) {
-    const std::lock_guard<std::mutex> lock(mutex_);
-    op_ = op;
-    left_ = nth;
-    is_open_ = false;
-  }
-  void open() {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      is_open_ = true;
-    }
-    changed_.notify_all();
-  }
-  void pass(const std::string& op) {
-    if (is_open_.load(std::memory_order_relaxed)) return;
-    std::unique_lock<std::mutex> lock(mutex_);
-    if (op != op_ || --left_ != 0) return;
-    num_held_ += 1;
-    changed_.notify_all();
-    changed_.wait(lock, [&] { return is_open_.load(); });
-  }
-  bool wait_until_held(int timeout_ms) {
-    std::unique_lock<std::mutex> lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::milliseconds(timeout_ms), [&] { return num_held_ > 0; });
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  std::atomic<bool> is_open_{true};
-  std::string op_;
-  int left_ = 0;
-  int num_held_ = 0;
-};
 
 struct Lane {
   explicit Lane(const ScriptedConfig& config)
@@ -356,8 +294,8 @@ void Step::verify_slot(int b, int32_t* finish_reason) {
     const auto row = static_cast<int>(std::strtoll(place + 9, nullptr, 10) - base);
     std::vector<int32_t> found(row + 1, -1);
     if (row < num_judged) found[row] = row < pending ? tokens[base + row] : state.window(b)[row - pending];
-    finish_reason[b] = pearl::VerdictRing::kBadLogits;
-    const int32_t header[] = {row, num_judged, pending, pearl::VerdictRing::kBadLogits, 0, row + 1};
+    finish_reason[b] = static_cast<int32_t>(FinishReason::kError);
+    const int32_t header[] = {row, num_judged, pending, finish_reason[b], 0, row + 1};
     return publish(b, header, found.data());
   }
   const int64_t written = base + std::max<int64_t>(pending + window_len, result.accept_len + 1);

@@ -11,8 +11,6 @@ namespace {
 
 constexpr int64_t kTracedRounds = 1 << 15;
 
-bool is_verdict(OpKind kind) { return kind == OpKind::kFirst || kind == OpKind::kVerify; }
-
 }  // namespace
 
 CpuLane::CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Executor> executor)
@@ -27,13 +25,8 @@ void CpuLane::attach(const std::vector<Lane*>&, size_t index, const State& state
            " sequences of " + std::to_string(executor_->max_model_len()) + " tokens; " +
            std::to_string(state.num_slots) + " of " + std::to_string(state.capacity) + " were asked for");
   }
-  const BlockPool& pool = state.blocks;
-  if (executor_->num_blocks() < pool.num_blocks() || executor_->block_size() != pool.block_size()) {
-    refuse("the executor of the " + name_ + " lane has " + std::to_string(executor_->num_blocks()) +
-           " KV blocks of " + std::to_string(executor_->block_size()) + " tokens; " +
-           std::to_string(pool.num_blocks()) + " of " + std::to_string(pool.block_size()) +
-           " were asked for");
-  }
+  state.check_caches("the executor of the " + name_ + " lane has", executor_->num_blocks(),
+                     executor_->block_size());
   if (executor_->vocab_size() != vocab_size) {
     refuse("the executor of the " + name_ + " lane has a vocabulary of " +
            std::to_string(executor_->vocab_size()) + "; the coordinator was told " +

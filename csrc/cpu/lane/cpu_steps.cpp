@@ -15,11 +15,6 @@ namespace {
 
 constexpr int64_t kPrefillChunk = 256;  // tokens; multiples of it are where prompts are cut
 
-std::string bad_logits(const char* step, const char* lane, int slot, int64_t position) {
-  return std::string("NaN or infinite logits in step ") + step + " of the " + lane + " lane, sequence " +
-         std::to_string(slot) + ", position " + std::to_string(position) + "; the request was ended";
-}
-
 }  // namespace
 
 CpuSteps::CpuSteps(Executor* executor, State* state, Run* run)
@@ -271,7 +266,7 @@ void CpuSteps::check_window(int b, int64_t pending, int64_t window_len) const {
 void CpuSteps::judge_slot(int b) {
   State& s = *state_;
   if (s.bad_draft[b] >= 0)
-    return end(b, FinishReason::kError, bad_logits("draft", "draft", b, s.bad_draft[b]));
+    return end(b, FinishReason::kError, bad_logits_text("draft", "draft", b, s.bad_draft[b]));
   const int64_t base = s.committed[b];
   const auto pending = static_cast<int>(s.pending[b]);
   const int window_len = s.round[b] == 0 ? 0 : s.num_draft_tokens[b];
@@ -300,7 +295,7 @@ void CpuSteps::judge_slot(int b) {
   const Verdict verdict = judge(args);
   if (verdict.bad_row >= 0) {
     const char* step = s.round[b] == 0 ? "prefill" : "score";
-    return end(b, FinishReason::kError, bad_logits(step, "target", b, base + verdict.bad_row));
+    return end(b, FinishReason::kError, bad_logits_text(step, "target", b, base + verdict.bad_row));
   }
 
   result_.accept_len = verdict.accept_len;

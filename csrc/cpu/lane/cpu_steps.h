@@ -25,8 +25,8 @@ class CpuSteps {
 
   // Fills the window that follows token committed + pending. Its first step feeds what the draft's cache
   // lacks, and at least the last two tokens that the window continues from: after a bonus token the cache
-  // lacks both, else one row is written again unchanged. A cache that lacks more than a chunk, since nobody
-  // drafted for a while, is fed one, and the window stays empty. The same pass feeds a chunk of the prompt of
+  // lacks both, else one row is written again unchanged. A cache that lacks more than a chunk, after rounds
+  // without drafts, is fed one, and the window stays empty. The same pass feeds a chunk of the prompt of
   // the slot that joins.
   void draft();
 

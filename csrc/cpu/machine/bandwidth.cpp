@@ -32,7 +32,7 @@ double measure_bandwidth(CoreSet& core_set, int64_t bytes, double seconds) {
   const HugeBuffer buffer(own * core_set.size() + kPanel, "the bandwidth measurement");
   const Kernels& kernels = kernels_of("", DType::kFloat32);
   std::vector<float> sums(core_set.size() * 16);
-  core_set.run([&](int index) {  // pages that nobody has written are all the same page
+  core_set.run([&](int index) {  // pages that were never written are all the same page
     std::memset(buffer.as<char>(index * own), 0, own);
   });
   using Clock = std::chrono::steady_clock;

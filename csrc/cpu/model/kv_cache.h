@@ -1,5 +1,5 @@
 // Keys and values in a pool of blocks, packed like weights, so that attention over a block is two matmuls.
-// Which block is whose and which rows are valid is the caller's business: rows at and past the end of the
+// The caller knows which sequence has which block and which rows are valid: rows at and past the end of the
 // last forward are stale.
 #pragma once
 

@@ -170,7 +170,7 @@ void LlamaExecutor::forward(const Segment* segments, int num_segments) {
   if (!token_rows_.empty()) run_step();
 }
 
-void LlamaExecutor::run_step() {
+void LlamaExecutor::run_step(bool is_whole) {
   wanted_rows_.clear();
   logits_rows_.clear();
   for (size_t row = 0; row < token_rows_.size(); ++row) {
@@ -178,7 +178,7 @@ void LlamaExecutor::run_step() {
     wanted_rows_.push_back(static_cast<int>(row));
     logits_rows_.push_back(token_rows_[row].logits);
   }
-  core_set_->run([this](int index) { step(index); });
+  core_set_->run([&](int index) { step(index, is_whole); });
   pieces_.clear();
   token_rows_.clear();
 }
@@ -245,7 +245,35 @@ LlamaExecutor::Rows LlamaExecutor::norm(const float* weight, int index) {
   return out;
 }
 
-void LlamaExecutor::step(int index) {
+// Attention of layer i for every row of the step, from qkv_ to attended_.
+void LlamaExecutor::attend_rows(int i, int index) {
+  const LayerWeights& layer = weights_->layers()[i];
+  const AttentionStep attention{weights_->config(),
+                                weights_->kernels(),
+                                cache_,
+                                weights_->in_memory(),
+                                start_of_share(layer.o, index),
+                                layer.o.block_stride(),
+                                i,
+                                pieces_.data(),
+                                static_cast<int>(pieces_.size()),
+                                kStepRows,
+                                cos_.data(),
+                                sin_.data(),
+                                layer.q_norm,
+                                layer.k_norm,
+                                static_cast<const float*>(qkv_.data),
+                                qkv_.stride,
+                                queries_,
+                                attended_.data,
+                                attended_.stride};
+  rope_and_store(attention, workers_[index].attention, index, core_set_->size());
+  core_set_->barrier();
+  attend(attention, workers_[index].attention, index, core_set_->size());
+  core_set_->barrier();
+}
+
+void LlamaExecutor::step(int index, bool is_whole) {
   const LlamaConfig& c = weights_->config();
   const Kernels& kernels = weights_->kernels();
   const int rows = static_cast<int>(token_rows_.size()), threads = core_set_->size();
@@ -253,7 +281,7 @@ void LlamaExecutor::step(int index) {
   if (kernels.prepare_thread) kernels.prepare_thread();
 
   float* residual = static_cast<float*>(residual_.data);
-  for (int row = index; row < rows; row += threads) {
+  for (int row = index; is_whole && row < rows; row += threads) {
     weights_->embed(token_rows_[row].token_id, residual + row * residual_.stride);
   }
   core_set_->barrier();
@@ -262,37 +290,15 @@ void LlamaExecutor::step(int index) {
     const LayerWeights& layer = layers[i];
     const PackedMatrix& after = i + 1 < c.num_hidden_layers ? layers[i + 1].qkv : weights_->lm_head();
 
-    const Rows x = norm(layer.input_norm, index);
+    const Rows x = is_whole ? norm(layer.input_norm, index) : normed_;
     apply({layer.qkv, x, Epilogue::kStore, qkv_, layer.qkv_bias, nullptr, &layer.o}, rows, index);
     core_set_->barrier();
 
-    const AttentionStep attention{c,
-                                  kernels,
-                                  cache_,
-                                  weights_->in_memory(),
-                                  start_of_share(layer.o, index),
-                                  layer.o.block_stride(),
-                                  i,
-                                  pieces_.data(),
-                                  static_cast<int>(pieces_.size()),
-                                  kStepRows,
-                                  cos_.data(),
-                                  sin_.data(),
-                                  layer.q_norm,
-                                  layer.k_norm,
-                                  static_cast<const float*>(qkv_.data),
-                                  qkv_.stride,
-                                  queries_,
-                                  attended_.data,
-                                  attended_.stride};
-    rope_and_store(attention, workers_[index].attention, index, threads);
-    core_set_->barrier();
-    attend(attention, workers_[index].attention, index, threads);
-    core_set_->barrier();
+    if (is_whole) attend_rows(i, index);
     apply({layer.o, attended_, Epilogue::kAdd, residual_, nullptr, nullptr, &layer.gate_up}, rows, index);
     core_set_->barrier();
 
-    const Rows y = norm(layer.post_attention_norm, index);
+    const Rows y = is_whole ? norm(layer.post_attention_norm, index) : normed_;
     apply({layer.gate_up, y, Epilogue::kSiluMul, activated_, nullptr, nullptr, &layer.down}, rows, index);
     core_set_->barrier();
     apply({layer.down, activated_, Epilogue::kAdd, residual_, nullptr, nullptr, &after}, rows, index);
@@ -302,7 +308,7 @@ void LlamaExecutor::step(int index) {
   const int wanted = static_cast<int>(wanted_rows_.size());
   if (wanted == 0) return;
   const int64_t element = size_of(weights_->dtype());
-  for (int i = index; i < wanted; i += threads) {
+  for (int i = index; is_whole && i < wanted; i += threads) {
     kernels.rms_norm(residual + wanted_rows_[i] * residual_.stride, weights_->final_norm(), c.hidden_size,
                      c.rms_norm_eps, static_cast<char*>(normed_.data) + i * normed_.stride * element);
   }
@@ -312,38 +318,17 @@ void LlamaExecutor::step(int index) {
 }
 
 double LlamaExecutor::time_linears(int rows, int repeats) {
-  if (rows < 1 || rows > kStepRows) {
-    throw std::invalid_argument("rows is " + std::to_string(rows) + "; a step has 1 to " +
-                                std::to_string(kStepRows));
-  }
+  check_between("rows", rows, 1, kStepRows);
   check_between("repeats", repeats, 1, kMostRepeats);
   const OneThread one_thread(&busy_);
   std::vector<float> logits(int64_t{rows} * vocab_size());
-  std::vector<float*> logits_rows(rows);
-  for (int i = 0; i < rows; ++i) logits_rows[i] = logits.data() + int64_t{i} * vocab_size();
-  const std::vector<LayerWeights>& layers = weights_->layers();
-  const auto pass = [&](int index) {
-    if (weights_->kernels().prepare_thread) weights_->kernels().prepare_thread();
-    for (size_t i = 0; i < layers.size(); ++i) {
-      const LayerWeights& layer = layers[i];
-      const PackedMatrix& after = i + 1 < layers.size() ? layers[i + 1].qkv : weights_->lm_head();
-      apply({layer.qkv, normed_, Epilogue::kStore, qkv_, layer.qkv_bias, nullptr, &layer.o}, rows, index);
-      core_set_->barrier();
-      apply({layer.o, attended_, Epilogue::kAdd, residual_, nullptr, nullptr, &layer.gate_up}, rows, index);
-      core_set_->barrier();
-      apply({layer.gate_up, normed_, Epilogue::kSiluMul, activated_, nullptr, nullptr, &layer.down}, rows,
-            index);
-      core_set_->barrier();
-      apply({layer.down, activated_, Epilogue::kAdd, residual_, nullptr, nullptr, &after}, rows, index);
-      core_set_->barrier();
-    }
-    apply({weights_->lm_head(), normed_, Epilogue::kStore, {}, nullptr, logits_rows.data(), &layers[0].qkv},
-          rows, index);
-  };
   double best = 1e30;
   for (int i = 0; i < repeats; ++i) {
+    for (int row = 0; row < rows; ++row) {
+      token_rows_.push_back({0, logits.data() + int64_t{row} * vocab_size()});
+    }
     const auto begin = std::chrono::steady_clock::now();
-    core_set_->run(pass);
+    run_step(false);
     best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count());
   }
   return best;

@@ -37,7 +37,7 @@ class LlamaExecutor : public Executor {
   CoreSet& core_set() const { return *core_set_; }
   const KvCache& cache() const { return cache_; }
 
-  // Seconds of the fastest of `repeats` passes over the linear layers of a step of `rows` rows, on zeros.
+  // Seconds of the fastest of `repeats` passes over the linear layers of a step of `rows` rows.
   double time_linears(int rows, int repeats);
 
  private:
@@ -69,8 +69,10 @@ class LlamaExecutor : public Executor {
   void check(const Segment* segments, int num_segments) const;
   void check_blocks(const Segment& segment, int index) const;
   const int32_t* block_table(const Segment& segment) const;
-  void run_step();
-  void step(int index);
+  // is_whole: false for the linear layers alone, on whatever the buffers hold.
+  void run_step(bool is_whole = true);
+  void step(int index, bool is_whole);
+  void attend_rows(int layer, int index);
   void apply(const Linear& linear, int rows, int index) const;
   Rows norm(const float* weight, int index);
   void share_of(const PackedMatrix& matrix, int index, int* first, int* count) const;

@@ -16,8 +16,7 @@ bool RoundGraphs::can_hold(const std::vector<CudaLane*>& lanes) {
   for (const CudaLane* lane : lanes) {
     if (lane->program().empty()) continue;
     for (const Op& op : lane->program().body) {
-      const bool is_ordered = op.kind == OpKind::kRecord || op.kind == OpKind::kWait;
-      if (is_ordered && lane->has_host_peer()) return false;
+      if (is_order(op.kind) && lane->has_host_peer()) return false;
     }
   }
   return true;
@@ -29,11 +28,10 @@ RoundGraphs::Key RoundGraphs::key_of(const std::vector<CudaLane*>& lanes) {
     for (const auto* ops : {&lane->program().prologue, &lane->program().body}) {
       for (size_t i = 0; i < ops->size(); ++i) {
         const Op& op = (*ops)[i];
-        const bool ordered = op.kind == OpKind::kRecord || op.kind == OpKind::kWait;
-        uint64_t detail = ordered ? static_cast<uint64_t>(op.event) : 0;
+        uint64_t detail = is_order(op.kind) ? static_cast<uint64_t>(op.event) : 0;
         if (is_fetch(op.kind)) {
           detail = lane->fetched_key();
-        } else if (!ordered && ops == &lane->program().body) {
+        } else if (!is_order(op.kind) && ops == &lane->program().body) {
           detail = lane->body_step(i)->serial;
         }
         key.emplace_back(static_cast<int>(op.kind), detail);

@@ -11,23 +11,10 @@ namespace {
 
 // The name of the step that an op launches; nullptr if it launches none, or several.
 const char* step_name(OpKind kind) {
-  switch (kind) {
-    case OpKind::kFirst:
-      return "first";
-    case OpKind::kDraft:
-      return "draft";
-    case OpKind::kScore:
-      return "score";
-    case OpKind::kScoreWindow:
-      return "score window";
-    case OpKind::kVerify:
-      return "verify";
-    default:
-      return nullptr;
-  }
+  const bool is_draft_or_score =
+      kind == OpKind::kDraft || kind == OpKind::kScore || kind == OpKind::kScoreWindow;
+  return is_draft_or_score || is_verdict(kind) ? name_of(kind).name : nullptr;
 }
-
-bool is_verdict(const Op& op) { return op.kind == OpKind::kFirst || op.kind == OpKind::kVerify; }
 
 }  // namespace
 
@@ -92,7 +79,7 @@ void CudaLane::check_order(const LaneProgram& program) const {
   for (const auto* ops : {&program.prologue, &program.body}) {
     bool has_verdict = false;
     for (const Op& op : *ops) {
-      has_verdict = has_verdict || is_verdict(op);
+      has_verdict = has_verdict || is_verdict(op.kind);
       if (op.kind == OpKind::kRecord && has_host_peer_ && !has_verdict) {
         refuse(
             "the host's lane learns of verdicts only: the target's lane can record an event for it behind "
@@ -272,7 +259,7 @@ void CudaLane::compute(const Resolved& next, InFlight* in_flight) {
       return copy(fetched(next.op.kind));
     default:
       launch(next.step->exec);
-      if (is_verdict(next.op)) in_flight->count_queued_round();
+      if (is_verdict(next.op.kind)) in_flight->count_queued_round();
   }
 }
 

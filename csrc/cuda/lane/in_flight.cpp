@@ -151,7 +151,7 @@ void InFlight::vacate(int slot) {
 void InFlight::read_slot(int slot) {
   const int64_t round = slots_[slot].read_rounds++;
   const VerdictEntry entry = ring_.read(round, slot);
-  if (entry.finish_reason == VerdictRing::kBadLogits) result_.error = bad_logits(slot, entry, round);
+  if (entry.finish_reason == FinishReason::kError) result_.error = bad_logits(slot, entry, round);
   if (host_lanes_) apply(slot, entry, round);
   slots_[slot].committed += entry.num_new;
   result_.request_id = state_->request_id[slot];
@@ -165,7 +165,7 @@ void InFlight::read_slot(int slot) {
   result_.accept_len = entry.accept_len;
   result_.num_judged = entry.num_judged;
   result_.pending_before = entry.pending_before;
-  result_.finish_reason = static_cast<FinishReason>(entry.finish_reason);
+  result_.finish_reason = entry.finish_reason;
   result_.t_ns = now_ns();
   if (result_.finish_reason != FinishReason::kRunning) vacate(slot);
   run_->ring.push(result_);
@@ -178,7 +178,7 @@ void InFlight::apply(int slot, const VerdictEntry& entry, int64_t round) {
   int32_t* const tokens = s.tokens(slot) + s.committed[slot];
   // The rule of pearl_rt/round.advance: a recovered or bonus token ends the window.
   const bool follows = entry.num_new > entry.accept_len;
-  const auto reason = static_cast<FinishReason>(entry.finish_reason);
+  const FinishReason reason = entry.finish_reason;
   std::copy_n(s.window(slot), window_len, tokens + entry.pending_before);
   std::copy_n(entry.token_ids, entry.num_new, tokens);
   s.committed[slot] += entry.num_new;
@@ -191,9 +191,8 @@ std::string InFlight::bad_logits(int slot, const VerdictEntry& entry, int64_t ro
   // A draft that could not be sampled is -1 among the candidates.
   const bool by_draft = entry.accept_len < entry.num_judged && entry.token_ids[entry.accept_len] < 0;
   const char* step = by_draft ? "draft" : round == 0 ? "prefill" : "score";
-  return std::string("NaN or infinite logits in step ") + step + " of the " +
-         (by_draft ? "draft" : "target") + " lane, sequence " + std::to_string(slot) + ", position " +
-         std::to_string(slots_[slot].committed + entry.accept_len) + "; the request was ended";
+  return bad_logits_text(step, by_draft ? "draft" : "target", slot,
+                         slots_[slot].committed + entry.accept_len);
 }
 
 }  // namespace pearl

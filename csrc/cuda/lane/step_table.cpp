@@ -5,7 +5,6 @@
 
 #include "core/checks.h"
 #include "core/failure.h"
-#include "cuda/memory/processor_arrays.h"
 
 namespace pearl {
 
@@ -58,13 +57,13 @@ StepKey reduced(StepKey key) {
 StepKey run_key(const State& state) {
   StepKey key;
   key.gamma = state.longest_gamma;
-  key.judge = state.judge == JudgeKind::kCoupled ? "coupled" : "rejection";
+  key.judge = name_of(state.judge);
   key.keep_logits = 0;
   key.shaped = key.told = 0;
   for (int slot = 0; slot < state.num_slots; ++slot) {
     if (!state.running(slot)) continue;
     if (state.judge == JudgeKind::kRejection && state.temperature[slot] > 0.0f) key.keep_logits = 1;
-    if (is_shaped(state, slot)) key.shaped = 1;
+    if (state.is_processed(slot)) key.shaped = 1;
     if (state.num_logprobs[slot] >= 0) key.told = 1;
   }
   return key;

@@ -13,10 +13,6 @@ namespace pearl {
 
 namespace {
 
-constexpr size_t kIntRows = 9;            // arrays of one int32 for each slot, written by add_rows
-constexpr int64_t kMostRounds = 1 << 20;  // of a ring
-constexpr int32_t kUnusedBlock = 0;       // behind a slot's blocks: never read, and any id would do
-
 int64_t passes(int64_t length, int64_t chunk) { return (length + chunk - 1) / chunk; }
 
 void check_size(const std::string& lane, const char* name, int64_t found, int64_t expected) {
@@ -26,41 +22,11 @@ void check_size(const std::string& lane, const char* name, int64_t found, int64_
   }
 }
 
-void check_blocks(int num_blocks, int block_size) {
-  try {
-    BlockPool::check(num_blocks, block_size);
-  } catch (const std::invalid_argument& error) {
-    refuse(error.what());
-  }
-}
-
-}  // namespace
-
-void ArraySizes::check() const {
-  check_between("num_slots", num_slots, 1, kMostSlots);
-  check_between("gamma_max", gamma_max, 0, kLongestWindow);
-  check_between("capacity", capacity, 2, kMostTokens);
-  check_between("vocab_size", vocab_size, 0, kMostIds);
-  check_between("draft_vocab_size", draft_vocab_size, 0, kMostIds);
-  check_between("num_stop_ids", num_stop_ids, 0, kMostIds);
-  check_between("ring_size", ring_size, 0, kMostRounds);
-  check_between("prefill_chunk", prefill_chunk, 1, kMostTokens);
-  check_between("num_biased", num_biased, 0, kMostIds);
-  check_between("max_logprobs", max_logprobs, -1, kMostIds);
-  check_blocks(1, block_size);
-  const double in_all = static_cast<double>(capacity) + 4.0 * num_stop_ids + 2.0 * num_biased +
-                        2.0 * gamma_max * draft_vocab_size + (gamma_max + 1.0) * vocab_size +
-                        (gamma_max + 1.0) * (ring_size + 1.0) * (max_logprobs + 2.0) * LogprobRing::kFields;
-  check_number("the size of all arrays", in_all * num_slots, in_all * num_slots < 0x1p58, "below 2^58");
-}
-
-namespace {
-
 const ArraySizes& checked(const ArraySizes& sizes) {
   sizes.check();
   check_between("vocab_size", sizes.vocab_size, 1, kMostIds);
-  check_between("ring_size", sizes.ring_size, 2, kMostRounds);
-  check_blocks(sizes.num_blocks, sizes.block_size);
+  check_between("ring_size", sizes.ring_size, 2, ArraySizes::kMostRounds);
+  BlockPool::check(sizes.num_blocks, sizes.block_size);
   return sizes;
 }
 
@@ -68,33 +34,26 @@ const ArraySizes& checked(const ArraySizes& sizes) {
 
 DeviceArrays::DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, const ArraySizes& sizes,
                            CUdeviceptr staging, size_t staging_bytes, std::shared_ptr<void> owner)
-    : sizes_(checked(sizes)),
-      shaping_(sizes_.shaping()),
-      staging_bytes_(staging_bytes),
-      owner_(std::move(owner)) {
-  std::map<std::string, CUdeviceptr*> known;
-#define PEARL_MEMBER(name) known[#name] = &at_.name;
-  PEARL_ARRAYS(PEARL_MEMBER)
-#undef PEARL_MEMBER
-  if (shaping_.exist()) known.merge(shaping_.places());
-  if (sizes.max_logprobs < 0) {
-    known.erase("num_logprobs");
-    known.erase("told");
+    : sizes_(checked(sizes)), staging_bytes_(staging_bytes), owner_(std::move(owner)) {
+  std::map<std::string, CUdeviceptr> unknown = addresses;
+  for (const ArrayField& field : array_fields()) {
+    if (field.exists(sizes)) unknown.erase(field.name);
   }
-  for (const auto& [name, place] : addresses) {
-    if (known.count(name) == 0) {
-      refuse("no array is called '" + name +
-             "': see pearl_rt/state.py, with num_biased device/logits_processors.py, with max_logprobs "
-             "device/logprob_ring.py");
-    }
-    *known[name] = place;
+  if (!unknown.empty()) {
+    refuse("no array is called '" + unknown.begin()->first +
+           "': see pearl_rt/state.py, with num_biased device/logits_processors.py, with max_logprobs "
+           "device/logprob_ring.py");
   }
-  for (const auto& [name, place] : known) {
+  for (const ArrayField& field : array_fields()) {
+    if (!field.exists(sizes)) continue;
+    const std::string name = field.name;
+    const auto found = addresses.find(name);
     // Nothing lies in the arrays of a window where there is no draft: torch gives them no address.
-    const bool empty = sizes.gamma_max == 0 && (name == "draft_token_ids" || name == "draft_logits");
-    if (addresses.count(name) == 0 || (*place == 0 && !empty)) {
+    const bool is_empty = sizes.gamma_max == 0 && (name == "draft_token_ids" || name == "draft_logits");
+    if (found == addresses.end() || (found->second == 0 && !is_empty)) {
       refuse("array '" + name + "' has no address; all of pearl_rt/state.py and the lane's chunk are needed");
     }
+    at_.*field.address = found->second;
   }
   const size_t needed = DeviceArrays::staging_bytes(sizes, false);
   if (staging == 0 || staging % Staging::kAlignment != 0 || staging_bytes < needed) {
@@ -108,12 +67,12 @@ DeviceArrays::DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, 
 }
 
 size_t DeviceArrays::row_bytes(const ArraySizes& sizes, size_t slots) {
-  const size_t stops = Staging::bytes<int32_t>(slots * static_cast<size_t>(sizes.num_stop_ids));
-  const size_t prompts = slots * Staging::bytes<int32_t>(static_cast<size_t>(sizes.capacity));
-  const size_t tables = Staging::bytes<int32_t>(slots * sizes.max_blocks());
-  return kIntRows * Staging::bytes<int32_t>(slots) + Staging::bytes<float>(slots) +
-         Staging::bytes<uint64_t>(slots) + stops + prompts + tables +
-         ShapingArrays::staging_bytes(sizes.shaping(), slots);
+  size_t total = slots * Staging::bytes<int32_t>(static_cast<size_t>(sizes.capacity));  // prompts
+  for (const ArrayField& field : array_fields()) {
+    if (field.write == nullptr || !field.exists(sizes)) continue;
+    total += Staging::bytes<char>(slots * field.columns(sizes) * field.element);
+  }
+  return total;
 }
 
 size_t DeviceArrays::staging_bytes(const ArraySizes& sizes, bool host_logits) {
@@ -133,13 +92,7 @@ void DeviceArrays::check_sizes(const State& state, const std::string& lane) cons
   check_size(lane, "num_slots", sizes_.num_slots, state.num_slots);
   check_size(lane, "capacity", sizes_.capacity, state.capacity);
   check_size(lane, "vocab_size", sizes_.vocab_size, state.vocab_size);
-  const BlockPool& pool = state.blocks;
-  if (sizes_.num_blocks < pool.num_blocks() || sizes_.block_size != pool.block_size()) {
-    refuse("the arrays of the " + lane + " lane have " + std::to_string(sizes_.num_blocks) +
-           " KV blocks of " + std::to_string(sizes_.block_size) + " tokens; " +
-           std::to_string(pool.num_blocks()) + " of " + std::to_string(pool.block_size()) +
-           " were asked for");
-  }
+  state.check_caches("the arrays of the " + lane + " lane have", sizes_.num_blocks, sizes_.block_size);
   if (sizes_.gamma_max < state.gamma_max) {
     refuse("the arrays of the " + lane + " lane have room for windows of " +
            std::to_string(sizes_.gamma_max) + " tokens; the coordinator's gamma_max is " +
@@ -158,13 +111,31 @@ void DeviceArrays::check_requests(const State& state, const std::string& lane) c
   for (int slot = 0; slot < state.num_slots; ++slot) {
     if (!state.running(slot)) continue;
     check_stops(state.stop_token_ids[slot].size(), lane);
-    if (is_shaped(state, slot)) shaping_.check(state.transform[slot], lane);
+    if (state.is_processed(slot)) check_processors(state.transform[slot], lane);
   }
 }
 
 void DeviceArrays::check_request(const Request& request, const std::string& lane) const {
   check_stops(request.stop_token_ids.size() + (request.ignore_eos ? 0 : request.eos_token_ids.size()), lane);
-  shaping_.check(request, lane);
+  if (!request.transform.any(request.temperature)) return;
+  Transform transform = request.transform;
+  transform.masked_ids = request.forbidden_ids();
+  check_processors(transform, lane);
+}
+
+void DeviceArrays::check_processors(const Transform& transform, const std::string& lane) const {
+  if (sizes_.num_biased == 0) {
+    refuse("the " + lane + " lane has no arrays for filters and penalties: give DeviceArrays num_biased");
+  }
+  if (transform.logit_bias.size() > static_cast<size_t>(sizes_.num_biased)) {
+    refuse("logit_bias has " + std::to_string(transform.logit_bias.size()) + " ids; the " + lane +
+           " lane takes " + std::to_string(sizes_.num_biased) + ": pass fewer");
+  }
+  if (transform.min_tokens > 0 && transform.masked_ids.size() > sizes_.max_masked()) {
+    refuse("min_tokens forbids " + std::to_string(transform.masked_ids.size()) +
+           " end-of-text and stop ids; the " + lane + " lane takes " + std::to_string(sizes_.max_masked()) +
+           ": pass fewer");
+  }
 }
 
 void DeviceArrays::check_logprobs(const State& state, const std::string& lane) const {
@@ -185,38 +156,17 @@ void DeviceArrays::add_rows(const State& state, int begin, int end, bool shaped,
                             std::vector<Copy>* copies) const {
   const auto slots = static_cast<size_t>(end - begin);
   const auto first = static_cast<size_t>(begin);
-  const auto ints = [&](CUdeviceptr to, const auto& value) {
-    int32_t* const from = staging->take<int32_t>(slots);
-    for (size_t i = 0; i < slots; ++i) from[i] = static_cast<int32_t>(value(begin + static_cast<int>(i)));
-    copies->push_back({to + first * 4, address(from), slots * 4});
-  };
-  const auto zero = [](int) { return 0; };
-  ints(at_.prompt_len, [&](int b) { return state.prompt_len[b]; });
-  ints(at_.max_total_len, [&](int b) { return state.max_total_len[b]; });
-  ints(at_.gamma, [&](int b) { return state.gamma[b]; });
-  ints(at_.committed, [&](int b) { return state.prompt_len[b]; });
-  for (const CUdeviceptr to : {at_.pending, at_.round, at_.num_draft_tokens, at_.num_rows}) ints(to, zero);
-  if (sizes_.max_logprobs >= 0) ints(at_.num_logprobs, [&](int b) { return state.num_logprobs[b]; });
-
-  float* const temperature = staging->take<float>(slots);
-  std::copy_n(state.temperature.begin() + begin, slots, temperature);
-  copies->push_back({at_.temperature + first * 4, address(temperature), slots * 4});
-  uint64_t* const seed = staging->take<uint64_t>(slots);
-  std::copy_n(state.seed.begin() + begin, slots, seed);
-  copies->push_back({at_.seed + first * 8, address(seed), slots * 8});
-
-  const auto num_stops = static_cast<size_t>(sizes_.num_stop_ids);
-  int32_t* const stops = staging->take<int32_t>(slots * num_stops);
-  std::fill(stops, stops + slots * num_stops, -1);
-  for (size_t i = 0; i < slots; ++i) {
-    if (state.idle(static_cast<int>(first + i))) continue;
-    const std::vector<int32_t>& ids = state.stop_token_ids[first + i];
-    std::copy(ids.begin(), ids.end(), stops + i * num_stops);
+  for (const ArrayField& field : array_fields()) {
+    if (field.write == nullptr || !field.exists(sizes_)) continue;
+    if (field.part == ArrayPart::kProcessors && !shaped) continue;
+    const size_t columns = field.columns(sizes_), row = columns * field.element;
+    char* const rows = staging->take<char>(slots * row);
+    std::fill_n(rows, slots * row, 0);
+    for (size_t i = 0; i < slots && columns > 0; ++i) {
+      field.write(state, begin + static_cast<int>(i), columns, rows + i * row);
+    }
+    copies->push_back({at_.*field.address + first * row, address(rows), slots * row});
   }
-  if (num_stops > 0) {
-    copies->push_back({at_.stop_token_ids + first * num_stops * 4, address(stops), slots * num_stops * 4});
-  }
-
   for (size_t b = first; b < first + slots; ++b) {
     const auto length = static_cast<size_t>(state.prompt_len[b]);
     if (length == 0) continue;
@@ -225,16 +175,6 @@ void DeviceArrays::add_rows(const State& state, int begin, int end, bool shaped,
     std::copy_n(state.token_ids.data() + at, length, prompt);
     copies->push_back({at_.token_ids + at * 4, address(prompt), length * 4});
   }
-
-  const size_t width = sizes_.max_blocks();
-  int32_t* const tables = staging->take<int32_t>(slots * width);
-  std::fill(tables, tables + slots * width, kUnusedBlock);
-  for (size_t i = 0; i < slots; ++i) {
-    std::copy_n(state.block_table.begin() + (first + i) * width, state.num_held[first + i],
-                tables + i * width);
-  }
-  copies->push_back({at_.block_table + first * width * 4, address(tables), slots * width * 4});
-  if (shaped) shaping_.add_rows(state, begin, end, staging, copies);
 }
 
 std::vector<Copy> DeviceArrays::upload(const State& state, bool shaped) {
@@ -299,7 +239,7 @@ std::vector<Copy> DeviceArrays::window_from(const DeviceArrays& draft, int gamma
     const size_t num_rows = slots * 2 * gamma;
     copies.push_back({at_.draft_logits, draft.at_.draft_logits, num_rows * sizes_.draft_vocab_size * 4});
     if (shaped) {
-      copies.push_back({shaping_.kept_thresholds(), draft.shaping_.kept_thresholds(), num_rows * 4});
+      copies.push_back({at_.kept_thresholds, draft.at_.kept_thresholds, num_rows * 4});
     }
   }
   return copies;

@@ -3,62 +3,17 @@
 // addresses and layouts; not streams, steps or order: copies are lists, in order, for one stream.
 #pragma once
 
-#include <algorithm>
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "coordinator/state.h"
+#include "cuda/memory/array_table.h"
 #include "cuda/memory/logprob_ring.h"
-#include "cuda/memory/processor_arrays.h"
 #include "cuda/memory/staging.h"
 
 namespace pearl {
-
-// Addresses in order of pearl_rt/state.py. ring: pinned host memory. chunk: [B, 2] of this lane's prefill.
-// joining: [B] finish_reason of the slots that step "join" judges. block_table: [B, MB] KV blocks of a slot.
-// num_logprobs: [B] as Request's; told: pinned host memory, as csrc/cuda/memory/logprob_ring.h reads it; both
-// only where sizes have max_logprobs.
-// clang-format off
-#define PEARL_ARRAYS(X)                                                                           \
-  X(prompt_len) X(max_total_len) X(gamma) X(temperature) X(seed) X(stop_token_ids)                \
-  X(token_ids) X(committed) X(pending) X(finish_reason) X(round) X(ring)                          \
-  X(draft_token_ids) X(num_draft_tokens) X(draft_logits) X(num_rows) X(target_logits) X(chunk)    \
-  X(joining) X(num_logprobs) X(told) X(block_table)
-// clang-format on
-
-struct ArrayAddresses {
-#define PEARL_MEMBER(name) CUdeviceptr name = 0;
-  PEARL_ARRAYS(PEARL_MEMBER)
-#undef PEARL_MEMBER
-};
-
-struct ArraySizes {
-  int num_slots = 1;         // B
-  int gamma_max = 0;         // G
-  int64_t capacity = 0;      // C
-  int vocab_size = 0;        // V
-  int draft_vocab_size = 0;  // Vd, of draft_logits
-  int num_stop_ids = 0;      // NS
-  int ring_size = 0;         // RING
-  int prefill_chunk = 0;     // tokens of a prefill pass; prompts are cut at its multiples
-  int num_biased = 0;     // ids of logit_bias; 0: there are no arrays of csrc/cuda/memory/processor_arrays.h
-  int max_logprobs = -1;  // likeliest tokens told with each at most; -1: nothing is told
-  int block_size = 16;    // BS, positions of a KV block
-  int num_blocks = 0;     // of this lane's KV cache
-
-  // Throws Failure(kRequest) for sizes that no arrays can have. Those of no arrays yet are 0: of the target's
-  // vocabulary, the ring and the pool of blocks.
-  void check() const;
-
-  // MB: of a slot.
-  size_t max_blocks() const {
-    const int64_t size = std::max(block_size, 1);  // one that no cache can have is refused later
-    return static_cast<size_t>((capacity + size - 1) / size);
-  }
-  ShapingSizes shaping() const { return {num_slots, 2 * num_stop_ids, num_biased}; }
-};
 
 class DeviceArrays {
  public:
@@ -121,10 +76,10 @@ class DeviceArrays {
 
  private:
   void check_stops(size_t found, const std::string& lane) const;
+  void check_processors(const Transform& transform, const std::string& lane) const;
 
   ArrayAddresses at_;
   const ArraySizes sizes_;
-  ShapingArrays shaping_;
   const size_t staging_bytes_;
   Staging join_staging_;
   Staging staging_;  // of a run's upload

@@ -7,13 +7,15 @@
 #include <atomic>
 #include <cstdint>
 
+#include "coordinator/ring.h"
+
 namespace pearl {
 
 struct VerdictEntry {
   int32_t accept_len;
   int32_t num_judged;
   int32_t pending_before;
-  int32_t finish_reason;  // FinishReason, or kBadLogits
+  FinishReason finish_reason;
   int32_t num_new;
   const int32_t* token_ids;  // [num_new]; [accept_len] is the candidate of a row that cannot be used
 };
@@ -21,7 +23,6 @@ struct VerdictEntry {
 class VerdictRing {
  public:
   static constexpr int kHeader = 6;
-  static constexpr int32_t kBadLogits = 4;
 
   // ring: [ring_size, num_slots, kHeader + gamma + 1].
   VerdictRing(int32_t* ring, int ring_size, int num_slots, int gamma)
@@ -46,7 +47,7 @@ class VerdictRing {
 
   VerdictEntry read(int64_t round, int slot) const {
     const int32_t* e = entry(round, slot);
-    return {e[1], e[2], e[3], e[4], e[5], e + kHeader};
+    return {e[1], e[2], e[3], static_cast<FinishReason>(e[4]), e[5], e + kHeader};
   }
 
  private:

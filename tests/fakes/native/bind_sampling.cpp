@@ -91,9 +91,7 @@ int32_t sample_row(const Rows& logits, float temperature, uint64_t seed, int64_t
 std::tuple<int, int32_t, int> judge_rows(const Rows& target_logits, const std::optional<Rows>& draft_logits,
                                          const Ids& draft_token_ids, int64_t position, float temperature,
                                          uint64_t seed, const std::string& kind) {
-  if (kind != "rejection" && kind != "coupled") {
-    throw std::invalid_argument("kind is '" + kind + "'; it must be 'rejection' or 'coupled'");
-  }
+  const JudgeKind judged_by = judge_from(kind);
   if (draft_token_ids.ndim() != 1) refuse("draft_token_ids must be [num_draft]");
   check_between("the length of draft_token_ids", draft_token_ids.size(), 0, kLongestWindow);
   const auto num_draft = static_cast<int>(draft_token_ids.size());
@@ -113,7 +111,7 @@ std::tuple<int, int32_t, int> judge_rows(const Rows& target_logits, const std::o
   args.position = position;
   args.temperature = temperature;
   args.seed = seed;
-  args.kind = kind == "coupled" ? JudgeKind::kCoupled : JudgeKind::kRejection;
+  args.kind = judged_by;
   std::vector<const float*> rows;
   if (draft_logits) {
     if (draft_logits->ndim() != 2 || draft_logits->shape(0) != num_draft || draft_logits->shape(1) < 1) {
