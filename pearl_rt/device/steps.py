@@ -136,7 +136,9 @@ class TargetSteps(LaneSteps):
         verify(
             state.target_logits,
             state.draft_logits if gamma > 0 else None,
-            *state.verify_arguments()[2:],
+            *(state.token_ids, state.committed, state.pending, state.finish_reason, state.round, state.ring),
+            *(state.draft_token_ids, state.num_draft_tokens, state.num_rows, state.max_total_len),
+            *(state.stop_token_ids, state.temperature, state.seed),
             judge,
             self.workspace,
             thresholds,

@@ -45,9 +45,7 @@ class TritonAttention:
         self, q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, out: Tensor, workspace: Tensor
     ) -> None:
         where = batch.block_table, batch.context_lens, batch.cu_seqlens_q
-        self._attention(
-            self._paged(q, keys, values, *where, out), self._scale, batch.max_q_len, workspace
-        )
+        self._attention(self._paged(q, keys, values, *where, out), self._scale, batch.max_q_len, workspace)
 
 
 class SdpaAttention:
