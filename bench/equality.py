@@ -21,7 +21,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
@@ -30,7 +29,7 @@ if not __package__:  # run as a script: our modules are bench.*, and none of the
 import numpy as np
 from tqdm import tqdm
 
-from bench.harness.command import exit_code, finish
+from bench.harness.command import add_shared, described, exit_code, finish, require_positive
 from bench.harness.goals import EQUALITY_GOALS, format_goals, verdict
 from bench.harness.measure import common_prefix
 from bench.harness.table import format_table
@@ -112,20 +111,16 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="The same tokens from every form, program and batch.")
     parser.add_argument("--pair", default=PAIR, help=f"planted:TARGET+DRAFT@ALPHA (default: {PAIR})")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N or interpret")
-    parser.add_argument("--num-prompts", type=int, default=32)
-    parser.add_argument("--max-tokens", type=int, default=1000)
+    work = ("num-prompts", "max-tokens", "seed", "json-out")
+    add_shared(parser, *work, num_prompts=32, max_tokens=1000)
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
     parser.add_argument("--forms", nargs="+", choices=FORMS, help="default: all")
     parser.add_argument("--strategies", nargs="+", choices=STRATEGIES, default=list(STRATEGIES))
     parser.add_argument("--gamma", type=int, default=4)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32])
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--budget", type=float, default=240.0, help="seconds after which nothing is begun")
-    parser.add_argument("--json-out", type=Path, help="write the JSON of the last line, indented")
     options = parser.parse_args(argv)
-    for name in ("num_prompts", "max_tokens", "gamma"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} would compare nothing")
+    require_positive(parser, options, "num-prompts", "max-tokens", "gamma")
     if options.device == "interpret":
         if options.forms:
             parser.error("--forms is for a GPU: the interpreter has one")
@@ -158,7 +153,7 @@ MakeEngine = Callable[[str, int], Engine]  # form, sequences at once
 
 
 def engines_of(options: argparse.Namespace) -> tuple[MakeEngine, list[list[int]]]:
-    """A maker of engines for the one pair, and its prompts. The draft is not calibrated: any agreement does."""
+    """What makes engines of the pair, and its prompts. The draft is not calibrated: any agreement does."""
     plan = plan_on_device(options, PairSpec.parse(options.pair))
     target, draft = plan.configs
     longest = INTERPRETED_PROMPT if options.device == "interpret" else LONGEST_PROMPT
@@ -212,7 +207,7 @@ class Comparison:
             try:
                 engine = self.make_engine(form, batch)
             except (PearlError, RuntimeError) as error:
-                rows += [Row(way, "failed", first_line(error)) for way in own]
+                rows += [Row(way, "failed", described(error)) for way in own]
                 continue
             with engine:
                 for way in own:
@@ -239,7 +234,7 @@ class Comparison:
                 gamma=way.gamma or None,
             )
         except (PearlError, RuntimeError) as error:
-            return Row(way, "failed", first_line(error))
+            return Row(way, "failed", described(error))
         seconds = time.perf_counter() - begin
         found = [output.token_ids for output in outputs]
         reference = self.reference.setdefault(way.temperature, found)
@@ -263,10 +258,6 @@ class Comparison:
             accepted / judged if judged else None,
             seconds,
         )
-
-
-def first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def goal_rows(rows: Sequence[Row]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -25,7 +25,7 @@ from typing import Any
 if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
     sys.path[0] = os.path.dirname(sys.path[0])
 
-from bench.harness.command import finish
+from bench.harness.command import add_shared, finish, require_positive
 from bench.harness.environment import copy_bandwidth, format_machine, gpu_environment, why_no_gpu
 from bench.harness.goals import GOALS, Verdict, format_goals, verdict
 from bench.kernel_cases.case import COLUMNS, Row, Spec, format_row, run_case
@@ -54,10 +54,9 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--list", action="store_true", help="print the cases and their bytes, and stop")
     parser.add_argument("--compile", metavar="I/N", help=argparse.SUPPRESS)  # a worker of warmup.py
-    parser.add_argument("--json-out", type=Path, help="write the JSON of the last line, indented")
+    add_shared(parser, "json-out")
     arguments = parser.parse_args(argv)
-    if arguments.repeats is not None and arguments.repeats < 1:
-        parser.error(f"--repeats {arguments.repeats} would measure nothing")
+    require_positive(parser, arguments, "repeats")
     if arguments.budget is None:
         arguments.budget = QUICK_BUDGET if arguments.quick else BUDGET
     if arguments.repeats is None:

@@ -2,7 +2,7 @@
 
     python bench/latency.py                                  the pair in models/ on held-out prompts
     python bench/latency.py --pair planted:88m+8m@0.8        random weights of a true size
-    python bench/latency.py --target DIR --draft DIR         anyone's checkpoints
+    python bench/latency.py --target DIR --draft DIR         checkpoints in the Hugging Face layout
     python bench/latency.py --device cuda --pair planted:8b+135m@0.9 --peers all
     python bench/latency.py --device interpret --pair planted:0.01m+0.01m@0.7 ...     the same path, no GPU
 
@@ -28,14 +28,14 @@ if not __package__:  # run as a script: our modules are bench.*, and none of the
 import torch
 from tqdm import tqdm
 
-from bench.harness.command import exit_code, finish
-from bench.harness.environment import ceiling, format_environment, measured_environment
+from bench.harness.command import MODELS, add_shared, exit_code, finish, require_positive
+from bench.harness.environment import ceiling
 from bench.harness.goals import ROUND_GOALS, format_goals, verdict
 from bench.harness.measure import Measured, Workload, tokens_per_second
 from bench.harness.menu import GAMMAS, Menu, cpu_menu, device_menu, fit_workload, menus, num_runs
 from bench.harness.peers import Peers, engine_peers
 from bench.harness.run import Run, format_run
-from bench.model_pairs.model_pair import EAGER, ModelPair, cpu_dtype, open_pair
+from bench.model_pairs.model_pair import EAGER, ModelPair, open_pair, report_environment
 from bench.rounds.pair_run import goal_rows, run_pair
 from bench.rounds.round_times import SKIPPED_ROUNDS
 from bench.rounds.rounds_ahead import DEPTHS, try_depths
@@ -51,23 +51,16 @@ OF_ENGINE = ("device", "form", "rounds_ahead", "capture", "dtype", "isa", "max_m
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line; `device` is decided then."""
     parser = argparse.ArgumentParser(description="Latency of ar, sd, pearl and auto on the same tokens.")
-    models = parser.add_argument_group("models")
-    models.add_argument("--target", type=Path, help="checkpoint directory (default: models/target)")
-    models.add_argument("--draft", type=Path, help="checkpoint directory (default: models/draft)")
-    models.add_argument(
-        "--pair", help="planted:TARGET+DRAFT@ALPHA, as planted:88m+8m@0.8, instead of checkpoints"
-    )
-    models.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
+    add_shared(parser.add_argument_group("models"), *MODELS)
     work = parser.add_argument_group("work")
-    work.add_argument("--prompts", type=Path, help="text, or JSONL of HumanEval, GSM8K, MGSM or MT-bench")
+    counts = {"num_prompts": 8, "max_tokens": 128}
+    add_shared(work, "prompts", "num-prompts", "max-tokens", "repeats", "seed", **counts)
     work.add_argument(
         "--alphas",
         type=float,
         nargs="+",
         help="agreements of a pair planted on a device, one after the other",
     )
-    work.add_argument("--num-prompts", type=int, default=8)
-    work.add_argument("--max-tokens", type=int, default=128)
     work.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
     work.add_argument(
         "--judge",
@@ -77,8 +70,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     work.add_argument("--batch", type=int, default=1, help="prompts that run at once, on the CPU")
     work.add_argument("--gammas", type=int, nargs="+", default=list(GAMMAS))
-    work.add_argument("--repeats", type=int, default=1)
-    work.add_argument("--seed", type=int, default=0)
     work.add_argument("--budget", type=float, default=100.0, help="seconds of decoding to stay within, about")
     work.add_argument("--pearl-shared", action="store_true", help="pearl on shared cores too")
     machine = parser.add_argument_group("machine")
@@ -100,8 +91,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="on a GPU: rounds queued ahead that are tried, 1 to 32 (default: 1 2 3 4; none: no try)",
     )
-    machine.add_argument("--isa", help="force an instruction set")
-    machine.add_argument("--threads", type=int, help="cores to use")
+    add_shared(machine, "isa", "threads")
     output = parser.add_argument_group("output")
     output.add_argument(
         "--peers",
@@ -112,7 +102,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     output.add_argument("--peer-prompts", type=int, default=2, help="prompts that peers run on a device")
     output.add_argument("--trace", type=Path, help="write a Chrome/Perfetto trace of one prompt's lanes")
     output.add_argument("--plot", type=Path, help="write a PNG of sd's lanes above pearl's")
-    output.add_argument("--json-out", type=Path, help="write the JSON of the last line, indented")
+    add_shared(output, "json-out")
     arguments = parser.parse_args(argv)
     if arguments.pair and (arguments.target or arguments.draft or arguments.prompts):
         parser.error(
@@ -144,9 +134,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     if not all(1 <= depth <= 32 for depth in arguments.rounds_ahead or []):
         parser.error(f"--rounds-ahead {arguments.rounds_ahead}: pass 1 to 32")
     arguments.max_num_seqs = arguments.batch
-    for name in ("num_prompts", "peer_prompts", "max_tokens", "repeats", "batch"):
-        if getattr(arguments, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(arguments, name)} would measure nothing")
+    require_positive(parser, arguments, "num-prompts", "peer-prompts", "max-tokens", "repeats", "batch")
     return arguments
 
 
@@ -184,7 +172,7 @@ def draw_pictures(options: argparse.Namespace, runs: dict[str, RequestMetrics]) 
 
 
 def fitted(options: argparse.Namespace, pair: ModelPair, num_parts: int) -> Workload:
-    """What is asked for, or what the budget allows of it. The interpreter's pace says nothing of a device."""
+    """What is asked for, or what the budget allows of it. The interpreter has no budget."""
     asked = Workload(pair.prompts, options.max_tokens, seed=options.seed, batch=options.batch)
     if pair.device == "interpret":
         return asked
@@ -288,16 +276,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     """The whole: prints the report, returns the figures."""
     pair = open_pair(options)
     with pair.engine:
-        machine, bandwidth = measured_environment(
-            pair.device, pair.figures, cores=pair.cores, isa=options.isa, dtype=cpu_dtype(options)
-        )
-        print(format_environment(machine, pair.figures, bandwidth), flush=True)
-        figures: dict[str, Any] = {
-            "machine": machine,
-            "bandwidth_gb_per_second": bandwidth,
-            "models": [asdict(m) for m in pair.figures],
-            "notes": pair.notes,
-        }
+        figures = report_environment(pair, options)
         alphas: list[float | None] = [None]
         if pair.on_device:
             menu = device_menu(pair.forms)
@@ -311,11 +290,11 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             figures["steps"] = [asdict(speed) for speed in speeds]
             menu = cpu_menu(split=len(pair.cores) > 1, pearl_shared=options.pearl_shared)
         by_temperature = menus(menu, options.temperature, options.judge)
-        job = MainJob(options, pair, ceiling(pair.figures, bandwidth))
+        job = MainJob(options, pair, ceiling(pair.figures, figures["bandwidth_gb_per_second"]))
         workload = fitted(options, pair, len(alphas) * len(by_temperature))
         transformers = job.run_all(workload, by_temperature, alphas)
         if transformers:
-            machine["transformers"] = transformers
+            figures["machine"]["transformers"] = transformers
         return finish(figures | job.figures(), options.json_out)
 
 

@@ -19,8 +19,6 @@ import statistics
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
@@ -29,8 +27,7 @@ if not __package__:  # run as a script: our modules are bench.*, and none of the
 import numpy as np
 from tqdm import tqdm
 
-from bench.harness.command import exit_code, finish
-from bench.harness.environment import format_environment, measured_environment
+from bench.harness.command import MODELS, add_shared, exit_code, finish, require_positive
 from bench.harness.measure import (
     Measured,
     Program,
@@ -41,7 +38,7 @@ from bench.harness.measure import (
     tokens_per_second,
 )
 from bench.harness.table import format_table
-from bench.model_pairs.model_pair import ModelPair, cpu_dtype, open_pair
+from bench.model_pairs.model_pair import ModelPair, open_pair, report_environment
 from pearl_rt.strategy.engine_options import FORMS
 from pearl_rt.types.metrics import RequestMetrics
 
@@ -73,13 +70,8 @@ def by_position(metrics: Sequence[RequestMetrics]) -> str:
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Tokens a second of several sequences at once.")
-    parser.add_argument("--target", type=Path, help="checkpoint directory (default: models/target)")
-    parser.add_argument("--draft", type=Path, help="checkpoint directory (default: models/draft)")
-    parser.add_argument("--pair", help="planted:TARGET+DRAFT@ALPHA instead of checkpoints")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "bfloat16", "float32"))
-    parser.add_argument("--prompts", type=Path, help="text, or JSONL")
-    parser.add_argument("--num-prompts", type=int, default=16)
-    parser.add_argument("--max-tokens", type=int, default=64)
+    work = ("prompts", "num-prompts", "max-tokens", "repeats", "seed", "isa", "threads", "json-out")
+    add_shared(parser, *MODELS, *work, num_prompts=16, max_tokens=64)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument(
@@ -89,18 +81,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         choices=("ar", "sd", "pearl", "auto"),
     )
     parser.add_argument("--gamma", type=int, default=3, help="drafts per window of sd and pearl")
-    parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:N or interpret")
     parser.add_argument("--form", choices=FORMS, default=FORMS[0], help="how a GPU's rounds are launched")
-    parser.add_argument("--isa", help="force an instruction set")
-    parser.add_argument("--threads", type=int, help="cores to use")
     parser.add_argument("--peers", choices=("hf",), help="hf: Hugging Face's batched generate beside ours")
-    parser.add_argument("--json-out", type=Path, help="write the JSON of the last line, indented")
     options = parser.parse_args(argv)
-    for name in ("num_prompts", "max_tokens", "repeats", "gamma"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} would measure nothing")
+    require_positive(parser, options, "num-prompts", "max-tokens", "repeats", "gamma")
     if min(options.batches) < 1 or max(options.batches) > options.num_prompts:
         parser.error(f"--batches {options.batches}: pass sizes of 1 to --num-prompts ({options.num_prompts})")
     options.draft_device, options.forms = None, [options.form]
@@ -170,16 +155,7 @@ class Throughput:
     def run(self, pair: ModelPair, batches: Sequence[int]) -> None:
         """On one engine, by turns."""
         options = self.options
-        if not self.figures:
-            machine, bandwidth = measured_environment(
-                pair.device, pair.figures, cores=pair.cores, isa=options.isa, dtype=cpu_dtype(options)
-            )
-            print(format_environment(machine, pair.figures, bandwidth), flush=True)
-            self.figures = {
-                "machine": machine,
-                "bandwidth_gb_per_second": bandwidth,
-                "models": [asdict(m) for m in pair.figures],
-            }
+        self.figures = self.figures or report_environment(pair, options)
         if pair.plan is not None:
             pair.replant(pair.plan.spec.alpha)
         self.figures["notes"] = pair.notes

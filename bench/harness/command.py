@@ -1,7 +1,10 @@
-"""How a benchmark ends: its figures as JSON, and 0, 1 where outputs differ, 2 for what cannot be run, 130
+"""The command line of a benchmark: the options that several of them have, and how one ends.
+
+It ends with its figures as JSON, and with status 0, 1 where outputs differ, 2 for what cannot be run, or 130
 after Ctrl-C.
 """
 
+import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -9,6 +12,42 @@ from pathlib import Path
 from typing import Any
 
 from pearl_rt.errors import PearlError
+
+SHARED: dict[str, dict[str, Any]] = {
+    "target": {"type": Path, "help": "checkpoint directory (default: models/target)"},
+    "draft": {"type": Path, "help": "checkpoint directory (default: models/draft)"},
+    "pair": {"help": "planted:TARGET+DRAFT@ALPHA, as planted:88m+8m@0.8, instead of checkpoints"},
+    "dtype": {"default": "auto", "choices": ("auto", "bfloat16", "float32")},
+    "prompts": {"type": Path, "help": "text, or JSONL of HumanEval, GSM8K, MGSM or MT-bench"},
+    "num-prompts": {"type": int},
+    "max-tokens": {"type": int},
+    "repeats": {"type": int, "default": 1},
+    "seed": {"type": int, "default": 0},
+    "isa": {"help": "force an instruction set"},
+    "threads": {"type": int, "help": "cores to use"},
+    "json-out": {"type": Path, "help": "write the JSON of the last line, indented"},
+}
+MODELS = ("target", "draft", "pair", "dtype")
+
+
+def add_shared(parser: Any, *names: str, **defaults: Any) -> None:
+    """Adds these options of SHARED to a parser or a group of one. defaults: by the attribute's name."""
+    for name in names:
+        own = {"default": defaults[key]} if (key := name.replace("-", "_")) in defaults else {}
+        parser.add_argument(f"--{name}", **SHARED[name] | own)
+
+
+def require_positive(parser: argparse.ArgumentParser, options: argparse.Namespace, *names: str) -> None:
+    """Ends the program with status 2 if one of these numbers is below 1."""
+    for name in names:
+        number = getattr(options, name.replace("-", "_"))
+        if number is not None and number < 1:
+            parser.error(f"--{name} {number} would measure nothing: pass 1 or more")
+
+
+def described(error: BaseException) -> str:
+    """An error's type and the first line of its text, cut."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:160]}"
 
 
 def finish(figures: dict[str, Any], json_out: Path | None) -> dict[str, Any]:

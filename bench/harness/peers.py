@@ -230,8 +230,8 @@ def engine_peers(target: Path | None) -> tuple[list[Peer], dict[str, str]]:
 
 @dataclass
 class Peers:
-    """The peers that run the same prompts behind ours, on a device. The target's own rows are kept: an agreement does
-    not change them.
+    """The peers that run the same prompts behind ours, on a device. The target's own rows are kept: an
+    agreement does not change them.
     """
 
     hugging_face: Any = None

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bench.harness.command import described
 from bench.kernel_cases.timer import Call, Rotation, Timer, medians
 
 OURS = "ours"
@@ -43,7 +44,7 @@ NOTHING = -7  # what integer outputs are spoilt with
 
 
 def spoil(tensors: Sequence[torch.Tensor]) -> None:
-    """So that an output that no call writes is seen."""
+    """So that an output that no kernel writes is seen."""
     for tensor in tensors:
         tensor.fill_(float("nan") if tensor.is_floating_point() else NOTHING)
 
@@ -161,18 +162,12 @@ def prepare_peers(row: Row, job: Job, timer: Timer, rotation: Rotation) -> dict[
             ready = timer.prepare(variant.calls, rotation)
             reason = check(variant, job, timer)
         except Exception as error:  # a peer's fault is told, and costs us nothing but its figure
-            reason = f"{type(error).__name__}: {first_words(error)}"
+            reason = described(error)
         if reason is None:
             prepared[name] = ready
         else:
             row.peer_notes[name] = reason
     return prepared
-
-
-def first_words(error: BaseException) -> str:
-    """The first line of an error's text, cut."""
-    lines = str(error).strip().splitlines()
-    return lines[0][:160] if lines else ""
 
 
 def run_case(spec: Spec, timer: Timer, l2_bytes: int, bandwidth: float, repeats: int) -> Row:
@@ -191,7 +186,7 @@ def run_case(spec: Spec, timer: Timer, l2_bytes: int, bandwidth: float, repeats:
             seconds = medians(timer, prepared, repeats)
             reason = first_wrong(job.ours, job.wrong) if job.repeatable else check(job.ours, job, timer)
     except Exception as error:  # one case must not hide the others
-        row.status, row.note = "failed", f"{type(error).__name__}: {first_words(error)}"
+        row.status, row.note = "failed", described(error)
         return row
     if reason is not None:
         row.status, row.note = "wrong", reason

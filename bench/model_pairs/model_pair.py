@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bench.harness.environment import ModelFigures
+from bench.harness.environment import ModelFigures, format_environment, measured_environment
 from bench.harness.measure import Program, Sample, Workload, timed
 from bench.harness.peers import HuggingFace, load_checkpoint
 from bench.model_pairs.planted import (
@@ -128,7 +128,7 @@ class ModelPair:
         return max(sample.tpot, 1e-6)
 
     def timed_runs(self, program: Program, workload: Workload) -> list[RequestMetrics]:
-        """The program over these prompts with timestamps around every step: not for the time of a whole run."""
+        """The program over these prompts with timestamps around every step: not to time whole runs."""
         self.switch("timed", True)
         counted = {name: list(values) for name, values in self.host_us.items()}
         try:
@@ -314,3 +314,17 @@ def name_of(path: Path) -> str:
 def open_pair(options: argparse.Namespace) -> ModelPair:
     """The pair that the command line asks for. Raises ConfigError, CheckpointError, ResourceError."""
     return from_plan(options, PairSpec.parse(options.pair)) if options.pair else from_checkpoints(options)
+
+
+def report_environment(pair: ModelPair, options: argparse.Namespace) -> dict[str, Any]:
+    """Measures and prints the machine that the pair runs on -> the figures that every report begins with."""
+    machine, bandwidth = measured_environment(
+        pair.device, pair.figures, cores=pair.cores, isa=options.isa, dtype=cpu_dtype(options)
+    )
+    print(format_environment(machine, pair.figures, bandwidth), flush=True)
+    return {
+        "machine": machine,
+        "bandwidth_gb_per_second": bandwidth,
+        "models": [asdict(model) for model in pair.figures],
+        "notes": pair.notes,
+    }

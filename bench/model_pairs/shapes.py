@@ -1,12 +1,12 @@
 """The shapes of real Llama-family models, by size: what decides speed, without the weights.
 
-Knows nothing of weights. Shapes come from pearl_rt.kernels.base.shapes. Only the benchmarks use 0.01m, 8m, 51m
-and 127m. 8m is a thin draft for 88m. 0.01m is for Triton's interpreter, where a pass of it takes a third of a
-second. 127m has four layers with the heads of an 8B, four queries to a key. 51m has the first four layers of
-135m. Bits are compared on a GPU on these two.
+Knows nothing of weights. Shapes come from pearl_rt.kernels.base.shapes. Only the benchmarks use 0.01m, 8m,
+51m and 127m. 8m is a thin draft for 88m. 0.01m is for Triton's interpreter, where a pass of it takes a third
+of a second. 127m has four layers with the heads of an 8B, four queries to a key. 51m has the first four
+layers of 135m. On a GPU, bits are compared on these two.
 
-Every shape has an untied head, because a planted pair (see planted.py) needs one. A decode step reads the same
-bytes either way: all of the head, and one row of an embedding.
+Every shape has an untied head, because a planted pair (see planted.py) needs one. A decode step reads the
+same bytes either way: all of the head, and one row of an embedding.
 """
 
 from __future__ import annotations

@@ -73,10 +73,9 @@ struct StopAndDelete {
 
 using Owner = std::unique_ptr<Coordinator, StopAndDelete>;
 
-Owner make_coordinator(std::vector<std::shared_ptr<Lane>> lanes, int num_slots,
-                                              int gamma_max, int64_t capacity, int vocab_size,
-                                              std::optional<int> draft_vocab_size, size_t ring_capacity,
-                                              std::optional<int> num_blocks, std::optional<int> block_size) {
+Owner make_coordinator(std::vector<std::shared_ptr<Lane>> lanes, int num_slots, int gamma_max,
+                       int64_t capacity, int vocab_size, std::optional<int> draft_vocab_size,
+                       size_t ring_capacity, std::optional<int> num_blocks, std::optional<int> block_size) {
   check_between("num_slots", num_slots, 1, kMostSlots);
   check_between("capacity", capacity, 2, kMostTokens);
   check_between("gamma_max", gamma_max, 0, kLongestWindow);
@@ -219,7 +218,8 @@ void bind_coordinator(py::module_& m) {
            py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
            py::arg("num_logprobs") = -1, py::arg("adapts") = false);
 
-  py::class_<Coordinator, Owner>(m, "Coordinator", "Runs a program over a target's lane and a draft's, natively.")
+  py::class_<Coordinator, Owner>(m, "Coordinator",
+                                 "Runs a program over a target's lane and a draft's, natively.")
       .def(py::init(&make_coordinator), py::arg("lanes"), py::kw_only(), py::arg("num_slots") = 1,
            py::arg("gamma_max") = 8, py::arg("capacity"), py::arg("vocab_size"),
            py::arg("draft_vocab_size") = py::none(), py::arg("ring_capacity") = 1024,

@@ -149,14 +149,15 @@ void bind_cuda(py::module_& m) {
              int slot, bool shaped, bool told, uintptr_t graph, uintptr_t exec, py::object owner,
              py::object function) {
             const int keeps = keep_logits ? static_cast<int>(*keep_logits) : -1;
-            self.add_step({std::move(op), gamma, std::move(judge), keeps, slot, shaped, told},
-                          {python_step(std::move(function)), reinterpret_cast<CUgraph>(graph), reinterpret_cast<CUgraphExec>(exec),
-                           owner.is_none() ? nullptr : keep(std::move(owner))});
+            self.add_step(
+                {std::move(op), gamma, std::move(judge), keeps, slot, shaped, told},
+                {python_step(std::move(function)), reinterpret_cast<CUgraph>(graph),
+                 reinterpret_cast<CUgraphExec>(exec), owner.is_none() ? nullptr : keep(std::move(owner))});
           },
           py::arg("op"), py::kw_only(), py::arg("gamma") = -1, py::arg("judge") = "",
           py::arg("keep_logits") = py::none(), py::arg("slot") = -1, py::arg("shaped") = false,
-          py::arg("told") = false, py::arg("graph") = 0, py::arg("exec") = 0,
-          py::arg("owner") = py::none(), py::arg("function") = py::none(),
+          py::arg("told") = false, py::arg("graph") = 0, py::arg("exec") = 0, py::arg("owner") = py::none(),
+          py::arg("function") = py::none(),
           "A step: prefill chunk; prefill logits (gamma, slot); score, score window (gamma); "
           "first,\n"
           "verify (gamma, judge, shaped, told); draft (gamma, judge, keep_logits, shaped). owner: kept alive "

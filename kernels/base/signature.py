@@ -86,6 +86,8 @@ class Argument:
 
 def _size(text: str, sizes: dict[str, int]) -> int | None:
     """Of a sum; None if it has a letter that no tensor has shown yet."""
+    if text.isalpha():
+        return sizes.get(text)
     total = 0
     for sign, term in re.findall(r"([+-]?) *(\w+)", text):
         size = int(term) if term.isdigit() else sizes.get(term)
@@ -143,8 +145,8 @@ class OperatorSignature:
 
     def _flat(self, given: dict[str, Any]) -> Iterator[tuple[str, Any]]:
         for name, (group, _) in self._groups.items():
-            value: Any = given.get(name)
-            yield from [(name, value)] if group is None else zip(group._fields, value, strict=True)
+            fields, values = ((name,), (given.get(name),)) if group is None else (group._fields, given[name])
+            yield from zip(fields, values, strict=True)
 
     def operator(self, launch: Callable[..., None]) -> Callable[..., None]:
         """The launcher, called as the operator is: with the fields of its tuples one by one."""

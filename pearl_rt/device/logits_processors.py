@@ -167,10 +167,14 @@ class Shaping:
             *(state.token_ids, window, state.committed, state.pending, state.finish_reason),
             *(state.prompt_len, num_rows),
         )
-        amounts = self.floats
         asked = Parameters(
-            *(amounts["repetition_penalty"], amounts["frequency_penalty"], amounts["presence_penalty"]),
-            *(self.min_tokens, self.masked_ids, self.bias_ids, self.bias),
+            repetition=self.floats["repetition_penalty"],
+            frequency=self.floats["frequency_penalty"],
+            presence=self.floats["presence_penalty"],
+            min_tokens=self.min_tokens,
+            masked_ids=self.masked_ids,
+            bias_ids=self.bias_ids,
+            bias=self.bias,
         )
         penalties(rows, before, step, asked, workspace)
 

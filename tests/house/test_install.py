@@ -58,6 +58,18 @@ def test_release_has_the_version_of_the_package(sdist: Path) -> None:
     assert sdist.name == f"pearl_rt-{pearl_rt.__version__}.tar.gz"
 
 
+@pytest.mark.parametrize(("inplace", "modules"), [(False, ["_C"]), (True, ["_C", "_testing"])])
+def test_only_a_build_in_place_has_the_test_doubles(inplace: bool, modules: list[str]) -> None:
+    code = (
+        "import setuptools, distutils.core\n"  # setuptools puts its own distutils there
+        "command = distutils.core.run_setup('setup.py', stop_after='init').get_command_obj('build_ext')\n"
+        f"command.inplace = {inplace}\n"
+        "command.ensure_finalized()\n"
+        "print(*[extension.name for extension in command.extensions])"
+    )
+    assert run([sys.executable, "-c", code], ROOT).split() == [f"pearl_rt.{name}" for name in modules]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_wheel_of_the_sdist_writes_text_elsewhere(sdist: Path, tmp_path: Path) -> None:

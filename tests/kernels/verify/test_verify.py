@@ -263,7 +263,7 @@ def test_opcheck_and_wrong_arguments(device: torch.device) -> None:
         (0, host.state.target_logits.repeat(1, 2, 1)[:, :3], "rows must lie evenly"),
         (1, host.state.draft_logits[:, :3], "draft_logits has shape"),
         (3, host.state.committed.long(), "committed is torch.int64"),
-        (7, host.state.ring[..., :-1], "ring has shape"),
+        (7, host.state.ring[..., :-1].contiguous(), "ring has shape"),
         (7, host.state.ring[:0], "ring has 0 rounds"),
         (15, "greedy", "kind is 'greedy'"),
         (16, host.workspace[:16], "workspace has 16 bytes"),
