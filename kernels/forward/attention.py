@@ -116,7 +116,7 @@ def split_kernel(
     if begin >= end:
         return
 
-    row_position, q_row, q, _ = load_rows(
+    row_position, q_row, q = load_rows(
         batch, first_row, head, context_len, first_token, q_len, HKV, GROUP, D, BLOCK_M, BLOCK_D
     )
     inside = (tl.arange(0, BLOCK_D) < D)[None, :]

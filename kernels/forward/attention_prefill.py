@@ -79,7 +79,7 @@ def prefill_kernel(
         return
     whole_end = tl.minimum(tl.maximum(first_position + 1, 0), end) // BLOCK_N * BLOCK_N
 
-    row_position, _, q, place = load_rows(
+    row_position, q_row, q = load_rows(
         batch, first_row, head, context_len, first_token, q_len, HKV, GROUP, D, BLOCK_M, BLOCK_D
     )
     inside = (tl.arange(0, BLOCK_D) < D)[None, :]
@@ -99,7 +99,11 @@ def prefill_kernel(
     )
     out = acc / total[:, None]
     written = (row_position >= 0)[:, None] & inside
-    tl.store(batch.out + place, out.to(batch.out.dtype.element_ty), mask=written)
+    tl.store(
+        batch.out + q_row[:, None] * D + tl.arange(0, BLOCK_D)[None, :],
+        out.to(batch.out.dtype.element_ty),
+        mask=written,
+    )
 
 
 @on_their_device

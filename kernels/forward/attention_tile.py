@@ -64,7 +64,7 @@ def load_rows(
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Of an M tile: positions (-1: no row), rows of [T, Hq], queries, and where they lie in a tensor."""
+    """Of an M tile: positions (-1: no row), rows of [T, Hq] and queries."""
     row = first_row + tl.arange(0, BLOCK_M)
     col = tl.arange(0, BLOCK_D)
     is_row = row < q_len * GROUP
@@ -72,7 +72,7 @@ def load_rows(
     q_row = (first_token + row // GROUP).to(tl.int64) * (HKV * GROUP) + head * GROUP + row % GROUP
     place = q_row[:, None] * D + col[None, :]
     q = tl.load(batch.q + place, mask=is_row[:, None] & (col < D)[None, :], other=0.0)
-    return row_position, q_row, q, place
+    return row_position, q_row, q
 
 
 @triton.jit
