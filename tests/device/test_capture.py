@@ -28,6 +28,7 @@ class Graph:
     def __init__(self, log: Log, name: str, number: int) -> None:
         self.log, self.name = log, name
         self.graph, self.exec = 100 + number, 200 + number
+        self.function = None
 
     def destroy(self) -> None:
         self.log.lines.append(f"destroy {self.name}")

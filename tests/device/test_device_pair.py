@@ -310,7 +310,7 @@ def test_a_pair_without_a_draft() -> None:
     assert not pair.has_draft
     request = Request(ONE, max_tokens=4)
     assert answers(pair, [request], ar) == [expected(request, "ar")]
-    with pytest.raises(RequestError, match=r"pass 0, or build it with a draft"):
+    with pytest.raises(RequestError, match=r"pass 0, or build the pair with a draft"):
         pair.start([Request(ONE, gamma=1)])
     pair.start([request])
     with pytest.raises(RequestError, match=r"there is no draft to prefill"):

@@ -9,10 +9,11 @@ from logit_rows import SHAPES, row_of
 
 from pearl_rt import _testing
 from pearl_rt.reference import noise
-from pearl_rt.reference.judge import KINDS, judge, sample
+from pearl_rt.reference.judge import judge, sample
 from pearl_rt.reference.noise import Purpose
 from pearl_rt.reference.processors import scaled, total
 from pearl_rt.reference.round import Verdict
+from pearl_rt.strategy.program import JUDGES as KINDS
 
 VOCABS = (1, 2, 7, 16, 255, 256, 257, 1000, 4099)
 TEMPERATURES = (0.0, 1e-5, 0.3, 1.0, 7.0, 1e5)
