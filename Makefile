@@ -48,7 +48,7 @@ test: build
 test-slow: build
 	$(RUN) -m pytest -m slow $(ARGS)
 	for cores in Haswell Nehalem; do \
-	  OPENBLAS_CORETYPE=$$cores $(RUN) -m pytest tests/kernels/test_attention.py tests/kernels/test_linear.py tests/kernels/test_gate_up_silu.py tests/kernels/test_model.py tests/kernels/test_interpreter_dot.py $(ARGS) || exit 1; \
+	  OPENBLAS_CORETYPE=$$cores $(RUN) -m pytest tests/kernels/forward tests/kernels/tools/test_interpreter_dot.py $(ARGS) || exit 1; \
 	done
 
 test-all: test test-slow
