@@ -164,7 +164,7 @@ class Engine:
 
     @property
     def lanes(self) -> Mapping[str, Lanes]:
-        """The lanes of each placement that was used, for those who measure them."""
+        """The lanes of each placement that was used, for measurements."""
         return self._batch.lanes
 
     def generate(

@@ -1,6 +1,6 @@
 """What can go wrong, by whose fault: one type for each, which names the value and the way out.
 
-Whoever calls pearl_rt needs to catch only `PearlError`. A message says what was found, what was expected and
+A caller of pearl_rt needs to catch only `PearlError`. A message says what was found, what was expected and
 what to do; it never says only that something failed.
 """
 

@@ -4,7 +4,7 @@ Imported by the files that kernels are made of; does nothing where kernels are c
 
 Triton 3.6 turns an array of one element into a number in a way that numpy 2.4 refuses (triton #9171, mended
 in 3.9). It is mended here because no requirement would do: torch's wheels for CUDA ask for one exact version
-of Triton, and whoever installs pearl_rt beside other packages has the numpy that they brought.
+of Triton, and an environment with other packages has the numpy that they brought.
 
 It multiplies matrices by numpy's BLAS, which orders a sum by the processor and by the number of rows.
 Compiled kernels promise a row the same bits in any company, and tests hold them to it. Here every sum of

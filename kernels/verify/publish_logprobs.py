@@ -5,7 +5,7 @@
     an entry          id, log-probability (its bits), rank, as kernels/sampling/logprobs.py computes them
 
 n is the round that verify has judged, round[b] - 1; before is what committed was ahead of it. The fields are
-stored first, then n with release at system scope, as in commit.py: whoever reads n with acquire reads
+stored first, then n with release at system scope, as in commit.py: a reader that loads n with acquire reads
 them. The verdict's own entry is published by itself, earlier; nothing orders a reader between the two rings.
 
     asked_kernel  (slots,)  the token that each row is asked for, or -1

@@ -92,7 +92,7 @@ class CudaLanes(Lanes):
         for request in requests:
             self._check(request)
         if self.pair is not None and not self.coordinator.running:
-            if self.pair.claims != self._claim:  # somebody else has used the slots, on streams of their own
+            if self.pair.claims != self._claim:  # other calls have used the slots, on other streams
                 self._synchronize()
             self._claim = self.pair.claim()
         chosen = program(strategy, self.placement)
@@ -113,9 +113,9 @@ class CudaLanes(Lanes):
         return self.coordinator.start(chosen, [self.native(r) for r in requests], judge)
 
     def submit(self, request: Request) -> int | None:
-        """One more request for the run that goes on -> its id, or None: no run goes on, nobody can join it,
-        or its steps were captured for less: a shorter window, temperature 0, nothing that changes logits, no
-        log-probabilities.
+        """One more request for the run that goes on -> its id, or None: no run goes on, no request can join
+        it, or its steps were captured for less: a shorter window, temperature 0, nothing that changes logits,
+        no log-probabilities.
         """
         self._check(request)
         return super().submit(request)

@@ -1,7 +1,7 @@
 """Messages to the text that a model was trained on, by the checkpoint's own Jinja template, as Hugging Face
 does it.
 
-Needs jinja2 (extra `serve`). A template is a program from whoever made the checkpoint: it runs in jinja2's
+Needs jinja2 (extra `serve`). A template is a program of the checkpoint's author: it runs in jinja2's
 sandbox, with the same names as in transformers' apply_chat_template, and sees plain data only. Knows nothing
 of tokens.
 """

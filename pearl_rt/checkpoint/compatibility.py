@@ -1,6 +1,6 @@
 """Whether models and tokenizers go together: one dtype, length and vocabulary that all can take.
 
-Knows configurations and tokenizers; not devices, and not who runs a model.
+Knows configurations and tokenizers; not devices, and not back ends.
 """
 
 from collections.abc import Sequence

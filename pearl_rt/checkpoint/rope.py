@@ -1,7 +1,7 @@
 """Rotary position tables: cos and sin of every position, with the scaling of the rope type folded in.
 
 Bit for bit what transformers computes (torch, fp32), so that a model sees the angles it was trained with.
-Knows the configuration, and nothing about attention: whoever applies them rotates x[:half] with x[half:].
+Knows the configuration, and nothing about attention: the kernels rotate x[:half] with x[half:].
 """
 
 import math

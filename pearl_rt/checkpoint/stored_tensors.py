@@ -60,7 +60,7 @@ class StoredTensor:
 
     @property
     def place(self) -> Place:
-        """For those who read it themselves; the file is open while this object lives."""
+        """For native code that reads the file itself; the file is open while this object lives."""
         dtype = str(DTYPES[self.dtype]).removeprefix("torch.")
         return self.file.descriptor, str(self.file.path), self.begin, dtype, list(self.shape)
 
@@ -152,7 +152,7 @@ class StoredTensors(Mapping[str, torch.Tensor]):
         return len(self._stored)
 
     def places(self) -> dict[str, Place]:
-        """Where each lies, for those who read them themselves and call check_unchanged() then."""
+        """Where each lies, for native code that reads them itself and then calls check_unchanged()."""
         return {name: stored.place for name, stored in self._stored.items()}
 
     def check_unchanged(self) -> None:
@@ -165,7 +165,7 @@ def _check_header(raw: bytes, size: int) -> None:
     """Raises SafetensorError for what safetensors refuses in a file of that size with that beginning.
 
     Its reader takes a name and maps the file. It is given a file in memory that has the beginning and a hole
-    for the rest, which nobody can cut in the meantime.
+    for the rest, which no other process can cut in the meantime.
     """
     with open(os.memfd_create("header"), "wb") as file:
         file.write(raw)

@@ -29,8 +29,8 @@ MIB = 2**20
 
 
 def parser() -> argparse.ArgumentParser:
-    """The arguments of all commands. Values are checked by those who take them, whose errors name the way
-    out.
+    """The arguments of all commands. Values are checked by the classes that take them, whose errors name the
+    way out.
     """
     top = argparse.ArgumentParser(prog="python -m pearl_rt", description="Parallel speculative decoding.")
     commands = top.add_subparsers(dest="command", required=True)
@@ -274,5 +274,5 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-        )  # nobody reads on; exit without a complaint
+        )  # the reader has closed the pipe: exit without an error
         return 141

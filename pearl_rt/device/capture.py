@@ -1,7 +1,7 @@
 """Steps as graphs: each is captured when a program first asks for it, and handed to its native lane.
 
 Knows steps, streams and programs; not requests or rounds. A graph lives as long as its owner here, which lets
-go of it only when nobody can launch it any more.
+go of it only when no lane can launch it any more.
 """
 
 import os

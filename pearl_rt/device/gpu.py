@@ -1,6 +1,6 @@
 """One GPU by torch: its memory, its streams, and steps captured on a stream as graphs.
 
-Knows torch.cuda; not models, lanes or rounds. Whoever has these methods can stand for a GPU, as a fake does
+Knows torch.cuda; not models, lanes or rounds. A class with these methods can stand for a GPU, as a fake does
 in tests. Every graph is instantiated with the priorities of its stream, and allocates nothing.
 """
 
@@ -113,8 +113,8 @@ class TorchGraph:
 class TorchStream:
     """A torch.cuda.Stream, and captures on it."""
 
-    # One at a time in a process: torch 2.11 tells its generator of them without a lock, and the driver lets
-    # nobody wait for a device that has a stream in capture.
+    # One at a time in a process: torch 2.11 tells its generator of them without a lock, and the driver
+    # allows no wait for a device that has a stream in capture.
     captures = threading.Lock()
 
     def __init__(self, device: torch.device, priority: int) -> None:
@@ -170,7 +170,7 @@ class TorchStream:
 
     def _abandon(self, own: torch.cuda.CUDAGraph) -> None:
         """Ends a capture that failed. Where the driver has given it up, torch 2.11 raises in capture_end()
-        while its pool is still in use, and nobody else can have that pool: the next one has a new one.
+        while its pool is still in use, and no other capture can have that pool: the next one has a new one.
         """
         with suppress(RuntimeError):
             own.capture_end()

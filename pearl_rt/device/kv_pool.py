@@ -1,6 +1,6 @@
 """How many blocks of KV cache an engine has, and how many a request may come to need.
 
-Knows lengths; not caches, or who holds which block: the coordinator does.
+Knows lengths; not caches. The coordinator knows which sequence holds which block.
 """
 
 from collections.abc import Iterable, Sequence

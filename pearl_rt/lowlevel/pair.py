@@ -1,4 +1,4 @@
-"""A pair on one device: its state, its steps, and the calls of a round one by one, for whoever builds a loop.
+"""A pair on one device: its state, its steps, and the calls of a round one by one, for loops of your own.
 
     start(requests)    fills the slots; the only call that waits for the device
     prefill()          both models read the prompts
@@ -67,7 +67,7 @@ class DevicePair:
         lanes = [steps for steps in (target_steps, draft_steps) if steps is not None]
         sizes, num_blocks = self.state.sizes, min(s.model.kv_cache.shape.num_blocks for s in lanes)
         self.pool = KvPool(sizes.block_size, num_blocks, sizes.capacity)
-        self.claims = 0  # who has the slots: see claim()
+        self.claims = 0  # how often the slots were claimed: see claim()
         self._order = CallOrder()
         self._prompt_lens: list[int] = []
         self._judge = JUDGES[0]
@@ -201,7 +201,7 @@ class DevicePair:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def claim(self) -> int:
-        """For whoever writes the state by other means than start(): earlier plans and calls are void."""
+        """Called before the state is written by other means than start(): voids earlier plans and calls."""
         self.claims += 1
         self._order = CallOrder()
         return self.claims

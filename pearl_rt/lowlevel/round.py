@@ -27,7 +27,7 @@ Stream = torch.cuda.Stream | int | None  # an integer: its handle, cudaStream_t;
 class Round:
     """A round of one strategy and window. Its launches are always the same, whatever was planned.
 
-    It holds its pair, to whose memory it writes: whoever captured it keeps it as long as the graph.
+    It holds its pair, to whose memory it writes: keep it as long as the graph in which it was captured.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Round:
     ) -> None:
         """strategy: "ar" (gamma 0), "sd" or "pearl" (gamma 1 or more). judge: as in DevicePair.start.
         greedy: every request has temperature 0, so that drafts' logits are not kept. guard: called before the
-        pair is used; raises if somebody else uses it. Raises RequestError.
+        pair is used; raises if another caller uses it. Raises RequestError.
         """
         choice("strategy", strategy, STRATEGIES)
         choice("judge", judge, JUDGES)

@@ -1,4 +1,4 @@
-"""A round captured in a graph of its own: to replay, or to add to somebody else's graph as a child node.
+"""A round captured in a graph of its own: to replay, or to add to another graph as a child node.
 
 Knows a round and torch's graphs; not what a round does.
 """

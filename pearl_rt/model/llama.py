@@ -1,7 +1,7 @@
 """The Llama family on the kernels: packed weights, and a forward pass as launches on static buffers.
 
 Llama, Mistral, Qwen2 (biases on q, k, v), Qwen3 (norms on q and k). It knows pages and rows; not tokens'
-meaning, sequences' states, or who waits for whom. A pass allocates nothing and never asks the device for
+meaning, sequences' states, or the order of lanes. A pass allocates nothing and never asks the device for
 anything, so that it can be captured; its buffers belong to one lane, and one pass runs at a time.
 
     embedding

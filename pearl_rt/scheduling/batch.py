@@ -51,7 +51,7 @@ class Batch:
         self._never_destroy = _C.never_destroy  # when the interpreter ends, a module's names may be gone
         self._chooser = Chooser()
         self._totals = Totals()
-        self._figures = threading.RLock()  # of who reads or changes what the chooser or the totals hold
+        self._figures = threading.RLock()  # held to read or change the chooser or the totals
         self._run: Lanes | None = None  # the lanes of the run that goes on
         self._plan: Plan | None = None  # its program
         self._judge = ""
@@ -177,8 +177,8 @@ class Batch:
         return self._leave(number, is_traced=False)
 
     def clear(self) -> None:
-        """Ends whatever runs within a round; what was verified is in the answers, and what else there was to
-        say concerns nobody. Called at both ends of a turn: a second Ctrl-C may cut short the call at its end.
+        """Ends whatever runs within a round. Verified tokens are in the answers; other news is dropped.
+        Called at both ends of a turn: a second Ctrl-C may cut short the call at its end.
         In the child of a fork nothing runs.
         """
         if self._engine_lock.is_home:

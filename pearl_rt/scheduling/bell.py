@@ -1,4 +1,4 @@
-"""Wakes those who wait for something to change.
+"""Wakes the threads that wait for something to change.
 
 There is no lock that a waiter could lose when a signal raises an exception in it: whatever a waiter does to
 the bell is one operation of a dict. threading.Condition and Event are no such thing: their lock is taken and
@@ -18,7 +18,7 @@ class Bell:
         self._wakers: dict[object, Callable[[], object]] = {}
 
     def ring(self) -> None:
-        """Wakes everyone who waits now."""
+        """Wakes all threads that wait now."""
         while self._wakers:
             try:
                 _, wake = self._wakers.popitem()

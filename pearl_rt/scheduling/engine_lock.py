@@ -1,8 +1,8 @@
-"""Who may use an engine now: one caller at a time, or the queue of submitted requests, until it is closed.
+"""The right to use an engine: one caller has it at a time, or the queue of submitted requests.
 
-Knows nothing of what they do. `with engine_lock:` may begin in one thread and end in another. No exception
-that a signal raises can fall between the taking and the `with`, or keep the lock from being given back: see
-csrc/python/bind_engine_lock.cpp.
+Knows nothing of what its holders do. It refuses an engine that was closed. `with engine_lock:` may begin in
+one thread and end in another. No exception that a signal raises can fall between the taking and the `with`,
+or keep the lock from being given back: see csrc/python/bind_engine_lock.cpp.
 """
 
 from typing import NoReturn

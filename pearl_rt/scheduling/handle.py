@@ -1,7 +1,7 @@
 """A submitted request, as its caller holds it: chunks as they come, the whole output, and a way to cancel.
 
-Knows nothing of who runs it. The side that does pushes chunks, and at last an output or an error, from its
-own thread; any thread and any asyncio loop may read.
+Knows nothing of the scheduler that runs it. The scheduler pushes chunks, and at last an output or an error,
+from its own thread; any thread and any asyncio loop may read.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ class RequestHandle:
         on_cancel: Callable[["RequestHandle"], None],
         check_process: Callable[[], None],
     ) -> None:
-        """on_cancel: ends the request. check_process: raises where nobody will ever run it."""
+        """on_cancel: ends the request. check_process: raises in a process that will never run it."""
         self.request_id = request_id
         self._on_cancel = on_cancel
         self._check_process = check_process
@@ -159,5 +159,5 @@ class _Chunks:
 
 
 def _tell(loop: asyncio.AbstractEventLoop, news: asyncio.Event) -> None:
-    with suppress(RuntimeError):  # the loop was closed: nobody listens there any more
+    with suppress(RuntimeError):  # the loop was closed: no task waits there any more
         loop.call_soon_threadsafe(news.set)

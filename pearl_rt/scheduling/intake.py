@@ -1,6 +1,6 @@
 """What callers of an engine ask for, checked: each answer that is wanted becomes a job.
 
-Knows the engine's options, its models' limits and its tokenizer; not lanes, and not who runs a job.
+Knows the engine's options, its models' limits and its tokenizer; not lanes, and not the scheduler.
 """
 
 from pearl_rt.checkpoint.config import ModelConfig

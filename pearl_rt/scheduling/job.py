@@ -1,6 +1,6 @@
 """One answer to one prompt: what is asked, how it may run, and what it has got so far.
 
-Knows round records by their fields, and programs by name; not lanes, and not who runs it.
+Knows round records by their fields, and programs by name; not lanes, and not the scheduler.
 """
 
 import time

@@ -1,4 +1,4 @@
-"""Who runs next: submitted requests, first come first served, on as many slots as there are.
+"""The queue of submitted requests, first come first served, on as many slots as there are.
 
 One thread, there while anything is in flight, starts requests, hands on their news and hears cancels. Knows
 slots by five calls, whether one request runs at a time or several are in one batch; not what a request is.
@@ -21,14 +21,14 @@ from pearl_rt.scheduling.bell import Bell
 from pearl_rt.scheduling.handle import RequestHandle
 from pearl_rt.types.outputs import RequestOutput, StreamChunk
 
-LINGER_S = 1.0  # an idle thread ends after this, so that an engine that nobody closed can be collected
+LINGER_S = 1.0  # an idle thread ends after this, so that an engine that was not closed can be collected
 
 
 News = tuple[int, StreamChunk | RequestOutput | Exception]  # what became of one running request, by its id
 
 
 class QueueLock(Protocol):
-    """Who may use the slots: the part of pearl_rt.scheduling.engine_lock.EngineLock that a queue needs."""
+    """The right to use the slots: what a queue needs of pearl_rt.scheduling.engine_lock.EngineLock."""
 
     @property
     def is_home(self) -> bool: ...
@@ -37,7 +37,7 @@ class QueueLock(Protocol):
         """Raises in the child of a fork."""
 
     def take_for_queue(self) -> None:
-        """Raises if somebody else has the slots; nothing happens if the queue has them."""
+        """Raises if another caller has the slots; nothing happens if the queue has them."""
 
     def end_for_queue(self) -> None:
         """Nothing happens if the queue has them not."""
@@ -60,7 +60,7 @@ class Slots(Protocol[RunT_contra]):
     num_slots: int
 
     def clear(self) -> None:
-        """Ends whatever runs: somebody else may have left it so. Called before a first job starts."""
+        """Ends whatever runs: another caller may have left it so. Called before a first job starts."""
 
     def can_start(self, job: RunT_contra) -> bool:
         """Whether a slot is free for this job now; until it is, those behind it wait too."""
@@ -184,7 +184,7 @@ class Scheduler(Generic[JobT]):
                 if self._running:
                     self._hand_on()
             self._end_all("the engine was closed")
-        except BaseException as error:  # whatever it is, nobody waits for ever
+        except BaseException as error:  # whatever it is, no request waits for ever
             self._end_all(f"the scheduler failed ({error!r})")
             raise
         finally:

@@ -1,5 +1,5 @@
 """Handles of one HTTP request, as one answer: merged into a stream of events, or waited for; cancelled if
-nobody waits.
+the client has gone.
 
 Knows handles and shapes; an ASGI receive() only to hear that the client has gone.
 """

@@ -1,6 +1,6 @@
 """The endpoints, over one engine: completions, chat, models, health and metrics.
 
-Knows HTTP by Starlette; what an answer looks like is the shapes', and who may ask is the guard's.
+Knows HTTP by Starlette; the shapes know the form of an answer, and the guard which clients may ask.
 """
 
 import time
@@ -39,7 +39,7 @@ class Settings:
     model     its name, in answers and /v1/models; a request that names another one gets 404
     template  None: there is no chat
     max_body  bytes of a body
-    api_key   None: nobody needs one
+    api_key   None: no client needs one
     hosts     names by which the server may be addressed; None: any
     """
 

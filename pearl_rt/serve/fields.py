@@ -28,7 +28,7 @@ class Fields:
         self._read: set[str] = set()
 
     def any(self, name: str, default: object = None) -> Any:
-        """Any value: whoever takes it checks it."""
+        """Any value: its receiver checks it."""
         self._read.add(name)
         return self._body.get(name, default)
 
@@ -56,7 +56,7 @@ class Fields:
             raise FieldError(name, f"{name} {found!r} is not supported: {why}")
 
     def end(self, ignored: frozenset[str] = frozenset()) -> None:
-        """Refuses fields that nobody has read."""
+        """Refuses fields that were not read."""
         unknown = sorted(self._body.keys() - self._read - ignored)
         if unknown:
             raise FieldError(unknown[0], f"{unknown[0]} is not a field that this server knows: leave it out")

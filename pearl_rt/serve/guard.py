@@ -21,7 +21,7 @@ BODY_SECONDS = 30.0  # in which a body must have come
 class Guard:
     """Refuses requests without the key, or from a page that talks to this machine under another name.
 
-    api_key  None: nobody needs one
+    api_key  None: no client needs one
     hosts    names that a request may address; None: any. Without a key, a page in a browser could otherwise
              reach a server on loopback through a domain of its own.
     """

@@ -1,4 +1,4 @@
-"""One server process: the address, the rule of who may listen where, and a stop that lets answers finish.
+"""One server process: an address that it may listen on, and a stop that lets answers finish.
 
 Knows sockets and uvicorn; of the endpoints only that they are an application.
 """

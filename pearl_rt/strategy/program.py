@@ -2,7 +2,7 @@
 
 A program is two short lists per lane, `prologue` (once) and `body` (every round). The coordinator (C++) runs
 it for as many rounds as the request takes, with no Python in between. It knows nothing of models, devices or
-how an op works; those who run it know nothing of strategies.
+how an op works; the lanes that run it know nothing of strategies.
 
 Ops: `prefill` (whole prompt, logits of its last token), `prefill context` (all but the last token), `first`
 (commit the first token), `draft`, `score` (pending tokens and one row more), `score window` (the new window
@@ -255,7 +255,7 @@ def _check_races(candidate: Program, done: list[_Done], memories: int) -> None:
 
 
 def _check_versions(candidate: Program, done: list[_Done]) -> None:
-    """There is no race, so that one order shows what each op reads: versions, counted by who makes them."""
+    """There is no race, so one order shows which version each op reads; the op that writes counts them."""
     made = {"token_ids": 0, "draft_token_ids": 0}  # how often, by first and verify, and by draft
     held = [dict(made), dict(made)]  # the version in each memory
     for each in done:

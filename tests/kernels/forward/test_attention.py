@@ -149,6 +149,11 @@ NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), 
         pytest.param([70], [6], (2, 1, 256), 64, FP16, id="B1-G2-D256-BS64-fp16"),
         pytest.param([64], [64], (2, 2, 32), 16, FP32, id="B1-all-64-new"),
         pytest.param([5300], [3], (1, 1, 32), 256, FP16, id="B1-long-splits"),
+        pytest.param([66], [66], (4, 2, 64), 16, FP32, id="prefill-B1-whole-prompt"),
+        pytest.param([200, 70, 9], [75, 2, 9], (3, 1, 80), 32, FP16, id="prefill-B3-ragged-chunks"),
+        pytest.param([130], [65], (2, 2, 256), 256, FP16, id="prefill-B1-D256"),
+        # the first rows of M tiles see all of a block of keys but its last one
+        pytest.param([96], [66], (1, 1, 16), 16, FP32, id="prefill-B1-edge-of-a-block"),
     ],
 )
 def test_matches_the_definition(
@@ -263,27 +268,6 @@ def test_bits_of_a_prompt_do_not_depend_on_its_chunks(dtype: torch.dtype, device
     whole = chunk(0, 150)
     assert torch.equal(torch.cat((chunk(0, 70), chunk(70, 150, other=20))), whole)
     assert torch.equal(torch.cat((chunk(0, 1), chunk(1, 100, block_size=256), chunk(100, 150))), whole)
-
-
-@pytest.mark.parametrize(
-    ("contexts", "q_lens", "heads", "block_size", "dtype"),
-    [
-        pytest.param([66], [66], (4, 2, 64), 16, FP32, id="B1-whole-prompt"),
-        pytest.param([200, 70, 9], [75, 2, 9], (3, 1, 80), 32, FP16, id="B3-ragged-chunks"),
-        pytest.param([130], [65], (2, 2, 256), 256, FP16, id="B1-D256"),
-        # the first rows of M tiles see all of a block of keys but its last one
-        pytest.param([96], [66], (1, 1, 16), 16, FP32, id="B1-edge-of-a-block"),
-    ],
-)
-def test_prefill_matches_the_definition(
-    contexts: list[int],
-    q_lens: list[int],
-    heads: tuple[int, int, int],
-    block_size: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> None:
-    assert_matches_definition(random_case(contexts, q_lens, heads, block_size, dtype, device))
 
 
 @pytest.mark.parametrize("max_q_len", [4, MAX_Q_LEN + 1])
