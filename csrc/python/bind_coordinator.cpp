@@ -9,7 +9,7 @@
 #include "cpu/lane/cpu_lane.h"
 #include "cpu/machine/memory.h"
 #include "python/arguments.h"
-#include "python/without_gil.h"
+#include "python/gil.h"
 
 namespace py = pybind11;
 

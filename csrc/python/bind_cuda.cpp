@@ -6,7 +6,7 @@
 #include "cuda/lane/cuda_lane.h"
 #include "cuda/run/issuer.h"
 #include "python/arguments.h"
-#include "python/with_gil.h"
+#include "python/gil.h"
 
 namespace py = pybind11;
 

@@ -4,7 +4,7 @@
 #include "cuda/driver/driver.h"
 #include "cuda/driver/host_driver.h"
 #include "python/arguments.h"
-#include "python/without_gil.h"
+#include "python/gil.h"
 
 namespace py = pybind11;
 

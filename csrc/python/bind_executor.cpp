@@ -18,8 +18,8 @@
 #include "cpu/machine/bandwidth.h"
 #include "cpu/model/llama.h"
 #include "python/arguments.h"
+#include "python/gil.h"
 #include "python/llama_arguments.h"
-#include "python/without_gil.h"
 
 namespace py = pybind11;
 

@@ -12,7 +12,7 @@
 
 #include "cpu/model/llama_weights.h"
 #include "python/arguments.h"
-#include "python/without_gil.h"
+#include "python/gil.h"
 
 namespace pearl {
 
