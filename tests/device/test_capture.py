@@ -217,7 +217,7 @@ def test_steps_are_captured_when_they_are_first_asked_for() -> None:
     assert [step[0] for step in target.native.steps] == [
         *("prefill chunk", "prefill logits", "verify", "score"),
     ]
-    assert target.native.steps[2][-3:-1] == (103, 203)
+    assert target.native.steps[2][-4:-2] == (103, 203)
     assert draft.native.steps == [] and capture.stats()["graphs"] == 4
     count = len(log.lines)
     capture.ensure(steps_of(program("ar"), gamma=2, **options))  # the same: ar has no window

@@ -179,7 +179,7 @@ def test_unknown_ops_are_refused(text: str) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ConfigError, match="strategy is 'medusa'"):
+    with pytest.raises(ConfigError, match="strategy 'medusa' is not supported: pass one of 'ar'"):
         program("medusa")
-    with pytest.raises(ConfigError, match="placement is 'moon'"):
+    with pytest.raises(ConfigError, match="placement 'moon' is not supported: pass one of"):
         program("sd", "moon")
