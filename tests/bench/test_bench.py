@@ -270,6 +270,7 @@ def test_plot_is_drawn(tmp_path: Path) -> None:
 # the whole
 
 
+@pytest.mark.slow
 def test_a_planted_pair_from_command_line_to_json(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

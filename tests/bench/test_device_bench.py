@@ -186,6 +186,7 @@ def test_forms_take_the_place_of_placements() -> None:
 # forms and timestamps, over the fake driver
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not fake_cuda.has_compiler(), reason="the fake driver needs a compiler")
 def test_forms_are_switched_and_steps_are_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Native lanes on a GPU that is none: all forms in one engine, the same tokens, a row for every step."""
@@ -219,6 +220,7 @@ def test_forms_are_switched_and_steps_are_timed(monkeypatch: pytest.MonkeyPatch)
 # the whole
 
 
+@pytest.mark.slow
 def test_the_whole_path_in_the_interpreter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A planted pair of real kernels, from the command line to the JSON; about ten seconds."""
     pytest.importorskip("triton")
@@ -259,6 +261,7 @@ def test_options_of_a_device_are_refused_elsewhere(arguments: list[str]) -> None
         latency.parse_arguments(arguments)
 
 
+@pytest.mark.slow
 def test_batches_on_a_device_are_compared_with_one_sequence(capsys: pytest.CaptureFixture[str]) -> None:
     """An engine for each size of batch, in the interpreter; a few seconds."""
     pytest.importorskip("triton")

@@ -142,6 +142,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorld]:
     gc.collect()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not fake_cuda.has_compiler(), reason="the fake driver needs a compiler")
 def test_engines_on_the_fake_driver_write_the_same_tokens(world: FakeWorld) -> None:
     """Real engines in every form; one of them with other weights is found out."""
@@ -163,6 +164,7 @@ def test_engines_on_the_fake_driver_write_the_same_tokens(world: FakeWorld) -> N
     assert all(row.status == "ok" for row in rows)
 
 
+@pytest.mark.slow
 def test_the_whole_in_the_interpreter(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("triton")
     command = "--device interpret --pair planted:0.01m+0.01m@0.7 --num-prompts 2 --max-tokens 2 --gamma 1"

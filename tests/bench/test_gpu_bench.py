@@ -300,6 +300,7 @@ def test_the_cases_can_be_listed_without_a_gpu(capsys: pytest.CaptureFixture[str
     assert len(lines) == 4 and all("MB" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_a_command_runs_as_a_script_from_anywhere_and_as_a_module(tmp_path: Path) -> None:
     words = ["--list", "--only", "^step SmolLM-135M T1 ctx256"]
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -62,6 +62,7 @@ def run_job(job: Callable[[], Job]) -> Row:
     return run_case(Spec("op", "name", 1000, lambda copies: job()), Immediate(), 1 << 20, 1e9, repeats=1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the bench itself runs them there")
 @pytest.mark.parametrize("name", JOBS)
 def test_a_case_runs_and_agrees_with_its_reference(name: str) -> None:

@@ -122,6 +122,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorld]:
     gc.collect()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not fake_cuda.has_compiler(), reason="the fake driver needs a compiler")
 def test_lanes_take_another_depth_between_requests(world: FakeWorld) -> None:
     pair = Pair.make("half-right", **SMALL)

@@ -177,6 +177,7 @@ def test_logits_equal_those_of_transformers(checkpoint: Checkpoint) -> None:
         assert relative_error(ours, theirs) < 1e-4, isa
 
 
+@pytest.mark.slow
 def test_greedy_tokens_equal_those_of_transformers(checkpoint: Checkpoint) -> None:
     expected = checkpoint.reference_tokens()
     assert len(set(expected)) > 8  # no short loop

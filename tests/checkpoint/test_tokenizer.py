@@ -95,6 +95,7 @@ def pieces(tokenizer: Tokenizer, ids: list[int], after: list[int], sizes: list[i
     return [*out, decoder.finish()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("style", WHOLE_TEXT)
 @settings(max_examples=150, deadline=None)
 @given(

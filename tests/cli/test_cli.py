@@ -25,6 +25,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--target", str(target), "--draft", str(draft), "--max-model-len", "4096"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ("auto", "ar", "sd", "pearl"))
 def test_streams_the_text(pair: list[str], strategy: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--prompt", "héllo", "--max-tokens", "20", "--strategy", strategy, "--gamma", "3"]
@@ -103,6 +104,7 @@ def interrupted(arguments: list[str]) -> tuple[int, bytes, bytes]:
     return process.returncode, first + out, err
 
 
+@pytest.mark.slow
 def test_ctrl_c_prints_what_was_verified(pair: list[str]) -> None:
     """Where the answer was complete before the signal came, once more: five times at most."""
     arguments = [*pair, "--prompt", "a", "--max-tokens", "4000", "--ignore-eos", "--strategy", "ar"]
@@ -140,6 +142,7 @@ def test_ctrl_c_behind_a_write_prints_nothing_twice(pair: list[str], monkeypatch
     assert printed and whole.startswith(printed)
 
 
+@pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error(pair: list[str]) -> None:
     process = start([*pair, "--prompt", "a", "--max-tokens", "4000", "--ignore-eos"])
     assert process.stdout is not None

@@ -40,6 +40,7 @@ def drain(bench: Bench) -> list[Any]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("judge", ["rejection", "coupled"])

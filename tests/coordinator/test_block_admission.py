@@ -12,6 +12,7 @@ from pearl_rt.errors import RequestError
 from pearl_rt.strategy.program import PLACEMENTS, STRATEGIES, program
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_random_joins_cancels_and_faults(strategy: str, placement: str) -> None:

@@ -166,6 +166,7 @@ def test_overlap_in_the_trace(strategy: str, placement: str, overlap: bool) -> N
         assert any(op == "wait" for _, op, *_ in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spin_us", [0, 10, 300])
 def test_a_thousand_random_schedules(spin_us: int) -> None:
     """Delays of 0 to 30 us on both lanes, waits that sleep or spin: none hangs, none changes a token."""

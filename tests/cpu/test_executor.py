@@ -221,6 +221,7 @@ def test_bf16_logits_are_as_near_as_bf16_allows(name: str, isa: str) -> None:
     assert np.abs(logits[0] - rounded[0]).max() < 0.1 * np.abs(rounded[0] - exact[0]).max() + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
@@ -250,6 +251,7 @@ def test_bits_do_not_depend_on_rows_threads_or_batch(name: str, isa: str, dtype:
     assert same_bits(np.concatenate(batched[1]), executor.forward(0, other, 0, NUM_TOKENS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("isa", ISAS)
 def test_stale_rows_do_not_leak(isa: str, dtype: str) -> None:

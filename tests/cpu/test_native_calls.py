@@ -28,6 +28,7 @@ SIZES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler, for the fake CUDA driver")
 def test_random_calls(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """4,000 calls, with --long 24,000 of each of four seeds. A crash shows the call that it came from."""

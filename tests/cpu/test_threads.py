@@ -60,6 +60,7 @@ print("refused", refused)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(bool(fake_cuda.SANITIZE), reason="a sanitizer has a pthread_create of its own")
 def test_no_more_threads(tmp_path: Path) -> None:
     """Cores, lanes, packing and submitted requests: each thread is the first that cannot be had."""

@@ -30,6 +30,7 @@ def native(gamma_max: int = 3) -> Bench:
     return Bench.build("shared", target=TARGET, draft=HALF_RIGHT, gamma_max=gamma_max, num_slots=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_random_schedules_over_few_blocks(fake: Any, strategy: str, request: pytest.FixtureRequest) -> None:
     """Four slots over blocks for little more than one: a block in two tables, or lost, would change logits,

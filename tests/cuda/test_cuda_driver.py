@@ -198,6 +198,7 @@ def handles() -> list[str]:
     return fake_cuda.program("cuda_handles.cpp", fake_cuda.DRIVER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scenario", fake_cuda.SCENARIOS)
 def test_owners_of_handles(handles: list[str], scenario: str) -> None:
     for seed in range(3):

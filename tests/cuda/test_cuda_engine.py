@@ -55,7 +55,10 @@ RUNS = (
     ("pearl", 3, LONG, GREEDY),
 )
 
-pytestmark = pytest.mark.skipif(not fake_cuda.has_compiler(), reason="the fake driver needs a compiler")
+pytestmark = [
+    pytest.mark.skipif(not fake_cuda.has_compiler(), reason="the fake driver needs a compiler"),
+    pytest.mark.slow,
+]
 
 
 @pytest.fixture

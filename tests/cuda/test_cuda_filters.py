@@ -46,6 +46,7 @@ def tokens_of_executor(params: SamplingParams) -> list[int]:
         return engine.generate(ONE, params, strategy="ar", judge="coupled")[0].token_ids
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("judge", ["rejection", "coupled"])
 @pytest.mark.parametrize("place", PLACES)
 def test_one_token_left_is_the_greedy_one(world: FakeWorld, place: str, judge: str) -> None:

@@ -215,6 +215,7 @@ def test_full_ring_holds_the_target_back(fake: Any, strategy: str, placement: st
     clean(bench)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -32,6 +32,7 @@ def fake() -> Iterator[Any]:
 CALLS = ("cuMemcpyAsync", "cuGraphLaunch", "cuEventRecord", "cuStreamWaitEvent", "cuCtxSetCurrent")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 @pytest.mark.parametrize("code", [OUT_OF_MEMORY, LAUNCH_FAILED])

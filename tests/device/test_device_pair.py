@@ -115,6 +115,7 @@ LOOPS: tuple[tuple[str, Loop, int], ...] = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "loop", "gamma"), LOOPS)
 def test_a_loop_of_ones_own_gives_the_executors_verdicts(strategy: str, loop: Loop, gamma: int) -> None:
     for prompt, limit in ((ONE, 7), (LONG, MAX_LEN)):
@@ -122,6 +123,7 @@ def test_a_loop_of_ones_own_gives_the_executors_verdicts(strategy: str, loop: Lo
         assert answers(shared_pair(), [request], loop) == [expected(request, strategy)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("judge", ["rejection", "coupled"])
 def test_sampled_tokens_of_a_serial_loop_are_those_of_sd(judge: str) -> None:
     request = Request(ONE, gamma=3, max_tokens=8, temperature=0.8, seed=2**64 - 1)

@@ -80,6 +80,7 @@ def tokens_of(rows: list[RoundRow]) -> list[int]:
     return [token for row in rows for token in row.token_ids]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "gamma"), [("ar", 0), ("sd", 4), ("pearl", 1), ("pearl", 3)])
 def test_rounds_give_the_executors_tokens(interpreted: Engine, strategy: str, gamma: int) -> None:
     """Two requests through the same round, greedy and sampled, of other lengths."""
@@ -98,6 +99,7 @@ def test_a_round_that_is_planned_without_requests_runs_idle(interpreted: Engine)
         own.wait(1)
 
 
+@pytest.mark.slow
 def test_the_engine_works_beside_a_round_and_takes_its_slots(interpreted: Engine) -> None:
     own = interpreted.round("sd", 2)
     with pytest.raises(RequestError, match=r"the round is not planned: call plan\(\) first"):
@@ -183,6 +185,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorld]:
     gc.collect()
 
 
+@pytest.mark.slow
 def test_a_rounds_graph_is_a_child_node_of_somebody_elses(
     world: FakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:

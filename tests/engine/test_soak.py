@@ -1,8 +1,10 @@
 """The soak, for some seconds: every kind of request happens, and none goes wrong. `make soak`: 20 minutes."""
 
+import pytest
 from soak import Soak
 
 
+@pytest.mark.slow
 def test_a_short_soak() -> None:
     soak = Soak(seed=3)
     lines: list[str] = []

@@ -6,6 +6,7 @@ The checks are those of test_coupled.py and test_rejection.py, with fewer runs.
 import mutants
 import pytest
 
+pytestmark = pytest.mark.slow
 NONE = "none of them"
 CHECKS = {bug.check: bug.arguments for bug in mutants.BUGS.values()}
 

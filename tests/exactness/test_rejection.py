@@ -13,6 +13,7 @@ RUNS = 20_000
 PROGRAMS = [("ar", 1), ("sd", 1), ("sd", 3), ("pearl", 1), ("pearl", 3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "gamma"), PROGRAMS, ids=str)
 @pytest.mark.parametrize("temperature", [0.3, 0.8, 1.5])
 def test_the_law_with_every_filter_on(temperature: float, strategy: str, gamma: int) -> None:

@@ -48,6 +48,7 @@ def test_readme_make_targets_exist(command: str) -> None:
 MODULES = [c for c in commands() if c.startswith("python -m")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in MODULES if " serve " not in c])
 def test_readme_module_commands_run(command: str) -> None:
     result = run([sys.executable, *shlex.split(command)[1:]])
@@ -55,6 +56,7 @@ def test_readme_module_commands_run(command: str) -> None:
     assert result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in MODULES if " serve " in c])
 def test_readme_servers_start_and_stop(command: str) -> None:
     argv = [sys.executable, *shlex.split(command)[1:], "--port", "0"]
@@ -91,6 +93,7 @@ def test_python_blocks_of_a_page_run(name: str) -> None:
 EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.py")) if "def main" in path.read_text()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
 def test_examples_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result = run([sys.executable, str(path), "models/target", "models/draft"])
@@ -108,6 +111,7 @@ def test_the_example_of_a_loop_is_short() -> None:
     assert len((ROOT / "examples" / "serial_loop.py").read_text().splitlines()) <= 40
 
 
+@pytest.mark.slow
 def test_low_level_page_runs_as_one_program() -> None:
     code = "\n".join(blocks((ROOT / "docs" / "low_level.md").read_text(), "python"))
     result = run([sys.executable, "-c", code])

@@ -51,6 +51,7 @@ def test_the_decoder_keeps_the_law(strategy: str, gamma: int, kind: str) -> None
     assert p_value(counts, UNRELATED.law() * RUNS) > FALSE_ALARM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["sd", "pearl"])
 @pytest.mark.parametrize(
     ("words", "lossless"),

@@ -54,6 +54,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Fut
         }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which(COMPILER) is None, reason="no C++ compiler here")
 @pytest.mark.parametrize("name", BUILDS)
 def test_same_bits(name: str, outcomes: dict[str, Future[str]]) -> None:

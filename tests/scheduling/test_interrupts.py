@@ -69,6 +69,7 @@ def leave_a_stream(engine: Engine) -> None:
             raise ZeroDivisionError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use", (generate, generate_and_be_interrupted, stream, leave_a_stream))
 def test_an_interrupt_anywhere_leaves_an_engine_that_works(
     engine: Engine, use: Callable[[Engine], None]

@@ -66,6 +66,7 @@ def run(path: Path, *parts: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ENDS)
 def test_a_script_that_ends_while_a_request_runs_keeps_its_exit_status_and_its_files(
     tmp_path: Path, end: str
@@ -77,6 +78,7 @@ def test_a_script_that_ends_while_a_request_runs_keeps_its_exit_status_and_its_f
     assert (tmp_path / "text").read_text() == "kept"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("in_flight", sorted(IN_FLIGHT.keys() - {"submit"}))
 def test_whatever_is_in_flight_the_exit_status_is_the_scripts(tmp_path: Path, in_flight: str) -> None:
     found, said = run(tmp_path / "text", IN_FLIGHT[in_flight], "sys.exit(3)")
@@ -132,6 +134,7 @@ FORKS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("forked", FORKS)
 def test_in_the_child_of_a_fork_an_engine_says_so_and_is_harmless(tmp_path: Path, forked: str) -> None:
     begin, parent, child = FORKS[forked]

@@ -301,6 +301,7 @@ def test_sums_over_requests() -> None:
         assert outputs[0].metrics.accepted_per_position == (1, 1, 1, 1)
 
 
+@pytest.mark.slow
 def test_figures_can_be_read_while_requests_run(engine: Engine) -> None:
     failed: list[Exception] = []
     stop = threading.Event()

@@ -277,6 +277,7 @@ def test_the_command_refuses_what_is_unsafe_before_it_loads(
     taken.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", (signal.SIGTERM, signal.SIGINT))
 def test_the_command_serves_and_stops(pair: tuple[Path, Path], number: int) -> None:
     command = [sys.executable, "-m", "pearl_rt", "serve", "--port", "0", "--model-name", "tiny"]

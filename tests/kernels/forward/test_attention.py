@@ -137,6 +137,7 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("contexts", "q_lens", "heads", "block_size", "dtype"),
     [
@@ -203,6 +204,7 @@ def test_sequences_without_tokens_are_skipped(max_q_len: int, device: torch.devi
         assert torch.equal(found[first:last], alone.run())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("position", "dtype"),
     [
@@ -240,6 +242,7 @@ def test_bits_of_a_row_depend_on_nothing_but_its_context(
     assert torch.equal(row(2, 2, spare_entries=300, batched=True), alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [FP16, FP32, pytest.param(BF16, marks=NEEDS_GPU)], ids=str)
 def test_both_kernels_mean_the_same_at_the_seam(dtype: torch.dtype, device: torch.device) -> None:
     """max_q_len alone picks one of them: decode for 64 tokens, prefill for the same 64 and room for one."""
@@ -315,6 +318,7 @@ def test_blocks_past_two_to_the_31_elements(device: torch.device) -> None:
     assert torch.equal(large.run(), small.run())
 
 
+@pytest.mark.slow
 def test_operator(device: torch.device) -> None:
     case = random_case([20, 3], [2, 1], (2, 1, 16), 16, FP32, device)
     arguments = {

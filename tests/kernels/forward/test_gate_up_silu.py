@@ -23,6 +23,7 @@ def run(x: torch.Tensor, weight: torch.Tensor, out_dtype: torch.dtype) -> torch.
     return whole[1:-1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out_dtype", [FP16, FP32], ids=["to-fp16", "to-fp32"])
 @pytest.mark.parametrize(
     ("T", "I", "K"),

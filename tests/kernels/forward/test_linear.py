@@ -75,6 +75,7 @@ def test_worked_example(device: torch.device) -> None:
     assert out.tolist() == [[1.0, 16.0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("N", "block_n"), [(17000, 64), (4300, 32), (3100, 32), (2200, 16)], ids=lambda v: str(v)
 )
@@ -171,6 +172,7 @@ def test_nothing_is_done_where_nothing_lives(K: int, is_residual: bool, device: 
             assert (case.workspace == 255).all()
 
 
+@pytest.mark.slow
 def test_is_an_operator(device: torch.device) -> None:
     for T, N, K in ((2, 20, 32), (1, 16, 4096), (MAX_ROWS + 1, 16, 32)):
         case = Case(T, N, K, device, FP32, bias=True)

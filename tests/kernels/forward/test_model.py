@@ -112,6 +112,7 @@ def check_close(logits: torch.Tensor, expected: torch.Tensor) -> None:
     assert (logits.cpu() - expected).norm() <= 2e-5 * expected.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_logits_are_those_of_the_trainable_model(name: str, device: torch.device) -> None:
     """A prompt in two chunks, the second of them beside another sequence, and padding behind both."""
@@ -123,6 +124,7 @@ def test_logits_are_those_of_the_trainable_model(name: str, device: torch.device
     check_close(both[len(LONG) - 14 :], expected_logits(name, SHORT))
 
 
+@pytest.mark.slow
 def test_no_row_knows_of_the_others(device: torch.device) -> None:
     """Alone, one by one, and among 5, 8 and 16 rows, at another index, in another slot and behind padding."""
 
@@ -164,12 +166,14 @@ def test_a_pass_that_feeds_nothing_leaves_the_linear_layers_alone(device: torch.
         assert torch.equal(before.nan_to_num(), after.nan_to_num())
 
 
+@pytest.mark.slow
 def test_a_step_has_the_bits_of_a_pass(device: torch.device) -> None:
     batch = batch_of([(0, 0, SHORT)], device, num_rows=9)
     hidden = [model_of("gqa", device).forward(batch, live)[: len(SHORT)] for live in (None, batch.num_live)]
     assert torch.equal(*hidden)
 
 
+@pytest.mark.slow
 def test_more_rows_than_the_linear_kernel_takes(device: torch.device) -> None:
     """70 rows of a step: computed in blocks, with the bits of a small step."""
     model = model_of("wide-heads-tied", device)
@@ -180,6 +184,7 @@ def test_more_rows_than_the_linear_kernel_takes(device: torch.device) -> None:
     assert torch.equal(many[56:], alone)
 
 
+@pytest.mark.slow
 def test_a_long_prefill_chunk_is_one_matmul(device: torch.device) -> None:
     """More rows than the kernels of short steps take, and padding behind them."""
     tokens = (*LONG, *LONG[::-1], *LONG, *range(6))
@@ -189,6 +194,7 @@ def test_a_long_prefill_chunk_is_one_matmul(device: torch.device) -> None:
     check_close(logits, expected_logits("wide-heads-tied", tokens))
 
 
+@pytest.mark.slow
 def test_back_ends_agree(device: torch.device) -> None:
     fed = [(0, 0, SHORT), (1, 0, ONE), (2, 0, LONG[:4])]
     triton, sdpa = (

@@ -127,6 +127,7 @@ def test_values_are_neither_rotated_nor_normed(device: torch.device) -> None:
     assert torch.equal(stored, case.qkv.view(8, 32)[6:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_norm", [False, True])
 def test_bits_of_a_token_do_not_depend_on_the_others(has_norm: bool, device: torch.device) -> None:
     many = random_case(64, (3, 1, 64), device, FP16, FP16, has_norm=has_norm)

@@ -129,6 +129,7 @@ EARLY = Request(LONG[2:5], gamma=3, max_tokens=2, temperature=0.9, min_p=0.05, n
 SAMPLED = replace(PLAIN, temperature=0.7, seed=5, num_logprobs=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "placement", "judge", "started", "joined"),
     [
@@ -170,6 +171,7 @@ def test_every_request_has_the_rounds_that_it_has_alone(
     assert {row.lane for row in lanes.trace()} == {"target", "draft"}
 
 
+@pytest.mark.slow
 def test_a_slot_keeps_nothing_of_the_request_before(executor: Engine) -> None:
     """A plain request takes the slot of a shaped one, while another shaped one goes on."""
     lanes = lanes_of()
@@ -305,6 +307,7 @@ def test_logits_that_are_nan_end_their_own_request(executor: Engine) -> None:
         assert list(map(told, found[number])) == expected
 
 
+@pytest.mark.slow
 def test_an_engine_in_batches(executor: Engine) -> None:
     """Lists and n answers of generate(), submitted requests of which one is cancelled, and stream()."""
     prompts = [ONE, LONG]

@@ -58,6 +58,7 @@ def lanes_of(num_blocks: int, num_slots: int = 3) -> CudaLanes:
     return InterpretBackend(num_slots).lanes("shared", *models, KvPool(BLOCK, num_blocks, MAX_LEN))
 
 
+@pytest.mark.slow
 def test_pages_go_from_one_to_another(executor: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three slots over three pages: WHOLE waits for the first of two, in a slot that was idle all along, gets
     its pages in pieces, and who asks for one page, which would be free, waits behind it.
@@ -113,6 +114,7 @@ def test_what_can_never_run_is_refused() -> None:
     assert len(finish(small)) == 1
 
 
+@pytest.mark.slow
 def test_low_level_calls_and_the_coordinator_take_pages_from_each_other(executor: Engine) -> None:
     """Each gives all of them out anew, and only one of them has them."""
     lanes = lanes_of(3)
@@ -148,6 +150,7 @@ def test_lanes_of_other_block_sizes_are_refused() -> None:
         DraftSteps(other.draft_steps.model, one.state)
 
 
+@pytest.mark.slow
 def test_an_engine_counts_its_blocks(executor: Engine) -> None:
     """More sequences at once than whole ones would fit; one that never fits is refused before it runs."""
     options: dict[str, Any] = {"device": "interpret", "max_model_len": MAX_LEN, "max_num_seqs": 3}

@@ -65,6 +65,7 @@ def verdicts_of(output: RequestOutput) -> tuple[int, ...]:
     return metrics.rounds, metrics.accepted, metrics.judged, metrics.rejections
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("strategy", "gamma"), PROGRAMS)
 def test_greedy_tokens_and_verdicts_are_the_executors(strategy: str, gamma: int) -> None:
     """To the number of tokens asked for, and to the end of max_model_len."""
@@ -80,6 +81,7 @@ def test_greedy_tokens_and_verdicts_are_the_executors(strategy: str, gamma: int)
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("judge", ["coupled", "rejection"])
 @pytest.mark.parametrize(("strategy", "gamma"), [("ar", 1), ("sd", 3), ("pearl", 3)])
 def test_sampled_tokens_are_the_executors(strategy: str, gamma: int, judge: str) -> None:
@@ -111,6 +113,7 @@ SHAPED: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("strategy", "judge", "name"),
     [
@@ -147,6 +150,7 @@ def test_limits_inside_a_window(strategy: str, limit: int) -> None:
     assert text_of(answer("interpret", ONE, params, strategy=strategy, gamma=4)) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("draft_vocab_size", [24, 40])
 def test_a_draft_of_another_vocabulary(draft_vocab_size: int) -> None:
     """It is fed ids that it has no row for, and must not say ids that the target has none for."""

@@ -59,6 +59,7 @@ CASES = [  # temperature, top_k, top_p, min_p
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["normal", "ties", "masked", "one", "huge", "flat"])
 def test_thresholds_are_the_references_and_keep_what_sorting_keeps(shape: str, device: torch.device) -> None:
     rng = np.random.default_rng(len(shape))
@@ -79,6 +80,7 @@ def test_thresholds_are_the_references_and_keep_what_sorting_keeps(shape: str, d
             assert threshold == -np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocab", [1, 3, 1025, 8193])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_vocabularies_of_several_tiles(vocab: int, dtype: torch.dtype, device: torch.device) -> None:

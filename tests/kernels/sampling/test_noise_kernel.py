@@ -137,6 +137,7 @@ for options in (noise.EXACT, {"enable_fp_fusion": True}):
 """
 
 
+@pytest.mark.slow
 def test_compiled_noise_is_not_fused_and_divides_exactly(tmp_path: Path) -> None:
     """The same probe with fusion on is fused, so that the check can fail."""
     probe = tmp_path / "probe.py"

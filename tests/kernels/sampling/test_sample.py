@@ -154,6 +154,7 @@ def test_noise_of_minus_infinity_still_gives_a_token(device: torch.device) -> No
     assert tokens(row, [1.0], [0], [25180], Purpose.BONUS) == [326]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("vocab, draws", [(16, 20_000), (4096, 800)])
 def test_the_law(vocab: int, draws: int, device: torch.device) -> None:
     """Chi-square against softmax; false alarm 1e-4 each, had the seeds not been fixed."""

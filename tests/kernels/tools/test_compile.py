@@ -13,6 +13,7 @@ from pearl_rt.kernels.tools.cases import LAUNCHES
 from pearl_rt.kernels.tools.compile import SHARED_LIMITS, CompileCase, Compiled, problems, read_listing
 
 Python = Callable[..., CompletedProcess[str]]
+pytestmark = pytest.mark.slow
 FITS = Compiled(registers=90, shared=98304, spills=0, widest_load=16, narrowest_copy=16)
 LISTING = """
  Function some_kernel:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from subprocess import CompletedProcess
 
+import pytest
+
 PROGRAM = """
 import torch, triton
 from triton._C.libtriton import ir
@@ -91,6 +93,7 @@ print(launches, len(seen), *sorted({name.rpartition(".")[2] for name, _ in seen}
 """
 
 
+@pytest.mark.slow
 def test_every_launch_of_the_steps_compiles_as_it_is_specialised(
     compiled_python: Callable[[str], CompletedProcess[str]],
 ) -> None:

@@ -61,6 +61,7 @@ def holds_law(sampled: torch.Tensor, num_sampled: torch.Tensor, law: torch.Tenso
         assert p_value(np.bincount(got, minlength=len(law)), law.numpy() * len(got)) > FALSE_ALARM, place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k, temperature", [(1, 0.6), (3, 1.0)])
 @pytest.mark.parametrize("draft", ["opposite", "other"])
 def test_rejection_sample_has_the_targets_law(

@@ -158,6 +158,7 @@ def test_long_ragged_windows(kind: str, most: int, device: torch.device) -> None
     assert max(verdict.accept_len for verdict in got) >= most - 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("vocab", [8193, 32000, 128256, 151936])
 def test_large_vocabularies(kind: str, vocab: int, device: torch.device) -> None:
@@ -200,6 +201,7 @@ def test_against_the_reference_with_thresholds_certain_drafts_and_scaled_targets
         assert len({verdict.accept_len for verdict in got}) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("others", [1, 4, 15, 63])
 def test_a_sequence_does_not_depend_on_its_company(kind: str, others: int, device: torch.device) -> None:
@@ -300,6 +302,7 @@ def tokens_at(args: dict[str, Any], verdicts: list[Verdict], place: int) -> list
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("draft", ["opposite", "near"])
 def test_the_law_at_every_position(k: int, draft: str, device: torch.device) -> None:
@@ -321,6 +324,7 @@ def test_the_law_at_every_position(k: int, draft: str, device: torch.device) -> 
     assert p_value([stood, runs - stood], [rate * runs, (1 - rate) * runs]) > FALSE_ALARM
 
 
+@pytest.mark.slow
 def test_shared_noise_would_be_seen(device: torch.device) -> None:
     """The same test with drafts drawn under the purpose of the residual fails, as it must."""
     target = np.random.default_rng(1).normal(0, 1, 16)
@@ -337,6 +341,7 @@ def test_shared_noise_would_be_seen(device: torch.device) -> None:
     assert p_value(np.bincount(got, minlength=16), law * runs) < 1e-6
 
 
+@pytest.mark.slow
 def test_the_law_over_several_tiles(device: torch.device) -> None:
     """V = 4096, all positions of K = 1; false alarm 1e-4 each, had the seeds not been fixed."""
     rng = np.random.default_rng(2)

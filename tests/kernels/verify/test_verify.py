@@ -170,6 +170,7 @@ def check_rounds(jobs: list[Request], strategy: str, kind: str, gamma: int, devi
     return host
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rejection", "coupled"])
 @pytest.mark.parametrize(
     "strategy, gamma, vocab, draft_vocab",
@@ -185,6 +186,7 @@ def test_rounds_are_the_decoders(
     assert len(set(host.state.finish_reason.tolist())) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rejection", "coupled"])
 @pytest.mark.parametrize("gamma", [8, 15, 16])
 def test_long_windows(gamma: int, kind: str, device: torch.device) -> None:
@@ -236,6 +238,7 @@ def test_against_the_reference(kind: str, device: torch.device) -> None:
     assert (s.finish_reason[8:] == IDLE).all()
 
 
+@pytest.mark.slow
 def test_a_slot_does_not_depend_on_its_company(device: torch.device) -> None:
     jobs = requests(12, 12, 3, 8)
     for kind in ("rejection", "coupled"):
