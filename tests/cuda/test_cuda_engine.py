@@ -55,10 +55,7 @@ RUNS = (
     ("pearl", 3, LONG, GREEDY),
 )
 
-pytestmark = [
-    pytest.mark.skipif(not fake_cuda.has_compiler(), reason="the fake driver needs a compiler"),
-    pytest.mark.slow,
-]
+pytestmark = [pytest.mark.skipif(not fake_cuda.has_compiler(), reason="no C++ compiler"), pytest.mark.slow]
 
 
 @pytest.fixture
