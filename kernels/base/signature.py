@@ -103,8 +103,10 @@ class OperatorSignature:
     def __init__(self, launcher: Callable[..., None]) -> None:
         self.name = launcher.__name__
         self._groups: dict[str, tuple[Any, list[Argument]]] = {}  # by parameter of the launcher
+        parameters = signature(launcher).parameters
+        self._required = [name for name, own in parameters.items() if own.default is Parameter.empty]
         hints = get_type_hints(launcher, include_extras=True)
-        for name, parameter in signature(launcher).parameters.items():
+        for name, parameter in parameters.items():
             own = hints[name]
             if hasattr(own, "_fields"):
                 fields = get_type_hints(own, include_extras=True).items()
@@ -129,8 +131,11 @@ class OperatorSignature:
 
     def check(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What the launcher is called with: each tensor as it must be, all on one device that can run
-        kernels. Raises ValueError."""
-        given = dict(self._flat(dict(zip(self._groups, args, strict=False)) | kwargs))
+        kernels. Raises ValueError, or TypeError for an argument that is not there."""
+        passed = dict(zip(self._groups, args, strict=False)) | kwargs
+        if missing := [name for name in self._required if name not in passed]:
+            raise TypeError(f"{self.name}: {', '.join(missing)} must be passed")
+        given = dict(self._flat(passed))
         sizes = {name: value for name, value in given.items() if type(value) is int}
         for argument in self._checked:
             argument.check(self.name, given, sizes)

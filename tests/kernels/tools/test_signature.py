@@ -67,3 +67,9 @@ def test_refuses(change: dict[str, Any], said: str) -> None:
     described = OperatorSignature(launcher)
     with pytest.raises(ValueError, match=said):
         described.check((), GOOD | change)
+
+
+def test_an_argument_that_is_not_there_is_named() -> None:
+    given = {name: value for name, value in GOOD.items() if name not in ("pair", "k")}
+    with pytest.raises(TypeError, match=r"launcher: k, pair must be passed"):
+        OperatorSignature(launcher).check((), given)
