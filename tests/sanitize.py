@@ -15,12 +15,18 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fake_cuda
 import pybind11
 
 ROOT = Path(__file__).resolve().parents[1]
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT / "tests" / "fakes"))
+
+import fake_cuda  # noqa: E402
+
 MODULES = (
     "errors",
+    "types/values",
+    "scheduling/engine_lock",
     "strategy/program",
     "reference/noise",
     "reference/processors",
@@ -186,4 +192,10 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["race"]:
         race(*sys.argv[2:5])
     else:
-        main(sys.argv[1:] or list(LIBRARIES))
+        modes = sys.argv[1:] or list(LIBRARIES)
+        if unknown := [mode for mode in modes if mode not in LIBRARIES]:
+            print(
+                f"{unknown[0]} is no mode: pass {', '.join(LIBRARIES)}, or nothing for both", file=sys.stderr
+            )
+            sys.exit(2)
+        main(modes)
