@@ -91,8 +91,8 @@ class Row:
     seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        told = asdict(self)
-        return told.pop("way") | told
+        fields = asdict(self)
+        return fields.pop("way") | fields
 
     def cells(self) -> dict[str, Any]:
         """For the table."""
@@ -160,7 +160,7 @@ def engines_of(options: argparse.Namespace) -> tuple[MakeEngine, list[list[int]]
     prompts = varied_prompts(plan.vocab_size, options.num_prompts, longest, options.seed)
 
     def make(form: str, batch: int) -> Engine:
-        told: dict[str, Any] = {} if options.device == "interpret" else {"form": form}
+        own: dict[str, Any] = {} if options.device == "interpret" else {"form": form}
         return Engine(
             target,
             plan.target_tensors(RATIO),
@@ -171,7 +171,7 @@ def engines_of(options: argparse.Namespace) -> tuple[MakeEngine, list[list[int]]
             gamma=options.gamma,
             max_num_seqs=batch,
             max_model_len=longest + options.max_tokens,
-            **told,
+            **own,
         )
 
     return make, prompts
@@ -195,7 +195,7 @@ class Comparison:
         *,
         deadline: float,
         clock: Callable[[], float] = time.monotonic,
-        tell: Callable[[Way], None] = lambda _: None,
+        report: Callable[[Way], None] = lambda _: None,
     ) -> list[Row]:
         """A row a way. An engine that fails hides no other; after the deadline nothing is begun."""
         rows: list[Row] = []
@@ -211,7 +211,7 @@ class Comparison:
                 continue
             with engine:
                 for way in own:
-                    tell(way)
+                    report(way)
                     late = clock() > deadline
                     rows.append(Row(way, "left out", "no time") if late else self.row(engine, way))
             del engine
@@ -311,11 +311,11 @@ def compared(options: argparse.Namespace, deadline: float) -> dict[str, Any]:
     comparison = Comparison(make_engine, prompts, options.max_tokens, options.seed)
     with tqdm(total=len(ways), unit="way", file=sys.stderr, dynamic_ncols=True) as bar:
 
-        def tell(way: Way) -> None:
+        def progress(way: Way) -> None:
             bar.set_postfix_str(str(way))
             bar.update()
 
-        rows = comparison.run(ways, deadline=deadline, tell=tell)
+        rows = comparison.run(ways, deadline=deadline, report=progress)
     return report(options, rows)
 
 

@@ -1,4 +1,4 @@
-"""The kernels, one by one and as whole decode steps: how near the memory's speed, and against whom.
+"""The kernels, one by one and as whole decode steps: how near they come to the memory's speed and to peers.
 
     python bench/kernels.py              everything, within four minutes on an H100
     python bench/kernels.py --quick      the shapes of 1B and 8B, within one minute

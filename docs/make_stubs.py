@@ -43,8 +43,8 @@ def stub() -> str:
     with tempfile.TemporaryDirectory() as folder:
         run("pybind11_stubgen", MODULE, "--exit-code", "--output-dir", folder)
         text = Path(folder, *MODULE.split(".")).with_suffix(".pyi").read_text()
-    for told, plain in PLAIN.items():
-        text = text.replace(told, plain)
+    for typed, plain in PLAIN.items():
+        text = text.replace(typed, plain)
     return run("ruff", "format", "--stdin-filename", STUB.name, "-", text=HEAD + text)
 
 

@@ -409,7 +409,7 @@ class DeviceArrays:
     ) -> None:
         """
         addresses: name -> data_ptr(); ring in pinned host memory; with num_biased, the ids of logit_bias that
-        there is room for, those of device/logits_processors.py too; with max_logprobs, the likeliest tokens told with each,
+        there is room for, those of device/logits_processors.py too; with max_logprobs, the likeliest tokens reported with each,
         those of device/logprob_ring.py. block_size, num_blocks: of this lane's KV cache. staging: pinned host memory of
         this lane alone, with the buffer protocol.
         owner: kept alive with these, the tensors for example.
@@ -433,8 +433,8 @@ class CudaLane(Lane):
         judge: str = "",
         keep_logits: bool | None = None,
         slot: int = -1,
-        shaped: bool = False,
-        told: bool = False,
+        processed: bool = False,
+        logprobs: bool = False,
         graph: int = 0,
         exec: int = 0,
         owner: object = None,
@@ -442,7 +442,7 @@ class CudaLane(Lane):
     ) -> None:
         """
         A step: prefill chunk; prefill logits (gamma, slot); score, score window (gamma); first,
-        verify (gamma, judge, shaped, told); draft (gamma, judge, keep_logits, shaped). owner: kept alive with it, the graph.
+        verify (gamma, judge, processed, logprobs); draft (gamma, judge, keep_logits, processed). owner: kept alive with it, the graph.
         function: in place of a graph, called with no arguments in the issuer's thread to launch the step on the
         lane's stream. What it raises ends the run, and next() raises it.
         """

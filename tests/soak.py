@@ -53,7 +53,7 @@ class Soak:
         self._lock = threading.Lock()  # of the reference, the counts and the first wrong thing
         self._stop = threading.Event()
 
-    def run(self, seconds: float, tell: Callable[[str], object]) -> bool:
+    def run(self, seconds: float, report: Callable[[str], object]) -> bool:
         """Whether all was well."""
         threads = [threading.Thread(target=self._work, args=(self.seed + n,)) for n in range(THREADS)]
         begin = time.monotonic()
@@ -64,7 +64,7 @@ class Soak:
             time.sleep(min(1.0, seconds / 20))
             if not start_bytes and passed > seconds / 10:
                 start_bytes = resident()
-            tell(f"{passed:.0f} s, {resident() >> 20} MiB, {dict(self.counts)}")
+            report(f"{passed:.0f} s, {resident() >> 20} MiB, {dict(self.counts)}")
         self._stop.set()
         for thread in threads:
             thread.join()

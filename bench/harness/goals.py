@@ -43,8 +43,8 @@ class Goal:
             raise ConfigError(f"goal {name!r} wants a number as at_least or at_most, one of them")
         if not isinstance(figure, str) or not FIGURES.fullmatch(figure):
             raise ConfigError(f"goal {name!r} is over figure {figure!r}, which no case has")
-        told = table.get("prediction", "")
-        return cls(name, table["where"], figure, table[limits[0]], limits[0] == "at_least", told)
+        prediction = table.get("prediction", "")
+        return cls(name, table["where"], figure, table[limits[0]], limits[0] == "at_least", prediction)
 
     def applies(self, tags: Tags) -> bool:
         """Whether a case of these tags is held to it."""

@@ -137,7 +137,7 @@ class Measured:
         }
 
 
-Progress = Callable[[str], None]  # told what is about to run, once before each run
+Progress = Callable[[str], None]  # called with the name of each run before it starts
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

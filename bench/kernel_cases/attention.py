@@ -2,7 +2,7 @@
 
 The cache is what has to be cold: each rotated copy is a cache of its own under one block table. Blocks lie in
 random order, in groups that flash-attn's larger pages can follow, so that every peer reads the same memory.
-Buffers are made on torch's default device, in bf16 unless told.
+Buffers are made on torch's default device, in bf16 by default.
 """
 
 from __future__ import annotations

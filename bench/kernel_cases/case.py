@@ -161,7 +161,7 @@ def prepare_peers(row: Row, job: Job, timer: Timer, rotation: Rotation) -> dict[
         try:
             ready = timer.prepare(variant.calls, rotation)
             reason = check(variant, job, timer)
-        except Exception as error:  # a peer's fault is told, and costs us nothing but its figure
+        except Exception as error:  # a fault of a peer is reported, and costs only its figure
             reason = described(error)
         if reason is None:
             prepared[name] = ready

@@ -1,7 +1,7 @@
 """Cases of the operators that read weights or rows only: linear, gate_up_silu and rms_norm.
 
 Weights are what has to be cold: each rotated copy is a weight of its own, with its own rows and its own
-output. Buffers are made on torch's default device, in bf16 unless told.
+output. Buffers are made on torch's default device, in bf16 by default.
 """
 
 from __future__ import annotations

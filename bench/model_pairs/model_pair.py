@@ -27,7 +27,7 @@ from bench.model_pairs.planted import (
     PairSpec,
     PlantedPair,
     Planting,
-    Tell,
+    Report,
     Tensors,
     make_pair,
     random_prompts,
@@ -150,10 +150,10 @@ class ModelPair:
         )
         return target, draft
 
-    def replant(self, alpha: float, tell: Tell = lambda _: None) -> None:
+    def replant(self, alpha: float, report: Report = lambda _: None) -> None:
         """Gives the draft on a device another agreement, in place."""
         assert self.plan is not None
-        self.planting = self.plan.replant(alpha, *self.views(), tell=tell)
+        self.planting = self.plan.replant(alpha, *self.views(), report=report)
         self.notes[:] = [self.planting.note(str(self.plan.device))]
 
     def hugging_face(self, *, compiled: bool = False) -> HuggingFace:
@@ -192,14 +192,17 @@ def weights_device(name: str) -> torch.device:
 
 
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What every engine is told."""
-    told = {"judge": "coupled", **{key: getattr(options, key) for key in ("dtype", "device", "max_num_seqs")}}
+    """The options of every engine."""
+    shared = {
+        "judge": "coupled",
+        **{key: getattr(options, key) for key in ("dtype", "device", "max_num_seqs")},
+    }
     if options.device == "cpu":
-        return told | {"num_threads": options.threads, "isa": options.isa}
+        return shared | {"num_threads": options.threads, "isa": options.isa}
     if options.device == "interpret":
-        return told
+        return shared
     own = {"draft_device": options.draft_device} if options.draft_device else {}
-    return told | own | {"form": options.forms[0]}
+    return shared | own | {"form": options.forms[0]}
 
 
 def forms_of(options: argparse.Namespace) -> tuple[str, ...]:
@@ -224,11 +227,11 @@ def plant_on_cpu(options: argparse.Namespace, spec: PairSpec) -> PlantedPair:
     predict = NativePredict(choose_cores(options.threads), options.isa)
     with tqdm(total=NUM_STEPS, desc="planting", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
 
-        def tell(what: str) -> None:
+        def report(what: str) -> None:
             bar.set_postfix_str(what)
             bar.update()
 
-        return make_pair(spec, predict, seed=options.seed, tell=tell)
+        return make_pair(spec, predict, seed=options.seed, report=report)
 
 
 def plan_on_device(options: argparse.Namespace, spec: PairSpec) -> PairPlan:

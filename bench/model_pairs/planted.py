@@ -48,7 +48,7 @@ from pearl_rt.errors import ConfigError
 Tensors = Mapping[str, torch.Tensor]
 # (config, tensors, sequences of ids) -> the greedy next id after every token of every sequence.
 Predict = Callable[[ModelConfig, Tensors, list[list[int]]], list[np.ndarray]]
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 DRAFT_HEAD_SCALE = 6.0
 PROMPT_LEN = 32  # random ids before the walk in a calibration sequence
@@ -218,7 +218,7 @@ class PairPlan:
         noise = first_noise(config, self.spec.alpha)
         return PlantedTensors(config, self.successor, noise, DRAFT_HEAD_SCALE, source)
 
-    def calibrate(self, alpha: float, draft: Tensors, scoring: Scoring, tell: Tell) -> float:
+    def calibrate(self, alpha: float, draft: Tensors, scoring: Scoring, report: Report) -> float:
         """Bisects the draft's noise, in its tensors, until it agrees at rate alpha -> the noise's norm."""
         config, source = self.configs[1], self.source(self.draft_seed)
         norm = first_noise(config, alpha)
@@ -227,7 +227,7 @@ class PairPlan:
             set_noise(draft, config, norm, source)
             hits = scoring.hits(config, draft, self.draft_seed)
             reached = float(hits.mean())
-            tell(f"draft's noise {norm:.2f}, agreement {reached:.3f}")
+            report(f"draft's noise {norm:.2f}, agreement {reached:.3f}")
             if abs(reached - alpha) < 0.5 / hits.size:
                 break
             low, high = (norm, high) if reached > alpha else (low, norm)
@@ -243,14 +243,14 @@ class PairPlan:
         *,
         predict: Predict = torch_predict,
         flops: float = DEVICE_FLOPS,
-        tell: Tell = lambda _: None,
+        report: Report = lambda _: None,
     ) -> Planting:
-        """Gives the draft an agreement, in place: perhaps in views of what an idle engine runs. What was
-        reached is told along texts that the calibration did not see.
+        """Gives the draft an agreement, in place: perhaps in views of the weights of an idle engine. The
+        agreement reached is measured along texts that the calibration did not see.
         """
         scoring = Scoring(self.successor, predict, flops)
-        norm = self.calibrate(alpha, draft, scoring, tell)
-        tell("agreement of the pair")
+        norm = self.calibrate(alpha, draft, scoring, report)
+        report("agreement of the pair")
         configs, seed = self.configs, self.seed + 1000
         kept, hits = scoring.hits(configs[0], target, seed), scoring.hits(configs[1], draft, seed)
         found = float(hits.mean())
@@ -273,11 +273,11 @@ def make_pair(
     *,
     seed: int = 0,
     flops: float = HOST_FLOPS,
-    tell: Tell = lambda _: None,
+    report: Report = lambda _: None,
 ) -> PlantedPair:
-    """Generates both models and calibrates the draft. tell hears what is done, NUM_STEPS times at most."""
+    """Generates both models and calibrates the draft. report: called with each step, NUM_STEPS at most."""
     plan = PairPlan(spec, seed)
-    tell(f"weights of {spec.target}")
+    report(f"weights of {spec.target}")
     tensors = dict(plan.target_tensors()), dict(plan.draft_tensors())
-    reached = plan.replant(spec.alpha, *tensors, predict=predict, flops=flops, tell=tell)
+    reached = plan.replant(spec.alpha, *tensors, predict=predict, flops=flops, report=report)
     return PlantedPair(**vars(reached), configs=plan.configs, tensors=tensors)

@@ -62,12 +62,12 @@ def hugging_face_model(config: ModelConfig, views: dict[str, torch.Tensor]) -> A
     """transformers' model over that memory."""
     import transformers
 
-    told = transformers.AutoConfig.for_model(**config.to_dict())
+    config_of_peer = transformers.AutoConfig.for_model(**config.to_dict())
     head = views.get("lm_head.weight", views["model.embed_tokens.weight"])
     with torch.device("meta"):
-        model = transformers.AutoModelForCausalLM.from_config(told, dtype=head.dtype)
+        model = transformers.AutoModelForCausalLM.from_config(config_of_peer, dtype=head.dtype)
     model.load_state_dict(views, assign=True, strict=not config.tie_word_embeddings)
     model.tie_weights()
     rotary = model.model.rotary_emb
-    model.model.rotary_emb = type(rotary)(told).to(head.device)  # its buffers are in no state dict
+    model.model.rotary_emb = type(rotary)(config_of_peer).to(head.device)  # its buffers are in no state dict
     return model.eval()

@@ -1,4 +1,4 @@
-"""What only a device's clock can tell of a run, with peers that ran behind it, and how it is printed."""
+"""What only a device's clock shows of a run, with peers that ran behind it, and how it is printed."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class DeviceFigures:
         if self.together is not None:
             lines.append(format_together(self.together))
         if self.host_us:
-            told = ", ".join(f"{name} {value:.1f}" for name, value in self.host_us.items())
-            lines.append(f"host time a round, us: {told}")
+            listed = ", ".join(f"{name} {value:.1f}" for name, value in self.host_us.items())
+            lines.append(f"host time a round, us: {listed}")
         else:
             lines.append("host time a round: these lanes don't count it")
         lines += ["against the model of its own steps:", format_shares(self.shares)]
         if self.forced is not None:
             lines.append(format_forced("Hugging Face", self.forced))
         for program, peers in self.against.items():
-            told = ", ".join(f"{ratio:.3g}x {peer}" for peer, ratio in peers.items())
-            lines.append(f"{program}: {told}")
+            listed = ", ".join(f"{ratio:.3g}x {peer}" for peer, ratio in peers.items())
+            lines.append(f"{program}: {listed}")
         return "\n".join(lines + [f"{peer}: {why}" for peer, why in self.absent.items()])

@@ -8,8 +8,8 @@ The seconds of a round are those of its steps on the device's clock, with nothin
     sd     t_D(gamma) + t_T(gamma + 1) + t_V
     pearl  (D||T)(gamma) + t_V        window and score measured together, not the longer one alone
 
-So a share below 1 is time between steps, or tokens that came otherwise than independently: both parts are
-told apart. Knows no engines.
+So a share below 1 is time between steps, or tokens that depended on each other. The table shows both parts.
+Knows no engines.
 """
 
 from __future__ import annotations

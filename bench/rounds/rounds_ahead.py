@@ -72,8 +72,8 @@ class Depth:
 
     def to_dict(self) -> dict[str, Any]:
         """NaN is no JSON: None."""
-        told = asdict(self)
-        return told | {key: finite(told[key]) for key in ("between_p50", "between_p95")}
+        fields = asdict(self)
+        return fields | {key: finite(fields[key]) for key in ("between_p50", "between_p95")}
 
 
 def sweep(
@@ -193,9 +193,9 @@ def try_depths(
 
     found, difference = sweep(pair, best_programs(run), workload, depths=depths, progress=progress)
     tqdm.write(f"\nrounds queued ahead, by turns:\n{format_depths(found, difference)}", file=sys.stdout)
-    told = {
+    fields = {
         "depths": [depth.to_dict() for depth in found],
         "difference": difference,
         "choices": {} if difference else {best.program: choice_of(best) for best in best_depths(found)},
     }
-    return told, depth_rows(found, difference, pair.name)
+    return fields, depth_rows(found, difference, pair.name)

@@ -1,4 +1,4 @@
-// What the host tells a run that goes on: requests that wait for a slot and KV blocks, in order; requests
+// What the host hands to a run that goes on: requests that wait for a slot and KV blocks, in order; requests
 // that are cancelled; other lengths of windows. The host writes from any thread. The step verify reads
 // between rounds.
 #pragma once
@@ -29,21 +29,22 @@ class Admission {
   struct Terms {
     bool is_open = true;
     int longest_gamma = std::numeric_limits<int>::max();
-    bool samples = true;  // at temperature > 0
-    bool shapes = true;   // with filters and penalties
-    bool tells = true;    // log-probabilities
+    bool samples = true;     // at temperature > 0
+    bool processors = true;  // with filters and penalties
+    bool logprobs = true;    // log-probabilities
 
     bool allow(const Request& request) const {
       return is_open && request.gamma <= longest_gamma && (samples || request.temperature == 0.0f) &&
-             (shapes || !request.transform.any(request.temperature)) && (tells || request.num_logprobs < 0);
+             (processors || !request.transform.any(request.temperature)) &&
+             (logprobs || request.num_logprobs < 0);
     }
     // Keeps what the other lane can do too.
     void meet(const Terms& other) {
       is_open = is_open && other.is_open;
       longest_gamma = std::min(longest_gamma, other.longest_gamma);
       samples = samples && other.samples;
-      shapes = shapes && other.shapes;
-      tells = tells && other.tells;
+      processors = processors && other.processors;
+      logprobs = logprobs && other.logprobs;
     }
   };
 

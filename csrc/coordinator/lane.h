@@ -47,7 +47,7 @@ class Lane {
   // Whether windows may change from round to round; else a run has those of its requests.
   virtual bool adapts() const { return false; }
 
-  // Whom such a run can take in later. Asked before submit.
+  // The requests that such a run can take in later. Asked before submit.
   virtual Admission::Terms terms(const LaneProgram&, const State&) const { return {}; }
 
   // Throws Failure(kRequest) for a request that would not fit, in whatever run. From any thread.

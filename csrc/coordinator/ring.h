@@ -15,7 +15,7 @@ namespace pearl {
 // beside the slots that run.
 enum class FinishReason : uint8_t { kIdle, kRunning, kStop, kLength, kError, kAbort, kFeeding };
 
-// What a request is told that ends with FinishReason::kError.
+// The error message of a request that ends with FinishReason::kError.
 inline std::string bad_logits_text(const char* step, const char* lane, int slot, int64_t position) {
   return std::string("NaN or infinite logits in step ") + step + " of the " + lane + " lane, sequence " +
          std::to_string(slot) + ", position " + std::to_string(position) + "; the request was ended";

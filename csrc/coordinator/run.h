@@ -48,7 +48,7 @@ class Run {
   }
   bool halted() const { return halted_.load(std::memory_order_acquire); }
 
-  // The first failure is the one that is told.
+  // The first failure is the one that is reported.
   void fail(Failure failure) {
     {
       const std::lock_guard<std::mutex> lock(failure_mutex_);

@@ -177,7 +177,7 @@ struct State {
   std::vector<uint64_t> seed;          // [B]
   std::vector<std::vector<int32_t>> stop_token_ids;  // [B][] EOS ids (unless ignored) and stop ids
   std::vector<Transform> transform;                  // [B] what is done to logits before they are sampled
-  std::vector<int32_t> num_logprobs;                 // [B] likeliest tokens told with each token; -1: nothing
+  std::vector<int32_t> num_logprobs;  // [B] likeliest tokens reported with each token; -1: nothing
 
   // Set by fill, then by verify. token_ids[b, :committed + pending] holds both kinds.
   std::vector<int32_t> token_ids;           // [B, capacity]

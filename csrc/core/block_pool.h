@@ -35,7 +35,7 @@ class BlockPool {
     }
   }
 
-  // The block size of a cache of sequences of `length` tokens, unless told: one block for those that fit.
+  // The block size of a cache of sequences of `length` tokens by default: one block for those that fit.
   static int size_for(int64_t length) {
     const int64_t padded = (length + kSmallest - 1) / kSmallest * kSmallest;
     return static_cast<int>(std::clamp<int64_t>(padded, kSmallest, kLargest));

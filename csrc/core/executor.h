@@ -21,7 +21,7 @@ struct Segment {
   int num_blocks = 0;
 };
 
-// The place for one thread in an executor; a second one is told at once.
+// The place for one thread in an executor; a second one is refused at once.
 class OneThread {
  public:
   explicit OneThread(std::atomic<bool>* busy) : busy_(busy) {

@@ -111,7 +111,7 @@ void bind_cuda(py::module_& m) {
           "addresses: name -> data_ptr(); ring in pinned host memory; with num_biased, the ids of logit_bias "
           "that\n"
           "there is room for, those of device/logits_processors.py too; with max_logprobs, the likeliest "
-          "tokens told "
+          "tokens reported "
           "with each,\n"
           "those of device/logprob_ring.py. block_size, num_blocks: of this lane's KV cache. staging: pinned "
           "host "
@@ -146,21 +146,22 @@ void bind_cuda(py::module_& m) {
       .def(
           "add_step",
           [](CudaLane& self, std::string op, int gamma, std::string judge, std::optional<bool> keep_logits,
-             int slot, bool shaped, bool told, uintptr_t graph, uintptr_t exec, py::object owner,
+             int slot, bool processed, bool logprobs, uintptr_t graph, uintptr_t exec, py::object owner,
              py::object function) {
             const int keeps = keep_logits ? static_cast<int>(*keep_logits) : -1;
             self.add_step(
-                {std::move(op), gamma, std::move(judge), keeps, slot, shaped, told},
+                {std::move(op), gamma, std::move(judge), keeps, slot, processed, logprobs},
                 {python_step(std::move(function)), reinterpret_cast<CUgraph>(graph),
                  reinterpret_cast<CUgraphExec>(exec), owner.is_none() ? nullptr : keep(std::move(owner))});
           },
           py::arg("op"), py::kw_only(), py::arg("gamma") = -1, py::arg("judge") = "",
-          py::arg("keep_logits") = py::none(), py::arg("slot") = -1, py::arg("shaped") = false,
-          py::arg("told") = false, py::arg("graph") = 0, py::arg("exec") = 0, py::arg("owner") = py::none(),
-          py::arg("function") = py::none(),
+          py::arg("keep_logits") = py::none(), py::arg("slot") = -1, py::arg("processed") = false,
+          py::arg("logprobs") = false, py::arg("graph") = 0, py::arg("exec") = 0,
+          py::arg("owner") = py::none(), py::arg("function") = py::none(),
           "A step: prefill chunk; prefill logits (gamma, slot); score, score window (gamma); "
           "first,\n"
-          "verify (gamma, judge, shaped, told); draft (gamma, judge, keep_logits, shaped). owner: kept alive "
+          "verify (gamma, judge, processed, logprobs); draft (gamma, judge, keep_logits, processed). owner: "
+          "kept alive "
           "with "
           "it, the graph.\n"
           "function: in place of a graph, called with no arguments in the issuer's thread to launch the step "

@@ -1,4 +1,4 @@
-// How often each token stands before a position, for penalties. Knows nothing of rounds: it is told what
+// How often each token stands before a position, for penalties. Knows nothing of rounds: it gets what
 // stands there and compares that with what it has counted, so that no rollback can be missed.
 #pragma once
 

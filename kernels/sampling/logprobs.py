@@ -4,7 +4,7 @@
     out[r]     = the token's own, then the k likeliest: larger logits first, lower ids first among equals
 
 pearl_rt/reference/logprobs.py on a device, and csrc/sampling/logprobs.h: the sum is fp64, rounded once to
-fp32, so that only its order of addition can tell them apart. Three launches, grids from shapes only:
+fp32, so that only its order of addition can make them differ. Three launches, grids from shapes only:
 
     tile_kernel   (rows, tiles)  one tile's maximum, its logits above the token's, its k best keys
     mass_kernel   (rows, tiles)  one tile's sum of exp(x - the row's maximum)

@@ -15,8 +15,8 @@ from pearl_rt.backends.base import Lanes
 from pearl_rt.backends.cpu import Model
 from pearl_rt.device.capture import Capture, LaneGraphs, shut, steps_of
 from pearl_rt.device.gpu import DRAFT_PRIORITY, TARGET_PRIORITY, Gpu
-from pearl_rt.device.logits_processors import MAX_BIASED, Shaping, check_biased
-from pearl_rt.device.logprob_ring import ToldRing
+from pearl_rt.device.logits_processors import MAX_BIASED, LogitsProcessors, check_biased
+from pearl_rt.device.logprob_ring import LogprobRing
 from pearl_rt.device.model import DeviceModel, memory_errors
 from pearl_rt.device.pair_sizes import PairSizes
 from pearl_rt.device.steps import DraftSteps, TargetSteps
@@ -27,7 +27,7 @@ from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.strategy.program import program
 from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, NOMINAL_TIMES, measure
 from pearl_rt.types.json import Json
-from pearl_rt.types.request import FILTERS, SHAPING, Request, check_stop_ids
+from pearl_rt.types.request import FILTERS, PROCESSORS, Request, check_stop_ids
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class CudaLanes(Lanes):
                     judge=judge,
                     keep_logits=judge == "rejection" and any(r.temperature > 0 for r in requests),
                     slots=range(self._room.num_slots if joins else len(requests)),
-                    shaped=any({*SHAPING, *FILTERS} & set(request.asked()) for request in requests),
-                    told=any(request.num_logprobs >= 0 for request in requests),
+                    processed=any({*PROCESSORS, *FILTERS} & set(request.asked()) for request in requests),
+                    logprobs=any(request.num_logprobs >= 0 for request in requests),
                     joins=joins,
                 )
             )
@@ -201,20 +201,24 @@ class CudaLanes(Lanes):
         self, target: DeviceModel, draft: DeviceModel | Model | None, draft_cores: Sequence[int]
     ) -> Capture:
         """Builds the lanes and their coordinator -> the owner of their graphs."""
-        shaping = self._shaping(self._target_gpu, self.target_steps)
+        processors = self._processors(self._target_gpu, self.target_steps)
         with self._target_gpu.current(), memory_errors(self._target_gpu.device, "log-probabilities"):
-            told = ToldRing(self.target_steps.state)
-        graphs = [self._graphs("target", self._target_gpu, self.target_steps, shaping, TARGET_PRIORITY, told)]
+            ring = LogprobRing(self.target_steps.state)
+        graphs = [
+            self._graphs("target", self._target_gpu, self.target_steps, processors, TARGET_PRIORITY, ring)
+        ]
         lanes: list[_C.Lane] = [graphs[0].native]
         if isinstance(draft, DeviceModel):
             assert self.draft_steps is not None
             if self.draft_steps.state is not self.target_steps.state:
-                shaping = self._shaping(self._draft_gpu, self.draft_steps)
-            graphs.append(self._graphs("draft", self._draft_gpu, self.draft_steps, shaping, DRAFT_PRIORITY))
+                processors = self._processors(self._draft_gpu, self.draft_steps)
+            graphs.append(
+                self._graphs("draft", self._draft_gpu, self.draft_steps, processors, DRAFT_PRIORITY)
+            )
             lanes.append(graphs[1].native)
         elif draft is not None:
             cores = list(draft_cores)
-            shaping.kept_thresholds.fill_(-float("inf"))  # its rows come as they were sampled, cut already
+            processors.kept_thresholds.fill_(-float("inf"))  # its rows come as they were sampled, cut already
             executor = draft.executor(cores, self._room.num_slots, self._sizes.pool)
             lanes.append(_C.CpuLane("draft", executor, _C.Device(cores)))
         room, draft_size = self._room, None
@@ -225,26 +229,26 @@ class CudaLanes(Lanes):
         )
         return Capture(graphs, self._gpus)
 
-    def _shaping(self, gpu: Gpu, steps: TargetSteps | DraftSteps) -> Shaping:
+    def _processors(self, gpu: Gpu, steps: TargetSteps | DraftSteps) -> LogitsProcessors:
         """What changes logits in the rounds of a state."""
         with gpu.current(), memory_errors(gpu.device, "filters and penalties"):
-            return Shaping(steps.state, captured=self._captures)
+            return LogitsProcessors(steps.state, captured=self._captures)
 
     def _graphs(
         self,
         name: str,
         gpu: Gpu,
         steps: TargetSteps | DraftSteps,
-        shaping: Shaping,
+        processors: LogitsProcessors,
         priority: int,
-        told: ToldRing | None = None,
+        ring: LogprobRing | None = None,
     ) -> LaneGraphs:
-        """A stream of its own, and the native lane that launches on it. told: the target's."""
+        """A stream of its own, and the native lane that launches on it. ring: the target's."""
         stream, room = gpu.stream(priority, captures=self._captures), self._room
         state = steps.state
         tensors = dict(vars(state.whole)) | {"chunk": steps.chunk, "joining": state.joining}
-        tensors |= {"block_table": state.block_table} | shaping.arrays()
-        tensors |= told.arrays() if told is not None else {}
+        tensors |= {"block_table": state.block_table} | processors.arrays()
+        tensors |= ring.arrays() if ring is not None else {}
         sizes = {
             "num_slots": room.num_slots,
             "gamma_max": room.gamma_max,
@@ -253,7 +257,7 @@ class CudaLanes(Lanes):
             "num_stop_ids": room.max_stop_ids,
             "prefill_chunk": self._sizes.lane.prefill_chunk,
             "num_biased": MAX_BIASED,
-            "max_logprobs": told.most if told is not None else -1,
+            "max_logprobs": ring.most if ring is not None else -1,
             "block_size": room.block_size,
         }
         staging = gpu.staging(_C.DeviceArrays.staging_bytes(**sizes, host_logits=self._draft_on_host))
@@ -264,7 +268,7 @@ class CudaLanes(Lanes):
             ring_size=room.ring_size,
             num_blocks=steps.model.kv_cache.shape.num_blocks,
             staging=staging.numpy(),
-            owner=(steps, shaping, told, staging),
+            owner=(steps, processors, ring, staging),
         )
         native = _C.CudaLane(name, self._issuer, gpu.ordinal, stream.handle, arrays)
-        return LaneGraphs(name, steps, stream, native, shaping, told)
+        return LaneGraphs(name, steps, stream, native, processors, ring)

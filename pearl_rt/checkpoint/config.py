@@ -1,4 +1,4 @@
-"""What a model is, `ModelConfig`, read from config.json; and what the process was told, `Environment`.
+"""What a model is, `ModelConfig`, read from config.json; and the variables of the process, `Environment`.
 
 Knows the Hugging Face spellings, old and new, and nothing about torch, tensors or devices. Whatever pearl_rt
 cannot run exactly is refused here, by name, before a single weight is read.
@@ -125,8 +125,10 @@ class ModelConfig:
         content = read_json(directory / "config.json")
         generation = directory / "generation_config.json"
         if generation.exists():
-            told = read_json(generation)
-            content |= {k: told[k] for k in ("bos_token_id", "eos_token_id") if told.get(k) is not None}
+            settings = read_json(generation)
+            content |= {
+                k: settings[k] for k in ("bos_token_id", "eos_token_id") if settings.get(k) is not None
+            }
         return cls.from_dict(content, source=str(directory / "config.json"))
 
     @classmethod

@@ -23,7 +23,7 @@ _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 _POINTER = b"version https://git-lfs"
 _CHUNK = 1 << 24  # bytes that are compared at once
 
-# How the executor is told of a tensor: a file descriptor, its path, an offset in bytes, dtype and shape.
+# How a tensor is handed to the executor: a file descriptor, its path, an offset in bytes, dtype and shape.
 Place = tuple[int, str, int, str, list[int]]
 
 
@@ -101,7 +101,7 @@ class TensorFile:
 
     def tensors(self) -> dict[str, StoredTensor]:
         """What it holds, by name. Each keeps the file open."""
-        return {name: self._stored(told) for name, told in self._header.items()}
+        return {name: self._stored(entry) for name, entry in self._header.items()}
 
     def read_into(self, buffer: memoryview, offset: int) -> None:
         """Fills `buffer` from there. Raises CheckpointError if the file ends before."""
@@ -131,9 +131,9 @@ class TensorFile:
         self.read_into(memoryview(raw), offset)
         return bytes(raw)
 
-    def _stored(self, told: Json) -> StoredTensor:
-        begin, end = (self._begin + offset for offset in told["data_offsets"])
-        return StoredTensor(self, told["dtype"], tuple(told["shape"]), begin, end)
+    def _stored(self, entry: Json) -> StoredTensor:
+        begin, end = (self._begin + offset for offset in entry["data_offsets"])
+        return StoredTensor(self, entry["dtype"], tuple(entry["shape"]), begin, end)
 
 
 class StoredTensors(Mapping[str, torch.Tensor]):

@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     chat = commands.add_parser("chat", help="talk to a chat model: lines from stdin, answers to stdout")
     add_engine_flags(chat)
     add_flags(chat, SamplingParams)
-    chat.add_argument("--system", metavar="TEXT", help="what the model is told first")
+    chat.add_argument("--system", metavar="TEXT", help="a system message, before the first turn")
     chat.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja; default: the checkpoint's")
     chat.set_defaults(run=run_chat, max_tokens=None)
     serve = commands.add_parser("serve", help="serve completions and chat as OpenAI's API, over HTTP")
@@ -176,7 +176,7 @@ def _question() -> str | None:
 
 
 def _stream_reply(conversation: "Conversation", line: str) -> None:
-    """Prints one answer as it comes; one that does not fit is told, and the chat goes on."""
+    """Prints one answer as it comes; one that does not fit gets an error line, and the chat goes on."""
     try:
         answer = conversation.ask(line)
         try:

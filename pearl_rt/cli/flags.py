@@ -49,8 +49,8 @@ def add_flags(parser: argparse.ArgumentParser, table: type) -> None:
             options["type"] = int
         elif isinstance(row.rule, Number):
             options["type"] = float
-        is_told = isinstance(row.default, (str, int, float)) and not isinstance(row.default, bool)
-        default = f"; default {row.default}" if is_told else ""
+        is_plain = isinstance(row.default, (str, int, float)) and not isinstance(row.default, bool)
+        default = f"; default {row.default}" if is_plain else ""
         repeated = "; may be repeated" if options.get("action") == "append" else ""
         text = f"{row.help}{default}{repeated}".replace("%", "%%")
         parser.add_argument(flag_of(row), help=text, **options)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 import pearl_rt._C as _C
 from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.device.gpu import Gpu, GraphStream, StepGraph
-from pearl_rt.device.logits_processors import Shaping
-from pearl_rt.device.logprob_ring import ToldRing
+from pearl_rt.device.logits_processors import LogitsProcessors
+from pearl_rt.device.logprob_ring import LogprobRing
 from pearl_rt.device.state import IDLE
 from pearl_rt.device.steps import DraftSteps, TargetSteps
 from pearl_rt.errors import PearlError
@@ -31,8 +31,8 @@ class Step:
     judge: str = ""
     keep_logits: bool = False
     slot: int = 0
-    shaped: bool = False  # with filters and penalties, which change nothing where they are off
-    told: bool = False  # with log-probabilities, for slots that want them
+    processed: bool = False  # with filters and penalties, which change nothing where they are off
+    logprobs: bool = False  # with log-probabilities, for slots that want them
 
     def __str__(self) -> str:
         known = {name: value for name, value in vars(self).items() if name != "op" and value}
@@ -46,8 +46,8 @@ def steps_of(
     judge: str,
     keep_logits: bool,
     slots: Iterable[int],
-    shaped: bool = False,
-    told: bool = False,
+    processed: bool = False,
+    logprobs: bool = False,
     joins: bool = False,
 ) -> list[tuple[str, Step]]:
     """(lane, step): what the lanes launch in a program, in order of first use.
@@ -67,11 +67,11 @@ def steps_of(
                 steps += [Step("prefill logits", window, slot=slot) for slot in slots]
             elif op.kind in ("first", "verify"):
                 names = ("verify", "join") if joins else ("verify",)
-                steps = [Step(name, window, judge, shaped=shaped, told=told) for name in names]
+                steps = [Step(name, window, judge, processed=processed, logprobs=logprobs) for name in names]
             elif op.kind in ("score", "score window"):
                 steps = [Step(op.kind, window)]
             elif op.kind == "draft":
-                steps = [Step("draft", window, judge, keep_logits, shaped=shaped)]
+                steps = [Step("draft", window, judge, keep_logits, processed=processed)]
             found |= dict.fromkeys((name, step) for step in steps)
     return list(found)
 
@@ -84,8 +84,8 @@ class LaneGraphs:
     steps: TargetSteps | DraftSteps
     stream: GraphStream
     native: _C.CudaLane
-    shaping: Shaping | None = None  # of steps that are shaped
-    told: ToldRing | None = None  # of steps that are told; the target's
+    processors: LogitsProcessors | None = None  # of steps that are processed
+    logprob_ring: LogprobRing | None = None  # of steps with log-probabilities; the target's
     graphs: dict[Step, StepGraph] = field(default_factory=dict)
 
     def capture(self, step: Step) -> None:
@@ -98,8 +98,8 @@ class LaneGraphs:
             judge=step.judge,
             keep_logits=step.keep_logits,
             slot=step.slot,
-            shaped=step.shaped,
-            told=step.told,
+            processed=step.processed,
+            logprobs=step.logprobs,
             graph=graph.graph,
             exec=graph.exec,
             function=graph.function,
@@ -120,31 +120,33 @@ class LaneGraphs:
             self.graphs.popitem()[1].destroy()
 
     def _launch_of(self, step: Step) -> Callable[[], None]:
-        steps, shaping = self.steps, self.shaping if step.shaped else None
+        steps, processors = self.steps, self.processors if step.processed else None
         if step.op == "prefill chunk":
             return steps.prefill_chunk
         if isinstance(steps, DraftSteps):
             assert step.op == "draft", f"{step} is no step of a draft"
-            return lambda: steps.draft(step.gamma, step.judge, step.keep_logits, shaping)
+            return lambda: steps.draft(step.gamma, step.judge, step.keep_logits, processors)
         if step.op == "prefill logits":
             return lambda: steps.prefill_logits(step.gamma, step.slot)
         if step.op in ("verify", "join"):
-            return self._verify_of(step, steps, shaping)
+            return self._verify_of(step, steps, processors)
         return lambda: steps.score(step.gamma, include_window=step.op == "score window")
 
-    def _verify_of(self, step: Step, steps: TargetSteps, shaping: Shaping | None) -> Callable[[], None]:
-        told, keeps = self.told, shaping is not None
+    def _verify_of(
+        self, step: Step, steps: TargetSteps, processors: LogitsProcessors | None
+    ) -> Callable[[], None]:
+        ring, keeps = self.logprob_ring, processors is not None
 
         def verify() -> None:
-            steps.verify(step.gamma, step.judge, shaping, joining=step.op == "join")
+            steps.verify(step.gamma, step.judge, processors, joining=step.op == "join")
 
-        def verify_and_tell() -> None:
-            assert told is not None, f"{step} has no ring to be told in"
-            told.begin(step.gamma, keeps=keeps)
+        def verify_and_publish() -> None:
+            assert ring is not None, f"{step} has no ring of log-probabilities"
+            ring.begin(step.gamma, keeps=keeps)
             verify()
-            told.tell(step.gamma, keeps=keeps)
+            ring.publish(step.gamma, keeps=keeps)
 
-        return verify_and_tell if step.told else verify
+        return verify_and_publish if step.logprobs else verify
 
 
 class Capture:

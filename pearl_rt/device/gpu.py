@@ -113,7 +113,7 @@ class TorchGraph:
 class TorchStream:
     """A torch.cuda.Stream, and captures on it."""
 
-    # One at a time in a process: torch 2.11 tells its generator of them without a lock, and the driver
+    # One at a time in a process: torch 2.11 informs its generator of them without a lock, and the driver
     # allows no wait for a device that has a stream in capture.
     captures = threading.Lock()
 
@@ -189,7 +189,7 @@ class TorchStream:
 
 
 class EagerStream(TorchStream):
-    """A stream whose steps are launched kernel by kernel, by whatever thread calls them."""
+    """A stream whose steps are launched kernel by kernel, by the thread that calls them."""
 
     def capture(self, name: str, launch: Callable[[], None]) -> EagerStep:  # type: ignore[override]
         """The step as it is: nothing runs, and nothing is captured. Not beside a capture."""

@@ -15,7 +15,7 @@ from pearl_rt.kernels.sampling.filters import workspace_size as filters_workspac
 from pearl_rt.kernels.sampling.penalties import TARGET_ROWS, Before, Parameters, penalties
 from pearl_rt.kernels.sampling.penalties import workspace_size as penalties_workspace
 from pearl_rt.state import State
-from pearl_rt.types.request import FILTERS, SHAPING, Request
+from pearl_rt.types.request import FILTERS, PROCESSORS, Request
 
 Tensor = torch.Tensor
 MAX_BIASED = 64  # ids in logit_bias
@@ -31,7 +31,7 @@ def check_biased(request: Request) -> None:
         )
 
 
-class Shaping:
+class LogitsProcessors:
     """Tensors [B] of every slot's parameters, and memory for the rows of both lanes."""
 
     def __init__(self, state: DeviceState, *, captured: bool = True) -> None:
@@ -75,7 +75,7 @@ class Shaping:
         """The parameters that launches serve. Of those that are captured: all. Else those that are not off in
         some slot, which costs less in the interpreter than launches that change nothing.
         """
-        names = (*SHAPING, *FILTERS)
+        names = (*PROCESSORS, *FILTERS)
         if self._captured:
             return frozenset(names)
         values = {name: getattr(self, name) for name in ("top_k", "min_tokens")} | self.floats
@@ -85,7 +85,7 @@ class Shaping:
     @property
     def penalises(self) -> bool:
         """Whether rows are changed in place."""
-        return not self.served.isdisjoint(SHAPING)
+        return not self.served.isdisjoint(PROCESSORS)
 
     @property
     def filters(self) -> bool:

@@ -1,7 +1,7 @@
 """Log-probabilities of captured steps: how many each slot wants, and the ring that the host reads them in.
 
-    begin(gamma)  ahead of verify, and of what changes rows in place
-    publish_logprobs(gamma)   behind it, of what it has committed
+    begin(gamma)    ahead of verify, and of what changes rows in place
+    publish(gamma)  behind it, of what it has committed
 
 Both only launch. Knows the state of a round; not requests, models or order. csrc/cuda/memory/logprob_ring.h
 reads it.
@@ -14,17 +14,17 @@ from pearl_rt.kernels.verify.publish_logprobs import entry_size, publish_logprob
 from pearl_rt.types.sampling_params import MAX_LOGPROBS
 
 
-class ToldRing:
+class LogprobRing:
     """One of a target's lane; a GPU's ring is pinned memory of the host, as that of verdicts is."""
 
     def __init__(self, state: DeviceState) -> None:
         self.state = state
         sizes, device = state.sizes, state.whole.temperature.device
         slots, rows, vocab = sizes.num_slots, sizes.gamma_max + 1, sizes.vocab_size
-        self.most = min(MAX_LOGPROBS, vocab)  # likeliest tokens told with each
+        self.most = min(MAX_LOGPROBS, vocab)  # likeliest tokens reported with each
         # Set by native lanes: as Request.num_logprobs.
         self.num_logprobs = torch.full((slots,), -1, dtype=torch.int32, device=device)
-        # Set by tell.
+        # Set by publish.
         width = entry_size(rows, self.most)
         pinned = device.type == "cuda"
         at = torch.device("cpu") if pinned else device
@@ -39,16 +39,16 @@ class ToldRing:
 
     def arrays(self) -> dict[str, torch.Tensor]:
         """What csrc/cuda/memory/device_arrays.h writes and reads, by its names there."""
-        return {"num_logprobs": self.num_logprobs, "told": self.ring}
+        return {"num_logprobs": self.num_logprobs, "logprob_ring": self.ring}
 
     def begin(self, gamma: int, *, keeps: bool) -> None:
-        """keeps: rows are about to be changed in place; what is told is of the target's own."""
+        """keeps: rows are about to be changed in place; what is reported is of the target's own."""
         self._before.copy_(self.state.whole.committed)
         if keeps:
             logits = self.state.windowed(gamma).target_logits
             self._kept(logits).copy_(logits)
 
-    def tell(self, gamma: int, *, keeps: bool) -> None:
+    def publish(self, gamma: int, *, keeps: bool) -> None:
         """Into the ring, for slots that want any; the others cost nothing. keeps: as in begin."""
         state = self.state.windowed(gamma)
         publish_logprobs(

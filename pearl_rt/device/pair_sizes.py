@@ -15,8 +15,8 @@ from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.device.gpu import Gpu
 from pearl_rt.device.kv_pool import KvPool
-from pearl_rt.device.logits_processors import Shaping
-from pearl_rt.device.logprob_ring import ToldRing
+from pearl_rt.device.logits_processors import LogitsProcessors
+from pearl_rt.device.logprob_ring import LogprobRing
 from pearl_rt.device.model import DTYPES, DeviceModel, memory_errors
 from pearl_rt.device.state import DeviceState, StateSizes
 from pearl_rt.device.steps import DraftSteps, LaneSteps, TargetSteps
@@ -100,7 +100,7 @@ class PairSizes:
     def memory(self, models: Sequence[ModelSource]) -> dict[str, int]:
         """What these models hold on one GPU -> bytes."""
         state = DeviceState(self.state, META)
-        held: list[object] = [Shaping(state)]
+        held: list[object] = [LogitsProcessors(state)]
         parts: dict[str, int] = {}
         caches: list[object] = []
         buffers: list[object] = []
@@ -116,7 +116,7 @@ class PairSizes:
             steps = self.steps(kind, DeviceModel(config, model.dtype, weights), state)
             caches.append(steps.model.kv_cache)
             buffers += [steps.model.buffers, steps.model.cos, steps.model.sin]
-            held += [steps, ToldRing(state)] if name == "target" else [steps]
+            held += [steps, LogprobRing(state)] if name == "target" else [steps]
         parts[f"{self.pool.num_tokens} tokens of KV cache"] = held_bytes(*caches)
         activations = held_bytes(*buffers)
         parts["logits and state"] = held_bytes(*held) - sum(parts.values()) - activations

@@ -11,7 +11,7 @@ often as is needed: which tokens a chunk feeds stands in `chunk`, on the device.
 
 import torch
 
-from pearl_rt.device.logits_processors import Shaping
+from pearl_rt.device.logits_processors import LogitsProcessors
 from pearl_rt.device.state import DeviceState
 from pearl_rt.errors import ConfigError
 from pearl_rt.kernels.forward import feed as feeding
@@ -124,15 +124,15 @@ class TargetSteps(LaneSteps):
         self.model.logits(self.model.forward(batch, batch.num_live), rows, logits, batch.num_live)
 
     def verify(
-        self, gamma: int, judge: str, shaping: Shaping | None = None, *, joining: bool = False
+        self, gamma: int, judge: str, processors: LogitsProcessors | None = None, *, joining: bool = False
     ) -> None:
         """Judges what was scored and commits it; in round 0 the prompt's row, whose token is the first.
 
-        shaping: what requests do to rows before they are judged. joining: the slots that `joining` of the
+        processors: what requests do to rows before they are judged. joining: the slots that `joining` of the
         state says run, and no others.
         """
         state = self.state.windowed(gamma, joining=joining)
-        thresholds = shaping.target(gamma, joining=joining) if shaping is not None else None
+        thresholds = processors.target(gamma, joining=joining) if processors is not None else None
         verify(  # type: ignore[call-arg]
             state.target_logits,
             state.draft_logits if gamma > 0 else None,
@@ -140,7 +140,7 @@ class TargetSteps(LaneSteps):
             judge,
             self.workspace,
             thresholds,
-            shaping.drafted(gamma) if shaping is not None else None,
+            processors.drafted(gamma) if processors is not None else None,
         )
 
 
@@ -160,12 +160,14 @@ class DraftSteps(LaneSteps):
             self.next_chunk(slot, start, end)
             self.prefill_chunk()
 
-    def draft(self, gamma: int, judge: str, keep_logits: bool, shaping: Shaping | None = None) -> None:
+    def draft(
+        self, gamma: int, judge: str, keep_logits: bool, processors: LogitsProcessors | None = None
+    ) -> None:
         """Fills the windows, of gamma tokens at most, that follow token committed + pending.
 
         The first step feeds the last two tokens that it continues from: after a bonus token the cache lacks
         both, else one row is written again unchanged. keep_logits: for judge "rejection" at temperature > 0.
-        shaping: what requests do to rows before tokens are sampled from them.
+        processors: what requests do to rows before tokens are sampled from them.
         """
         state, slots = self.state.windowed(gamma), self.state.sizes.num_slots
         drafted = self.state.drafted[:gamma]
@@ -178,8 +180,8 @@ class DraftSteps(LaneSteps):
             hidden = self.model.forward(batch, batch.num_live)
             self.model.logits(hidden, rows, self.step_logits, batch.num_live)
             thresholds = None
-            if shaping is not None:
-                thresholds = shaping.draft(gamma, step, self.step_logits, self.ring_rows)
+            if processors is not None:
+                thresholds = processors.draft(gamma, step, self.step_logits, self.ring_rows)
             sample(
                 self.step_logits,
                 state.temperature,

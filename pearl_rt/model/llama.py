@@ -82,7 +82,7 @@ class LlamaWeights:
     ) -> "LlamaWeights":
         """From Hugging Face's tensors, which may be dropped afterwards.
 
-        advance: told the bytes of each layer once it is there.
+        advance: called with the bytes of each layer once the layer is there.
         """
 
         def tensor(*names: str) -> Tensor:

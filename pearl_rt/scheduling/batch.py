@@ -130,7 +130,7 @@ class Batch:
             return self._chooser.choose(job.choice, job.regime, num_seqs)
 
     def _plan_beside(self, job: Job) -> Plan:
-        """The plan of the run that goes on, for one more job: with its own window if it is told one."""
+        """The plan of the run that goes on, for one more job: with its own window if one is given."""
         plan = self._plan
         assert plan is not None
         if plan.gamma in (0, *job.choice.gammas):
@@ -165,7 +165,7 @@ class Batch:
             if results is None:
                 self._end_run()
             else:
-                self._news += self._told(results)
+                self._news += self._reported(results)
         news, self._news = self._news, []
         return news
 
@@ -190,7 +190,7 @@ class Batch:
         self._running = {}
         self._news = []
 
-    def _told(self, results: Sequence[_C.RoundResult]) -> list[News]:
+    def _reported(self, results: Sequence[_C.RoundResult]) -> list[News]:
         """What rounds say, request by request."""
         own: dict[int, list[_C.RoundResult]] = {}
         for result in results:
@@ -242,7 +242,7 @@ class Batch:
             if results is None:
                 self._end_run()
             else:
-                self._news += self._told(results)
+                self._news += self._reported(results)
 
     def _end_run(self) -> None:
         """The run is over: the jobs that are left were cut short."""

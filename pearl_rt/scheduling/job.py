@@ -59,7 +59,7 @@ class Job:
 
     @property
     def regime(self) -> str:
-        """The kind of sampling, as the chooser tells them apart."""
+        """The kind of sampling, as the chooser distinguishes them."""
         return self.judge if self.params.temperature > 0 else "greedy"
 
     def ask(self) -> None:
@@ -138,8 +138,8 @@ def _logprobs(rounds: Sequence[_C.RoundResult], num_tokens: int) -> list[TokenLo
     known = [record.logprobs for record in rounds]
     if not known or None in known:
         return None
-    told = (entries for logprobs in known for entries in logprobs or ())
+    reported = (entries for logprobs in known for entries in logprobs or ())
     return [
         {token_id: Logprob(logprob, rank) for token_id, logprob, rank in entries}
-        for entries in islice(told, num_tokens)
+        for entries in islice(reported, num_tokens)
     ]

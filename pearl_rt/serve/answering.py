@@ -103,8 +103,8 @@ class EventStream(Response):
             except OSError:  # the client has gone
                 return
             except Exception as error:
-                told = _event(described(error)[1])
-                await send({"type": "http.response.body", "body": told, "more_body": True})
+                failure = _event(described(error)[1])
+                await send({"type": "http.response.body", "body": failure, "more_body": True})
             with suppress(OSError):
                 await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 

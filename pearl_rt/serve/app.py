@@ -126,7 +126,7 @@ class Service:
     async def _answer(
         self, request: Request, asked: CompletionRequest, prompts: list[list[int]], shape: Shape
     ) -> Response:
-        for prompt in prompts:  # before anyone looks at a million ids, n times
+        for prompt in prompts:  # before a million ids are checked, n times
             check_prompt_length(len(prompt), self._engine.max_model_len)
         num_answers = asked.params.n
         handles = self._submit(prompts, asked)

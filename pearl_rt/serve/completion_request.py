@@ -33,7 +33,7 @@ class CompletionRequest:
     """One body: prompts or messages, how to sample, and how to answer.
 
     params        for each prompt; its n answers are params.sample(0), ...
-    num_logprobs  log-probabilities to tell, None for none (chat: 0 tells the token's own only)
+    num_logprobs  log-probabilities to report, None for none (chat: 0 reports the token's own only)
     """
 
     model: str
@@ -46,7 +46,7 @@ class CompletionRequest:
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many likeliest tokens are told beside each; None: nothing."""
+        """How many likeliest tokens are reported beside each; None: nothing."""
         return self.params.logprobs
 
 

@@ -7,7 +7,7 @@ from pearl_rt.serve.fields import FieldError
 
 
 class HttpError(Exception):
-    """A request that is refused before anyone looks at what it asks."""
+    """A request that the server refuses itself, with its HTTP status."""
 
     def __init__(self, status: int, message: str, code: str | None = None) -> None:
         super().__init__(message)
@@ -39,6 +39,6 @@ def described(error: Exception) -> tuple[int, dict[str, object]]:
 
 
 def error_response(error: Exception) -> JSONResponse:
-    """`described` as a response; a client that found the queue full is told to wait a second."""
+    """`described` as a response; where the queue is full, its header asks the client to wait a second."""
     status, body = described(error)
     return JSONResponse(body, status, {"retry-after": "1"} if status == 429 else None)

@@ -1,4 +1,4 @@
-"""What stands before every endpoint: the key, the host that a browser was told, and bounds on a body.
+"""What stands before every endpoint: the key, the Host header, and bounds on a body.
 
 An ASGI middleware. Knows nothing of what is asked.
 """

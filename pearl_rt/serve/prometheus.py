@@ -82,11 +82,11 @@ class _Stats(Collector):
         ):
             yield self._histogram(f"{PREFIX}_{name}_seconds", text, totals[name])
 
-    def _histogram(self, name: str, text: str, told: Json) -> HistogramMetricFamily:
+    def _histogram(self, name: str, text: str, counted: Json) -> HistogramMetricFamily:
         family = HistogramMetricFamily(name, text, labels=list(self._labels))
         buckets, seen = [], 0
-        for bound, count in zip([*told["bounds"], "+Inf"], told["counts"], strict=True):
+        for bound, count in zip([*counted["bounds"], "+Inf"], counted["counts"], strict=True):
             seen += count
             buckets.append((str(bound), float(seen)))
-        family.add_metric(list(self._labels.values()), buckets=buckets, sum_value=told["sum"])
+        family.add_metric(list(self._labels.values()), buckets=buckets, sum_value=counted["sum"])
         return family

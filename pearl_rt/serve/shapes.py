@@ -53,7 +53,7 @@ class _Common:
 class CompletionShape(_Common):
     """/v1/completions."""
 
-    offsets: dict[int, int] = field(default_factory=dict)  # by choice: characters of tokens told so far
+    offsets: dict[int, int] = field(default_factory=dict)  # by choice: characters of tokens reported so far
 
     def whole(self, outputs: Sequence[RequestOutput], num_answers: int) -> Json:
         """All choices, with usage."""
@@ -91,9 +91,9 @@ class CompletionShape(_Common):
             "stop_reason": stop_reason,
         }
 
-    def _logprobs(self, index: int, told: Sequence[TokenLogprobs]) -> Json:
+    def _logprobs(self, index: int, reported: Sequence[TokenLogprobs]) -> Json:
         tokens, offsets, own, top = [], [], [], []
-        for entries in told:
+        for entries in reported:
             token_id, entry = next(iter(entries.items()))
             tokens.append(self.tokenizer.token_text(token_id))
             offsets.append(self.offsets.setdefault(index, 0))
@@ -105,7 +105,7 @@ class CompletionShape(_Common):
 
 @dataclass
 class ChatShape(_Common):
-    """/v1/chat/completions. num_logprobs: likeliest tokens to tell beside each."""
+    """/v1/chat/completions. num_logprobs: likeliest tokens to report beside each."""
 
     num_logprobs: int = 0
 
@@ -153,11 +153,11 @@ class ChatShape(_Common):
         }
         return self._frame("chatcmpl", "chat.completion.chunk", [choice])
 
-    def _logprobs(self, told: Sequence[TokenLogprobs] | None) -> Json | None:
-        if told is None:
+    def _logprobs(self, reported: Sequence[TokenLogprobs] | None) -> Json | None:
+        if reported is None:
             return None
         content = []
-        for entries in told:
+        for entries in reported:
             listed = [self._token(token_id, entry.logprob) for token_id, entry in entries.items()]
             likeliest = sorted(entries.items(), key=lambda item: item[1].rank)[: self.num_logprobs]
             content.append({**listed[0], "top_logprobs": [self._token(i, e.logprob) for i, e in likeliest]})

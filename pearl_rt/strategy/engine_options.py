@@ -1,4 +1,4 @@
-"""How an engine may be told to run: the table of its options, with name, default, range and meaning.
+"""How an engine runs: the table of its options, with name, default, range and meaning.
 
 Engine takes them by keyword, the command line as flags. Knows names and ranges; whether a device or a pair
 can do what is asked is for the back end to say.

@@ -147,7 +147,7 @@ def measure(
     """The figures of one request from its rounds in order, the first of which is prefill (one token, none
     judged).
 
-    num_tokens: how many of the last round's tokens count, told as the sum over all rounds; None: all. (A stop
+    num_tokens: how many of the last round's tokens count, as the sum over all rounds; None: all. (A stop
     string ends an answer in the middle of a round.)
     """
     times = [(record.t_ns - start_ns) * 1e-9 for record in rounds for _ in record.token_ids]

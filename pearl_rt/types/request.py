@@ -12,7 +12,7 @@ from pearl_rt.types.sampling_params import SamplingParams
 from pearl_rt.types.values import token_ids
 
 # Parameters that change logits: at every temperature, and above 0 only.
-SHAPING = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens")
+PROCESSORS = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens")
 FILTERS = ("top_k", "top_p", "min_p")
 
 Prompt = str | Sequence[int]  # a text, or its token ids: a list or a tuple
@@ -44,7 +44,7 @@ class Request:
     frequency_penalty: float = 0.0
     logit_bias: Sequence[tuple[int, float]] = ()
     min_tokens: int = 0
-    num_logprobs: int = -1  # likeliest tokens told with each token; -1: nothing
+    num_logprobs: int = -1  # likeliest tokens reported with each token; -1: nothing
     adapts: bool = False  # its windows follow the run's table too, where lanes have one; else its own gamma
 
     def total_len(self, capacity: int) -> int:
@@ -53,7 +53,7 @@ class Request:
 
     def asked(self) -> list[str]:
         """What this request does beyond temperature, seed and limits, by the names of its parameters."""
-        looked_at = (*SHAPING, *(FILTERS if self.temperature > 0 else ()))
+        looked_at = (*PROCESSORS, *(FILTERS if self.temperature > 0 else ()))
         names = [name for name in looked_at if getattr(self, name) != getattr(Request, name)]
         return names + (["logprobs"] if self.num_logprobs >= 0 else [])
 
@@ -61,7 +61,7 @@ class Request:
     def of(
         cls, prompt_ids: Sequence[int], gamma: int, params: SamplingParams, eos_ids: Sequence[int], limit: int
     ) -> "Request":
-        """One answer (of n, the caller's to tell apart) to a prompt. limit: on tokens, as max_tokens is."""
+        """One answer of n, which the caller numbers, to a prompt. limit: on tokens, as max_tokens is."""
         assert params.seed is not None
         return cls(
             prompt_ids,

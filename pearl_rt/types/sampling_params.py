@@ -26,7 +26,7 @@ from pearl_rt.types.values import (
     parameter,
 )
 
-MIN_TEMPERATURE = 1e-3  # below it logits / temperature leaves the range where fp32 tells tokens apart
+MIN_TEMPERATURE = 1e-3  # below it logits / temperature leaves the range where fp32 can separate tokens
 MAX_TEMPERATURE = 1e3
 MAX_SEED = 2**64 - 1
 MAX_TOP_K = 2**31 - 1

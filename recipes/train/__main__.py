@@ -38,8 +38,8 @@ def _machine(arguments: argparse.Namespace) -> Machine:
 
 def _given(kind: type, arguments: argparse.Namespace, **more: Any) -> dict[str, Any]:
     """The fields of a settings class that the command line gives."""
-    told = {f.name: getattr(arguments, f.name, None) for f in fields(kind)}
-    return {name: value for name, value in told.items() if value is not None} | more
+    given = {f.name: getattr(arguments, f.name, None) for f in fields(kind)}
+    return {name: value for name, value in given.items() if value is not None} | more
 
 
 def _tokenised(arguments: argparse.Namespace, directory: Path) -> TokenisedCorpus:

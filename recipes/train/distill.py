@@ -110,8 +110,8 @@ def distill(
     check_pair(target, draft)
     target.requires_grad_(False)
     optimizers = Optimizers(draft, settings.lr, settings.embedding_lr)
-    told = {k: v for k, v in asdict(settings).items() if k != "compile"}
-    run = Run(run_directory, {"stage": "distill", "config": draft.config.to_dict(), **told}, minutes)
+    given = {k: v for k, v in asdict(settings).items() if k != "compile"}
+    run = Run(run_directory, {"stage": "distill", "config": draft.config.to_dict(), **given}, minutes)
     run.resume(draft, optimizers)
     if settings.compile:
         compile_layers(target)

@@ -63,8 +63,8 @@ def pretrain(
     else:
         model = grown(begin_with, config)
     optimizers = Optimizers(model, settings.lr, settings.embedding_lr)
-    told = {k: v for k, v in asdict(settings).items() if k != "compile"}
-    run = Run(run_directory, {"stage": "pretrain", "config": config.to_dict(), **told}, minutes)
+    given = {k: v for k, v in asdict(settings).items() if k != "compile"}
+    run = Run(run_directory, {"stage": "pretrain", "config": config.to_dict(), **given}, minutes)
     run.resume(model, optimizers)
     if settings.compile:
         compile_layers(model)

@@ -373,7 +373,7 @@ def test_bad_set_ups_are_refused() -> None:
         Bench(lonely, None, None, "split").start("sd", request)
     with pytest.raises(RequestError, match="1 sequences of 256 tokens; 1 of 512 were asked for"):
         scripted_coordinator(_testing.ScriptedExecutor(), 512)
-    with pytest.raises(RequestError, match="has a vocabulary of 17; the coordinator was told 16"):
+    with pytest.raises(RequestError, match="has a vocabulary of 17; the coordinator expects 16"):
         scripted_coordinator(_testing.ScriptedExecutor(vocab_size=17), 64)
     for lanes, text in (([], "0 lanes were given"), ([None], "a lane is None")):
         with pytest.raises(RequestError, match=text):

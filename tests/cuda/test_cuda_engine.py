@@ -128,7 +128,7 @@ def test_rejection_draws_the_executors_numbers(world: FakeWorld, strategy: str) 
         assert text_of(found) == text_of(native.generate(ONE, SAMPLED, strategy=strategy, gamma=3)[0])
 
 
-SHAPED = SamplingParams(
+PROCESSED = SamplingParams(
     temperature=1.1,
     seed=5,
     max_tokens=3,
@@ -152,8 +152,8 @@ def test_filters_and_penalties_are_the_executors(world: FakeWorld, draft_device:
         engine_of(draft_device=draft_device, rounds_ahead=1, **options) as engine,
         pair_of().engine(device="cpu", max_model_len=MAX_LEN, placement="shared", num_threads=1) as native,
     ):
-        found = engine.generate(LONG[:3], SHAPED)[0]
-        assert text_of(found) == text_of(native.generate(LONG[:3], SHAPED, **options)[0])
+        found = engine.generate(LONG[:3], PROCESSED)[0]
+        assert text_of(found) == text_of(native.generate(LONG[:3], PROCESSED, **options)[0])
 
 
 def test_eager_launches_step_by_step(world: FakeWorld) -> None:
@@ -170,17 +170,17 @@ def test_eager_launches_step_by_step(world: FakeWorld) -> None:
     assert world.log == []
 
 
-TOLD = (
+REPORTED = (
     (LONG[:3], SamplingParams(max_tokens=7, logprobs=0, stop_token_ids=(15,))),  # in the middle of a window
     (LONG[:3], replace(SAMPLED, logprobs=20)),
-    (LONG[:3], replace(SHAPED, logprobs=2)),
+    (LONG[:3], replace(PROCESSED, logprobs=2)),
 )
 
 
 @cache
-def told_by_eager() -> list[RequestOutput]:
+def logprobs_by_eager() -> list[RequestOutput]:
     with engine_of(form="eager", strategy="sd", gamma=2, judge="coupled") as engine:
-        return [engine.generate(prompt, params)[0] for prompt, params in TOLD]
+        return [engine.generate(prompt, params)[0] for prompt, params in REPORTED]
 
 
 @pytest.mark.parametrize(("form", "draft_device"), [("graph", None), ("events", "cuda:1")])
@@ -188,18 +188,18 @@ def test_log_probabilities_are_those_of_eager(
     world: FakeWorld, monkeypatch: pytest.MonkeyPatch, form: str, draft_device: str | None
 ) -> None:
     """The same bits: of the target's own rows, where penalties change them too; round a ring of two."""
-    expected = told_by_eager()
+    expected = logprobs_by_eager()
     assert [len(output.token_ids) for output in expected] == [3, 4, 3]
     monkeypatch.setattr(PairSizes, "of", partial(PairSizes.of, ring_size=2))
     options: dict[str, Any] = {"strategy": "sd", "gamma": 2, "judge": "coupled", "draft_device": draft_device}
     with engine_of(form=form, rounds_ahead=1, **options) as engine:
-        for (prompt, params), wanted in zip(TOLD, expected, strict=True):
+        for (prompt, params), wanted in zip(REPORTED, expected, strict=True):
             found = engine.generate(prompt, params)[0]
             assert text_of(found) == text_of(wanted)
             assert found.logprobs == wanted.logprobs and found.logprobs is not None
         assert engine.generate(ONE, SamplingParams(max_tokens=1))[0].logprobs is None
         steps = engine.stats()["capture"]["steps"]
-        assert "target: 'verify' gamma=2 judge=coupled shaped=True told=True" in steps
+        assert "target: 'verify' gamma=2 judge=coupled processed=True logprobs=True" in steps
         assert "target: 'verify' gamma=2 judge=coupled" in steps
 
 
@@ -394,5 +394,7 @@ def test_a_batch_is_what_each_is_alone(
                 values = [e.logprob for e in wanted.values()]
                 assert [e.logprob for e in found.values()] == pytest.approx(values, abs=1e-5)
         stats = engine.stats()
-        assert "target: 'join' gamma=1 judge=coupled shaped=True told=True" in stats["capture"]["steps"]
+        assert (
+            "target: 'join' gamma=1 judge=coupled processed=True logprobs=True" in stats["capture"]["steps"]
+        )
         assert stats["kv_blocks"]["free"] == total

@@ -102,8 +102,8 @@ def test_a_draft_elsewhere(draft_device: str) -> None:
 @pytest.mark.parametrize("form", ["events", "graph"])
 def test_log_probabilities_are_those_of_eager(form: str) -> None:
     """The same bits; ar's rounds go round the ring."""
-    shaped = replace(SAMPLED, top_k=50, repetition_penalty=1.2)
-    asked = [replace(params, logprobs=20) for params in (GREEDY, SAMPLED, shaped)]
+    processed = replace(SAMPLED, top_k=50, repetition_penalty=1.2)
+    asked = [replace(params, logprobs=20) for params in (GREEDY, SAMPLED, processed)]
 
     def told(engine: Engine) -> list[Any]:
         return [

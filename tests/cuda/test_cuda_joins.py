@@ -28,7 +28,7 @@ def fake() -> Iterator[Any]:
     yield from clean_world()
 
 
-def drawn(rng: random.Random, *, shaped: bool) -> dict[str, Any]:
+def drawn(rng: random.Random, *, processed: bool) -> dict[str, Any]:
     """A request: perhaps sampled, perhaps with what changes its logits."""
     request: dict[str, Any] = {
         "prompt_ids": [rng.randrange(VOCAB) for _ in range(rng.choice([1, 2, 4, 5, 9, 14]))],
@@ -38,7 +38,7 @@ def drawn(rng: random.Random, *, shaped: bool) -> dict[str, Any]:
         "temperature": rng.choice([0.0, 0.7, 1.3]),
         "seed": rng.randrange(2**64),
     }
-    if shaped:
+    if processed:
         request |= {
             "top_k": rng.choice([0, 5]),
             "top_p": rng.choice([1.0, 0.8]),
@@ -97,19 +97,21 @@ class Crowd:
             self.results.setdefault(result.request_id, []).append(result)
         return results is not None
 
-    def mingle(self, rng: random.Random, num: int, shaped: float) -> None:
+    def mingle(self, rng: random.Random, num: int, processed: float) -> None:
         """Starts with the widest request and two that join; then so many more, some cancelled, to the end.
-        shaped: the share of those that change their logits."""
+        processed: the share of those that change their logits."""
         widest = {"gamma": 6, "temperature": 0.7, "max_tokens": 40, "stop_ids": []}
         self.bench.target.close_gate("verify", rng.randint(1, 3))
-        self.start(drawn(rng, shaped=True) | widest | {"top_k": 5})
+        self.start(drawn(rng, processed=True) | widest | {"top_k": 5})
         self.bench.target.wait_for_gate()
-        self.add(drawn(rng, shaped=True))  # whoever comes now joins, however slow this thread is
-        self.add(drawn(rng, shaped=False))
+        self.add(drawn(rng, processed=True))  # whoever comes now joins, however slow this thread is
+        self.add(drawn(rng, processed=False))
         self.bench.target.open_gate()
         for _ in range(num):
             time.sleep(rng.choice([0, 0, 0.0005, 0.002]))
-            self.add(drawn(rng, shaped=rng.random() < shaped) | ({"gamma": 6} if rng.random() < 0.5 else {}))
+            self.add(
+                drawn(rng, processed=rng.random() < processed) | ({"gamma": 6} if rng.random() < 0.5 else {})
+            )
             self.read()
             assert 0 <= self.bench.coordinator.num_free_blocks <= self.bench.coordinator.num_blocks
             if rng.random() < 0.3:

@@ -13,7 +13,17 @@ import fake_cuda
 import numpy as np
 import pytest
 from scripted import CAPACITY, TIMEOUT_MS, VOCAB, tokens_of
-from scripted_cuda import FORMS, HALF_RIGHT, NAMES, PLACEMENTS, TARGET, TOLD, CudaBench, clean, clean_world
+from scripted_cuda import (
+    FORMS,
+    HALF_RIGHT,
+    NAMES,
+    OF_LOGPROBS,
+    PLACEMENTS,
+    TARGET,
+    CudaBench,
+    clean,
+    clean_world,
+)
 
 from pearl_rt import _C, _testing
 from pearl_rt.errors import DeviceError, PearlError, RequestError, ResourceError
@@ -206,7 +216,7 @@ def test_lanes_that_do_not_fit_are_refused(fake: Any) -> None:
 def arrays() -> Any:
     """Of a lane that never runs."""
     plain = (*NAMES[: NAMES.index("repetition_penalty")], "chunk")
-    addresses = {name: 16 for name in plain if name not in TOLD}
+    addresses = {name: 16 for name in plain if name not in OF_LOGPROBS}
     sizes = {"num_slots": 1, "gamma_max": 3, "capacity": CAPACITY, "vocab_size": VOCAB}
     others = {"draft_vocab_size": VOCAB, "num_stop_ids": 4, "ring_size": 8, "prefill_chunk": 4}
     blocks = {"block_size": 16, "num_blocks": 8}

@@ -1,4 +1,4 @@
-"""Log-probabilities of CUDA lanes on the fake driver: those that the CPU's lanes tell, in any schedule, and
+"""Log-probabilities of CUDA lanes on the fake driver: those of the CPU's lanes, in any schedule, and
 of each request that asks, whoever runs beside it."""
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def fake() -> Iterator[Any]:
     yield from clean_world()
 
 
-def told_of(results: list[Any], request_id: int | None = None) -> list[tuple[Any, ...]]:
-    """Round by round: tokens, what was told of them, and how it ended."""
+def rounds_of(results: list[Any], request_id: int | None = None) -> list[tuple[Any, ...]]:
+    """Round by round: tokens, their log-probabilities, and how it ended."""
     return [
         (r.round, r.token_ids, r.logprobs, r.finish_reason)
         for r in results
@@ -57,14 +57,14 @@ def native() -> Bench:
 
 
 def alone(bench: Bench, strategy: str, request: dict[str, Any], judge: str) -> list[tuple[Any, ...]]:
-    return told_of(bench.run(strategy, _C.Request(**request), judge=judge))
+    return rounds_of(bench.run(strategy, _C.Request(**request), judge=judge))
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_they_are_the_cpus(fake: Any, placement: str) -> None:
     """Every program, judge and form; sequences in every state beside each other, some of which ask."""
     rng = random.Random(placement)
-    cpu, num_told = native(), 0
+    cpu, num_reported = native(), 0
     for world in range(6):
         fake.reset(seed=world, max_delay_us=rng.choice([0, 20]))
         bench = CudaBench.build(
@@ -84,19 +84,21 @@ def test_they_are_the_cpus(fake: Any, placement: str) -> None:
             results = bench.run(strategy, *(_C.Request(**r) for r in requests), judge=judge)
             for slot, request in enumerate(requests):
                 expected = alone(cpu, strategy, request, judge)
-                assert told_of([r for r in results if r.slot == slot]) == expected, request
+                assert rounds_of([r for r in results if r.slot == slot]) == expected, request
                 asks = request["num_logprobs"] >= 0
-                assert all((told is not None) == (asks and tokens != []) for _, tokens, told, _ in expected)
-                num_told += asks
+                assert all(
+                    (logprobs is not None) == (asks and tokens != []) for _, tokens, logprobs, _ in expected
+                )
+                num_reported += asks
         clean(bench)
         del bench
-    assert num_told >= 18
+    assert num_reported >= 18
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_who_joins_is_told_if_it_asks(fake: Any, placement: str, form: str) -> None:
-    """Joiners take slots whose rounds, told before, have the numbers that theirs will have."""
+def test_a_request_that_joins_gets_its_logprobs(fake: Any, placement: str, form: str) -> None:
+    """Joiners take slots whose rounds, reported before, have the numbers that theirs will have."""
     rng = random.Random(5)
     bench = CudaBench.build(
         placement,
@@ -124,11 +126,11 @@ def test_who_joins_is_told_if_it_asks(fake: Any, placement: str, form: str) -> N
     bench.target.open_gate()
     results, cpu = bench.finish(), native()
     for number, request in requests.items():
-        assert told_of(results, number) == alone(cpu, "pearl", request, "coupled"), request
+        assert rounds_of(results, number) == alone(cpu, "pearl", request, "coupled"), request
     clean(bench)
 
 
-def test_who_asks_where_nothing_is_told_starts_another_run(fake: Any) -> None:
+def test_a_request_for_logprobs_starts_another_run_where_there_are_none(fake: Any) -> None:
     bench = CudaBench.build(num_slots=2, gamma_max=2, gammas=[2], target=TARGET, draft=HALF_RIGHT)
     bench.target.close_gate("verify", 1)
     bench.start("sd", _C.Request([1], gamma=2, max_tokens=20))
@@ -136,19 +138,19 @@ def test_who_asks_where_nothing_is_told_starts_another_run(fake: Any) -> None:
     asking = _C.Request([1], gamma=2, num_logprobs=0)
     joined = bench.coordinator.has_place(asking), bench.coordinator.submit(asking)
     with pytest.raises(
-        RequestError, match=r"of 6 likeliest tokens; the target lane tells 5: .* ask for fewer"
+        RequestError, match=r"of 6 likeliest tokens; the target lane reports 5: .* ask for fewer"
     ):
         bench.coordinator.submit(_C.Request([1], gamma=2, num_logprobs=6))
     bench.target.open_gate()
     assert joined == (False, None)
     bench.finish()
-    with pytest.raises(RequestError, match="of 6 likeliest tokens; the target lane tells 5"):
+    with pytest.raises(RequestError, match="of 6 likeliest tokens; the target lane reports 5"):
         bench.start("sd", _C.Request([1], gamma=2, num_logprobs=6))
     assert bench.run("sd", asking)[0].logprobs is not None
     clean(bench)
 
 
-def test_who_is_cancelled_is_told_of_what_was_verified(fake: Any) -> None:
+def test_a_cancelled_request_gets_the_logprobs_of_verified_tokens(fake: Any) -> None:
     bench = CudaBench.build(num_slots=2, gamma_max=3, gammas=[3], target=TARGET, draft=HALF_RIGHT)
     request = {"prompt_ids": [1], "gamma": 3, "max_tokens": 40, "num_logprobs": 1}
     bench.target.close_gate("verify", 3)
@@ -159,8 +161,8 @@ def test_who_is_cancelled_is_told_of_what_was_verified(fake: Any) -> None:
     bench.coordinator.cancel(second)
     bench.target.open_gate()
     results, cpu = bench.finish(), native()
-    assert told_of(results, first) == alone(cpu, "sd", request, "coupled")
-    found = told_of(results, second)
+    assert rounds_of(results, first) == alone(cpu, "sd", request, "coupled")
+    found = rounds_of(results, second)
     assert found[-1][1:] == ([], None, "abort")
     assert found[:-1] == alone(cpu, "sd", {**request, "prompt_ids": [2]}, "coupled")[: len(found) - 1]
     clean(bench)
@@ -168,7 +170,7 @@ def test_who_is_cancelled_is_told_of_what_was_verified(fake: Any) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_round_of_logits_that_cannot_be_used_has_none(fake: Any, form: str) -> None:
-    """No tokens, and nothing told: the host waits for none of it."""
+    """No tokens, and no log-probabilities: the host waits for none of it."""
     bench = CudaBench.build(target={**TARGET, "nan_at": 3}, draft=HALF_RIGHT, form=form)
     results = bench.run("ar", _C.Request([1, 2], max_tokens=30, num_logprobs=2))
     assert results[-1].finish_reason == "error" and results[-1].logprobs is None

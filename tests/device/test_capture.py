@@ -55,7 +55,7 @@ class Stream:
 
 
 class Native:
-    """What a native lane is told."""
+    """The calls that a native lane gets."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[Any, ...]] = []
@@ -100,8 +100,10 @@ class Target:
     def score(self, gamma: int, include_window: bool) -> None:
         self._ran(f"score {gamma} {include_window}")
 
-    def verify(self, gamma: int, judge: str, shaping: object, *, joining: bool) -> None:
-        self._ran(f"verify {gamma} {judge}" + (f" by {shaping}" if shaping else "") + " joining" * joining)
+    def verify(self, gamma: int, judge: str, processors: object, *, joining: bool) -> None:
+        self._ran(
+            f"verify {gamma} {judge}" + (f" by {processors}" if processors else "") + " joining" * joining
+        )
 
 
 class Draft(DraftSteps):
@@ -111,17 +113,17 @@ class Draft(DraftSteps):
     def prefill_chunk(self) -> None:
         self.log.lines.append("run chunk of draft")
 
-    def draft(self, gamma: int, judge: str, keep_logits: bool, shaping: object) -> None:  # type: ignore
+    def draft(self, gamma: int, judge: str, keep_logits: bool, processors: object) -> None:  # type: ignore
         self.log.lines.append(
-            f"run draft {gamma} {judge} {keep_logits}" + (f" by {shaping}" if shaping else "")
+            f"run draft {gamma} {judge} {keep_logits}" + (f" by {processors}" if processors else "")
         )
 
 
 def capture_of(log: Log, fails: str = "") -> Capture:
     return Capture(
         [
-            LaneGraphs("target", Target(log), Stream(log, fails), Native(), "shaping"),  # type: ignore[arg-type]
-            LaneGraphs("draft", Draft(log), Stream(log, fails), Native(), "shaping"),  # type: ignore[arg-type]
+            LaneGraphs("target", Target(log), Stream(log, fails), Native(), "processors"),  # type: ignore[arg-type]
+            LaneGraphs("draft", Draft(log), Stream(log, fails), Native(), "processors"),  # type: ignore[arg-type]
         ],
         [Gpu()],  # type: ignore[list-item]
     )
@@ -154,36 +156,41 @@ def test_what_is_shaped_is_captured_with_it() -> None:
     log = Log()
     capture = capture_of(log)
     options: Any = {"gamma": 2, "judge": "coupled", "keep_logits": False, "slots": [0]}
-    capture.ensure(steps_of(program("sd"), **options, shaped=True))
-    shaped = [line for line in log.lines if "shap" in line and "run" in line]
-    assert shaped == ["run verify 2 coupled by shaping", "run draft 2 coupled False by shaping"]
+    capture.ensure(steps_of(program("sd"), **options, processed=True))
+    processed = [line for line in log.lines if "processors" in line and "run" in line]
+    assert processed == ["run verify 2 coupled by processors", "run draft 2 coupled False by processors"]
     assert capture.lanes["target"].native.steps[2][:6] == ("verify", 2, "coupled", False, 0, True)
     count = capture.stats()["graphs"]
     capture.ensure(steps_of(program("sd"), **options))
     assert capture.stats()["graphs"] == count + 2
 
 
-def test_what_is_told_is_captured_around_the_verdict() -> None:
+def test_log_probabilities_are_captured_around_the_verdict() -> None:
     """Rows are kept where they are changed before they are judged."""
     log = Log()
 
-    class Told:
+    class Ring:
         def begin(self, gamma: int, *, keeps: bool) -> None:
             log.lines.append(f"run begin {gamma} {keeps}")
 
-        def tell(self, gamma: int, *, keeps: bool) -> None:
-            log.lines.append(f"run tell {gamma} {keeps}")
+        def publish(self, gamma: int, *, keeps: bool) -> None:
+            log.lines.append(f"run publish {gamma} {keeps}")
 
     capture = capture_of(log)
-    capture.lanes["target"].told = Told()  # type: ignore[assignment]
-    options: Any = {"gamma": 2, "judge": "coupled", "keep_logits": False, "slots": [0], "told": True}
-    for shaped, by in ((False, ""), (True, " by shaping")):
+    capture.lanes["target"].logprob_ring = Ring()  # type: ignore[assignment]
+    options: Any = {"gamma": 2, "judge": "coupled", "keep_logits": False, "slots": [0], "logprobs": True}
+    for processed, by in ((False, ""), (True, " by processors")):
         log.lines.clear()
-        capture.ensure(steps_of(program("sd"), **options, shaped=shaped))
+        capture.ensure(steps_of(program("sd"), **options, processed=processed))
         at = log.lines.index(f"run verify 2 coupled{by}")
-        assert log.lines[at - 1] == f"run begin 2 {shaped}" and log.lines[at + 1] == f"run tell 2 {shaped}"
+        assert (
+            log.lines[at - 1] == f"run begin 2 {processed}"
+            and log.lines[at + 1] == f"run publish 2 {processed}"
+        )
     assert capture.lanes["target"].native.steps[2][:7] == ("verify", 2, "coupled", False, 0, False, True)
-    assert [step for lane, step in steps_of(program("sd"), **options) if lane == "draft" and step.told] == []
+    assert [
+        step for lane, step in steps_of(program("sd"), **options) if lane == "draft" and step.logprobs
+    ] == []
 
 
 def test_what_joins_is_judged_by_a_step_of_its_own() -> None:

@@ -1,4 +1,4 @@
-"""Bugs of this field, put into the coordinator's C++ on purpose, each to be caught by a check of shaped.py.
+"""Bugs of this field, put into the coordinator's C++ on purpose, each caught by a check of processed.py.
 
 One build holds them all: every place reads `pearl_bug(NAME) ? wrong : right`, and PEARL_BUG in the
 environment says which is on. It lives in a process of its own, in place of pearl_rt._C and _testing. That
@@ -49,7 +49,7 @@ inline bool pearl_bug(const char* name) {
 FLAGS = ("-std=c++20", "-O1", "-w", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread")
 
 
-Case = tuple[str, str, dict[str, Any]]  # a bug, the name of a check of shaped.py, the check's arguments
+Case = tuple[str, str, dict[str, Any]]  # a bug, the name of a check of processed.py, the check's arguments
 
 
 @dataclass(frozen=True)
@@ -286,7 +286,7 @@ def caught(module: Path, cases: list[Case]) -> list[str]:
 
 def forked(case: Case, write: int) -> int:
     """Runs a case in a child, which writes what its check says -> the child's id."""
-    import shaped
+    import processed
 
     from pearl_rt.errors import PearlError
 
@@ -295,7 +295,7 @@ def forked(case: Case, write: int) -> int:
         bug, check, arguments = case
         os.environ["PEARL_BUG"] = bug  # read once, when the module first asks
         try:
-            getattr(shaped, check)(**arguments)
+            getattr(processed, check)(**arguments)
         except (AssertionError, PearlError) as error:
             os.write(write, f"{type(error).__name__} {error}"[:300].encode())
         os._exit(0)
@@ -309,9 +309,9 @@ def main(module: str, cases: list[Case]) -> list[str]:
     native = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(native)
     sys.modules["pearl_rt._C"] = sys.modules["pearl_rt._testing"] = native
-    import shaped
+    import processed
 
-    assert shaped._C is native
+    assert processed._C is native
     said, running, todo = [""] * len(cases), {}, list(enumerate(cases))
     while todo or running:
         if todo and len(running) < len(os.sched_getaffinity(0)):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from shaped import nothing_outlives_a_request, random_request, rounds_are_the_rules, tokens_are_those_of_ar
+from processed import nothing_outlives_a_request, random_request, rounds_are_the_rules, tokens_are_those_of_ar
 from tiny_pairs import TINY, Pair
 
 from pearl_rt import Engine, SamplingParams

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from chi_square import FALSE_ALARM, p_value
 from law import PROMPT, Case
-from shaped import coordinator_of, ragged_answers, shaped_case
+from processed import coordinator_of, processed_case, ragged_answers
 
 from pearl_rt import _C, _testing
 from pearl_rt.reference.noise import Purpose, sample_seed
@@ -60,7 +60,7 @@ def test_a_shared_counter_would_be_seen() -> None:
 @pytest.mark.parametrize("judge", ["rejection", "coupled"])
 def test_answers_of_consecutive_seeds(judge: str) -> None:
     """First and second token of seed s beside those of seed s + 1."""
-    case = shaped_case(1.5, top_p=1.0)
+    case = processed_case(1.5, top_p=1.0)
     answers = ragged_answers(case, "pearl", 3, SEEDS, 64, judge)
     law = case.law().reshape(8, 8, 8).sum(axis=2).reshape(-1)
     pairs = answers[:, 0] * 8 + answers[:, 1]
@@ -81,7 +81,7 @@ def revisited(case: Case, strategy: str, gamma: int) -> list[tuple[int, ...]]:
                 max_tokens=case.length,
                 temperature=case.temperature,
                 seed=seed,
-                **case.shaping,
+                **case.processors,
             )
             for seed in range(first, first + 64)
         ]
@@ -99,8 +99,8 @@ def revisited(case: Case, strategy: str, gamma: int) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize(("strategy", "gamma"), [("sd", 3), ("pearl", 3)], ids=str)
 def test_a_position_visited_twice(strategy: str, gamma: int) -> None:
     """After a rejection the next position is drafted again, with the same noise: it still has its law."""
-    case = shaped_case(1.2)
-    transform = Transform(case.temperature, prompt_len=len(PROMPT), **case.shaping)
+    case = processed_case(1.2)
+    transform = Transform(case.temperature, prompt_len=len(PROMPT), **case.processors)
     logits = case.logits("target")
     counts, expected = np.zeros((8, 8, 8)), np.zeros((8, 8, 8))
     answers = revisited(case, strategy, gamma)

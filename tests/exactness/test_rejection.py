@@ -7,7 +7,7 @@ seeds not been fixed.
 import numpy as np
 import pytest
 from chi_square import FALSE_ALARM, p_value
-from shaped import law_is_kept, ragged_answers, shaped_case
+from processed import law_is_kept, processed_case, ragged_answers
 
 RUNS = 20_000
 PROGRAMS = [("ar", 1), ("sd", 1), ("sd", 3), ("pearl", 1), ("pearl", 3)]
@@ -28,10 +28,10 @@ def test_alone_and_in_a_ragged_batch(strategy: str, slots: int) -> None:
 
 def test_the_case_is_not_idle() -> None:
     """Filters cut tokens at some prefixes and not at others, and draft and target disagree."""
-    case = shaped_case(1.5)
+    case = processed_case(1.5)
     law = case.law()
     assert 20 < (law == 0).sum() < 480
-    plain = shaped_case(1.5, top_p=1.0).law()
+    plain = processed_case(1.5, top_p=1.0).law()
     assert 0.5 * np.abs(law - plain).sum() > 0.1
     answers = ragged_answers(case, "sd", 3, 600, 60)
     counts = np.bincount(answers[:, 0], minlength=8)
@@ -46,7 +46,7 @@ def test_each_filter_alone(name: str) -> None:
         "min_p": {"min_p": 0.2},
         "penalties": {"presence_penalty": 1.5, "repetition_penalty": 1.6},
     }[name]
-    case = shaped_case(0.9, **fields)
+    case = processed_case(0.9, **fields)
     answers = ragged_answers(case, "pearl", 2, RUNS // 2, 64, first_seed=len(name) * RUNS)
     cells = answers @ (8 ** np.arange(2, -1, -1))
     assert p_value(np.bincount(cells, minlength=512), case.law() * len(answers)) > FALSE_ALARM

@@ -21,8 +21,8 @@ from fake_cuda import FakeCuda, FakeGraph
 
 from pearl_rt import _C
 from pearl_rt.device.gpu import EagerStep
-from pearl_rt.device.logits_processors import Shaping
-from pearl_rt.device.logprob_ring import ToldRing
+from pearl_rt.device.logits_processors import LogitsProcessors
+from pearl_rt.device.logprob_ring import LogprobRing
 from pearl_rt.device.state import DeviceState
 from pearl_rt.device.steps import LaneSteps
 from pearl_rt.errors import ResourceError
@@ -136,8 +136,12 @@ class FakeWorld:
 
 def installed(world: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> FakeWorld:
     """Has engines find the world's GPUs, and their memory registered where it is made."""
-    make_state, make_steps, make_shaping = DeviceState.__init__, LaneSteps.__init__, Shaping.__init__
-    make_told = ToldRing.__init__
+    make_state, make_steps, make_processors = (
+        DeviceState.__init__,
+        LaneSteps.__init__,
+        LogitsProcessors.__init__,
+    )
+    make_ring = LogprobRing.__init__
 
     def state(self: DeviceState, *args: object) -> None:
         make_state(self, *args)  # type: ignore[arg-type]
@@ -149,19 +153,19 @@ def installed(world: FakeWorld, monkeypatch: pytest.MonkeyPatch) -> FakeWorld:
         make_steps(self, *args)  # type: ignore[arg-type]
         world.register(self.chunk, world.current)
 
-    def shaping(self: Shaping, *args: object, **options: bool) -> None:
-        make_shaping(self, *args, **options)  # type: ignore[arg-type]
+    def processors(self: LogitsProcessors, *args: object, **options: bool) -> None:
+        make_processors(self, *args, **options)  # type: ignore[arg-type]
         for tensor in self.arrays().values():
             world.register(tensor, world.current)
 
-    def told(self: ToldRing, *args: object) -> None:
-        make_told(self, *args)  # type: ignore[arg-type]
+    def ring(self: LogprobRing, *args: object) -> None:
+        make_ring(self, *args)  # type: ignore[arg-type]
         world.register(self.num_logprobs, world.current)
         world.register(self.ring, -1)
 
     monkeypatch.setattr(DeviceState, "__init__", state)
-    monkeypatch.setattr(ToldRing, "__init__", told)
-    monkeypatch.setattr(Shaping, "__init__", shaping)
+    monkeypatch.setattr(LogprobRing, "__init__", ring)
+    monkeypatch.setattr(LogitsProcessors, "__init__", processors)
     monkeypatch.setattr(LaneSteps, "__init__", steps)
     monkeypatch.setattr("pearl_rt.backends.cuda.find_gpu", world.find)
     return world

@@ -339,7 +339,7 @@ MAKERS: dict[str, Maker] = {
     "CoreSet.cpus": choice(CPUS[:1], CPUS[:2], odd=([], [-1])),
     "spin_us": number(0, 10),
     "delay_us": choice((0, 0), (0, 20), odd=((20, 0), (-1, -1), (0, 2**31 - 1))),
-    **named(choice(True, False), "ignore_eos", "adapts", "shaped", "told", "host_logits", "timed"),
+    **named(choice(True, False), "ignore_eos", "adapts", "processed", "logprobs", "host_logits", "timed"),
     "keep_logits": choice(None, True, False),
     "is_ordered": choice(True),
     "num_slots": number(SLOTS),

@@ -37,9 +37,9 @@ NAMES = (  # ArrayAddresses of csrc/cuda/memory/array_table.h
     "target_logits",
     "chunk",
     "joining",
-    *(TOLD := ("num_logprobs", "told")),  # the target's
+    *(OF_LOGPROBS := ("num_logprobs", "logprob_ring")),  # the target's
     "block_table",
-    *(SHAPING_FLOATS := ("repetition_penalty", "frequency_penalty", "presence_penalty", "top_p", "min_p")),
+    *(PROCESSOR_FLOATS := ("repetition_penalty", "frequency_penalty", "presence_penalty", "top_p", "min_p")),
     "top_k",
     "min_tokens",
     "masked_ids",
@@ -122,8 +122,8 @@ class ScriptedLane:
             key.get("judge") == "coupled",
             key.get("keep_logits", False),
             key.get("slot", 0),
-            key.get("shaped", False),
-            key.get("told", False),
+            key.get("processed", False),
+            key.get("logprobs", False),
         )
         self.steps.append(step)
         run = ctypes.cast(self.library.scripted_step_run, ctypes.c_void_p).value
@@ -173,7 +173,7 @@ class CudaBench(Bench):
         coordinator: dict[str, int] | None = None,
     ) -> CudaBench:
         """After fake_cuda.load().reset(...). gammas: windows that steps are captured for; all, by default.
-        num_blocks: of each lane's KV cache; None: every slot has its own. coordinator: what it is told else.
+        num_blocks: of each lane's KV cache; None: every slot has its own. coordinator: its other options.
         """
         fake = fake_cuda.load()
         library = device_library(fake.sanitize)
@@ -204,8 +204,8 @@ class CudaBench(Bench):
         for gamma in gammas:
             for op in ("score", "score window"):
                 target_steps.add_step(target_lane, 0, op, gamma=gamma)
-            for judge, shaped, told in itertools.product(judges, (False, True), (False, True)):
-                key = {"gamma": gamma, "judge": judge, "shaped": shaped, "told": told}
+            for judge, processed, logprobs in itertools.product(judges, (False, True), (False, True)):
+                key = {"gamma": gamma, "judge": judge, "processed": processed, "logprobs": logprobs}
                 for op in ("verify", "join") if num_slots > 1 else ("verify",):
                     target_steps.add_step(target_lane, 0, op, **key)
         if placement == "host":
@@ -217,11 +217,11 @@ class CudaBench(Bench):
             state = make.state(device) if placement == "devices" else target_state
             draft_lane, draft_steps = make.lane("draft", device, state, draft_script, priority=-1)
             for gamma in gammas:
-                for judge, shaped in itertools.product(judges, (False, True)):
+                for judge, processed in itertools.product(judges, (False, True)):
                     for keep in (False, True) if judge == "rejection" else (False,):
-                        key = {"gamma": gamma, "judge": judge, "keep_logits": keep, "shaped": shaped}
+                        key = {"gamma": gamma, "judge": judge, "keep_logits": keep, "processed": processed}
                         draft_steps.add_step(draft_lane, device, "draft", **key)
-        told = {"num_blocks": own_blocks, **(coordinator or {})}
+        options = {"num_blocks": own_blocks, **(coordinator or {})}
         made = _C.Coordinator(
             [target_lane, draft_lane],
             num_slots=num_slots,
@@ -230,7 +230,7 @@ class CudaBench(Bench):
             vocab_size=VOCAB,
             draft_vocab_size=draft_script["vocab_size"] if placement == "host" else draft_vocab,
             ring_capacity=ring_capacity,
-            **told,
+            **options,
         )
         program_placement = "shared" if placement == "shared" else "devices"
         arrays = {"block_table": target_state["block_table"]}
@@ -287,16 +287,23 @@ class Maker:
             "bias_ids": (slots, NUM_BIASED),
             "bias": (slots, NUM_BIASED),
             "kept_thresholds": (slots * 2 * max(gamma, 1),),
-            "told": (ring, slots, 1 + (gamma + 1) * (1 + MAX_LOGPROBS) * 3),
+            "logprob_ring": (ring, slots, 1 + (gamma + 1) * (1 + MAX_LOGPROBS) * 3),
         }
-        floats = ("temperature", "draft_logits", "target_logits", *SHAPING_FLOATS, "bias", "kept_thresholds")
+        floats = (
+            "temperature",
+            "draft_logits",
+            "target_logits",
+            *PROCESSOR_FLOATS,
+            "bias",
+            "kept_thresholds",
+        )
         dtypes = dict.fromkeys(floats, np.float32)
         dtypes["seed"] = np.int64  # type: ignore[assignment]
         return {
             name: self.fake.array(
                 shapes.get(name, (slots,)),
                 dtypes.get(name, np.int32),
-                -1 if name in ("ring", "told") else device,
+                -1 if name in ("ring", "logprob_ring") else device,
             )
             for name in NAMES
             if name != "chunk"
@@ -322,7 +329,7 @@ class Maker:
         wanted |= {"max_logprobs": MAX_LOGPROBS if is_target else -1}
         wanted["block_size"] = self.blocks["block_size"]
         num_bytes = _C.DeviceArrays.staging_bytes(**wanted, host_logits=self.host_logits and is_target)
-        known = {key: at for key, at in addresses.items() if is_target or key not in TOLD}
+        known = {key: at for key, at in addresses.items() if is_target or key not in OF_LOGPROBS}
         arrays = _C.DeviceArrays(
             known,
             **s,

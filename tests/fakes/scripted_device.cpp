@@ -48,15 +48,15 @@ struct Lane {
 };
 
 struct Step {
-  Step(Lane* lane, std::string op, int gamma, pearl::JudgeKind judge, bool keep_logits, int slot, bool shaped,
-       bool told)
+  Step(Lane* lane, std::string op, int gamma, pearl::JudgeKind judge, bool keep_logits, int slot,
+       bool processed, bool logprobs)
       : lane(lane),
         op(std::move(op)),
         gamma(gamma),
         keep_logits(keep_logits),
         slot(slot),
-        shaped(shaped),
-        told(told),
+        processed(processed),
+        logprobs(logprobs),
         state(lane->c.num_slots, gamma, lane->c.capacity, lane->c.vocab_size, draft_vocab(lane),
               lane->executor.num_blocks(), lane->executor.block_size()),
         run(4, static_cast<size_t>(2 * gamma + 2), {}),
@@ -73,8 +73,8 @@ struct Step {
   const int gamma;
   const bool keep_logits;
   const int slot;
-  const bool shaped;
-  const bool told;
+  const bool processed;
+  const bool logprobs;
   State state;
   pearl::Run run;
   pearl::CpuSteps steps;
@@ -96,7 +96,7 @@ struct Step {
   void verify(int32_t* finish_reason);
   void verify_slot(int b, int32_t* finish_reason);
   void publish(int b, const int32_t* header, const int32_t* tokens);
-  void tell(int b, const pearl::RoundResult& result);
+  void publish(int b, const pearl::RoundResult& result);
 };
 
 bool Step::load_slot(int b, const int32_t* finish_reason) {
@@ -116,7 +116,7 @@ bool Step::load_slot(int b, const int32_t* finish_reason) {
     throw std::runtime_error("a state that no order of steps can leave");  // another lane writes it just now
   }
   load_table(b);
-  if (shaped) load_transform(b);
+  if (processed) load_transform(b);
   return true;
 }
 
@@ -198,7 +198,7 @@ void Step::draft() {
   for (int b = 0; b < lane->c.num_slots; ++b) {
     if (!load_slot(b, lane->at.finish_reason)) continue;
     const int64_t end = state.committed[b] + state.pending[b];
-    const int64_t first = shaped ? 0 : std::max<int64_t>(0, end - 2);
+    const int64_t first = processed ? 0 : std::max<int64_t>(0, end - 2);
     load_tokens(b, first, end);
     for (int64_t i = first; i < end; ++i) {
       state.tokens(b)[i] = std::max(state.tokens(b)[i], 0);
@@ -282,7 +282,7 @@ void Step::verify_slot(int b, int32_t* finish_reason) {
   state.stop_token_ids[b].assign(stops, std::find(stops, stops + lane->c.num_stop_ids, -1));
   int32_t* tokens = at.token_ids + static_cast<int64_t>(b) * lane->c.capacity;
 
-  state.num_logprobs[b] = told ? at.num_logprobs[b] : -1;
+  state.num_logprobs[b] = logprobs ? at.num_logprobs[b] : -1;
   state.round[b] = round;
   run.reset(0);
   steps.verify(false);
@@ -312,15 +312,15 @@ void Step::verify_slot(int b, int32_t* finish_reason) {
                             num_new,
                             num_new};
   publish(b, header, result.token_ids.data());
-  if (state.num_logprobs[b] >= 0) tell(b, result);
+  if (state.num_logprobs[b] >= 0) publish(b, result);
 }
 
 // Behind the verdict, which a reader may see long before.
-void Step::tell(int b, const pearl::RoundResult& result) {
+void Step::publish(int b, const pearl::RoundResult& result) {
   std::this_thread::sleep_for(std::chrono::microseconds(result.round % 3 == 1 ? 0 : 100));
   const int64_t row = (1 + lane->c.max_logprobs) * pearl::LogprobRing::kFields;
   const int64_t width = 1 + (lane->c.gamma_max + 1) * row;
-  int32_t* entry = lane->at.told +
+  int32_t* entry = lane->at.logprob_ring +
                    (static_cast<int64_t>(result.round % lane->c.ring_size) * lane->c.num_slots + b) * width;
   const int each = 1 + state.num_logprobs[b];
   for (size_t i = 0; i < result.token_ids.size(); ++i) {
@@ -361,9 +361,10 @@ EXPORT void* scripted_lane_create(const ScriptedConfig* config) { return new Lan
 EXPORT void scripted_lane_destroy(void* lane) { delete static_cast<Lane*>(lane); }
 
 EXPORT void* scripted_step_create(void* lane, const char* op, int gamma, int is_coupled, int keep_logits,
-                                  int slot, int shaped, int told) {
+                                  int slot, int processed, int logprobs) {
   const auto judge = is_coupled ? pearl::JudgeKind::kCoupled : pearl::JudgeKind::kRejection;
-  return new Step(static_cast<Lane*>(lane), op, gamma, judge, keep_logits != 0, slot, shaped != 0, told != 0);
+  return new Step(static_cast<Lane*>(lane), op, gamma, judge, keep_logits != 0, slot, processed != 0,
+                  logprobs != 0);
 }
 EXPORT void scripted_step_destroy(void* step) { delete static_cast<Step*>(step); }
 EXPORT void scripted_step_run(void* step) { static_cast<Step*>(step)->perform(); }

@@ -26,7 +26,7 @@ class Case:
     target_scale: float = 1.5
     draft_scale: float = 1.5
     temperature: float = 0.9
-    shaping: dict[str, Any] = field(default_factory=dict, hash=False)  # of _C.Request: filters, penalties
+    processors: dict[str, Any] = field(default_factory=dict, hash=False)  # of _C.Request: filters, penalties
 
     def executor(self, which: str, num_slots: int = 1, max_model_len: int = 16) -> Any:
         rule, scale = (
@@ -54,7 +54,7 @@ class Case:
     def law(self) -> np.ndarray:
         """[vocab ** length]: the target's probability of every answer."""
         logits = self.logits("target")
-        transform = Transform(self.temperature, prompt_len=len(PROMPT), **self.shaping)
+        transform = Transform(self.temperature, prompt_len=len(PROMPT), **self.processors)
 
         def row(prefix: Sequence[int]) -> np.ndarray:
             return transform.row(logits(prefix), prefix)
@@ -139,7 +139,7 @@ def coordinator_counts(
                 max_tokens=case.length,
                 temperature=case.temperature,
                 seed=seed,
-                **case.shaping,
+                **case.processors,
             )
             for seed in range(first, min(first_seed + runs, first + SLOTS))
         ]

@@ -29,7 +29,7 @@ void CpuLane::attach(const std::vector<Lane*>&, size_t index, const State& state
                      executor_->block_size());
   if (executor_->vocab_size() != vocab_size) {
     refuse("the executor of the " + name_ + " lane has a vocabulary of " +
-           std::to_string(executor_->vocab_size()) + "; the coordinator was told " +
+           std::to_string(executor_->vocab_size()) + "; the coordinator expects " +
            std::to_string(vocab_size));
   }
 }

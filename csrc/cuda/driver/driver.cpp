@@ -108,7 +108,7 @@ bool CudaError::is_sticky() const { return is_sticky_code(code); }
 
 Driver::Driver(const std::string& library) : library_(open_library(library), &dlclose) {
   version_ = version_of(library_.get());
-  if (version_ == 0) missing(library + " is not the NVIDIA driver: it does not tell its version");
+  if (version_ == 0) missing(library + " is not the NVIDIA driver: it does not report its version");
   if (version_ < kOldestVersion) too_old(version_);
   const auto get = symbol<GetProcAddress>(library_.get(), "cuGetProcAddress_v2");
   if (get == nullptr) missing(library + " (CUDA " + version_text(version_) + ") has no cuGetProcAddress_v2");

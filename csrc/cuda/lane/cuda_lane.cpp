@@ -60,7 +60,7 @@ void CudaLane::attach(const std::vector<Lane*>& lanes, size_t index, const State
   }
   if (vocab_size != state.draft_vocab_size) {
     refuse("the arrays of the " + name_ + " lane hold draft logits of " + std::to_string(vocab_size) +
-           " ids; the coordinator was told " + std::to_string(state.draft_vocab_size));
+           " ids; the coordinator expects " + std::to_string(state.draft_vocab_size));
   }
   if (peer_->launcher_ != launcher_) refuse("the lanes of one coordinator need one issuer; there are two");
   is_last_ = index == 1;
@@ -133,8 +133,8 @@ Admission::Terms CudaLane::terms(const LaneProgram& program, const State& state)
     terms.samples = key.keep_logits > 0 || state.judge == JudgeKind::kCoupled;
   }
   if (!is_target()) return terms;
-  terms.shapes = key.shaped > 0;
-  terms.tells = key.told > 0;
+  terms.processors = key.processed > 0;
+  terms.logprobs = key.logprobs > 0;
   const auto has = [&](const char* op, int slot) {
     key.op = op;
     key.slot = slot;
@@ -187,7 +187,7 @@ void CudaLane::begin(const InFlight& in_flight, bool timed, bool several_devices
     arrays_->share_upload();
     wait_for(peer_);
   } else {
-    copy(arrays_->upload(*in_flight.state(), key_.shaped > 0));
+    copy(arrays_->upload(*in_flight.state(), key_.processed > 0));
   }
 }
 
@@ -281,11 +281,11 @@ bool CudaLane::has_host_draft() const {
 
 std::vector<Copy> CudaLane::fetched(OpKind kind) const {
   if (kind == OpKind::kFetchVerdict) return arrays_->verdict_from(*peer_->arrays_);
-  return arrays_->window_from(*peer_->arrays_, key_.gamma, key_.keep_logits > 0, key_.shaped > 0);
+  return arrays_->window_from(*peer_->arrays_, key_.gamma, key_.keep_logits > 0, key_.processed > 0);
 }
 
 uint64_t CudaLane::fetched_key() const {
-  return 4 * static_cast<uint64_t>(key_.gamma) + 2 * (key_.keep_logits > 0) + (key_.shaped > 0);
+  return 4 * static_cast<uint64_t>(key_.gamma) + 2 * (key_.keep_logits > 0) + (key_.processed > 0);
 }
 
 void CudaLane::copy(const std::vector<Copy>& copies) {

@@ -82,7 +82,7 @@ class CudaLane : public Lane {
   // Whether windows of the run come from a draft on the host.
   bool has_host_draft() const;
   bool is_target() const { return index_ == 0; }
-  bool is_shaped() const { return key_.shaped > 0; }  // the run's steps
+  bool is_processed() const { return key_.processed > 0; }  // the run's steps
 
  private:
   struct Resolved {

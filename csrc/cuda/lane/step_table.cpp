@@ -12,19 +12,19 @@ namespace {
 
 // What an op depends on.
 struct Fields {
-  bool gamma = false, judge = false, keep_logits = false, slot = false, shaped = false, told = false;
+  bool gamma = false, judge = false, keep_logits = false, slot = false, processed = false, logprobs = false;
 };
 
 const std::map<std::string, Fields>& fields_of_ops() {
   static const std::map<std::string, Fields> fields = {
-      {"join", {.gamma = true, .judge = true, .shaped = true, .told = true}},
+      {"join", {.gamma = true, .judge = true, .processed = true, .logprobs = true}},
       {"prefill chunk", {}},
       {"prefill logits", {.gamma = true, .slot = true}},
-      {"first", {.gamma = true, .judge = true, .shaped = true, .told = true}},
-      {"draft", {.gamma = true, .judge = true, .keep_logits = true, .shaped = true}},
+      {"first", {.gamma = true, .judge = true, .processed = true, .logprobs = true}},
+      {"draft", {.gamma = true, .judge = true, .keep_logits = true, .processed = true}},
       {"score", {.gamma = true}},
       {"score window", {.gamma = true}},
-      {"verify", {.gamma = true, .judge = true, .shaped = true, .told = true}},
+      {"verify", {.gamma = true, .judge = true, .processed = true, .logprobs = true}},
   };
   return fields;
 }
@@ -42,8 +42,8 @@ StepKey reduced(StepKey key) {
   if (!fields.judge) key.judge.clear();
   if (!fields.keep_logits) key.keep_logits = -1;
   if (!fields.slot) key.slot = -1;
-  key.shaped = fields.shaped ? std::max(key.shaped, 0) : -1;
-  key.told = fields.told ? std::max(key.told, 0) : -1;
+  key.processed = fields.processed ? std::max(key.processed, 0) : -1;
+  key.logprobs = fields.logprobs ? std::max(key.logprobs, 0) : -1;
   if ((fields.gamma && key.gamma < 0) || (fields.judge && key.judge.empty()) ||
       (fields.keep_logits && key.keep_logits < 0) || (fields.slot && key.slot < 0)) {
     refuse("step '" + key.op + "' needs" + (fields.gamma ? " gamma" : "") + (fields.judge ? " judge" : "") +
@@ -59,12 +59,12 @@ StepKey run_key(const State& state) {
   key.gamma = state.longest_gamma;
   key.judge = name_of(state.judge);
   key.keep_logits = 0;
-  key.shaped = key.told = 0;
+  key.processed = key.logprobs = 0;
   for (int slot = 0; slot < state.num_slots; ++slot) {
     if (!state.running(slot)) continue;
     if (state.judge == JudgeKind::kRejection && state.temperature[slot] > 0.0f) key.keep_logits = 1;
-    if (state.is_processed(slot)) key.shaped = 1;
-    if (state.num_logprobs[slot] >= 0) key.told = 1;
+    if (state.is_processed(slot)) key.processed = 1;
+    if (state.num_logprobs[slot] >= 0) key.logprobs = 1;
   }
   return key;
 }
@@ -76,8 +76,8 @@ std::string StepKey::text() const {
   if (!judge.empty()) add("judge " + judge);
   if (keep_logits >= 0) add(keep_logits ? "logits kept" : "no logits kept");
   if (slot >= 0) add("slot " + std::to_string(slot));
-  if (shaped > 0) add("shaped");
-  if (told > 0) add("told");
+  if (processed > 0) add("processed");
+  if (logprobs > 0) add("logprobs");
   return op + fields;
 }
 

@@ -16,16 +16,16 @@
 namespace pearl {
 
 // What a step was captured for; fields that its op does not depend on are ignored.
-//   prefill chunk -          score, score window  gamma       draft  gamma, judge, keep_logits, shaped
-//   prefill logits gamma, slot   first, verify, join  gamma, judge, shaped, told
+//   prefill chunk -          score, score window  gamma       draft  gamma, judge, keep_logits, processed
+//   prefill logits gamma, slot   first, verify, join  gamma, judge, processed, logprobs
 struct StepKey {
   std::string op;
   int gamma = -1;
   std::string judge;
   int keep_logits = -1;
   int slot = -1;
-  int shaped = -1;  // whether filters and penalties are applied; for requests without any the same bits
-  int told = -1;    // whether log-probabilities are told, of requests that ask
+  int processed = -1;  // whether filters and penalties are applied; for requests without any the same bits
+  int logprobs = -1;   // whether log-probabilities are logprobs, of requests that ask
   auto operator<=>(const StepKey&) const = default;
   std::string text() const;  // "draft for gamma 4, judge rejection, logits kept"
 };

@@ -91,7 +91,7 @@ const std::vector<ArrayField>& array_fields() {
       {PEARL_ARRAY(joining)},
       {PEARL_ARRAY(block_table), kRound, k4, blocks, copy_blocks},
       {PEARL_ARRAY(num_logprobs), kLogprobs, k4, one, entry<int32_t, &State::num_logprobs>},
-      {PEARL_ARRAY(told), kLogprobs},
+      {PEARL_ARRAY(logprob_ring), kLogprobs},
       {PEARL_ARRAY(repetition_penalty), kProcessors, k4, one,
        processor<float, [](const Transform& t) { return t.repetition_penalty; }>},
       {PEARL_ARRAY(frequency_penalty), kProcessors, k4, one,

@@ -14,16 +14,16 @@ namespace pearl {
 
 // By the names of pearl_rt/state.py. ring: pinned host memory. chunk: [B, 2] of this lane's prefill. joining:
 // [B] finish_reason of the slots that step "join" judges. block_table: [B, MB] KV blocks of a slot.
-// num_logprobs, told: of pearl_rt/device/logprob_ring.py; told is pinned host memory, as
+// num_logprobs, logprob_ring: of pearl_rt/device/logprob_ring.py; the ring is pinned host memory, as
 // csrc/cuda/memory/logprob_ring.h reads it. From repetition_penalty on: of
 // pearl_rt/device/logits_processors.py; kept_thresholds [B, S] belong to rows of draft logits, set by draft.
 struct ArrayAddresses {
   CUdeviceptr prompt_len = 0, max_total_len = 0, gamma = 0, temperature = 0, seed = 0, stop_token_ids = 0,
               token_ids = 0, committed = 0, pending = 0, finish_reason = 0, round = 0, ring = 0,
               draft_token_ids = 0, num_draft_tokens = 0, draft_logits = 0, num_rows = 0, target_logits = 0,
-              chunk = 0, joining = 0, block_table = 0, num_logprobs = 0, told = 0, repetition_penalty = 0,
-              frequency_penalty = 0, presence_penalty = 0, top_p = 0, min_p = 0, top_k = 0, min_tokens = 0,
-              masked_ids = 0, bias_ids = 0, bias = 0, kept_thresholds = 0;
+              chunk = 0, joining = 0, block_table = 0, num_logprobs = 0, logprob_ring = 0,
+              repetition_penalty = 0, frequency_penalty = 0, presence_penalty = 0, top_p = 0, min_p = 0,
+              top_k = 0, min_tokens = 0, masked_ids = 0, bias_ids = 0, bias = 0, kept_thresholds = 0;
 };
 
 struct ArraySizes {
@@ -38,7 +38,7 @@ struct ArraySizes {
   int ring_size = 0;         // RING
   int prefill_chunk = 0;     // tokens of a prefill pass; prompts are cut at its multiples
   int num_biased = 0;        // ids of logit_bias; 0: there are no arrays of logits processors
-  int max_logprobs = -1;     // likeliest tokens told with each at most; -1: there are no arrays of them
+  int max_logprobs = -1;     // likeliest tokens reported with each at most; -1: there are no arrays of them
   int block_size = 16;       // BS, positions of a KV block
   int num_blocks = 0;        // of this lane's KV cache
 

@@ -147,18 +147,18 @@ void DeviceArrays::check_logprobs(const State& state, const std::string& lane) c
 void DeviceArrays::check_logprobs(int num_logprobs, const std::string& lane) const {
   if (std::min(num_logprobs, sizes_.vocab_size) > sizes_.max_logprobs) {
     refuse("log-probabilities of " + std::to_string(num_logprobs) + " likeliest tokens; the " + lane +
-           " lane tells " + (sizes_.max_logprobs < 0 ? "none" : std::to_string(sizes_.max_logprobs)) +
+           " lane reports " + (sizes_.max_logprobs < 0 ? "none" : std::to_string(sizes_.max_logprobs)) +
            ": give DeviceArrays max_logprobs, or ask for fewer");
   }
 }
 
-void DeviceArrays::add_rows(const State& state, int begin, int end, bool shaped, Staging* staging,
+void DeviceArrays::add_rows(const State& state, int begin, int end, bool processed, Staging* staging,
                             std::vector<Copy>* copies) const {
   const auto slots = static_cast<size_t>(end - begin);
   const auto first = static_cast<size_t>(begin);
   for (const ArrayField& field : array_fields()) {
     if (field.write == nullptr || !field.exists(sizes_)) continue;
-    if (field.part == ArrayPart::kProcessors && !shaped) continue;
+    if (field.part == ArrayPart::kProcessors && !processed) continue;
     const size_t columns = field.columns(sizes_), row = columns * field.element;
     char* const rows = staging->take<char>(slots * row);
     std::fill_n(rows, slots * row, 0);
@@ -177,11 +177,11 @@ void DeviceArrays::add_rows(const State& state, int begin, int end, bool shaped,
   }
 }
 
-std::vector<Copy> DeviceArrays::upload(const State& state, bool shaped) {
+std::vector<Copy> DeviceArrays::upload(const State& state, bool processed) {
   const auto slots = static_cast<size_t>(sizes_.num_slots);
   std::vector<Copy> copies;
   staging_.clear();
-  add_rows(state, 0, sizes_.num_slots, shaped, &staging_, &copies);
+  add_rows(state, 0, sizes_.num_slots, processed, &staging_, &copies);
   // Last: a slot whose upload broke off does not run.
   int32_t* const idle = staging_.take<int32_t>(slots);
   std::fill(idle, idle + slots, static_cast<int32_t>(FinishReason::kIdle));
@@ -228,7 +228,7 @@ std::vector<DeviceArrays::Pass> DeviceArrays::prefill(const std::vector<int64_t>
 }
 
 std::vector<Copy> DeviceArrays::window_from(const DeviceArrays& draft, int gamma, bool keep_logits,
-                                            bool shaped) const {
+                                            bool processed) const {
   const auto slots = static_cast<size_t>(sizes_.num_slots);
   std::vector<Copy> copies = {
       {at_.num_draft_tokens, draft.at_.num_draft_tokens, slots * 4},
@@ -238,7 +238,7 @@ std::vector<Copy> DeviceArrays::window_from(const DeviceArrays& draft, int gamma
     // All rows: which of them the window is, only the device knows.
     const size_t num_rows = slots * 2 * gamma;
     copies.push_back({at_.draft_logits, draft.at_.draft_logits, num_rows * sizes_.draft_vocab_size * 4});
-    if (shaped) {
+    if (processed) {
       copies.push_back({at_.kept_thresholds, draft.at_.kept_thresholds, num_rows * 4});
     }
   }

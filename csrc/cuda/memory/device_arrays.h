@@ -33,8 +33,8 @@ class DeviceArrays {
   void check_request(const Request& request, const std::string& lane) const;
 
   // Takes the run's requests into staging, marks the ring as empty, and says what to copy. Only while nothing
-  // of the run before is in flight. shaped: with what changes logits.
-  std::vector<Copy> upload(const State& state, bool shaped);
+  // of the run before is in flight. processed: with what changes logits.
+  std::vector<Copy> upload(const State& state, bool processed);
   // Instead, where the other lane has uploaded into the same memory: this lane's staging is free again.
   void share_upload();
 
@@ -48,14 +48,14 @@ class DeviceArrays {
   std::vector<Pass> prefill(const std::vector<int64_t>& lengths);
 
   // The window of the run from another device's arrays, or from the host's state; with its logits if kept,
-  // which on a device have thresholds if they are shaped.
-  std::vector<Copy> window_from(const DeviceArrays& draft, int gamma, bool keep_logits, bool shaped) const;
+  // which on a device have thresholds if they are processed.
+  std::vector<Copy> window_from(const DeviceArrays& draft, int gamma, bool keep_logits, bool processed) const;
   std::vector<Copy> window_from(State* state, bool keep_logits);
   // What the target committed.
   std::vector<Copy> verdict_from(const DeviceArrays& target) const;
 
   // The rows of slots [begin, end), all but finish_reason, through staging: row_bytes of it.
-  void add_rows(const State& state, int begin, int end, bool shaped, Staging* staging,
+  void add_rows(const State& state, int begin, int end, bool processed, Staging* staging,
                 std::vector<Copy>* copies) const;
   static size_t row_bytes(const ArraySizes& sizes, size_t num_slots);
   // What csrc/cuda/memory/join_copies.h has of staging; no upload uses it.
@@ -67,8 +67,8 @@ class DeviceArrays {
   const ArraySizes& sizes() const { return sizes_; }
   int32_t* ring() const { return reinterpret_cast<int32_t*>(at_.ring); }
   LogprobRing logprob_ring() const {
-    return {reinterpret_cast<int32_t*>(at_.told), sizes_.ring_size, sizes_.num_slots, sizes_.gamma_max + 1,
-            sizes_.max_logprobs};
+    return {reinterpret_cast<int32_t*>(at_.logprob_ring), sizes_.ring_size, sizes_.num_slots,
+            sizes_.gamma_max + 1, sizes_.max_logprobs};
   }
   // Throws Failure(kRequest) for more log-probabilities than there is room for: the target's lane has some.
   void check_logprobs(const State& state, const std::string& lane) const;

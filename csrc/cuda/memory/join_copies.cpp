@@ -31,11 +31,11 @@ JoinCopies::JoinCopies(const DeviceArrays& arrays) : arrays_(arrays) {
   for (Staging& block : blocks_) block = Staging(all.take<char>(num_bytes), num_bytes);
 }
 
-std::vector<Copy> JoinCopies::begin(const State& state, int slot, int block, bool with_rows, bool shaped) {
+std::vector<Copy> JoinCopies::begin(const State& state, int slot, int block, bool with_rows, bool processed) {
   const ArraySizes& sizes = arrays_.sizes();
   std::vector<Copy> copies;
   blocks_[block].clear();
-  if (with_rows) arrays_.add_rows(state, slot, slot + 1, shaped, &blocks_[block], &copies);
+  if (with_rows) arrays_.add_rows(state, slot, slot + 1, processed, &blocks_[block], &copies);
   ranges_[block] = blocks_[block].take<int32_t>(num_passes(sizes) * range_values(sizes));
   return copies;
 }

@@ -22,7 +22,7 @@ class JoinCopies {
   // Writes the request in that slot of the host's state to a block of staging, over its old contents -> the
   // copies of its rows, all but finish_reason. with_rows: false if another lane copies them to the same
   // memory.
-  std::vector<Copy> begin(const State& state, int slot, int block, bool with_rows, bool shaped);
+  std::vector<Copy> begin(const State& state, int slot, int block, bool with_rows, bool processed);
 
   // The next prefill pass feeds tokens [start, end) of this slot, and none of the others. start is a multiple
   // of the chunk.

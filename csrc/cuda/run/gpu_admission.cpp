@@ -128,13 +128,13 @@ bool GpuAdmission::admit(bool in_one_stream) {
   in_flight_->begin_prefill(slot_);
   block_ = block;
   fed_ = 0;
-  const bool shaped = target_->is_shaped();
+  const bool processed = target_->is_processed();
   if (draft_ != nullptr) target_->wait_for(draft_);  // it may still feed tokens of the slot's last request
   is_settled_ = true;
-  target_->queue(copies_[0].begin(*state, slot_, block_, true, shaped));
+  target_->queue(copies_[0].begin(*state, slot_, block_, true, processed));
   if (draft_ != nullptr) {
     if (in_one_stream) draft_->wait_for(target_);  // rounds queued so far copy rows to the draft's memory
-    draft_->queue(copies_[1].begin(*state, slot_, block_, !has_one_memory(), shaped));
+    draft_->queue(copies_[1].begin(*state, slot_, block_, !has_one_memory(), processed));
   }
   mark();
   return true;

@@ -22,7 +22,7 @@ struct Arrays {
   float* draft_logits;
   int32_t* num_rows;
   float* target_logits;
-  int32_t *chunk, *joining, *num_logprobs, *told, *block_table;
+  int32_t *chunk, *joining, *num_logprobs, *logprob_ring, *block_table;
   float *repetition_penalty, *frequency_penalty, *presence_penalty, *top_p, *min_p;
   int32_t *top_k, *min_tokens, *masked_ids, *bias_ids;
   float *bias, *kept_thresholds;

@@ -29,7 +29,7 @@ ONE, LONG = [7], list(range(3, 20))  # LONG is a chunk and one token
 NEAR = 2e-5  # of log-probabilities: logits that were summed in another order
 PAIR = Pair.make("half-right", **SMALL)
 PLAIN = Request(ONE, gamma=2, max_tokens=4)
-SHAPED = Request(
+PROCESSED = Request(
     LONG,
     gamma=3,
     max_tokens=4,
@@ -60,7 +60,7 @@ def lanes_of(placement: str = "shared", num_slots: int = 2, target: Any = None) 
     return InterpretBackend(num_slots).lanes(placement, *models, KvPool(16, 2 * num_slots, MAX_LEN))
 
 
-def told(result: Any) -> Round:
+def round_of(result: Any) -> Round:
     """What a round says but for times, slots and log-probabilities."""
     return (
         *(result.round, result.token_ids, result.accept_len, result.num_judged, result.pending_before),
@@ -133,13 +133,13 @@ SAMPLED = replace(PLAIN, temperature=0.7, seed=5, num_logprobs=0)
 @pytest.mark.parametrize(
     ("strategy", "placement", "judge", "started", "joined"),
     [
-        ("pearl", "split", "rejection", [EARLY, replace(PLAIN, max_tokens=9)], [SHAPED, SAMPLED]),
+        ("pearl", "split", "rejection", [EARLY, replace(PLAIN, max_tokens=9)], [PROCESSED, SAMPLED]),
         (
             "sd",
             "shared",
             "coupled",
             [EARLY],
-            [replace(SHAPED, min_p=0.0), replace(PLAIN, prompt_ids=LONG[:4])],
+            [replace(PROCESSED, min_p=0.0), replace(PLAIN, prompt_ids=LONG[:4])],
         ),
     ],
 )
@@ -151,7 +151,7 @@ def test_every_request_has_the_rounds_that_it_has_alone(
     started: list[Request],
     joined: list[Request],
 ) -> None:
-    """Two slots, and more requests. SHAPED is fed in two rounds. PLAIN ends at an EOS inside a window."""
+    """Two slots, and more requests. PROCESSED is fed in two rounds. PLAIN ends at an EOS inside a window."""
     eos = alone(executor, replace(PLAIN, max_tokens=9), "ar", judge)[2].token_ids[0]
     requests = [
         replace(request, eos_ids=[eos]) if request.max_tokens > 3 and not request.min_tokens else request
@@ -165,7 +165,7 @@ def test_every_request_has_the_rounds_that_it_has_alone(
     assert found.keys() == set(numbers)
     for number, request in zip(numbers, requests, strict=True):
         expected = alone(executor, request, strategy, judge)
-        assert list(map(told, found[number])) == list(map(told, expected))
+        assert list(map(round_of, found[number])) == list(map(round_of, expected))
         check_logprobs(found[number], expected)
     assert "stop" in {rounds[-1].finish_reason for rounds in found.values()}
     assert {row.lane for row in lanes.trace()} == {"target", "draft"}
@@ -173,11 +173,11 @@ def test_every_request_has_the_rounds_that_it_has_alone(
 
 @pytest.mark.slow
 def test_a_slot_keeps_nothing_of_the_request_before(executor: Engine) -> None:
-    """A plain request takes the slot of a shaped one, while another shaped one goes on."""
+    """A plain request takes the slot of a processed one, while another processed one goes on."""
     lanes = lanes_of()
-    shaped = replace(SHAPED, prompt_ids=ONE, min_p=0.0)
+    processed = replace(PROCESSED, prompt_ids=ONE, min_p=0.0)
     plain = replace(PLAIN, prompt_ids=LONG[:12], temperature=1.2, seed=1)
-    requests = [replace(shaped, max_tokens=2, top_p=0.8), replace(shaped, max_tokens=6), plain]
+    requests = [replace(processed, max_tokens=2, top_p=0.8), replace(processed, max_tokens=6), plain]
     with HostStream.steps:
         numbers = lanes.start_all("ar", requests[:2], "rejection")
         numbers.append(lanes.submit(plain))
@@ -185,7 +185,7 @@ def test_a_slot_keeps_nothing_of_the_request_before(executor: Engine) -> None:
     assert [found[number][0].slot for number in numbers] == [0, 1, 0]
     for number, request in zip(numbers, requests, strict=True):
         expected = alone(executor, request, "ar", "rejection")
-        assert list(map(told, found[number])) == list(map(told, expected))
+        assert list(map(round_of, found[number])) == list(map(round_of, expected))
         check_logprobs(found[number], expected)
 
 
@@ -217,11 +217,11 @@ def test_cancel_ends_one_request(executor: Engine, monkeypatch: pytest.MonkeyPat
     assert coordinator.cancel(fed) is False
     gate.open()
     found = finish(lanes)
-    expected = list(map(told, alone(executor, request, "ar", "rejection")))
+    expected = list(map(round_of, alone(executor, request, "ar", "rejection")))
     assert found.keys() == {first, second, fed, last}
-    assert list(map(told, found[second])) == list(map(told, found[last])) == expected
-    assert list(map(told, found[first])) == [*expected[:3], (3, [], 0, 0, 0, "abort")]
-    assert list(map(told, found[fed])) == [(0, [], 0, 0, 0, "abort")]
+    assert list(map(round_of, found[second])) == list(map(round_of, found[last])) == expected
+    assert list(map(round_of, found[first])) == [*expected[:3], (3, [], 0, 0, 0, "abort")]
+    assert list(map(round_of, found[fed])) == [(0, [], 0, 0, 0, "abort")]
     assert lanes.submit(request) is None and coordinator.take_waiting() == []
 
 
@@ -265,7 +265,7 @@ def test_an_error_in_a_step_is_raised_as_it_is_and_lanes_go_on(
             finish(lanes)
     number = lanes.start("ar", PLAIN, "rejection")
     expected = alone(executor, PLAIN, "ar", "rejection")
-    assert list(map(told, finish(lanes)[number])) == list(map(told, expected))
+    assert list(map(round_of, finish(lanes)[number])) == list(map(round_of, expected))
 
 
 def test_lanes_that_are_dropped_in_the_middle_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,10 +301,10 @@ def test_logits_that_are_nan_end_their_own_request(executor: Engine) -> None:
         [only] = found[number]
         assert only.finish_reason == "error" and only.token_ids == []
         assert "in step prefill of the target lane, sequence 0, position 1" in only.error
-    expected = list(map(told, alone(executor, good, "ar", "rejection")))
+    expected = list(map(round_of, alone(executor, good, "ar", "rejection")))
     assert 9 not in [token for _, ids, *_ in expected for token in ids]
     for number in (numbers[1], numbers[3]):
-        assert list(map(told, found[number])) == expected
+        assert list(map(round_of, found[number])) == expected
 
 
 @pytest.mark.slow

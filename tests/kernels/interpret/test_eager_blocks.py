@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_eager_batches import LONG, MAX_LEN, ONE, PAIR, PLAIN, Gate, alone, finish, told
+from test_eager_batches import LONG, MAX_LEN, ONE, PAIR, PLAIN, Gate, alone, finish, round_of
 
 from pearl_rt import Engine, RequestError, SamplingParams
 from pearl_rt.backends.cuda_lanes import CudaLanes
@@ -75,8 +75,8 @@ def test_pages_go_from_one_to_another(executor: Engine, monkeypatch: pytest.Monk
     found = finish(lanes)
     assert list(found) == numbers and coordinator.num_free_blocks == 3
     for number, request in zip(numbers, requests, strict=True):
-        assert list(map(told, found[number])) == list(
-            map(told, alone(executor, request, strategy, "coupled"))
+        assert list(map(round_of, found[number])) == list(
+            map(round_of, alone(executor, request, strategy, "coupled"))
         )
     assert {0, 2} in held  # in pieces
 
@@ -95,8 +95,12 @@ def test_who_is_cancelled_gives_its_pages_back(executor: Engine, monkeypatch: py
     gate.open()
     found = finish(lanes)
     assert [result.finish_reason for result in found[first]] == ["", "abort"]
-    assert list(map(told, found[fed])) == [(0, [], 0, 0, 0, "abort")] and found.keys() == {first, fed, last}
-    assert list(map(told, found[last])) == list(map(told, alone(executor, BRIEF, "ar", "rejection")))
+    assert list(map(round_of, found[fed])) == [(0, [], 0, 0, 0, "abort")] and found.keys() == {
+        first,
+        fed,
+        last,
+    }
+    assert list(map(round_of, found[last])) == list(map(round_of, alone(executor, BRIEF, "ar", "rejection")))
 
 
 def test_what_can_never_run_is_refused() -> None:
@@ -134,7 +138,7 @@ def test_low_level_calls_and_the_coordinator_take_pages_from_each_other(executor
     assert by_hand(1) == tokens[:2]
     lanes.start("ar", WHOLE, "rejection")
     [(_, rounds)] = finish(lanes).items()
-    assert list(map(told, rounds)) == list(map(told, expected))
+    assert list(map(round_of, rounds)) == list(map(round_of, expected))
     assert by_hand(0) == tokens[:2]
 
 

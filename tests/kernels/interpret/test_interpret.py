@@ -95,7 +95,7 @@ def test_sampled_tokens_are_the_executors(strategy: str, gamma: int, judge: str)
         assert text_of(output) == text_of(answer("cpu", ONE, params, strategy="ar", judge="coupled"))
 
 
-SHAPED: dict[str, dict[str, Any]] = {
+PROCESSED: dict[str, dict[str, Any]] = {
     "penalties": {
         "repetition_penalty": 1.3,
         "presence_penalty": 0.5,
@@ -125,7 +125,7 @@ SHAPED: dict[str, dict[str, Any]] = {
 )
 def test_shaped_tokens_are_the_executors(strategy: str, judge: str, name: str) -> None:
     """Filters, penalties and min_tokens on the kernels: the executor's tokens and verdicts."""
-    params = SamplingParams(max_tokens=6, seed=5, **SHAPED[name])
+    params = SamplingParams(max_tokens=6, seed=5, **PROCESSED[name])
     output = answer("interpret", ONE, params, strategy=strategy, gamma=3, judge=judge)
     native = answer("cpu", ONE, params, strategy=strategy, gamma=3, judge=judge)
     assert text_of(output) == text_of(native)

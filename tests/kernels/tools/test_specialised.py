@@ -20,7 +20,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction
 
 from pearl_rt.checkpoint.config import ModelConfig
-from pearl_rt.device.logits_processors import Shaping
+from pearl_rt.device.logits_processors import LogitsProcessors
 from pearl_rt.device.state import DeviceState, StateSizes
 from pearl_rt.device.steps import DraftSteps, TargetSteps
 from pearl_rt.kernels.base import checks
@@ -80,15 +80,15 @@ state = DeviceState(StateSizes(1, 4, 512, VOCAB, VOCAB), META)
 sizes = Sizes(5, 256, 5, 1, 512)
 target = TargetSteps(llama(config_of(256, 4, 1), sizes), state)
 draft = DraftSteps(llama(config_of(192, 3, 3), sizes), state)
-shaping = Shaping(state, captured=True)
+processors = LogitsProcessors(state, captured=True)
 target.prefill_chunk(), draft.prefill_chunk(), target.prefill_logits(3, 0)
 for gamma in GAMMAS:
     target.score(gamma, include_window=False), target.score(gamma, include_window=gamma > 0)
     for judge in ("coupled", "rejection"):
-        for shaped in (None, shaping):
-            target.verify(gamma, judge, shaped), target.verify(gamma, judge, shaped, joining=True)
+        for processed in (None, processors):
+            target.verify(gamma, judge, processed), target.verify(gamma, judge, processed, joining=True)
             if gamma:
-                draft.draft(gamma, judge, judge == "rejection", shaped)
+                draft.draft(gamma, judge, judge == "rejection", processed)
 print(launches, len(seen), *sorted({name.rpartition(".")[2] for name, _ in seen}))
 """
 

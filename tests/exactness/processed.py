@@ -132,11 +132,11 @@ def nothing_outlives_a_request(first: int, runs: int) -> None:
 # The law of three tokens over eight, filters and penalties on.
 
 
-def shaped_case(temperature: float, **fields: Any) -> Case:
+def processed_case(temperature: float, **fields: Any) -> Case:
     """Two models that disagree, whose law is known; filters cut some tokens at every position, not most."""
-    shaping = fields or {**FILTERS, **PENALTIES}
+    processors = fields or {**FILTERS, **PENALTIES}
     return replace(
-        Case(target_rule=6, target_scale=1.0, draft_scale=1.0), temperature=temperature, shaping=shaping
+        Case(target_rule=6, target_scale=1.0, draft_scale=1.0), temperature=temperature, processors=processors
     )
 
 
@@ -167,7 +167,7 @@ def ragged_answers(
                 max_tokens=case.length,
                 temperature=case.temperature,
                 seed=first_seed + first + slot,
-                **case.shaping,
+                **case.processors,
             )
             for slot in range(min(slots, runs - first))
         ]
@@ -186,7 +186,7 @@ def law_is_kept(
     temperature: float, strategy: str, gamma: int, runs: int, slots: int = SLOTS, first_seed: int = 0
 ) -> None:
     """Jointly over three positions, and at each alone."""
-    case = shaped_case(temperature)
+    case = processed_case(temperature)
     answers = ragged_answers(case, strategy, gamma, runs, slots, first_seed=first_seed)
     law = case.law().reshape((case.vocab,) * case.length)
     counts = np.zeros_like(law)
