@@ -212,7 +212,7 @@ def test_no_gpu_is_said_and_nothing_is_done(
 
 
 def test_hardware_names_every_kernel() -> None:
-    """Whoever adds a kernel says where it has run."""
+    """A new kernel needs a row that says where it has run."""
     section = (ROOT / "docs" / "hardware.md").read_text().split("## GPU")[1]
     kernel_files = [p for p in sorted((ROOT / "kernels").glob("*.py")) if p.name != "report.py"]
     names = {p.stem for p in kernel_files if "def compile_cases(" in p.read_text()}

@@ -182,7 +182,7 @@ def test_a_wrong_kernel_is_refused_its_speed_up() -> None:
     assert "WRONG" in format_row(row) and "1.50" not in format_row(row)
 
 
-def test_an_output_that_nobody_writes_is_wrong() -> None:
+def test_an_output_that_is_not_written_is_wrong() -> None:
     row, _ = run_job(doubling(lambda x, out: None, torch=double))
     assert (row.status, row.note) == ("wrong", "copy 0: NaN or infinity")
 

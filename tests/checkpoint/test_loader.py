@@ -220,7 +220,7 @@ def test_other_formats_are_pointed_out(tmp_path: Path) -> None:
     [
         (True, "", 0.03, True),
         (None, "1", 0.03, True),
-        (True, "", 0.0, False),  # over before anyone would look
+        (True, "", 0.0, False),  # over before a bar is of use
         (None, "", 0.03, False),  # stderr is no terminal here
         (None, "0", 0.03, False),
         (False, "1", 0.03, False),

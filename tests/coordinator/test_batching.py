@@ -86,7 +86,7 @@ def test_first_come_first_served() -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_a_long_prompt_delays_nobody_by_more_than_a_chunk(strategy: str) -> None:
+def test_a_long_prompt_delays_others_by_one_chunk_at_most(strategy: str) -> None:
     """While 700 tokens are fed, every round feeds 256 of them at most, and the other sequence gets on."""
     shape = {"max_model_len": 1024, "vocab_size": VOCAB}
     bench = Bench.build(

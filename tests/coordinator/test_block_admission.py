@@ -1,4 +1,4 @@
-"""KV blocks decide who runs: first come first served, nothing owned twice, each answer what it is alone."""
+"""KV blocks decide which requests run, in order; no block is owned twice, and each answer is what it is alone."""
 
 import random
 from typing import Any
@@ -64,7 +64,7 @@ def test_random_joins_cancels_and_faults(strategy: str, placement: str) -> None:
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_nobody_overtakes(strategy: str) -> None:
+def test_requests_start_in_their_order(strategy: str) -> None:
     """A request for all blocks waits behind small ones, and small ones that keep coming wait behind it."""
     small, big = (_C.Request([1], gamma=3, max_tokens=count, ignore_eos=True) for count in (15, 63))
     numbers: list[int | None] = [None]

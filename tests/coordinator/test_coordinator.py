@@ -195,7 +195,7 @@ def test_parked_threads_use_no_time() -> None:
 
 
 def test_exit_in_the_middle_of_a_run() -> None:
-    """The interpreter ends with lanes at work and nobody reading: a clean exit."""
+    """The interpreter ends with lanes at work and no reader: a clean exit."""
     script = (
         "from scripted import Bench, _C\n"
         "bench = Bench.build(target={'delay_us': (50, 50)}, ring_capacity=2)\n"
@@ -234,7 +234,7 @@ def test_full_ring_holds_the_target_back(placement: str, strategy: str) -> None:
     read = bench.coordinator.next(TIMEOUT_MS)
     time.sleep(0.02)
     assert bench.target.num_forwards < 6 + len(read) and bench.coordinator.running
-    bench.coordinator.stop()  # nobody has polled since
+    bench.coordinator.stop()  # no poll since then
     got = tokens_of(read + bench.finish())
     assert 0 < len(got) < 30 and got == full[: len(got)]
     assert tokens_of(bench.run(strategy, request)) == full  # and with a reader it flows
@@ -270,7 +270,7 @@ def test_nan_names_step_and_position(strategy: str, placement: str) -> None:
             if results[-1].finish_reason == "error":
                 assert re.search(named, results[-1].error)
                 assert strategy != "ar" or f"position {3 + at};" in results[-1].error
-            else:  # the poisoned row lay behind a rejection: nobody looked at it
+            else:  # the poisoned row lay behind a rejection: it was not read
                 assert strategy != "ar" and lane == "target" and at > 0
             got = tokens_of(results)
             assert got == full[: len(got)]

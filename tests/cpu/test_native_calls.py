@@ -52,7 +52,7 @@ def test_all_that_is_bound_is_found() -> None:
     assert {path.partition(".")[0] for path in found} == public
 
 
-def test_an_argument_that_nobody_knows_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_argument_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is bound anew gets an entry in MAKERS."""
     world = native_calls.World.__new__(native_calls.World)
     with pytest.raises(KeyError, match="BlockPool has an argument 'unheard_of'"):

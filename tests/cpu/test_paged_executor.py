@@ -15,7 +15,7 @@ from pearl_rt import _C, _testing
 
 NUM_TOKENS = 75
 LENGTH = 80  # of a sequence at most: five blocks of 16
-HUGE = 2147480000  # in entries of a block table that nobody may look at
+HUGE = 2147480000  # in entries of a block table that must not be read
 
 
 def paged(

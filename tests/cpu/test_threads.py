@@ -31,9 +31,9 @@ with engine() as first:
     except ResourceError as error:
         assert "one is needed for submitted requests" in str(error) and "pids.max" in str(error), error
     else:
-        raise AssertionError("a request was taken that nobody runs")
+        raise AssertionError("a request was taken that no thread runs")
     allow_threads(1000)
-    assert first.generate("abc", params)[0].token_ids == expected  # nobody has its turn
+    assert first.generate("abc", params)[0].token_ids == expected  # no thread holds its lock
     assert first.submit("abc", params).result().token_ids == expected
 allow_threads(0)
 try:

@@ -1,5 +1,5 @@
-"""KV blocks decide who joins a run of CUDA lanes, on the fake driver: first come first served, nothing owned
-twice, each answer what it is alone."""
+"""KV blocks decide which requests join a run of CUDA lanes, on the fake driver: in order,
+no block owned twice, each answer what it is alone."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_random_schedules_over_few_blocks(fake: Any, strategy: str, request: pyt
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_nobody_overtakes(fake: Any, placement: str, form: str) -> None:
+def test_requests_start_in_their_order(fake: Any, placement: str, form: str) -> None:
     """A request for all blocks waits behind small ones, and a small one behind it, though it would fit."""
     bench = company(placement, form=form, num_blocks=4)
     crowd = Crowd(bench, "pearl", "coupled")

@@ -1,4 +1,4 @@
-"""The NVIDIA driver as _C finds it, what it says when something is missing, and who owns its handles."""
+"""The NVIDIA driver as _C finds it, what it says when something is missing, and the owner of its handles."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Filters that leave one token make sampling greedy: in every form, by both judges, for target and draft.
 
-Captured steps are made before a request is there: they serve filters that nobody has asked for yet.
+Captured steps are made before a request is there: they serve filters that no request has asked for yet.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class Crowd:
         self.bench.target.close_gate("verify", rng.randint(1, 3))
         self.start(drawn(rng, processed=True) | widest | {"top_k": 5})
         self.bench.target.wait_for_gate()
-        self.add(drawn(rng, processed=True))  # whoever comes now joins, however slow this thread is
+        self.add(drawn(rng, processed=True))  # a request that comes now joins, however slow this thread is
         self.add(drawn(rng, processed=False))
         self.bench.target.open_gate()
         for _ in range(num):
@@ -182,7 +182,7 @@ def greedy(prompt: list[int], **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_nobody_waits_for_the_device_where_somebody_joins(fake: Any, placement: str, form: str) -> None:
+def test_a_join_waits_for_no_device(fake: Any, placement: str, form: str) -> None:
     """The prompt, longer than a pass, and its verdict are queued: streams are drained at the end alone."""
     bench = company(placement, form=form, rounds_ahead=4)
     crowd = Crowd(bench, "pearl", "coupled")
@@ -201,8 +201,8 @@ def test_nobody_waits_for_the_device_where_somebody_joins(fake: Any, placement: 
 
 @pytest.mark.parametrize("form", ["events", "graph"])
 @pytest.mark.parametrize("placement", ["shared", "devices"])
-def test_results_of_others_keep_nobody_out(fake: Any, placement: str, form: str) -> None:
-    """Rounds are queued as far ahead as results find room: none for those of who joins, unless it is kept."""
+def test_unread_results_of_others_do_not_delay_a_join(fake: Any, placement: str, form: str) -> None:
+    """Rounds are queued as far ahead as results find room; room is kept for those of a request that joins."""
     for seed in range(3):
         fake.reset(seed=seed, max_delay_us=60)
         bench = company(placement, form=form, ring_capacity=8, ring_size=16, rounds_ahead=4, capacity=400)
@@ -224,7 +224,7 @@ def test_results_of_others_keep_nobody_out(fake: Any, placement: str, form: str)
 @pytest.mark.parametrize("judge", ["coupled", "rejection"])
 def test_a_draft_on_the_host_is_fed_a_long_prompt_in_chunks(fake: Any, judge: str, stays: bool) -> None:
     """Of 256 tokens, of which none is drafted before: windows, and so what is sampled, are those of a run
-    alone. Once nobody else runs, rounds go on for it."""
+    alone. Once no other request runs, rounds go on for it."""
     bench = company("host", capacity=900, rounds_ahead=1)
     crowd = Crowd(bench, "pearl", judge)
     bench.target.close_gate("verify", 2)
@@ -244,9 +244,7 @@ def test_a_draft_on_the_host_is_fed_a_long_prompt_in_chunks(fake: Any, judge: st
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_who_is_cancelled_leaves_within_the_rounds_that_are_queued(
-    fake: Any, placement: str, form: str
-) -> None:
+def test_a_cancelled_request_leaves_within_the_queued_rounds(fake: Any, placement: str, form: str) -> None:
     bench = company(placement, form=form, rounds_ahead=2)
     crowd = Crowd(bench, "sd", "coupled")
     bench.target.close_gate("verify", 3)  # round 2: rounds 3 and, once it was read, 4 may be queued
@@ -267,7 +265,7 @@ def test_who_is_cancelled_leaves_within_the_rounds_that_are_queued(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_the_end_of_a_cancelled_request_has_room(fake: Any, form: str) -> None:
-    """Four results find room, and nobody reads while the other request goes on."""
+    """Four results find room, and no result is read while the other request goes on."""
     bench = company("shared", form=form, num_slots=2, ring_capacity=4)
     crowd = Crowd(bench, "ar", "coupled")
     crowd.start(greedy([1]), greedy([2]))
@@ -282,7 +280,7 @@ def test_the_end_of_a_cancelled_request_has_room(fake: Any, form: str) -> None:
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_who_wants_more_than_was_captured_starts_another_run(fake: Any, placement: str) -> None:
+def test_a_request_for_more_than_was_captured_starts_another_run(fake: Any, placement: str) -> None:
     bench = company(placement, gammas=[2])
     bench.target.close_gate("verify", 1)
     bench.start("sd", _C.Request([1], gamma=2, max_tokens=20), judge="rejection")
@@ -300,7 +298,7 @@ def test_who_wants_more_than_was_captured_starts_another_run(fake: Any, placemen
     clean(bench)
 
 
-def test_nobody_joins_one_slot(fake: Any) -> None:
+def test_one_slot_takes_no_joins(fake: Any) -> None:
     bench = company(num_slots=1)
     bench.target.close_gate("verify", 1)
     bench.start("sd", _C.Request([1], gamma=3, max_tokens=20))
@@ -312,7 +310,7 @@ def test_nobody_joins_one_slot(fake: Any) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_a_fault_while_somebody_joins_is_one_exception(placement: str, form: str) -> None:
+def test_a_fault_during_a_join_is_one_exception(placement: str, form: str) -> None:
     """Whatever call fails, or kernel: all that run are told once, and verified tokens stand."""
     fake = fake_cuda.load()
     rounds = expected_rounds("pearl", *RULES, greedy([1, 2]), "coupled")

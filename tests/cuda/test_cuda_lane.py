@@ -207,8 +207,8 @@ def test_full_ring_holds_the_target_back(fake: Any, strategy: str, placement: st
     assert kernels - before < 16 + 3 * (len(read) + 1) and bench.coordinator.running
     begin = time.process_time()
     time.sleep(0.1)
-    assert time.process_time() - begin < 0.05  # nobody polls for what only the reader can change
-    bench.coordinator.stop()  # nobody has read since
+    assert time.process_time() - begin < 0.05  # no thread polls for a state that only the reader can change
+    bench.coordinator.stop()  # no read since then
     got = tokens_of(read + bench.finish())
     assert 0 < len(got) < 30 and got == full[: len(got)]
     assert tokens_of(bench.run(strategy, request)) == full
@@ -263,7 +263,7 @@ def test_destruction_in_any_order(placement: str, moment_ms: int) -> None:
 
 
 def test_exit_in_the_middle_of_a_run() -> None:
-    """The interpreter ends with work in flight and nobody reading: a clean exit."""
+    """The interpreter ends with work in flight and no reader: a clean exit."""
     script = (
         "import fake_cuda\n"
         "fake_cuda.load().reset(max_delay_us=100)\n"
@@ -316,7 +316,7 @@ def test_forms_follow_each_other(fake: Any, placement: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_somebody_else_may_capture(fake: Any, placement: str, form: str) -> None:
+def test_another_thread_may_capture(fake: Any, placement: str, form: str) -> None:
     """In the global mode, as torch does it unless told: looks at streams and events are forbidden to threads
     that have not stood aside."""
     bench = CudaBench.build(placement, target=TARGET, draft=HALF_RIGHT, form=form, gammas=[4], num_slots=2)

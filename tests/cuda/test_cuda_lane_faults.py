@@ -130,7 +130,7 @@ def test_nan_names_step_and_position(fake: Any, strategy: str, placement: str, f
                 error = results[-1].error
                 assert re.search(rf"step {step} of the {lane} lane, sequence 0, position \d+", error)
                 assert strategy != "ar" or f"position {3 + at};" in error
-            else:  # the poisoned row lay behind a rejection: nobody looked at it
+            else:  # the poisoned row lay behind a rejection: it was not read
                 assert strategy != "ar" and at > 0
             got = tokens_of(results)
             assert got == full[: len(got)]

@@ -1,5 +1,5 @@
 """Log-probabilities of CUDA lanes on the fake driver: those of the CPU's lanes, in any schedule, and
-of each request that asks, whoever runs beside it."""
+of each request that asks, whichever requests run beside it."""
 
 from __future__ import annotations
 

@@ -186,7 +186,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeWorld]:
 
 
 @pytest.mark.slow
-def test_a_rounds_graph_is_a_child_node_of_somebody_elses(
+def test_a_rounds_graph_is_a_child_node_of_another_graph(
     world: FakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The example's own function, on the fake driver: its calls and handles, and the graph's life."""

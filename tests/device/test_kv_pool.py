@@ -62,7 +62,7 @@ def test_answers_do_not_depend_on_the_pool(engine: Engine) -> None:
 
 @pytest.fixture
 def endless() -> Iterator[Engine]:
-    """Three slots, and blocks for one sequence that nobody sees the end of."""
+    """Three slots, and blocks for one sequence without an end."""
     pair = Pair.make("equal", max_position_embeddings=ENDLESS)
     with pair.engine(
         max_model_len=ENDLESS, max_num_seqs=3, kv_cache_tokens=ENDLESS, strategy="ar", placement="shared"

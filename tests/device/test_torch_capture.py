@@ -22,7 +22,7 @@ GPU = torch.device("cuda", 1)
 
 
 class Allocator:
-    """Which pools serve captures: one capture each, until it ends or somebody ends it."""
+    """Which pools serve captures: one capture each, until it ends by itself or by a call."""
 
     def __init__(self) -> None:
         self.num_pools = 0
@@ -100,8 +100,8 @@ def test_a_stream_captures_again_after_a_capture_that_failed(allocator: Allocato
     assert (graph.graph, graph.exec) == (11, 12) and not allocator.recording
 
 
-def test_nobody_else_captures_or_waits_for_the_device_meanwhile(allocator: Allocator) -> None:
-    """And the collector, which may find somebody's graph, rests."""
+def test_no_other_thread_captures_or_synchronises_meanwhile(allocator: Allocator) -> None:
+    """And the collector, which may find a graph of another thread, rests."""
     held: list[tuple[bool, bool]] = []
     TorchStream(GPU, 0).capture("step", lambda: held.append((TorchStream.captures.locked(), gc.isenabled())))
     assert held == [(False, True), (True, False)], "the first launch, which warms up, is no capture"
@@ -118,7 +118,7 @@ def test_an_end_that_fails_is_a_capture_that_failed(allocator: Allocator) -> Non
     assert not allocator.recording
 
 
-def test_who_waits_for_a_gpu_waits_until_nobody_captures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_synchronising_waits_for_the_end_of_captures(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pair that is started too, beside an engine in another thread."""
     held: list[bool] = []
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: held.append(TorchStream.captures.locked()))

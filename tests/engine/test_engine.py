@@ -334,7 +334,7 @@ def test_ctrl_c_stops_within_a_round_and_keeps_what_was_verified(strategy: str) 
             signal.raise_signal(signal.SIGINT)
 
         presser = threading.Thread(target=press)
-        prompts = [PROMPTS[0]] * 40  # longer than anyone would wait
+        prompts = [PROMPTS[0]] * 40  # longer than a test can wait
         with pytest.raises(KeyboardInterrupt) as caught:
             presser.start()
             engine.generate(prompts, SamplingParams(max_tokens=4000, ignore_eos=True))

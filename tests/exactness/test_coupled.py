@@ -76,7 +76,7 @@ def test_arrivals(pair: Pair, engine: Engine, exactness_runs: int) -> None:
             params = replace(params_of(rng), max_tokens=rng.choice([1, 2, 8, 40]), min_tokens=0)
             strategy, gamma = rng.choice(["ar", "sd", "pearl", None, None, None]), rng.choice([None, 1, 3, 8])
             asked.append((prompt, params, several.submit(prompt, params, strategy=strategy, gamma=gamma)))
-            if rng.random() < 0.3:  # until somebody has got on
+            if rng.random() < 0.3:  # until some request has got on
                 next(iter(rng.choice(asked)[2]), None)
         beside = 0
         for prompt, params, handle in asked:

@@ -203,7 +203,7 @@ void run_faults(const std::string& library, int) {
       fake_inject(call.c_str(), 1, code);
       try {
         make(context);
-        expect(false, (call + " failed and nobody was told").c_str());
+        expect(false, (call + " failed without an error").c_str());
       } catch (const CudaError& error) {
         expect(error.call == call && error.code == code && !error.is_sticky(), error.what());
         expect(error.is_out_of_memory() == (error.kind == FailureKind::kResource), "memory is a resource");

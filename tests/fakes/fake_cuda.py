@@ -122,7 +122,7 @@ def has_compiler() -> bool:
 
 @functools.cache
 def load() -> FakeCuda:
-    """The library in this process: there is one, whoever asks."""
+    """The library in this process: there is one for all callers."""
     return FakeCuda(build(SANITIZE), SANITIZE)
 
 
@@ -289,7 +289,7 @@ class FakeCuda:
         return np.frombuffer(raw, np.uint8, num_bytes).view(dtype).reshape(shape)
 
     def register(self, address: int, num_bytes: int, device: int = 0) -> None:
-        """Memory of somebody else, a torch tensor's, as a device's (-1: as pinned)."""
+        """Memory that the driver did not allocate, a torch tensor's, as a device's (-1: as pinned)."""
         self._library.fake_register(device, ctypes.c_uint64(address), ctypes.c_size_t(num_bytes))
 
     def unregister(self, address: int) -> None:

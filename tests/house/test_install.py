@@ -73,7 +73,7 @@ def test_only_a_build_in_place_has_the_test_doubles(inplace: bool, modules: list
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_wheel_of_the_sdist_writes_text_elsewhere(sdist: Path, tmp_path: Path) -> None:
-    """Compiles everything once more, as whoever installs it does, and installs it where nothing else is."""
+    """Compiles everything once more, as an installation does, into an environment without anything else."""
     build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path]
     run([*build, sdist], tmp_path, timeout=800)
     [wheel] = tmp_path.glob("pearl_rt-*.whl")

@@ -77,7 +77,7 @@ def reads_report(item: pytest.Item) -> bool:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Who reads the report comes last of the kernels' tests."""
+    """Tests that read the report come last of the kernels' tests."""
     places = [at for at, item in enumerate(items) if HERE in item.path.parents]
     ours = sorted((items[at] for at in places), key=reads_report)
     for at, item in zip(places, ours, strict=True):

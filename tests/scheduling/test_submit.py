@@ -38,7 +38,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def narrow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """One sequence at a time: whoever comes second waits."""
+    """One sequence at a time: the second request waits."""
     pair = Pair.make("half-right", max_position_embeddings=LENGTH)
     target, draft = pair.save(tmp_path_factory.mktemp("narrow"))
     with Engine.from_pretrained(target, draft, max_model_len=LENGTH, max_waiting=8, max_num_seqs=1) as built:
@@ -195,7 +195,7 @@ def test_a_cancelled_task_ends_its_request(engine: Engine) -> None:
         assert (await handle).finish_reason == "abort"
         handle = engine.submit("b", SamplingParams(max_tokens=20))
         async for _ in handle:
-            break  # nobody was cancelled
+            break  # no request was cancelled
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(asyncio.shield(engine.submit("b", ENDLESS)), 0.01)
         assert (await handle).finish_reason == "length"
@@ -268,7 +268,7 @@ def test_closing_with_requests_in_flight() -> None:
         engine.submit([7])
 
 
-def test_an_engine_that_nobody_closed_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_was_not_closed_is_collected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pearl_rt.scheduling.scheduler.LINGER_S", 0.01)
     engine = Pair.make("equal").engine(max_model_len=64)
     engine.submit([7], SamplingParams(max_tokens=3)).result(30)

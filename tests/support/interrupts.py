@@ -77,7 +77,7 @@ class Interrupter:
 
 def interrupts(files: set[str], call: Callable[[], object]) -> Iterator[str]:
     """Runs call() with an interrupt at each place in turn, until it is through without one -> the places,
-    while whoever iterates looks at what is left.
+    while the loop over it looks at the rest.
     """
     for n in count(1):
         with Interrupter(files, n) as interrupter:

@@ -10,7 +10,7 @@ def poisoned(num_bytes: int, device: torch.device) -> torch.Tensor:
 
 
 class Canary:
-    """A tensor between two guards; `check` says that nobody wrote into them."""
+    """A tensor between two guards; `check` says that nothing was written into them."""
 
     VALUE = 2147480000
 

@@ -34,7 +34,7 @@ def test_streams_run_beside_each_other(device: FakeDevice) -> None:
 
 
 def test_a_wait_takes_the_most_recent_record(device: FakeDevice) -> None:
-    """The event is recorded again, behind work that has not ended: who waited before that waits no longer."""
+    """An event is recorded again, behind unfinished work: a stream that waited before waits no longer."""
     hold = threading.Event()
     event = device.recorded(device.stream)
     device.call("cuStreamWaitEvent", device.other, event, 0)  # for the first record
@@ -57,7 +57,7 @@ def test_a_wait_takes_the_most_recent_record(device: FakeDevice) -> None:
     assert device.fake.violations() == []
 
 
-def test_an_event_destroyed_early_still_orders_who_waits(device: FakeDevice) -> None:
+def test_an_event_destroyed_early_still_orders_waiting_streams(device: FakeDevice) -> None:
     ran: list[str] = []
     device.launch(lambda: (time.sleep(0.02), ran.append("first")))
     event = device.recorded(device.stream)

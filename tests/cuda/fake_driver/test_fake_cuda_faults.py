@@ -110,7 +110,7 @@ def test_a_returned_fault_that_cuda_would_keep(device: FakeDevice) -> None:
     assert device.fake.call("cuStreamSynchronize", device.other) == ILLEGAL_ADDRESS
 
 
-def test_a_fault_lets_go_of_who_waits(device: FakeDevice) -> None:
+def test_a_fault_releases_waiting_threads(device: FakeDevice) -> None:
     """A wait for work of a context that failed ends: its host has to come to the error."""
     device.launch(lambda: (time.sleep(0.02), device.fake.raise_in_kernel(ILLEGAL_ADDRESS)))
     event = device.recorded(device.stream)

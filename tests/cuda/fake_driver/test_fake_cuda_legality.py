@@ -332,5 +332,5 @@ def test_a_reset_ends_every_handle(device: FakeDevice) -> None:
     assert device.fake.live_handles() == []
 
 
-def test_who_stands_aside_may_query_during_a_capture(device: FakeDevice) -> None:
+def test_a_relaxed_thread_may_query_during_a_capture(device: FakeDevice) -> None:
     assert relaxed(device, 2) in (0, NOT_READY) and device.fake.violations() == []

@@ -62,7 +62,7 @@ void fake_launch(void* stream, fake_kernel kernel, void* argument);
 void* fake_alloc(int device, size_t num_bytes);
 void fake_free(void* memory);
 void fake_register(int device, void* memory,
-                   size_t num_bytes);  // somebody else's memory, such as a torch tensor's
+                   size_t num_bytes);  // memory that the driver did not allocate, such as a torch tensor's
 void fake_unregister(void* memory);
 
 }  // extern "C"

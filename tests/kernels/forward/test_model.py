@@ -53,7 +53,7 @@ def tensors_of(name: str) -> dict[str, torch.Tensor]:
 
 
 def model_of(name: str, device: torch.device, backend: str = "triton", **options: Any) -> Llama:
-    """With NaN in all memory that nobody has written."""
+    """With NaN in all memory that was not written."""
     config = CONFIGS[name]
     weights = LlamaWeights.pack(config, tensors_of(name), dtype=torch.float32, device=device)
     sizes = Sizes(80, 80, 80, NUM_SEQUENCES, MAX_LEN, BLOCK_SIZE)

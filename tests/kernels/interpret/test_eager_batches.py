@@ -1,4 +1,4 @@
-"""Batches on the kernels, in the interpreter: who joins, leaves or fails, and that others never notice.
+"""Batches on the kernels, in the interpreter: requests join, leave or fail, and change no other.
 
 The rounds of a request in a batch are held against the CPU executor's for it alone, one by one.
 """
@@ -269,7 +269,7 @@ def test_an_error_in_a_step_is_raised_as_it_is_and_lanes_go_on(
 
 
 def test_lanes_that_are_dropped_in_the_middle_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever drops them waits for the step, which needs the GIL."""
+    """The thread that drops them waits for the step, which needs the GIL."""
     gate, lanes = Gate(monkeypatch, "verify"), lanes_of()
     lanes.start("ar", PLAIN, "rejection")
     gate.wait()
@@ -281,8 +281,8 @@ def test_lanes_that_are_dropped_in_the_middle_of_a_step(monkeypatch: pytest.Monk
 
 
 def test_logits_that_are_nan_end_their_own_request(executor: Engine) -> None:
-    """Whoever reads token 9 has no logits: beside a request from the start, and as one that joins. Prompts of
-    those that join together are fed in order.
+    """A request that reads token 9 has no logits: beside a request from the start, and as one that joins. The
+    prompts of requests that join together are fed in order.
     """
     target = dict(PAIR.target)
     target["model.embed_tokens.weight"] = target["model.embed_tokens.weight"].clone()

@@ -1,6 +1,6 @@
-"""KV blocks on the kernels, in the interpreter: who waits for them, and that pages go from one to another.
+"""KV blocks on the kernels, in the interpreter: requests wait for them, and pages go from one to another.
 
-Pages that are nobody's are filled with NaN.
+Pages without an owner are filled with NaN.
 """
 
 from collections.abc import Iterator
@@ -61,7 +61,7 @@ def lanes_of(num_blocks: int, num_slots: int = 3) -> CudaLanes:
 @pytest.mark.slow
 def test_pages_go_from_one_to_another(executor: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three slots over three pages: WHOLE waits for the first of two, in a slot that was idle all along, gets
-    its pages in pieces, and who asks for one page, which would be free, waits behind it.
+    its pages in pieces, and a request for one page, which would be free, waits behind it.
     """
     held = poisoned(monkeypatch)
     lanes, strategy = lanes_of(3), "pearl"
@@ -81,7 +81,7 @@ def test_pages_go_from_one_to_another(executor: Engine, monkeypatch: pytest.Monk
     assert {0, 2} in held  # in pieces
 
 
-def test_who_is_cancelled_gives_its_pages_back(executor: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cancelled_request_gives_its_pages_back(executor: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that runs, one whose prompt is being fed, and one that waits for pages."""
     poisoned(monkeypatch)
     gate, lanes = Gate(monkeypatch, "prefill_chunk"), lanes_of(2, num_slots=2)

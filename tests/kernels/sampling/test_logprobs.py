@@ -49,7 +49,7 @@ def test_every_row_is_the_definition(vocab: int, k: int, device: torch.device) -
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_awkward_rows(dtype: torch.dtype, device: torch.device) -> None:
-    """Ties by lower id, both zeros alike, entries that are -inf, and rows that nobody asked for."""
+    """Ties by lower id, both zeros alike, entries that are -inf, and rows that were not asked for."""
     rng = np.random.default_rng(5)
     shapes = [shape for shape in SHAPES if shape != "huge" or dtype == torch.float32]
     rows = np.stack([row_of(shape, 70, rng) for shape in shapes for _ in range(2)])
