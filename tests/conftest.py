@@ -23,7 +23,7 @@ PTX_DRIVER = pytest.StashKey[Any]()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--long: of tests that draw random cases, as many as `make exactness` runs. --schedules: of each program
-    in test_cuda_lane. --ptx: kernels are compiled for that GPU and run on the host (docs/compiled_kernels.md).
+    in test_cuda_lane. --ptx: kernels are compiled for that GPU, and run on the host.
     """
     parser.addoption("--ptx", metavar="ARCH", help="run compiled kernels on the host: sm_80 or sm_90")
     parser.addoption("--long", action="store_true", help="run random tests for longer")
@@ -54,6 +54,6 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture
 def device(pytestconfig: pytest.Config) -> torch.device:
-    """A GPU if there is one, else the CPU, where kernels run in Triton's interpreter, or compiled with --ptx."""
+    """A GPU if there is one, else the CPU, where kernels run in Triton's interpreter, or compiled (--ptx)."""
     has_gpu = torch.cuda.is_available() and not pytestconfig.getoption("--ptx")
     return torch.device("cuda" if has_gpu else "cpu")

@@ -1,6 +1,7 @@
 """Triton's compiler for NVIDIA's chips, which stops at PTX: no assembler runs, and no GPU is asked.
 
-Triton finds it for the target ("ptx", 80) or ("ptx", 90); what it compiles has a place of its own in the cache.
+Triton finds it for the target ("ptx", 80) or ("ptx", 90). What it compiles has a place of its own in the
+cache.
 """
 
 from __future__ import annotations

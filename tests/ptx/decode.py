@@ -206,8 +206,7 @@ class Decoder:
         )
         target = -1
         if name == "bra":
-            [label] = operands
-            target, encoded = self.text.labels[label], []
+            target, encoded = self._label(operands[0]), []
         else:
             is_shared = ".shared" in statement.opcode or "matrix" in name
             encoded = self._encode(OPCODES[name][1], plain, is_shared)
@@ -217,6 +216,11 @@ class Decoder:
         if name.startswith("wgmma.mma_async"):  # its own sums may follow each other
             del self.touched[first_touched : first_touched + encoded[0]]
         self.code[-1][5:] = [first_touched, len(self.touched) - first_touched]
+
+    def _label(self, name: str) -> int:
+        if name not in self.text.labels:
+            raise PtxError(f"{name} is no label of the kernel")
+        return self.text.labels[name]
 
     def _note_granule(self, name: str, opcode: str, encoded: list[int]) -> None:
         if name in ("cp.async",):

@@ -1,4 +1,4 @@
-"""In place of Triton's driver: kernel[grid](...) compiles for a GPU that is not there, and runs on host tensors.
+"""In place of Triton's driver: kernel[grid](...) compiles for a GPU that is absent, and runs on host tensors.
 
     driver = install("sm_90")      before any kernel is launched
 
@@ -7,6 +7,7 @@ Knows what Triton gives a driver; not how PTX is read or run.
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -61,6 +62,12 @@ def extent_of(name: str, tensor: torch.Tensor) -> Extent:
     return Extent(name, storage.data_ptr(), storage.data_ptr() + storage.nbytes())
 
 
+def constant_extents(program: Program) -> Iterator[Extent]:
+    """Of the module's arrays, which a kernel may read too."""
+    for name, array in program.constants.items():
+        yield Extent(name, ctypes.addressof(array), ctypes.addressof(array) + ctypes.sizeof(array))
+
+
 def ranges_of(extents: list[Extent]) -> list[tuple[int, int]]:
     """Sorted; storages that overlap or are one are one range."""
     merged: list[tuple[int, int]] = []
@@ -97,8 +104,7 @@ def run(
     seed: int = 0,
 ) -> int:
     """All programs of a launch -> instructions of warps. Raises KernelFault."""
-    constants = [(0, address, address + size) for address, size in constant_extents(program)]
-    ranges = ranges_of([*extents, *(Extent("a constant", first, end) for _, first, end in constants)])
+    ranges = ranges_of([*extents, *constant_extents(program)])
     found = _ptx.launch(
         kernel=program.kernel,
         grid=grid,
@@ -113,14 +119,6 @@ def run(
     return int(found)
 
 
-def constant_extents(program: Program) -> Iterator[tuple[int, int]]:
-    """(address, bytes) of the module's arrays."""
-    import ctypes
-
-    for array in program.constants.values():
-        yield ctypes.addressof(array), ctypes.sizeof(array)
-
-
 class PtxLauncher:
     """Launches one compiled kernel, as Triton calls it."""
 
@@ -131,9 +129,7 @@ class PtxLauncher:
             if size:
                 raise PtxError(f"{metadata.name} asks for scratch memory, which the driver does not give")
 
-    def __call__(
-        self, x: int, y: int, z: int, stream: int, function: Function, *rest: Any
-    ) -> None:
+    def __call__(self, x: int, y: int, z: int, stream: int, function: Function, *rest: Any) -> None:
         """rest: packed metadata, launch metadata, two hooks, then the kernel's arguments."""
         arguments = rest[4:]
         values, extents = [], []
@@ -174,7 +170,9 @@ class PtxUtils:
     def __init__(self, shared_bytes: int, work: Work, seed: int) -> None:
         self._shared_bytes, self._work, self._seed = shared_bytes, work, seed
 
-    def load_binary(self, name: str, ptx: bytes, shared: int, device: int) -> tuple[Any, Function, int, int, int]:
+    def load_binary(
+        self, name: str, ptx: bytes, shared: int, device: int
+    ) -> tuple[Any, Function, int, int, int]:
         """-> module, function, registers, spills, most threads."""
         function = Function(program_of(ptx.decode()), self._work, self._seed)
         return function, function, 0, 0, 1024

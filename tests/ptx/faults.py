@@ -92,15 +92,17 @@ def found(fault: _ptx.Fault, program: Program, extents: list[Extent]) -> str:
             return f"{place} were stored by {others} while a wgmma read there: it was not waited for"
         case "unfenced":
             return (
-                f"a wgmma reads {place}, which {others} stored with no fence.proxy.async between: it may read "
-                "what was there before"
+                f"a wgmma reads {place}, which {others} stored with no fence.proxy.async between: it may "
+                "read what was there before"
             )
         case "register_in_flight":
             return "a register of a wgmma is used before wgmma.wait_group"
         case "copy_too_long":
             return f"cp.async takes {fault.size} bytes from {fault.address:#x}, more than its target has"
         case "descriptor":
-            return f"a wgmma descriptor or scale {fault.address:#x} is not known, or not the same in all lanes"
+            return (
+                f"a descriptor or scale of wgmma, {fault.address:#x}, is unknown or not the warp's only one"
+            )
         case "barrier_not_reached":
             return f"the warp waits at a barrier, and {others} ended without one"
         case "barriers_differ":

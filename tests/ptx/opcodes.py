@@ -1,7 +1,8 @@
 """The name under which the executor has an opcode: PTX's own, less what makes no difference to one program.
 
 Nothing is dropped that changes a result: an opcode with another rounding, type or shape is unknown, and
-decode.py says so. Orders and scopes of memory are dropped, as one program runs at a time, and hints to caches.
+decode.py says so. Orders and scopes of memory are dropped, as one program runs at a time; so are hints to
+caches.
 """
 
 from __future__ import annotations

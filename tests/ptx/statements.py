@@ -134,6 +134,4 @@ def add(text: Text, statement: str, line: int, source: str) -> None:
     guarded = GUARDED.match(statement)
     negated, guard, rest = guarded.groups() if guarded else ("", "", statement)
     opcode, _, operands = " ".join(rest.split()).partition(" ")
-    text.statements.append(
-        Statement(line, source, guard, bool(negated), opcode, split_operands(operands))
-    )
+    text.statements.append(Statement(line, source, guard, bool(negated), opcode, split_operands(operands)))

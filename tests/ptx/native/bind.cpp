@@ -6,7 +6,7 @@
 #include <map>
 #include <memory>
 
-#include "ptx/native/lanes.h"
+#include "ptx/native/opcodes/lanes.h"
 
 namespace py = pybind11;
 
@@ -43,9 +43,9 @@ std::vector<Constant> constants_of(const Slots& slots) {
 // code: [n, 7] opcode, guard, negated, first operand, target, first touched, touched.
 std::unique_ptr<Kernel> kernel_of(const Ints& code, const std::vector<int32_t>& operands,
                                   const std::vector<int32_t>& touched, const Slots& constants,
-                                  const Slots& params, const std::array<int32_t, 10>& specials, int32_t num_slots,
-                                  int32_t num_constant_slots, int32_t num_predicates, int32_t num_threads,
-                                  int32_t granule) {
+                                  const Slots& params, const std::array<int32_t, 10>& specials,
+                                  int32_t num_slots, int32_t num_constant_slots, int32_t num_predicates,
+                                  int32_t num_threads, int32_t granule) {
   auto kernel = std::make_unique<Kernel>();
   kernel->operands = operands;
   kernel->touched = touched;
@@ -60,8 +60,9 @@ std::unique_ptr<Kernel> kernel_of(const Ints& code, const std::vector<int32_t>& 
   const auto rows = code.unchecked<2>();
   for (py::ssize_t row = 0; row < rows.shape(0); ++row) {
     const Opcode& opcode = opcodes().at(static_cast<size_t>(rows(row, 0)));
-    kernel->code.push_back({opcode.run, kernel->operands.data() + rows(row, 3), rows(row, 1), rows(row, 2) != 0,
-                            opcode.kind, rows(row, 4), kernel->touched.data() + rows(row, 5), rows(row, 6)});
+    kernel->code.push_back({opcode.run, kernel->operands.data() + rows(row, 3), rows(row, 1),
+                            rows(row, 2) != 0, opcode.kind, rows(row, 4),
+                            kernel->touched.data() + rows(row, 5), rows(row, 6)});
   }
   return kernel;
 }
@@ -69,7 +70,8 @@ std::unique_ptr<Kernel> kernel_of(const Ints& code, const std::vector<int32_t>& 
 using Found = std::variant<uint64_t, Fault>;
 
 Found launch(const Kernel& kernel, const std::array<uint32_t, 3>& grid, const std::vector<uint64_t>& params,
-             const std::vector<Range>& ranges, uint32_t shared_bytes, uint64_t seed, uint64_t most_instructions) {
+             const std::vector<Range>& ranges, uint32_t shared_bytes, uint64_t seed,
+             uint64_t most_instructions) {
   const auto breathe = [] {
     py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
@@ -93,7 +95,8 @@ PYBIND11_MODULE(_ptx, m) {
   py::class_<Kernel>(m, "Kernel", "A decoded kernel: see tests/ptx/decode.py.")
       .def(py::init(&kernel_of), py::kw_only(), py::arg("code"), py::arg("operands"), py::arg("touched"),
            py::arg("constants"), py::arg("params"), py::arg("specials"), py::arg("num_slots"),
-           py::arg("num_constant_slots"), py::arg("num_predicates"), py::arg("num_threads"), py::arg("granule"));
+           py::arg("num_constant_slots"), py::arg("num_predicates"), py::arg("num_threads"),
+           py::arg("granule"));
   py::class_<Fault>(m, "Fault", "What a check found, and where.")
       .def_readonly("kind", &Fault::kind)
       .def_readonly("pc", &Fault::pc)

@@ -44,9 +44,9 @@ struct Instruction {
   int32_t guard;  // a predicate; -1: always
   bool negated;
   Kind kind;
-  int32_t target;                  // of a branch
-  const int32_t* touched;          // registers: slot * 2, and 1 more where it is written
-  int32_t num_touched;             // 0 in a kernel without wgmma
+  int32_t target;          // of a branch
+  const int32_t* touched;  // registers: slot * 2, and 1 more where it is written
+  int32_t num_touched;     // 0 in a kernel without wgmma
 
   int32_t operator[](int index) const { return operands[index]; }
 };
@@ -62,8 +62,9 @@ struct Kernel {
   std::vector<Instruction> code;
   std::vector<int32_t> operands, touched;
   std::vector<Constant> constants;
-  std::vector<Constant> params;      // in order; each value is a launch's
-  std::array<int32_t, 10> specials;  // slots: tid.x, laneid, ctaid.x y z, nctaid.x y z, ntid.x, warpid; -1: unused
+  std::vector<Constant> params;  // in order; each value is a launch's
+  std::array<int32_t, 10>
+      specials;  // slots: tid.x, laneid, ctaid.x y z, nctaid.x y z, ntid.x, warpid; -1: unused
   int32_t num_slots = 0, num_constant_slots = 0, num_predicates = 2;  // predicates 0 and 1: never, always
   int32_t num_threads = 0;
   int32_t granule = 16;  // bytes of the smallest access to shared memory

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <numeric>
+#include <utility>
 
 namespace ptx {
 
@@ -105,6 +106,7 @@ void Machine::start(const std::array<uint32_t, 3>& program) {
     warp.pc = 0;
     warp.active = warp.live = kAllLanes;
     warp.apart.clear();
+    warp.parked = {-1, 0};
     warp.waits = false;
     warp.predicates.assign(kernel_.num_predicates, 0);
     warp.predicates[1] = kAllLanes;
@@ -213,20 +215,34 @@ void Machine::end_lanes(Warp& warp, uint32_t mask) {
   ++warp.pc;
 }
 
-void Machine::arrive(Warp& warp, uint32_t mask) {
-  if (mask != kAllLanes) {
+// Whether the whole warp is there. Lanes that come early are parked: others of the warp may come, or fail
+// first.
+bool Machine::arrive(Warp& warp, uint32_t mask) {
+  if (warp.parked.pc == warp.pc) mask |= std::exchange(warp.parked, {-1, 0}).lanes;
+  if (mask == kAllLanes) {
+    warp.active = mask;
+    warp.waits = true;
+    return true;
+  }
+  if (mask != warp.active || warp.parked.lanes || warp.apart.empty()) {
     Fault fault;
     fault.kind = "barrier_by_a_part";
     fault.values = {mask};
     throw fault;
   }
-  warp.waits = true;
+  warp.parked = {warp.pc, mask};
+  warp.active = 0;
+  return false;
 }
 
 void Machine::run_for(Warp& warp, uint64_t most) {
   const Instruction* const code = kernel_.code.data();
   for (; most > 0 && warp.live; --most) {
     if (!warp.apart.empty()) step_apart(warp);
+    if (warp.active == 0) {  // the others have ended
+      warp.pc = warp.parked.pc;
+      arrive(warp, 0);
+    }
     const Instruction& instruction = code[warp.pc];
     uint32_t mask = warp.active;
     if (instruction.guard >= 0) {
@@ -252,11 +268,11 @@ void Machine::run_for(Warp& warp, uint64_t most) {
         end_lanes(warp, mask);
         break;
       case Kind::kBarrier:
-        if (mask) {
-          arrive(warp, mask);
+        if (mask == 0) {
+          ++warp.pc;
+        } else if (arrive(warp, mask)) {
           return;
         }
-        ++warp.pc;
         break;
     }
   }
@@ -284,7 +300,8 @@ void Machine::fence(Warp& warp) {
 
 bool Machine::holds(uint64_t first, uint64_t last) {
   const auto& ranges = launch_.ranges;
-  if (last_range_ < ranges.size() && first >= ranges[last_range_].first && last <= ranges[last_range_].second) {
+  if (last_range_ < ranges.size() && first >= ranges[last_range_].first &&
+      last <= ranges[last_range_].second) {
     return true;
   }
   const auto behind = std::upper_bound(ranges.begin(), ranges.end(), Range{first, UINT64_MAX});

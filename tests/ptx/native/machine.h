@@ -22,7 +22,7 @@ struct Launch {
   std::vector<Range> ranges;  // sorted, and none overlaps another
   uint32_t shared_bytes;
   uint64_t seed;
-  uint64_t most_instructions;    // of one warp in one program
+  uint64_t most_instructions;     // of one warp in one program
   std::function<void()> breathe;  // called now and then: it may throw
 };
 
@@ -52,7 +52,7 @@ class Machine {
   void step_apart(Warp& warp);
   void branch(Warp& warp, const Instruction& instruction, uint32_t mask);
   void end_lanes(Warp& warp, uint32_t mask);
-  void arrive(Warp& warp, uint32_t mask);
+  bool arrive(Warp& warp, uint32_t mask);
   void release();
   void check_touched(const Warp& warp, const Instruction& instruction) const;
   bool holds(uint64_t first, uint64_t last);

@@ -40,7 +40,8 @@ struct Warp {
   uint32_t active = 0;  // lanes at pc
   uint32_t live = 0;    // lanes that have not ended
   std::vector<LaneGroup> apart;
-  bool waits = false;  // at the barrier at pc
+  LaneGroup parked{-1, 0};  // lanes at a barrier that others of the warp may still come to
+  bool waits = false;       // at the barrier at pc
   std::vector<uint32_t> registers;
   std::vector<uint32_t> predicates;  // masks of lanes
   const uint32_t* constants = nullptr;

@@ -1,9 +1,10 @@
-// Matrices of a warp: ldmatrix, stmatrix and mma. Sums are of fp32, in the order of k, behind the accumulator.
-#include "ptx/native/matrices.h"
+// Matrices of a warp: ldmatrix, stmatrix and mma. Sums are of fp32, in the order of k, behind the
+// accumulator.
+#include "ptx/native/opcodes/matrices.h"
 
 #include <algorithm>
 
-#include "ptx/native/lanes.h"
+#include "ptx/native/opcodes/lanes.h"
 
 namespace ptx {
 
@@ -100,7 +101,8 @@ void multiply(Machine&, Warp& warp, const Instruction& in, uint32_t mask) {
   }
   for (int i = 0; i < 4; ++i) {
     const uint32_t* values = warp.in<uint32_t>(c[i]);
-    for (int lane = 0; lane < kLanes; ++lane) sum[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2] = f32(values[lane]);
+    for (int lane = 0; lane < kLanes; ++lane)
+      sum[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2] = f32(values[lane]);
   }
   for (int m = 0; m < 16; ++m) {
     for (int k = 0; k < 16; ++k) {

@@ -1,7 +1,7 @@
 // What moves bits between registers and lanes, and what ends a program or makes it wait.
 #include <algorithm>
 
-#include "ptx/native/lanes.h"
+#include "ptx/native/opcodes/lanes.h"
 
 namespace ptx {
 
@@ -61,7 +61,8 @@ void shuffled(Machine&, Warp& warp, const Instruction& in, uint32_t mask) {
   uint32_t out[kLanes], in_range = 0;
   for (int lane = 0; lane < kLanes; ++lane) {
     const int segment = static_cast<int>(c[lane] >> 8 & 31), clamp = static_cast<int>(c[lane] & 31);
-    const int first = lane & segment, last = first | (clamp & ~segment), step = static_cast<int>(by[lane] & 31);
+    const int first = lane & segment, last = first | (clamp & ~segment),
+              step = static_cast<int>(by[lane] & 31);
     int source = lane;
     bool fits = false;
     switch (shuffle) {
@@ -103,12 +104,24 @@ void reduced(Machine&, Warp& warp, const Instruction& in, uint32_t mask) {
     const uint32_t value = a[std::countr_zero(left)];
     const T x = static_cast<T>(total), y = static_cast<T>(value);
     switch (reduction) {
-      case Reduction::kAdd: total += value; break;
-      case Reduction::kMin: total = static_cast<uint32_t>(std::min(x, y)); break;
-      case Reduction::kMax: total = static_cast<uint32_t>(std::max(x, y)); break;
-      case Reduction::kAnd: total &= value; break;
-      case Reduction::kOr: total |= value; break;
-      case Reduction::kXor: total ^= value; break;
+      case Reduction::kAdd:
+        total += value;
+        break;
+      case Reduction::kMin:
+        total = static_cast<uint32_t>(std::min(x, y));
+        break;
+      case Reduction::kMax:
+        total = static_cast<uint32_t>(std::max(x, y));
+        break;
+      case Reduction::kAnd:
+        total &= value;
+        break;
+      case Reduction::kOr:
+        total |= value;
+        break;
+      case Reduction::kXor:
+        total ^= value;
+        break;
     }
   }
   uint32_t out[kLanes];
@@ -140,9 +153,7 @@ void nothing(Machine&, Warp&, const Instruction&, uint32_t) {}
 
 void fence_proxy(Machine& machine, Warp& warp, const Instruction&, uint32_t) { machine.fence(warp); }
 
-void trap(Machine&, Warp&, const Instruction&, uint32_t mask) {
-  fail("trap", 0, 0, std::countr_zero(mask));
-}
+void trap(Machine&, Warp&, const Instruction&, uint32_t mask) { fail("trap", 0, 0, std::countr_zero(mask)); }
 
 // The addresses of message and file, the line, the address of the function's name.
 void assertion(Machine&, Warp& warp, const Instruction& in, uint32_t mask) {

@@ -1,7 +1,7 @@
 // Comparisons, and what is done with predicates.
 #include <type_traits>
 
-#include "ptx/native/lanes.h"
+#include "ptx/native/opcodes/lanes.h"
 
 namespace ptx {
 
@@ -12,12 +12,18 @@ enum class Order { kEqual, kNotEqual, kLess, kLessEqual, kGreater, kGreaterEqual
 template <Order order, typename T>
 bool holds(T a, T b) {
   switch (order) {
-    case Order::kEqual: return a == b;
-    case Order::kNotEqual: return a != b;
-    case Order::kLess: return a < b;
-    case Order::kLessEqual: return a <= b;
-    case Order::kGreater: return a > b;
-    case Order::kGreaterEqual: return a >= b;
+    case Order::kEqual:
+      return a == b;
+    case Order::kNotEqual:
+      return a != b;
+    case Order::kLess:
+      return a < b;
+    case Order::kLessEqual:
+      return a <= b;
+    case Order::kGreater:
+      return a > b;
+    case Order::kGreaterEqual:
+      return a >= b;
   }
 }
 
@@ -57,8 +63,8 @@ struct ComparePairs<f> {
 template <typename T, Order order>
 void add_whole(Opcodes* table, const char* name, const std::string& type, char letter) {
   using L = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
-  table->push_back({"setp." + (name + ("." + type)), std::string{'P', letter, letter},
-                    Compare<whole<T, order, L>>::run});
+  table->push_back(
+      {"setp." + (name + ("." + type)), std::string{'P', letter, letter}, Compare<whole<T, order, L>>::run});
 }
 
 template <auto from, typename L, Order order>

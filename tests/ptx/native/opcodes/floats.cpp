@@ -1,6 +1,6 @@
 // Arithmetic of fp32, fp64, fp16 and bf16. What PTX rounds correctly is rounded correctly here; what it
 // approximates is the correctly rounded result, or one next to it, by way of fp64.
-#include "ptx/native/lanes.h"
+#include "ptx/native/opcodes/lanes.h"
 
 namespace ptx {
 
@@ -94,7 +94,8 @@ void add_unary(Opcodes* table, const std::string& name) {
 template <uint32_t (*f)(uint32_t, uint32_t)>
 void add_binary(Opcodes* table, const std::string& name) {
   table->push_back({name + ".f32", "Www", Map<f>::run});
-  table->push_back({name + ".ftz.f32", "Www", Map<static_cast<uint32_t (*)(uint32_t, uint32_t)>(ftz<f>)>::run});
+  table->push_back(
+      {name + ".ftz.f32", "Www", Map<static_cast<uint32_t (*)(uint32_t, uint32_t)>(ftz<f>)>::run});
 }
 
 // fp16 and bf16: fp32 rounded once is right for one operation; a fused one is rounded from fp64's exact sum.

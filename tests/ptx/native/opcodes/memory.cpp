@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "ptx/native/lanes.h"
+#include "ptx/native/opcodes/lanes.h"
 
 namespace ptx {
 
@@ -51,14 +51,15 @@ void load(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask) {
   uint64_t addresses[kLanes];
   (is_shared ? shared_addresses : global_addresses)(warp, in, count + 1, addresses);
   L out[8][kLanes];
-  for_lanes<is_shared, true>(machine, warp, addresses, mask, size, [&](int lane, const std::byte* place, uint64_t) {
-    T values[8];
-    std::memcpy(values, place, size);
-    using Extended = std::conditional_t<std::is_signed_v<T>, int16_t, T>;
-    for (int i = 0; i < count; ++i) {
-      out[i][lane] = static_cast<std::make_unsigned_t<Extended>>(static_cast<Extended>(values[i]));
-    }
-  });
+  for_lanes<is_shared, true>(
+      machine, warp, addresses, mask, size, [&](int lane, const std::byte* place, uint64_t) {
+        T values[8];
+        std::memcpy(values, place, size);
+        using Extended = std::conditional_t<std::is_signed_v<T>, int16_t, T>;
+        for (int i = 0; i < count; ++i) {
+          out[i][lane] = static_cast<std::make_unsigned_t<Extended>>(static_cast<Extended>(values[i]));
+        }
+      });
   for (int i = 0; i < count; ++i) warp.put(in[1 + i], out[i], mask);
 }
 
@@ -90,11 +91,12 @@ void atomic(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask) 
   (is_shared ? shared_addresses : global_addresses)(warp, in, 1, addresses);
   const L* operand = warp.in<L>(in[3]);
   L out[kLanes] = {};
-  for_lanes<is_shared, true>(machine, warp, addresses, mask, sizeof(L), [&](int lane, std::byte* place, uint64_t) {
-    std::memcpy(&out[lane], place, sizeof(L));
-    const L stored = f(out[lane], operand[lane]);
-    std::memcpy(place, &stored, sizeof(L));
-  });
+  for_lanes<is_shared, true>(machine, warp, addresses, mask, sizeof(L),
+                             [&](int lane, std::byte* place, uint64_t) {
+                               std::memcpy(&out[lane], place, sizeof(L));
+                               const L stored = f(out[lane], operand[lane]);
+                               std::memcpy(place, &stored, sizeof(L));
+                             });
   warp.put(in[0], out, mask);
 }
 
@@ -104,10 +106,11 @@ void compare_and_swap(Machine& machine, Warp& warp, const Instruction& in, uint3
   global_addresses(warp, in, 1, addresses);
   const L *expected = warp.in<L>(in[3]), *wanted = warp.in<L>(in[4]);
   L out[kLanes] = {};
-  for_lanes<false, true>(machine, warp, addresses, mask, sizeof(L), [&](int lane, std::byte* place, uint64_t) {
-    std::memcpy(&out[lane], place, sizeof(L));
-    if (out[lane] == expected[lane]) std::memcpy(place, &wanted[lane], sizeof(L));
-  });
+  for_lanes<false, true>(machine, warp, addresses, mask, sizeof(L),
+                         [&](int lane, std::byte* place, uint64_t) {
+                           std::memcpy(&out[lane], place, sizeof(L));
+                           if (out[lane] == expected[lane]) std::memcpy(place, &wanted[lane], sizeof(L));
+                         });
   warp.put(in[0], out, mask);
 }
 
@@ -161,7 +164,8 @@ void copy_async(Machine& machine, Warp& warp, const Instruction& in, uint32_t ma
       fault.lane = lane;
       throw;
     }
-    warp.copies.push_back({targets[lane], reinterpret_cast<const std::byte*>(sources[lane]), size, given[lane]});
+    warp.copies.push_back(
+        {targets[lane], reinterpret_cast<const std::byte*>(sources[lane]), size, given[lane]});
   }
   if (reads) machine.check_global(sources, reads, size);
 }

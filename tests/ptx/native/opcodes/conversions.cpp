@@ -1,7 +1,7 @@
 // cvt: between integers, from and to floating point, and between floating types.
 #include <type_traits>
 
-#include "ptx/native/lanes.h"
+#include "ptx/native/opcodes/lanes.h"
 
 namespace ptx {
 
@@ -12,10 +12,14 @@ enum class Rounding { kNearest, kZero, kDown, kUp };
 template <Rounding rounding, typename R>
 R whole(R value) {
   switch (rounding) {
-    case Rounding::kNearest: return std::nearbyint(value);
-    case Rounding::kZero: return std::trunc(value);
-    case Rounding::kDown: return std::floor(value);
-    case Rounding::kUp: return std::ceil(value);
+    case Rounding::kNearest:
+      return std::nearbyint(value);
+    case Rounding::kZero:
+      return std::trunc(value);
+    case Rounding::kDown:
+      return std::floor(value);
+    case Rounding::kUp:
+      return std::ceil(value);
   }
 }
 
@@ -25,7 +29,8 @@ auto to_integer(L bits) {
   using Lane = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
   const auto value = whole<rounding>(from(bits));
   constexpr auto low = static_cast<decltype(value)>(std::numeric_limits<T>::min());
-  constexpr auto high = static_cast<decltype(value)>(std::numeric_limits<T>::max());  // may round up: >= below
+  constexpr auto high =
+      static_cast<decltype(value)>(std::numeric_limits<T>::max());  // may round up: >= below
   T out;
   if (value != value) {
     constexpr bool is_zero = sizeof(L) < 8 && sizeof(T) < 8;
@@ -54,7 +59,8 @@ uint32_t half_from_integer(L bits) {  // exact in fp64, but not always in fp32
 template <typename D, typename S, typename L>
 auto between(L bits) {
   using Lane = std::conditional_t<sizeof(D) == 8, uint64_t, uint32_t>;
-  using Kept = std::conditional_t<sizeof(D) == 1, std::conditional_t<std::is_signed_v<D>, int16_t, uint16_t>, D>;
+  using Kept =
+      std::conditional_t<sizeof(D) == 1, std::conditional_t<std::is_signed_v<D>, int16_t, uint16_t>, D>;
   return static_cast<Lane>(
       static_cast<std::make_unsigned_t<Kept>>(static_cast<Kept>(static_cast<D>(static_cast<S>(bits)))));
 }
@@ -93,7 +99,8 @@ template <typename D, typename S>
 void add_between(Opcodes* table) {
   using L = std::conditional_t<sizeof(S) == 8, uint64_t, uint32_t>;
   const char to = sizeof(D) == 1 ? 'H' : capital(letter_of<D>());
-  table->push_back({"cvt." + name_of<D>() + "." + name_of<S>(), {to, letter_of<S>()}, Map<between<D, S, L>>::run});
+  table->push_back(
+      {"cvt." + name_of<D>() + "." + name_of<S>(), {to, letter_of<S>()}, Map<between<D, S, L>>::run});
 }
 
 template <typename D>
@@ -112,10 +119,10 @@ template <typename T, auto from, typename L>
 void add_rounded(Opcodes* table, const std::string& type, char letter) {
   const std::string letters{capital(letter_of<T>()), letter}, tail = "." + name_of<T>() + "." + type;
   for (const char* ftz : {"", ".ftz"}) {  // a denormal rounds as a zero does, but up and down
-    table->push_back({std::string("cvt.rni") + ftz + tail, letters,
-                      Map<to_integer<T, Rounding::kNearest, from, L>>::run});
-    table->push_back({std::string("cvt.rzi") + ftz + tail, letters,
-                      Map<to_integer<T, Rounding::kZero, from, L>>::run});
+    table->push_back(
+        {std::string("cvt.rni") + ftz + tail, letters, Map<to_integer<T, Rounding::kNearest, from, L>>::run});
+    table->push_back(
+        {std::string("cvt.rzi") + ftz + tail, letters, Map<to_integer<T, Rounding::kZero, from, L>>::run});
   }
   table->push_back({"cvt.rmi" + tail, letters, Map<to_integer<T, Rounding::kDown, from, L>>::run});
   table->push_back({"cvt.rpi" + tail, letters, Map<to_integer<T, Rounding::kUp, from, L>>::run});
@@ -128,8 +135,10 @@ void add_reals(Opcodes* table) {
   table->push_back({"cvt.rn.f32." + name_of<T>(), {'W', letter}, Map<from_integer<T, float, L>>::run});
   table->push_back({"cvt.rn.f64." + name_of<T>(), {'Q', letter}, Map<from_integer<T, double, L>>::run});
   if constexpr (sizeof(T) < 4) {
-    table->push_back({"cvt.rn.f16." + name_of<T>(), {'H', letter}, Map<half_from_integer<T, f16_bits, L>>::run});
-    table->push_back({"cvt.rn.bf16." + name_of<T>(), {'H', letter}, Map<half_from_integer<T, bf16_bits, L>>::run});
+    table->push_back(
+        {"cvt.rn.f16." + name_of<T>(), {'H', letter}, Map<half_from_integer<T, f16_bits, L>>::run});
+    table->push_back(
+        {"cvt.rn.bf16." + name_of<T>(), {'H', letter}, Map<half_from_integer<T, bf16_bits, L>>::run});
   }
   if constexpr (sizeof(T) > 1) {
     add_rounded<T, f32, uint32_t>(table, "f32", 'w');

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <array>
 
-#include "ptx/native/lanes.h"
-#include "ptx/native/matrices.h"
+#include "ptx/native/opcodes/lanes.h"
+#include "ptx/native/opcodes/matrices.h"
 
 namespace ptx {
 
@@ -104,12 +104,14 @@ void multiply(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask
     read_tile<from>(machine, warp, tile, transposed, 16 * (warp.index % 4), 16, left, &reads);
   }
   const bool transposed = rest[3] != 0;
-  read_tile<from>(machine, warp, Tile(same_in_all_lanes(warp, rest[0]), transposed), transposed, 0, n, right, &reads);
+  read_tile<from>(machine, warp, Tile(same_in_all_lanes(warp, rest[0]), transposed), transposed, 0, n, right,
+                  &reads);
   float by_k[kK][kWidestN], sum[16][kWidestN];
   for (int row = 0; row < n; ++row) {
     for (int k = 0; k < kK; ++k) by_k[k][row] = right[row][k];
   }
-  // Register i of d: rows l / 4 and l / 4 + 8 of a lane l, columns 8 (i / 4) + 2 (l % 4) and the one beside it.
+  // Register i of d: rows l / 4 and l / 4 + 8 of a lane l, columns 8 (i / 4) + 2 (l % 4) and the one beside
+  // it.
   const auto row_of = [](int i, int lane) { return lane / 4 + 8 * (i % 4 / 2); };
   const auto column_of = [](int i, int lane) { return 8 * (i / 4) + 2 * (lane % 4) + i % 2; };
   for (int i = 0; i < num_sums; ++i) {

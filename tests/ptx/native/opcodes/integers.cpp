@@ -2,7 +2,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "ptx/native/lanes.h"
+#include "ptx/native/opcodes/lanes.h"
 
 namespace ptx {
 
@@ -53,8 +53,12 @@ struct Of {
   }
   static L min(L a, L b) { return held<T>(std::min(static_cast<T>(a), static_cast<T>(b))); }
   static L max(L a, L b) { return held<T>(std::max(static_cast<T>(a), static_cast<T>(b))); }
-  static L min_relu(L a, L b) { return held<T>(std::max(std::min(static_cast<T>(a), static_cast<T>(b)), T{0})); }
-  static L max_relu(L a, L b) { return held<T>(std::max(std::max(static_cast<T>(a), static_cast<T>(b)), T{0})); }
+  static L min_relu(L a, L b) {
+    return held<T>(std::max(std::min(static_cast<T>(a), static_cast<T>(b)), T{0}));
+  }
+  static L max_relu(L a, L b) {
+    return held<T>(std::max(std::max(static_cast<T>(a), static_cast<T>(b)), T{0}));
+  }
   static L neg(L a) { return held<T>(static_cast<T>(L{0} - a)); }
   static L abs(L a) { return static_cast<T>(a) < 0 ? neg(a) : a; }
   static L shr(L a, uint32_t by) {
@@ -116,8 +120,8 @@ void lop3(Machine&, Warp& warp, const Instruction& in, uint32_t mask) {
   for (int lane = 0; lane < kLanes; ++lane) {
     for (int row = 0; row < 8; ++row) {
       if (!(in[4] >> row & 1)) continue;
-      out[lane] |= (row & 4 ? a[lane] : ~a[lane]) & (row & 2 ? b[lane] : ~b[lane]) &
-                   (row & 1 ? c[lane] : ~c[lane]);
+      out[lane] |=
+          (row & 4 ? a[lane] : ~a[lane]) & (row & 2 ? b[lane] : ~b[lane]) & (row & 1 ? c[lane] : ~c[lane]);
     }
   }
   warp.put(in[0], out, mask);
@@ -140,7 +144,11 @@ void add_type(Opcodes* table, const std::string& type, char own, char wide) {
     std::string letters;
     for (const char* at = shape; *at; ++at) {
       const auto upper = [](char c) { return static_cast<char>(c - 'a' + 'A'); };
-      letters += *at == 'D' ? upper(own) : *at == 's' ? own : *at == 'E' ? upper(wide) : *at == 'e' ? wide : *at;
+      letters += *at == 'D'   ? upper(own)
+                 : *at == 's' ? own
+                 : *at == 'E' ? upper(wide)
+                 : *at == 'e' ? wide
+                              : *at;
     }
     table->push_back({name + ("." + type), letters, run});
   };
