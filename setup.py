@@ -1,6 +1,6 @@
 """Builds pearl_rt._C with CMake and Ninja, and maps kernels/ to pearl_rt.kernels.
 
-`build_ext --inplace` builds pearl_rt._testing too, which tests import and no release has.
+`build_ext --inplace` builds pearl_rt._testing and pearl_rt._ptx too, which tests import and no release has.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ class CMakeBuild(build_ext):
 
     def finalize_options(self) -> None:
         if self.inplace and (ROOT / "tests").is_dir():
-            self.distribution.ext_modules.append(Extension("pearl_rt._testing", sources=[]))
+            for name in ("_testing", "_ptx"):
+                self.distribution.ext_modules.append(Extension(f"pearl_rt.{name}", sources=[]))
         super().finalize_options()
 
     def run(self) -> None:

@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+from typing import Any
 
 import pytest
 import torch
@@ -15,17 +16,34 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 # An engine that is not told where to run does so on the CPU here, whatever the machine has.
 os.environ["PEARL_DEVICE"] = "cpu"
-# Kernels ask once, when they are imported.
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+
+
+PTX_DRIVER = pytest.StashKey[Any]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--long: of tests that draw random cases, as many as `make exactness` runs. --schedules: of each program
-    in test_cuda_lane.
+    in test_cuda_lane. --ptx: kernels are compiled for that GPU, and run on the host.
     """
+    parser.addoption("--ptx", metavar="ARCH", help="run compiled kernels on the host: sm_80 or sm_90")
     parser.addoption("--long", action="store_true", help="run random tests for longer")
     parser.addoption("--schedules", type=int, default=120, help="random schedules of each program")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Decides how kernels run: they ask when they are imported, which collection does."""
+    if architecture := config.getoption("--ptx"):
+        from ptx.driver import install
+
+        config.stash[PTX_DRIVER] = install(architecture)
+    elif not torch.cuda.is_available():
+        os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """How much compiled kernels did."""
+    if driver := config.stash.get(PTX_DRIVER, None):
+        terminalreporter.line(f"kernels of {driver.architecture} on the host: {driver.work}")
 
 
 def pytest_collection_finish() -> None:
@@ -35,6 +53,7 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture
-def device() -> torch.device:
-    """A GPU if there is one, else the CPU, where kernels run in Triton's interpreter."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def device(pytestconfig: pytest.Config) -> torch.device:
+    """A GPU if there is one, else the CPU, where kernels run in Triton's interpreter, or compiled (--ptx)."""
+    has_gpu = torch.cuda.is_available() and not pytestconfig.getoption("--ptx")
+    return torch.device("cuda" if has_gpu else "cpu")

@@ -17,8 +17,16 @@ def interpreting() -> bool:
 
 
 def runs_kernels(device: torch.device) -> bool:
-    """Whether kernels of this process can be launched on tensors there."""
-    return device.type == "cuda" or interpreting()
+    """Whether kernels of this process can be launched on tensors there: on a GPU, in the interpreter, or on
+    the device of a driver that Triton was given.
+    """
+    if device.type == "cuda" or interpreting():
+        return True
+    try:
+        active = triton.runtime.driver.active
+    except RuntimeError:  # there is none
+        return False
+    return bool(active.get_active_torch_device().type == device.type)
 
 
 def check_device(op: str, **tensors: torch.Tensor | None) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from pearl_rt.backends.base import Backend, Lanes, PackedModel
 from pearl_rt.backends.cuda_lanes import CudaLanes, CudaOptions
+from pearl_rt.checkpoint.config import Environment
 from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.device.host_gpu import HostGpu
 from pearl_rt.device.kv_pool import KvPool
@@ -35,7 +36,9 @@ class InterpretBackend(Backend):
         """Whatever an interpreter can finish fits."""
 
     def dtype(self, model: ModelSource) -> str:
-        """float32, whatever the checkpoint is stored in. Raises ConfigError for another one."""
+        """float32, whatever the checkpoint is stored in. Raises ConfigError for another one, but where
+        compiled kernels run on the host.
+        """
         return device_dtype(model.dtype, model.config, self._gpu.device)
 
     def pack(self, model: ModelSource, max_model_len: int) -> DeviceModel:
@@ -67,4 +70,5 @@ class InterpretBackend(Backend):
 
     def described(self, lanes: Mapping[str, Lanes], pool: KvPool) -> Json:
         """With what stands for an instruction set."""
-        return super().described(lanes, pool) | {"isa": "triton-interpreter"}
+        is_compiled = Environment.compiles_on_host()
+        return super().described(lanes, pool) | {"isa": "triton" if is_compiled else "triton-interpreter"}

@@ -214,11 +214,25 @@ class Environment:
         return cls(isa, int(threads) if threads else None, shown, device, api_key)
 
     @staticmethod
+    def compiles_on_host() -> bool:
+        """Whether Triton has a driver under which compiled kernels run on the host, as tests give it one."""
+        triton = sys.modules.get("triton")
+        if triton is None or os.environ.get("TRITON_INTERPRET") == "1":
+            return False
+        try:
+            return bool(triton.runtime.driver.active.get_active_torch_device().type == "cpu")
+        except RuntimeError:  # there is no driver
+            return False
+
+    @staticmethod
     def interpret_kernels() -> None:
-        """Has Triton run kernels in its interpreter: sets TRITON_INTERPRET=1, which it reads on import.
+        """Has Triton run kernels in its interpreter: sets TRITON_INTERPRET=1, which it reads on import. Does
+        nothing where compiled ones run on the host.
 
         Raises ConfigError if it was imported without, so that its functions are compiled ones already.
         """
+        if Environment.compiles_on_host():
+            return
         if os.environ.get("TRITON_INTERPRET") != "1" and "triton" in sys.modules:
             raise ConfigError(
                 "triton was imported before kernels were to be interpreted, and compiles them now: set "

@@ -67,7 +67,7 @@ def device_dtype(dtype: str, config: ModelConfig, device: torch.device) -> str:
     there.
     """
     choice("dtype", dtype, ("auto", *DTYPES), ConfigError)
-    if device.type == "cpu":
+    if device.type == "cpu" and not Environment.compiles_on_host():
         if dtype not in ("auto", "float32"):
             raise ConfigError(
                 f"dtype {dtype!r} is not computed rightly by Triton's interpreter: pass dtype='float32' or "
@@ -78,8 +78,11 @@ def device_dtype(dtype: str, config: ModelConfig, device: torch.device) -> str:
 
 
 def prepare_kernels(device: torch.device) -> None:
-    """Has kernels interpreted on the CPU; raises ConfigError if they are not what the device needs."""
-    if device.type == "cpu":
+    """Has kernels interpreted on the CPU, where no compiled ones run; raises ConfigError if they are not what
+    the device needs.
+    """
+    interpreted = device.type == "cpu" and not Environment.compiles_on_host()
+    if interpreted:
         Environment.interpret_kernels()
     try:
         from triton.runtime.interpreter import InterpretedFunction
@@ -89,9 +92,9 @@ def prepare_kernels(device: torch.device) -> None:
         raise ConfigError(
             f"the kernels need {error.name}, which is not installed: `pip install 'pearl_rt[gpu]'`"
         ) from None
-    if isinstance(feed_kernel, InterpretedFunction) != (device.type == "cpu"):
-        found, wanted = ("compiled", "interpreted") if device.type == "cpu" else ("interpreted", "compiled")
-        value = "1 before Python starts" if device.type == "cpu" else "0, or unset it, before Python starts"
+    if isinstance(feed_kernel, InterpretedFunction) != interpreted:
+        found, wanted = ("compiled", "interpreted") if interpreted else ("interpreted", "compiled")
+        value = "1 before Python starts" if interpreted else "0, or unset it, before Python starts"
         raise ConfigError(
             f"kernels were imported to be {found} in this process, and {device} needs them {wanted}: set "
             f"TRITON_INTERPRET={value}"

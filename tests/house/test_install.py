@@ -58,7 +58,7 @@ def test_release_has_the_version_of_the_package(sdist: Path) -> None:
     assert sdist.name == f"pearl_rt-{pearl_rt.__version__}.tar.gz"
 
 
-@pytest.mark.parametrize(("inplace", "modules"), [(False, ["_C"]), (True, ["_C", "_testing"])])
+@pytest.mark.parametrize(("inplace", "modules"), [(False, ["_C"]), (True, ["_C", "_testing", "_ptx"])])
 def test_only_a_build_in_place_has_the_test_doubles(inplace: bool, modules: list[str]) -> None:
     code = (
         "import setuptools, distutils.core\n"  # setuptools puts its own distutils there

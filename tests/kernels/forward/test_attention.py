@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from compiled import COMPILED, NEEDS_GPU, skip_where_compiled
 from torch import Tensor
 
 from pearl_rt.kernels.forward.attention import MAX_Q_LEN, SPLIT, num_splits, workspace_size
@@ -134,7 +135,6 @@ def assert_matches_definition(case: Case) -> None:
 
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
-NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 
 
 @pytest.mark.slow
@@ -168,9 +168,11 @@ def test_matches_the_definition(
     assert_matches_definition(random_case(contexts, q_lens, heads, block_size, dtype, device))
 
 
-@pytest.mark.gpu
-@NEEDS_GPU[1]
-@pytest.mark.parametrize("context", [1, 63, 1000, 4096, 33000])
+@COMPILED[0]
+@COMPILED[1]
+@pytest.mark.parametrize(
+    "context", [1, 63, 1000, pytest.param(4096, marks=NEEDS_GPU), pytest.param(33000, marks=NEEDS_GPU)]
+)
 @pytest.mark.parametrize("heads", [(12, 12, 64), (9, 3, 64), (32, 8, 128), (64, 8, 128)], ids=str)
 @pytest.mark.parametrize("q_len", [1, 8, 64, 200])
 def test_matches_the_definition_in_bf16(
@@ -211,7 +213,7 @@ def test_sequences_without_tokens_are_skipped(max_q_len: int, device: torch.devi
         (SPLIT - 1, FP32),
         (SPLIT, FP16),
         (300, FP16),
-        *(pytest.param(n, BF16, marks=NEEDS_GPU) for n in (SPLIT - 1, SPLIT, 300)),
+        *(pytest.param(n, BF16, marks=COMPILED) for n in (SPLIT - 1, SPLIT, 300)),
     ],
 )
 def test_bits_of_a_row_depend_on_nothing_but_its_context(
@@ -243,7 +245,7 @@ def test_bits_of_a_row_depend_on_nothing_but_its_context(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", [FP16, FP32, pytest.param(BF16, marks=NEEDS_GPU)], ids=str)
+@pytest.mark.parametrize("dtype", [FP16, FP32, pytest.param(BF16, marks=COMPILED)], ids=str)
 def test_both_kernels_mean_the_same_at_the_seam(dtype: torch.dtype, device: torch.device) -> None:
     """max_q_len alone picks one of them: decode for 64 tokens, prefill for the same 64 and room for one."""
     heads = 2, 1, 16
@@ -256,7 +258,7 @@ def test_both_kernels_mean_the_same_at_the_seam(dtype: torch.dtype, device: torc
     assert_matches_definition(random_case([70, 20], [MAX_Q_LEN + 1, 3], heads, 16, dtype, device))
 
 
-@pytest.mark.parametrize("dtype", [FP16, FP32, pytest.param(BF16, marks=NEEDS_GPU)], ids=str)
+@pytest.mark.parametrize("dtype", [FP16, FP32, pytest.param(BF16, marks=COMPILED)], ids=str)
 def test_bits_of_a_prompt_do_not_depend_on_its_chunks(dtype: torch.dtype, device: torch.device) -> None:
     generator = torch.Generator().manual_seed(3)
     q, k, v = (torch.randn(150, heads, 32, generator=generator).to(device, dtype) for heads in (2, 1, 1))
@@ -379,8 +381,7 @@ def test_refuses_a_small_workspace(device: torch.device) -> None:
 
 
 def test_refuses_bfloat16_in_the_interpreter(device: torch.device) -> None:
-    if device.type == "cuda":
-        pytest.skip("kernels are compiled here")
+    skip_where_compiled()
     case = random_case([20], [2], (2, 1, 16), 16, BF16, device)
     with pytest.raises(ValueError, match="interpreter computes wrongly"):
         case.run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from compiled import COMPILED
 from rows import among_nan
 
 from pearl_rt.kernels.forward.gate_up_silu import config, gate_up_silu, workspace_size
@@ -124,11 +125,10 @@ def test_refuses(changes: dict[str, torch.Tensor], message: str, device: torch.d
         gate_up_silu(**moved)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@COMPILED[0]
+@COMPILED[1]
 @pytest.mark.parametrize(("T", "I", "K"), [(1, 8192, 2048), (9, 1536, 576), (64, 14336, 4096)])
-def test_errs_no_more_than_torch_in_bf16(T: int, I: int, K: int) -> None:  # noqa: E741
-    device = torch.device("cuda")
+def test_errs_no_more_than_torch_in_bf16(T: int, I: int, K: int, device: torch.device) -> None:  # noqa: E741
     x = among_nan(T, K, dtype=torch.bfloat16, device=device, seed=1)
     weight = among_nan(2 * I, K, dtype=torch.bfloat16, device=device, seed=2) / K**0.5
     found = run(x, weight, torch.bfloat16).double()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from compiled import COMPILED, skip_where_compiled
 from rows import among_nan
 
 from pearl_rt.kernels.base.shapes import SHAPES
@@ -249,21 +250,19 @@ def test_refuses(changes: dict[str, torch.Tensor | None], message: str, device: 
 
 
 def test_refuses_bf16_where_it_is_computed_wrongly(device: torch.device) -> None:
-    if device.type == "cuda":
-        pytest.skip("compiled kernels compute it rightly")
+    skip_where_compiled()
     x, out = torch.zeros(1, 64, dtype=torch.bfloat16), torch.zeros(1, 1)
     with pytest.raises(ValueError, match="which Triton's interpreter computes wrongly: use float16"):
         linear(x, x, out, None, None, ARGUMENTS["workspace"])
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@COMPILED[0]
+@COMPILED[1]
 @pytest.mark.parametrize("dtype", [torch.bfloat16, FP16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize(
     ("T", "N", "K"), [(1, 4096, 4096), (8, 896, 4864), (16, 2048, 8192), (64, 32000, 576)]
 )
-def test_errs_no_more_than_torch(T: int, N: int, K: int, dtype: torch.dtype) -> None:
-    device = torch.device("cuda")
+def test_errs_no_more_than_torch(T: int, N: int, K: int, dtype: torch.dtype, device: torch.device) -> None:
     case = Case(T, N, K, device, dtype)
     found, exact = case.run(linear, dtype), case.x.double() @ case.weight.double().t()
     same = torch.mm(case.x, case.weight.t()).double()

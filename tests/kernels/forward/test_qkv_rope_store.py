@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from compiled import COMPILED, skip_where_compiled
 from torch import Tensor
 
 from pearl_rt.kernels.forward.qkv_rope_store import qkv_rope_store
@@ -13,7 +14,6 @@ from pearl_rt.kernels.reference.forward.qkv_rope_store import qkv_rope_store as 
 
 CANARY = 7.0
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
-NEEDS_GPU = (pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"))
 
 
 @dataclass
@@ -87,7 +87,7 @@ DTYPES = [
     (FP32, FP32),
     (FP16, FP32),
     (FP16, FP16),
-    *(pytest.param(BF16, s, marks=NEEDS_GPU) for s in (FP32, BF16)),
+    *(pytest.param(BF16, s, marks=COMPILED) for s in (FP32, BF16)),
 ]
 
 
@@ -222,7 +222,6 @@ def test_refuses(name: str, change: object, message: str, device: torch.device) 
 
 
 def test_refuses_bf16_where_it_is_rounded_wrongly(device: torch.device) -> None:
-    if device.type == "cuda":
-        pytest.skip("compiled kernels round it rightly")
+    skip_where_compiled()
     with pytest.raises(ValueError, match=r"q_out is torch.bfloat16, which Triton's interpreter"):
         random_case(3, (2, 1, 16), device, BF16).run()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from compiled import COMPILED, skip_where_compiled
 
 from pearl_rt.kernels.forward.rms_norm import MAX_HIDDEN, rms_norm
 from pearl_rt.kernels.reference.forward.rms_norm import rms_norm as reference
@@ -121,18 +122,16 @@ def test_refuses(changes: dict[str, torch.Tensor], message: str, device: torch.d
 
 
 def test_refuses_bf16_where_it_is_rounded_wrongly(device: torch.device) -> None:
-    if device.type == "cuda":
-        pytest.skip("compiled kernels round it rightly")
+    skip_where_compiled()
     x = torch.zeros(1, 8, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="which Triton's interpreter computes wrongly: use float16"):
         rms_norm(x, x[0], EPS, torch.zeros_like(x), None)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@COMPILED[0]
+@COMPILED[1]
 @pytest.mark.parametrize("H", [576, 1000, 4096])
-def test_rounds_bf16_once(H: int) -> None:
-    device = torch.device("cuda")
+def test_rounds_bf16_once(H: int, device: torch.device) -> None:
     x, weight = (rows_of(n, H, torch.bfloat16, device, seed=n) for n in (3, 1))
     out, expected = torch.empty_like(x), torch.empty(3, H, device=device)
     rms_norm(x, weight[0], EPS, out, None)

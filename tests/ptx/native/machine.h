@@ -1,0 +1,78 @@
+// Runs a kernel: program by program, in each the warps by turns in a random order that a seed decides.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "ptx/native/instruction.h"
+#include "ptx/native/shared.h"
+#include "ptx/native/warp.h"
+
+namespace ptx {
+
+// Memory that a kernel was given: first byte, one behind the last.
+using Range = std::pair<uint64_t, uint64_t>;
+
+struct Launch {
+  std::array<uint32_t, 3> grid;
+  std::vector<uint64_t> params;
+  std::vector<Range> ranges;  // sorted, and none overlaps another
+  uint32_t shared_bytes;
+  uint64_t seed;
+  uint64_t most_instructions;     // of one warp in one program
+  std::function<void()> breathe;  // called now and then: it may throw
+};
+
+class Machine {
+ public:
+  Machine(const Kernel& kernel, const Launch& launch);
+
+  // All programs. Throws Fault. Returns how many instructions the warps ran.
+  uint64_t run();
+
+  // For opcodes.
+  Shared& shared() { return shared_; }
+  const Launch& launch() const { return launch_; }
+  // Where an access to global memory lies, after its bounds and alignment are checked.
+  std::byte* global(uint64_t address, uint32_t size);
+  // Both memories' checks of all lanes at once: that they lie well.
+  void check_global(const uint64_t* addresses, uint32_t mask, uint32_t size);
+  uint64_t tick() { return ++clock_; }
+  uint64_t clock() const { return clock_; }
+  const std::vector<uint64_t>& fences() const { return fences_; }
+  void fence(Warp& warp);
+
+ private:
+  void start(const std::array<uint32_t, 3>& program);
+  void run_program();
+  void run_for(Warp& warp, uint64_t most);
+  void step_apart(Warp& warp);
+  void branch(Warp& warp, const Instruction& instruction, uint32_t mask);
+  void end_lanes(Warp& warp, uint32_t mask);
+  bool arrive(Warp& warp, uint32_t mask);
+  void release();
+  void check_touched(const Warp& warp, const Instruction& instruction) const;
+  bool holds(uint64_t first, uint64_t last);
+
+  const Kernel& kernel_;
+  const Launch& launch_;
+  Shared shared_;
+  std::vector<uint32_t> constants_;
+  std::vector<Warp> warps_;
+  std::vector<uint64_t> fences_;
+  std::mt19937_64 random_;
+  std::array<uint32_t, 3> program_{};
+  Warp* running_ = nullptr;
+  size_t last_range_ = 0;
+  uint64_t clock_ = 0, count_ = 0, program_count_ = 0, breath_ = 0;
+};
+
+[[noreturn]] void fail(const char* kind, uint64_t address = 0, uint64_t size = 0, int lane = -1);
+
+// The lanes of an instruction that a whole warp runs together. Throws Fault.
+void whole_warp(const Warp& warp, uint32_t mask);
+
+}  // namespace ptx
