@@ -38,6 +38,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..base import interpreter  # noqa: F401
 from ..base.library import operator
 
 PREFILL, SCORE, SCORE_WINDOW, DRAFT_FIRST, DRAFT_NEXT = range(5)
@@ -74,7 +75,11 @@ class Fed(NamedTuple):
     ring_rows: Annotated[Tensor, "int64 [B] out"]
 
 
-@triton.jit(do_not_specialize=["step"])
+@triton.jit(
+    do_not_specialize=[
+        *("num_tokens", "window_stride_b", "window_stride_g", "num_logits", "max_q_len", "ring_size", "step"),
+    ]
+)  # one binary for all windows
 def feed_kernel(
     of,  # Sequences
     fed,  # Fed, out
@@ -90,10 +95,8 @@ def feed_kernel(
     ring_size,
     step,
     KIND: tl.constexpr,  # 0 PREFILL, 1 SCORE, 2 SCORE_WINDOW, 3 DRAFT_FIRST, 4 DRAFT_NEXT
-    BLOCK_B: tl.constexpr,
-    BLOCK_Q: tl.constexpr,
-    BLOCK_L: tl.constexpr,
-    BLOCK_T: tl.constexpr,
+    BLOCK_B: tl.constexpr,  # power of two, >= num_sequences
+    BLOCK: tl.constexpr,  # rows at a time
 ):
     own = tl.program_id(0)
     slots = tl.arange(0, BLOCK_B)
@@ -126,11 +129,12 @@ def feed_kernel(
 
     if own == num_sequences:
         total = tl.sum(count)
-        rows = tl.arange(0, BLOCK_T)
-        padding = (rows >= total) & (rows < num_tokens)
-        tl.store(fed.input_ids + rows, tl.zeros([BLOCK_T], tl.int32), mask=padding)
-        tl.store(fed.positions + rows, tl.zeros([BLOCK_T], tl.int32), mask=padding)
-        tl.store(fed.slot_mapping + rows, tl.full([BLOCK_T], -1, tl.int64), mask=padding)
+        for first in range(total, num_tokens, BLOCK):
+            rows = first + tl.arange(0, BLOCK)
+            padding = rows < num_tokens
+            tl.store(fed.input_ids + rows, tl.zeros([BLOCK], tl.int32), mask=padding)
+            tl.store(fed.positions + rows, tl.zeros([BLOCK], tl.int32), mask=padding)
+            tl.store(fed.slot_mapping + rows, tl.full([BLOCK], -1, tl.int64), mask=padding)
         tl.store(fed.cu_seqlens_q, 0)
         return
 
@@ -143,31 +147,34 @@ def feed_kernel(
     tl.store(fed.cu_seqlens_q + own + 1, own_end)
     tl.store(fed.context_lens + own, tl.where(own_count > 0, own_start + own_count, 0))
 
-    row = tl.arange(0, BLOCK_Q)
-    is_fed = row < own_count
-    position = own_start + row
     row_of_tokens = of.token_ids + own.to(tl.int64) * capacity
-    if (KIND == 2) | (KIND == 4):
-        drafted = position >= own_base
-        token = tl.load(row_of_tokens + position, mask=is_fed & (position < own_base), other=0)
-        place = own * window_stride_b + (position - own_base) * window_stride_g
-        token = tl.where(drafted, tl.load(of.window + place, mask=is_fed & drafted, other=0), token)
-    else:
-        token = tl.load(row_of_tokens + position, mask=is_fed, other=0)
-    page = tl.load(of.block_table + own * max_blocks + position // block_size, mask=is_fed, other=0)
-    slot = page.to(tl.int64) * block_size + position % block_size
-    tl.store(fed.input_ids + own_begin + row, token, mask=is_fed)
-    tl.store(fed.positions + own_begin + row, position, mask=is_fed)
-    tl.store(fed.slot_mapping + own_begin + row, slot, mask=is_fed)
+    for first in range(0, own_count, BLOCK):
+        row = first + tl.arange(0, BLOCK)
+        is_fed = row < own_count
+        position = own_start + row
+        if (KIND == 2) | (KIND == 4):
+            drafted = position >= own_base
+            token = tl.load(row_of_tokens + position, mask=is_fed & (position < own_base), other=0)
+            place = own * window_stride_b + (position - own_base) * window_stride_g
+            token = tl.where(drafted, tl.load(of.window + place, mask=is_fed & drafted, other=0), token)
+        else:
+            token = tl.load(row_of_tokens + position, mask=is_fed, other=0)
+        page = tl.load(of.block_table + own * max_blocks + position // block_size, mask=is_fed, other=0)
+        slot = page.to(tl.int64) * block_size + position % block_size
+        tl.store(fed.input_ids + own_begin + row, token, mask=is_fed)
+        tl.store(fed.positions + own_begin + row, position, mask=is_fed)
+        tl.store(fed.slot_mapping + own_begin + row, slot, mask=is_fed)
 
-    logit = tl.arange(0, BLOCK_L)
     if (KIND == 1) | (KIND == 2):
-        source = own_begin + tl.minimum(logit, own_count - 1)
         tl.store(fed.num_rows + own, own_count)
-    else:
-        source = own_end - 1 + logit * 0
-    source = tl.maximum(tl.minimum(source, num_tokens - 1), 0)
-    tl.store(fed.logit_rows + own * num_logits + logit, source, mask=logit < num_logits)
+    for first in range(0, num_logits, BLOCK):
+        logit = first + tl.arange(0, BLOCK)
+        if (KIND == 1) | (KIND == 2):
+            source = own_begin + tl.minimum(logit, own_count - 1)
+        else:
+            source = own_end - 1 + logit * 0
+        source = tl.maximum(tl.minimum(source, num_tokens - 1), 0)
+        tl.store(fed.logit_rows + own * num_logits + logit, source, mask=logit < num_logits)
     if KIND >= 3:
         sampled = (own_base + step).to(tl.int64)
         tl.store(fed.sample_positions + own, sampled)
@@ -199,7 +206,5 @@ def feed(
         *(*of.window.stride(), num_logits, max_q_len, ring_size, step),
         KIND=kind,
         BLOCK_B=triton.next_power_of_2(num_sequences),
-        BLOCK_Q=triton.next_power_of_2(max_q_len),
-        BLOCK_L=triton.next_power_of_2(num_logits),
-        BLOCK_T=triton.next_power_of_2(num_tokens),
+        BLOCK=128,
     )

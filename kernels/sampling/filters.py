@@ -6,17 +6,18 @@ threshold.
     top_p   keep x while the mass of strictly larger logits is < top_p of what min_p and top_k left
     threshold = the largest of the three; -inf where a row is greedy, cannot be used, or has no filter on
 
-in vLLM's order: temperature, min_p, top_k, top_p. No sort: the threshold is found digit by digit, four
-bits of an order-preserving integer of the logit at a time. Grids from shapes only:
+in vLLM's order: temperature, min_p, top_k, top_p. No sort. Two launches, grids from shapes only:
 
-    top_kernel        (rows, tiles)  one tile's maximum
-    digit_kernel      (rows, tiles)  8 launches for top_k, 8 for top_p: one tile's count (mass) per digit,
-                                     among the entries that share the digits found so far; every program
-                                     chooses the digit before this one from the tiles' sums
-    threshold_kernel  (rows,)
+    group_kernel      (rows, tiles)  the maxima of one tile's groups of entries
+    threshold_kernel  (rows, tiles)  a bound that the threshold cannot be below, from the maxima; one tile's
+                                     candidates, which are its entries at and above the bound, into the row's
+                                     list. The row's last program to end halves the range of ranks, an
+                                     order-preserving integer of the logit, until one candidate is left
 
-A filter whose tensor is None costs no launches. Rows whose filter is off return at once. Masses are fp32
-within a tile and fp64 over tiles, added in one order: the same bits whatever the number of rows.
+The bound: of top_k, a value that k groups reach; of top_p, what all V entries together would need for the
+mass that is left out. A row with more than LIST candidates is searched where it lies. Rows whose filters are
+off return at once. Masses are sums of integers, exp(..) in units of 2^-44 at vocabularies up to 2^18: they
+have the same bits in every order, and are nearer to the definition's fp64 than a sum in fp32.
 
 logits [R, V] fp32, fp16 or bf16, rows at any stride; temperature [R] fp32; top_k [R] int32 (off unless 1
 .. V - 1), top_p [R] fp32 (off unless < 1), min_p [R] fp32 (off unless > 0), or None; thresholds [R] fp32,
@@ -29,7 +30,7 @@ out. Mutates thresholds and the workspace.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import triton
@@ -41,8 +42,28 @@ from ..base.workspace import Part, carve, num_bytes
 from .noise import EXACT, exp, inverse_temperature, log
 from .sample import INFINITY, is_usable, row_offset
 
-PASSES = 8  # digits of four bits, highest first
-STEPS = tl.constexpr(17)  # what is known before each of 2 * PASSES launches; the last: the k-th largest logit
+GROUPS = 8  # of a tile
+LIST = 16384  # candidates of a row that are written out
+HALVINGS = tl.constexpr(10)  # of the range of top_k's bound
+
+
+class Asked(NamedTuple):
+    """[R] each, or None."""
+
+    temperature: Tensor
+    top_k: Tensor | None
+    top_p: Tensor | None
+    min_p: Tensor | None
+
+
+class Found(NamedTuple):
+    """What programs of a row tell each other."""
+
+    tops: Tensor  # [R, T * GROUPS] fp32, maxima; +inf: an entry cannot be used
+    candidates: Tensor  # [R, LIST] of the logits' dtype
+    num_candidates: Tensor  # [R] int32
+    num_ended: Tensor  # [R] int32, programs
+    mass: Tensor  # [R] int64, of all entries that min_p left; of rows with top_p and no top_k
 
 
 @triton.jit
@@ -60,198 +81,203 @@ def value_of(rank):
 
 
 @triton.jit
-def row_top(top_ptr, row, T, TP: tl.constexpr):
-    """A row's maximum, from its tiles."""
-    tile = tl.arange(0, TP)
-    return tl.max(tl.load(top_ptr + row * T + tile, mask=tile < T, other=-INFINITY), axis=0)
+def asked_of(asked, row, V):
+    """temperature, k (0: off), top_p (1: off), min_p (0: off) of a row; and whether any is on."""
+    temperature = tl.load(asked.temperature + row)
+    k, share, least = 0, 1.0, 0.0
+    if asked.top_k is not None:
+        k = tl.load(asked.top_k + row)
+        k = tl.where((k > 0) & (k < V), k, 0)
+    if asked.top_p is not None:
+        share = tl.load(asked.top_p + row)
+    if asked.min_p is not None:
+        least = tl.load(asked.min_p + row)
+    return temperature, k, share, least, (temperature > 0.0) & ((k > 0) | (share < 1.0) | (least > 0.0))
 
 
 @triton.jit
-def descend(
-    prefix_ptr,  # [R, STEPS] int32: the digits found, left-aligned
-    above_ptr,  # [R, STEPS] fp64: weight of what is larger
-    goal_ptr,  # [R] fp64: top_p times the mass
-    weight_ptr,  # [2, R, T, 16] fp32
-    row,
-    share,  # top_k or top_p of the row
-    R,
-    T,
-    PHASE: tl.constexpr,  # 0: top_k, 1: top_p
-    DIGIT: tl.constexpr,  # 1 .. 8
-    TP: tl.constexpr,
+def units(x, top, inverse, UNIT: tl.constexpr):
+    """exp((x - top) * inverse) in units, int64."""
+    return (exp((x - top) * inverse) * UNIT).to(tl.int64)
+
+
+@triton.jit
+def reached_by(tops, k, top):
+    """A value that at least k of these maxima reach, near the largest one; -inf if there are less."""
+    low = rank_of(top - INFINITY)
+    high = rank_of(top) + 1
+    for _ in range(HALVINGS):
+        middle = low + ((high - low) >> 1)
+        reaches = tl.sum((rank_of(tops) >= middle).to(tl.int32), axis=0) >= k
+        low = tl.where(reaches, middle, low)
+        high = tl.where(reaches, high, middle)
+    return value_of(low)
+
+
+@triton.jit
+def weight_from(
+    rank, source, n, top, inverse, IS_MASS: tl.constexpr, UNIT: tl.constexpr, CHUNK: tl.constexpr
 ):
-    """prefix (uint32), above and goal before pass DIGIT of a phase, from the pass before and its tiles."""
-    last = PHASE * 8 + DIGIT - 1
-    prefix = tl.load(prefix_ptr + row * STEPS + last).to(tl.uint32, bitcast=True)
-    above = tl.load(above_ptr + row * STEPS + last)
-    tile = tl.arange(0, TP)[:, None]
-    digit = tl.arange(0, 16)
-    place = (((last % 2) * R + row).to(tl.int64) * T + tile) * 16 + digit[None, :]
-    weights = tl.load(weight_ptr + place, mask=tile < T, other=0.0).to(tl.float64)
-    weights = tl.sum(weights, axis=0)  # [16]
-    if PHASE == 0:
-        goal = share.to(tl.float64)
-    elif DIGIT == 1:  # at least the largest logit
-        goal = tl.maximum(share.to(tl.float64) * tl.sum(weights, axis=0), 1e-30)
-    else:
-        goal = tl.load(goal_ptr + row)
-    larger = digit[None, :] > digit[:, None]
-    before = above + tl.sum(tl.where(larger, weights[None, :], 0.0), axis=1)  # of each digit
-    chosen = tl.max(tl.where(before + weights >= goal, digit, 0), axis=0)
-    above = tl.sum(tl.where(digit == chosen, before, 0.0), axis=0)
-    return prefix | (chosen.to(tl.uint32) << (32 - 4 * DIGIT)), above, goal
+    """Of the n entries of a source, those of at least a rank: how many, and their mass."""
+    count = tl.full([CHUNK], 0, tl.int32)
+    mass = tl.full([CHUNK], 0, tl.int64)
+    for first in range(0, n, CHUNK):
+        at = first + tl.arange(0, CHUNK)
+        x = tl.load(source + at, mask=at < n, other=-INFINITY).to(tl.float32)
+        among = (at < n) & (rank_of(x) >= rank)
+        count += among.to(tl.int32)
+        if IS_MASS:
+            mass += tl.where(among, units(x, top, inverse, UNIT), 0)
+    return tl.sum(count, axis=0), tl.sum(mass, axis=0)
 
 
 @triton.jit
-def floor_of(top, temperature, min_p_ptr, row):
-    """min_p's threshold; -inf if it is off."""
-    floor = top - INFINITY
-    if min_p_ptr is not None:
-        share = tl.load(min_p_ptr + row)
-        lowest = top + log(tl.maximum(share, 1.1754943508222875e-38)) * temperature
-        floor = tl.where(share > 0.0, tl.minimum(lowest, top), floor)
-    return floor
+def last_that_reaches(
+    goal,
+    low,  # a value at and above which the goal is reached
+    held,  # entries there, at most
+    source,
+    n,
+    top,
+    inverse,
+    IS_MASS: tl.constexpr,
+    UNIT: tl.constexpr,
+    CHUNK: tl.constexpr,
+):
+    """The largest entry of a source at and above which the count, or the mass, reaches a goal."""
+    low = rank_of(low)
+    high = rank_of(top) + 1
+    above = held * 0  # entries of at least `high`
+    while (high - low > 1) & (held - above > 1):
+        middle = low + ((high - low) >> 1)
+        count, mass = weight_from(middle, source, n, top, inverse, IS_MASS, UNIT, CHUNK)
+        reaches = mass >= goal if IS_MASS else count >= goal
+        low = tl.where(reaches, middle, low)
+        held = tl.where(reaches, count, held)
+        high = tl.where(reaches, high, middle)
+        above = tl.where(reaches, above, count)
+    best = tl.full([CHUNK], -INFINITY, tl.float32)
+    for first in range(0, n, CHUNK):
+        at = first + tl.arange(0, CHUNK)
+        x = tl.load(source + at, mask=at < n, other=-INFINITY).to(tl.float32)
+        best = tl.maximum(best, tl.where(rank_of(x) < high, x, -INFINITY))
+    return tl.max(best, axis=0)
 
 
 @triton.jit
-def top_k_of(top_k_ptr, row, V):
-    """0 if it is off."""
-    k = tl.load(top_k_ptr + row)
-    return tl.where((k > 0) & (k < V), k, 0)
-
-
-@triton.jit
-def top_kernel(
+def group_kernel(
     logits_ptr,  # [R, V], rows at `stride`
     stride,
-    top_ptr,  # [R, T] fp32, out: of a tile; +inf if an entry cannot be used
+    asked,  # Asked
+    found,  # Found, out: tops; zeros in what is counted
     V,
     T,
-    TILE: tl.constexpr,
-):
-    row = tl.program_id(0)
-    column = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    x = tl.load(logits_ptr + row_offset(row, stride) + column, mask=column < V, other=-INFINITY).to(
-        tl.float32
-    )
-    tl.store(top_ptr + row * T + tl.program_id(1), tl.max(tl.where(x < INFINITY, x, INFINITY), axis=0))
-
-
-@triton.jit
-def digit_kernel(
-    logits_ptr,  # [R, V], rows at `stride`
-    stride,
-    temperature_ptr,  # [R]
-    top_k_ptr,  # [R] or None
-    top_p_ptr,  # [R] or None
-    min_p_ptr,  # [R] or None
-    top_ptr,  # [R, T]
-    prefix_ptr,  # [R, STEPS] int32, mutated
-    above_ptr,  # [R, STEPS] fp64, mutated
-    goal_ptr,  # [R] fp64, mutated
-    weight_ptr,  # [2, R, T, 16] fp32, mutated
-    R,
-    V,
-    T,
-    PHASE: tl.constexpr,
-    DIGIT: tl.constexpr,
-    TP: tl.constexpr,
+    GROUPS: tl.constexpr,
     TILE: tl.constexpr,
 ):
     row = tl.program_id(0)
     tile = tl.program_id(1)
-    temperature = tl.load(temperature_ptr + row)
-    top = row_top(top_ptr, row, T, TP)
-    if ((temperature > 0.0) & is_usable(top)) == 0:
+    _temperature, _k, _share, _least, on = asked_of(asked, row, V)
+    if on == 0:
         return
-    known = prefix_ptr + row * STEPS
-    floor = floor_of(top, temperature, min_p_ptr, row)
-    if PHASE == 0:
-        share = top_k_of(top_k_ptr, row, V)
-        wanted = share > 0
-    else:
-        share = tl.load(top_p_ptr + row)
-        wanted = share < 1.0
-        if top_k_ptr is not None:
-            k = top_k_of(top_k_ptr, row, V)
-            if DIGIT == 0:
-                kth, _above, _goal = descend(
-                    prefix_ptr, above_ptr, goal_ptr, weight_ptr, row, k, R, T, 0, 8, TP
-                )
-                if tile == 0:
-                    tl.store(known + STEPS - 1, kth.to(tl.int32, bitcast=True))
-            else:
-                kth = tl.load(known + STEPS - 1).to(tl.uint32, bitcast=True)
-            floor = tl.where(k > 0, tl.maximum(floor, value_of(kth)), floor)
-    if wanted == 0:
-        return
-
-    column = tile * TILE + tl.arange(0, TILE)
+    group = tl.arange(0, GROUPS)
+    column = tile * TILE + group[:, None] * (TILE // GROUPS) + tl.arange(0, TILE // GROUPS)[None, :]
     x = tl.load(logits_ptr + row_offset(row, stride) + column, mask=column < V, other=-INFINITY).to(
         tl.float32
     )
-    rank = rank_of(x)
-    among = column < V
-    step = PHASE * 8 + DIGIT
-    if DIGIT == 0:
-        if tile == 0:
-            tl.store(known + step, 0)
-            tl.store(above_ptr + row * STEPS + step, 0.0)
-    else:
-        prefix, above, goal = descend(
-            prefix_ptr, above_ptr, goal_ptr, weight_ptr, row, share, R, T, PHASE, DIGIT, TP
-        )
-        if tile == 0:
-            tl.store(known + step, prefix.to(tl.int32, bitcast=True))
-            tl.store(above_ptr + row * STEPS + step, above)
-            if step == 9:
-                tl.store(goal_ptr + row, goal)
-        among = among & ((rank >> (32 - 4 * DIGIT)) == (prefix >> (32 - 4 * DIGIT)))
-    if PHASE == 0:
-        weight = tl.where(among, 1.0, 0.0)
-    else:
-        weight = exp((x - top) * inverse_temperature(temperature))
-        weight = tl.where(among & (x >= floor), weight, 0.0)
-    digit = ((rank >> (28 - 4 * DIGIT)) & 15).to(tl.int32)
-    lane = tl.arange(0, 16)
-    weights = tl.sum(tl.where(digit[:, None] == lane[None, :], weight[:, None], 0.0), axis=0)
-    tl.store(weight_ptr + (((step % 2) * R + row).to(tl.int64) * T + tile) * 16 + lane, weights)
+    tops = tl.max(tl.where(x < INFINITY, x, INFINITY), axis=1)
+    tl.store(found.tops + (row_offset(row, T) + tile) * GROUPS + group, tops)
+    if tile == 0:
+        tl.store(found.num_candidates + row, 0)
+        tl.store(found.num_ended + row, 0)
+        tl.store(found.mass + row, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pitch"])
 def threshold_kernel(
-    temperature_ptr,  # [R]
-    top_k_ptr,  # [R] or None
-    top_p_ptr,  # [R] or None
-    min_p_ptr,  # [R] or None
-    top_ptr,  # [R, T]
-    prefix_ptr,  # [R, STEPS]
-    above_ptr,  # [R, STEPS]
-    goal_ptr,  # [R]
-    weight_ptr,  # [2, R, T, 16]
+    logits_ptr,  # [R, V], rows at `stride`
+    stride,
+    asked,  # Asked
+    found,  # Found
     thresholds_ptr,  # [R] fp32, out
-    R,
+    pitch,  # of the lists of candidates
     V,
     T,
-    TP: tl.constexpr,
+    LIST: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GP: tl.constexpr,  # power of two, >= T * GROUPS
+    UNIT: tl.constexpr,  # units of mass in 1: V times that is below 2^63
+    TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
 ):
     row = tl.program_id(0)
-    temperature = tl.load(temperature_ptr + row)
-    top = row_top(top_ptr, row, T, TP)
-    filtering = (temperature > 0.0) & is_usable(top)
-    threshold = floor_of(top, temperature, min_p_ptr, row)
-    if top_k_ptr is not None:
-        k = top_k_of(top_k_ptr, row, V)
-        if top_p_ptr is None:
-            kth, _above, _goal = descend(prefix_ptr, above_ptr, goal_ptr, weight_ptr, row, k, R, T, 0, 8, TP)
-        else:
-            kth = tl.load(prefix_ptr + row * STEPS + STEPS - 1).to(tl.uint32, bitcast=True)
-        threshold = tl.where(k > 0, tl.maximum(threshold, value_of(kth)), threshold)
-    if top_p_ptr is not None:
-        share = tl.load(top_p_ptr + row)
-        last, _above, _goal = descend(prefix_ptr, above_ptr, goal_ptr, weight_ptr, row, share, R, T, 1, 8, TP)
-        threshold = tl.where(share < 1.0, tl.maximum(threshold, value_of(last)), threshold)
-    tl.store(thresholds_ptr + row, tl.where(filtering, threshold, -INFINITY))
+    tile = tl.program_id(1)
+    temperature, k, share, least, on = asked_of(asked, row, V)
+    if on == 0:
+        if tile == 0:
+            tl.store(thresholds_ptr + row, -INFINITY)
+        return
+    group = tl.arange(0, GP)
+    tops = tl.load(found.tops + row_offset(row, T) * GROUPS + group, mask=group < T * GROUPS, other=-INFINITY)
+    top = tl.max(tops, axis=0)
+    floor = top - INFINITY
+    if asked.min_p is not None:
+        lowest = top + log(tl.maximum(least, 1.1754943508222875e-38)) * temperature
+        floor = tl.where(least > 0.0, tl.minimum(lowest, top), floor)
+    if (is_usable(top) == 0) | ((k == 0) & (share >= 1.0)):
+        if tile == 0:
+            tl.store(thresholds_ptr + row, tl.where(is_usable(top), floor, -INFINITY))
+        return
+
+    inverse = inverse_temperature(temperature)
+    weighed = k == 0  # then top_p's goal is a part of all that min_p left
+    if weighed:
+        largest = tl.sum(tl.where(tops >= floor, exp((tops - top) * inverse), 0.0), axis=0)
+        each = tl.div_rn((1.0 - share) * largest, largest * 0.0 + V)
+        # Further down by 1/8: sums and products are rounded.
+        bound = top + tl.div_rn(log(tl.maximum(each, 1.1754943508222875e-38)) - 0.125, inverse)
+    else:
+        bound = reached_by(tops, k, top)
+    bound = tl.maximum(tl.minimum(bound, top), floor)
+
+    column = tile * TILE + tl.arange(0, TILE)
+    x = tl.load(logits_ptr + row_offset(row, stride) + column, mask=column < V, other=-INFINITY)
+    value = x.to(tl.float32)
+    if weighed:
+        left = (column < V) & (value >= floor)
+        mass = tl.sum(tl.where(left, units(value, top, inverse, UNIT), 0), axis=0)
+        tl.atomic_add(found.mass + row, mass, sem="relaxed")
+    kept = ((column < V) & (value >= bound)).to(tl.int32)
+    count = tl.sum(kept, axis=0)
+    source = found.candidates + row_offset(row, pitch)
+    if count > 0:
+        place = tl.atomic_add(found.num_candidates + row, count, sem="relaxed") + tl.cumsum(kept, axis=0) - 1
+        tl.store(source + place, x, mask=(kept > 0) & (place < LIST))
+    tl.debug_barrier()  # every thread's stores come before the release of the one that says so
+    if tl.atomic_add(found.num_ended + row, 1, sem="acq_rel") != T - 1:
+        return
+
+    held = tl.load(found.num_candidates + row)
+    n = held
+    if held > LIST:
+        source = logits_ptr + row_offset(row, stride)
+        n = held * 0 + V
+    threshold = floor
+    if k > 0:  # noqa: SIM102  # known to the compiler where top_k is None
+        if held >= k:  # else min_p has left less
+            kth = last_that_reaches(k, bound, held, source, n, top, inverse, False, UNIT, CHUNK)
+            threshold = tl.maximum(floor, kth)
+    if share < 1.0:
+        total = tl.load(found.mass + row)
+        if k > 0:
+            held, total = weight_from(rank_of(threshold), source, n, top, inverse, True, UNIT, CHUNK)
+        wanted = share.to(tl.float64) * total.to(tl.float64)
+        goal = wanted.to(tl.int64)
+        goal = tl.maximum(goal + (goal.to(tl.float64) < wanted).to(tl.int64), 1)
+        low = tl.maximum(threshold, bound)
+        last = last_that_reaches(goal, low, held, source, n, top, inverse, True, UNIT, CHUNK)
+        threshold = tl.maximum(threshold, last)
+    tl.store(thresholds_ptr + row, threshold)
 
 
 def _tile(vocab: int) -> int:
@@ -259,13 +285,12 @@ def _tile(vocab: int) -> int:
 
 
 def _parts(rows: int, vocab: int) -> list[Part]:
-    tiles = triton.cdiv(vocab, _tile(vocab))
     return [
-        ((rows, tiles), torch.float32),
-        ((rows, STEPS.value), torch.int32),
-        ((rows, STEPS.value), torch.float64),
-        ((rows,), torch.float64),
-        ((2, rows, tiles, 16), torch.float32),
+        ((rows, triton.cdiv(vocab, _tile(vocab)) * GROUPS), torch.float32),
+        ((rows, min(vocab, LIST)), torch.float32),
+        ((rows,), torch.int32),
+        ((rows,), torch.int32),
+        ((rows,), torch.int64),
     ]
 
 
@@ -286,16 +311,27 @@ def filters(
 ) -> None:
     """One threshold per row of logits; see above."""
     rows, vocab = logits.shape
-    top, *found = carve("filters", workspace, _parts(rows, vocab))
+    tops, candidates, *counts = carve("filters", workspace, _parts(rows, vocab))
     if rows == 0:
         return
-    tile, tiles = _tile(vocab), top.shape[1]
-    padded, given = triton.next_power_of_2(tiles), (temperature, top_k, top_p, min_p, top, *found)
-    grid = (rows, tiles)
-    top_kernel[grid](logits, logits.stride(0), top, vocab, tiles, tile, **EXACT)
-    for phase, wanted in enumerate((top_k, top_p)):
-        for digit in range(PASSES if wanted is not None else 0):
-            digit_kernel[grid](
-                logits, logits.stride(0), *given, rows, vocab, tiles, phase, digit, padded, tile, **EXACT
-            )
-    threshold_kernel[(rows,)](*given, thresholds, rows, vocab, tiles, padded, **EXACT)
+    tile, capacity = _tile(vocab), candidates.shape[1]
+    candidates = candidates.view(logits.dtype)
+    tiles, grid = triton.cdiv(vocab, tile), (rows, triton.cdiv(vocab, tile))
+    given = (
+        logits,
+        logits.stride(0),
+        Asked(temperature, top_k, top_p, min_p),
+        Found(tops, candidates, *counts),
+    )
+    group_kernel[grid](*given, vocab, tiles, GROUPS=GROUPS, TILE=tile, **EXACT)
+    threshold_kernel[grid](
+        *(*given, thresholds, candidates.stride(0), vocab, tiles),
+        LIST=capacity,
+        GROUPS=GROUPS,
+        GP=triton.next_power_of_2(tiles * GROUPS),
+        UNIT=2.0 ** (62 - (vocab - 1).bit_length()),
+        TILE=tile,
+        CHUNK=min(2048, tile * 2),
+        num_warps=8,
+        **EXACT,
+    )

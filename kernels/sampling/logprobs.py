@@ -34,7 +34,7 @@ from torch import Tensor
 from ..base.checks import check
 from ..base.library import operator
 from ..base.workspace import Part, carve, num_bytes
-from .filters import rank_of, row_top, value_of
+from .filters import rank_of, value_of
 from .noise import EXACT, exp, log
 from .sample import INFINITY, NOWHERE, row_offset
 
@@ -72,6 +72,13 @@ def tile_kernel(
         best = tl.max(keys, axis=0)
         tl.store(best_ptr + place * K + i, best)
         keys = tl.where(keys == best, 0, keys)
+
+
+@triton.jit
+def row_top(top_ptr, row, T, TP: tl.constexpr):
+    """A row's maximum, from its tiles."""
+    tile = tl.arange(0, TP)
+    return tl.max(tl.load(top_ptr + row * T + tile, mask=tile < T, other=-INFINITY), axis=0)
 
 
 @triton.jit

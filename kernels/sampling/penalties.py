@@ -89,7 +89,7 @@ def length_of(list_ptr, most, MOST_PADDED: tl.constexpr):
     return tl.sum((ids >= 0).to(tl.int32), axis=0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window_stride_b", "window_stride_g", "step"])  # one binary for all windows
 def count_kernel(
     before,  # Before
     asked,  # Parameters
@@ -124,7 +124,7 @@ def count_kernel(
     tl.atomic_or(cell, IN_PROMPT, mask=counted & (answer == 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["window_stride_b", "window_stride_g", "L", "step"])
 def apply_kernel(
     logits_ptr,  # [B * L, V], rows at `stride`; mutated
     before,  # Before

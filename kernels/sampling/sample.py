@@ -149,7 +149,7 @@ def scan_kernel(
     tl.store(at_ptr + row * T + tile, at, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["purpose"])  # one binary for all purposes
 def key_kernel(
     logits_ptr,  # [R, V], rows at `stride`
     stride,
@@ -164,7 +164,7 @@ def key_kernel(
     V,
     T,
     KT,
-    PURPOSE: tl.constexpr,
+    purpose,
     TP: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
@@ -185,14 +185,14 @@ def key_kernel(
         threshold = tl.load(thresholds_ptr + row, mask=live, other=0.0)
     seed = tl.load(seed_ptr + row, mask=live, other=0)
     position = tl.load(positions_ptr + row, mask=live, other=0)
-    words = noise_tile(seed, position, tl.full([ROWS], PURPOSE, tl.int32), tile * TILE, TILE)
+    words = noise_tile(seed, position, tl.full([ROWS], 0, tl.int32) + purpose, tile * TILE, TILE)
     scaled = (clean(x, threshold) - top[:, None]) * inverse_temperature(temperature)[:, None]
     key, at = best_of(scaled - log(exponential(uniform(words))), column[None, :])
     tl.store(key_ptr + row * KT + tile, key, mask=live)
     tl.store(key_at_ptr + row * KT + tile, at, mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["out_ptr"])  # one binary for the rows of all steps
 def pick_kernel(
     temperature_ptr,  # [R] fp32
     top_ptr,  # [R, T] fp32

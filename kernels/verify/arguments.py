@@ -1,7 +1,8 @@
 """What the kernels of a verdict are given: tuples of addresses and sizes, one for each thing.
 
 Launchers build them, kernels and device functions read their fields. A field that is None is a constant to
-the compiler: what depends on it is not compiled.
+the compiler: what depends on it is not compiled. So is an integer of a tuple that is 1: K, the draft tokens
+of a sequence at most, and S, the rows of draft logits of a slot, are arguments of their own.
 """
 
 from __future__ import annotations
@@ -27,8 +28,6 @@ class Windows(NamedTuple):
     round: Tensor | None  # [B]
     slots: Tensor | None  # [B] where a sequence has its draft logits, temperature and seed; None: at b
     capacity: int
-    K: int  # draft tokens of a sequence, at most
-    S: int  # rows of draft logits of a slot
 
 
 class TargetLogits(NamedTuple):
@@ -50,7 +49,7 @@ class DraftLogits(NamedTuple):
 
 
 class Scans(NamedTuple):
-    """Of every tile of a row, from the first launch: [B * MAX_ROWS, T]. The last three for rejection."""
+    """Of every tile of a row, from the first launch: [B * (K + 1), T]. The last three for rejection."""
 
     top: Tensor  # fp32, the maximum; +inf: an entry cannot be used
     at: Tensor  # int32, where it is

@@ -33,8 +33,9 @@ def commit(
     verdict,  # Verdict
     windows,  # Windows, of a state
     commits,  # Commits
+    K,
     B,
-    NS: tl.constexpr,
+    NS,
     WIDTH: tl.constexpr,  # power of two, >= 2 * K
 ):
     accept_len, token, bad, num_draft = verdict
@@ -52,7 +53,7 @@ def commit(
     drafted = real[:, None] & (behind >= 0) & (behind < window[:, None])
     place = windows.token_ids + b.to(tl.int64)[:, None] * windows.capacity + base[:, None] + j
     tokens = tl.load(place, mask=real[:, None] & (behind < 0), other=-1)
-    drafts = tl.load(windows.draft_ids + b[:, None] * windows.K + behind, mask=drafted, other=-1)
+    drafts = tl.load(windows.draft_ids + b[:, None] * K + behind, mask=drafted, other=-1)
     tokens = tl.where(follows, token[:, None], tl.where(drafted, drafts, tokens))
 
     new = tl.where(bad, 0, accept_len + (token >= 0).to(tl.int32))
@@ -74,7 +75,7 @@ def commit(
     tl.store(windows.finish_reason + b, reason, mask=real)
     tl.store(windows.round + b, number + 1, mask=real)
     slot = (number % commits.ring_size) * B + b
-    entry = commits.ring + slot.to(tl.int64) * (HEADER + windows.K + 1)
+    entry = commits.ring + slot.to(tl.int64) * (HEADER + K + 1)
     tl.store(entry + 1, accept_len, mask=real)
     tl.store(entry + 2, num_draft, mask=real)
     tl.store(entry + 3, pending, mask=real)

@@ -15,20 +15,20 @@ from ..sampling.sample import INFINITY, best_of, best_tile, clean, is_usable, lo
 from .window import ACCEPTED, BAD, GREEDY, Verdict, first_of, locate, pick, slot_of, threshold_of
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "K"])  # one binary for all windows
 def own_key_kernel(
     windows,  # Windows
     target,  # TargetLogits
     temperature_ptr,  # [slots]
     seed_ptr,  # [slots]
     scans,  # Scans
-    keys,  # Keys [B * MAX_ROWS, KT], out
-    N,  # B * MAX_ROWS
+    keys,  # Keys [B * (K + 1), KT], out
+    N,  # B * (K + 1)
+    K,
     V,
     T,
     KT,
     SCALED: tl.constexpr,
-    MAX_ROWS: tl.constexpr,
     TP: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
@@ -36,9 +36,9 @@ def own_key_kernel(
     place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     tile = tl.program_id(1)
     live = place < N
-    b = place // MAX_ROWS
-    r = place % MAX_ROWS
-    row = locate(b, r, live, windows, MAX_ROWS)
+    b = place // (K + 1)
+    r = place % (K + 1)
+    row = locate(b, r, live, windows, K, 1)
     live = live & (r < row.rows)
     slot = slot_of(windows.slots, b, live)
     temperature = tl.load(temperature_ptr + slot, mask=live, other=0.0)
@@ -70,17 +70,17 @@ def coupled_verdict(
     temperature,
     scans,  # Scans
     keys,  # Keys
+    K,
     V,
     T,
     KT,
-    MAX_ROWS: tl.constexpr,
     SEQS: tl.constexpr,
     RP: tl.constexpr,
     TP: tl.constexpr,
     KTP: tl.constexpr,
 ):
     """A Verdict of each sequence."""
-    place = b * MAX_ROWS + r
+    place = b * (K + 1) + r
     top, argmax = best_tile(scans.top, scans.at, place, live, T, TP)
     usable = is_usable(top)
     sampled = live & usable & (temperature > 0.0)

@@ -46,7 +46,7 @@ from .phases import Sizes, check_kind, draft_logits_of, launch
 
 def workspace_size(sequences: int, num_draft_tokens: int, vocab: int, kind: str) -> int:
     """Bytes of workspace, for windows of at most num_draft_tokens."""
-    return num_bytes(Sizes(sequences, num_draft_tokens + 1, vocab).parts(kind))
+    return num_bytes(Sizes(sequences, num_draft_tokens + 1, vocab, 0).parts(kind))
 
 
 @operator
@@ -83,8 +83,8 @@ def judge(
     launch(
         "judge",
         kind,
-        Sizes(sequences, most + 1, vocab),
-        Windows(*ragged, None, None, None, None, idx_mapping, capacity=0, K=most, S=max(most, 1)),
+        Sizes(sequences, most + 1, vocab, max(most, 1)),
+        Windows(*ragged, None, None, None, None, idx_mapping, capacity=0),
         TargetLogits(target_logits, target_logits.stride(0), target_thresholds),
         draft_logits_of(draft_logits, draft_thresholds, vocab),
         temperature,

@@ -33,6 +33,7 @@ class Sizes:
     sequences: int
     max_rows: int  # of one sequence
     vocab: int
+    draft_rows: int  # of logits, of one slot
 
     @property
     def rows(self) -> int:
@@ -69,9 +70,8 @@ class Sizes:
     def reduction(self) -> dict[str, int]:
         """Constants of the kernels that read all rows of a sequence; one sequence to a program on a GPU."""
         return {
-            "MAX_ROWS": self.max_rows,
             "SEQS": config(self.vocab, self.sequences).key_rows if interpreting() else 1,
-            "RP": triton.next_power_of_2(self.max_rows),
+            "RP": 16 if self.max_rows <= 16 else MAX_DRAFT_TOKENS + 1,
             "TP": triton.next_power_of_2(self.tiles),
         }
 
@@ -103,15 +103,15 @@ def launch(
     if sizes.sequences == 0:
         return
     shape, reduction = config(sizes.vocab, sizes.rows), sizes.reduction
+    K, S = sizes.max_rows - 1, sizes.draft_rows
     options = {"num_warps": shape.num_warps, **EXACT}
     top, at, best, best_at, *others = parts
     rejection, keys = kind == "rejection", Keys(best, best_at)
     scans = Scans(top, at, *(others[:3] if rejection else (None, None, None)))
     scanned = draft if rejection else draft_logits_of(None, None, draft.vocab)
     judge_scan_kernel[(triton.cdiv(sizes.rows, shape.rows), sizes.tiles, 1 if scanned.logits is None else 2)](
-        *(windows, target, scanned, temperature, scans, sizes.rows, sizes.vocab, sizes.tiles),
+        *(windows, target, scanned, temperature, scans, sizes.rows, K, S, sizes.vocab, sizes.tiles),
         SCALED=target_is_scaled,
-        MAX_ROWS=sizes.max_rows,
         ROWS=shape.rows,
         TILE=shape.tile,
         **options,
@@ -121,13 +121,14 @@ def launch(
     last = {
         "KTP": triton.next_power_of_2(sizes.key_tiles),
         "NS": commits.stop_ids.shape[1] if commits else 0,
-        "WIDTH": triton.next_power_of_2(max(2 * windows.K, 1)) if commits else 0,
+        "WIDTH": 2 * reduction["RP"],
     }
     if rejection:
         own, own_at, ended = others[3:]
         decision = Decision(ended, Keys(own, own_at))
         residual_kernel[(blocks, sizes.key_tiles)](
-            *(windows, target, draft, temperature, seed, scans, keys, decision, sizes.sequences, *counts),
+            *(windows, target, draft, temperature, seed, scans, keys, decision, K, S),
+            *(sizes.sequences, *counts),
             SCALED=target_is_scaled,
             TILE=shape.key_tile,
             **reduction,
@@ -135,23 +136,22 @@ def launch(
         )
         rejection_verdict_kernel[(blocks,)](
             *(windows if commits else None, keys, decision, verdicts, commits),
-            *(sizes.sequences, sizes.key_tiles),
+            *(K, sizes.sequences, sizes.key_tiles),
             SEQS=reduction["SEQS"],
             **last,
             **options,
         )
         return
     own_key_kernel[(triton.cdiv(sizes.rows, shape.key_rows), sizes.key_tiles)](
-        *(windows, target, temperature, seed, scans, keys, sizes.rows, *counts),
+        *(windows, target, temperature, seed, scans, keys, sizes.rows, K, *counts),
         SCALED=target_is_scaled,
-        MAX_ROWS=sizes.max_rows,
         TP=reduction["TP"],
         ROWS=shape.key_rows,
         TILE=shape.key_tile,
         **options,
     )
     coupled_verdict_kernel[(blocks,)](
-        *(windows, temperature, scans, keys, verdicts, commits, sizes.sequences, *counts),
+        *(windows, temperature, scans, keys, verdicts, commits, K, sizes.sequences, *counts),
         **reduction,
         **last,
         **options,

@@ -43,31 +43,33 @@ FIELDS = tl.constexpr(3)  # of an entry
 OP = "publish_logprobs"
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["max_rows"])  # one binary for all windows
 def asked_kernel(
     token_ids_ptr,  # [B, capacity]
     before_ptr,  # [B]
     committed_ptr,  # [B]
     num_logprobs_ptr,  # [B]
-    asked_ptr,  # [B * MAX_ROWS], out
+    asked_ptr,  # [B * max_rows], out
     capacity,
-    MAX_ROWS: tl.constexpr,
-    RP: tl.constexpr,  # power of two, >= MAX_ROWS
+    max_rows,
+    BLOCK: tl.constexpr,
 ):
     b = tl.program_id(0)
-    r = tl.arange(0, RP)
     before = tl.load(before_ptr + b)
     num_new = tl.load(committed_ptr + b) - before
-    asks = (tl.load(num_logprobs_ptr + b) >= 0) & (r < num_new) & (r < MAX_ROWS)
-    token = tl.load(token_ids_ptr + row_offset(b, capacity) + before + r, mask=asks, other=-1)
-    tl.store(asked_ptr + b * MAX_ROWS + r, token, mask=r < MAX_ROWS)
+    num_asked = tl.where(tl.load(num_logprobs_ptr + b) >= 0, tl.minimum(num_new, max_rows), 0)
+    for first in range(0, max_rows, BLOCK):
+        r = first + tl.arange(0, BLOCK)
+        place = token_ids_ptr + row_offset(b, capacity) + before + r
+        token = tl.load(place, mask=r < num_asked, other=-1)
+        tl.store(asked_ptr + b * max_rows + r, token, mask=r < max_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride", "max_rows"])
 def publish_kernel(
-    ids_ptr,  # [B * MAX_ROWS, W]
-    values_ptr,  # [B * MAX_ROWS, W] the bits of fp32
-    ranks_ptr,  # [B * MAX_ROWS, W]
+    ids_ptr,  # [B * max_rows, W]
+    values_ptr,  # [B * max_rows, W] the bits of fp32
+    ranks_ptr,  # [B * max_rows, W]
     before_ptr,  # [B]
     committed_ptr,  # [B]
     round_ptr,  # [B]
@@ -76,9 +78,9 @@ def publish_kernel(
     stride,
     RING,
     B,
+    max_rows,
     W: tl.constexpr,  # 1 + k
-    MAX_ROWS: tl.constexpr,
-    SIZE: tl.constexpr,  # power of two, >= MAX_ROWS * W * FIELDS
+    BLOCK: tl.constexpr,
 ):
     b = tl.program_id(0)
     num_new = tl.load(committed_ptr + b) - tl.load(before_ptr + b)
@@ -86,15 +88,17 @@ def publish_kernel(
     if (wanted < 0) | (num_new <= 0):
         return
     number = tl.load(round_ptr + b) - 1
-    at = tl.arange(0, SIZE)
-    entry, field = at // FIELDS, at % FIELDS
-    live = (entry < tl.minimum(num_new, MAX_ROWS) * W) & (entry % W <= wanted)
-    place = row_offset(b, MAX_ROWS * W) + entry
-    fields = tl.load(ids_ptr + place, mask=live & (field == 0), other=0)
-    fields |= tl.load(values_ptr + place, mask=live & (field == 1), other=0)
-    fields |= tl.load(ranks_ptr + place, mask=live & (field == 2), other=0)
     out = ring_ptr + ((number % RING) * B + b).to(tl.int64) * stride
-    tl.store(out + 1 + at, fields, mask=live)
+    num_entries = tl.minimum(num_new, max_rows) * W
+    for first in range(0, num_entries * FIELDS, BLOCK):
+        at = first + tl.arange(0, BLOCK)
+        entry, field = at // FIELDS, at % FIELDS
+        live = (entry < num_entries) & (entry % W <= wanted)
+        place = row_offset(b, max_rows * W) + entry
+        fields = tl.load(ids_ptr + place, mask=live & (field == 0), other=0)
+        fields |= tl.load(values_ptr + place, mask=live & (field == 1), other=0)
+        fields |= tl.load(ranks_ptr + place, mask=live & (field == 2), other=0)
+        tl.store(out + 1 + at, fields, mask=live)
     tl.debug_barrier()  # every thread's fields come before the release of the one that stores n
     tl.atomic_xchg(out, number, sem="release", scope="sys")
 
@@ -147,17 +151,15 @@ def publish_logprobs(
     if slots == 0:
         return
     asked_kernel[(slots,)](
-        *(token_ids, before, committed, num_logprobs, asked, token_ids.shape[1]),
-        MAX_ROWS=max_rows,
-        RP=triton.next_power_of_2(max_rows),
+        *(token_ids, before, committed, num_logprobs, asked, token_ids.shape[1], max_rows),
+        BLOCK=32,
         num_warps=1,
     )
     logprobs(target_logits.flatten(0, 1), asked, k, ids, values, ranks, own)
     publish_kernel[(slots,)](
         *(ids, values.view(torch.int32), ranks, before, committed, round, num_logprobs),
-        *(ring, stride, ring_size, slots),
+        *(ring, stride, ring_size, slots, max_rows),
         W=1 + k,
-        MAX_ROWS=max_rows,
-        SIZE=triton.next_power_of_2(max_rows * (1 + k) * FIELDS.value),
+        BLOCK=256,
         num_warps=4,
     )

@@ -56,7 +56,7 @@ def row_sum(sum_ptr, top_ptr, row, live, top, inverse, T, TP: tl.constexpr):
     return tl.sum(sums.to(tl.float64) * factor.to(tl.float64), axis=1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K", "S"])  # one binary for all windows
 def residual_kernel(
     windows,  # Windows
     target,  # TargetLogits
@@ -66,14 +66,15 @@ def residual_kernel(
     scans,  # Scans
     keys,  # Keys [B, KT], out: of the residual
     decision,  # Decision, out
+    K,
+    S,
     B,
     V,
     T,
     KT,
     SCALED: tl.constexpr,
-    MAX_ROWS: tl.constexpr,
     SEQS: tl.constexpr,
-    RP: tl.constexpr,  # power of two, >= MAX_ROWS
+    RP: tl.constexpr,  # power of two, > K
     TP: tl.constexpr,  # power of two, >= T
     TILE: tl.constexpr,
 ):
@@ -81,15 +82,15 @@ def residual_kernel(
     index = tl.arange(0, SEQS * RP)
     b = tl.program_id(0) * SEQS + index // RP
     r = index % RP
-    live = (b < B) & (r < MAX_ROWS)
-    rows, num_draft, target_row, position, step, candidate = locate(b, r, live, windows, MAX_ROWS)
+    live = (b < B) & (r <= K)
+    rows, num_draft, target_row, position, step, candidate = locate(b, r, live, windows, K, S)
     live = live & (r < rows)
     drafted = live & (r < num_draft)
     slot = slot_of(windows.slots, b, live)
     temperature = tl.load(temperature_ptr + slot, mask=live, other=0.0)
     seed = tl.load(seed_ptr + slot, mask=live, other=0)
     sampled = live & (temperature > 0.0)
-    place = b * MAX_ROWS + r
+    place = b * (K + 1) + r
     top, argmax = best_tile(scans.top, scans.at, place, live, T, TP)
     usable = is_usable(top)
     known = (candidate >= 0) & (candidate < V)
@@ -125,7 +126,7 @@ def residual_kernel(
             draft.logits + offset + candidate, mask=asked & (candidate < draft.vocab), other=-INFINITY
         )
         draft_logit = draft_logit.to(tl.float32)
-        draft_threshold = threshold_of(draft.thresholds, slot * windows.S + step, asked)
+        draft_threshold = threshold_of(draft.thresholds, slot * S + step, asked)
         draft_logit = tl.where(draft_logit >= draft_threshold, draft_logit, -INFINITY)
         q = exp((draft_logit - draft_top) * draft_inverse).to(tl.float64)
     else:
@@ -175,7 +176,7 @@ def residual_kernel(
         draft_scale = (1.0 / tl.where(left, pick(draft_total, chosen, SEQS, RP), 1.0)).to(tl.float32)
         offset = row_offset(slot, draft.slot_stride) + row_offset(step, draft.step_stride)
         d = load_tile(draft.logits, offset, left, column, draft.vocab)
-        d = clean(d, threshold_of(draft.thresholds, slot * windows.S + step, left))
+        d = clean(d, threshold_of(draft.thresholds, slot * S + step, left))
         wanted = wanted - exp((d - draft_top) * draft_inverse) * draft_scale[:, None]
     else:
         candidate = pick(candidate, chosen, SEQS, RP)

@@ -19,65 +19,64 @@ from .window import locate, slot_of
 
 
 @triton.jit
-def deliver(sequence, real, verdict, windows, verdicts, commits, B, NS: tl.constexpr, WIDTH: tl.constexpr):
+def deliver(sequence, real, verdict, windows, verdicts, commits, K, B, NS, WIDTH: tl.constexpr):
     """Commits a Verdict, or writes it out. sequence, real: [SEQS]."""
     if commits is not None:
-        commit(sequence, real, verdict, windows, commits, B, NS, WIDTH)
+        commit(sequence, real, verdict, windows, commits, K, B, NS, WIDTH)
     else:
         tl.store(verdicts.accept_len + sequence, verdict.accept_len, mask=real)
         tl.store(verdicts.next_token + sequence, verdict.token, mask=real)
         tl.store(verdicts.bad_row + sequence, tl.where(verdict.bad, verdict.accept_len, -1), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K", "NS"])  # one binary for all windows
 def rejection_verdict_kernel(
     windows,  # Windows, to commit
     keys,  # Keys [B, KT]
     decision,  # Decision
     verdicts,  # Verdicts, out; or None
     commits,  # Commits; or None
+    K,
     B,
     KT,
+    NS,  # stop ids of a slot
     SEQS: tl.constexpr,
     KTP: tl.constexpr,
-    NS: tl.constexpr,  # stop ids of a slot
     WIDTH: tl.constexpr,  # as in commit
 ):
     sequence = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
     real = sequence < B
     verdict = rejection_verdict(decision, keys, sequence, real, KT, KTP)
-    deliver(sequence, real, verdict, windows, verdicts, commits, B, NS, WIDTH)
+    deliver(sequence, real, verdict, windows, verdicts, commits, K, B, NS, WIDTH)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K", "NS"])
 def coupled_verdict_kernel(
     windows,  # Windows
     temperature_ptr,  # [slots]
     scans,  # Scans
-    keys,  # Keys [B * MAX_ROWS, KT]
+    keys,  # Keys [B * (K + 1), KT]
     verdicts,  # Verdicts, out; or None
     commits,  # Commits; or None
+    K,
     B,
     V,
     T,
     KT,
-    MAX_ROWS: tl.constexpr,
+    NS,
     SEQS: tl.constexpr,
     RP: tl.constexpr,
     TP: tl.constexpr,
     KTP: tl.constexpr,
-    NS: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
     index = tl.arange(0, SEQS * RP)
     b = tl.program_id(0) * SEQS + index // RP
     r = index % RP
-    live = (b < B) & (r < MAX_ROWS)
-    row = locate(b, r, live, windows, MAX_ROWS)
+    live = (b < B) & (r <= K)
+    row = locate(b, r, live, windows, K, 1)
     live = live & (r < row.rows)
     temperature = tl.load(temperature_ptr + slot_of(windows.slots, b, live), mask=live, other=0.0)
-    verdict = coupled_verdict(
-        b, r, live, row, temperature, scans, keys, V, T, KT, MAX_ROWS, SEQS, RP, TP, KTP
-    )
+    verdict = coupled_verdict(b, r, live, row, temperature, scans, keys, K, V, T, KT, SEQS, RP, TP, KTP)
     sequence = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
-    deliver(sequence, sequence < B, verdict, windows, verdicts, commits, B, NS, WIDTH)
+    deliver(sequence, sequence < B, verdict, windows, verdicts, commits, K, B, NS, WIDTH)

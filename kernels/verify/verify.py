@@ -85,8 +85,8 @@ def verify(
     launch(
         "verify",
         kind,
-        Sizes(slots, max_rows, vocab),
-        Windows(*windows, *state, slots=None, capacity=token_ids.shape[1], K=gamma, S=steps),
+        Sizes(slots, max_rows, vocab, steps),
+        Windows(*windows, *state, slots=None, capacity=token_ids.shape[1]),
         TargetLogits(target_logits, target_logits.stride(1), target_thresholds),
         draft_logits_of(draft_logits, draft_thresholds, vocab),
         temperature,

@@ -49,32 +49,32 @@ class Verdict(NamedTuple):
 
 
 @triton.jit
-def locate(b, r, live, windows, MAX_ROWS: tl.constexpr):
+def locate(b, r, live, windows, K, S):
     """Row r of sequence b, all [X]: a Row."""
     if windows.token_ids is not None:
         live = live & (tl.load(windows.finish_reason + b, mask=live, other=0) == RUNNING)
-        rows = tl.minimum(tl.load(windows.num_rows + b, mask=live, other=0), MAX_ROWS)
+        rows = tl.minimum(tl.load(windows.num_rows + b, mask=live, other=0), K + 1)
         window = tl.load(windows.num_draft + b, mask=live, other=0)
         window = tl.where(tl.load(windows.round + b, mask=live, other=0) == 0, 0, window)
         pending = tl.load(windows.pending + b, mask=live, other=0)
         position = tl.load(windows.positions + b, mask=live, other=0).to(tl.int64) + r
         num_draft = tl.minimum(rows, pending + window)
-        target_row = b.to(tl.int64) * MAX_ROWS + r
-        step = (position % windows.S).to(tl.int32)
+        target_row = row_offset(b, K + 1) + r
+        step = (position % S).to(tl.int32)
         asked = live & (r < num_draft)
         place = row_offset(b, windows.capacity) + position
         old = tl.load(windows.token_ids + place, mask=asked & (r < pending), other=-1)
-        new = windows.draft_ids + b * windows.K + (r - pending)
+        new = windows.draft_ids + b * K + (r - pending)
         candidate = tl.where(r < pending, old, tl.load(new, mask=asked & (r >= pending), other=-1))
     else:
         first = tl.load(windows.num_rows + b, mask=live, other=0)
-        rows = tl.minimum(tl.load(windows.num_rows + b + 1, mask=live, other=0) - first, MAX_ROWS)
-        num_draft = tl.minimum(tl.load(windows.num_draft + b, mask=live, other=0), windows.K)
+        rows = tl.minimum(tl.load(windows.num_rows + b + 1, mask=live, other=0) - first, K + 1)
+        num_draft = tl.minimum(tl.load(windows.num_draft + b, mask=live, other=0), K)
         num_draft = tl.minimum(num_draft, rows)
         target_row = first.to(tl.int64) + r
         position = tl.load(windows.positions + target_row, mask=live & (r < rows), other=0)
         step = r
-        candidate = tl.load(windows.draft_ids + b * windows.K + r, mask=live & (r < num_draft), other=-1)
+        candidate = tl.load(windows.draft_ids + b * K + r, mask=live & (r < num_draft), other=-1)
     return Row(rows, num_draft, target_row, position, step, candidate)
 
 
@@ -133,18 +133,19 @@ def scan_tile(x, threshold, inverse, column, SUM: tl.constexpr):
     return mark_bad(top, x), at, total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "K", "S"])  # one binary for all windows
 def judge_scan_kernel(
     windows,  # Windows
     target,  # TargetLogits
     draft,  # DraftLogits
     temperature_ptr,  # [slots]
     scans,  # Scans, out
-    N,  # B * MAX_ROWS
+    N,  # B * (K + 1)
+    K,
+    S,
     V,
     T,
     SCALED: tl.constexpr,  # target logits come divided by the temperature
-    MAX_ROWS: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -152,9 +153,9 @@ def judge_scan_kernel(
     place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     tile = tl.program_id(1)
     live = place < N
-    b = place // MAX_ROWS
-    r = place % MAX_ROWS
-    row = locate(b, r, live, windows, MAX_ROWS)
+    b = place // (K + 1)
+    r = place % (K + 1)
+    row = locate(b, r, live, windows, K, S)
     live = live & (r < row.rows)
     slot = slot_of(windows.slots, b, live)
     temperature = tl.load(temperature_ptr + slot, mask=live, other=0.0)
@@ -176,7 +177,7 @@ def judge_scan_kernel(
         if tl.max(live.to(tl.int32), axis=0) == 1:
             offset = row_offset(slot, draft.slot_stride) + row_offset(row.step, draft.step_stride)
             x = load_tile(draft.logits, offset, live, column, draft.vocab)
-            threshold = threshold_of(draft.thresholds, slot * windows.S + row.step, live)
+            threshold = threshold_of(draft.thresholds, slot * S + row.step, live)
             top, at, total = scan_tile(x, threshold, inverse, column, SUM)
             tl.store(scans.draft_top + place * T + tile, top, mask=live)
             tl.store(scans.draft_total + place * T + tile, total, mask=live)

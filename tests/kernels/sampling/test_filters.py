@@ -89,6 +89,25 @@ def test_vocabularies_of_several_tiles(vocab: int, dtype: torch.dtype, device: t
     assert torch.equal(run(kernel, logits, *args), run(reference, logits, *args))
 
 
+def test_rows_with_more_candidates_than_a_list_holds(device: torch.device) -> None:
+    """Flat rows: top_p and top_k keep most of them. The last one's list is full to an entry."""
+    vocab = kernel.LIST + 600
+    rows = np.random.default_rng(6).normal(0, 0.3, (4, vocab)).astype(np.float32)
+    rows[3] = np.where(np.arange(vocab) < kernel.LIST, rows[3], -50)
+    logits = torch.from_numpy(rows).to(device)
+    k, p = [-1, kernel.LIST + 300, kernel.LIST + 200, -1], [0.97, 1.0, 0.9, 0.97]
+    args = ([1.0] * 4, k, p, [0.0] * 4)
+    assert torch.equal(run(kernel, logits, *args), run(reference, logits, *args))
+
+
+def test_min_p_that_leaves_less_than_top_k(device: torch.device) -> None:
+    logits = torch.tensor([[3.0, 2.9, 0.0, -1.0], [3.0, 2.9, 2.8, -1.0]], device=device)
+    args = ([1.0] * 2, [3, 3], None, [0.2] * 2)
+    got = run(kernel, logits, *args)
+    assert torch.equal(got, run(reference, logits, *args))
+    assert (logits >= got[:, None]).sum(1).tolist() == [2, 3]
+
+
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_a_filter_that_is_not_given_is_off(which: int, device: torch.device) -> None:
     logits = torch.from_numpy(np.random.default_rng(which).normal(0, 3, (2, 50))).to(device, torch.float32)
