@@ -100,6 +100,12 @@ uint64_t Machine::run() {
 void Machine::start(const std::array<uint32_t, 3>& program) {
   program_ = program;
   program_count_ = 0;
+  for (Warp& warp : warps_) {  // what the program before it did not wait for
+    warp.copy_groups.push_back(std::move(warp.copies));
+    for (const auto& group : warp.copy_groups) {
+      for (const AsyncCopy& copy : group) shared_.forget(copy.target, copy.size);
+    }
+  }
   shared_.start_program();
   std::fill(fences_.begin(), fences_.end(), 0);
   for (Warp& warp : warps_) {

@@ -1,5 +1,6 @@
 #include "ptx/native/shared.h"
 
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -15,16 +16,19 @@ constexpr std::byte kPoison{0xFF};
 Shared::Shared(uint32_t num_bytes, uint32_t granule)
     : num_bytes_(num_bytes),
       shift_(static_cast<uint32_t>(std::countr_zero(granule))),
-      bytes_(num_bytes + 16),
+      bytes_(num_bytes + 16, kPoison),
       shadows_((num_bytes >> shift_) + 1) {}
 
 void Shared::start_program() {
-  std::memset(bytes_.data(), static_cast<int>(kPoison), num_bytes_);
-  ++epoch_;
-  for (Shadow& shadow : shadows_) {
-    if (shadow.write_epoch == kPromised) shadow = {};
-    shadow.stored = 0;
-  }
+  std::memset(bytes_.data(), static_cast<int>(kPoison), written_);
+  written_ = 0;
+  first_epoch_ = ++epoch_;
+}
+
+void Shared::forget(uint64_t address, uint32_t size) {
+  uint32_t count;
+  Shadow* shadow = shadows_of(address, size, &count);
+  for (; count--; ++shadow) *shadow = {};
 }
 
 void Shared::race(const char* kind, uint64_t address, uint32_t size, uint32_t others) {
@@ -74,7 +78,8 @@ void Shared::read_async(uint64_t address, uint32_t size, int warp, const std::ve
   uint32_t count;
   const Shadow* shadow = shadows_of(address, size, &count);
   for (; count--; ++shadow) {
-    if (shadow->stored == 0 || fence_epoch > shadow->write_epoch) continue;
+    if (shadow->stored == 0 || shadow->write_epoch < first_epoch_) continue;
+    if (fence_epoch > shadow->write_epoch) continue;
     for (uint32_t writers = shadow->writers; writers; writers &= writers - 1) {
       if (fences[std::countr_zero(writers)] < shadow->stored) {
         race("unfenced", address, size, shadow->writers);
@@ -99,6 +104,7 @@ void Shared::read_until_now(uint64_t address, uint32_t size, int warp, uint32_t 
 
 void Shared::write(uint64_t address, uint32_t size, const std::byte* bytes, int warp, uint64_t clock) {
   const uint32_t own = 1u << warp;
+  written_ = std::max(written_, address - kSharedBase + size);
   uint32_t count;
   Shadow* shadow = shadows_of(address, size, &count);
   for (; count--; ++shadow) {
@@ -122,6 +128,7 @@ void Shared::write(uint64_t address, uint32_t size, const std::byte* bytes, int 
 void Shared::promise(uint64_t address, uint32_t size, int warp) {
   std::byte* target = at(address, size);
   const uint32_t own = 1u << warp;
+  written_ = std::max(written_, address - kSharedBase + size);
   uint32_t count;
   Shadow* shadow = shadows_of(address, size, &count);
   for (; count--; ++shadow) {

@@ -17,8 +17,9 @@ class Shared {
   // granule: bytes that are checked as one; no access is smaller.
   Shared(uint32_t num_bytes, uint32_t granule);
 
-  // Poison everywhere, and nothing remembered.
+  // Poison everywhere, and nothing remembered: promises of the program before are forgotten first.
   void start_program();
+  void forget(uint64_t address, uint32_t size);
   void next_epoch() { ++epoch_; }
   uint32_t epoch() const { return epoch_; }
 
@@ -48,7 +49,8 @@ class Shared {
   [[noreturn]] static void race(const char* kind, uint64_t address, uint32_t size, uint32_t others);
 
   uint32_t num_bytes_, shift_;
-  uint32_t epoch_ = 0;
+  uint32_t epoch_ = 0, first_epoch_ = 0;
+  uint64_t written_ = 0;  // bytes from the first to the last that was stored
   mutable std::vector<std::byte> bytes_;
   std::vector<Shadow> shadows_;
 };

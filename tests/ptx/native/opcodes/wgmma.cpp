@@ -120,11 +120,7 @@ void multiply(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask
       sum[row_of(i, lane)][column_of(i, lane)] = adds ? f32(values[lane]) : 0.0f;
     }
   }
-  for (int m = 0; m < 16; ++m) {
-    for (int k = 0; k < kK; ++k) {
-      for (int column = 0; column < n; ++column) sum[m][column] += left[m][k] * by_k[k][column];
-    }
-  }
+  accumulate(sum[0], left, by_k[0], kWidestN, n);
   for (int i = 0; i < num_sums; ++i) {
     uint32_t out[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) out[lane] = bits_of(sum[row_of(i, lane)][column_of(i, lane)]);
