@@ -25,6 +25,7 @@ from pearl_rt.kernels.forward.linear import linear
 from pearl_rt.kernels.forward.linear import workspace_size as linear_workspace
 from pearl_rt.kernels.forward.rms_norm import rms_norm
 from pearl_rt.kernels.sampling import sample as sampling
+from pearl_rt.kernels.verify.rollback import rollback
 from ptx.driver import PtxDriver
 from ptx.faults import KernelFault
 
@@ -86,6 +87,13 @@ def run_sample() -> torch.Tensor:
     return out
 
 
+def run_rollback() -> torch.Tensor:
+    table, freed = torch.arange(300).int()[None].clone(), torch.zeros(1, 300, dtype=torch.int32)
+    blocks, lengths, num_freed = (torch.tensor([n], dtype=torch.int32) for n in (290, 1000, 0))
+    rollback(table, blocks, lengths, freed, num_freed, 16, 5)
+    return torch.cat([table[0], freed[0], blocks, num_freed])
+
+
 RUNS: dict[str, Callable[[], torch.Tensor]] = {
     "linear": run_linear,
     "gate_up_silu": run_gate_up,
@@ -93,6 +101,7 @@ RUNS: dict[str, Callable[[], torch.Tensor]] = {
     "attention": lambda: run_attention(3),
     "prefill": lambda: run_attention(70),
     "sample": run_sample,
+    "rollback": run_rollback,
 }
 
 
@@ -139,7 +148,12 @@ def verdicts(name: str, pattern: re.Pattern[str], replacement: str) -> list[str]
 RACE = r"without a barrier between|was not waited for"
 OUTSIDE = r"are in none of its tensors: the nearest is \w+|is not a multiple of"
 MISTAKES: dict[str, tuple[re.Pattern[str], str, str, tuple[str, ...]]] = {
-    "a barrier removed": (BARRIER, "", RACE, ("linear", "gate_up_silu", "rms_norm", "attention", "sample")),
+    "a barrier removed": (
+        BARRIER,
+        "",
+        RACE,
+        ("linear", "gate_up_silu", "rms_norm", "attention", "sample", "rollback"),
+    ),
     "a wait removed": (
         WAIT,
         "",

@@ -47,7 +47,7 @@ void load_matrix(Machine& machine, Warp& warp, const Instruction& in, uint32_t m
   for (int row = 0; row < 8 * matrices; ++row) {
     try {
       const std::byte* place = machine.shared().at(addresses[row], kRowBytes);
-      machine.shared().read(addresses[row], kRowBytes, warp.index);
+      machine.shared().shadows().read(addresses[row], kRowBytes, warp.index);
       std::memcpy(rows + row * 8, place, kRowBytes);
     } catch (Fault& fault) {
       with_lane(fault, row);
@@ -81,9 +81,9 @@ void store_matrix(Machine& machine, Warp& warp, const Instruction& in, uint32_t 
   const uint64_t clock = machine.tick();
   for (int row = 0; row < 8 * matrices; ++row) {
     try {
-      std::byte* place = machine.shared().at(addresses[row], kRowBytes);
+      std::byte* place = machine.shared().to_store(addresses[row], kRowBytes);
       const auto* bytes = reinterpret_cast<const std::byte*>(rows + row * 8);
-      machine.shared().write(addresses[row], kRowBytes, bytes, warp.index, clock);
+      machine.shared().shadows().write(addresses[row], kRowBytes, place, bytes, warp.index, clock);
       std::memcpy(place, bytes, kRowBytes);
     } catch (Fault& fault) {
       with_lane(fault, row);
