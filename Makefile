@@ -1,5 +1,5 @@
 # make latency | make test | make test-all | make check | make docs: each sets up what it needs; so do
-# make exactness | make schedules | make soak | make sanitize, which take longer.
+# make exactness | make schedules | make soak | make sanitize | make ptx, which take longer.
 #   make test PYTHON=python3 VENV=     use the installed Python, torch and build tools; no network
 #   make build                         only builds: then the Python of VENV imports pearl_rt from any directory
 #   make gpu [RESULTS_DIR=DIR]         with a GPU: builds, tests and measures with what is installed; no network
@@ -29,11 +29,11 @@ DOCS_READY := $(VENV)-docs/.ready
 endif
 
 PATHS = pearl_rt recipes bench tests kernels examples docs setup.py
-CPP = $(shell find csrc tests/fakes -name '*.cpp' -o -name '*.h')
+CPP = $(shell find csrc tests/fakes tests/ptx -name '*.cpp' -o -name '*.h')
 CLANG_FORMAT = $(firstword $(wildcard $(dir $(PY))clang-format) clang-format)
 RUN = PYTHONPATH=$(CURDIR) $(PY)
 
-.PHONY: latency test test-slow test-all exactness schedules soak check sanitize stubs map docs gpu gpu-latency build importable clean
+.PHONY: latency test test-slow test-all exactness schedules soak ptx check sanitize stubs map docs gpu gpu-latency build importable clean
 .DELETE_ON_ERROR:
 
 latency: build
@@ -64,6 +64,10 @@ schedules: build
 # Twenty minutes of requests that join, leave and fail: no wrong token, no growth.
 soak: build
 	$(RUN) tests/soak.py $(ARGS)
+
+# All tests of kernels on compiled ones, for both architectures, without a GPU: docs/compiled_kernels.md.
+ptx: build
+	for arch in sm_80 sm_90; do $(RUN) -m pytest --ptx $$arch tests/kernels tests/ptx $(ARGS) || exit 1; done
 
 check: $(READY) pearl_rt/kernels
 	$(PY) -m ruff check $(PATHS)

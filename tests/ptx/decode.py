@@ -67,7 +67,7 @@ class Decoder:
         self.code: list[list[int]] = []
         self.operands: list[int] = []
         self.touched: list[int] = []
-        self.granule = MOST_BYTES_CHECKED_AS_ONE
+        self.granule = self.global_granule = MOST_BYTES_CHECKED_AS_ONE
         self.guards_registers = any(s.opcode.startswith("wgmma.mma_async") for s in text.statements)
 
     def program(self) -> Program:
@@ -92,6 +92,7 @@ class Decoder:
             num_predicates=2 + len(self.predicates),
             num_threads=self.text.num_threads,
             granule=self.granule,
+            global_granule=self.global_granule,
         )
         types = [kind for kind, _ in self.text.params]
         return Program(self.text.name, kernel, types, self.text.statements, self.arrays)
@@ -210,8 +211,7 @@ class Decoder:
         else:
             is_shared = ".shared" in statement.opcode or "matrix" in name
             encoded = self._encode(OPCODES[name][1], plain, is_shared)
-            if is_shared:
-                self._note_granule(name, statement.opcode, encoded)
+            self._note_granule(name, statement.opcode, encoded)
         self._emit(name, encoded, statement, target)
         if name.startswith("wgmma.mma_async"):  # its own sums may follow each other
             del self.touched[first_touched : first_touched + encoded[0]]
@@ -223,14 +223,16 @@ class Decoder:
         return self.text.labels[name]
 
     def _note_granule(self, name: str, opcode: str, encoded: list[int]) -> None:
-        if name in ("cp.async",):
-            size = encoded[4]
+        """Races are looked for in pieces of memory as small as the smallest access."""
+        if name == "cp.async":
+            self.granule = min(self.granule, encoded[4])
         elif name.startswith(("ld.", "st.")):
             vector = re.search(r"\.v(\d)", opcode)
             size = int(opcode.rpartition(".")[2].lstrip("bufs")) // 8 * int(vector[1] if vector else 1)
-        else:
-            return
-        self.granule = min(self.granule, size)
+            if ".shared" in opcode:
+                self.granule = min(self.granule, size)
+            else:
+                self.global_granule = min(self.global_granule, size)
 
     def _rewritten(self, opcode: str, operands: list[str]) -> tuple[str, list[str]]:
         """What PTX writes in several ways, in the one that the executor has."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,36 +146,43 @@ class PtxLauncher:
         function.run((x, y, z), values, extents, self._shared_bytes)
 
 
+Edit = Callable[[str, str], str]  # (name of a kernel, its PTX) -> the PTX that runs in its place
+
+
 class Function:
     """A kernel that was loaded."""
 
-    def __init__(self, program: Program, work: Work, seed: int) -> None:
-        self._program, self._work, self._seed = program, work, seed
+    def __init__(self, name: str, ptx: str, device: PtxUtils) -> None:
+        self._name, self._ptx, self._device = name, ptx, device
+        self._program = program_of(ptx)
 
     def run(
         self, grid: tuple[int, int, int], values: list[int], extents: list[Extent], shared_bytes: int
     ) -> None:
         if 0 in grid:
             return
-        begin = time.perf_counter()
+        work, program, begin = self._device.work, self._program, time.perf_counter()
+        if (edit := self._device.edit) is not None:
+            program = program_of(edit(self._name, self._ptx))
         padded = values + [0] * SCRATCH_POINTERS
-        count = run(self._program, grid, padded, extents, shared_bytes, self._seed)
-        self._work.launches += 1
-        self._work.instructions += count
-        self._work.seconds += time.perf_counter() - begin
+        work.instructions += run(program, grid, padded, extents, shared_bytes, self._device.seed)
+        work.launches += 1
+        work.seconds += time.perf_counter() - begin
 
 
 class PtxUtils:
     """Triton's view of a device."""
 
-    def __init__(self, shared_bytes: int, work: Work, seed: int) -> None:
-        self._shared_bytes, self._work, self._seed = shared_bytes, work, seed
+    def __init__(self, shared_bytes: int, seed: int) -> None:
+        self._shared_bytes, self.seed = shared_bytes, seed
+        self.work = Work()
+        self.edit: Edit | None = None
 
     def load_binary(
         self, name: str, ptx: bytes, shared: int, device: int
     ) -> tuple[Any, Function, int, int, int]:
         """-> module, function, registers, spills, most threads."""
-        function = Function(program_of(ptx.decode()), self._work, self._seed)
+        function = Function(name, ptx.decode(), self)
         return function, function, 0, 0, 1024
 
     def get_device_properties(self, device: int) -> dict[str, int]:
@@ -190,9 +198,21 @@ class PtxDriver(DriverBase):
         if architecture not in ARCHITECTURES:
             raise PtxError(f"architecture {architecture} is not known: choose {' or '.join(ARCHITECTURES)}")
         self.architecture = architecture
-        self.work = Work()
-        self.utils = PtxUtils(ARCHITECTURES[architecture], self.work, seed)
+        self.utils = PtxUtils(ARCHITECTURES[architecture], seed)
         self._target = GPUTarget(backend.NAME, int(architecture.removeprefix("sm_")), 32)
+
+    @property
+    def work(self) -> Work:
+        return self.utils.work
+
+    @contextmanager
+    def edited(self, edit: Edit) -> Iterator[None]:
+        """Launches inside run what `edit` makes of each kernel's PTX."""
+        self.utils.edit = edit
+        try:
+            yield
+        finally:
+            self.utils.edit = None
 
     @classmethod
     def is_active(cls) -> bool:

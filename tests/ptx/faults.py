@@ -55,8 +55,13 @@ def nearest(address: int, size: int, extents: list[Extent]) -> str:
     return f"the nearest is {extent.name} ({nbytes} bytes at {extent.first:#x}): {where}"
 
 
-def shared_place(fault: _ptx.Fault) -> str:
-    return f"{fault.size} bytes at {fault.address - _ptx.SHARED_BASE} in shared memory"
+def place_of(fault: _ptx.Fault, extents: list[Extent]) -> str:
+    """The bytes of a fault: shared addresses are small numbers, those of the host are not."""
+    if fault.address < 1 << 20 or fault.address > 1 << 63:
+        return f"{fault.size} bytes at {fault.address - _ptx.SHARED_BASE} in shared memory"
+    inside = next((e for e in extents if e.first <= fault.address < e.end), None)
+    where = f"{fault.address - inside.first} of {inside.name}" if inside else f"{fault.address:#x}"
+    return f"{fault.size} bytes at {where}"
 
 
 def text_at(address: int) -> str:
@@ -67,7 +72,7 @@ def text_at(address: int) -> str:
 def found(fault: _ptx.Fault, program: Program, extents: list[Extent]) -> str:
     """The check's own words."""
     others, values = warps(fault.others), fault.values
-    place = shared_place(fault)
+    place = place_of(fault, extents)
     match fault.kind:
         case "bounds":
             return (

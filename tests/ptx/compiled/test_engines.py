@@ -39,7 +39,9 @@ def test_the_engine_computes_in_bf16_by_compiled_kernels(engine: Engine) -> None
 @pytest.mark.parametrize("params", [GREEDY, SAMPLED, SHAPED], ids=["greedy", "sampled", "shaped"])
 @pytest.mark.parametrize("prompt", PROMPTS, ids=["one-token", "two-chunks"])
 def test_strategies_write_the_same_tokens(engine: Engine, prompt: list[int], params: SamplingParams) -> None:
-    written = {program: tokens(engine, prompt, params, strategy=program[0], gamma=program[1]) for program in PROGRAMS}
+    written = {
+        program: tokens(engine, prompt, params, strategy=program[0], gamma=program[1]) for program in PROGRAMS
+    }
     assert len(written["ar", 1]) == 20 and len(set(written["ar", 1])) > 3
     assert all(each == written["ar", 1] for each in written.values()), written
 

@@ -45,7 +45,7 @@ std::unique_ptr<Kernel> kernel_of(const Ints& code, const std::vector<int32_t>& 
                                   const std::vector<int32_t>& touched, const Slots& constants,
                                   const Slots& params, const std::array<int32_t, 10>& specials,
                                   int32_t num_slots, int32_t num_constant_slots, int32_t num_predicates,
-                                  int32_t num_threads, int32_t granule) {
+                                  int32_t num_threads, int32_t granule, int32_t global_granule) {
   auto kernel = std::make_unique<Kernel>();
   kernel->operands = operands;
   kernel->touched = touched;
@@ -57,6 +57,7 @@ std::unique_ptr<Kernel> kernel_of(const Ints& code, const std::vector<int32_t>& 
   kernel->num_predicates = num_predicates;
   kernel->num_threads = num_threads;
   kernel->granule = granule;
+  kernel->global_granule = global_granule;
   const auto rows = code.unchecked<2>();
   for (py::ssize_t row = 0; row < rows.shape(0); ++row) {
     const Opcode& opcode = opcodes().at(static_cast<size_t>(rows(row, 0)));
@@ -96,7 +97,7 @@ PYBIND11_MODULE(_ptx, m) {
       .def(py::init(&kernel_of), py::kw_only(), py::arg("code"), py::arg("operands"), py::arg("touched"),
            py::arg("constants"), py::arg("params"), py::arg("specials"), py::arg("num_slots"),
            py::arg("num_constant_slots"), py::arg("num_predicates"), py::arg("num_threads"),
-           py::arg("granule"));
+           py::arg("granule"), py::arg("global_granule"));
   py::class_<Fault>(m, "Fault", "What a check found, and where.")
       .def_readonly("kind", &Fault::kind)
       .def_readonly("pc", &Fault::pc)

@@ -67,7 +67,8 @@ struct Kernel {
       specials;  // slots: tid.x, laneid, ctaid.x y z, nctaid.x y z, ntid.x, warpid; -1: unused
   int32_t num_slots = 0, num_constant_slots = 0, num_predicates = 2;  // predicates 0 and 1: never, always
   int32_t num_threads = 0;
-  int32_t granule = 16;  // bytes of the smallest access to shared memory
+  int32_t granule = 16;         // bytes of the smallest access to shared memory
+  int32_t global_granule = 16;  // likewise
 };
 
 // What a check found. decode.py knows the line, and driver.py the tensors.

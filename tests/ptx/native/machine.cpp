@@ -11,6 +11,7 @@ namespace {
 
 constexpr uint64_t kBreath = 1 << 20;  // instructions between two calls of Launch::breathe
 constexpr uint32_t kLongestTurn = 256;
+constexpr uint64_t kMostBytesTracked = 1 << 16;  // of a tensor: larger ones are weights, rows and pages
 
 enum Special { kTid, kLaneId, kCtaId, kGrid = kCtaId + 3, kThreads = kGrid + 3, kWarpId };
 
@@ -47,11 +48,17 @@ void whole_warp(const Warp& warp, uint32_t mask) {
 Machine::Machine(const Kernel& kernel, const Launch& launch)
     : kernel_(kernel),
       launch_(launch),
-      shared_(launch.shared_bytes, static_cast<uint32_t>(kernel.granule)),
+      shared_(epochs_, launch.shared_bytes, static_cast<uint32_t>(kernel.granule)),
       constants_(static_cast<size_t>(kernel.num_constant_slots) * kLanes),
       warps_(kernel.num_threads / kLanes),
       fences_(warps_.size()),
       random_(launch.seed) {
+  for (const auto& [first, end] : launch.ranges) {
+    global_.push_back(end - first > kMostBytesTracked
+                          ? nullptr
+                          : std::make_unique<Shadows>(epochs_, first, end - first,
+                                                      static_cast<uint32_t>(kernel.global_granule)));
+  }
   for (const Constant& constant : kernel.constants) {
     fill(constants_.data() + constant.slot * kLanes, constant, constant.value);
   }
@@ -100,7 +107,14 @@ uint64_t Machine::run() {
 void Machine::start(const std::array<uint32_t, 3>& program) {
   program_ = program;
   program_count_ = 0;
+  for (Warp& warp : warps_) {  // what the program before it did not wait for
+    warp.copy_groups.push_back(std::move(warp.copies));
+    for (const auto& group : warp.copy_groups) {
+      for (const AsyncCopy& copy : group) shared_.shadows().forget(copy.target, copy.size);
+    }
+  }
   shared_.start_program();
+  epochs_.first = ++epochs_.now;
   std::fill(fences_.begin(), fences_.end(), 0);
   for (Warp& warp : warps_) {
     warp.pc = 0;
@@ -173,7 +187,7 @@ void Machine::release() {
     warp.waits = false;
     ++warp.pc;
   }
-  shared_.next_epoch();
+  ++epochs_.now;
 }
 
 // The lanes with the smallest pc go first; they meet those that wait there.
@@ -295,7 +309,7 @@ void Machine::check_touched(const Warp& warp, const Instruction& instruction) co
 
 void Machine::fence(Warp& warp) {
   fences_[warp.index] = clock_;
-  warp.fence_epoch = shared_.epoch();
+  warp.fence_epoch = epochs_.now;
 }
 
 bool Machine::holds(uint64_t first, uint64_t last) {
@@ -310,13 +324,7 @@ bool Machine::holds(uint64_t first, uint64_t last) {
   return true;
 }
 
-std::byte* Machine::global(uint64_t address, uint32_t size) {
-  if (!holds(address, address + size)) fail("bounds", address, size);
-  if (address & (size - 1)) fail("misaligned", address, size);
-  return reinterpret_cast<std::byte*>(address);
-}
-
-void Machine::check_global(const uint64_t* addresses, uint32_t mask, uint32_t size) {
+Shadows* Machine::check_global(const uint64_t* addresses, uint32_t mask, uint32_t size) {
   uint64_t low = UINT64_MAX, high = 0, bits = 0;
   for (uint32_t left = mask; left; left &= left - 1) {
     const uint64_t address = addresses[std::countr_zero(left)];
@@ -324,13 +332,16 @@ void Machine::check_global(const uint64_t* addresses, uint32_t mask, uint32_t si
     high = std::max(high, address);
     bits |= address;
   }
-  if (!(bits & (size - 1)) && high <= UINT64_MAX - size && holds(low, high + size)) return;
+  if (!(bits & (size - 1)) && high <= UINT64_MAX - size && holds(low, high + size)) {
+    return global_[last_range_].get();
+  }
   for (uint32_t left = mask; left; left &= left - 1) {
     const int lane = std::countr_zero(left);
     const uint64_t address = addresses[lane];
     if (address > UINT64_MAX - size || !holds(address, address + size)) fail("bounds", address, size, lane);
     if (address & (size - 1)) fail("misaligned", address, size, lane);
   }
+  return nullptr;
 }
 
 }  // namespace ptx

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <random>
 #include <utility>
 #include <vector>
@@ -35,11 +36,11 @@ class Machine {
 
   // For opcodes.
   Shared& shared() { return shared_; }
+  uint32_t epoch() const { return epochs_.now; }
   const Launch& launch() const { return launch_; }
-  // Where an access to global memory lies, after its bounds and alignment are checked.
-  std::byte* global(uint64_t address, uint32_t size);
-  // Both memories' checks of all lanes at once: that they lie well.
-  void check_global(const uint64_t* addresses, uint32_t mask, uint32_t size);
+  // Checks bounds and alignment of all lanes. -> what is remembered of the memory: null where nothing is, as
+  // it is large, or the lanes lie in several tensors. Throws Fault.
+  Shadows* check_global(const uint64_t* addresses, uint32_t mask, uint32_t size);
   uint64_t tick() { return ++clock_; }
   uint64_t clock() const { return clock_; }
   const std::vector<uint64_t>& fences() const { return fences_; }
@@ -59,7 +60,9 @@ class Machine {
 
   const Kernel& kernel_;
   const Launch& launch_;
+  Epochs epochs_;
   Shared shared_;
+  std::vector<std::unique_ptr<Shadows>> global_;  // of each range, if it is small
   std::vector<uint32_t> constants_;
   std::vector<Warp> warps_;
   std::vector<uint64_t> fences_;

@@ -230,6 +230,30 @@ def test_races_of_warps(race: str, seed: int) -> None:
         launch(WARPS + body.format(""), a, threads=64, shared=256, seed=seed)
 
 
+GLOBAL = WARPS + "ld.param.b64 %q0, [small_param_0]; mad.wide.u32 %q1, %r0, 4, %q0; xor.b32 %r3, %r0, 32;"
+GLOBAL += "mad.wide.u32 %q2, %r3, 4, %q0;"
+GLOBAL_RACES = {
+    "read": "st.global.b32 [%q1], %r0; {} ld.global.b32 %r5, [%q2];",
+    "overwrite": "ld.global.b32 %r5, [%q0]; {} @%p1 st.global.b32 [%q0], 7;",
+    "write": "st.global.b32 [%q1], %r0; {} st.global.b32 [%q2], %r0;",
+}
+
+
+@pytest.mark.parametrize("race", GLOBAL_RACES)
+def test_races_of_warps_in_a_small_tensor(race: str) -> None:
+    a = np.zeros(64, "u4")
+    launch(GLOBAL + GLOBAL_RACES[race].format("bar.sync 0;"), a, threads=64)
+    a[:] = 0
+    with pytest.raises(KernelFault, match=r"4 bytes at \d+ of a0 are .* without a barrier between"):
+        launch(GLOBAL + GLOBAL_RACES[race].format(""), a, threads=64)
+
+
+def test_programs_may_share_a_tensor_and_atomics_are_no_race() -> None:
+    a = np.zeros(64, "u4")
+    launch(GLOBAL + "atom.global.add.u32 %r5, [%q0+8], 1;", a, threads=64, grid=(3, 1, 1))
+    launch(GLOBAL + "mov.u32 %r5, %ctaid.x; st.global.b32 [%q1], %r5;", a, threads=64, grid=(3, 1, 1))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_equal_values_may_be_stored_by_several_warps(seed: int) -> None:
     out = np.zeros(64, "u4")

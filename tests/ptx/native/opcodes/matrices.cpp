@@ -10,6 +10,13 @@ namespace ptx {
 
 namespace {
 
+// One function for several instruction sets: the bits are the same on all of them, as nothing is contracted.
+#if defined(__x86_64__) && defined(__linux__)
+#define PTX_ANY_WIDTH __attribute__((target_clones("avx512f", "avx2", "default")))
+#else
+#define PTX_ANY_WIDTH
+#endif
+
 constexpr uint32_t kRowBytes = 16;  // a row of an 8x8 matrix of 16 bits
 
 template <int matrices>
@@ -40,7 +47,7 @@ void load_matrix(Machine& machine, Warp& warp, const Instruction& in, uint32_t m
   for (int row = 0; row < 8 * matrices; ++row) {
     try {
       const std::byte* place = machine.shared().at(addresses[row], kRowBytes);
-      machine.shared().read(addresses[row], kRowBytes, warp.index);
+      machine.shared().shadows().read(addresses[row], kRowBytes, warp.index);
       std::memcpy(rows + row * 8, place, kRowBytes);
     } catch (Fault& fault) {
       with_lane(fault, row);
@@ -74,9 +81,9 @@ void store_matrix(Machine& machine, Warp& warp, const Instruction& in, uint32_t 
   const uint64_t clock = machine.tick();
   for (int row = 0; row < 8 * matrices; ++row) {
     try {
-      std::byte* place = machine.shared().at(addresses[row], kRowBytes);
+      std::byte* place = machine.shared().to_store(addresses[row], kRowBytes);
       const auto* bytes = reinterpret_cast<const std::byte*>(rows + row * 8);
-      machine.shared().write(addresses[row], kRowBytes, bytes, warp.index, clock);
+      machine.shared().shadows().write(addresses[row], kRowBytes, place, bytes, warp.index, clock);
       std::memcpy(place, bytes, kRowBytes);
     } catch (Fault& fault) {
       with_lane(fault, row);
@@ -104,11 +111,7 @@ void multiply(Machine&, Warp& warp, const Instruction& in, uint32_t mask) {
     for (int lane = 0; lane < kLanes; ++lane)
       sum[lane / 4 + 8 * (i / 2)][2 * (lane % 4) + i % 2] = f32(values[lane]);
   }
-  for (int m = 0; m < 16; ++m) {
-    for (int k = 0; k < 16; ++k) {
-      for (int n = 0; n < 8; ++n) sum[m][n] += left[m][k] * right[k][n];
-    }
-  }
+  accumulate(sum[0], left, right[0], 8, 8);
   for (int i = 0; i < 4; ++i) {
     uint32_t out[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -128,6 +131,19 @@ void add_count(Opcodes* table) {
 }
 
 }  // namespace
+
+PTX_ANY_WIDTH void accumulate(float* sum, const float (*left)[16], const float* right, int stride, int n) {
+  for (int m = 0; m < 16; ++m) {
+    for (int first = 0; first < n; first += 8) {
+      float total[8];
+      for (int i = 0; i < 8; ++i) total[i] = sum[m * stride + first + i];
+      for (int k = 0; k < 16; ++k) {
+        for (int i = 0; i < 8; ++i) total[i] += left[m][k] * right[k * stride + first + i];
+      }
+      for (int i = 0; i < 8; ++i) sum[m * stride + first + i] = total[i];
+    }
+  }
+}
 
 void add_matrices(Opcodes* table) {
   add_count<1>(table);

@@ -17,4 +17,7 @@ void read_left(const uint32_t* values, int i, float (*left)[16]) {
   }
 }
 
+// sum [16, stride] += left [16, 16] times right [16, stride], n columns of them: each sum in the order of k.
+void accumulate(float* sum, const float (*left)[16], const float* right, int stride, int n);
+
 }  // namespace ptx

@@ -20,26 +20,30 @@ void shared_addresses(const Warp& warp, const Instruction& in, int at, uint64_t*
   for (int lane = 0; lane < kLanes; ++lane) out[lane] = base[lane] + offset;
 }
 
-// Calls f(lane, place in memory), after all checks of the access, for each lane of the mask.
-template <bool is_shared, bool is_read, typename F>
+enum class Access { kRead, kWrite, kAtomic };
+
+// Calls f(lane, place in memory, address, what is remembered of it, or null) for each lane of the mask, after
+// all checks of a read; those of a write need the bytes.
+template <bool is_shared, Access access, typename F>
 void for_lanes(Machine& machine, Warp& warp, const uint64_t* addresses, uint32_t mask, uint32_t size, F f) {
-  if constexpr (!is_shared) machine.check_global(addresses, mask, size);
+  Shadows* shadows = &machine.shared().shadows();
+  if constexpr (!is_shared) shadows = machine.check_global(addresses, mask, size);
+  if (access == Access::kAtomic) shadows = nullptr;
   for (uint32_t left = mask; left; left &= left - 1) {
     const int lane = std::countr_zero(left);
     const uint64_t address = addresses[lane];
-    std::byte* place;
-    if constexpr (is_shared) {
-      try {
-        place = machine.shared().at(address, size);
-        if constexpr (is_read) machine.shared().read(address, size, warp.index);
-      } catch (Fault& fault) {
-        fault.lane = lane;
-        throw;
+    try {
+      auto* place = reinterpret_cast<std::byte*>(address);
+      if constexpr (is_shared) {
+        Shared& shared = machine.shared();
+        place = access == Access::kRead ? shared.at(address, size) : shared.to_store(address, size);
       }
-    } else {
-      place = reinterpret_cast<std::byte*>(address);
+      if (access == Access::kRead && shadows != nullptr) shadows->read(address, size, warp.index);
+      f(lane, place, address, shadows);
+    } catch (Fault& fault) {
+      fault.lane = lane;
+      throw;
     }
-    f(lane, place, address);
   }
 }
 
@@ -51,8 +55,8 @@ void load(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask) {
   uint64_t addresses[kLanes];
   (is_shared ? shared_addresses : global_addresses)(warp, in, count + 1, addresses);
   L out[8][kLanes];
-  for_lanes<is_shared, true>(
-      machine, warp, addresses, mask, size, [&](int lane, const std::byte* place, uint64_t) {
+  for_lanes<is_shared, Access::kRead>(
+      machine, warp, addresses, mask, size, [&](int lane, const std::byte* place, uint64_t, Shadows*) {
         T values[8];
         std::memcpy(values, place, size);
         using Extended = std::conditional_t<std::is_signed_v<T>, int16_t, T>;
@@ -73,15 +77,17 @@ void store(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask) {
   const L* values[8];
   for (int i = 0; i < count; ++i) values[i] = warp.in<L>(in[3 + i]);
   const uint64_t clock = machine.tick();
-  for_lanes<is_shared, false>(
-      machine, warp, addresses, mask, size, [&](int lane, std::byte* place, uint64_t address) {
-        T bytes[8];
-        for (int i = 0; i < count; ++i) bytes[i] = static_cast<T>(values[i][lane]);
-        if constexpr (is_shared) {
-          machine.shared().write(address, size, reinterpret_cast<std::byte*>(bytes), warp.index, clock);
-        }
-        std::memcpy(place, bytes, size);
-      });
+  for_lanes<is_shared, Access::kWrite>(machine, warp, addresses, mask, size,
+                                       [&](int lane, std::byte* place, uint64_t address, Shadows* shadows) {
+                                         T bytes[8];
+                                         for (int i = 0; i < count; ++i)
+                                           bytes[i] = static_cast<T>(values[i][lane]);
+                                         if (shadows != nullptr) {
+                                           const auto* stored = reinterpret_cast<const std::byte*>(bytes);
+                                           shadows->write(address, size, place, stored, warp.index, clock);
+                                         }
+                                         std::memcpy(place, bytes, size);
+                                       });
 }
 
 // result, address, operand (and for cas the new value)
@@ -91,12 +97,12 @@ void atomic(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask) 
   (is_shared ? shared_addresses : global_addresses)(warp, in, 1, addresses);
   const L* operand = warp.in<L>(in[3]);
   L out[kLanes] = {};
-  for_lanes<is_shared, true>(machine, warp, addresses, mask, sizeof(L),
-                             [&](int lane, std::byte* place, uint64_t) {
-                               std::memcpy(&out[lane], place, sizeof(L));
-                               const L stored = f(out[lane], operand[lane]);
-                               std::memcpy(place, &stored, sizeof(L));
-                             });
+  for_lanes<is_shared, Access::kAtomic>(machine, warp, addresses, mask, sizeof(L),
+                                        [&](int lane, std::byte* place, uint64_t, Shadows*) {
+                                          std::memcpy(&out[lane], place, sizeof(L));
+                                          const L stored = f(out[lane], operand[lane]);
+                                          std::memcpy(place, &stored, sizeof(L));
+                                        });
   warp.put(in[0], out, mask);
 }
 
@@ -106,11 +112,12 @@ void compare_and_swap(Machine& machine, Warp& warp, const Instruction& in, uint3
   global_addresses(warp, in, 1, addresses);
   const L *expected = warp.in<L>(in[3]), *wanted = warp.in<L>(in[4]);
   L out[kLanes] = {};
-  for_lanes<false, true>(machine, warp, addresses, mask, sizeof(L),
-                         [&](int lane, std::byte* place, uint64_t) {
-                           std::memcpy(&out[lane], place, sizeof(L));
-                           if (out[lane] == expected[lane]) std::memcpy(place, &wanted[lane], sizeof(L));
-                         });
+  for_lanes<false, Access::kAtomic>(machine, warp, addresses, mask, sizeof(L),
+                                    [&](int lane, std::byte* place, uint64_t, Shadows*) {
+                                      std::memcpy(&out[lane], place, sizeof(L));
+                                      if (out[lane] == expected[lane])
+                                        std::memcpy(place, &wanted[lane], sizeof(L));
+                                    });
   warp.put(in[0], out, mask);
 }
 
@@ -159,7 +166,9 @@ void copy_async(Machine& machine, Warp& warp, const Instruction& in, uint32_t ma
     if (given[lane] > size) fail("copy_too_long", sources[lane], given[lane], lane);
     if (given[lane]) reads |= 1u << lane;
     try {
-      machine.shared().promise(targets[lane], size, warp.index);
+      std::byte* target = machine.shared().to_store(targets[lane], size);
+      machine.shared().shadows().promise(targets[lane], size, warp.index);
+      std::memset(target, 0xFF, size);  // poison, until it is delivered
     } catch (Fault& fault) {
       fault.lane = lane;
       throw;
@@ -178,7 +187,7 @@ void commit_copies(Machine&, Warp& warp, const Instruction&, uint32_t mask) {
 
 void deliver_oldest(Machine& machine, Warp& warp) {
   for (const AsyncCopy& copy : warp.copy_groups.front()) {
-    machine.shared().deliver(copy.target, copy.size, warp.index);
+    machine.shared().shadows().deliver(copy.target, copy.size, warp.index);
     std::byte* place = machine.shared().at(copy.target, copy.size);
     std::memset(place, 0, copy.size);
     if (copy.given) std::memcpy(place, copy.source, copy.given);

@@ -50,7 +50,7 @@ void read_tile(Machine& machine, Warp& warp, const Tile& tile, bool transposed, 
   const auto piece = [&](int row, int k) {
     const uint64_t address = tile.address(static_cast<uint64_t>(row), static_cast<uint64_t>(k));
     const std::byte* place = machine.shared().at(address, 16);
-    machine.shared().read_async(address, 16, warp.index, machine.fences(), warp.fence_epoch);
+    machine.shared().shadows().read_async(address, 16, warp.index, machine.fences(), warp.fence_epoch);
     reads->addresses.push_back(address);
     std::array<uint16_t, 8> entries;
     std::memcpy(entries.data(), place, 16);
@@ -91,7 +91,7 @@ void multiply(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask
   const int32_t* rest = in_registers ? a + 5 : a + 1;
   const uint32_t adds = warp.predicates[rest[1]];
   if (adds != 0 && adds != kAllLanes) fail("descriptor", adds);
-  AsyncRead reads{machine.shared().epoch(), {}};
+  AsyncRead reads{machine.epoch(), {}};
   float left[16][kK], right[kWidestN][kK];
   if constexpr (in_registers) {
     for (int i = 0; i < 4; ++i) {
@@ -120,11 +120,7 @@ void multiply(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask
       sum[row_of(i, lane)][column_of(i, lane)] = adds ? f32(values[lane]) : 0.0f;
     }
   }
-  for (int m = 0; m < 16; ++m) {
-    for (int k = 0; k < kK; ++k) {
-      for (int column = 0; column < n; ++column) sum[m][column] += left[m][k] * by_k[k][column];
-    }
-  }
+  accumulate(sum[0], left, by_k[0], kWidestN, n);
   for (int i = 0; i < num_sums; ++i) {
     uint32_t out[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) out[lane] = bits_of(sum[row_of(i, lane)][column_of(i, lane)]);
@@ -146,7 +142,7 @@ void wait(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask) {
   while (warp.wgmma_groups.size() > static_cast<size_t>(in[0])) {
     for (const AsyncRead& read : warp.wgmma_groups.front().reads) {
       for (const uint64_t address : read.addresses) {
-        machine.shared().read_until_now(address, 16, warp.index, read.since);
+        machine.shared().shadows().read_until_now(address, 16, warp.index, read.since);
       }
     }
     warp.wgmma_groups.pop_front();
