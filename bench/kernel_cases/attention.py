@@ -72,10 +72,11 @@ def attention_job(
     context_lens = torch.full((batch,), context, dtype=torch.int32)
     starts = torch.arange(batch + 1, dtype=torch.int32) * q_len
     space = workspace(op.workspace_size(batch * q_len, heads, head_dim, table.shape[1] * BLOCK_SIZE, q_len))
+    counters = torch.zeros(batch * q_len * heads, dtype=torch.int32)
 
     def run(i: int) -> None:
         batch = op.PagedBatch(queries[i], keys[i], values[i], table, context_lens, starts, outs[i])
-        op.attention(batch, scale, q_len, space)
+        op.attention(batch, scale, q_len, space, counters)
 
     def dense(i: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         q = queries[i].view(batch, q_len, heads, head_dim).transpose(1, 2)

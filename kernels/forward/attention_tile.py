@@ -51,6 +51,24 @@ def extent_of(batch, sequence):
 
 
 @triton.jit
+def place_rows(
+    first_row,  # of the tile, among the packed rows of the sequence
+    head,
+    context_len,
+    first_token,
+    q_len,
+    HKV: tl.constexpr,
+    GROUP: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+):
+    """Of a tile: positions (-1: no row) and rows of [T, Hq]."""
+    row = first_row + tl.arange(0, BLOCK_M)
+    row_position = tl.where(row < q_len * GROUP, context_len - q_len + row // GROUP, -1)
+    q_row = (first_token + row // GROUP).to(tl.int64) * (HKV * GROUP) + head * GROUP + row % GROUP
+    return row_position, q_row
+
+
+@triton.jit
 def load_rows(
     batch,  # PagedBatch
     first_row,  # of the tile, among those of the sequence
@@ -65,11 +83,9 @@ def load_rows(
     BLOCK_D: tl.constexpr,
 ):
     """Of an M tile: positions (-1: no row), rows of [T, Hq] and queries."""
-    row = first_row + tl.arange(0, BLOCK_M)
+    row_position, q_row = place_rows(first_row, head, context_len, first_token, q_len, HKV, GROUP, BLOCK_M)
     col = tl.arange(0, BLOCK_D)
-    is_row = row < q_len * GROUP
-    row_position = tl.where(is_row, context_len - q_len + row // GROUP, -1)
-    q_row = (first_token + row // GROUP).to(tl.int64) * (HKV * GROUP) + head * GROUP + row % GROUP
+    is_row = first_row + tl.arange(0, BLOCK_M) < q_len * GROUP
     place = q_row[:, None] * D + col[None, :]
     q = tl.load(batch.q + place, mask=is_row[:, None] & (col < D)[None, :], other=0.0)
     return row_position, q_row, q

@@ -117,20 +117,21 @@ def gate_up_silu_launches(record: Recorder) -> None:
 
 
 def attention_launches(record: Recorder, max_q_len: int = 1) -> None:
-    """Every shipped head shape, in bf16, with blocks of 16 and of 256."""
+    """Every shipped head shape, in bf16, with blocks of 16 and of 256; with counters, and without."""
     for shape in SHAPES:
         for block_size in (16, 256):
             q, cache = (tensor(BF16, 1, heads, shape.head_dim) for heads in (shape.heads, shape.kv_heads))
             pages = cache.expand(block_size, -1, -1)[None].contiguous()
-            lengths = tensor(I32, 1, 1), tensor(I32, 1), tensor(I32, 2)
+            lengths = tensor(I32, 1, 512 // block_size), tensor(I32, 1), tensor(I32, 2)
             batch = PagedBatch(q, pages, pages, *lengths, q)
             heads = f"{shape.heads}/{shape.kv_heads}x{shape.head_dim}"
             with record(f"{shape.name} {heads} blocks of {block_size} bf16"):
                 if max_q_len > attention_kernels.MAX_Q_LEN:
                     attention_prefill(batch, 1.0, max_q_len)
-                else:
-                    size = attention_kernels.workspace_size(1, shape.heads, shape.head_dim, block_size)
-                    attention_kernels.attention(batch, 1.0, max_q_len, tensor(U8, size))
+                    continue
+                size = attention_kernels.workspace_size(1, shape.heads, shape.head_dim, 2 * 256)
+                for counters in (tensor(I32, shape.heads), None):
+                    attention_kernels.attention(batch, 1.0, max_q_len, tensor(U8, size), counters)
 
 
 def attention_prefill_launches(record: Recorder) -> None:

@@ -29,6 +29,7 @@ class AttentionBackend(Protocol):
         batch: ForwardBatch,
         out: Tensor,  # [T, Hq, D]; rows of padding are left as they are, or garbage
         workspace: Tensor,  # uint8
+        counters: Tensor,  # [T * Hq] int32, 0 before and after
     ) -> None: ...
 
 
@@ -43,10 +44,18 @@ class TritonAttention:
         self._scale = cache.head_dim**-0.5
 
     def __call__(
-        self, q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, out: Tensor, workspace: Tensor
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        batch: ForwardBatch,
+        out: Tensor,
+        workspace: Tensor,
+        counters: Tensor,
     ) -> None:
         where = batch.block_table, batch.context_lens, batch.cu_seqlens_q
-        self._attention(self._paged(q, keys, values, *where, out), self._scale, batch.max_q_len, workspace)
+        paged = self._paged(q, keys, values, *where, out)
+        self._attention(paged, self._scale, batch.max_q_len, workspace, counters)
 
 
 class SdpaAttention:
@@ -59,7 +68,14 @@ class SdpaAttention:
         self._groups = num_heads // cache.num_kv_heads
 
     def __call__(
-        self, q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, out: Tensor, workspace: Tensor
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        batch: ForwardBatch,
+        out: Tensor,
+        workspace: Tensor,
+        counters: Tensor,
     ) -> None:
         begins, lengths = batch.cu_seqlens_q.tolist(), batch.context_lens.tolist()
         for b, context_len in enumerate(lengths):
@@ -111,7 +127,14 @@ class FlashAttention:
         self._scale = cache.head_dim**-0.5
 
     def __call__(
-        self, q: Tensor, keys: Tensor, values: Tensor, batch: ForwardBatch, out: Tensor, workspace: Tensor
+        self,
+        q: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        batch: ForwardBatch,
+        out: Tensor,
+        workspace: Tensor,
+        counters: Tensor,
     ) -> None:
         begins, ends = batch.cu_seqlens_q[:-1, None], batch.cu_seqlens_q[1:, None]
         rows = ends - batch.max_q_len + torch.arange(batch.max_q_len, device=q.device)  # [B, max_q_len]

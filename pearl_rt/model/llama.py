@@ -156,6 +156,8 @@ class Buffers:
         self.gathered_normed = empty(sizes.logit_rows, hidden)
         num_bytes = workspace_bytes(config, sizes, vocab_size=vocab_size)
         self.workspace = empty(max(num_bytes, 16), dtype=torch.uint8)
+        # Of attention, which leaves them at 0: all layers, captured or not, run one after another.
+        self.counters = torch.zeros(rows * heads, dtype=torch.int32, device=weights.device)
 
 
 def workspace_bytes(config: ModelConfig, sizes: Sizes, *, vocab_size: int) -> int:
@@ -256,7 +258,7 @@ class Llama:
                 layer.k_norm,
                 eps,
             )
-            self._attention(q, k_cache, v_cache, batch, attended, own.workspace)
+            self._attention(q, k_cache, v_cache, batch, attended, own.workspace, own.counters)
             flat = attended.view(rows, -1)
             for block in blocks:
                 linear(flat[block], layer.o_proj, None, None, residual[block], own.workspace, num_live)

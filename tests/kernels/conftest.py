@@ -94,7 +94,7 @@ def report_in_background(
         yield None
         return
     out, error = (tmp_path_factory.mktemp("report") / name for name in ("out", "error"))
-    command = ["nice", "-n", "19", sys.executable, "-m", "pearl_rt.kernels.tools.report"]
+    command = ["nice", "-n", "5", sys.executable, "-m", "pearl_rt.kernels.tools.report"]
     with out.open("w") as stdout, error.open("w") as stderr:
         process = subprocess.Popen(
             command,

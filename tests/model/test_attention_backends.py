@@ -78,7 +78,8 @@ def fake_flash_attn(
 def run(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     q, k, v, batch = case()
     out = torch.full_like(q, torch.nan)
-    attention_backend(name, SHAPE, HEADS)(q, k, v, batch, out, torch.empty(0, dtype=torch.uint8))
+    unused = torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int32)
+    attention_backend(name, SHAPE, HEADS)(q, k, v, batch, out, *unused)
     return out[:-2].double(), by_definition(q, k, v, batch)[:-2]
 
 

@@ -17,6 +17,7 @@ def attention(
     scale: float,
     max_q_len: int,
     workspace: Tensor | None = None,  # not used
+    counters: Tensor | None = None,  # not used
 ) -> None:
     """Scores and softmax in fp32, weights rounded to the dtype of the values."""
     block_size, group = k_cache.shape[1], q.shape[1] // k_cache.shape[2]

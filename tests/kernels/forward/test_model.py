@@ -58,7 +58,8 @@ def model_of(name: str, device: torch.device, backend: str = "triton", **options
     weights = LlamaWeights.pack(config, tensors_of(name), dtype=torch.float32, device=device)
     sizes = Sizes(80, 80, 80, NUM_SEQUENCES, MAX_LEN, BLOCK_SIZE)
     model = Llama(config, weights, sizes, backend=backend, **options)
-    for tensor in (*model.kv_cache.keys, *model.kv_cache.values, *vars(model.buffers).values()):
+    buffers = [tensor for name, tensor in vars(model.buffers).items() if name != "counters"]
+    for tensor in (*model.kv_cache.keys, *model.kv_cache.values, *buffers):
         tensor.fill_(255 if tensor.dtype == torch.uint8 else torch.nan)
     return model
 
