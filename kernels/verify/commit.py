@@ -3,7 +3,7 @@
     tokens   accept_len candidates, then the token that follows; cut at the first stop id, else at
              max_total_len; finish_reason 2 stop, 3 length, 4 bad logits
     pending  what was drafted behind the candidates that were judged, if all of them stood, else 0
-    ring     the round's entry (pearl_rt/state.py), its number last, behind a release fence of system scope
+    ring     the round's entry (pearl_rt/state.py), its number last: a store with release at system scope
 
 `pearl_rt.reference.round.advance` and `cut` are the definition. Knows nothing of logits and judges. Slots
 that do not run are untouched, their ring entries too.
@@ -18,12 +18,40 @@ import triton.language as tl
 
 from pearl_rt import state
 
+from ..base.checks import interpreting
 from .window import RUNNING
 
 HEADER = tl.constexpr(state.RING_HEADER)
 STOPPED = tl.constexpr(state.STOP)
 AT_LENGTH = tl.constexpr(state.LENGTH)
 BAD_LOGITS = tl.constexpr(state.BAD_LOGITS)
+INTERPRETED = tl.constexpr(interpreting())
+STORE = tl.constexpr("""{
+    .reg .pred stores;
+    .reg .u32 thread;
+    mov.u32 thread, %tid.x;
+    setp.eq.u32 stores, thread, 0;
+    setp.ne.and.s32 stores, $3, 0, stores;
+    @stores st.release.sys.global.b32 [$1], $2;
+    mov.u32 $0, 0;
+}""")
+
+
+@triton.jit
+def release(place, value, real):
+    """Stores one int32, if real, behind all that the program has stored: a reader anywhere that loads it with
+    acquire sees the rest.
+
+    A store is posted, where an atomic on the host's memory goes over the bus and back; and such atomics are
+    promised by few hosts. The interpreter runs no assembly: there it is an exchange, of any number of places.
+    """
+    tl.debug_barrier()  # what every thread has stored comes before the release of one
+    if INTERPRETED:
+        tl.atomic_xchg(place, value, mask=real, sem="release", scope="sys")
+    else:
+        tl.static_assert(place.numel == 1, "one thread stores")
+        given = [place.to(tl.int64), value.to(tl.int32), real.to(tl.int32)]
+        tl.inline_asm_elementwise(STORE, "=r,l,r,r", given, dtype=tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
@@ -83,5 +111,4 @@ def commit(
     tl.store(entry + 5, kept, mask=real)
     unusable = (bad != 0)[:, None] & (j == accept_len[:, None])
     tl.store(entry[:, None] + HEADER + j, tokens, mask=real[:, None] & ((j < kept[:, None]) | unusable))
-    tl.debug_barrier()
-    tl.atomic_xchg(entry, number, mask=real, sem="release", scope="sys")
+    release(entry, number, real)

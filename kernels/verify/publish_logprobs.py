@@ -5,7 +5,7 @@
     an entry          id, log-probability (its bits), rank, as kernels/sampling/logprobs.py computes them
 
 n is the round that verify has judged, round[b] - 1; before is what committed was ahead of it. The fields are
-stored first, then n with release at system scope, as in commit.py: a reader that loads n with acquire reads
+stored first, then n by commit.py's `release`: a reader that loads n with acquire reads
 them. The verdict's own entry is published by itself, earlier; nothing orders a reader between the two rings.
 
     asked_kernel  (slots,)  the token that each row is asked for, or -1
@@ -38,6 +38,7 @@ from ..base.workspace import Part, carve, num_bytes
 from ..sampling.logprobs import logprobs
 from ..sampling.logprobs import workspace_size as logprobs_workspace
 from ..sampling.sample import row_offset
+from .commit import release
 
 FIELDS = tl.constexpr(3)  # of an entry
 OP = "publish_logprobs"
@@ -99,8 +100,7 @@ def publish_kernel(
         fields |= tl.load(values_ptr + place, mask=live & (field == 1), other=0)
         fields |= tl.load(ranks_ptr + place, mask=live & (field == 2), other=0)
         tl.store(out + 1 + at, fields, mask=live)
-    tl.debug_barrier()  # every thread's fields come before the release of the one that stores n
-    tl.atomic_xchg(out, number, sem="release", scope="sys")
+    release(out, number, num_new > 0)
 
 
 def entry_size(max_rows: int, k: int) -> int:
