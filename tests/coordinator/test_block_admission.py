@@ -1,4 +1,4 @@
-"""KV blocks decide which requests run, in order; no block is owned twice, and each answer is what it is alone."""
+"""KV blocks decide which requests run, in order; no block is owned twice, each answer is what it is alone."""
 
 import random
 from typing import Any
