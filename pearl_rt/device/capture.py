@@ -184,13 +184,15 @@ class Capture:
 
     def stats(self) -> Json:
         """Graphs, the seconds that they took, and the bytes of GPU memory that went meanwhile: those of
-        kernels and workspaces too, and of other processes if there are any.
+        kernels and workspaces too, and of other processes if there are any. From any thread: another may
+        capture meanwhile.
         """
+        captured = [(lane.name, list(lane.graphs)) for lane in self.lanes.values()]
         return {
-            "graphs": sum(len(lane.graphs) for lane in self.lanes.values()),
+            "graphs": sum(len(steps) for _, steps in captured),
             "seconds": self._seconds,
             "bytes": self._bytes,
-            "steps": [f"{lane.name}: {step}" for lane in self.lanes.values() for step in lane.graphs],
+            "steps": [f"{name}: {step}" for name, steps in captured for step in steps],
         }
 
     def _free_memory(self) -> int:

@@ -256,8 +256,8 @@ class Batch:
             return {**self._chooser.described(choice), "totals": self._totals.described()}
 
     def described(self) -> Json:
-        """What runs where."""
-        return self._backend.described(self.lanes, self._pool)
+        """What runs where. From any thread: another may build lanes, or close them."""
+        return self._backend.described(dict(self.lanes), self._pool)
 
     def close(self) -> None:
         """Ends what runs and gives the memory back. Calling it again does nothing."""

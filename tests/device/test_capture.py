@@ -274,3 +274,19 @@ def test_shut_stops_first_and_destroys_then(fails: bool) -> None:
     assert sum(line.startswith("destroy") for line in log.lines) == 6
     shut(SimpleNamespace(stop=stop), capture)
     assert sum(line.startswith("destroy") for line in log.lines) == 6
+
+
+def test_stats_may_be_asked_for_while_another_thread_captures() -> None:
+    """Between two steps that are told a third one is captured."""
+    graphs: dict[Any, Any] = {}
+
+    class Told:
+        def __str__(self) -> str:
+            graphs[object()] = None
+            return "a step"
+
+    graphs |= {Told(): None, Told(): None}
+    lane: Any = SimpleNamespace(name="target", graphs=graphs)
+    told = Capture([lane], []).stats()
+    assert told["graphs"] == 2 and told["steps"] == ["target: a step"] * 2
+    assert len(graphs) == 4
