@@ -57,7 +57,7 @@ exactness: build
 
 # The long form of two tests: 10,000 random schedules of each program on the fake CUDA driver, and requests that join.
 schedules: build
-	$(RUN) -m pytest -q tests/cuda/test_cuda_lane.py tests/cuda/test_cuda_joins.py -k random --schedules 10000 $(ARGS)
+	$(RUN) -m pytest -q tests/cuda/test_cuda_lane.py tests/cuda/test_cuda_joins.py -k random --schedules 10000 --timeout 3600 $(ARGS)
 
 # Twenty minutes of requests that join, leave and fail: no wrong token, no growth.
 soak: build

@@ -40,7 +40,7 @@ OPERATORS = [
 ]
 PARTS = {
     "sm_80": ("sm_80", OPERATORS),
-    "sm_90": ("sm_90", [*OPERATORS, "tests/ptx/compiled/test_mutants.py"]),
+    "sm_90": ("sm_90", [*OPERATORS, "tests/ptx/compiled/test_compiled_mutants.py"]),
     "engines": ("sm_90", ["tests/ptx/compiled/test_engines.py"]),
 }
 
