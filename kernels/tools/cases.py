@@ -236,7 +236,7 @@ def judge_launches(record: Recorder) -> None:
     """Two vocabularies, dtypes and windows, the last launch at all vocabularies; see verify's too."""
 
     def is_last(case: CompileCase) -> bool:
-        return case.kernel.__name__ in ("rejection_verdict_kernel", "coupled_verdict_kernel")
+        return case.kernel.__name__ in ("rejection_kernel", "coupled_kernel")
 
     choices: list[tuple[int, torch.dtype, int, Callable[[CompileCase], bool]]] = [
         (32000, F32, 4, lambda case: not is_last(case)),

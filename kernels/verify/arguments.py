@@ -49,13 +49,14 @@ class DraftLogits(NamedTuple):
 
 
 class Scans(NamedTuple):
-    """Of every tile of a row, from the first launch: [B * (K + 1), T]. The last three for rejection."""
+    """Of every tile of a row, from the first launch: [B * (K + 1), T]; three for rejection."""
 
     top: Tensor  # fp32, the maximum; +inf: an entry cannot be used
     at: Tensor  # int32, where it is
     total: Tensor | None  # fp32, the sum of exp((x - top) / temperature)
     draft_top: Tensor | None
     draft_total: Tensor | None
+    num_ended: Tensor  # [B] int32: programs of the second launch; the first one writes 0
 
 
 class Keys(NamedTuple):
@@ -63,13 +64,6 @@ class Keys(NamedTuple):
 
     best: Tensor  # fp32, the largest key
     at: Tensor  # int32, where it is
-
-
-class Decision(NamedTuple):
-    """What the second launch of rejection found, beside the keys of the residual."""
-
-    ended: Tensor  # [B, 4] int32: how, accept_len, argmax of the row there, num_draft
-    own: Keys  # of the row alone: of bonus rows, and where a tile's residual is empty
 
 
 class Verdicts(NamedTuple):

@@ -1,7 +1,7 @@
 """Coupled judging, inside kernels: the target's own token of every row, under the noise that the draft had.
 
-own_key_kernel: grid (row blocks, key tiles); one tile's best key of each sampled row. coupled_verdict: the
-best of the tiles, and the first row whose token is not its candidate."""
+coupled_kernel: grid (row blocks, key tiles); one tile's best key of each sampled row. A sequence's last
+program takes the best of the tiles, and the first row whose token is not its candidate: coupled_verdict."""
 
 # mypy: allow-untyped-defs
 
@@ -12,53 +12,8 @@ import triton.language as tl
 
 from ..sampling.noise import TARGET, exponential, inverse_temperature, log, noise_tile, uniform
 from ..sampling.sample import INFINITY, best_of, best_tile, clean, is_usable, load_tile, row_offset, top_tile
+from .verdict import deliver, is_last
 from .window import ACCEPTED, BAD, GREEDY, Verdict, first_of, locate, pick, slot_of, threshold_of
-
-
-@triton.jit(do_not_specialize=["N", "K"])  # one binary for all windows
-def own_key_kernel(
-    windows,  # Windows
-    target,  # TargetLogits
-    temperature_ptr,  # [slots]
-    seed_ptr,  # [slots]
-    scans,  # Scans
-    keys,  # Keys [B * (K + 1), KT], out
-    N,  # B * (K + 1)
-    K,
-    V,
-    T,
-    KT,
-    SCALED: tl.constexpr,
-    TP: tl.constexpr,
-    ROWS: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    tile = tl.program_id(1)
-    live = place < N
-    b = place // (K + 1)
-    r = place % (K + 1)
-    row = locate(b, r, live, windows, K, 1)
-    live = live & (r < row.rows)
-    slot = slot_of(windows.slots, b, live)
-    temperature = tl.load(temperature_ptr + slot, mask=live, other=0.0)
-    top = top_tile(scans.top, place, live, T, TP)
-    live = live & (temperature > 0.0) & is_usable(top)
-    if tl.max(live.to(tl.int32), axis=0) == 0:
-        return
-    top = tl.where(live, top, 0.0)
-    inverse = inverse_temperature(temperature)
-    if SCALED:
-        inverse = inverse * 0.0 + 1.0
-    column = tile * TILE + tl.arange(0, TILE)
-    x = load_tile(target.logits, row_offset(row.target, target.stride), live, column, V)
-    kept = clean(x, threshold_of(target.thresholds, row.target, live))
-    scaled = (kept - top[:, None]) * inverse[:, None]
-    seed = tl.load(seed_ptr + slot, mask=live, other=0)
-    words = noise_tile(seed, row.position, tl.full([ROWS], TARGET, tl.int32), tile * TILE, TILE)
-    key, at = best_of(scaled - log(exponential(uniform(words))), column[None, :])
-    tl.store(keys.best + place * KT + tile, key, mask=live)
-    tl.store(keys.at + place * KT + tile, at, mask=live)
 
 
 @triton.jit
@@ -95,3 +50,72 @@ def coupled_verdict(
     accept_len = tl.where(ended == ACCEPTED, num_draft, first)
     token = tl.where(ended == GREEDY, pick(token, chosen, SEQS, RP), -1)
     return Verdict(accept_len, token, ended == BAD, num_draft)
+
+
+@triton.jit(do_not_specialize=["N", "K", "NS"])  # one binary for all windows
+def coupled_kernel(
+    windows,  # Windows
+    target,  # TargetLogits
+    temperature_ptr,  # [slots]
+    seed_ptr,  # [slots]
+    scans,  # Scans
+    keys,  # Keys [B * (K + 1), KT], out
+    verdicts,  # Verdicts, out; or None
+    commits,  # Commits; or None
+    N,  # B * (K + 1)
+    K,
+    B,
+    V,
+    T,
+    KT,
+    NS,  # stop ids of a slot
+    SCALED: tl.constexpr,
+    RP: tl.constexpr,  # powers of two: > K, >= T, >= KT
+    TP: tl.constexpr,
+    KTP: tl.constexpr,
+    WIDTH: tl.constexpr,  # as in commit
+    ROWS: tl.constexpr,  # 1 on a GPU
+    TILE: tl.constexpr,
+):
+    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    tile = tl.program_id(1)
+    here = place < N
+    b = place // (K + 1)
+    r = place % (K + 1)
+    row = locate(b, r, here, windows, K, 1)
+    live = here & (r < row.rows)
+    slot = slot_of(windows.slots, b, live)
+    temperature = tl.load(temperature_ptr + slot, mask=live, other=0.0)
+    top = top_tile(scans.top, place, live, T, TP)
+    live = live & (temperature > 0.0) & is_usable(top)
+    if tl.max(live.to(tl.int32), axis=0) == 1:
+        top = tl.where(live, top, 0.0)
+        inverse = inverse_temperature(temperature)
+        if SCALED:
+            inverse = inverse * 0.0 + 1.0
+        column = tile * TILE + tl.arange(0, TILE)
+        x = load_tile(target.logits, row_offset(row.target, target.stride), live, column, V)
+        kept = clean(x, threshold_of(target.thresholds, row.target, live))
+        scaled = (kept - top[:, None]) * inverse[:, None]
+        seed = tl.load(seed_ptr + slot, mask=live, other=0)
+        words = noise_tile(seed, row.position, tl.full([ROWS], TARGET, tl.int32), tile * TILE, TILE)
+        key, at = best_of(scaled - log(exponential(uniform(words))), column[None, :])
+        tl.store(keys.best + place * KT + tile, key, mask=live)
+        tl.store(keys.at + place * KT + tile, at, mask=live)
+
+    last = is_last(scans.num_ended, b, here, (K + 1) * KT)
+    if tl.max(last.to(tl.int32), axis=0) == 0:
+        return
+    # All rows of the sequences that are complete.
+    sequence = tl.reshape(tl.broadcast_to(b[:, None], [ROWS, RP]), [ROWS * RP])
+    complete = tl.reshape(tl.broadcast_to(last.to(tl.int32)[:, None], [ROWS, RP]), [ROWS * RP])
+    r = tl.arange(0, ROWS * RP) % RP
+    live = (complete > 0) & (r <= K)
+    row = locate(sequence, r, live, windows, K, 1)
+    live = live & (r < row.rows)
+    slot = slot_of(windows.slots, sequence, live)
+    temperature = tl.load(temperature_ptr + slot, mask=live, other=0.0)
+    verdict = coupled_verdict(
+        sequence, r, live, row, temperature, scans, keys, K, V, T, KT, ROWS, RP, TP, KTP
+    )
+    deliver(b, last, verdict, windows, verdicts, commits, K, B, NS, WIDTH)

@@ -8,13 +8,13 @@
 
 `pearl_rt.reference.judge.judge` is the definition: greedy and coupled verdicts are its bits; rejection's
 sums are
-fp32 within a tile and fp64 over tiles, where it adds in fp64 throughout. Three launches, grids from shapes
-only:
+fp32, where it adds in fp64. Two launches, grids from shapes only:
 
     judge_scan_kernel  (row blocks, tiles, 1 or 2)   one tile of a target or draft row (window.py)
-    residual_kernel    (sequence blocks, key tiles)  rejection: decides; one tile's best key of the ending row
-    own_key_kernel     (row blocks, key tiles)       coupled: one tile's best key of a row
-    *_verdict_kernel   (sequence blocks,)            the best of the tiles; the verdict
+    rejection_kernel   (sequence blocks, key tiles)  decides; one tile's best key of the ending row
+    coupled_kernel     (row blocks, key tiles)       or: one tile's best key of a row
+
+A sequence's last program of the second launch takes the best of the tiles, and has the verdict.
 
 Sequence b has rows cu_num_logits[b] .. cu_num_logits[b + 1] of target_logits, K + 1 at most; row r is
 judged with draft_token_ids[b, r] while r < num_draft_tokens[b], and with draft_logits[slot, r],

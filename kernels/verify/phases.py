@@ -1,8 +1,8 @@
-"""What judge and verify share: the sizes of a call, and its three launches.
+"""What judge and verify share: the sizes of a call, and its two launches.
 
-Grids come from shapes only. Rejection: judge_scan_kernel (window.py), residual_kernel (rejection.py),
-rejection_verdict_kernel (verdict.py). Coupled: judge_scan_kernel, own_key_kernel (coupled.py),
-coupled_verdict_kernel (verdict.py). Knows neither the tensors of an operator nor what a verdict is for.
+Grids come from shapes only. judge_scan_kernel (window.py), then rejection_kernel (rejection.py) or
+coupled_kernel (coupled.py), whose last program of a sequence has the verdict (verdict.py). Knows neither the
+tensors of an operator nor what a verdict is for.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from ..base.checks import interpreting
 from ..base.workspace import Part, carve
 from ..sampling.noise import EXACT
 from ..sampling.sample import config
-from .arguments import Commits, Decision, DraftLogits, Keys, Scans, TargetLogits, Verdicts, Windows
-from .coupled import own_key_kernel
-from .rejection import residual_kernel
-from .verdict import coupled_verdict_kernel, rejection_verdict_kernel
+from .arguments import Commits, DraftLogits, Keys, Scans, TargetLogits, Verdicts, Windows
+from .coupled import coupled_kernel
+from .rejection import rejection_kernel
 from .window import judge_scan_kernel
 
 KINDS = ("rejection", "coupled")
@@ -48,31 +47,28 @@ class Sizes:
         return triton.cdiv(self.vocab, config(self.vocab).key_tile)
 
     def parts(self, kind: str) -> list[Part]:
-        """The arrays between launches: tops, ats, keys, key_ats; and what rejection needs more."""
-        scans, keys = (self.rows, self.tiles), (self.rows, self.key_tiles)
-        if kind == "coupled":
-            return [(scans, torch.float32), (scans, torch.int32), (keys, torch.float32), (keys, torch.int32)]
-        keys = (self.sequences, self.key_tiles)
+        """The arrays between launches: tops, ats, keys, key_ats, counts; and what rejection needs more."""
+        rows, of_each = (self.rows, self.tiles), self.rows if kind == "coupled" else self.sequences
+        keys = (of_each, self.key_tiles)
         return [
-            (scans, torch.float32),
-            (scans, torch.int32),
+            (rows, torch.float32),
+            (rows, torch.int32),
             (keys, torch.float32),
             (keys, torch.int32),
-            (scans, torch.float32),  # sums
-            (scans, torch.float32),  # tops of the draft
-            (scans, torch.float32),  # sums of the draft
-            (keys, torch.float32),  # keys of the row alone
-            (keys, torch.int32),
-            ((self.sequences, 4), torch.int32),  # decision
+            ((self.sequences,), torch.int32),
+            *([(rows, torch.float32)] * 3 if kind == "rejection" else []),  # sums; tops and sums of the draft
+            *([(keys, torch.float32), (keys, torch.int32)] if kind == "rejection" else []),  # the row's alone
         ]
 
     @property
     def reduction(self) -> dict[str, int]:
-        """Constants of the kernels that read all rows of a sequence; one sequence to a program on a GPU."""
+        """Constants of what reads all rows of a sequence."""
+        padded = 16 if self.max_rows <= 16 else MAX_DRAFT_TOKENS + 1
         return {
-            "SEQS": config(self.vocab, self.sequences).key_rows if interpreting() else 1,
-            "RP": 16 if self.max_rows <= 16 else MAX_DRAFT_TOKENS + 1,
+            "RP": padded,
             "TP": triton.next_power_of_2(self.tiles),
+            "KTP": triton.next_power_of_2(self.key_tiles),
+            "WIDTH": 2 * padded,
         }
 
 
@@ -98,16 +94,15 @@ def launch(
     commits: Commits | None = None,
     target_is_scaled: bool = False,
 ) -> None:
-    """All three launches: of `judge` into verdicts, of `verify` into the state."""
+    """Both launches: of `judge` into verdicts, of `verify` into the state."""
     parts = carve(op, workspace, sizes.parts(kind))
     if sizes.sequences == 0:
         return
-    shape, reduction = config(sizes.vocab, sizes.rows), sizes.reduction
-    K, S = sizes.max_rows - 1, sizes.draft_rows
-    options = {"num_warps": shape.num_warps, **EXACT}
-    top, at, best, best_at, *others = parts
+    shape, B, K, S = config(sizes.vocab, sizes.rows), sizes.sequences, sizes.max_rows - 1, sizes.draft_rows
+    options = {"num_warps": 2 * shape.num_warps, **EXACT}
+    top, at, best, best_at, num_ended, *others = parts
     rejection, keys = kind == "rejection", Keys(best, best_at)
-    scans = Scans(top, at, *(others[:3] if rejection else (None, None, None)))
+    scans = Scans(top, at, *(others[:3] if rejection else (None, None, None)), num_ended)
     scanned = draft if rejection else draft_logits_of(None, None, draft.vocab)
     judge_scan_kernel[(triton.cdiv(sizes.rows, shape.rows), sizes.tiles, 1 if scanned.logits is None else 2)](
         *(windows, target, scanned, temperature, scans, sizes.rows, K, S, sizes.vocab, sizes.tiles),
@@ -116,45 +111,22 @@ def launch(
         TILE=shape.tile,
         **options,
     )
-    blocks = triton.cdiv(sizes.sequences, reduction["SEQS"])
-    counts = (sizes.vocab, sizes.tiles, sizes.key_tiles)
-    last = {
-        "KTP": triton.next_power_of_2(sizes.key_tiles),
-        "NS": commits.stop_ids.shape[1] if commits else 0,
-        "WIDTH": 2 * reduction["RP"],
-    }
+    counts = (B, sizes.vocab, sizes.tiles, sizes.key_tiles, commits.stop_ids.shape[1] if commits else 0)
+    last = {"SCALED": target_is_scaled, "TILE": shape.key_tile, **sizes.reduction, **options}
     if rejection:
-        own, own_at, ended = others[3:]
-        decision = Decision(ended, Keys(own, own_at))
-        residual_kernel[(blocks, sizes.key_tiles)](
-            *(windows, target, draft, temperature, seed, scans, keys, decision, K, S),
-            *(sizes.sequences, *counts),
-            SCALED=target_is_scaled,
-            TILE=shape.key_tile,
-            **reduction,
-            **options,
-        )
-        rejection_verdict_kernel[(blocks,)](
-            *(windows if commits else None, keys, decision, verdicts, commits),
-            *(K, sizes.sequences, sizes.key_tiles),
-            SEQS=reduction["SEQS"],
+        seqs = config(sizes.vocab, B).key_rows if interpreting() else 1
+        rejection_kernel[(triton.cdiv(B, seqs), sizes.key_tiles)](
+            *(windows, target, draft, temperature, seed, scans, keys, Keys(*others[3:]), verdicts, commits),
+            *(K, S, *counts),
+            SEQS=seqs,
             **last,
-            **options,
         )
         return
-    own_key_kernel[(triton.cdiv(sizes.rows, shape.key_rows), sizes.key_tiles)](
-        *(windows, target, temperature, seed, scans, keys, sizes.rows, K, *counts),
-        SCALED=target_is_scaled,
-        TP=reduction["TP"],
-        ROWS=shape.key_rows,
-        TILE=shape.key_tile,
-        **options,
-    )
-    coupled_verdict_kernel[(blocks,)](
-        *(windows, temperature, scans, keys, verdicts, commits, K, sizes.sequences, *counts),
-        **reduction,
+    rows = shape.key_rows if interpreting() else 1
+    coupled_kernel[(triton.cdiv(sizes.rows, rows), sizes.key_tiles)](
+        *(windows, target, temperature, seed, scans, keys, verdicts, commits, sizes.rows, K, *counts),
+        ROWS=rows,
         **last,
-        **options,
     )
 
 

@@ -3,11 +3,11 @@
     accepted   row r, if u * q(x) / sum q <= p(x) / sum p
     recovered  else argmax_i max(p_i - q_i, 0) / Exp(seed, position, i)
 
-residual_kernel: grid (sequence blocks, key tiles). Every program decides for all rows of its sequences
+rejection_kernel: grid (sequence blocks, key tiles). Every program decides for all rows of its sequences
 from the tiles of judge_scan_kernel (a few kilobytes), then races one tile of the row that ended the
 window; where nothing of the residual lies in the tile, it draws from the row alone, which is read only if
-nothing lies in any. Ratios and sums over tiles are fp64, all else fp32. rejection_verdict: the best of the
-tiles."""
+nothing lies in any. A sequence's last program takes the best of the tiles. All is fp32 but the comparison of
+two products, which is fp64 as in the definition: three multiplications a row, and nothing underflows."""
 
 # mypy: allow-untyped-defs
 
@@ -29,6 +29,7 @@ from ..sampling.noise import (
     uniform,
 )
 from ..sampling.sample import INFINITY, best_of, best_tile, clean, is_usable, load_tile, row_offset, top_tile
+from .verdict import deliver, is_last
 from .window import (
     ACCEPTED,
     BAD,
@@ -46,18 +47,25 @@ from .window import (
 
 @triton.jit
 def row_sum(sum_ptr, top_ptr, row, live, top, inverse, T, TP: tl.constexpr):
-    """The sum of exp((x - top) * inverse) over the tiles of each row: [ROWS] fp64."""
+    """The sum of exp((x - top) * inverse) over the tiles of each row: [ROWS]."""
     tile = tl.arange(0, TP)
     place = row[:, None] * T + tile[None, :]
     mask = live[:, None] & (tile < T)[None, :]
     tops = tl.load(top_ptr + place, mask=mask, other=-INFINITY)
     sums = tl.load(sum_ptr + place, mask=mask, other=0.0)
     factor = exp((tops - top[:, None]) * inverse[:, None])
-    return tl.sum(sums.to(tl.float64) * factor.to(tl.float64), axis=1)
+    return tl.sum(sums * factor, axis=1)
 
 
-@triton.jit(do_not_specialize=["K", "S"])  # one binary for all windows
-def residual_kernel(
+@triton.jit
+def part_of(total, live):
+    """1 / total, or 1 where not live."""
+    safe = tl.where(live, total, 1.0)
+    return tl.div_rn(tl.full(safe.shape, 1.0, tl.float32), safe)
+
+
+@triton.jit(do_not_specialize=["K", "S", "NS"])  # one binary for all windows
+def rejection_kernel(
     windows,  # Windows
     target,  # TargetLogits
     draft,  # DraftLogits
@@ -65,17 +73,22 @@ def residual_kernel(
     seed_ptr,  # [slots]
     scans,  # Scans
     keys,  # Keys [B, KT], out: of the residual
-    decision,  # Decision, out
+    own,  # Keys [B, KT], out: of the row alone: of bonus rows, and where a tile's residual is empty
+    verdicts,  # Verdicts, out; or None
+    commits,  # Commits; or None
     K,
     S,
     B,
     V,
     T,
     KT,
+    NS,  # stop ids of a slot
     SCALED: tl.constexpr,
-    SEQS: tl.constexpr,
-    RP: tl.constexpr,  # power of two, > K
-    TP: tl.constexpr,  # power of two, >= T
+    SEQS: tl.constexpr,  # 1 on a GPU
+    RP: tl.constexpr,  # powers of two: > K, >= T, >= KT
+    TP: tl.constexpr,
+    KTP: tl.constexpr,
+    WIDTH: tl.constexpr,  # as in commit
     TILE: tl.constexpr,
 ):
     # All rows of the sequences at once: is each usable, and is its candidate accepted?
@@ -115,7 +128,7 @@ def residual_kernel(
     )
     logit = logit.to(tl.float32)
     logit = tl.where(logit >= threshold_of(target.thresholds, target_row, asked), logit, -INFINITY)
-    p = exp((logit - top) * inverse).to(tl.float64)
+    p = exp((logit - top) * inverse)
     if draft.logits is not None:
         draft_top = tl.where(asked, draft_top, 0.0)
         draft_total = row_sum(
@@ -128,13 +141,13 @@ def residual_kernel(
         draft_logit = draft_logit.to(tl.float32)
         draft_threshold = threshold_of(draft.thresholds, slot * S + step, asked)
         draft_logit = tl.where(draft_logit >= draft_threshold, draft_logit, -INFINITY)
-        q = exp((draft_logit - draft_top) * draft_inverse).to(tl.float64)
+        q = exp((draft_logit - draft_top) * draft_inverse)
     else:
         draft_total = total * 0.0 + 1.0
         q = draft_total
     w0, _w1, _w2, _w3 = noise_words(seed, position, r * 0 + ACCEPT, r * 0)
-    u = uniform(w0).to(tl.float64)
-    accepted = (p > 0.0) & (u * q * total <= p * draft_total)
+    needed = uniform(w0).to(tl.float64) * q.to(tl.float64) * total.to(tl.float64)
+    accepted = (p > 0.0) & (needed <= p.to(tl.float64) * draft_total.to(tl.float64))
 
     # The first row that ends its sequence.
     missed = drafted & tl.where(sampled, accepted == 0, argmax != candidate)
@@ -145,66 +158,55 @@ def residual_kernel(
     num_draft = pick(num_draft, r == 0, SEQS, RP)
     sequence = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
     tile = tl.program_id(1)
-    if tile == 0:
-        out = decision.ended + sequence * 4
-        real = sequence < B
-        tl.store(out, ended, mask=real)
-        tl.store(out + 1, tl.where(ended == ACCEPTED, num_draft, first), mask=real)
-        tl.store(out + 2, pick(argmax, chosen, SEQS, RP), mask=real)
-        tl.store(out + 3, num_draft, mask=real)
     live = ended >= BONUS_TOKEN
-    if tl.max(live.to(tl.int32), axis=0) == 0:
+    argmax = pick(argmax, chosen, SEQS, RP)
+    if tl.max(live.to(tl.int32), axis=0) == 1:
+        # One tile of that row: what the target has left over the draft, and the race for it.
+        its_slot = pick(slot, chosen, SEQS, RP)
+        its_seed = tl.load(seed_ptr + its_slot, mask=live, other=0)
+        its_position = pick(position, chosen, SEQS, RP)
+        its_row = pick(target_row, chosen, SEQS, RP)
+        its_top = pick(top, chosen, SEQS, RP)[:, None]
+        its_inverse = tl.where(live, pick(inverse, chosen, SEQS, RP), 1.0)[:, None]
+        scale = part_of(pick(total, chosen, SEQS, RP), live)
+        column = tile * TILE + tl.arange(0, TILE)
+        x = load_tile(target.logits, row_offset(its_row, target.stride), live, column, V)
+        scaled = (clean(x, threshold_of(target.thresholds, its_row, live)) - its_top) * its_inverse
+        wanted = exp(scaled) * scale[:, None]
+        left = live & (ended == RECOVERED)
+        if draft.logits is not None:
+            its_step = pick(step, chosen, SEQS, RP)
+            drafted_top = pick(draft_top, chosen, SEQS, RP)[:, None]
+            drafted_inverse = tl.where(left, pick(draft_inverse, chosen, SEQS, RP), 1.0)[:, None]
+            drafted_scale = part_of(pick(draft_total, chosen, SEQS, RP), left)
+            its_offset = row_offset(its_slot, draft.slot_stride) + row_offset(its_step, draft.step_stride)
+            d = load_tile(draft.logits, its_offset, left, column, draft.vocab)
+            d = clean(d, threshold_of(draft.thresholds, its_slot * S + its_step, left))
+            wanted = wanted - exp((d - drafted_top) * drafted_inverse) * drafted_scale[:, None]
+        else:
+            its_candidate = pick(candidate, chosen, SEQS, RP)
+            wanted = tl.where(column[None, :] == its_candidate[:, None], 0.0, wanted)
+        wanted = tl.where(left[:, None] & (wanted > 0.0), wanted, 0.0)
+        purpose = tl.where(left, RESIDUAL, BONUS)
+        race = exponential(uniform(noise_tile(its_seed, its_position, purpose, tile * TILE, TILE)))
+        key, key_at = best_of(tl.div_rn(wanted, race), column[None, :])
+        tl.store(keys.best + sequence * KT + tile, key, mask=live)
+        tl.store(keys.at + sequence * KT + tile, key_at, mask=live)
+        alone = live & (key <= 0.0)
+        if tl.max(alone.to(tl.int32), axis=0) == 1:
+            alone_key, alone_at = best_of(scaled - log(race), column[None, :])
+            tl.store(own.best + sequence * KT + tile, alone_key, mask=alone)
+            tl.store(own.at + sequence * KT + tile, alone_at, mask=alone)
+
+    last = is_last(scans.num_ended, sequence, sequence < B, KT)
+    if tl.max(last.to(tl.int32), axis=0) == 0:
         return
-
-    # One tile of that row: what the target has left over the draft, and the race for it.
-    slot = pick(slot, chosen, SEQS, RP)
-    seed = tl.load(seed_ptr + slot, mask=live, other=0)
-    position = pick(position, chosen, SEQS, RP)
-    target_row = pick(target_row, chosen, SEQS, RP)
-    top = pick(top, chosen, SEQS, RP)[:, None]
-    scale = (1.0 / tl.where(live, pick(total, chosen, SEQS, RP), 1.0)).to(tl.float32)
-    inverse = tl.where(live, pick(inverse, chosen, SEQS, RP), 1.0)[:, None]
-    column = tile * TILE + tl.arange(0, TILE)
-    x = load_tile(target.logits, row_offset(target_row, target.stride), live, column, V)
-    scaled = (clean(x, threshold_of(target.thresholds, target_row, live)) - top) * inverse
-    wanted = exp(scaled) * scale[:, None]
-    left = live & (ended == RECOVERED)
-    if draft.logits is not None:
-        step = pick(step, chosen, SEQS, RP)
-        draft_top = pick(draft_top, chosen, SEQS, RP)[:, None]
-        draft_inverse = tl.where(left, pick(draft_inverse, chosen, SEQS, RP), 1.0)[:, None]
-        draft_scale = (1.0 / tl.where(left, pick(draft_total, chosen, SEQS, RP), 1.0)).to(tl.float32)
-        offset = row_offset(slot, draft.slot_stride) + row_offset(step, draft.step_stride)
-        d = load_tile(draft.logits, offset, left, column, draft.vocab)
-        d = clean(d, threshold_of(draft.thresholds, slot * S + step, left))
-        wanted = wanted - exp((d - draft_top) * draft_inverse) * draft_scale[:, None]
-    else:
-        candidate = pick(candidate, chosen, SEQS, RP)
-        wanted = tl.where(column[None, :] == candidate[:, None], 0.0, wanted)
-    wanted = tl.where(left[:, None] & (wanted > 0.0), wanted, 0.0)
-    purpose = tl.where(left, RESIDUAL, BONUS)
-    race = exponential(uniform(noise_tile(seed, position, purpose, tile * TILE, TILE)))
-    key, key_at = best_of(tl.div_rn(wanted, race), column[None, :])
-    tl.store(keys.best + sequence * KT + tile, key, mask=live)
-    tl.store(keys.at + sequence * KT + tile, key_at, mask=live)
-    alone = live & (key <= 0.0)
-    if tl.max(alone.to(tl.int32), axis=0) == 1:
-        own, own_at = best_of(scaled - log(race), column[None, :])
-        tl.store(decision.own.best + sequence * KT + tile, own, mask=alone)
-        tl.store(decision.own.at + sequence * KT + tile, own_at, mask=alone)
-
-
-@triton.jit
-def rejection_verdict(decision, keys, sequence, real, KT, KTP: tl.constexpr):
-    """A Verdict of each sequence."""
-    found = decision.ended + sequence * 4
-    ended = tl.load(found, mask=real, other=0)
-    accept_len = tl.load(found + 1, mask=real, other=0)
-    argmax = tl.load(found + 2, mask=real, other=-1)
-    num_draft = tl.load(found + 3, mask=real, other=0)
-    drawn = real & (ended >= BONUS_TOKEN)
-    key, key_at = best_tile(keys.best, keys.at, sequence, drawn, KT, KTP)
-    empty = drawn & ((key > 0.0) == 0)
-    own, own_at = best_tile(decision.own.best, decision.own.at, sequence, empty, KT, KTP)
-    token = tl.where(empty, tl.where(own > -INFINITY, own_at, argmax), tl.where(drawn, key_at, argmax))
-    return Verdict(accept_len, tl.where(ended >= GREEDY, token, -1), real & (ended == BAD), num_draft)
+    drawn = last & (ended >= BONUS_TOKEN)
+    best, at = best_tile(keys.best, keys.at, sequence, drawn, KT, KTP)
+    empty = drawn & ((best > 0.0) == 0)
+    own_best, own_at = best_tile(own.best, own.at, sequence, empty, KT, KTP)
+    at = tl.where(empty, tl.where(own_best > -INFINITY, own_at, argmax), at)
+    token = tl.where(ended >= BONUS_TOKEN, at, tl.where(ended == GREEDY, argmax, -1))
+    accept_len = tl.where(ended == ACCEPTED, num_draft, first)
+    verdict = Verdict(accept_len, token, ended == BAD, num_draft)
+    deliver(sequence, last, verdict, windows, verdicts, commits, K, B, NS, WIDTH)

@@ -5,7 +5,7 @@ ring.
     judge       as judge.py; row r is for position committed + r; behind the candidates, the bonus
     commit      as commit.py
 
-Three launches, as judge's (phases.py); a program of the last one merges its slots' tiles and commits them.
+Two launches, as judge's (phases.py); a slot's last program of the second merges its tiles and commits them.
 Slots that do not run are untouched, their ring entries too, and nothing of theirs is read but finish_reason.
 Round 0 judges no window: its one row is the prompt's, its token the target's alone.
 

@@ -3,7 +3,7 @@
 Two layouts: ragged (judge.py) and the state of a running batch (verify.py, STATE). Knows
 nothing of verdicts. judge_scan_kernel: grid (row blocks, tiles, 1 for the target or 2 for the draft too);
 a program writes one tile's maximum (+inf if an entry cannot be used), the index of it, and the sum of
-exp((x - maximum) / temperature)."""
+exp((x - maximum) / temperature), and one of each sequence clears the count of the next launch."""
 
 # mypy: allow-untyped-defs
 
@@ -19,7 +19,7 @@ from pearl_rt import state
 from ..sampling.noise import exp, inverse_temperature
 from ..sampling.sample import INFINITY, best_of, clean, load_tile, mark_bad, row_offset
 
-# How a window ended, as one kernel hands it to the next.
+# How a window ended.
 ACCEPTED = tl.constexpr(0)  # all candidates were accepted, and there is no bonus row
 BAD = tl.constexpr(1)
 GREEDY = tl.constexpr(2)  # the argmax of a row, or coupled: the target's own token
@@ -155,6 +155,8 @@ def judge_scan_kernel(
     live = place < N
     b = place // (K + 1)
     r = place % (K + 1)
+    if (tile == 0) & (tl.program_id(2) == 0):
+        tl.store(scans.num_ended + b, 0, mask=live & (r == 0))
     row = locate(b, r, live, windows, K, S)
     live = live & (r < row.rows)
     slot = slot_of(windows.slots, b, live)

@@ -107,8 +107,8 @@ def test_every_launch_of_the_steps_compiles_as_it_is_specialised(
     done = compiled_python("VOCAB, GAMMAS, LOWERS = 4999, (0, 1, 3), True" + PROGRAM)
     assert done.returncode == 0, done.stdout[-3000:]
     launches, variants, *names = done.stdout.split()
-    assert int(launches) > 200 and int(variants) > 50
-    assert {"linear_kernel", "split_kernel", "feed_kernel", "coupled_verdict_kernel"} <= set(names)
+    assert int(launches) > 200 and int(variants) > 40
+    assert {"linear_kernel", "split_kernel", "feed_kernel", "coupled_kernel"} <= set(names)
 
 
 def test_another_window_compiles_nothing(
@@ -120,4 +120,18 @@ def test_another_window_compiles_nothing(
     assert done.returncode == 0, done.stdout[-3000:]
     counts, later = done.stdout.splitlines()
     assert len(counts.split()) == 8 and set(counts.split()) == {counts.split()[0]}, later
-    assert 40 < int(counts.split()[0]) < 100
+    assert 40 <= int(counts.split()[0]) < 60
+
+
+LAUNCHED = """
+from collections import Counter
+from pearl_rt.kernels.tools.cases import cases_of
+for operator in ("filters", "sample", "verify"):
+    print(operator, *set(Counter(case.name.rpartition(" ")[0] for case in cases_of(operator)).values()))
+"""
+
+
+def test_launches_of_a_row(compiled_python: Callable[[str], CompletedProcess[str]]) -> None:
+    """At every vocabulary, with all filters, for both judges: a step is as long as its launches."""
+    done = compiled_python(LAUNCHED)
+    assert done.stdout.splitlines() == ["filters 2", "sample 3", "verify 2"], done.stdout
