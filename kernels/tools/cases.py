@@ -233,15 +233,16 @@ def filters_launches(record: Recorder) -> None:
 
 
 def sample_launches(record: Recorder) -> None:
-    """Every shipped vocabulary; the largest in every dtype of logits."""
+    """Every shipped vocabulary; the largest in every dtype of logits, and with rows that are kept."""
     for vocab in VOCABULARIES:
         for dtype in (F32, F16, BF16) if vocab == LARGEST else (F32,):
-            number, share = tensor(I64, 1), tensor(F32, 1)
-            with record(f"{vocab} {NAMES[dtype]}"):
-                sample_kernels.sample(
-                    *(tensor(dtype, 1, vocab), share, number, number, 4, tensor(I32, 1), share),
-                    tensor(U8, sample_kernels.workspace_size(1, vocab)),
-                )
+            number, share, logits = tensor(I64, 1), tensor(F32, 1), tensor(dtype, 1, vocab)
+            for kept in ((), (logits, number)) if vocab == LARGEST else ((),):
+                with record(f"{vocab} {NAMES[dtype]}{' kept' if kept else ''}"):
+                    sample_kernels.sample(
+                        *(logits, share, number, number, 4, tensor(I32, 1), share),
+                        *(tensor(U8, sample_kernels.workspace_size(1, vocab)), *kept),
+                    )
 
 
 def logprobs_launches(record: Recorder) -> None:

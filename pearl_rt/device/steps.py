@@ -170,13 +170,13 @@ class DraftSteps(LaneSteps):
         processors: what requests do to rows before tokens are sampled from them.
         """
         state, slots = self.state.windowed(gamma), self.state.sizes.num_slots
-        drafted = self.state.drafted[:gamma]
+        kept = (state.draft_logits.view(-1, self.model.vocab_size), self.ring_rows) if keep_logits else ()
         purpose = int(Purpose.TARGET if judge == "coupled" else Purpose.DRAFT)
         for step in range(gamma):
             fed = 2 if step == 0 else 1
             batch = self.batch.first(slots * fed, fed)
             kind = DRAFT_FIRST if step == 0 else DRAFT_NEXT
-            rows = self._feed(kind, step, batch, state, drafted.t(), num_logits=1)
+            rows = self._feed(kind, step, batch, state, state.draft_token_ids, num_logits=1)
             self.model.forward(batch, batch.num_live)
             self.model.logits(rows, self.step_logits, batch.num_live)
             thresholds = None
@@ -188,11 +188,8 @@ class DraftSteps(LaneSteps):
                 state.seed,
                 self.sample_positions,
                 purpose,
-                drafted[step],
+                state.draft_token_ids[:, step],
                 thresholds,
                 self.workspace,
+                *kept,
             )
-            if keep_logits:
-                kept = state.draft_logits.view(-1, self.model.vocab_size)
-                kept.index_copy_(0, self.ring_rows, self.step_logits)
-        state.draft_token_ids.copy_(drafted.t())
