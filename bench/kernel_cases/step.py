@@ -167,8 +167,8 @@ class Step:
         self.rounding: float | None = None  # error of the plain step
 
     def ours(self) -> None:
-        hidden = self.model.forward(self.batch, self.batch.num_live)
-        self.model.logits(hidden, self.row_ids, self.logits, self.batch.num_live)
+        self.model.forward(self.batch, self.batch.num_live)
+        self.model.logits(self.row_ids, self.logits, self.batch.num_live)
         self.sampling.sample(
             self.logits, self.greedy, self.seed, self.places, BONUS, self.tokens, None, self.workspace
         )

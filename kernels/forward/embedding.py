@@ -2,12 +2,14 @@
 
     out[t, :] = weight[clamp(input_ids[t], 0, V - 1), :]
 
+For the layer that reads the residual first: scaled = out * next_norm and the sums of squares, as linear's.
 Ids out of range read the nearest row: a draft with fewer rows than the target has none for some of its ids,
 and a placeholder (-1) of a row that was flagged must not be an address.
 
 Grid: (T, ceil(H / BLOCK_H)). A program copies BLOCK_H columns of one row.
-Shapes: input_ids [T] int32; weight [V, H] fp32, fp16 or bf16; out [T, H] fp32.
-Requires contiguous tensors on one device. Mutates out.
+Shapes: input_ids [T] int32; weight [V, H] fp32, fp16 or bf16; out [T, H] fp32; next_norm [H] and scaled
+[T, H] like weight; next_squares [T, num_parts(H)] fp32.
+Requires contiguous tensors on one device. Mutates out, scaled, next_squares.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..base.checks import check
 from ..base.library import operator
+from .linear import OPTIONS, num_parts, part_width
 
 BLOCK_H = 1024
 
@@ -28,17 +32,29 @@ def embedding_kernel(
     input_ids_ptr,  # [T] int32
     weight_ptr,  # [V, H]
     out_ptr,  # [T, H] fp32
+    norm_ptr,  # [H] or None: the next two are not written
+    scaled_ptr,  # [T, H]
+    next_squares_ptr,  # [T, next_parts] fp32
     vocab_size,
     hidden_size,
+    next_parts,
     BLOCK_H: tl.constexpr,
+    WIDTH: tl.constexpr,  # of a part
 ):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     token = tl.load(input_ids_ptr + row)
     token = tl.minimum(tl.maximum(token, 0), vocab_size - 1).to(tl.int64)
     inside = columns < hidden_size
-    values = tl.load(weight_ptr + token * hidden_size + columns, mask=inside, other=0.0)
-    tl.store(out_ptr + row * hidden_size + columns, values.to(tl.float32), mask=inside)
+    values = tl.load(weight_ptr + token * hidden_size + columns, mask=inside, other=0.0).to(tl.float32)
+    tl.store(out_ptr + row * hidden_size + columns, values, mask=inside)
+    if norm_ptr is not None:
+        scaled = values * tl.load(norm_ptr + columns, mask=inside, other=0.0).to(tl.float32)
+        place = scaled_ptr + row * hidden_size + columns
+        tl.store(place, scaled.to(scaled_ptr.dtype.element_ty), mask=inside)
+        squares = tl.sum(tl.reshape(values * values, (BLOCK_H // WIDTH, WIDTH)), 1)
+        part = tl.program_id(1) * (BLOCK_H // WIDTH) + tl.arange(0, BLOCK_H // WIDTH)
+        tl.store(next_squares_ptr + row * next_parts + part, squares, mask=part < next_parts)
 
 
 @operator
@@ -46,10 +62,24 @@ def embedding(
     input_ids: Annotated[Tensor, "int32 [T]"],
     weight: Annotated[Tensor, "float [V, H]"],
     out: Annotated[Tensor, "fp32 [T, H] out"],
+    next_norm: Annotated[Tensor | None, "weight [H]"] = None,
+    scaled: Annotated[Tensor | None, "weight [T, H] out"] = None,
+    next_squares: Annotated[Tensor | None, "fp32 [T, Q] out"] = None,
 ) -> None:
-    """out = weight[input_ids], in fp32."""
+    """out = weight[input_ids], in fp32. next_norm: [H]; scaled: [T, H] as weight; next_squares: fp32
+    [T, num_parts(H)], the last two overwritten (see linear): all three or none."""
     num_tokens, (vocab_size, hidden_size) = input_ids.shape[0], weight.shape
+    if len({tensor is None for tensor in (next_norm, scaled, next_squares)}) > 1:
+        raise ValueError("embedding: pass all of next_norm, scaled and next_squares, or none of them")
+    if next_squares is not None:
+        check("embedding", "next_squares", next_squares, (num_tokens, num_parts(hidden_size)))
     if num_tokens == 0:
         return
     grid = (num_tokens, triton.cdiv(hidden_size, BLOCK_H))
-    embedding_kernel[grid](input_ids, weight, out, vocab_size, hidden_size, BLOCK_H=BLOCK_H)
+    embedding_kernel[grid](
+        *(input_ids, weight, out, next_norm, scaled, next_squares),
+        *(vocab_size, hidden_size, num_parts(hidden_size)),
+        BLOCK_H=BLOCK_H,
+        WIDTH=part_width(hidden_size),
+        **OPTIONS,
+    )

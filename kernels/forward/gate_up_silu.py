@@ -1,14 +1,16 @@
 """out = silu(x @ gate.T) * (x @ up.T): both projections of a gated MLP in one pass over their weights.
 
-    out[t, i] = silu(sum_k x[t, k] * weight[i, k]) * sum_k x[t, k] * weight[I + i, k]
-    silu(z) = z / (1 + exp(-z))
+    out[t, i] = silu(f[t] * sum_k x[t, k] * weight[i, k]) * f[t] * sum_k x[t, k] * weight[I + i, k]
+    silu(z) = z / (1 + exp(-z)); f by squares as linear's, 1 without
 
 Grid (ceil(T / 16), ceil(I / BLOCK_I)). A program takes 16 rows of x and BLOCK_I rows of each half of the
 weight, and keeps a sum for each half. The loop over K, its slices and its pipeline are those of linear. K
 is not split: the intermediate size of a gated MLP makes programs enough.
 
-Shapes    x [T, K], weight [2 * I, K] (the gate's rows, then up's), out [T, I]; T 1..64, above it torch.mm
-Dtypes    x, weight fp32, fp16 or bf16, alike; sums and products fp32, rounded once; out fp32 or like weight
+Shapes    x [T, K], weight [2 * I, K] (the gate's rows, then up's), out [T, I]; T 1..64, above it torch.mm;
+          squares [T, num_parts(K)]
+Dtypes    x, weight fp32, fp16 or bf16, alike; sums, squares and products fp32, rounded once; out fp32 or
+          like weight
 Requires  rows of 16 * n bytes; x and weight aligned to 16 bytes; workspace_size bytes of workspace
 Mutates   out, workspace
 Live      num_live None, or [1] int32: at 0 nothing else is read, nothing written (torch.mm does not ask)
@@ -29,7 +31,7 @@ from torch import Tensor
 from ..base import interpreter  # noqa: F401
 from ..base.checks import check, check_workspace
 from ..base.library import operator
-from .linear import BLOCK_M, MAX_ROWS, SLICES, check_operands, multiply_many_rows
+from .linear import BLOCK_M, MAX_ROWS, OPTIONS, SLICES, check_operands, multiply_many_rows, num_parts
 
 BLOCK_PRODUCT = 1024
 
@@ -75,13 +77,17 @@ def gate_up_silu_kernel(
     weight_ptr,  # [2 * I, K]
     out_ptr,  # [T, I]
     num_live_ptr,  # [1] int32 or None
+    squares_ptr,  # [T, num_parts] fp32 or None
     T,
     I,  # noqa: E741
     K,
+    num_parts,
+    eps,
     EVEN_K: tl.constexpr,  # K is a multiple of SLICES * SLICE_K
     BLOCK_I: tl.constexpr,
     SLICES: tl.constexpr,
     SLICE_K: tl.constexpr,
+    PARTS: tl.constexpr,  # num_parts, up to a power of two
 ):
     if num_live_ptr is not None:  # noqa: SIM102 (decided when compiled)
         if tl.load(num_live_ptr) == 0:
@@ -90,6 +96,10 @@ def gate_up_silu_kernel(
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     i = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
     k = tl.arange(0, SLICES)[:, None] * SLICE_K + tl.arange(0, SLICE_K)[None, :]
+    if squares_ptr is not None:
+        part = tl.arange(0, PARTS)
+        is_part = (m < T)[:, None] & (part < num_parts)[None, :]
+        squares = tl.load(squares_ptr + m[:, None] * num_parts + part[None, :], mask=is_part, other=0.0)
 
     x_ptrs = x_ptr + m[None, :, None] * K + k[:, None, :]  # [SLICES, BLOCK_M, SLICE_K]
     gate_ptrs = weight_ptr + i.to(tl.int64)[None, None, :] * K + k[:, :, None]  # [SLICES, SLICE_K, BLOCK_I]
@@ -114,7 +124,12 @@ def gate_up_silu_kernel(
         gate_ptrs += BLOCK_K
         up_ptrs += BLOCK_K
 
-    result = silu_product(tl.sum(gate_total, 0), tl.sum(up_total, 0))
+    gate, up = tl.sum(gate_total, 0), tl.sum(up_total, 0)
+    if squares_ptr is not None:
+        factor = tl.rsqrt(tl.sum(squares, 1) / K + eps)[:, None]
+        gate *= factor
+        up *= factor
+    result = silu_product(gate, up)
     offsets = m.to(tl.int64)[:, None] * I + i[None, :]
     keep = (m < T)[:, None] & (i < I)[None, :]
     tl.store(out_ptr + offsets, result.to(out_ptr.dtype.element_ty), mask=keep)
@@ -124,14 +139,25 @@ def gate_up_silu_kernel(
 def silu_product_kernel(
     product_ptr,  # [T, 2 * I] fp32: x @ weight.T of many rows
     out_ptr,  # [T, I]
+    squares_ptr,  # [T, num_parts] fp32 or None
     I,  # noqa: E741
+    K,
+    num_parts,
+    eps,
     BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,  # num_parts, up to a power of two
 ):
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     keep = i < I
     gate = tl.load(product_ptr + 2 * row * I + i, mask=keep, other=0.0)
     up = tl.load(product_ptr + (2 * row + 1) * I + i, mask=keep, other=0.0)
+    if squares_ptr is not None:
+        part = tl.arange(0, PARTS)
+        squares = tl.load(squares_ptr + row * num_parts + part, mask=part < num_parts, other=0.0)
+        factor = tl.rsqrt(tl.sum(squares, 0) / K + eps)
+        gate *= factor
+        up *= factor
     tl.store(out_ptr + row * I + i, silu_product(gate, up).to(out_ptr.dtype.element_ty), mask=keep)
 
 
@@ -142,9 +168,12 @@ def gate_up_silu(
     out: Annotated[Tensor, "out"],
     workspace: Annotated[Tensor, "out"],
     num_live: Annotated[Tensor | None, "int32 [1]"] = None,
+    squares: Annotated[Tensor | None, "fp32 [T, P]"] = None,
+    eps: float = 0.0,
 ) -> None:
     """x: [T, K]; weight: [2 * I, K], the gate's rows, then up's; out: [T, I] fp32 or as weight, overwritten;
-    workspace: uint8 [workspace_size(T, I, K)]; num_live: [1] int32 or None.
+    workspace: uint8 [workspace_size(T, I, K)]; num_live: [1] int32 or None; squares, eps: what x was scaled
+    from, fp32 [T, num_parts(K)] (see linear), or None: x is as it is.
 
     x = [[1, 2, 0, 0]], weight = [[1, 0, 0, 0], [3, 1, 0, 0]]: I is 1, the gate 1, up 5, out [[3.6553]].
     """
@@ -156,15 +185,24 @@ def gate_up_silu(
         )
     I = rows // 2  # noqa: E741
     check("gate_up_silu", "out", out, (T, I), torch.float32, weight.dtype)
+    if squares is not None:
+        check("gate_up_silu", "squares", squares, (T, num_parts(K)))
     num_bytes = workspace_size(T, I, K)
     check_workspace("gate_up_silu", workspace, num_bytes)
+    sizes = I, K, num_parts(K), eps
+    options = {"PARTS": triton.next_power_of_2(num_parts(K)), **OPTIONS}
 
     if T > MAX_ROWS:
         product = workspace[:num_bytes].view(torch.float32).view(T, rows)
         multiply_many_rows(x, weight, product, None)
-        silu_product_kernel[(T, triton.cdiv(I, BLOCK_PRODUCT))](product, out, I, BLOCK=BLOCK_PRODUCT)
+        grid = (T, triton.cdiv(I, BLOCK_PRODUCT))
+        silu_product_kernel[grid](product, out, squares, *sizes, BLOCK=BLOCK_PRODUCT, **options)
         return
     cut = config(I, K, weight.element_size())
     gate_up_silu_kernel[(triton.cdiv(T, BLOCK_M.value), triton.cdiv(I, cut.block_i))](
-        x, weight, out, num_live, T, I, K, **cut.constexprs(K), num_warps=SLICES, num_stages=cut.num_stages
+        *(x, weight, out, num_live, squares, T, *sizes),
+        **cut.constexprs(K),
+        num_warps=SLICES,
+        num_stages=cut.num_stages,
+        **options,
     )

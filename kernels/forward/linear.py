@@ -1,6 +1,12 @@
 """out = x @ weight.T + bias, or residual += that, for few rows: a pass over the weights at memory speed.
 
-    out[t, n] = sum_k x[t, k] * weight[n, k] + bias[n]
+    out[t, n] = f[t] * sum_k x[t, k] * weight[n, k] + bias[n]
+
+RMSNorm in two halves, so that it needs no launch. Who adds to the residual also writes, for the layer that
+reads it next, scaled[t, n] = residual[t, n] * next_norm[n], rounded once, and the sums of residual[t, n]^2
+over parts of part_width(N) columns. That layer is given both as x and squares, and then
+f[t] = 1 / sqrt(sum_p squares[t, p] / K + eps); without squares f is 1. In fp16 |residual * next_norm| must
+stay below 65504: above, results are infinite.
 
 Grid (ceil(T / 16), ceil(N / BLOCK_N), SPLIT_K). A program takes 16 rows of x, BLOCK_N rows of the weight
 and one of SPLIT_K ranges of K. Tiles of x are innermost, so that the next one finds the tile of weights in
@@ -10,12 +16,14 @@ can outlast the memory), and the slices are added at the end. Steps are pipeline
 have a buffer and are on their way.
 SPLIT_K > 1: the sums go to the workspace, and a second kernel adds them in the order of their index.
 
-Shapes    x [T, K], weight [N, K], out [T, N], bias [N], residual [T, N]; T 1..64, above it torch.mm
-Dtypes    x, weight, bias fp32, fp16 or bf16, all alike; sums fp32; out fp32 or like weight; residual fp32
+Shapes    x [T, K], weight [N, K], out [M, N], bias [N], residual [M, N]; with rows [M] row i is x[rows[i]],
+          else M = T; M 1..64, above it torch.mm; squares [T, num_parts(K)], next_squares [M, num_parts(N)]
+Dtypes    x, weight, bias, next_norm, scaled fp32, fp16 or bf16, all alike; sums and squares fp32; out fp32 or
+          like weight; residual fp32
 Requires  rows of 16 * n bytes; x and weight aligned to 16 bytes; workspace_size bytes of workspace
-Mutates   out or residual, workspace
+Mutates   out or residual, scaled, next_squares, workspace
 Live      num_live None, or [1] int32: at 0 nothing else is read, nothing written (torch.mm does not ask)
-Rows      up to T = 64 the bits of a row depend on nothing but that row: the configuration follows (N, K)
+Rows      up to M = 64 the bits of a row depend on nothing but that row: the configuration follows (N, K)
 """
 # mypy: allow-untyped-defs
 
@@ -30,13 +38,15 @@ import triton.language as tl
 from torch import Tensor
 
 from ..base import interpreter  # noqa: F401
-from ..base.checks import check_computed_rightly, check_workspace
+from ..base.checks import check, check_computed_rightly, check_workspace
 from ..base.library import operator
 
 MAX_ROWS = 64  # of the kernel; more go to torch.mm
 BLOCK_M = tl.constexpr(16)
 BLOCK_REDUCE, REDUCE_WARPS = 256, 2  # one load of 16 bytes a thread
 SLICES = 4  # one per warp
+# A row has the same bits in each specialisation: no multiply-adds that come and go with the code around them.
+OPTIONS = {"enable_fp_fusion": False}
 
 
 @dataclass(frozen=True)
@@ -82,6 +92,16 @@ def config(N: int, K: int, element_size: int) -> Config:
     return Config(block_n=16, slice_k=2 * columns, split_k=split_k, num_stages=5)  # one wave of one: 128 KiB
 
 
+def part_width(N: int) -> int:
+    """Columns whose squares are summed as one: what a program of linear has of a row of N."""
+    return config(N, 1, 2).block_n
+
+
+def num_parts(N: int) -> int:
+    """Parts of a row of N columns."""
+    return triton.cdiv(N, part_width(N))
+
+
 def workspace_size(T: int, N: int, K: int) -> int:
     """Bytes of workspace that linear needs for x [T, K] and weight [N, K]."""
     if T > MAX_ROWS:
@@ -90,16 +110,23 @@ def workspace_size(T: int, N: int, K: int) -> int:
     return 4 * split_k * T * N if split_k > 1 else 0
 
 
-@triton.jit(do_not_specialize=["T"])  # one binary for every number of rows
+@triton.jit(do_not_specialize=["M"])  # one binary for every number of rows
 def linear_kernel(
     x_ptr,  # [T, K]
     weight_ptr,  # [N, K]
-    out_ptr,  # [T, N], IS_RESIDUAL: the residual; SPLIT_K > 1: the workspace [SPLIT_K, T, N] fp32
+    out_ptr,  # [M, N], IS_RESIDUAL: the residual; SPLIT_K > 1: the workspace [SPLIT_K, M, N] fp32
     bias_ptr,  # [N] or None
     num_live_ptr,  # [1] int32 or None
-    T,
+    rows_ptr,  # [M] int32 or None
+    squares_ptr,  # [T, num_parts] fp32 or None
+    norm_ptr,  # [N] or None: the next two are not written
+    scaled_ptr,  # [M, N]
+    next_squares_ptr,  # [M, ceil(N / BLOCK_N)] fp32
+    M,
     N,
     K,
+    num_parts,
+    eps,
     HAS_BIAS: tl.constexpr,
     IS_RESIDUAL: tl.constexpr,
     EVEN_K: tl.constexpr,  # K is a multiple of SPLIT_K * SLICES * SLICE_K
@@ -107,6 +134,7 @@ def linear_kernel(
     SLICES: tl.constexpr,
     SLICE_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
+    PARTS: tl.constexpr,  # num_parts, up to a power of two
 ):
     if num_live_ptr is not None:  # noqa: SIM102 (decided when compiled)
         if tl.load(num_live_ptr) == 0:
@@ -115,21 +143,30 @@ def linear_kernel(
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     split = tl.program_id(2)
-    keep = (m < T)[:, None] & (n < N)[None, :]
-    offsets = (split * T + m).to(tl.int64)[:, None] * N + n[None, :]
+    row = m
+    if rows_ptr is not None:
+        row = tl.load(rows_ptr + m, mask=m < M, other=0)
+    keep = (m < M)[:, None] & (n < N)[None, :]
+    offsets = (split * M + m).to(tl.int64)[:, None] * N + n[None, :]
     if HAS_BIAS:  # what the end needs is asked for first, to arrive with the weights
         bias = tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)
     if IS_RESIDUAL:
         residual = tl.load(out_ptr + offsets, mask=keep, other=0.0)
+    if squares_ptr is not None:
+        part = tl.arange(0, PARTS)
+        is_part = (m < M)[:, None] & (part < num_parts)[None, :]
+        squares = tl.load(squares_ptr + row[:, None] * num_parts + part[None, :], mask=is_part, other=0.0)
+    if norm_ptr is not None:
+        next_norm = tl.load(norm_ptr + n, mask=n < N, other=0.0).to(tl.float32)
 
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
     first = split * steps * BLOCK_K
     k = tl.arange(0, SLICES)[:, None] * SLICE_K + tl.arange(0, SLICE_K)[None, :]
 
-    x_ptrs = x_ptr + first + m[None, :, None] * K + k[:, None, :]  # [SLICES, BLOCK_M, SLICE_K]
+    x_ptrs = x_ptr + first + row[None, :, None] * K + k[:, None, :]  # [SLICES, BLOCK_M, SLICE_K]
     weight_rows = weight_ptr + first + n.to(tl.int64) * K
     weight_ptrs = weight_rows[None, None, :] + k[:, :, None]  # [SLICES, SLICE_K, BLOCK_N]
-    is_row = (m < T)[None, :, None]
+    is_row = (m < M)[None, :, None]
     is_weight = (n < N)[None, None, :]
     total = tl.zeros((SLICES, BLOCK_M, BLOCK_N), tl.float32)
     for step in range(steps):
@@ -145,41 +182,72 @@ def linear_kernel(
         weight_ptrs += BLOCK_K
 
     sums = tl.sum(total, 0)
+    if squares_ptr is not None:
+        sums *= tl.rsqrt(tl.sum(squares, 1) / K + eps)[:, None]
     if HAS_BIAS:
         sums += bias[None, :]
     if IS_RESIDUAL:
         sums += residual
     tl.store(out_ptr + offsets, sums.to(out_ptr.dtype.element_ty), mask=keep)
+    if norm_ptr is not None:
+        scaled = sums * next_norm[None, :]
+        tl.store(scaled_ptr + offsets, scaled.to(scaled_ptr.dtype.element_ty), mask=keep)
+        place = next_squares_ptr + m * tl.num_programs(1) + tl.program_id(1)
+        tl.store(place, tl.sum(sums * sums, 1), mask=m < M)
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["M"])
 def add_splits_kernel(
-    sums_ptr,  # [SPLIT_K, T, N] fp32
-    out_ptr,  # [T, N]
+    sums_ptr,  # [SPLIT_K, M, N] fp32
+    out_ptr,  # [M, N]
     bias_ptr,  # [N] or None
     num_live_ptr,  # [1] int32 or None
-    T,
+    rows_ptr,  # [M] int32 or None
+    squares_ptr,  # [T, num_parts] fp32 or None
+    norm_ptr,  # [N] or None: the next two are not written
+    scaled_ptr,  # [M, N]
+    next_squares_ptr,  # [M, next_parts] fp32
+    M,
     N,
+    K,
+    num_parts,
+    next_parts,
+    eps,
     HAS_BIAS: tl.constexpr,
     IS_RESIDUAL: tl.constexpr,
     SPLIT_K: tl.constexpr,
     BLOCK: tl.constexpr,
+    PARTS: tl.constexpr,  # num_parts, up to a power of two
+    WIDTH: tl.constexpr,  # of a part of N
 ):
     if num_live_ptr is not None:  # noqa: SIM102 (decided when compiled)
         if tl.load(num_live_ptr) == 0:
             return
-    row = tl.program_id(0)
+    m = tl.program_id(0)
     n = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     keep = n < N
-    offsets = row.to(tl.int64) * N + n
+    offsets = m.to(tl.int64) * N + n
     total = tl.zeros((BLOCK,), tl.float32)
     for split in tl.static_range(SPLIT_K):
-        total += tl.load(sums_ptr + split * T.to(tl.int64) * N + offsets, mask=keep, other=0.0)
+        total += tl.load(sums_ptr + split * M.to(tl.int64) * N + offsets, mask=keep, other=0.0)
+    if squares_ptr is not None:
+        row = m
+        if rows_ptr is not None:
+            row = tl.load(rows_ptr + m)
+        part = tl.arange(0, PARTS)
+        squares = tl.load(squares_ptr + row * num_parts + part, mask=part < num_parts, other=0.0)
+        total *= tl.rsqrt(tl.sum(squares, 0) / K + eps)
     if HAS_BIAS:
         total += tl.load(bias_ptr + n, mask=keep, other=0.0).to(tl.float32)
     if IS_RESIDUAL:
         total += tl.load(out_ptr + offsets, mask=keep, other=0.0)
     tl.store(out_ptr + offsets, total.to(out_ptr.dtype.element_ty), mask=keep)
+    if norm_ptr is not None:
+        scaled = total * tl.load(norm_ptr + n, mask=keep, other=0.0).to(tl.float32)
+        tl.store(scaled_ptr + offsets, scaled.to(scaled_ptr.dtype.element_ty), mask=keep)
+        next_squares = tl.sum(tl.reshape(total * total, (BLOCK // WIDTH, WIDTH)), 1)
+        part = tl.program_id(1) * (BLOCK // WIDTH) + tl.arange(0, BLOCK // WIDTH)
+        tl.store(next_squares_ptr + m * next_parts + part, next_squares, mask=part < next_parts)
 
 
 @torch.no_grad()
@@ -218,47 +286,86 @@ def check_operands(op: str, x: Tensor, weight: Tensor) -> None:
 def linear(
     x: Annotated[Tensor, "float [T, K]"],
     weight: Annotated[Tensor, "x [N, K]"],
-    out: Annotated[Tensor | None, "fp32|weight [T, N] out"],
+    out: Annotated[Tensor | None, "fp32|weight [M, N] out"],
     bias: Annotated[Tensor | None, "weight [N]"],
-    residual: Annotated[Tensor | None, "fp32 [T, N] out"],
+    residual: Annotated[Tensor | None, "fp32 [M, N] out"],
     workspace: Annotated[Tensor, "out"],
     num_live: Annotated[Tensor | None, "int32 [1]"] = None,
+    rows: Annotated[Tensor | None, "int32 [M]"] = None,
+    squares: Annotated[Tensor | None, "fp32 [T, P]"] = None,
+    eps: float = 0.0,
+    next_norm: Annotated[Tensor | None, "weight [N]"] = None,
+    scaled: Annotated[Tensor | None, "weight [M, N] out"] = None,
+    next_squares: Annotated[Tensor | None, "fp32 [M, Q] out"] = None,
 ) -> None:
-    """x: [T, K]; weight: [N, K]; out: [T, N] fp32 or as weight, overwritten, and None if there is a residual;
-    bias: [N] or None; residual: [T, N] fp32, added to, or None; workspace: uint8 [workspace_size(T, N, K)];
-    num_live: [1] int32 or None.
+    """x: [T, K]; weight: [N, K]; out: [M, N] fp32 or as weight, overwritten, and None if there is a residual;
+    bias: [N] or None; residual: [M, N] fp32, added to, or None; workspace: uint8 [workspace_size(M, N, K)];
+    num_live: [1] int32 or None; rows: [M] int32, rows of x, M at most 64, or None: all.
+
+    squares, eps: what x was scaled from, fp32 [T, num_parts(K)], or None: x is as it is.
+    next_norm: [N]; scaled: [M, N] as weight and next_squares: [M, num_parts(N)] fp32, both overwritten: of
+    the residual, for the layer that reads it next. All three or none.
 
     x = [[1, 2, 3, 4]], weight = [[1, 0, 0, 0], [0, 1, 0, 1]], bias = [0, 10]: out = [[1, 16]].
+    With squares = [[15]], eps = 0.25: the mean is 4, f 1 / 2, out = [[0.5, 13]].
     """
     check_operands("linear", x, weight)
     (T, K), N = x.shape, weight.shape[0]
+    M = T if rows is None else rows.shape[0]
     if (out is None) == (residual is None):
         given = "both" if residual is not None else "neither"
         raise ValueError(
             f"linear: {given} of out and residual given, expected one: the residual is an output"
         )
-    num_bytes = workspace_size(T, N, K)
+    target = residual if out is None else out
+    check("linear", "out" if residual is None else "residual", target, (M, N))
+    folds = [residual is not None, *(tensor is not None for tensor in (next_norm, scaled, next_squares))]
+    if any(folds[1:]) and not all(folds):
+        raise ValueError(
+            "linear: next_norm, scaled and next_squares belong to a residual: pass all four, or the residual"
+        )
+    for name, tensor, size in (("squares", squares, K), ("next_squares", next_squares, N)):
+        if tensor is not None:
+            check("linear", name, tensor, (None, num_parts(size)))
+    if M > MAX_ROWS and rows is not None:
+        raise ValueError(f"linear: {M} rows are picked of x, at most {MAX_ROWS}: pick them in blocks")
+    num_bytes = workspace_size(M, N, K)
     check_workspace("linear", workspace, num_bytes)
     sums = workspace[:num_bytes].view(torch.float32)
 
-    if T > MAX_ROWS:
-        product = sums.view(T, N) if out is None else out
-        multiply_many_rows(x, weight, product, bias)
-        if residual is not None:
-            residual.add_(product)
+    if M > MAX_ROWS and residual is None and squares is None:
+        multiply_many_rows(x, weight, target, bias)
         return
-    target = residual if out is None else out
     flags = {"HAS_BIAS": bias is not None, "IS_RESIDUAL": residual is not None}
     cut = config(N, K, weight.element_size())
     is_split = cut.split_k > 1
-    linear_kernel[(triton.cdiv(T, BLOCK_M.value), triton.cdiv(N, cut.block_n), cut.split_k)](
-        *(x, weight, sums if is_split else target, None if is_split else bias, num_live, T, N, K),
-        **cut.constexprs(K),
-        **(dict.fromkeys(flags, False) if is_split else flags),
-        num_warps=SLICES,
-        num_stages=cut.num_stages,
+    sources = rows, squares, next_norm, scaled, next_squares
+    parts = {"PARTS": triton.next_power_of_2(num_parts(K))}
+    if M > MAX_ROWS:
+        multiply_many_rows(x, weight, sums.view(M, N), None)
+        num_live = None
+    else:
+        linear_kernel[(triton.cdiv(M, BLOCK_M.value), triton.cdiv(N, cut.block_n), cut.split_k)](
+            *(x, weight, sums if is_split else target, None if is_split else bias, num_live),
+            *((rows, None, None, None, None) if is_split else sources),
+            *(M, N, K, num_parts(K), eps),
+            **cut.constexprs(K),
+            **(dict.fromkeys(flags, False) if is_split else flags),
+            **parts,
+            num_warps=SLICES,
+            num_stages=cut.num_stages,
+            **OPTIONS,
+        )
+        if not is_split:
+            return
+    add_splits_kernel[(M, triton.cdiv(N, BLOCK_REDUCE))](
+        *(sums, target, bias, num_live, *sources),
+        *(M, N, K, num_parts(K), num_parts(N), eps),
+        **flags,
+        **parts,
+        SPLIT_K=1 if M > MAX_ROWS else cut.split_k,
+        BLOCK=BLOCK_REDUCE,
+        WIDTH=cut.block_n,
+        num_warps=REDUCE_WARPS,
+        **OPTIONS,
     )
-    if is_split:
-        grid = (T, triton.cdiv(N, BLOCK_REDUCE))
-        constants = {**flags, "SPLIT_K": cut.split_k, "BLOCK": BLOCK_REDUCE}
-        add_splits_kernel[grid](sums, target, bias, num_live, T, N, **constants, num_warps=REDUCE_WARPS)

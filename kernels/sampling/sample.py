@@ -12,7 +12,9 @@ the number of rows. Three launches, grids from shapes only:
     pick_kernel  (row blocks,)            the best of the tiles, by index among equals
 
 logits [R, V] fp32, fp16 or bf16, rows at any stride; computed in fp32. temperature [R] fp32, seed and
-positions [R] int64, thresholds [R] fp32 or None, out [R] int32. Mutates out and the workspace.
+positions [R] int64, thresholds [R] fp32 or None, out [R] int32 at any stride. kept [S, V] like logits gets
+row r as its row kept_rows[r], [R] int64, each at most once; both or neither. Mutates out, kept and the
+workspace.
 
     logits [1, 4] = [0.5, 2.0, 2.0, -inf], temperature [0.0]  ->  out [1]
 """
@@ -128,6 +130,9 @@ def scan_kernel(
     logits_ptr,  # [R, V], rows at `stride`
     stride,
     thresholds_ptr,  # [R] fp32, or None
+    kept_ptr,  # [S, V], rows at `kept_stride`, out; or None
+    kept_stride,
+    kept_rows_ptr,  # [R] int64
     top_ptr,  # [R, T] fp32, out
     at_ptr,  # [R, T] int32, out
     R,
@@ -141,6 +146,10 @@ def scan_kernel(
     live = row < R
     column = tile * TILE + tl.arange(0, TILE)
     x = load_tile(logits_ptr, row_offset(row, stride), live, column, V)
+    if kept_ptr is not None:
+        offset = row_offset(tl.load(kept_rows_ptr + row, mask=live, other=0), kept_stride)
+        place = kept_ptr + offset[:, None] + column[None, :]
+        tl.store(place, x.to(kept_ptr.dtype.element_ty), mask=live[:, None] & (column < V)[None, :])
     threshold = tl.full([ROWS], -INFINITY, tl.float32)
     if thresholds_ptr is not None:
         threshold = tl.load(thresholds_ptr + row, mask=live, other=0.0)
@@ -199,7 +208,8 @@ def pick_kernel(
     at_ptr,  # [R, T] int32
     key_ptr,  # [R, KT] fp32
     key_at_ptr,  # [R, KT] int32
-    out_ptr,  # [R] int32, out
+    out_ptr,  # [R] int32 at `out_stride`, out
+    out_stride,
     R,
     T,
     KT,
@@ -214,7 +224,7 @@ def pick_kernel(
     sampled = live & usable & (tl.load(temperature_ptr + row, mask=live, other=0.0) > 0.0)
     key, key_at = best_tile(key_ptr, key_at_ptr, row, sampled, KT, KTP)
     token = tl.where(sampled & (key > -INFINITY), key_at, at)
-    tl.store(out_ptr + row, tl.where(usable, token, -1), mask=live)
+    tl.store(out_ptr + row * out_stride, tl.where(usable, token, -1), mask=live)
 
 
 def _parts(rows: int, vocab: int) -> list[Part]:
@@ -240,14 +250,18 @@ def sample(
     seed: Annotated[Tensor, "int64 [R]"],
     positions: Annotated[Tensor, "int64 [R]"],
     purpose: int,
-    out: Annotated[Tensor, "int32 [R] out"],
+    out: Annotated[Tensor, "int32 [R] out strided"],
     thresholds: Annotated[Tensor | None, "fp32 [R]"],
     workspace: Annotated[Tensor, "out"],
+    kept: Annotated[Tensor | None, "logits [S, V] rows out"] = None,
+    kept_rows: Annotated[Tensor | None, "int64 [R]"] = None,
 ) -> None:
-    """One token per row of logits into out; see above."""
+    """One token per row of logits into out, and the rows into kept; see above."""
     rows, vocab = logits.shape
     if not 0 <= purpose <= 4:
         raise ValueError(f"sample: purpose is {purpose}, expected 0..4 (pearl_rt.reference.noise.Purpose)")
+    if (kept is None) != (kept_rows is None):
+        raise ValueError("sample: one of kept and kept_rows given: pass both, or neither")
     top, at, key, key_at = carve("sample", workspace, _parts(rows, vocab))
     if rows == 0:
         return
@@ -257,7 +271,9 @@ def sample(
     padded, key_padded = triton.next_power_of_2(tiles), triton.next_power_of_2(key_tiles)
     options = {"num_warps": shape.num_warps, **EXACT}
     scan_kernel[(blocks, tiles)](
-        logits, logits.stride(0), thresholds, top, at, rows, vocab, tiles, shape.rows, shape.tile, **options
+        *(logits, logits.stride(0), thresholds, kept, 0 if kept is None else kept.stride(0), kept_rows),
+        *(top, at, rows, vocab, tiles, shape.rows, shape.tile),
+        **options,
     )
     key_kernel[(key_blocks, key_tiles)](
         *(logits, logits.stride(0), thresholds, temperature, seed, positions, top, key, key_at),
@@ -265,7 +281,7 @@ def sample(
         **options,
     )
     pick_kernel[(key_blocks,)](
-        *(temperature, top, at, key, key_at, out),
+        *(temperature, top, at, key, key_at, out, out.stride(0)),
         *(rows, tiles, key_tiles, padded, key_padded, shape.key_rows),
         **options,
     )

@@ -60,9 +60,9 @@ def rms_norm_launches(record: Recorder) -> None:
 
 
 def linear_launches(record: Recorder) -> None:
-    """Every shipped layer; of Qwen2.5-0.5B, a qkv_proj with a bias and a down_proj that splits K.
-
-    All with num_live, as steps run them, but for those of Qwen: without, a load and a branch are missing.
+    """Every shipped layer as steps run it: with num_live, with squares where a norm is read, the head with
+    rows too, and with the next norm where the residual is written. Of Qwen2.5-0.5B, a qkv_proj with a bias
+    and a down_proj that splits K, plain ones without num_live too.
     """
 
     def launch(
@@ -72,9 +72,19 @@ def linear_launches(record: Recorder) -> None:
         out: torch.dtype | None,
         bias: bool = False,
         live: bool = True,
+        normed: bool = True,
+        picked: bool = False,
     ) -> None:
+        def parts(size: int) -> torch.Tensor:
+            return tensor(F32, 1, linear_kernels.num_parts(size))
+
+        norm: dict[str, Any] = {}
+        if normed and out is None:
+            norm = {"next_norm": tensor(dtype, N), "scaled": tensor(dtype, 1, N), "next_squares": parts(N)}
+        elif normed:
+            norm = {"squares": parts(K), "eps": EPS}
         words = f"{N}x{K} {NAMES[dtype]}{' + bias' if bias else ''}{' + residual' if out is None else ''}"
-        with record(words + ("" if live else " always")):
+        with record(words + ("" if live else " always") + ("" if normed else " plain")):
             linear_kernels.linear(
                 tensor(dtype, 1, K),
                 tensor(dtype, N, K),
@@ -83,15 +93,18 @@ def linear_launches(record: Recorder) -> None:
                 None if out else tensor(F32, 1, N),
                 tensor(U8, linear_kernels.workspace_size(1, N, K)),
                 tensor(I32, 1) if live else None,
+                tensor(I32, 1) if picked else None,
+                **norm,
             )
 
     for shape in SHAPES:
         for layer, (N, K) in shape.linears.items():
             for dtype in dtypes_of(shape):
-                launch(N, K, dtype, None if layer in ("o_proj", "down_proj") else F32)
+                adds = layer in ("o_proj", "down_proj")
+                launch(N, K, dtype, None if adds else F32, picked=layer == "lm_head")
     launch(1152, 896, BF16, F32, bias=True)
-    launch(1152, 896, BF16, BF16, bias=True, live=False)
-    launch(896, 4864, BF16, None, live=False)
+    launch(1152, 896, BF16, BF16, bias=True, live=False, normed=False)
+    launch(896, 4864, BF16, None, live=False, normed=False)
     launch(896, 4864, BF16, None)
 
 
@@ -106,6 +119,8 @@ def gate_up_silu_launches(record: Recorder) -> None:
             tensor(dtype, T, I),
             tensor(U8, gate_up_kernels.workspace_size(T, I, K)),
             tensor(I32, 1),
+            tensor(F32, T, linear_kernels.num_parts(K)),
+            EPS,
         )
 
     for shape in SHAPES:
@@ -157,10 +172,13 @@ def qkv_rope_store_launches(record: Recorder) -> None:
 
 
 def embedding_launches(record: Recorder) -> None:
-    """One for each dtype: sizes are run-time arguments."""
+    """One for each dtype, with what the first layer reads and without; sizes are run-time arguments."""
     for dtype in (BF16, F16):
-        with record(NAMES[dtype]):
-            embedding(tensor(I32, 1), tensor(dtype, 32000, 4096), tensor(F32, 1, 4096))
+        table, out = tensor(dtype, 32000, 4096), tensor(F32, 1, 4096)
+        norm = tensor(dtype, 4096), tensor(dtype, 1, 4096), tensor(F32, 1, linear_kernels.num_parts(4096))
+        for given in (norm, ()):
+            with record(NAMES[dtype] + (" norm" if given else "")):
+                embedding(tensor(I32, 1), table, out, *given)
 
 
 def feed_launches(record: Recorder) -> None:
@@ -209,15 +227,16 @@ def filters_launches(record: Recorder) -> None:
 
 
 def sample_launches(record: Recorder) -> None:
-    """Every shipped vocabulary; the largest in every dtype of logits."""
+    """Every shipped vocabulary; the largest in every dtype of logits, and with rows that are kept."""
     for vocab in VOCABULARIES:
         for dtype in (F32, F16, BF16) if vocab == LARGEST else (F32,):
-            number, share = tensor(I64, 1), tensor(F32, 1)
-            with record(f"{vocab} {NAMES[dtype]}"):
-                sample_kernels.sample(
-                    *(tensor(dtype, 1, vocab), share, number, number, 4, tensor(I32, 1), share),
-                    tensor(U8, sample_kernels.workspace_size(1, vocab)),
-                )
+            number, share, logits = tensor(I64, 1), tensor(F32, 1), tensor(dtype, 1, vocab)
+            for kept in ((), (logits, number)) if vocab == LARGEST else ((),):
+                with record(f"{vocab} {NAMES[dtype]}{' kept' if kept else ''}"):
+                    sample_kernels.sample(
+                        *(logits, share, number, number, 4, tensor(I32, 1), share),
+                        *(tensor(U8, sample_kernels.workspace_size(1, vocab)), *kept),
+                    )
 
 
 def logprobs_launches(record: Recorder) -> None:

@@ -121,8 +121,7 @@ class LogitsProcessors:
         """Transforms the rows of a draft's step, [B, Vd], in place -> [B] thresholds, which are kept too."""
         state = self.state.windowed(gamma)
         if self.penalises:
-            window = self.state.drafted[:gamma].t()
-            self._penalise(state, logits, window, None, step, self.draft_workspace)
+            self._penalise(state, logits, state.draft_token_ids, None, step, self.draft_workspace)
         filtered, self._has_filtered = self._has_filtered, self.filters
         if not self._has_filtered:
             return None

@@ -69,8 +69,6 @@ class DeviceState:
         if device.type == "cuda":
             ring = torch.full_like(self.whole.ring, -1, device="cpu", pin_memory=True)
             self.whole = replace(self.whole, ring=ring)
-        # The windows as they are sampled, step by step: [G, B], set by draft.
-        self.drafted = torch.zeros(sizes.gamma_max, sizes.num_slots, dtype=torch.int32, device=device)
         # finish_reason of the slots whose first row is judged by itself, beside others' rounds: [B].
         self.joining = torch.full((sizes.num_slots,), IDLE, dtype=torch.int32, device=device)
         # The pages of each slot, in order, in the caches of all lanes over this state: [B, MB].

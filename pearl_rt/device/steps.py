@@ -105,8 +105,7 @@ class TargetSteps(LaneSteps):
     def prefill_logits(self, gamma: int, slot: int) -> None:
         """Row 0 of a slot from the last token of the chunk that was fed last, which is the slot's."""
         state = self.state.windowed(gamma)
-        hidden = self.model.buffers.residual[: self.model.sizes.prefill_chunk]
-        self.model.logits(hidden, self.logit_rows[slot : slot + 1], state.target_logits[slot, :1])
+        self.model.logits(self.logit_rows[slot : slot + 1], state.target_logits[slot, :1])
         state.num_rows[slot : slot + 1].fill_(1)  # an item that is set by index is copied from the host
 
     def score(self, gamma: int, include_window: bool) -> None:
@@ -121,7 +120,8 @@ class TargetSteps(LaneSteps):
         kind = SCORE_WINDOW if include_window else SCORE
         rows = self._feed(kind, 0, batch, state, state.draft_token_ids, num_logits=gamma + 1)
         logits = state.target_logits.view(slots * (gamma + 1), -1)
-        self.model.logits(self.model.forward(batch, batch.num_live), rows, logits, batch.num_live)
+        self.model.forward(batch, batch.num_live)
+        self.model.logits(rows, logits, batch.num_live)
 
     def verify(
         self, gamma: int, judge: str, processors: LogitsProcessors | None = None, *, joining: bool = False
@@ -170,15 +170,15 @@ class DraftSteps(LaneSteps):
         processors: what requests do to rows before tokens are sampled from them.
         """
         state, slots = self.state.windowed(gamma), self.state.sizes.num_slots
-        drafted = self.state.drafted[:gamma]
+        kept = (state.draft_logits.view(-1, self.model.vocab_size), self.ring_rows) if keep_logits else ()
         purpose = int(Purpose.TARGET if judge == "coupled" else Purpose.DRAFT)
         for step in range(gamma):
             fed = 2 if step == 0 else 1
             batch = self.batch.first(slots * fed, fed)
             kind = DRAFT_FIRST if step == 0 else DRAFT_NEXT
-            rows = self._feed(kind, step, batch, state, drafted.t(), num_logits=1)
-            hidden = self.model.forward(batch, batch.num_live)
-            self.model.logits(hidden, rows, self.step_logits, batch.num_live)
+            rows = self._feed(kind, step, batch, state, state.draft_token_ids, num_logits=1)
+            self.model.forward(batch, batch.num_live)
+            self.model.logits(rows, self.step_logits, batch.num_live)
             thresholds = None
             if processors is not None:
                 thresholds = processors.draft(gamma, step, self.step_logits, self.ring_rows)
@@ -188,11 +188,8 @@ class DraftSteps(LaneSteps):
                 state.seed,
                 self.sample_positions,
                 purpose,
-                drafted[step],
+                state.draft_token_ids[:, step],
                 thresholds,
                 self.workspace,
+                *kept,
             )
-            if keep_logits:
-                kept = state.draft_logits.view(-1, self.model.vocab_size)
-                kept.index_copy_(0, self.ring_rows, self.step_logits)
-        state.draft_token_ids.copy_(drafted.t())

@@ -5,10 +5,12 @@ meaning, sequences' states, or the order of lanes. A pass allocates nothing and 
 anything, so that it can be captured; its buffers belong to one lane, and one pass runs at a time.
 
     embedding
-    per layer   rms_norm, qkv_proj (linear), qkv_rope_store, attention, o_proj (linear, added to the residual)
-                rms_norm, gate_up_silu, down_proj (linear, added to the residual)
-    logits      gather rows, rms_norm, head (linear)
+    per layer   qkv_proj (linear), qkv_rope_store, attention, o_proj (linear, added to the residual)
+                gate_up_silu, down_proj (linear, added to the residual)
+    logits      head (linear), of the rows that are asked for
 
+RMSNorm has no launch: who adds to the residual writes it scaled by the next norm's weight, with sums of its
+squares, and who reads that multiplies its own sums by the row's factor (pearl_rt.kernels.forward.linear).
 The residual stream is fp32, and so are the sums of every kernel; in between, activations are the weights'
 dtype. The bits of a row do not depend on the other rows: a pass of more than MAX_ROWS rows runs its linear
 layers over blocks of MAX_ROWS, but for a prefill chunk, which always has the same number of rows and goes to
@@ -27,10 +29,9 @@ from pearl_rt.kernels.forward.attention import workspace_size as attention_works
 from pearl_rt.kernels.forward.embedding import embedding
 from pearl_rt.kernels.forward.gate_up_silu import gate_up_silu
 from pearl_rt.kernels.forward.gate_up_silu import workspace_size as gate_up_workspace
-from pearl_rt.kernels.forward.linear import MAX_ROWS, linear
+from pearl_rt.kernels.forward.linear import MAX_ROWS, linear, num_parts
 from pearl_rt.kernels.forward.linear import workspace_size as linear_workspace
 from pearl_rt.kernels.forward.qkv_rope_store import qkv_rope_store
-from pearl_rt.kernels.forward.rms_norm import rms_norm
 from pearl_rt.model.attention_backends import attention_backend
 from pearl_rt.model.forward_batch import ForwardBatch
 from pearl_rt.model.kv_cache import CacheShape, PagedKVCache
@@ -147,13 +148,12 @@ class Buffers:
             return torch.empty(shape, dtype=dtype, device=weights.device)
 
         self.residual = empty(rows, hidden, dtype=torch.float32)
-        self.normed = empty(rows, hidden)
+        self.scaled = empty(rows, hidden)  # the residual times the weight of the norm that is next
+        self.squares = empty(rows, num_parts(hidden), dtype=torch.float32)  # of the residual, summed by parts
         self.qkv = empty(rows, (heads + 2 * kv_heads) * head_dim, dtype=torch.float32)
         self.q = empty(rows, heads, head_dim)
         self.attended = empty(rows, heads, head_dim)
         self.activated = empty(rows, inner)
-        self.gathered = empty(sizes.logit_rows, hidden, dtype=torch.float32)
-        self.gathered_normed = empty(sizes.logit_rows, hidden)
         num_bytes = workspace_bytes(config, sizes, vocab_size=vocab_size)
         self.workspace = empty(max(num_bytes, 16), dtype=torch.uint8)
         # Of attention, which leaves them at 0: all layers, captured or not, run one after another.
@@ -222,7 +222,8 @@ class Llama:
         self.cos, self.sin = cos.contiguous().to(weights.device), sin.contiguous().to(weights.device)
 
     def forward(self, batch: ForwardBatch, num_live: Tensor | None = None) -> Tensor:
-        """The residual stream behind the last layer, [T, H] fp32, in a buffer that the next pass overwrites.
+        """The residual stream behind the last layer, [T, H] fp32, in a buffer that the next pass overwrites,
+        and for `logits` what the head reads.
 
         Stores keys and values by slot_mapping. Rows of padding hold garbage. num_live: the batch's, of a
         step that may be launched after all sequences have ended; no weights are read then.
@@ -233,18 +234,34 @@ class Llama:
                 f"the batch has {rows} rows, the buffers {self.sizes.max_tokens}: build larger ones"
             )
         own, weights, eps = self.buffers, self.weights, self.config.rms_norm_eps
-        residual, normed, qkv = own.residual[:rows], own.normed[:rows], own.qkv[:rows]
-        q, attended, activated = own.q[:rows], own.attended[:rows], own.activated[:rows]
+        residual, qkv, q = own.residual[:rows], own.qkv[:rows], own.q[:rows]
+        attended, activated = own.attended[:rows], own.activated[:rows]
+        flat, scaled, squares = attended.view(rows, -1), own.scaled[:rows], own.squares[:rows]
         blocks = [slice(0, rows)] if batch.max_q_len > MAX_ROWS else row_blocks(rows)
-        embedding(batch.input_ids, weights.embed_tokens, residual)
-        for layer, k_cache, v_cache in zip(
-            weights.layers, self.kv_cache.keys, self.kv_cache.values, strict=True
-        ):
-            rms_norm(residual, layer.input_layernorm, eps, normed, None)
+        norms = [*(layer.input_layernorm for layer in weights.layers), weights.norm]
+
+        def read(weight: Tensor, out: Tensor, bias: Tensor | None) -> None:
             for block in blocks:
                 linear(
-                    normed[block], layer.qkv_proj, qkv[block], layer.qkv_bias, None, own.workspace, num_live
+                    *(scaled[block], weight, out[block], bias, None, own.workspace, num_live),
+                    squares=squares[block],
+                    eps=eps,
                 )
+
+        def add(x: Tensor, weight: Tensor, next_norm: Tensor) -> None:
+            for block in blocks:
+                linear(
+                    *(x[block], weight, None, None, residual[block], own.workspace, num_live),
+                    next_norm=next_norm,
+                    scaled=scaled[block],
+                    next_squares=squares[block],
+                )
+
+        embedding(batch.input_ids, weights.embed_tokens, residual, norms[0], scaled, squares)
+        for layer, next_norm, k_cache, v_cache in zip(
+            weights.layers, norms[1:], self.kv_cache.keys, self.kv_cache.values, strict=True
+        ):
+            read(layer.qkv_proj, qkv, layer.qkv_bias)
             qkv_rope_store(
                 qkv,
                 batch.positions,
@@ -259,23 +276,22 @@ class Llama:
                 eps,
             )
             self._attention(q, k_cache, v_cache, batch, attended, own.workspace, own.counters)
-            flat = attended.view(rows, -1)
+            add(flat, layer.o_proj, layer.post_attention_layernorm)
             for block in blocks:
-                linear(flat[block], layer.o_proj, None, None, residual[block], own.workspace, num_live)
-            rms_norm(residual, layer.post_attention_layernorm, eps, normed, None)
-            for block in blocks:
-                gate_up_silu(normed[block], layer.gate_up_proj, activated[block], own.workspace, num_live)
-            for block in blocks:
-                linear(
-                    activated[block], layer.down_proj, None, None, residual[block], own.workspace, num_live
+                gate_up_silu(
+                    *(scaled[block], layer.gate_up_proj, activated[block], own.workspace, num_live),
+                    squares=squares[block],
+                    eps=eps,
                 )
+            add(activated, layer.down_proj, next_norm)
         return residual
 
-    def logits(self, hidden: Tensor, rows: Tensor, out: Tensor, num_live: Tensor | None = None) -> None:
-        """out [R, V] fp32 = the head of rows `rows` [R] int32 of `hidden` [T, H] fp32; num_live as above."""
-        num_rows = rows.shape[0]
-        gathered, normed = self.buffers.gathered[:num_rows], self.buffers.gathered_normed[:num_rows]
-        torch.index_select(hidden, 0, rows, out=gathered)
-        rms_norm(gathered, self.weights.norm, self.config.rms_norm_eps, normed, None)
-        for block in row_blocks(num_rows):
-            linear(normed[block], self._head, out[block], None, None, self.buffers.workspace, num_live)
+    def logits(self, rows: Tensor, out: Tensor, num_live: Tensor | None = None) -> None:
+        """out [R, V] fp32 = the head of rows `rows` [R] int32 of the last pass; num_live as above."""
+        own = self.buffers
+        for block in row_blocks(rows.shape[0]):
+            linear(
+                *(own.scaled, self._head, out[block], None, None, own.workspace, num_live, rows[block]),
+                squares=own.squares,
+                eps=self.config.rms_norm_eps,
+            )

@@ -12,10 +12,15 @@ def gate_up_silu(
     out: torch.Tensor,
     workspace: torch.Tensor,
     num_live: torch.Tensor | None = None,
+    squares: torch.Tensor | None = None,
+    eps: float = 0.0,
 ) -> None:
     """x: [T, K]; weight: [2 * I, K], the gate's rows, then up's; out: [T, I]; num_live: [1], 0 leaves all as
-    it is, or None. The workspace is not used."""
+    it is, or None; squares: [T, P], of what x was scaled from, or None. The workspace is not used."""
     if num_live is not None and num_live.item() == 0:
         return
-    gate, up = (x.float() @ weight.float().t()).chunk(2, dim=-1)
+    product = x.float() @ weight.float().t()
+    if squares is not None:
+        product *= torch.rsqrt(squares.sum(-1, keepdim=True) / x.shape[1] + eps)
+    gate, up = product.chunk(2, dim=-1)
     out.copy_(F.silu(gate) * up)

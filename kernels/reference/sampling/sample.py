@@ -26,8 +26,13 @@ def sample(
     out: torch.Tensor,
     thresholds: torch.Tensor | None,
     workspace: torch.Tensor,
+    kept: torch.Tensor | None = None,
+    kept_rows: torch.Tensor | None = None,
 ) -> None:
-    """logits [R, V]; temperature [R] fp32; seed, positions [R] int64; out [R] int32; thresholds [R] fp32."""
+    """logits [R, V]; temperature [R] fp32; seed, positions [R] int64; out [R] int32; thresholds [R] fp32;
+    kept [S, V]: row kept_rows[r] ([R] int64) becomes row r of logits."""
     rows, own = filtered(logits, thresholds), (temperature.tolist(), seed.tolist(), positions.tolist())
     tokens = [definition.sample(*each, Purpose(purpose)) for each in zip(rows, *own, strict=True)]
     out.copy_(torch.tensor(tokens, dtype=out.dtype))
+    if kept is not None and kept_rows is not None:
+        kept[kept_rows] = logits

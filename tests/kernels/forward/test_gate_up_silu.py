@@ -8,7 +8,7 @@ from compiled import COMPILED
 from rows import among_nan
 
 from pearl_rt.kernels.forward.gate_up_silu import config, gate_up_silu, workspace_size
-from pearl_rt.kernels.forward.linear import MAX_ROWS
+from pearl_rt.kernels.forward.linear import MAX_ROWS, num_parts
 from pearl_rt.kernels.reference.forward.gate_up_silu import gate_up_silu as reference
 
 FP16, FP32 = torch.float16, torch.float32
@@ -22,6 +22,24 @@ def run(x: torch.Tensor, weight: torch.Tensor, out_dtype: torch.dtype) -> torch.
     gate_up_silu(x, weight, whole[1:-1], torch.full((size,), 255, dtype=torch.uint8, device=x.device))
     assert whole[[0, -1]].isnan().all(), "a row beside the output was written"
     return whole[1:-1]
+
+
+@pytest.mark.parametrize("T", [1, 5, MAX_ROWS + 1])
+def test_rows_that_were_scaled(T: int, device: torch.device) -> None:
+    """What a norm makes of them is made of the sums; a row has the same bits in any company."""
+    I, K, eps = 20, 72, 0.1  # noqa: E741
+    x = among_nan(T, K, dtype=FP16, device=device, seed=1)
+    weight = among_nan(2 * I, K, dtype=FP16, device=device, seed=2) / K**0.5
+    squares = among_nan(T, num_parts(K), dtype=FP32, device=device, seed=3).abs() * 40
+    found, expected = (torch.full((T, I), torch.nan, device=device) for _ in range(2))
+    space = torch.full((workspace_size(T, I, K),), 255, dtype=torch.uint8, device=device)
+    gate_up_silu(x, weight, found, space, None, squares, eps)
+    reference(x, weight, expected, space, None, squares, eps)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    if T <= MAX_ROWS:
+        alone = torch.empty(1, I, device=device)
+        gate_up_silu(x[-1:].clone(), weight, alone, space, None, squares[-1:].clone(), eps)
+        assert torch.equal(alone[0], found[-1])
 
 
 @pytest.mark.slow
@@ -111,13 +129,24 @@ ARGUMENTS = {
         ({"weight": torch.zeros(15, 64)}, r"weight has 15 rows, expected an even number"),
         ({"weight": torch.zeros(16, 32)}, r"weight has shape \[16, 32\], expected \[\*, 64\]"),
         ({"x": torch.zeros(2, 5), "weight": torch.zeros(16, 5)}, r"K is 5, rows have 20 bytes"),
+        ({"squares": torch.zeros(2, 5)}, r"squares has shape \[2, 5\], expected \[2, 4\]"),
         ({"out": torch.zeros(2, 16)}, r"out has shape \[2, 16\], expected \[2, 8\]"),
         ({"out": torch.zeros(2, 8).half()}, r"out is torch.float16, expected torch.float32"),
         ({"x": torch.zeros(65, 64), "out": torch.zeros(65, 8)}, r"workspace has 0 bytes, needs 4160"),
         ({"workspace": torch.zeros(4)}, r"workspace is torch.float32 \[4\], expected uint8 \[bytes\]"),
         ({"x": torch.zeros(2, 64, device="meta")}, r"tensors on several devices \(x on meta"),
     ],
-    ids=["odd", "K", "row-bytes", "out-size", "out-dtype", "workspace-size", "workspace-dtype", "device"],
+    ids=[
+        "odd",
+        "K",
+        "row-bytes",
+        "squares",
+        "out-size",
+        "out-dtype",
+        "workspace-size",
+        "workspace-dtype",
+        "device",
+    ],
 )
 def test_refuses(changes: dict[str, torch.Tensor], message: str, device: torch.device) -> None:
     moved = {n: t if t.is_meta else t.to(device) for n, t in (ARGUMENTS | changes).items()}

@@ -10,7 +10,7 @@ from compiled import COMPILED, skip_where_compiled
 from rows import among_nan
 
 from pearl_rt.kernels.base.shapes import SHAPES
-from pearl_rt.kernels.forward.linear import MAX_ROWS, SLICES, config, linear, workspace_size
+from pearl_rt.kernels.forward.linear import MAX_ROWS, SLICES, config, linear, num_parts, workspace_size
 from pearl_rt.kernels.reference.forward.linear import linear as reference
 from pearl_rt.kernels.tools.compile import SHARED_LIMITS
 
@@ -130,6 +130,86 @@ def test_a_row_has_the_same_bits_in_any_company(K: int, device: torch.device) ->
         assert torch.equal(out[index], alone[0]), f"row {index} of {T}"
 
 
+def scaled_rows(T: int, K: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """x and squares, as they are after a layer that wrote the residual."""
+    x = among_nan(T, K, dtype=FP16, device=device, seed=1)
+    return x, among_nan(T, num_parts(K), dtype=FP32, device=device, seed=5).abs() * 40
+
+
+@pytest.mark.parametrize(
+    ("T", "K"), [(5, 200), (17, 4096), (MAX_ROWS + 1, 64)], ids=["whole", "split", "many"]
+)
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+def test_rows_that_were_scaled(T: int, K: int, bias: bool, device: torch.device) -> None:
+    """The factor of a row's norm, on its sums."""
+    case = Case(T, 40, K, device, bias=bias)
+    squares = scaled_rows(T, K, device)[1]
+    found, expected = (torch.full((T, 40), torch.nan, device=device) for _ in range(2))
+    for function, out in ((linear, found), (reference, expected)):
+        function(case.x, case.weight, out, case.bias, None, case.workspace, None, squares=squares, eps=0.1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("K", [200, 4096], ids=["whole", "split"])
+def test_rows_that_are_picked_have_the_bits_of_the_same_rows_alone(K: int, device: torch.device) -> None:
+    N, picked = 40, [6, 0, 6, 11]
+    case = Case(12, N, K, device)
+    x, squares = scaled_rows(12, K, device)
+    x[1], squares[2] = torch.nan, torch.nan  # of rows that are not picked
+    rows = torch.tensor(picked, dtype=torch.int32, device=device)
+    found = torch.full((4, N), torch.nan, device=device)
+    space = workspace_for(4, N, K, device)
+    linear(x, case.weight, found, None, None, space, None, rows, squares, 0.1)
+    for i, row in enumerate(picked):
+        own, alone = slice(row, row + 1), torch.empty(1, N, device=device)
+        linear(x[own].clone(), case.weight, alone, None, None, space, squares=squares[own].clone(), eps=0.1)
+        assert torch.equal(found[i], alone[0])
+    expected = torch.empty(4, N, device=device)
+    reference(x, case.weight, expected, None, None, space, None, rows, squares, 0.1)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("T", "N", "K"), [(5, 50, 136), (5, 300, 4096), (3, 4300, 24), (MAX_ROWS + 1, 48, 64)], ids=str
+)
+def test_writes_what_the_next_layer_reads(T: int, N: int, K: int, device: torch.device) -> None:
+    """The residual has the bits that it has without; a row has the same bits in any company."""
+    case = Case(T, N, K, device)
+    next_norm = among_nan(N, dtype=FP16, device=device, seed=6)
+
+    def run(function: Callable[..., None], rows: slice) -> tuple[torch.Tensor, ...]:
+        residual = case.stream[rows].clone()
+        scaled = torch.full_like(residual, torch.nan).half()
+        squares = torch.full((len(residual), num_parts(N)), torch.nan, device=device)
+        given = {"next_norm": next_norm, "scaled": scaled, "next_squares": squares}
+        function(case.x[rows].clone(), case.weight, None, None, residual, case.workspace, **given)
+        return residual, scaled, squares
+
+    found, expected = run(linear, slice(T)), run(reference, slice(T))
+    plain = case.stream.clone()
+    linear(case.x, case.weight, None, None, plain, case.workspace)
+    assert torch.equal(found[0], plain)
+    for ours, theirs, relative in zip(found, expected, (1e-5, 2**-10, 1e-5), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=relative, atol=1e-3)
+    if T <= MAX_ROWS:
+        for ours, alone in zip(found, run(linear, slice(T - 1, T)), strict=True):
+            assert torch.equal(ours[-1], alone[0])
+
+
+def test_a_norm_in_two_halves_is_a_norm(device: torch.device) -> None:
+    """In fp32, two layers: to rounding what rms_norm between them gives."""
+    generator = torch.Generator().manual_seed(7)
+    x, first, second = (torch.randn(s, generator=generator).to(device) for s in ((3, 64), (48, 64), (20, 48)))
+    residual, next_norm = torch.randn(3, 48, generator=generator).to(device), first[:, 0].contiguous()
+    scaled, squares = torch.empty(3, 48, device=device), torch.empty(3, num_parts(48), device=device)
+    out, space = torch.empty(3, 20, device=device), workspace_for(3, 48, 64, device)
+    halves = {"next_norm": next_norm, "scaled": scaled, "next_squares": squares}
+    linear(x, first, None, None, residual, space, **halves)
+    linear(scaled, second, out, None, None, space, squares=squares, eps=0.1)
+    normed = torch.nn.functional.rms_norm(residual, (48,), next_norm, 0.1)
+    torch.testing.assert_close(out, normed @ second.t(), rtol=1e-5, atol=1e-5)
+
+
 def test_a_bad_row_stays_alone(device: torch.device) -> None:
     case = Case(6, 20, 64, device)
     case.x[2, 5] = torch.inf
@@ -181,7 +261,16 @@ def test_is_an_operator(device: torch.device) -> None:
         linear_op = torch.ops.pearl_rt.linear
         num_live = torch.ones(1, dtype=torch.int32, device=device)
         torch.library.opcheck(linear_op, (case.x, case.weight, out, None, None, case.workspace, num_live))
-        torch.library.opcheck(linear_op, (case.x, case.weight, None, case.bias, residual, case.workspace))
+        halves = {
+            "squares": torch.ones(T, num_parts(K), device=device),
+            "next_norm": case.weight[:, 0].contiguous(),
+            "scaled": torch.empty(T, N, device=device),
+            "next_squares": torch.empty(T, num_parts(N), device=device),
+        }
+        for given in ({}, halves):
+            torch.library.opcheck(
+                linear_op, (case.x, case.weight, None, case.bias, residual, case.workspace), given
+            )
 
 
 def test_shipped_layers_fill_a_chip() -> None:
@@ -225,12 +314,22 @@ ARGUMENTS = {
         ({"x": torch.zeros(129)[1:].view(2, 64)}, r"x starts at 0x\w+: align it to 16 bytes"),
         ({"out": None}, r"neither of out and residual given, expected one"),
         ({"residual": torch.zeros(2, 8)}, r"both of out and residual given, expected one"),
-        ({"out": torch.zeros(2, 9)}, r"out has shape \[2, 9\], expected \[2, 8\]"),
+        ({"out": torch.zeros(2, 9)}, r"out has shape \[2, 9\], expected \[\*, 8\]"),
         ({"out": torch.zeros(2, 8).half()}, r"out is torch.float16, expected torch.float32"),
         (
             {"out": None, "residual": torch.zeros(2, 8).double()},
             r"residual is torch.float64, expected torch.float32",
         ),
+        ({"squares": torch.zeros(2, 3)}, r"linear: squares has shape \[2, 3\], expected \[\*, 4\]"),
+        (
+            {"scaled": torch.zeros(2, 8)},
+            r"next_norm, scaled and next_squares belong to a residual: pass all four",
+        ),
+        (
+            {"rows": torch.zeros(65, dtype=torch.int32), "out": torch.zeros(65, 8)},
+            r"65 rows are picked of x, at most 64: pick them in blocks",
+        ),
+        ({"rows": torch.zeros(1, dtype=torch.int32)}, r"rows has shape \[1\], expected \[2\]"),
         ({"num_live": torch.zeros(1)}, r"num_live is torch.float32, expected torch.int32"),
         ({"bias": torch.zeros(9)}, r"bias has shape \[9\], expected \[8\]"),
         ({"x": torch.zeros(1, 4096), "weight": torch.zeros(8, 4096), "out": torch.zeros(1, 8)}, r"needs 64"),
@@ -238,7 +337,8 @@ ARGUMENTS = {
     ],
     ids=[
         *("rank", "K", "dtypes", "strides", "row-bytes", "alignment", "neither", "both", "out-size"),
-        *("out-dtype", "residual-dtype", "num-live", "bias-size", "workspace", "device"),
+        *("out-dtype", "residual-dtype", "squares", "no-residual", "many-picked", "picked"),
+        *("num-live", "bias-size", "workspace", "device"),
     ],
 )
 def test_refuses(changes: dict[str, torch.Tensor | None], message: str, device: torch.device) -> None:

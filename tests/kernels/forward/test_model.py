@@ -95,7 +95,8 @@ def logits_of(model: Llama, batch: ForwardBatch) -> torch.Tensor:
     num_rows = int(batch.cu_seqlens_q[-1])
     rows = torch.arange(num_rows, dtype=torch.int32, device=batch.input_ids.device)
     out = torch.full((num_rows, model.vocab_size), torch.nan, device=rows.device)
-    model.logits(model.forward(batch), rows, out)
+    model.forward(batch)
+    model.logits(rows, out)
     return out
 
 
@@ -160,7 +161,7 @@ def test_a_pass_that_feeds_nothing_leaves_the_linear_layers_alone(device: torch.
     out = torch.full((2, model.vocab_size), torch.nan, device=device)
     hidden = model.forward(batch, batch.num_live)
     assert torch.isfinite(hidden).all()  # the embedding, to which no layer added anything
-    model.logits(hidden, torch.arange(2, dtype=torch.int32, device=device), out, batch.num_live)
+    model.logits(torch.arange(2, dtype=torch.int32, device=device), out, batch.num_live)
     for tensor in (own.qkv, own.activated, own.attended, out):
         assert tensor.isnan().all()
     for before, after in zip(caches, (*model.kv_cache.keys, *model.kv_cache.values), strict=True):
@@ -242,7 +243,8 @@ def test_a_captured_pass_is_the_eager_one() -> None:
     batch = batch_of([(0, 0, SHORT), (1, 0, LONG[:3])], device)
     rows = torch.tensor([4, 7], dtype=torch.int32, device=device)
     out = torch.zeros(2, model.vocab_size, device=device)
-    model.logits(model.forward(batch), rows, out)
+    model.forward(batch)
+    model.logits(rows, out)
     torch.cuda.synchronize()
     first = torch.cuda.CUDAGraph()  # for which torch takes memory itself: the state of its generator
     with torch.cuda.graph(first):
@@ -250,11 +252,13 @@ def test_a_captured_pass_is_the_eager_one() -> None:
     graph = torch.cuda.CUDAGraph()
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     with torch.cuda.graph(graph):
-        model.logits(model.forward(batch), rows, out)
+        model.forward(batch)
+        model.logits(rows, out)
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
     for shift in (0, 5):
         batch.input_ids.add_(shift).remainder_(model.config.vocab_size)
-        model.logits(model.forward(batch), rows, out)
+        model.forward(batch)
+        model.logits(rows, out)
         eager = out.clone()
         out.fill_(torch.nan)
         graph.replay()

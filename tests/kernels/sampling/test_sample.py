@@ -62,6 +62,29 @@ def test_every_kind_of_row_in_one_batch(vocab: int, device: torch.device) -> Non
         assert row[got[i]] > -np.inf
 
 
+@pytest.mark.parametrize("vocab", [3, 1000, 5000])
+def test_rows_are_kept_as_they_are(vocab: int, device: torch.device) -> None:
+    """In the rows that are named, bits and NaN and all, whatever a threshold cuts; out may have a stride."""
+    rng = np.random.default_rng(vocab)
+    logits = torch.from_numpy(rng.normal(0, 2, (3, vocab)).astype(np.float32)).to(device)
+    logits[1, 1] = torch.nan
+    rows = torch.tensor([4, 0, 3], device=device)
+    kept, out = torch.full((6, vocab + 2), 7.0, device=device), torch.full((3, 4), -9, dtype=torch.int32)
+    out = out.to(device)
+    zeros, ones = torch.zeros(3, dtype=torch.int64, device=device), torch.ones(3, device=device)
+    space = poisoned(kernel.workspace_size(3, vocab), device)
+    arguments = (logits, ones, zeros, zeros, Purpose.DRAFT)
+    torch.ops.pearl_rt.sample(*arguments, out[:, 2], ones, space, kept[:, :vocab], rows)
+    assert torch.equal(kept[rows, :vocab].view(torch.int32), logits.view(torch.int32))
+    assert (kept[:, vocab:] == 7).all() and (kept[[1, 2, 5]] == 7).all()
+    plain = torch.empty(3, dtype=torch.int32, device=device)
+    torch.ops.pearl_rt.sample(*arguments, plain, ones, space)
+    assert torch.equal(out[:, 2], plain)
+    assert (out[:, [0, 1, 3]] == -9).all()
+    with pytest.raises(ValueError, match="sample: one of kept and kept_rows given: pass both, or neither"):
+        torch.ops.pearl_rt.sample(*arguments, plain, ones, space, kept[:, :vocab])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("vocab", [4097, 8193, 32000, 128256, 151936])
 def test_large_vocabularies(vocab: int, dtype: torch.dtype, device: torch.device) -> None:
