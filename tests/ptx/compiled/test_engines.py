@@ -43,7 +43,7 @@ def test_the_engine_computes_in_bf16_by_compiled_kernels(engine: Engine) -> None
 )
 def test_strategies_write_the_same_tokens(engine: Engine, prompt: list[int], params: SamplingParams) -> None:
     written = [tokens(engine, prompt, params, strategy=name, gamma=gamma) for name, gamma in PROGRAMS]
-    assert len(set(written[0])) > 3 and written[1:] == [written[0]] * (len(PROGRAMS) - 1)
+    assert len(written[0]) == params.max_tokens and written[1:] == [written[0]] * (len(PROGRAMS) - 1)
 
 
 def test_a_batch_writes_what_each_sequence_writes_alone(engine: Engine) -> None:
