@@ -65,7 +65,7 @@ soak: build
 
 # All tests of kernels on compiled ones, for both architectures, without a GPU: docs/compiled_kernels.md.
 ptx: build
-	for arch in sm_80 sm_90; do $(RUN) -m pytest --ptx $$arch tests/kernels tests/ptx $(ARGS) || exit 1; done
+	for arch in sm_80 sm_90; do $(RUN) -m pytest --ptx $$arch tests/kernels tests/ptx/unit tests/ptx/compiled $(ARGS) || exit 1; done
 
 check: $(READY) pearl_rt/kernels
 	$(PY) -m ruff check $(PATHS)

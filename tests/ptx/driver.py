@@ -103,8 +103,13 @@ def run(
     extents: list[Extent],
     shared_bytes: int,
     seed: int = 0,
+    global_races: bool = False,
 ) -> int:
-    """All programs of a launch -> instructions of warps. Raises KernelFault."""
+    """All programs of a launch -> instructions of warps. Raises KernelFault.
+
+    global_races: looks for races of warps in small tensors too. Warps that hold the same values may read what
+    one of them stores, and use it for nothing: such a kernel is right, and this finds a race in it.
+    """
     ranges = ranges_of([*extents, *constant_extents(program)])
     found = _ptx.launch(
         kernel=program.kernel,
@@ -112,6 +117,7 @@ def run(
         params=values,
         ranges=ranges,
         shared_bytes=shared_bytes,
+        global_races=global_races,
         seed=seed,
         most_instructions=MOST_INSTRUCTIONS,
     )
@@ -165,7 +171,10 @@ class Function:
         if (edit := self._device.edit) is not None:
             program = program_of(edit(self._name, self._ptx))
         padded = values + [0] * SCRATCH_POINTERS
-        work.instructions += run(program, grid, padded, extents, shared_bytes, self._device.seed)
+        device = self._device
+        work.instructions += run(
+            program, grid, padded, extents, shared_bytes, device.seed, device.global_races
+        )
         work.launches += 1
         work.seconds += time.perf_counter() - begin
 
@@ -177,6 +186,7 @@ class PtxUtils:
         self._shared_bytes, self.seed = shared_bytes, seed
         self.work = Work()
         self.edit: Edit | None = None
+        self.global_races = False
 
     def load_binary(
         self, name: str, ptx: bytes, shared: int, device: int
@@ -206,13 +216,13 @@ class PtxDriver(DriverBase):
         return self.utils.work
 
     @contextmanager
-    def edited(self, edit: Edit) -> Iterator[None]:
-        """Launches inside run what `edit` makes of each kernel's PTX."""
-        self.utils.edit = edit
+    def edited(self, edit: Edit, global_races: bool = False) -> Iterator[None]:
+        """Launches inside run what `edit` makes of each kernel's PTX. global_races: see run()."""
+        self.utils.edit, self.utils.global_races = edit, global_races
         try:
             yield
         finally:
-            self.utils.edit = None
+            self.utils.edit, self.utils.global_races = None, False
 
     @classmethod
     def is_active(cls) -> bool:

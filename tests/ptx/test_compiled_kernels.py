@@ -38,10 +38,9 @@ OPERATORS = [
     f"{KERNELS}/verify/test_verify.py::test_rounds_are_the_decoders[pearl-3-12-16-coupled]",
     f"{KERNELS}/verify/test_verify.py::test_rounds_are_the_decoders[sd-3-12-16-rejection]",
 ]
-PARTS = {
-    "sm_80": ("sm_80", OPERATORS),
-    "sm_90": ("sm_90", [*OPERATORS, "tests/ptx/compiled/test_compiled_mutants.py"]),
-    "engines": ("sm_90", ["tests/ptx/compiled/test_engines.py"]),
+PARTS = {  # as long as each other
+    "sm_80": [*OPERATORS, "tests/ptx/compiled/test_engines.py"],
+    "sm_90": [*OPERATORS, "tests/ptx/compiled/test_compiled_mutants.py"],
 }
 
 
@@ -52,12 +51,12 @@ def parts(
     """Each part as a process that has begun, and what it writes: each takes one core."""
     environment = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}
     begun = {}
-    for part, (architecture, tests) in PARTS.items():
+    for part, tests in PARTS.items():
         out = tmp_path_factory.mktemp("ptx") / part
         command = [sys.executable, "-m", "pytest", "-q", "--no-skips", "-p", "no:cacheprovider"]
         with out.open("w") as stdout:
             process = subprocess.Popen(
-                [*command, "--ptx", architecture, *tests],
+                [*command, "--ptx", part, *tests],
                 cwd=ROOT,
                 env=environment,
                 stdout=stdout,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from compiled import skip_where_compiled
 from tiny_pairs import Pair, random_tensors
 
 from pearl_rt import Engine, RequestError, RequestOutput, SamplingParams
@@ -199,6 +200,7 @@ def test_logits_that_are_nan_end_the_run_with_the_lanes_name(broken: str) -> Non
 
 
 def test_what_the_interpreter_does_not_take() -> None:
+    skip_where_compiled()
     pair = pair_of("half-right")
     with pytest.raises(ConfigError, match=r"dtype 'bfloat16' is not computed rightly"):
         pair.engine(device="interpret", dtype="bfloat16")
@@ -209,6 +211,7 @@ def test_what_the_interpreter_does_not_take() -> None:
 
 
 def test_kernels_that_are_compiled_already(monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_where_compiled()
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ConfigError, match=r"triton was imported before .* set TRITON_INTERPRET=1 before"):
         Environment.interpret_kernels()
@@ -216,6 +219,7 @@ def test_kernels_that_are_compiled_already(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_stats_name_the_interpreter() -> None:
+    skip_where_compiled()
     stats = engine_of("interpret").stats()
     assert stats["isa"] == "triton-interpreter"
     assert stats["dtype"] == {"target": "float32", "draft": "float32"}

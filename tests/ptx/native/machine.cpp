@@ -54,10 +54,9 @@ Machine::Machine(const Kernel& kernel, const Launch& launch)
       fences_(warps_.size()),
       random_(launch.seed) {
   for (const auto& [first, end] : launch.ranges) {
-    global_.push_back(end - first > kMostBytesTracked
-                          ? nullptr
-                          : std::make_unique<Shadows>(epochs_, first, end - first,
-                                                      static_cast<uint32_t>(kernel.global_granule)));
+    const bool tracked = launch.global_races && end - first <= kMostBytesTracked;
+    const auto granule = static_cast<uint32_t>(kernel.global_granule);
+    global_.push_back(tracked ? std::make_unique<Shadows>(epochs_, first, end - first, granule) : nullptr);
   }
   for (const Constant& constant : kernel.constants) {
     fill(constants_.data() + constant.slot * kLanes, constant, constant.value);

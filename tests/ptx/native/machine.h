@@ -22,6 +22,7 @@ struct Launch {
   std::vector<uint64_t> params;
   std::vector<Range> ranges;  // sorted, and none overlaps another
   uint32_t shared_bytes;
+  bool global_races;  // whether races of warps are looked for in small tensors too
   uint64_t seed;
   uint64_t most_instructions;     // of one warp in one program
   std::function<void()> breathe;  // called now and then: it may throw

@@ -44,12 +44,13 @@ def launch(
     shared: int = 0,
     seed: int = 0,
     module: str = "",
+    global_races: bool = False,
 ) -> int:
     """Runs it on these arrays, which are a0, a1 .. in errors."""
     values = [array.ctypes.data for array in arrays]
     extents = [Extent(f"a{i}", v, v + a.nbytes) for i, (v, a) in enumerate(zip(values, arrays, strict=True))]
     program = program_of(kernel(body, len(arrays), threads, module))
-    return run(program, grid, values, extents, shared, seed)
+    return run(program, grid, values, extents, shared, seed, global_races)
 
 
 def addresses(sizes: list[int]) -> str:

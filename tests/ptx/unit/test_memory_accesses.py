@@ -242,16 +242,22 @@ GLOBAL_RACES = {
 @pytest.mark.parametrize("race", GLOBAL_RACES)
 def test_races_of_warps_in_a_small_tensor(race: str) -> None:
     a = np.zeros(64, "u4")
-    launch(GLOBAL + GLOBAL_RACES[race].format("bar.sync 0;"), a, threads=64)
+    launch(GLOBAL + GLOBAL_RACES[race].format("bar.sync 0;"), a, threads=64, global_races=True)
     a[:] = 0
     with pytest.raises(KernelFault, match=r"4 bytes at \d+ of a0 are .* without a barrier between"):
-        launch(GLOBAL + GLOBAL_RACES[race].format(""), a, threads=64)
+        launch(GLOBAL + GLOBAL_RACES[race].format(""), a, threads=64, global_races=True)
 
 
 def test_programs_may_share_a_tensor_and_atomics_are_no_race() -> None:
     a = np.zeros(64, "u4")
-    launch(GLOBAL + "atom.global.add.u32 %r5, [%q0+8], 1;", a, threads=64, grid=(3, 1, 1))
-    launch(GLOBAL + "mov.u32 %r5, %ctaid.x; st.global.b32 [%q1], %r5;", a, threads=64, grid=(3, 1, 1))
+    launch(GLOBAL + "atom.global.add.u32 %r5, [%q0+8], 1;", a, threads=64, grid=(3, 1, 1), global_races=True)
+    launch(
+        GLOBAL + "mov.u32 %r5, %ctaid.x; st.global.b32 [%q1], %r5;",
+        a,
+        threads=64,
+        grid=(3, 1, 1),
+        global_races=True,
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
