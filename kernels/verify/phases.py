@@ -102,7 +102,8 @@ def launch(
     options = {"num_warps": 2 * shape.num_warps, **EXACT}
     top, at, best, best_at, num_ended, *others = parts
     rejection, keys = kind == "rejection", Keys(best, best_at)
-    scans = Scans(top, at, *(others[:3] if rejection else (None, None, None)), num_ended)
+    total, draft_top, draft_total = others[:3] if rejection else (None, None, None)
+    scans = Scans(top, at, total, draft_top, draft_total, num_ended)
     scanned = draft if rejection else draft_logits_of(None, None, draft.vocab)
     judge_scan_kernel[(triton.cdiv(sizes.rows, shape.rows), sizes.tiles, 1 if scanned.logits is None else 2)](
         *(windows, target, scanned, temperature, scans, sizes.rows, K, S, sizes.vocab, sizes.tiles),
