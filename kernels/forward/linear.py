@@ -318,6 +318,7 @@ def linear(
             f"linear: {given} of out and residual given, expected one: the residual is an output"
         )
     target = residual if out is None else out
+    assert target is not None
     check("linear", "out" if residual is None else "residual", target, (M, N))
     folds = [residual is not None, *(tensor is not None for tensor in (next_norm, scaled, next_squares))]
     if any(folds[1:]) and not all(folds):
