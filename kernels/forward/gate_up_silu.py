@@ -31,7 +31,7 @@ from torch import Tensor
 from ..base import interpreter  # noqa: F401
 from ..base.checks import check, check_workspace
 from ..base.library import operator
-from .linear import BLOCK_M, MAX_ROWS, OPTIONS, SLICES, check_operands, multiply_many_rows, num_parts
+from .linear import BLOCK_M, MAX_ROWS, OPTIONS, SLICES, THIN, check_operands, multiply_many_rows, num_parts
 
 BLOCK_PRODUCT = 1024
 
@@ -55,6 +55,8 @@ def config(I: int, K: int, element_size: int) -> Config:  # noqa: E741
     columns = 128 // element_size  # of 128 bytes
     if I >= 32 * 132:  # 80 KiB each
         return Config(block_i=32, slice_k=columns // 2, num_stages=5)
+    if I * K * element_size <= THIN:  # of a draft, as in linear: 60 KiB
+        return Config(block_i=16, slice_k=columns // 2, num_stages=6)
     return Config(block_i=16, slice_k=columns, num_stages=5)  # 96 KiB each
 
 

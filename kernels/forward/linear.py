@@ -45,6 +45,7 @@ MAX_ROWS = 64  # of the kernel; more go to torch.mm
 BLOCK_M = tl.constexpr(16)
 BLOCK_REDUCE, REDUCE_WARPS = 256, 2  # one load of 16 bytes a thread
 SLICES = 4  # one per warp
+THIN = 2 << 20  # bytes of a weight that is bound by launches, not by memory
 # A row has the same bits in each specialisation: no multiply-adds that come and go with the code around them.
 OPTIONS = {"enable_fp_fusion": False}
 
@@ -86,6 +87,10 @@ def config(N: int, K: int, element_size: int) -> Config:
         return Config(block_n=32, slice_k=columns, split_k=1, num_stages=7)
     if N > 16 * 132:  # two at a time: 96 KiB each
         return Config(block_n=16, slice_k=columns, split_k=1, num_stages=7)
+    if N * K * element_size <= THIN and K < 4096:
+        # Of a draft: up to 64 KiB, all of a row of K = 768, which find room beside two programs of 80 KiB.
+        steps = triton.cdiv(K, SLICES * columns)
+        return Config(block_n=16, slice_k=columns, split_k=1, num_stages=min(5, steps + 1))
     programs, split_k = triton.cdiv(N, 16), 1
     while split_k < 8 and split_k * programs < 64 and split_k * 4096 <= K:
         split_k *= 2
@@ -318,6 +323,7 @@ def linear(
             f"linear: {given} of out and residual given, expected one: the residual is an output"
         )
     target = residual if out is None else out
+    assert target is not None
     check("linear", "out" if residual is None else "residual", target, (M, N))
     folds = [residual is not None, *(tensor is not None for tensor in (next_norm, scaled, next_squares))]
     if any(folds[1:]) and not all(folds):
