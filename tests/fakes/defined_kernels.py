@@ -118,7 +118,9 @@ def forward(model: Llama, batch: ForwardBatch, num_live: object = None) -> torch
 def logits(model: Llama, rows: torch.Tensor, out: torch.Tensor, num_live: object = None) -> None:
     """out [R, V]: the table's rows. Rows of no sequence hold anything."""
     weights = model.weights
-    token_ids = model.buffers.residual[rows.long(), 0].nan_to_num().clamp(0, len(weights.embed_tokens) - 1).long()
+    token_ids = (
+        model.buffers.residual[rows.long(), 0].nan_to_num().clamp(0, len(weights.embed_tokens) - 1).long()
+    )
     out.copy_(logits_behind(token_ids, weights.embed_tokens, weights.lm_head)[:, : model.vocab_size])
 
 
