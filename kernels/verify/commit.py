@@ -27,11 +27,12 @@ AT_LENGTH = tl.constexpr(state.LENGTH)
 BAD_LOGITS = tl.constexpr(state.BAD_LOGITS)
 INTERPRETED = tl.constexpr(interpreting())
 STORE = tl.constexpr("""{
-    .reg .pred stores;
+    .reg .pred first, stores;
     .reg .u32 thread;
     mov.u32 thread, %tid.x;
-    setp.eq.u32 stores, thread, 0;
-    setp.ne.and.s32 stores, $3, 0, stores;
+    setp.eq.u32 first, thread, 0;
+    setp.ne.s32 stores, $3, 0;
+    and.pred stores, stores, first;
     @stores st.release.sys.global.b32 [$1], $2;
     mov.u32 $0, 0;
 }""")

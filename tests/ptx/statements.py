@@ -93,13 +93,14 @@ def read(ptx: str) -> Text:
     params = re.findall(r"\.param\s+\.(\w+)[^,]*?(\w+)\s*(?:,|$)", entry[2])
     text = Text(entry[1], params, int(threads[1]), module_constants(ptx[: entry.start()]))
     first_line = ptx.count("\n", 0, entry.end()) + 1
-    source, begun, begun_at = "", "", 0
+    source, begun, begun_at, depth = "", "", 0, 1
     for number, raw in enumerate(ptx[entry.end() :].split("\n"), first_line):
-        if raw.startswith("}"):
-            break
         if location := LOCATION.match(raw.strip()):
             source = location[1]
         line = raw.split("//")[0].strip()
+        depth += line.count("{") - line.count("}")
+        if line == "}" and depth == 0:  # of the kernel, not of a scope inside
+            break
         if not line or line.startswith((".loc", ".file", ".branchtargets")):
             continue
         for piece in pieces(line):

@@ -42,6 +42,15 @@ $done:
 """
 
 
+def test_a_scope_may_end_in_the_first_column() -> None:
+    """As that of inline assembly does; the kernel goes on behind it."""
+    text = read(
+        kernel("{\n  .reg .u32 thread;\n  mov.u32 thread, %tid.x;\n}\n$behind: add.s32 %r1, %r2, 1;\n", 1)
+    )
+    assert [statement.opcode for statement in text.statements] == ["mov.u32", "add.s32", "ret"]
+    assert text.labels == {"$behind": 1}
+
+
 def test_statements_keep_their_lines_and_sources() -> None:
     body = (
         "  // a comment; with a semicolon\n"
