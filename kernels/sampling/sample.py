@@ -201,7 +201,7 @@ def key_kernel(
     tl.store(key_at_ptr + row * KT + tile, at, mask=live)
 
 
-@triton.jit(do_not_specialize=["out_ptr"])  # one binary for the rows of all steps
+@triton.jit(do_not_specialize=["out_ptr", "out_stride"])  # one binary for the steps of all windows
 def pick_kernel(
     temperature_ptr,  # [R] fp32
     top_ptr,  # [R, T] fp32

@@ -114,13 +114,15 @@ def test_every_launch_of_the_steps_compiles_as_it_is_specialised(
 def test_another_window_compiles_nothing(
     compiled_python: Callable[[str], CompletedProcess[str]],
 ) -> None:
-    """Behind one of two tokens. 16 divides the vocabulary, as it divides all shipped ones: with another, the
-    address of a slot's draft rows is a second case when 8 divides gamma."""
-    done = compiled_python("VOCAB, GAMMAS, LOWERS = 4992, (2, 1, 3, 4, 5, 6, 7, 8), False" + PROGRAM)
+    """Behind one of two tokens, which merges attention in one launch, and one of eight, which takes two. 16
+    divides the vocabulary, as it divides all shipped ones: with another, the address of a slot's draft rows
+    is a second case when 8 divides gamma."""
+    done = compiled_python("VOCAB, GAMMAS, LOWERS = 4992, (2, 8, 1, 3, 4, 5, 6, 7), False" + PROGRAM)
     assert done.returncode == 0, done.stdout[-3000:]
     counts, later = done.stdout.splitlines()
-    assert len(counts.split()) == 8 and set(counts.split()) == {counts.split()[0]}, later
-    assert 40 <= int(counts.split()[0]) < 60
+    first, second, *others = map(int, counts.split())
+    assert 40 <= first < 60 and second <= first + 2, later
+    assert others == [second] * 6, later
 
 
 LAUNCHED = """
