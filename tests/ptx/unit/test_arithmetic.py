@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -208,6 +209,40 @@ def test_approximations_are_as_near_as_can_be(instruction: str, exact: Callable[
     assert np.array_equal(np.isnan(found), np.isnan(expected))
     known = ~np.isnan(found)
     np.testing.assert_array_max_ulp(found[known], expected[known], 1)
+
+
+@pytest.mark.parametrize("kind", ["f16", "bf16"])
+def test_fused_halves_are_rounded_once(kind: str) -> None:
+    """Against exact fractions. The last lie between two numbers, or beside that by less than fp64 shows."""
+    bits = np.random.default_rng(4).integers(0, 2**16, (3, 1000), dtype="u2")
+    wide = (lambda x: x.view("f2")) if kind == "f16" else (lambda x: (x.astype("u4") << 16).view("f4"))
+    one, step, three, half = (
+        (0x3C00, 0x3C01, 0x4200, 0x1000) if kind == "f16" else (0x3F80, 0x3F81, 0x4040, 0x3B80)
+    )
+    bits[:, -3:] = np.array([[step, three, 0x0001], [step, three, 0x8001], [half, one, one]]).T
+    a, b, c = bits
+    x, y, z = (wide(v).astype("f8") for v in bits)
+    finite = np.isfinite(x) & np.isfinite(y) & np.isfinite(z)
+    spacing = 10 if kind == "f16" else 7
+    least = -24 if kind == "f16" else -133
+    largest = 65504.0 if kind == "f16" else float(np.uint32(0x7F7F0000).view("f4"))
+
+    def nearest(exact: Fraction) -> float:
+        if exact == 0:
+            return 0.0
+        place = max(math.frexp(float(abs(exact)))[1] - 1 - spacing, least)
+        if abs(exact) < Fraction(2) ** (place + spacing) and place > least:
+            place -= 1  # float() rounded up to a power of two
+        value = round(exact / Fraction(2) ** place) * Fraction(2) ** place
+        return float(value) if abs(value) <= largest else math.copysign(math.inf, value)
+
+    found = apply(f"fma.rn.{kind} {{d}}, {{a}}, {{b}}, {{c}}", "u2", a, b, c)
+    exact = zip(*((Fraction(i) for i in v[finite]) for v in (x, y, z)), strict=True)
+    expected = [nearest(i * j + k) for i, j, k in exact]
+    assert wide(found[finite]).astype("f8").tolist() == expected
+    pairs = [v[:500].astype("u4") | v[500:].astype("u4") << 16 for v in bits]
+    two = apply(f"fma.rn.{kind}x2 {{d}}, {{a}}, {{b}}, {{c}}", "u4", *pairs)
+    same(np.concatenate([two & 0xFFFF, two >> 16]).astype("u2"), found)
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16"])

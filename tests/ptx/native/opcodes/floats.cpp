@@ -98,7 +98,7 @@ void add_binary(Opcodes* table, const std::string& name) {
       {name + ".ftz.f32", "Www", Map<static_cast<uint32_t (*)(uint32_t, uint32_t)>(ftz<f>)>::run});
 }
 
-// fp16 and bf16: fp32 rounded once is right for one operation; a fused one is rounded from fp64's exact sum.
+// fp16 and bf16: fp32 rounded once is right for one operation; for a fused one see half_fma.
 template <float (*from)(uint32_t), uint32_t (*to)(float), uint32_t (*f)(uint32_t, uint32_t)>
 uint32_t half(uint32_t a, uint32_t b) {
   return to(f32(f(bits_of(from(a)), bits_of(from(b)))));
@@ -106,6 +106,30 @@ uint32_t half(uint32_t a, uint32_t b) {
 template <float (*from)(uint32_t), uint32_t (*to)(float), uint32_t (*f)(uint32_t, uint32_t)>
 uint32_t pair(uint32_t a, uint32_t b) {
   return half<from, to, f>(a & 0xFFFF, b & 0xFFFF) | half<from, to, f>(a >> 16, b >> 16) << 16;
+}
+// The neighbour of `near` that is odd, if `error` (what it lacks) is not 0. Rounded again to fewer bits it
+// gives what the exact value gives.
+template <typename T>
+T to_odd(T near, double error) {
+  using L = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  if (error != error || error == 0 || std::bit_cast<L>(near) & 1) return near;
+  return std::nextafter(near,
+                        error > 0 ? std::numeric_limits<T>::infinity() : -std::numeric_limits<T>::infinity());
+}
+// The product is exact in fp64. Of the sum, and of what fp32 keeps of it, the last bit says that there is
+// more.
+template <float (*from)(uint32_t), uint32_t (*to)(float)>
+uint32_t half_fma(uint32_t a, uint32_t b, uint32_t c) {
+  const double product = static_cast<double>(from(a)) * from(b), added = from(c), near = product + added;
+  const double back = near - product;
+  const double sum = to_odd(near, (product - (near - back)) + (added - back));
+  const float cut = static_cast<float>(sum);
+  return to(to_odd(cut, sum - static_cast<double>(cut)));
+}
+template <float (*from)(uint32_t), uint32_t (*to)(float)>
+uint32_t pair_fma(uint32_t a, uint32_t b, uint32_t c) {
+  return half_fma<from, to>(a & 0xFFFF, b & 0xFFFF, c & 0xFFFF) |
+         half_fma<from, to>(a >> 16, b >> 16, c >> 16) << 16;
 }
 template <uint32_t bits>
 uint32_t flip(uint32_t a) {
@@ -129,6 +153,8 @@ void add_halves(Opcodes* table, const std::string& type) {
   add("max", Map<half<from, to, F::max>>::run, Map<pair<from, to, F::max>>::run);
   add("min.NaN", Map<half<from, to, F::min_nan>>::run, Map<pair<from, to, F::min_nan>>::run);
   add("max.NaN", Map<half<from, to, F::max_nan>>::run, Map<pair<from, to, F::max_nan>>::run);
+  table->push_back({"fma." + type, "Hhhh", Map<half_fma<from, to>>::run});
+  table->push_back({"fma." + type + "x2", "Wwww", Map<pair_fma<from, to>>::run});
   table->push_back({"neg." + type, "Hh", Map<flip<0x8000>>::run});
   table->push_back({"neg." + type + "x2", "Ww", Map<flip<0x80008000>>::run});
   table->push_back({"abs." + type, "Hh", Map<keep<0x7FFF>>::run});
