@@ -16,6 +16,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 # An engine that is not told where to run does so on the CPU here, whatever the machine has.
 os.environ["PEARL_DEVICE"] = "cpu"
+# Kernels ask when they are imported, which the conftest.py of a folder may do.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 PTX_DRIVER = pytest.StashKey[Any]()
@@ -31,13 +34,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Decides how kernels run: they ask when they are imported, which collection does."""
+    """With --ptx kernels are compiled for that architecture, and run on the host."""
     if architecture := config.getoption("--ptx"):
+        os.environ.pop("TRITON_INTERPRET", None)
         from ptx.driver import install
 
         config.stash[PTX_DRIVER] = install(architecture)
-    elif not torch.cuda.is_available():
-        os.environ["TRITON_INTERPRET"] = "1"
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
