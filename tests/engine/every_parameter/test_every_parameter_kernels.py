@@ -36,7 +36,12 @@ def engine() -> Iterator[Engine]:
         yield made
 
 
-@pytest.mark.parametrize("place", range(len(SHORT)), ids=lambda place: str(SHORT[place]))
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every third row, or with --long all: a request takes a second or more."""
+    places = range(0, len(SHORT), 1 if metafunc.config.getoption("--long") else 3)
+    metafunc.parametrize("place", places, ids=[str(SHORT[place]) for place in places])
+
+
 def test_a_request_on_the_kernels(engine: Engine, place: int) -> None:
     """A few tokens, by one strategy and judge: another one for the next row."""
     check_row(engine, SHORT[place], *PAIRS[place % len(PAIRS)])

@@ -11,6 +11,9 @@ from pearl_rt.kernels.forward import attention as module
 attention = torch.ops.pearl_rt.attention
 
 
+pytestmark = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ("contexts", "q_lens", "heads", "launches"),
     [
