@@ -2,9 +2,9 @@
 
     out[t, n] = f[t] * sum_k x[t, k] * weight[n, k] + bias[n]
 
-RMSNorm in two halves, so that it needs no launch. Who adds to the residual also writes, for the layer that
-reads it next, scaled[t, n] = residual[t, n] * next_norm[n], rounded once, and the sums of residual[t, n]^2
-over parts of part_width(N) columns. That layer is given both as x and squares, and then
+RMSNorm in two halves, so that it needs no launch. The layer that adds to the residual also writes, for the
+layer that reads it next, scaled[t, n] = residual[t, n] * next_norm[n], rounded once, and the sums of
+residual[t, n]^2 over parts of part_width(N) columns. That layer is given both as x and squares, and then
 f[t] = 1 / sqrt(sum_p squares[t, p] / K + eps); without squares f is 1. In fp16 |residual * next_norm| must
 stay below 65504: above, results are infinite.
 

@@ -9,8 +9,9 @@ anything, so that it can be captured; its buffers belong to one lane, and one pa
                 gate_up_silu, down_proj (linear, added to the residual)
     logits      head (linear), of the rows that are asked for
 
-RMSNorm has no launch: who adds to the residual writes it scaled by the next norm's weight, with sums of its
-squares, and who reads that multiplies its own sums by the row's factor (pearl_rt.kernels.forward.linear).
+RMSNorm has no launch: the layer that adds to the residual writes it scaled by the next norm's weight, with
+sums of its squares. The layer that reads it multiplies its own sums by the row's factor
+(pearl_rt.kernels.forward.linear).
 The residual stream is fp32, and so are the sums of every kernel; in between, activations are the weights'
 dtype. The bits of a row do not depend on the other rows: a pass of more than MAX_ROWS rows runs its linear
 layers over blocks of MAX_ROWS, but for a prefill chunk, which always has the same number of rows and goes to

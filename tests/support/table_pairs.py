@@ -1,7 +1,7 @@
 """Llama pairs whose logits depend on the last token alone, so that a table is the whole model.
 
 The checkpoint is a real one: token t is one axis of the hidden space, attention and MLP add nothing, and the
-head has row t of the table for it. Executors run it; whoever knows the table can say what they must find.
+head has row t of the table for it. Executors run it; the table says what they must find.
 """
 
 from dataclasses import replace

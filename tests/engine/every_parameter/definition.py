@@ -27,7 +27,7 @@ TARGET, DRAFT = table_of(PAIR.target), table_of(PAIR.draft)
 @dataclass(frozen=True)
 class Answer:
     """One of n. verdicts: rounds, accepted, judged and rejected drafts; None where a stop string ends the
-    answer: how far rounds went by then is nobody's promise.
+    answer: how many rounds ran by then is not promised.
     """
 
     token_ids: list[int]

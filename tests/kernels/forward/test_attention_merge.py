@@ -1,4 +1,4 @@
-"""The merge of attention's splits: by whom it is done changes no bit, and counters are left at zero."""
+"""The merge of attention's splits: the launch that does it changes no bit, and counters are left at zero."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
         pytest.param([258, 257], [4, 8], (8, 1, 32), 1, id="tiles-with-one-split-and-with-two"),
     ],
 )
-def test_who_merges_changes_no_bit(
+def test_the_launch_that_merges_changes_no_bit(
     contexts: list[int],
     q_lens: list[int],
     heads: tuple[int, int, int],
