@@ -17,7 +17,7 @@ namespace pearl {
 namespace {
 
 constexpr int64_t kLongestDelayUs = 1'000'000;
-constexpr std::chrono::microseconds kSpin{200};  // before a step's end: no sleep wakes to the microsecond
+constexpr std::chrono::microseconds kSpin{100};  // before a step's end: no sleep wakes to the microsecond
 
 // splitmix64's finalizer.
 uint64_t mix(uint64_t x) {
