@@ -4,12 +4,12 @@
     python bench/timed.py --ratios 5 --alphas 0.8            one point
     python bench/timed.py --plot docs/timed.png --json-out FILE
 
-The steps of both models are waits of given times, and their tokens are scripted (bench/rounds/timed_devices.py).
-Lanes, coordinator, programs, ring and chooser are the real ones. ar, sd, pearl and auto write the same tokens;
-beside each stands what the planner expects of its step times. Windows are tuned: the best of those that the
-planner ranks first. Prints the environment, a table, the goals, and the same as JSON in its last line. Exit
-status 1 if tokens or rounds differ from what they must be. On a machine with other load, run it with a real
-scheduling priority (chrt -f 10): a lane that wakes late is taken for overhead.
+The steps of both models are waits of given times, and their tokens are scripted
+(bench/rounds/timed_devices.py). Lanes, coordinator, programs, ring and chooser are the real ones. ar, sd,
+pearl and auto write the same tokens; beside each stands what the planner expects of its step times. Windows
+are tuned: the best of those that the planner ranks first. Prints the environment, a table, the goals, and the
+same as JSON in its last line. Exit status 1 if tokens or rounds differ from what they must be. On a machine
+with other load, run it at real-time priority (chrt -f 10): a lane that wakes late is taken for overhead.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ TITLE = "simulated: two devices whose steps are waits of given times, tokens scr
 RATIOS = (1.0, 2.0, 3.0, 5.0, 8.0, 12.0, 20.0)
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
 RATIO = Number(1e-3, 1e3, off="the target's step over the draft's")
-# The windows of github.com/smart-lty/ParallelSpeculativeDecoding (commit 5a6f369) for the paper's pairs. PEARL's
-# is the ratio of speeds, by its authors' rule; serial speculation's is twice that. They publish no alpha.
+# The windows of github.com/smart-lty/ParallelSpeculativeDecoding (commit 5a6f369) for the paper's pairs.
+# PEARL's is the ratio of speeds, by its authors' rule; serial speculation's is twice that. No alpha is given.
 PAPER = {
     3.0: "CodeLlama 7B/34B, DeepSeek 6.7B/33B",
     4.0: "DeepSeek 1.3B/33B",
@@ -270,10 +270,10 @@ def paper_lines(points: Sequence[Point]) -> list[str]:
     lines = []
     for point in points:
         sd, pearl, tuned = point.rows
+        over = [pearl["tokens_per_second"] / row["tokens_per_second"] for row in (sd, tuned)]
         lines.append(
             f"  t_T/t_D {point.ratio:g}, alpha {point.alpha:g}: pearl gamma {pearl['gamma']} is "
-            f"{pearl['x_ar']:.2f} x ar, {pearl['tokens_per_second'] / sd['tokens_per_second']:.2f} x sd gamma "
-            f"{sd['gamma']}, {pearl['tokens_per_second'] / tuned['tokens_per_second']:.2f} x sd gamma "
+            f"{pearl['x_ar']:.2f} x ar, {over[0]:.2f} x sd gamma {sd['gamma']}, {over[1]:.2f} x sd gamma "
             f"{tuned['gamma']} (tuned)   [{point.paper}]"
         )
     return lines
@@ -300,7 +300,8 @@ def draw(path: Path, points: Sequence[Point], target_ms: float) -> None:
         rows = [row for p in points if p.alpha == alpha for row in p.rows if row["strategy"] == strategy]
         panel.plot([r["ratio"] for r in rows], [r[key] for r in rows], "o", color=color, markersize=4)
 
-    for alpha, color in zip(alphas, pyplot.cm.viridis([i / len(alphas) for i in range(len(alphas))])):
+    for number, alpha in enumerate(alphas):
+        color = pyplot.get_cmap("viridis")(number / len(alphas))
         over = [best(ratio, alpha, "pearl") / best(ratio, alpha, "sd") for ratio in fine]
         left.plot(fine, over, color=color, linewidth=1, label=f"agreement {alpha:g}")
         dots(left, alpha, "pearl", "x_sd", color)
@@ -353,9 +354,7 @@ def measured(argv: list[str] | None) -> dict[str, Any]:
     if grid.fault:
         print(f"OUTPUTS DIFFER, so no table: {grid.fault}")
     else:
-        print(
-            f"target's step {options.target_ms:g} ms; of plan: tokens a second over what the planner expects"
-        )
+        print(f"target's step {options.target_ms:g} ms; of plan: tokens a second over the planner's")
         print(format_table([point.line() for point in own], COLUMNS))
         print("us beside: microseconds of a round, median, beside its steps. All wrote the same tokens.")
         if papers_found:

@@ -1,8 +1,8 @@
 """Two devices whose steps take given times: scripted models behind the real lanes, coordinator and ring.
 
-Draft and target have a thread each and no shared bottleneck, as a step is a wait. What is measured is what the
-machinery adds to the steps, and what its overlap gives. Tokens are a hash of what stands before them; at a
-chosen share of the places, given by the hash too, the draft's token is the target's. Knows no tables.
+Draft and target have a thread each and no shared bottleneck, as a step is a wait. What is measured is what
+the machinery adds to the steps, and what its overlap gives. Tokens are a hash of what stands before them; at
+a chosen share of the places, given by the hash too, the draft's token is the target's. Knows no tables.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from bench.harness.measure import Program, Sample, Workload, timed
 from bench.model_pairs.shapes import config_of
@@ -66,8 +67,8 @@ class TimedLanes(Lanes):
             from pearl_rt import _testing
         except ImportError:
             raise ConfigError(
-                "timed devices are made of pearl_rt._testing, which a checkout has once it is built in place: "
-                "run `make build` there"
+                "timed devices are made of pearl_rt._testing, which only a checkout has that is built in "
+                "place: run `make build` there"
             ) from None
         pool = KvPool.of(None, num_slots=1, max_model_len=max(len(PROMPT) + max_tokens, 256))
         super().__init__(PLACEMENT, CONFIG, CONFIG, pool)
@@ -176,5 +177,5 @@ class TimedPair:
 def overhead_us(metrics: RequestMetrics, steps: Steps) -> float:
     """What a round takes beside its steps: the median over rounds, from verdict to verdict."""
     ends = sorted(set(metrics.token_times))
-    periods = [(after - before) * 1e6 for before, after in zip(ends, ends[1:], strict=False)]
+    periods = [(after - before) * 1e6 for before, after in pairwise(ends)]
     return statistics.median(periods) - steps.round_ms(metrics.strategy, metrics.gamma) * 1e3
