@@ -1,4 +1,4 @@
-"""The command line: `python -m pearl_rt generate`, `chat`, `serve` and `info`.
+"""The command line: `python -m pearl_rt generate`, `chat`, `serve`, `plan` and `info`.
 
 stdout carries the text and nothing else; summaries and errors, one line each, go to stderr. Exit codes: 0, 2
 for what cannot be run, 130 after Ctrl-C (with what was verified printed). Importing this loads no torch.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pearl_rt.checkpoint.config import Environment
 from pearl_rt.cli.flags import add_engine_flags, add_flags, open_engine, sampling_params, target_directory
+from pearl_rt.cli.plan import Answer
 from pearl_rt.errors import ConfigError, PearlError, RequestError
 from pearl_rt.types.sampling_params import SamplingParams
 
@@ -61,6 +62,12 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--drain-seconds", type=int, help="for answers in flight at a stop; default: no limit")
     serve.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja; default: the checkpoint's")
     serve.set_defaults(run=run_serve)
+    plan = commands.add_parser("plan", help="which program would be fastest, by step times that you give")
+    plan.add_argument("--target-ms", type=float, required=True, help="of one forward pass of the target")
+    plan.add_argument("--draft-ms", type=float, required=True, help="of one forward pass of the draft")
+    plan.add_argument("--alpha", type=float, required=True, help="share of drafts that are accepted, 0 to 1")
+    plan.add_argument("--json", action="store_true", help="print the answer as JSON")
+    plan.set_defaults(run=run_plan)
     info = commands.add_parser("info", help="print the machine: instruction sets, cores, memory, bandwidth")
     info.set_defaults(run=run_info)
     return top
@@ -242,6 +249,13 @@ def summary(output: "RequestOutput") -> str:
     if m.judged:
         line += f"; {m.acceptance_rate:.0%} of drafts accepted, {m.tokens_per_round:.2f} tokens a round"
     return line + "]"
+
+
+def run_plan(options: argparse.Namespace) -> int:
+    """Prints what the planner says of these figures. Returns the exit code."""
+    answer = Answer.of(options.target_ms, options.draft_ms, options.alpha)
+    print(json.dumps(answer.to_dict()) if options.json else answer)
+    return 0
 
 
 def run_info(options: argparse.Namespace) -> int:
