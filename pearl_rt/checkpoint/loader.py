@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from pearl_rt.checkpoint.config import Environment, ModelConfig, model_directory, read_json
+from pearl_rt.checkpoint.gguf.model import GgufModel
+from pearl_rt.checkpoint.gguf.tensors import load_gguf
 from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.checkpoint.stored_tensors import DTYPES, StoredTensor, StoredTensors, TensorFile
 from pearl_rt.errors import CheckpointError
@@ -28,9 +30,12 @@ _SECONDS_UNTIL_PROGRESS = 2.0
 def load_tensors(path: str | os.PathLike[str], config: ModelConfig) -> StoredTensors:
     """Name -> tensor, float32, float16 or bfloat16, for exactly the names of `tensor_shapes(config)`.
 
-    Nothing is read until it is asked for, from files that stay open. Raises CheckpointError for a missing,
+    Nothing is read until it is asked for, from files that stay open; what lies in a GGUF file as blocks is
+    computed then, in float32. Raises CheckpointError for a missing,
     extra, mis-shaped or quantised tensor, and for a file that is damaged.
     """
+    if (gguf := GgufModel.open(path)) is not None:
+        return load_gguf(gguf, config)
     entries = _read_entries(model_directory(path))
     expected = tensor_shapes(config)
     has_copy = config.tie_word_embeddings and "lm_head.weight" in entries

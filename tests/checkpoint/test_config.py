@@ -250,12 +250,12 @@ def test_sliding_window_is_refused_only_where_it_bites(content: dict[str, Any], 
 
 def test_paths_that_are_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / "model.gguf"
-    file.write_bytes(b"GGUF")
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"0123")
     for path, named in [
-        (tmp_path, "has no config.json.*model.gguf"),
-        (file, "is a file: give the directory"),
-        (tmp_path / "nothing", "does not exist: give a local directory"),
+        (tmp_path, "has no config.json.*model.bin"),
+        (file, "is a file and no GGUF: give the directory"),
+        (tmp_path / "nothing", "does not exist: give a GGUF file, or a local directory"),
         ("meta-llama/Llama-3.2-1B", "hf download meta-llama/Llama-3.2-1B --local-dir Llama-3.2-1B"),
         ("", "has no config.json"),
     ]:
