@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from pearl_rt.checkpoint.gguf.model import GgufModel
+from pearl_rt.checkpoint.quantised.scheme import read_scheme
 from pearl_rt.checkpoint.rope_scaling import RopeScaling, is_number
 from pearl_rt.errors import CheckpointError, ConfigError
 from pearl_rt.types.json import Json
@@ -289,13 +290,7 @@ def _refuse_unsupported(d: Json) -> None:
             f"architecture {_listing(architectures)} is not supported: "
             f"a {model_type} model for text generation ({ARCHITECTURES[model_type]}) is needed"
         )
-    quantisation = d.get("quantization_config")
-    if quantisation:
-        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
-        raise ConfigError(
-            f"the checkpoint is quantised (quantization_config, method {method!r}), which is not supported: "
-            "use the float32, float16 or bfloat16 original"
-        )
+    read_scheme(d)
     act = d.get("hidden_act") or "silu"
     if act not in ("silu", "swish"):
         raise ConfigError(f"hidden_act {act!r} is not supported: only silu (SwiGLU) is")

@@ -18,6 +18,7 @@ from pearl_rt.errors import CheckpointError
 from pearl_rt.types.json import Json
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_CODES = {"I8": torch.int8, "I32": torch.int32, "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn}
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 _POINTER = b"version https://git-lfs"
 _CHUNK = 1 << 24  # bytes that are compared at once
@@ -57,7 +58,7 @@ class StoredTensor:
     end: int
 
     def read(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        tensor = torch.empty(self.shape, dtype=DTYPES[self.dtype])
+        tensor = torch.empty(self.shape, dtype=(DTYPES | _CODES)[self.dtype])
         if self.end > self.begin:
             self.file.read_into(memoryview(tensor.view(-1).view(torch.uint8).numpy().data), self.begin)
         self.file.check_unchanged()

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -264,7 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
     options = parser().parse_args(argv)
     try:
-        return int(options.run(options))
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"[{message}]", file=sys.stderr)
+            return int(options.run(options))
     except PearlError as error:
         print(f"pearl_rt: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

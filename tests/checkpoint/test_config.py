@@ -162,7 +162,7 @@ def test_to_dict_is_read_back_by_both(tmp_path: Path, model_type: str, rope: str
     assert reference.rope_parameters["rope_theta"] == 7000.0 and reference.head_dim == 24
 
 
-QUANTISED = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+QUANTISED = {"quantization_config": {"quant_method": "gptq", "bits": 2}}
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def _nibbles(packed: Bytes) -> Bytes:
 
 def _fifth_bits(blocks: Bytes, at: int) -> Bytes:
     """Bit i of the 32 at that byte, as 16 or 0: uint8 [b, 32]."""
-    return np.unpackbits(blocks[:, at : at + 4], axis=-1, bitorder="little") << 4
+    return np.unpackbits(blocks[:, at : at + 4], axis=-1, bitorder="little") << np.uint8(4)
 
 
 def _q8_0(blocks: Bytes) -> _Parts:

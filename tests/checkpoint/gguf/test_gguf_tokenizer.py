@@ -225,7 +225,11 @@ BAD = {
         CheckpointError,
         "is 3, expected a list of texts",
     ),
-    "scores-missing": (change("model", "llama", STRING), CheckpointError, "make no tokenizer|scores"),
+    "scores-missing": (
+        lambda writer: (drop("merges")(writer), change("model", "llama", STRING)(writer)),
+        CheckpointError,
+        "tokenizer.ggml.scores has 0 entries for 257 tokens",
+    ),
 }
 
 
