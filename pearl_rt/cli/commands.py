@@ -10,13 +10,14 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pearl_rt.checkpoint.config import Environment
-from pearl_rt.cli.flags import add_engine_flags, add_flags, open_engine, sampling_params, target_directory
+from pearl_rt.cli.flags import add_engine_flags, add_flags, open_engine, sampling_params, target_path
 from pearl_rt.cli.plan import Answer
 from pearl_rt.errors import ConfigError, PearlError, RequestError
 from pearl_rt.types.sampling_params import SamplingParams
@@ -57,7 +58,7 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--api-key", help="that clients must send; default: PEARL_API_KEY, or none on loopback"
     )
-    serve.add_argument("--model-name", help="by which clients ask; default: the target's directory")
+    serve.add_argument("--model-name", help="by which clients ask; default: the target's name")
     serve.add_argument("--max-body", type=int, default=4 * MIB, help="bytes of a request; default 4 MiB")
     serve.add_argument("--drain-seconds", type=int, help="for answers in flight at a stop; default: no limit")
     serve.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja; default: the checkpoint's")
@@ -76,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
 def run_generate(options: argparse.Namespace) -> int:
     """Streams the answers, one after the other. Returns the exit code."""
     params = sampling_params(options)
-    target_directory(options)
+    target_path(options)
     prompt = _prompt(options)
     with open_engine(options) as engine:
         interrupted = False
@@ -95,7 +96,7 @@ def run_chat(options: argparse.Namespace) -> int:
     with _extra("chat"):
         from pearl_rt.checkpoint.chat_template import ChatTemplate
         from pearl_rt.cli.chat import Conversation
-    template = ChatTemplate.from_pretrained(target_directory(options), options.chat_template)
+    template = ChatTemplate.from_pretrained(target_path(options), options.chat_template)
     with open_engine(options) as engine:
         conversation = Conversation(engine, template, params, system=options.system)
         print("[a question a line; /reset forgets, Ctrl-C ends an answer, Ctrl-D the chat]", file=sys.stderr)
@@ -115,7 +116,7 @@ def run_serve(options: argparse.Namespace) -> int:
         from pearl_rt.serve.server import Server, allowed_hosts, bound_socket, check_address
     api_key = options.api_key or Environment.read().api_key
     check_address(options.host, api_key)
-    target = target_directory(options)
+    target = target_path(options)
     try:
         template = ChatTemplate.from_pretrained(target, options.chat_template)
     except ConfigError as error:
@@ -126,7 +127,7 @@ def run_serve(options: argparse.Namespace) -> int:
         address = f"http://{host}:{bound.getsockname()[1]}"
         with open_engine(options) as engine:
             settings = Settings(
-                model=options.model_name or target.resolve().name,
+                model=options.model_name or target.resolve().name.removesuffix(".gguf"),
                 template=template,
                 max_body=options.max_body,
                 api_key=api_key,
@@ -278,7 +279,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
     options = parser().parse_args(argv)
     try:
-        return int(options.run(options))
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"[{message}]", file=sys.stderr)
+            return int(options.run(options))
     except PearlError as error:
         print(f"pearl_rt: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

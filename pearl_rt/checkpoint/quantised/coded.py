@@ -1,0 +1,79 @@
+"""Rows of a matrix as integer codes in groups: value = scale * code + minimum, in fp32, exactly as stored.
+
+And tensors of a file that have to be computed from what lies there. Knows no format.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from pearl_rt.checkpoint.open_file import OpenFile
+from pearl_rt.errors import CheckpointError
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Codes: TypeAlias = npt.NDArray[np.int8] | npt.NDArray[np.uint8]
+Floats: TypeAlias = npt.NDArray[np.float32]
+Rows: TypeAlias = "Callable[[int, int], Coded | Floats]"
+_VALUES = 1 << 20  # computed at once
+
+
+@dataclass(frozen=True)
+class Coded:
+    """Rows of a matrix: along the inputs, `group` consecutive codes share a scale and perhaps a minimum."""
+
+    codes: Codes  # int8 or uint8 [n, k]
+    scales: Floats  # fp32 [n, k / group]
+    minimums: Floats | None  # fp32 [n, k / group]; None: zeros
+    group: int
+
+    def values(self) -> Floats:
+        """[n, k] fp32."""
+        n, k = self.codes.shape
+        found = self.codes.reshape(n, -1, self.group).astype(np.float32)
+        found *= self.scales[:, :, None]
+        if self.minimums is not None:
+            found += self.minimums[:, :, None]
+        return found.reshape(n, k)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no scale and no minimum is NaN or infinite."""
+        minimums = self.scales if self.minimums is None else self.minimums
+        return bool(np.isfinite(self.scales).all() and np.isfinite(minimums).all())
+
+
+@dataclass(frozen=True)
+class ComputedTensor:
+    """A tensor whose rows are computed from a file's bytes, some at a time."""
+
+    file: OpenFile
+    name: str  # as the file has it
+    shape: tuple[int, ...]  # [n, k], or [n]
+    rows: Rows  # rows(first, last): these rows, [last - first, k], as codes or as fp32 values
+    unit: int = 1  # first and last are multiples of it
+    place: None = None
+
+    def read(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """In fp32, or rounded once to `dtype`. Raises CheckpointError for NaN and infinity in a scale, and if
+        the file is not what it was.
+        """
+        found = torch.empty(self.shape, dtype=dtype or torch.float32)
+        n, k = self.shape[0], found.numel() // self.shape[0]
+        step = max(_VALUES // k // self.unit, 1) * self.unit
+        for first in range(0, n, step):
+            last = min(first + step, n)
+            rows = self.rows(first, last)
+            if isinstance(rows, Coded):
+                if not rows.is_finite:
+                    raise CheckpointError(
+                        f"{self.file.path}: tensor {self.name!r} has a scale that is NaN or infinite in rows "
+                        f"{first} to {last - 1}: the file is damaged: fetch it again"
+                    )
+                rows = rows.values()
+            found[first:last] = torch.from_numpy(rows).reshape(last - first, *self.shape[1:])
+        self.file.check_unchanged()
+        return found
