@@ -199,10 +199,10 @@ class Grid:
     def steps(self, ratio: float) -> Steps:
         return Steps(self.options.target_ms, self.options.target_ms / ratio)
 
-    def tuned(self, ratio: float, alpha: float) -> dict[str, list[int]]:
-        """The windows that are tried."""
+    def tuned(self, ratio: float, alpha: float, count: int) -> dict[str, list[int]]:
+        """The best windows, as the planner ranks them."""
         times = self.steps(ratio).times
-        return {name: windows(times, alpha, name, self.options.windows) for name in ("sd", "pearl")}
+        return {name: windows(times, alpha, name, count) for name in ("sd", "pearl")}
 
     def run(self, alpha: float, bar: tqdm[Any]) -> None:
         """All ratios at one agreement."""
@@ -211,7 +211,9 @@ class Grid:
         programs = {
             (name, gamma)
             for ratio in options.ratios
-            for name, gammas in self.tuned(ratio, alpha).items()
+            for name, gammas in self.tuned(
+                ratio, alpha, options.windows + 2
+            ).items()  # auto may choose a further one
             for gamma in gammas
         } | {(name, round(ratio * n)) for ratio in papers for name, n in (("sd", 2), ("pearl", 1))}
         bar.set_postfix_str(f"a text of alpha {alpha:g}")
@@ -249,7 +251,7 @@ class Grid:
             self.times[ratio] = pair.lanes.measure()
         pair.chooser.times[PLACEMENT] = self.times[ratio]
         bar.set_postfix_str(f"{ratio:g} at {text.alpha:g}")
-        tuned = self.tuned(ratio, text.alpha)
+        tuned = self.tuned(ratio, text.alpha, self.options.windows)
         best = [self.best_of(pair, name, gammas, work).program for name, gammas in tuned.items()]
         found = measure(pair, [*best, AUTO], work, repeats=self.options.repeats, warm_tokens=0)
         bar.update()
@@ -322,7 +324,7 @@ def draw(path: Path, points: Sequence[Point], target_ms: float) -> None:
         panel.minorticks_off()
         panel.set_xlabel("simulated step of the target / of the draft", fontsize=9)
         panel.set_ylabel("times as many tokens a second (simulated)", fontsize=9)
-        panel.legend(fontsize=8, frameon=False)
+        panel.legend(fontsize=8, frameon=False, loc="lower left" if panel is left else "upper left")
         for side in ("top", "right"):
             panel.spines[side].set_visible(False)
     figure.text(0.5, 0.01, "dots: found; lines: the planner's expectation", ha="center", fontsize=8)
