@@ -23,6 +23,7 @@ from scripted_cuda import (
     CudaBench,
     clean,
     clean_world,
+    settled,
 )
 
 from pearl_rt import _C, _testing
@@ -234,6 +235,23 @@ def test_a_verify_that_writes_no_verdict_is_told(fake: Any) -> None:
     with pytest.raises(PearlError, match="the verdict of round 0 never came"):
         while coordinator.next(TIMEOUT_MS) is not None:
             pass
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_stream_at_work_that_is_said_to_be_idle_ends_no_run(fake: Any, form: str) -> None:
+    """One wrong answer to the issuer's query: the next one, some time later, is right."""
+    request = _C.Request([1, 2, 3], max_tokens=6)
+    bench = CudaBench.build(target=TARGET, draft=HALF_RIGHT, form=form, gammas=[0])
+    full = tokens_of(bench.run("ar", request))
+    bench.target.close_gate("score", 2)
+    bench.start("ar", request)
+    bench.target.wait_for_gate()
+    fake.say_idle(1)
+    asked = fake.num_calls("cuStreamQuery")
+    settled(lambda: min(fake.num_calls("cuStreamQuery"), asked + 3), least=asked + 3)
+    bench.target.open_gate()
+    assert tokens_of(bench.finish()) == full
+    clean(bench)
 
 
 def test_owners_live_as_long_as_the_lanes(fake: Any) -> None:

@@ -211,6 +211,10 @@ class FakeCuda:
         """Inside a kernel: the fault of its context."""
         self._library.fake_raise(code)
 
+    def say_idle(self, times: int) -> None:
+        """So many answers of cuStreamQuery say that a stream is idle while work runs on it."""
+        self._library.fake_say_idle(times)
+
     def violations(self) -> list[str]:
         return self._lines(self._library.fake_violations) + self._raised
 

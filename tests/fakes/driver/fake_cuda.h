@@ -37,6 +37,8 @@ void fake_set_memory(size_t num_bytes);  // the free memory of each device
 // 719, ...).
 void fake_inject(const char* call, int nth, int code);
 void fake_raise(int code);  // inside a kernel
+// So many answers of cuStreamQuery say that a stream is idle while work runs on it.
+void fake_say_idle(int times);
 
 // Texts, one to a line, into buffer (ended by 0, cut at size) -> the bytes that all would need.
 size_t fake_violations(char* buffer, size_t size);
