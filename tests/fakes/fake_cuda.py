@@ -236,6 +236,10 @@ class FakeCuda:
     def destroy_stream(self, stream: int) -> None:
         self._library.fake_stream_destroy(ctypes.c_uint64(stream))
 
+    def priority(self, stream: int) -> int:
+        """Of a stream, whoever made it."""
+        return self._library.fake_stream_priority(ctypes.c_uint64(stream))
+
     def capture(self, stream: int, is_on: bool) -> None:
         self._library.fake_stream_capture(ctypes.c_uint64(stream), int(is_on))
 

@@ -48,6 +48,7 @@ size_t fake_num_calls(const char* call);              // since the reset; "kerne
 // What torch owns in real life.
 void* fake_stream_create(int device, int priority);  // CUstream
 void fake_stream_destroy(void* stream);
+int fake_stream_priority(void* stream);             // of any stream; 1: there is none
 void fake_stream_capture(void* stream, int is_on);  // as torch.cuda.graph does: in the global mode
 void fake_synchronize(void);                        // returns when every stream is idle
 
