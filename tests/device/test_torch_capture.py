@@ -109,7 +109,9 @@ def test_a_stream_captures_again_after_a_capture_that_failed(allocator: Allocato
 def test_no_other_thread_captures_or_synchronises_meanwhile(allocator: Allocator) -> None:
     """And the collector, which may find a graph of another thread, rests."""
     held: list[tuple[bool, bool]] = []
-    TorchStream(GPU, native()).capture("step", lambda: held.append((TorchStream.captures.locked(), gc.isenabled())))
+    TorchStream(GPU, native()).capture(
+        "step", lambda: held.append((TorchStream.captures.locked(), gc.isenabled()))
+    )
     assert held == [(False, True), (True, False)], "the first launch, which warms up, is no capture"
     assert gc.isenabled()
 
