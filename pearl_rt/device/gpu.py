@@ -113,8 +113,8 @@ class TorchGraph:
 class TorchStream:
     """A stream by the driver, as torch sees it, and captures on it.
 
-    Not of torch's pool: that has 32 streams of each priority, which go to callers in turn, and more than once.
-    torch keeps a workspace of cuBLAS for each stream that it ever multiplied on.
+    Not of torch's pool: that has 32 streams of each priority, which go to callers in turn, each more than
+    once. torch keeps a workspace of cuBLAS for each stream that it ever multiplied on.
     """
 
     # One at a time in a process: torch 2.11 informs its generator of them without a lock, and the driver
