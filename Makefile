@@ -3,7 +3,8 @@
 #   make test PYTHON=python3 VENV=     use the installed Python, torch and build tools; no network
 #   make build                         only builds: then the Python of VENV imports pearl_rt from any directory
 #   make gpu [RESULTS_DIR=DIR]         with a GPU: builds, tests and measures with what is installed; no network
-#   make gpu-latency                   with a GPU: equal tokens, batches and the main job in full, 20 minutes
+#   make gpu-latency                   with a GPU: equal tokens, batches and the main job in full
+#   make gpu ARGS="--half 1"           a part of it that ends within eight minutes: 1 or 2; of gpu-latency 1 to 3
 
 ifneq ($(filter gpu gpu-latency,$(MAKECMDGOALS)),)
 VENV ?=

@@ -126,7 +126,6 @@ class World:
         self.cuda = CudaBench.build("shared", num_slots=SLOTS, gamma_max=3)
         fake = self.cuda.fake
         self.graph = fake.graph(lambda: None)
-        self.streams = [fake.stream(0), fake.stream(1)]
         self.addresses = {name: fake.array((4096,), np.uint8, -1).ctypes.data for name in (*NAMES, "chunk")}
         rng = np.random.default_rng(0)
         hidden, q, kv = 16, 16, 8
@@ -143,6 +142,7 @@ class World:
         self.keep(bench.coordinator, bench.target, self.cuda.coordinator, self.cuda.issuer)
         self.keep(_C.CoreSet(sorted(os.sched_getaffinity(0))[:2]), _C.Device(), _testing.BlockPool(8, 16))
         self.keep(_C.LlamaWeights(CONFIG, self.tensors, "float32"), _C.Request([1, 2], gamma=2, max_tokens=9))
+        self.keep(*(_C.CudaStream(_C.CudaDriver(str(fake.path)), ordinal) for ordinal in (0, 1)))
         self.keep(_C.CudaDriver(str(fake.path)), _testing.Transform(presence_penalty=1.0))
         self.keep(_C.CpuLane("target", bench.target, self.one("Device")), self.cuda.lane())
         self.keep(*bench.run("sd", self.one("Request")), _C.CudaDriver(str(fake.path)).device(0))
@@ -390,9 +390,11 @@ MAKERS: dict[str, Maker] = {
     "seconds": choice(0.0, odd=(NAN, INF, -1.0)),
     **named(real(0.5, 1.0), "temperature", "top_p", "min_p", "divergence", "repetition_penalty", "scale"),
     **named(real(0.0, 0.5), "presence_penalty", "frequency_penalty"),
-    "stream": lambda w: choice(*w.streams, odd=(0,))(w),
+    "priority": number(-1, 0),
+    "nth": number(1, 13),
+    "stream": of("CudaStream"),
     "graph": lambda w: choice(w.graph.graph, odd=(0,))(w),
     "exec": lambda w: choice(w.graph.exec, odd=(0,))(w),
 }
 # A wrong value of these is a number that nothing can tell from a right one, or asks for a long call.
-TRUSTED = ("stream", "graph", "exec", "bytes", "seconds", "addresses", "is_ordered")
+TRUSTED = ("graph", "exec", "bytes", "seconds", "addresses", "is_ordered")
