@@ -1,7 +1,7 @@
-"""A matrix of codes of 8 or 4 bits in groups that share a scale, in numpy, and what a linear layer makes of it.
+"""A matrix of codes of 8 or 4 bits in groups that share a scale, and what a linear layer makes of it, in numpy.
 
-The CPU's kernels match this definition. Along the inputs, `group` consecutive codes share a scale, and perhaps
-a minimum:
+The CPU's kernels match this definition. Along the inputs, `group` consecutive codes share a scale, and
+perhaps a minimum:
 
     value = scale * code + minimum
 
