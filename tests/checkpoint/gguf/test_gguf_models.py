@@ -21,6 +21,7 @@ from pearl_rt.checkpoint.rope import rope_tables
 from pearl_rt.checkpoint.rope_scaling import RopeScaling
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.cli import commands as cli
+from pearl_rt.model.llama import LlamaWeights
 
 WIDE = replace(
     TINY, hidden_size=256, intermediate_size=512, num_attention_heads=8, head_dim=32, vocab_size=272
@@ -112,17 +113,15 @@ def test_tokens_are_those_of_the_hugging_face_layout(tmp_path: Path, model: str,
     assert answers(file, dtype=dtype) == expected and len({*map(tuple, expected)}) == 2
 
 
-def test_every_device_reads_it(tmp_path: Path) -> None:
-    config = replace(WIDE, hidden_size=32, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1)
-    config = replace(config, num_hidden_layers=1, head_dim=16, vocab_size=257)
+def test_the_kernels_read_it_too(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
-    write(file, config, tensors_of(config), kinds_in_turn("Q8_0", "Q4_1"))
-    small = {"max_model_len": 16, "num_threads": None, "placement": "auto", "dtype": "float32"}
-    with Engine.from_pretrained(file, device="interpret", **small) as engine:
-        (output,) = engine.generate([[1, 2, 3]], SamplingParams(max_tokens=3))
-    with Engine.from_pretrained(file, **small) as engine:
-        (expected,) = engine.generate([[1, 2, 3]], SamplingParams(max_tokens=3))
-    assert output.token_ids == expected.token_ids
+    values = write(file, WIDE, tensors_of(WIDE), kinds_in_turn(*MIXED))
+    tensors = load_tensors(file, WIDE)
+    packed = LlamaWeights.pack(WIDE, tensors, dtype=torch.float16, device=torch.device("cpu"))
+    prefix = "model.layers.1.self_attn"
+    qkv = torch.cat([values[f"{prefix}.{name}_proj.weight"].half() for name in "qkv"])
+    assert torch.equal(packed.layers[1].qkv_proj, qkv)
+    assert torch.equal(packed.lm_head, values["lm_head.weight"].half())
 
 
 def test_a_draft_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +134,7 @@ def test_a_draft_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert [output.token_ids for output in outputs] == expected
     assert any(output.metrics.accepted for output in outputs)
     command = ["generate", "--target", str(target), "--draft", str(draft), "--prompt", "abc"]
-    assert cli.main([*command, "--strategy", "sd", "--max-tokens", "4", "--max-model-len", "32"]) == 0
+    assert cli.main([*command, "--strategy", "sd", "--max-tokens", "4", "--threads", "1"]) == 0
     assert "[4 tokens, length; sd" in capsys.readouterr().err
 
 
