@@ -194,8 +194,9 @@ def _is_harmless(name: str) -> bool:
 def _check_tied(head: Stored, embedding: Stored) -> None:
     """A tied model may bring a copy of its embedding. Where the two differ, versions of transformers differ "
     "too."""
-    both_lie = isinstance(head, StoredTensor) and isinstance(embedding, StoredTensor)
-    if not (both_lie and head.equals(embedding)):
+    if not (
+        isinstance(head, StoredTensor) and isinstance(embedding, StoredTensor) and head.equals(embedding)
+    ):
         raise CheckpointError(
             "tensor 'lm_head.weight' differs from 'model.embed_tokens.weight', though config.json says that "
             "they are tied: set tie_word_embeddings to false there, or remove the tensor"

@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from pearl_rt.checkpoint.open_file import OpenFile
 from pearl_rt.errors import CheckpointError
+from pearl_rt.reference.groups import Groups
 from pearl_rt.types.json import Json
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -46,6 +47,9 @@ class Stored(Protocol):
         Raises CheckpointError if the file is not what it was.
         """
 
+    def groups(self) -> Groups | None:
+        """The codes of a quantised matrix; None for any other. Raises as read()."""
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -63,6 +67,9 @@ class StoredTensor:
             self.file.read_into(memoryview(tensor.view(-1).view(torch.uint8).numpy().data), self.begin)
         self.file.check_unchanged()
         return tensor if dtype is None else tensor.to(dtype)
+
+    def groups(self) -> None:
+        """There are no codes."""
 
     def equals(self, other: "StoredTensor") -> bool:
         """Whether both hold the same bytes, as tensors of one dtype and shape."""
@@ -134,6 +141,10 @@ class StoredTensors(Mapping[str, torch.Tensor]):
     def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
         """The tensor, rounded once to `dtype`."""
         return self._stored[name].read(dtype)
+
+    def groups(self, name: str) -> Groups | None:
+        """The codes of a quantised matrix; None for any other."""
+        return self._stored[name].groups()
 
     def places(self) -> dict[str, Place]:
         """Where each lies that need not be computed, for native code that reads them itself and then calls

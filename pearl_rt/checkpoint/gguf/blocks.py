@@ -27,6 +27,7 @@ def decoded(type_name: str, raw: Bytes, columns: int) -> Coded | Floats:
         scales.reshape(n, -1),
         None if minimums is None else minimums.reshape(n, -1),
         group,
+        4 if type_name.startswith("Q4") else 8,
     )
 
 

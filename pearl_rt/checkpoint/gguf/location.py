@@ -43,8 +43,11 @@ def _is_gguf(place: Path) -> bool:
         return False
     if place.suffix == SUFFIX:
         return True
-    with place.open("rb") as file:
-        return file.read(len(MAGIC)) == MAGIC
+    try:
+        with place.open("rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 def _first(file: Path) -> Path:

@@ -231,12 +231,13 @@ class GgufModel:
         theta = self.metadata.number(f"{name}.rope.freq_base", 10000.0) or 10000.0
         low, high, original = _LLAMA3
         factor = max(found)
-        expected = []
-        for i in range(head_dim // 2):
+        expected: list[float] = []
+        for i in range(head_dim // 2 if theta > 0 and factor > 0 else 0):
             wavelength = 2 * pi * theta ** (2 * i / head_dim)
             smooth = min(max((original / wavelength - low) / (high - low), 0.0), 1.0)
             expected.append(1 / ((1 - smooth) / factor + smooth))
-        if not all(isclose(a, b, rel_tol=1e-3) for a, b in zip(found, expected, strict=True)):
+        fits = len(expected) == len(found) and all(map(_is_near, found, expected))
+        if not fits:
             raise ConfigError(
                 f"{self.path}: the factors of {FACTORS} are not those of Llama 3.x, which alone are "
                 "supported: take the model in the Hugging Face layout"
@@ -262,3 +263,7 @@ class GgufModel:
         if value is None:
             raise self.metadata.damaged(f"{key} is missing")
         return value
+
+
+def _is_near(a: float, b: float) -> bool:
+    return isclose(a, b, rel_tol=1e-3)

@@ -129,7 +129,9 @@ def _gptq(layer: _Layer, scheme: Scheme) -> ComputedTensor:
             )
         codes = _unpacked(packed.read(), bits).swapaxes(1, 2).reshape(inputs, outputs)
         signed = (codes - np.uint8(middle)).view(np.int8)
-        return Coded(np.ascontiguousarray(signed.T), np.ascontiguousarray(_floats(scales).T), None, group)
+        return Coded(
+            np.ascontiguousarray(signed.T), np.ascontiguousarray(_floats(scales).T), None, group, bits
+        )
 
     return layer.computed("qweight", (outputs, inputs), rows, outputs)
 
@@ -149,7 +151,7 @@ def _awq(layer: _Layer, _: Scheme) -> ComputedTensor:
     def rows(_first: int, _last: int) -> Coded:
         scale = np.ascontiguousarray(_floats(scales).T)
         minimums = -(columns(zeros).T * scale)
-        return Coded(np.ascontiguousarray(columns(packed).T), scale, minimums, group)
+        return Coded(np.ascontiguousarray(columns(packed).T), scale, minimums, group, 4)
 
     return layer.computed("qweight", (outputs, inputs), rows, outputs)
 
@@ -179,12 +181,14 @@ def _packed(layer: _Layer) -> ComputedTensor:
 
     def rows(_first: int, _last: int) -> Coded:
         codes = _unpacked(packed.read(), bits).reshape(outputs, -1)[:, :inputs]
-        signed = np.ascontiguousarray(codes - middle).view(np.int8)
         scale = _floats(scales)
         if zeros is None:
-            return Coded(signed, scale, None, group)
+            return Coded(np.ascontiguousarray(codes - middle).view(np.int8), scale, None, group, bits)
         zero = _unpacked(zeros.read(), bits).swapaxes(1, 2).reshape(-1, num_groups)[:outputs]
-        return Coded(signed, scale, -((zero - middle).view(np.int8) * scale), group)
+        if bits == 4:
+            return Coded(np.ascontiguousarray(codes), scale, -(zero * scale), group, bits)
+        signed = np.ascontiguousarray(codes - middle).view(np.int8)
+        return Coded(signed, scale, -((zero - middle).view(np.int8) * scale), group, bits)
 
     return layer.computed("weight_packed", (outputs, inputs), rows, outputs)
 

@@ -20,6 +20,8 @@ from pearl_rt.checkpoint.loader import load_tensors, save_checkpoint
 from pearl_rt.checkpoint.rope import rope_tables
 from pearl_rt.checkpoint.rope_scaling import RopeScaling
 from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.cli import commands as cli
+from pearl_rt.model.llama import LlamaWeights
 
 WIDE = replace(
     TINY, hidden_size=256, intermediate_size=512, num_attention_heads=8, head_dim=32, vocab_size=272
@@ -81,8 +83,27 @@ def test_values_are_llama_cpps(tmp_path: Path, kind: str) -> None:
         assert torch.equal(tensors.read(name, torch.bfloat16), value.bfloat16()), name
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("kind", KINDS[3:])
+def test_codes_are_those_of_the_file(tmp_path: Path, kind: str) -> None:
+    file = tmp_path / "model.gguf"
+    values = write(file, WIDE, tensors_of(WIDE), lambda _: Type[kind])
+    tensors = load_tensors(file, ModelConfig.from_pretrained(file))
+    for name, value in values.items():
+        groups = tensors.groups(name)
+        assert (groups is None) == (value.dim() == 1)
+        if groups is not None:
+            assert groups.bits == (4 if kind.startswith("Q4") else 8), name
+            assert groups.group == (16 if kind == "Q6_K" else 32)
+            found = torch.from_numpy(groups.dequantize())
+            error = (found - value).abs().max() / value.abs().max()
+            assert error <= (1e-3 if kind.endswith("_K") else 0), (
+                name
+            )  # products of scales are rounded to fp16
+
+
+@pytest.mark.parametrize(
+    ("model", "dtype"), [*((model, "bfloat16") for model in MODELS), ("llama", "float32")]
+)
 def test_tokens_are_those_of_the_hugging_face_layout(tmp_path: Path, model: str, dtype: str) -> None:
     config, file = MODELS[model], tmp_path / "model.gguf"
     values = write(file, config, tensors_of(config), kinds_in_turn(*MIXED))
@@ -90,24 +111,20 @@ def test_tokens_are_those_of_the_hugging_face_layout(tmp_path: Path, model: str,
     other = in_hugging_face_layout(tmp_path / "hf", config, values)
     expected = answers(other, dtype=dtype)
     assert answers(file, dtype=dtype) == expected and len({*map(tuple, expected)}) == 2
-    if dtype == "bfloat16":
-        assert answers(file) == expected  # what is computed in where nothing is asked for
 
 
-def test_every_device_reads_it(tmp_path: Path) -> None:
-    config = replace(WIDE, hidden_size=32, intermediate_size=32, num_attention_heads=2, num_key_value_heads=1)
-    config = replace(config, num_hidden_layers=1, head_dim=16, vocab_size=257)
+def test_the_kernels_read_it_too(tmp_path: Path) -> None:
     file = tmp_path / "model.gguf"
-    write(file, config, tensors_of(config), kinds_in_turn("Q8_0", "Q4_1"))
-    small = {"max_model_len": 16, "num_threads": None, "placement": "auto", "dtype": "float32"}
-    with Engine.from_pretrained(file, device="interpret", **small) as engine:
-        (output,) = engine.generate([[1, 2, 3]], SamplingParams(max_tokens=3))
-    with Engine.from_pretrained(file, **small) as engine:
-        (expected,) = engine.generate([[1, 2, 3]], SamplingParams(max_tokens=3))
-    assert output.token_ids == expected.token_ids
+    values = write(file, WIDE, tensors_of(WIDE), kinds_in_turn(*MIXED))
+    tensors = load_tensors(file, WIDE)
+    packed = LlamaWeights.pack(WIDE, tensors, dtype=torch.float16, device=torch.device("cpu"))
+    prefix = "model.layers.1.self_attn"
+    qkv = torch.cat([values[f"{prefix}.{name}_proj.weight"].half() for name in "qkv"])
+    assert torch.equal(packed.layers[1].qkv_proj, qkv)
+    assert torch.equal(packed.lm_head, values["lm_head.weight"].half())
 
 
-def test_a_draft_too(tmp_path: Path) -> None:
+def test_a_draft_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target, draft = tmp_path / "model.gguf", tmp_path / "draft.gguf"
     write(target, WIDE, tensors_of(WIDE), kinds_in_turn("Q8_0"))
     write(draft, WIDE, tensors_of(WIDE), kinds_in_turn("Q4_1"))
@@ -116,6 +133,9 @@ def test_a_draft_too(tmp_path: Path) -> None:
         outputs = engine.generate(PROMPTS, TOKENS)
     assert [output.token_ids for output in outputs] == expected
     assert any(output.metrics.accepted for output in outputs)
+    command = ["generate", "--target", str(target), "--draft", str(draft), "--prompt", "abc"]
+    assert cli.main([*command, "--strategy", "sd", "--max-tokens", "4", "--threads", "1"]) == 0
+    assert "[4 tokens, length; sd" in capsys.readouterr().err
 
 
 def test_a_directory_and_parts_of_a_split_model(tmp_path: Path) -> None:
