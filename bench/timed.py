@@ -314,10 +314,10 @@ def draw(path: Path, points: Sequence[Point], target_ms: float) -> None:
     left.axhline(1, color="#8a8a8a", linewidth=0.8)
     left.set_title("PEARL over tuned serial speculation", loc="left", fontsize=10)
     shown = min(alphas, key=lambda alpha: abs(alpha - 0.8))
-    for strategy, color in (("sd", "#e08a1e"), ("pearl", "#2a78b8")):
+    for strategy, hue in (("sd", "#e08a1e"), ("pearl", "#2a78b8")):
         rates = [best(ratio, shown, strategy) * target_ms * 1e-3 for ratio in fine]
-        right.plot(fine, rates, color=color, linewidth=1, label=strategy)
-        dots(right, shown, strategy, "x_ar", color)
+        right.plot(fine, rates, color=hue, linewidth=1, label=strategy)
+        dots(right, shown, strategy, "x_ar", hue)
     auto = [row for p in points if p.alpha == shown for row in p.rows if row["strategy"] == "auto"]
     where = [row["ratio"] for row in auto], [row["x_ar"] for row in auto]
     right.plot(*where, "s", color="#222222", markersize=8, fillstyle="none", label="auto")

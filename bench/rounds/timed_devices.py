@@ -10,7 +10,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from itertools import pairwise
+from typing import Any
 
 from bench.harness.measure import Program, Sample, Workload, timed
 from bench.model_pairs.shapes import config_of
@@ -64,7 +66,7 @@ class TimedLanes(Lanes):
     def __init__(self, steps: Steps, rule: int, alpha: float, max_tokens: int) -> None:
         """rule: which text. alpha: share of the places where the draft's likeliest token is the target's."""
         try:
-            from pearl_rt import _testing
+            testing: Any = import_module("pearl_rt._testing")
         except ImportError:
             raise ConfigError(
                 "timed devices are made of pearl_rt._testing, which only a checkout has that is built in "
@@ -76,8 +78,8 @@ class TimedLanes(Lanes):
         shape |= {"num_blocks": pool.num_blocks, "block_size": pool.block_size}
         # Where a draft diverges it has another row of random logits, of which one in VOCAB has the same top.
         divergence = (1 - alpha) * VOCAB / (VOCAB - 1)
-        self.target = _testing.ScriptedExecutor(**shape, step_us=steps.target_ms * 1e3)
-        self.draft = _testing.ScriptedExecutor(
+        self.target = testing.ScriptedExecutor(**shape, step_us=steps.target_ms * 1e3)
+        self.draft = testing.ScriptedExecutor(
             **shape, step_us=steps.draft_ms * 1e3, divergence=min(divergence, 1.0)
         )
         lanes = [

@@ -5,6 +5,7 @@ anything was fast: a step lasts at least as long as it is given.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,14 @@ def test_wrong_rounds_print_no_table(
     assert timed.main([*SHORT, "--no-paper"]) == 1
     printed = capsys.readouterr().out
     assert "OUTPUTS DIFFER" in printed and "the rule says 7" in printed and "pearl gamma |" not in printed
+
+
+def test_a_build_without_scripted_executors_names_the_way_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pearl_rt._testing", None)
+    assert timed.main(SHORT) == 2
+    assert "run `make build` there" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
