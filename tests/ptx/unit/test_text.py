@@ -146,7 +146,7 @@ def test_a_kernel_that_waits_for_the_one_before_it_finds_it_ended() -> None:
     for count in (1, 2):
         launch(addresses([4]) + step + "add.u32 %r5, %r5, 1; st.global.b32 [%q0], %r5;", out)
         assert (out == count).all()
-    with pytest.raises(PtxError, match="opcode griddepcontrol.start is not known to the executor"):
+    with pytest.raises(PtxError, match=r"opcode griddepcontrol\.start is not known to the executor"):
         program_of(kernel("griddepcontrol.start;"))
 
 
