@@ -9,8 +9,8 @@
 Each --half begins cold, ends within eight minutes and writes at most eight files; PLAN has its parts and
 their limits. It needs no network, no make and no git: COMMIT=SHA tells the commit, RESULTS_DIR=DIR where to
 write. Each part is a process of its own. Writes DATE-GPU-gpu-1.txt (all that was printed) and .json (what
-became of each part), and a .json, perhaps a .png, of each part with figures; prints a line a part. Exit status 1
-if a part failed, 2 if there is no GPU: then nothing was done.
+became of each part), and a .json, perhaps a .png, of each part with figures; prints a line a part. Exit
+status 1 if a part failed, 2 if there is no GPU: then nothing was done.
 """
 
 from __future__ import annotations

@@ -139,6 +139,17 @@ def test_arrays_of_the_module_can_be_read() -> None:
     assert (out == np.arange(32) % 2 + 1).all()
 
 
+def test_a_kernel_that_waits_for_the_one_before_it_finds_it_ended() -> None:
+    """Programmatic dependent launch: kernels run one after the other here, whatever they allow."""
+    out = np.zeros(32, "u4")
+    step = "griddepcontrol.launch_dependents; griddepcontrol.wait; ld.global.b32 %r5, [%q0];"
+    for count in (1, 2):
+        launch(addresses([4]) + step + "add.u32 %r5, %r5, 1; st.global.b32 [%q0], %r5;", out)
+        assert (out == count).all()
+    with pytest.raises(PtxError, match=r"opcode griddepcontrol\.start is not known to the executor"):
+        program_of(kernel("griddepcontrol.start;"))
+
+
 def test_every_opcode_has_a_letter_for_each_operand() -> None:
     assert len(OPCODES) > 400
     assert all(set(letters) <= set("hwqxpaiHWQXP+") for _, letters in OPCODES.values())

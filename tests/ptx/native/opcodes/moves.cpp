@@ -207,8 +207,10 @@ void add_moves(Opcodes* table) {
   table->push_back({"call.__assertfail", "qqwq", assertion});
   table->push_back({"trap", "", trap});
   table->push_back({"fence.proxy.async", "", fence_proxy});
-  // One program runs at a time, and its warps see each store when it is made: nothing is left to order.
-  for (const char* name : {"fence", "membar", "bar.warp", "wgmma.fence"}) {
+  // One program runs at a time, and its warps see each store when it is made: nothing is left to order. Nor
+  // is a kernel started before the one ahead of it has ended.
+  for (const char* name : {"fence", "membar", "bar.warp", "wgmma.fence", "griddepcontrol.wait",
+                           "griddepcontrol.launch_dependents"}) {
     table->push_back({name, "", nothing});
   }
   table->push_back({"bra", "", nullptr, Kind::kBranch});
