@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from pearl_rt.checkpoint.config import LFS_POINTER
 from pearl_rt.errors import CheckpointError
 from pearl_rt.types.json import Json
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
-_POINTER = b"version https://git-lfs"
 _CHUNK = 1 << 24  # bytes that are compared at once
 
 # How a tensor is handed to the executor: a file descriptor, its path, an offset in bytes, dtype and shape.
@@ -88,7 +88,7 @@ class TensorFile:
             _check_header(raw, self._size)
             header = json.loads(raw[8:], object_pairs_hook=_unique)
         except (SafetensorError, ValueError) as error:
-            if raw.startswith(_POINTER):
+            if raw.startswith(LFS_POINTER):
                 raise CheckpointError(
                     f"{path} is a pointer of git-lfs, not the file: `git lfs pull`, or fetch it again"
                 ) from None
@@ -150,6 +150,10 @@ class StoredTensors(Mapping[str, torch.Tensor]):
 
     def __len__(self) -> int:
         return len(self._stored)
+
+    def dtype_of(self, name: str) -> str:
+        """Of one tensor, which is not read."""
+        return str(DTYPES[self._stored[name].dtype]).removeprefix("torch.")
 
     def places(self) -> dict[str, Place]:
         """Where each lies, for native code that reads them itself and then calls check_unchanged()."""
