@@ -39,9 +39,8 @@ class Connection(H11Protocol):
         super().connection_made(transport)
         self.transport = _Lingering(self, transport)  # type: ignore[assignment]
         self._wait_for_head()
-        if len(self.connections) > most_connections():
-            idle = [one for one in self.connections if isinstance(one, Connection) and not one.is_answering]
-            min(idle, key=lambda one: one._idle_since, default=self).transport.abort()
+        if len(self.connections) > (most := most_connections()):
+            self._make_room(most)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """asyncio's hook."""
@@ -86,6 +85,18 @@ class Connection(H11Protocol):
     def is_body_left(self) -> bool:
         """Whether the client is still sending what it asks with."""
         return self.conn.their_state is h11.SEND_BODY
+
+    def _make_room(self, most: int) -> None:
+        """Closes those that are idle the longest, until so many are left; this one, if all others are not."""
+        left = [one for one in self.connections if isinstance(one, Connection) and not one.is_closing]
+        idle = sorted((one for one in left if not one.is_answering), key=lambda one: one._idle_since)
+        for one in idle[: max(len(left) - most, 0)]:
+            one.transport.abort()
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether its end is only waited for."""
+        return bool(self.transport.is_closing())
 
     def _wait_for_head(self) -> None:
         self._head_timer = self.loop.call_later(HEADER_SECONDS, self.transport.abort)

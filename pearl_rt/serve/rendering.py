@@ -6,6 +6,7 @@ is asked.
 """
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -66,14 +67,16 @@ class Renderer:
             )
         except OSError as error:
             raise ResourceError(f"no process for the chat template can be started: {error}") from None
-        weakref.finalize(self, _end, child)
+        weakref.finalize(self, _end, child, os.getpid())
         assert child.stdin is not None
         with suppress(OSError):
             _send(child.stdin, self._template)
         return child
 
 
-def _end(child: "subprocess.Popen[bytes]") -> None:
+def _end(child: "subprocess.Popen[bytes]", parent: int) -> None:
+    if os.getpid() != parent:  # of a fork: it is not its own
+        return
     child.kill()
     child.wait()
     for pipe in (child.stdin, child.stdout):

@@ -34,7 +34,7 @@ def test_tokens_are_the_targets_to_the_end(
         [alone] = engine.generate([prompt], params, strategy="ar")
         [output] = engine.generate([prompt], params, strategy=strategy, placement=placement)
         assert output.token_ids == alone.token_ids and len(output.token_ids) == 90
-        if length >= SHORT:
+        if length >= SHORT - 1:  # the first token comes without drafts
             assert output.metrics.judged == 0
         elif strategy != "auto":
             assert 0 < output.metrics.judged <= 16 * SHORT
