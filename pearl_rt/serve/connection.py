@@ -5,7 +5,6 @@ Knows sockets and clocks; not what is asked.
 
 import asyncio
 import resource
-from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -28,15 +27,14 @@ def most_connections() -> int:
 class Connection(H11Protocol):
     """uvicorn's protocol for HTTP/1.1. Of too many the one that is idle the longest is closed."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._read_timer: asyncio.TimerHandle | None = None
-        self._idle_since = self.loop.time()
+    _head_timer: asyncio.TimerHandle | None = None
+    _read_timer: asyncio.TimerHandle | None = None
+    _idle_since = 0.0  # of the loop's clock
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """asyncio's hook."""
         super().connection_made(transport)
+        self._idle_since = self.loop.time()
         self.transport = _Lingering(self, transport)  # type: ignore[assignment]
         self._wait_for_head()
         if len(self.connections) > (most := most_connections()):
@@ -133,5 +131,5 @@ class _Lingering:
         """Whether nothing more is to be written."""
         return self._is_closing or self._transport.is_closing()
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> object:
         return getattr(self._transport, name)
