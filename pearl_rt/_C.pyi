@@ -104,6 +104,10 @@ class RoundResult:
     """
     What one round committed for one sequence.
     """
+    def prompt_logprobs(self, prompt_len: int) -> list[list[tuple[int, float, int]]] | None:
+        """
+        As logprobs, of each token of the prompt but the first. Round 0 has them.
+        """
     @property
     def accept_len(self) -> int: ...
     @property
@@ -154,6 +158,7 @@ class Request:
         logit_bias: collections.abc.Sequence[tuple[int, float]] = [],
         min_tokens: int = 0,
         num_logprobs: int = -1,
+        num_prompt_logprobs: int = -1,
         adapts: bool = False,
     ) -> None: ...
 
@@ -173,11 +178,12 @@ class Coordinator:
         ring_capacity: int = 1024,
         num_blocks: int | None = None,
         block_size: int | None = None,
+        draft_capacity: int | None = None,
     ) -> None:
         """
         lanes: the target's, and the draft's if there is one; each is one coordinator's at a time.
         num_blocks: KV blocks of all sequences together; None: every slot has its own. block_size: the
-        lanes' own, or None.
+        lanes' own, or None. draft_capacity: tokens of a sequence that the draft can be fed; None: all.
         """
     def cancel(self, id: int) -> bool:
         """

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         EngineClosedError,
         NumericsError,
         PearlError,
+        PromptTooLongError,
         QueueFullError,
         RequestError,
         ResourceError,
@@ -50,7 +51,7 @@ _HOMES = {
     **dict.fromkeys(
         (
             *("PearlError", "ConfigError", "CheckpointError", "RequestError", "EngineClosedError"),
-            *("QueueFullError", "NumericsError", "ResourceError", "DeviceError"),
+            *("PromptTooLongError", "QueueFullError", "NumericsError", "ResourceError", "DeviceError"),
         ),
         "errors",
     ),
@@ -67,6 +68,7 @@ __all__ = [
     "Logprob",
     "NumericsError",
     "PearlError",
+    "PromptTooLongError",
     "QueueFullError",
     "Request",
     "RequestError",

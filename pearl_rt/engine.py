@@ -114,11 +114,17 @@ class Engine:
         if draft_config is not None:
             check_vocabularies(target_config, draft_config, tokenizer, draft_tokenizer)
         check_tokenizer(target_config, tokenizer)
-        self.max_model_len = max_length(options.max_model_len, [source.config for source in sources])
+        followers = sources[:1] if capabilities.outlives_draft else sources
+        self.max_model_len = max_length(options.max_model_len, [source.config for source in followers])
+        lengths = [min(self.max_model_len, source.config.default_max_model_len) for source in sources[1:]]
+        self._draft_max_model_len = lengths[0] if lengths else None
         kv_pool = self._backend.kv_pool(self.max_model_len)
         sources = [replace(source, dtype=self._backend.dtype(source)) for source in sources]
         self._backend.check_memory(sources, kv_pool, num_placements=len(self._choice.placements))
-        packed = [self._backend.pack(source, self.max_model_len) for source in sources]
+        packed = [
+            self._backend.pack(source, length)
+            for source, length in zip(sources, [self.max_model_len, *lengths], strict=True)
+        ]
         self.target: PackedModel | None = packed[0]  # None: closed
         self.draft = packed[1] if has_draft else None
         self._engine_lock = EngineLock()
@@ -285,6 +291,8 @@ class Engine:
             },
             "judge": self._options.judge,
             "max_model_len": self.max_model_len,
+            # Past it nothing is drafted: the target goes on alone.
+            "draft_max_model_len": self._draft_max_model_len,
         }
 
     def close(self) -> None:

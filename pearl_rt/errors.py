@@ -17,8 +17,16 @@ class CheckpointError(PearlError, ValueError):
     """Files of a checkpoint are missing, damaged, or do not fit the configuration beside them."""
 
 
+class ConfigFileError(CheckpointError, ConfigError):
+    """A value in a config.json is none that this key can have."""
+
+
 class RequestError(PearlError, ValueError):
     """A request cannot be served as asked: an empty prompt, an id out of range, a negative temperature."""
+
+
+class PromptTooLongError(RequestError):
+    """A prompt leaves no room for an answer within max_model_len: a client may shorten it and ask again."""
 
 
 class EngineClosedError(RequestError):
@@ -49,6 +57,15 @@ class DeviceError(PearlError, RuntimeError):
         self.name = name  # "CUDA_ERROR_LAUNCH_FAILED"
         self.text = text  # "unspecified launch failure"
         self.place = place  # "in step score of the target lane, round 12"
+
+
+def shown(value: object, most: int = 100) -> str:
+    """A value, as messages give it: its repr, cut where it is long, or its type where it has none."""
+    try:
+        text = repr(value)
+    except Exception:  # of whatever was passed: an int of over 4300 digits has none
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"
 
 
 def gib(size: int) -> str:

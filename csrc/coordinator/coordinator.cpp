@@ -126,6 +126,11 @@ void Coordinator::check(const Request& request) const {
   check_ids("eos_ids", request.eos_token_ids);
   check_ids("stop_ids", request.stop_token_ids);
   check_between("num_logprobs", request.num_logprobs, -1, kMostIds);
+  check_between("num_prompt_logprobs", request.num_prompt_logprobs, -1, kMostIds);
+  if (request.num_prompt_logprobs >= 0 && !lanes_[0].lane().scores_prompts()) {
+    refuse("the " + lanes_[0].lane().name() +
+           " lane reports no log-probabilities of prompts; leave prompt_logprobs out");
+  }
   if (request.max_tokens < 1) {
     refuse("max_tokens is " + std::to_string(request.max_tokens) + "; it must be at least 1");
   }

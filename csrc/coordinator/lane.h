@@ -47,6 +47,9 @@ class Lane {
   // Whether windows may change from round to round; else a run has those of its requests.
   virtual bool adapts() const { return false; }
 
+  // Whether it reports log-probabilities of a prompt's tokens.
+  virtual bool scores_prompts() const { return false; }
+
   // The requests that such a run can take in later. Asked before submit.
   virtual Admission::Terms terms(const LaneProgram&, const State&) const { return {}; }
 

@@ -18,9 +18,10 @@ struct Request {
   std::vector<int32_t> eos_token_ids;
   std::vector<int32_t> stop_token_ids;
   bool ignore_eos = false;
-  Transform transform;    // masked_ids are filled in where a slot is
-  int num_logprobs = -1;  // likeliest tokens reported with each token; -1: nothing
-  bool adapts = false;    // its windows follow the run's table too, not its own gamma alone
+  Transform transform;           // masked_ids are filled in where a slot is
+  int num_logprobs = -1;         // likeliest tokens reported with each token; -1: nothing
+  int num_prompt_logprobs = -1;  // as num_logprobs, of the prompt's tokens from the second on
+  bool adapts = false;           // its windows follow the run's table too, not its own gamma alone
 
   // What min_tokens forbids: end of text, ignored or not, and stop ids; each once.
   std::vector<int32_t> forbidden_ids() const {

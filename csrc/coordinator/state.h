@@ -26,6 +26,7 @@ struct State {
         vocab_size(vocab_size),
         draft_vocab_size(draft_vocab_size),
         max_blocks(static_cast<int>((capacity + block_size - 1) / block_size)),
+        draft_capacity(capacity),
         window_limit(gamma_max),
         request_id(num_slots),
         prompt_len(num_slots),
@@ -37,6 +38,7 @@ struct State {
         stop_token_ids(num_slots),
         transform(num_slots),
         num_logprobs(num_slots, -1),
+        num_prompt_logprobs(num_slots, -1),
         token_ids(static_cast<size_t>(num_slots) * capacity),
         committed(num_slots),
         pending(num_slots),
@@ -48,6 +50,8 @@ struct State {
         draft_fed(num_slots),
         bad_draft(num_slots, -1),
         num_rows(num_slots),
+        prompt_logprobs(num_slots),
+        bad_prompt(num_slots, -1),
         blocks(num_blocks, block_size),
         block_table(static_cast<size_t>(num_slots) * max_blocks, -1),
         num_held(num_slots),
@@ -97,6 +101,10 @@ struct State {
     num_held[slot] = needed;
     return true;
   }
+  // Tokens of a prompt that the draft is fed before it drafts: none of one that it cannot follow.
+  int64_t draft_prompt(int slot) const {
+    return prompt_len[slot] - 1 < draft_capacity ? prompt_len[slot] - 1 : 0;
+  }
   // Takes the blocks of a slot back, if it holds any.
   void release(int slot) {
     blocks.release(table(slot), num_held[slot]);
@@ -123,6 +131,9 @@ struct State {
     transform[slot] = request.transform;
     transform[slot].masked_ids = request.forbidden_ids();
     num_logprobs[slot] = std::min(request.num_logprobs, vocab_size);
+    num_prompt_logprobs[slot] = std::min(request.num_prompt_logprobs, vocab_size);
+    prompt_logprobs[slot].clear();
+    bad_prompt[slot] = -1;
     committed[slot] = length;
     pending[slot] = 0;
     finish_reason[slot] = is_fed ? FinishReason::kRunning : FinishReason::kFeeding;
@@ -159,6 +170,8 @@ struct State {
   const int draft_vocab_size;  // Vd; the draft samples ids below min(V, Vd) only
   const int max_blocks;        // of a sequence: those of `capacity` tokens
 
+  int64_t draft_capacity;  // tokens of a sequence that the draft can be fed: past them nothing is drafted
+
   // Set by start.
   JudgeKind judge = JudgeKind::kRejection;
   int longest_gamma = 0;  // of the run; 0 without a draft
@@ -177,7 +190,8 @@ struct State {
   std::vector<uint64_t> seed;          // [B]
   std::vector<std::vector<int32_t>> stop_token_ids;  // [B][] EOS ids (unless ignored) and stop ids
   std::vector<Transform> transform;                  // [B] what is done to logits before they are sampled
-  std::vector<int32_t> num_logprobs;  // [B] likeliest tokens reported with each token; -1: nothing
+  std::vector<int32_t> num_logprobs;         // [B] likeliest tokens reported with each token; -1: nothing
+  std::vector<int32_t> num_prompt_logprobs;  // [B] the same, of the prompt's tokens
 
   // Set by fill, then by verify. token_ids[b, :committed + pending] holds both kinds.
   std::vector<int32_t> token_ids;           // [B, capacity]
@@ -196,6 +210,10 @@ struct State {
 
   // Set by score.
   std::vector<int32_t> num_rows;  // [B] rows of target_rows; row r is for position committed + r
+
+  // Set by fill, then by prefill and score as the prompt goes in.
+  std::vector<std::vector<Logprob>> prompt_logprobs;  // [B][] as RoundResult's
+  std::vector<int64_t> bad_prompt;  // [B] the position whose logits could not be used, or -1
 
   // Set by start, and by verify between rounds: a slot holds the blocks of its request from before fill until
   // after its end.

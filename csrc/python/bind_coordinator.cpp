@@ -75,9 +75,11 @@ using Owner = std::unique_ptr<Coordinator, StopAndDelete>;
 
 Owner make_coordinator(std::vector<std::shared_ptr<Lane>> lanes, int num_slots, int gamma_max,
                        int64_t capacity, int vocab_size, std::optional<int> draft_vocab_size,
-                       size_t ring_capacity, std::optional<int> num_blocks, std::optional<int> block_size) {
+                       size_t ring_capacity, std::optional<int> num_blocks, std::optional<int> block_size,
+                       std::optional<int64_t> draft_capacity) {
   check_between("num_slots", num_slots, 1, kMostSlots);
   check_between("capacity", capacity, 2, kMostTokens);
+  check_between("draft_capacity", draft_capacity.value_or(capacity), 1, capacity);
   check_between("gamma_max", gamma_max, 0, kLongestWindow);
   check_between("ring_capacity", static_cast<int64_t>(std::min<size_t>(ring_capacity, kMostIds + 1)), 0,
                 kMostIds);
@@ -98,6 +100,7 @@ Owner make_coordinator(std::vector<std::shared_ptr<Lane>> lanes, int num_slots, 
       "a coordinator of " + std::to_string(num_slots) + " slots");
   auto state = std::make_unique<State>(num_slots, gamma_max, capacity, vocab_size,
                                        draft_vocab_size.value_or(vocab_size), static_cast<int>(blocks), size);
+  state->draft_capacity = draft_capacity.value_or(capacity);
   return Owner(new Coordinator(std::move(state), std::move(lanes), ring_capacity));
 }
 
@@ -131,12 +134,13 @@ std::vector<TraceTuple> trace_rows(const Coordinator& self) {
 
 // [tokens][1 + k] of (id, logprob, rank), or nothing.
 using LogprobTuple = std::tuple<int32_t, float, int64_t>;
-std::optional<std::vector<std::vector<LogprobTuple>>> logprobs_of(const RoundResult& result) {
-  if (result.logprobs.empty()) return std::nullopt;
-  std::vector<std::vector<LogprobTuple>> tokens(result.token_ids.size());
-  const size_t each = result.logprobs.size() / tokens.size();
-  for (size_t i = 0; i < result.logprobs.size(); ++i) {
-    const Logprob& entry = result.logprobs[i];
+using LogprobRows = std::optional<std::vector<std::vector<LogprobTuple>>>;
+LogprobRows rows_of(const std::vector<Logprob>& entries, size_t num_tokens) {
+  if (entries.empty()) return std::nullopt;
+  std::vector<std::vector<LogprobTuple>> tokens(num_tokens);
+  const size_t each = entries.size() / tokens.size();
+  for (size_t i = 0; i < entries.size(); ++i) {
+    const Logprob& entry = entries[i];
     tokens[i / each].emplace_back(entry.token_id, entry.logprob, entry.rank);
   }
   return tokens;
@@ -184,39 +188,44 @@ void bind_coordinator(py::module_& m) {
       .def_readonly("num_judged", &RoundResult::num_judged)
       .def_readonly("pending_before", &RoundResult::pending_before)
       .def_property_readonly(
-          "logprobs", &logprobs_of,
+          "logprobs", [](const RoundResult& r) { return rows_of(r.logprobs, r.token_ids.size()); },
           "For each token its own and the k likeliest, as (id, logprob, rank); None unless "
           "asked for.")
+      .def(
+          "prompt_logprobs",
+          [](const RoundResult& r, size_t prompt_len) { return rows_of(r.prompt_logprobs, prompt_len - 1); },
+          py::arg("prompt_len"), "As logprobs, of each token of the prompt but the first. Round 0 has them.")
       .def_property_readonly("finish_reason",
                              [](const RoundResult& r) { return finish_name(r.finish_reason); })
       .def_readonly("t_ns", &RoundResult::t_ns);
 
   py::class_<Request>(m, "Request", "One sequence to generate.")
-      .def(py::init([](std::vector<int32_t> prompt, int gamma, float temperature, uint64_t seed,
-                       int64_t max_tokens, std::vector<int32_t> eos, std::vector<int32_t> stops,
-                       bool ignore_eos, int32_t top_k, float top_p, float min_p, float repetition_penalty,
-                       float presence_penalty, float frequency_penalty,
-                       std::vector<std::pair<int32_t, float>> logit_bias, int64_t min_tokens,
-                       int num_logprobs, bool adapts) {
-             Request request{
-                 std::move(prompt), gamma,      temperature, seed,         max_tokens, std::move(eos),
-                 std::move(stops),  ignore_eos, {},          num_logprobs, adapts};
-             request.transform = {min_tokens,
-                                  {},
-                                  std::move(logit_bias),
-                                  repetition_penalty,
-                                  frequency_penalty,
-                                  presence_penalty,
-                                  {top_k, top_p, min_p}};
-             return request;
-           }),
-           py::arg("prompt_ids"), py::kw_only(), py::arg("gamma") = 0, py::arg("temperature") = 0.0f,
-           py::arg("seed") = 0, py::arg("max_tokens") = 128, py::arg("eos_ids") = std::vector<int32_t>{},
-           py::arg("stop_ids") = std::vector<int32_t>{}, py::arg("ignore_eos") = false, py::arg("top_k") = 0,
-           py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f,
-           py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
-           py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
-           py::arg("num_logprobs") = -1, py::arg("adapts") = false);
+      .def(
+          py::init([](std::vector<int32_t> prompt, int gamma, float temperature, uint64_t seed,
+                      int64_t max_tokens, std::vector<int32_t> eos, std::vector<int32_t> stops,
+                      bool ignore_eos, int32_t top_k, float top_p, float min_p, float repetition_penalty,
+                      float presence_penalty, float frequency_penalty,
+                      std::vector<std::pair<int32_t, float>> logit_bias, int64_t min_tokens, int num_logprobs,
+                      int num_prompt_logprobs, bool adapts) {
+            Request request{
+                std::move(prompt), gamma,      temperature, seed,         max_tokens,          std::move(eos),
+                std::move(stops),  ignore_eos, {},          num_logprobs, num_prompt_logprobs, adapts};
+            request.transform = {min_tokens,
+                                 {},
+                                 std::move(logit_bias),
+                                 repetition_penalty,
+                                 frequency_penalty,
+                                 presence_penalty,
+                                 {top_k, top_p, min_p}};
+            return request;
+          }),
+          py::arg("prompt_ids"), py::kw_only(), py::arg("gamma") = 0, py::arg("temperature") = 0.0f,
+          py::arg("seed") = 0, py::arg("max_tokens") = 128, py::arg("eos_ids") = std::vector<int32_t>{},
+          py::arg("stop_ids") = std::vector<int32_t>{}, py::arg("ignore_eos") = false, py::arg("top_k") = 0,
+          py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f,
+          py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
+          py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
+          py::arg("num_logprobs") = -1, py::arg("num_prompt_logprobs") = -1, py::arg("adapts") = false);
 
   py::class_<Coordinator, Owner>(m, "Coordinator",
                                  "Runs a program over a target's lane and a draft's, natively.")
@@ -224,9 +233,10 @@ void bind_coordinator(py::module_& m) {
            py::arg("gamma_max") = 8, py::arg("capacity"), py::arg("vocab_size"),
            py::arg("draft_vocab_size") = py::none(), py::arg("ring_capacity") = 1024,
            py::arg("num_blocks") = py::none(), py::arg("block_size") = py::none(),
+           py::arg("draft_capacity") = py::none(),
            "lanes: the target's, and the draft's if there is one; each is one coordinator's at a time.\n"
            "num_blocks: KV blocks of all sequences together; None: every slot has its own. block_size: the\n"
-           "lanes' own, or None.")
+           "lanes' own, or None. draft_capacity: tokens of a sequence that the draft can be fed; None: all.")
       .def(
           "start",
           [](Coordinator& self, const py::object& program, const std::vector<Request>& requests,

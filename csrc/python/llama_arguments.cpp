@@ -32,6 +32,8 @@ LlamaConfig config_from(const py::dict& d) {
   c.head_dim = number("head_dim");
   c.rms_norm_eps = field<float>(d, "rms_norm_eps", "a number");
   c.attention_bias = flag("attention_bias");
+  c.output_bias = d.contains("output_bias") && flag("output_bias");
+  c.mlp_bias = d.contains("mlp_bias") && flag("mlp_bias");
   c.qk_norm = flag("qk_norm");
   c.tie_word_embeddings = flag("tie_word_embeddings");
   return c;

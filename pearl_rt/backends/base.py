@@ -48,13 +48,20 @@ class Lanes:
         self.placement = placement
         self.has_draft = draft is not None
         self.vocab_size = min(config.vocab_size for config in (target, draft) if config is not None)
-        self.max_model_len = pool.longest  # of one sequence that has all blocks
+        self.max_model_len = pool.longest  # of one sequence that has all blocks; of one with drafts
 
     @staticmethod
     def coordinator_of(
-        lanes: Sequence[_C.Lane], num_slots: int, pool: KvPool, vocab_size: int, draft_vocab_size: int | None
+        lanes: Sequence[_C.Lane],
+        num_slots: int,
+        pool: KvPool,
+        vocab_size: int,
+        draft_vocab_size: int | None,
+        draft_capacity: int | None = None,
     ) -> _C.Coordinator:
-        """A coordinator over native lanes. draft_vocab_size None: there is no draft."""
+        """A coordinator over native lanes. draft_vocab_size None: there is no draft. draft_capacity: tokens
+        of a sequence that the draft can be fed; None: all.
+        """
         return _C.Coordinator(
             lanes,
             num_slots=num_slots,
@@ -64,6 +71,7 @@ class Lanes:
             draft_vocab_size=draft_vocab_size,
             num_blocks=pool.num_blocks,
             block_size=pool.block_size,
+            draft_capacity=draft_capacity,
         )
 
     def start(self, strategy: str, request: Request, judge: str, windows: Sequence[int] = ()) -> int:

@@ -8,6 +8,7 @@ Knows core sets and executors; not prompts, text, or which program is wanted. A 
            target
 """
 
+import math
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pearl_rt._C as _C
 from pearl_rt.backends.base import Backend, Lanes, PackedModel
+from pearl_rt.backends.cpu_quota import cpu_quota
 from pearl_rt.checkpoint.compatibility import own_dtype
 from pearl_rt.checkpoint.config import SIZES, ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
@@ -145,17 +147,19 @@ def bytes_of(tensor: "torch.Tensor") -> "npt.NDArray[np.uint8]":
 
 def native_config(config: ModelConfig) -> dict[str, object]:
     """The part of a configuration that the executor reads."""
-    names = (*SIZES, "rms_norm_eps", "attention_bias", "qk_norm", "tie_word_embeddings")
+    biases = ("attention_bias", "output_bias", "mlp_bias")
+    names = (*SIZES, "rms_norm_eps", *biases, "qk_norm", "tie_word_embeddings")
     return {name: getattr(config, name) for name in names}
 
 
 def choose_cores(num_threads: int | None) -> list[int]:
-    """The first `num_threads` cores that this process may use, or all. Raises ResourceError if there are
-    fewer.
+    """The first `num_threads` cores that this process may use; None: all, or as many as a container has the
+    time of. Raises ResourceError if there are fewer.
     """
     cores = sorted(os.sched_getaffinity(0))
     if num_threads is None:
-        return cores
+        quota = cpu_quota()
+        return cores if quota is None else cores[: max(1, math.ceil(quota))]
     if num_threads > len(cores):
         raise ResourceError(
             f"num_threads {num_threads} asked for, but this process may use {len(cores)} cores: "
@@ -213,7 +217,11 @@ class CpuLanes(Lanes):
         if draft is not None:
             lanes.append(_C.CpuLane("draft", draft.executor(draft_set, num_slots, pool), draft_device))
         draft_size = draft.config.vocab_size if draft is not None else None
-        self.coordinator = self.coordinator_of(lanes, num_slots, pool, target.config.vocab_size, draft_size)
+        draft_capacity = draft.cos.shape[0] if draft is not None else None
+        self.max_model_len = min(self.max_model_len, draft_capacity or self.max_model_len)
+        self.coordinator = self.coordinator_of(
+            lanes, num_slots, pool, target.config.vocab_size, draft_size, draft_capacity
+        )
 
 
 class CpuBackend(Backend):
@@ -236,8 +244,9 @@ class CpuBackend(Backend):
     def capabilities(self, has_draft: bool) -> Capabilities:
         """Both placements, if there are cores for two devices."""
         if len(self.cores) > 1:
-            return Capabilities(has_draft, CORE_PLACEMENTS)
-        return Capabilities(has_draft, ("shared",), {"split": TOO_FEW_CORES.format(len(self.cores))})
+            return Capabilities(has_draft, CORE_PLACEMENTS, scores_prompts=True, outlives_draft=True)
+        refused = {"split": TOO_FEW_CORES.format(len(self.cores))}
+        return Capabilities(has_draft, ("shared",), refused, scores_prompts=True, outlives_draft=True)
 
     def dtype(self, model: ModelSource) -> str:
         """Raises ConfigError for what the executor does not compute in."""

@@ -9,7 +9,9 @@ of tokens.
 import json
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,11 +22,13 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from pearl_rt.checkpoint.config import model_directory, read_json
+from pearl_rt.checkpoint.config import check_file, model_directory, read_json
 from pearl_rt.checkpoint.gguf.model import GgufModel
 from pearl_rt.errors import CheckpointError, ConfigError, RequestError
 from pearl_rt.types.json import Json
 
+_MARK = "\ue000end of the final message\ue001"
+_ARGUMENTS = '{"needle": 1}'  # of a call that asks a template how it writes arguments
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -33,13 +37,13 @@ class ChatTemplate:
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         """Raises CheckpointError for what is no template."""
-        self._special_tokens = dict(special_tokens or {})
+        self.source, self.special_tokens = source, dict(special_tokens or {})
         try:
             environment = _environment()
             self._template = environment.from_string(source)
             constants = environment.parse(source).find_all(nodes.Const)
             self._knows_developer = any(constant.value == "developer" for constant in constants)
-        except jinja2.TemplateError as error:
+        except Exception as error:  # TemplateError, or what Python's compiler says of what Jinja made of it
             raise CheckpointError(
                 f"the chat template is not valid Jinja ({error}): fetch it again"
             ) from error
@@ -74,43 +78,97 @@ class ChatTemplate:
     def render(
         self,
         messages: Sequence[Json],
+        /,
         *,
         add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
         tools: Sequence[object] | None = None,
         **variables: object,
     ) -> str:
         """The prompt. messages: {"role": ..., "content": ...}, at least one; `variables` are the template's
-        own.
+        own. continue_final_message: the prompt ends where the text of the last message does.
 
-        The role "developer" is "system" where the template does not name it. Encode the prompt with
-        add_special_tokens=False. Raises RequestError if the template refuses them.
+        The role "developer" is "system" where the template does not name it. Of members that are null,
+        templates see `content` only. Arguments of calls that are JSON text are objects where the template
+        writes them as JSON itself. Encode the prompt with add_special_tokens=False. Raises RequestError if
+        the template refuses them.
         """
         if not messages:
             raise RequestError("messages is empty: give at least one")
         plain = [
-            {name: value for name, value in message.items() if value is not None} for message in messages
+            {name: value for name, value in message.items() if value is not None or name == "content"}
+            for message in messages
         ]
+        if any("tool_calls" in message for message in plain) and self._wants_objects:
+            plain = [_with_objects(message) for message in plain]
+        if continue_final_message:
+            return self._continued(plain, tools, variables)
+        return self._rendered(plain, add_generation_prompt, tools, variables)
+
+    def _continued(self, plain: list[Json], tools: Sequence[object] | None, variables: Json) -> str:
+        """The prompt up to the end of the last message's text: a mark behind it is where it is cut. A
+        template that trims the text takes the space before the mark away, and so ours is taken away too.
+        """
+        content = plain[-1].get("content")
+        if not isinstance(content, str):
+            raise RequestError("continue_final_message needs a last message whose content is text")
+        marked = [*plain[:-1], {**plain[-1], "content": f"{content}{_MARK} "}]
+        before, mark, after = self._rendered(marked, False, tools, variables).rpartition(_MARK)
+        if not mark:
+            raise RequestError(
+                "the chat template does not show the text of the last message: it cannot be continued"
+            )
+        return before if after.startswith(" ") else before.rstrip()
+
+    @cached_property
+    def _wants_objects(self) -> bool:
+        """Whether arguments of calls have to be objects: given as JSON text, they would be quoted again."""
+        call = {"type": "function", "function": {"name": "f", "arguments": _ARGUMENTS}, "id": "call00000"}
+        said: list[Json] = [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+        ]
+        for content in (None, ""):
+            said[-1]["content"] = content
+            try:
+                return _ARGUMENTS not in self._rendered(said, False, None, {})
+            except RequestError:
+                continue
+        return True
+
+    def _rendered(
+        self, plain: list[Json], prompts: bool, tools: Sequence[object] | None, variables: Json
+    ) -> str:
         if not self._knows_developer:
             plain = [
                 message | {"role": "system"} if message.get("role") == "developer" else message
                 for message in plain
             ]
-        given = {**self._special_tokens, **variables}
-        given |= {"messages": plain, "tools": tools, "documents": None}
+        given: Json = {**self.special_tokens, **variables}
+        given |= {"messages": plain, "tools": tools, "documents": None, "add_generation_prompt": prompts}
         try:
-            return self._template.render(
-                add_generation_prompt=add_generation_prompt,
-                **{name: _plain(value) for name, value in given.items()},
-            )
-        except (
-            jinja2.TemplateError,
-            TypeError,
-            ValueError,
-            KeyError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
-            raise RequestError(f"the chat template refuses these messages: {error}") from error
+            return self._template.render({name: _plain(value) for name, value in given.items()})
+        except Exception as error:  # a template is a program: whatever it raises is its answer
+            told = str(error)[:1000] or type(error).__name__
+            raise RequestError(f"the chat template refuses these messages: {told}") from error
+
+
+def _with_objects(message: Json) -> Json:
+    """A message whose calls have their arguments as objects, where they are the text of one."""
+    if not isinstance(calls := message.get("tool_calls"), (list, tuple)):
+        return message
+    return {**message, "tool_calls": [_call_with_object(call) for call in calls]}
+
+
+def _call_with_object(call: object) -> object:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(call, Mapping) or not isinstance(function, Mapping):
+        return call
+    with suppress(ValueError, TypeError, RecursionError):
+        arguments = json.loads(function["arguments"]) if "arguments" in function else None
+        if isinstance(arguments, dict):
+            return {**call, "function": {**function, "arguments": arguments}}
+    return call
 
 
 def _find(directory: Path, settings: Json) -> str | None:
@@ -131,6 +189,8 @@ def _find(directory: Path, settings: Json) -> str | None:
 
 
 def _read(file: Path) -> str:
+    if file.exists():
+        check_file(file)
     try:
         return file.read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
@@ -227,9 +287,20 @@ def _tojson(
     )
 
 
+@jinja2.pass_context
+def _as_it_is(_: object, value: object) -> object:
+    """What is written for a value. Jinja evaluates no constant ahead of one that may ask the context."""
+    return value
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_Generation, loopcontrols],
+        # Nothing is evaluated when a template is compiled: what takes long does so when it is rendered.
+        optimized=False,
+        finalize=_as_it_is,
     )
     environment.filters["tojson"] = _tojson
     environment.globals.update(

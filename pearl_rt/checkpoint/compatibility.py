@@ -28,13 +28,15 @@ def own_dtype(name: str, dtype: str, config: ModelConfig) -> str:
 
 
 def max_length(asked: object, configs: Sequence[ModelConfig]) -> int:
-    """Tokens of prompt and answer that all models can take, or the number asked for if they can take that."""
+    """Tokens of prompt and answer that all models can take, or the number asked for if they can take that.
+    configs: the target's, and the draft's if it must follow to the end.
+    """
     if asked is None:
         return min(DEFAULT_MAX_MODEL_LEN, *(config.default_max_model_len for config in configs))
     length = MODEL_LENGTH("max_model_len", asked, ConfigError)
     assert length is not None
-    for config in configs:
-        config.check_max_model_len(length)
+    for name, config in zip(("target", "draft"), configs, strict=False):
+        config.check_max_model_len(length, name)
     return length
 
 

@@ -8,17 +8,19 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pearl_rt.checkpoint.gguf.model import GgufModel
 from pearl_rt.checkpoint.quantised.scheme import read_scheme
-from pearl_rt.checkpoint.rope_scaling import RopeScaling, is_number
-from pearl_rt.errors import CheckpointError, ConfigError
+from pearl_rt.checkpoint.rope_scaling import RopeScaling, read_rope
+from pearl_rt.errors import CheckpointError, ConfigError, shown
+from pearl_rt.types.config_keys import check_keys
 from pearl_rt.types.json import Json
 from pearl_rt.types.values import Integer
 
-MODEL_LENGTH = Integer(8, optional=True)  # of max_model_len: room for a prompt and an answer
+MOST_TOKENS = 2**31 - 513  # of a sequence, and of a cache: positions are 32-bit integers where they are used
+MODEL_LENGTH = Integer(8, MOST_TOKENS, optional=True)  # of max_model_len: room for a prompt and an answer
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -45,13 +47,16 @@ SIZES = (
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
 )
 _DTYPES = ("float32", "float16", "bfloat16")
+LFS_POINTER = b"version https://git-lfs"
+OF_WEIGHTS = "auto"  # the dtype of a checkpoint whose config.json names none: its tensors tell
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """A Llama-family decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
 
-    `attention_bias` is a bias on q, k and v (Qwen2), never on o_proj; `qk_norm` an RMSNorm over head_dim on q
+    `attention_bias` is a bias on q, k and v (Qwen2), `output_bias` one on o_proj (Hugging Face's
+    attention_bias means both), `mlp_bias` one on gate, up and down; `qk_norm` an RMSNorm over head_dim on q
     and k (Qwen3).
     """
 
@@ -68,6 +73,8 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None
     max_position_embeddings: int = 2048
     attention_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
     qk_norm: bool = False
     tie_word_embeddings: bool = False
     torch_dtype: str = "bfloat16"
@@ -85,35 +92,50 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim {self.head_dim} is odd; rotary positions need an even one")
-        expected = (self.model_type == "qwen2", self.model_type == "qwen3")
-        if (self.attention_bias, self.qk_norm) != expected:
+        fits = self.attention_bias == (self.output_bias or self.model_type == "qwen2")
+        fits &= self.model_type in ("llama", "qwen3") or not self.output_bias
+        fits &= self.model_type == "llama" or not self.mlp_bias
+        if not fits or self.qk_norm != (self.model_type == "qwen3"):
+            names = ("attention_bias", "output_bias", "mlp_bias", "qk_norm")
             raise ConfigError(
-                f"attention_bias={self.attention_bias} and qk_norm={self.qk_norm} do not go with model_type "
-                f"{self.model_type!r}: qwen2 has the bias on q, k and v, qwen3 the norm, the others neither"
+                f"{', '.join(f'{name}={getattr(self, name)}' for name in names)} do not go with model_type "
+                f"{self.model_type!r}: q, k and v have a bias in qwen2, with o in some of llama and qwen3"
             )
-        if self.torch_dtype not in _DTYPES:
+        if self.torch_dtype not in (*_DTYPES, OF_WEIGHTS):
             raise ConfigError(
-                f"torch_dtype {self.torch_dtype!r} is not supported ({_listing(_DTYPES)} are): "
+                f"torch_dtype {shown(self.torch_dtype)} is not supported ({_listing(_DTYPES)} are): "
                 "convert the checkpoint, or use its unquantised original"
             )
 
     @property
     def default_max_model_len(self) -> int:
         """The longest sequence that the checkpoint was made for and that no sliding window cuts."""
-        return min(self.max_position_embeddings, self.sliding_window or self.max_position_embeddings)
+        return min(self._reach, self.sliding_window or self._reach)
 
-    def check_max_model_len(self, max_model_len: int) -> None:
-        """Refuses a length at which a sliding window would bite, or that the checkpoint was not made for."""
+    @property
+    def _reach(self) -> int:
+        """Tokens that the positions are made for: YaRN stretches those of the original model."""
+        scaling = self.rope_scaling
+        if scaling is None or scaling.rope_type != "yarn" or not scaling.original_max_position_embeddings:
+            return self.max_position_embeddings
+        stretched = int(scaling.factor * scaling.original_max_position_embeddings)
+        return max(self.max_position_embeddings, min(stretched, MOST_TOKENS))
+
+    def check_max_model_len(self, max_model_len: int, name: str = "model") -> None:
+        """Refuses a length at which a sliding window would bite, or that the checkpoint was not made for.
+        name: of the model, in errors.
+        """
         if self.sliding_window is not None and max_model_len > self.sliding_window:
             raise ConfigError(
-                f"this {self.model_type} model has a sliding window of {self.sliding_window} tokens, which "
+                f"this {self.model_type} {name} has a sliding window of {self.sliding_window} tokens, which "
                 f"would bite at max_model_len {max_model_len} and is not supported: pass "
                 f"max_model_len={self.sliding_window} or less"
             )
-        if max_model_len > self.max_position_embeddings:
+        if max_model_len > (reach := self._reach):
+            made_for = "max_position_embeddings" if reach == self.max_position_embeddings else "YaRN's reach"
             raise ConfigError(
-                f"max_model_len {max_model_len} is more than the model's max_position_embeddings "
-                f"{self.max_position_embeddings}: pass {self.max_position_embeddings} or less"
+                f"max_model_len {max_model_len} is more than the {name}'s {made_for} "
+                f"{reach}: pass {reach} or less"
             )
 
     @classmethod
@@ -141,16 +163,17 @@ class ModelConfig:
         try:
             return cls._from_dict(content)
         except ConfigError as error:
-            raise ConfigError(f"{source}: {error}") from None
+            raise type(error)(f"{source}: {error}") from None
 
     @classmethod
     def _from_dict(cls, content: Json) -> "ModelConfig":
         model_type = content.get("model_type")
+        check_keys(content)
         _refuse_unsupported(content)
         d = _DEFAULTS[str(model_type)] | dict(content)
-        num_attention_heads = _positive_int(d, "num_attention_heads")
-        hidden_size = _positive_int(d, "hidden_size")
-        max_position_embeddings = _positive_int(d, "max_position_embeddings")
+        num_attention_heads = _needed(d, "num_attention_heads")
+        hidden_size = _needed(d, "hidden_size")
+        max_position_embeddings = _needed(d, "max_position_embeddings")
         if d.get("head_dim") is None:
             if hidden_size % num_attention_heads:
                 raise ConfigError(
@@ -160,15 +183,17 @@ class ModelConfig:
             d["head_dim"] = hidden_size // num_attention_heads
         if d.get("num_key_value_heads") is None:
             d["num_key_value_heads"] = num_attention_heads
-        rope_theta, rope_scaling = _read_rope(d, max_position_embeddings)
+        rope_theta, rope_scaling = read_rope(d, max_position_embeddings)
         return cls(
             model_type=str(model_type),
-            **{name: _positive_int(d, name) for name in SIZES},
-            rms_norm_eps=_positive_float(d, "rms_norm_eps", 1e-6),
+            **{name: _needed(d, name) for name in SIZES},
+            rms_norm_eps=_number(d, "rms_norm_eps", 1e-6),
             rope_theta=rope_theta,
             rope_scaling=rope_scaling,
             max_position_embeddings=max_position_embeddings,
-            attention_bias=model_type == "qwen2",
+            attention_bias=model_type == "qwen2" or bool(d.get("attention_bias")),
+            output_bias=bool(d.get("attention_bias")),
+            mlp_bias=bool(d.get("mlp_bias")),
             qk_norm=model_type == "qwen3",
             tie_word_embeddings=bool(d.get("tie_word_embeddings", False)),
             torch_dtype=_read_dtype(d),
@@ -185,8 +210,9 @@ class ModelConfig:
         content["rope_scaling"] = self.rope_scaling.to_dict() if self.rope_scaling else None
         eos = content.pop("eos_token_ids")
         content["eos_token_id"] = None if not eos else eos[0] if len(eos) == 1 else list(eos)
-        # Both follow from model_type, and attention_bias would mean o_proj's too.
-        del content["qk_norm"], content["attention_bias"]
+        # The norm follows from model_type; attention_bias means o_proj's too.
+        del content["qk_norm"]
+        content["attention_bias"] = content.pop("output_bias")
         if self.model_type.startswith("qwen"):
             content |= {"use_sliding_window": self.sliding_window is not None, "max_window_layers": 0}
         return content
@@ -269,63 +295,55 @@ def model_directory(path: str | os.PathLike[str]) -> Path:
 
 def read_json(path: Path) -> Json:
     """The object in a JSON file. Raises CheckpointError if it is unreadable, damaged, or something else."""
+    check_file(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:  # JSONDecodeError, UnicodeDecodeError
+    except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError
         raise CheckpointError(f"{path} is not valid JSON ({error}): fetch the file again") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object: fetch the file again")
     return content
 
 
+def check_file(path: Path) -> None:
+    """Raises CheckpointError for what is no file of bytes, as a pipe, which would be waited for, and for a
+    pointer of git-lfs.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise CheckpointError(
+                f"{path} is not a file of bytes, but a folder, a pipe or a device: fetch it"
+            )
+        with path.open("rb") as file:
+            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if is_pointer:
+        raise CheckpointError(
+            f"{path} is a pointer of git-lfs, not the file: `git lfs pull`, or fetch it again"
+        )
+
+
 def _refuse_unsupported(d: Json) -> None:
     model_type = d.get("model_type")
-    if model_type not in ARCHITECTURES:
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ConfigError(_unsupported_model_type(model_type))
     architectures = d.get("architectures") or [ARCHITECTURES[model_type]]
     if ARCHITECTURES[model_type] not in architectures:
         raise ConfigError(
-            f"architecture {_listing(architectures)} is not supported: "
+            f"architecture {_listing(architectures)[:200]} is not supported: "
             f"a {model_type} model for text generation ({ARCHITECTURES[model_type]}) is needed"
         )
     read_scheme(d)
     act = d.get("hidden_act") or "silu"
     if act not in ("silu", "swish"):
-        raise ConfigError(f"hidden_act {act!r} is not supported: only silu (SwiGLU) is")
-    for key in ("attention_bias", "mlp_bias"):
-        if d.get(key):
-            raise ConfigError(f"{key}={d[key]!r} is not supported: only qwen2's bias on q, k and v is")
+        raise ConfigError(f"hidden_act {shown(act)} is not supported: only silu (SwiGLU) is")
     for key in ("num_local_experts", "num_experts"):
         if d.get(key):
             raise ConfigError(f"{key}={d[key]}: mixtures of experts are not supported, only dense models")
-
-
-def _read_rope(d: Json, max_position_embeddings: int) -> tuple[float, RopeScaling | None]:
-    """(rope_theta, scaling or None) from `rope_parameters` (new) or `rope_theta` and `rope_scaling` (old)."""
-    rope = d.get("rope_scaling") or d.get("rope_parameters") or {}
-    if not isinstance(rope, dict):
-        raise ConfigError(f"rope_scaling must be an object, got {rope!r}")
-    if any(isinstance(value, dict) for value in rope.values()):
-        raise ConfigError("rope_parameters that differ between kinds of layers are not supported")
-    theta = _positive_float(rope if rope.get("rope_theta") is not None else d, "rope_theta", 10000.0)
-    partial = rope.get("partial_rotary_factor", d.get("partial_rotary_factor"))
-    if partial not in (None, 1):
-        raise ConfigError(f"partial_rotary_factor {partial!r} is not supported: only 1 is")
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type == "default":
-        return theta, None
-    known = {f.name for f in fields(RopeScaling)}
-    given = {k: v for k, v in rope.items() if k in known and v is not None} | {"rope_type": rope_type}
-    if rope_type in ("llama3", "yarn"):
-        original = d.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
-        given["original_max_position_embeddings"] = original or max_position_embeddings
-    if rope_type == "yarn":
-        given = {k: v for k, v in given.items() if v or k not in ("beta_fast", "beta_slow")}
-        given.setdefault("factor", max_position_embeddings / given["original_max_position_embeddings"])
-    given.setdefault("factor", None)
-    return theta, RopeScaling(**given)
 
 
 def _read_sliding_window(d: Json) -> int | None:
@@ -340,38 +358,32 @@ def _read_sliding_window(d: Json) -> int | None:
             return None
         if layer_types is not None and "sliding_attention" not in layer_types:
             return None
-    return _positive_int(d, "sliding_window")
+    return int(d["sliding_window"])
 
 
 def _read_dtype(d: Json) -> str:
-    dtype = d.get("dtype") or d.get("torch_dtype") or "float32"
+    dtype = d.get("dtype") or d.get("torch_dtype") or OF_WEIGHTS
     return str(dtype).removeprefix("torch.")
 
 
 def _token_ids(d: Json, key: str) -> tuple[int, ...]:
     value = d.get(key)
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
-        raise ConfigError(f"{key} must be a token id or a list of them, got {value!r}")
-    return tuple(dict.fromkeys(ids))
+    ids = value if isinstance(value, list) else [] if value is None else [value]  # -1: none
+    return tuple(dict.fromkeys(token_id for token_id in ids if token_id >= 0))
 
 
-def _positive_int(d: Json, key: str) -> int:
-    value = d.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-        raise ConfigError(f"{key} must be a positive integer, got {value!r}" if key in d else f"no {key}")
-    return value
+def _needed(d: Json, key: str) -> int:
+    if d.get(key) is None:
+        raise ConfigError(f"no {key}")
+    return int(d[key])
 
 
-def _positive_float(d: Json, key: str, default: float) -> float:
-    value = default if d.get(key) is None else d[key]
-    if not is_number(value) or value <= 0:
-        raise ConfigError(f"{key} must be a positive number, got {value!r}")
-    return float(value)
+def _number(d: Json, key: str, default: float) -> float:
+    return float(default if d.get(key) is None else d[key])
 
 
 def _unsupported_model_type(model_type: object) -> str:
-    return f"model_type {model_type!r} is not supported ({_listing(ARCHITECTURES)} are)"
+    return f"model_type {shown(model_type)} is not supported ({_listing(ARCHITECTURES)} are)"
 
 
 def _listing(names: Iterable[object]) -> str:

@@ -39,7 +39,7 @@ def load_tensors(path: str | os.PathLike[str], config: ModelConfig) -> StoredTen
     if (gguf := GgufModel.open(path)) is not None:
         return load_gguf(gguf, config)
     directory = model_directory(path)
-    stored = _read_entries(directory)
+    stored = _named_as_saved_whole(_read_entries(directory))
     scheme = read_scheme(read_json(directory / "config.json"))
     entries: Mapping[str, Stored] = stored if scheme is None else widened(stored, scheme)
     if scheme is not None:
@@ -127,7 +127,7 @@ def _read_entries(directory: Path) -> dict[str, StoredTensor]:
         )
     entries: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
-        if Path(file).name != file:
+        if Path(file).name != file or len(file.encode(errors="replace")) > 255:
             raise CheckpointError(f"{directory / INDEX} names {file!r}, which is not a file in {directory}")
         if not (directory / file).is_file():
             raise CheckpointError(f"{directory / INDEX} names {file}, which is not there: fetch it")
@@ -139,6 +139,19 @@ def _read_entries(directory: Path) -> dict[str, StoredTensor]:
                 f"{directory / INDEX} places tensor {name!r} in {file}, which does not hold it"
             )
     return entries
+
+
+def _named_as_saved_whole(entries: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Names as of a whole model for generation: without what a wrapper put before all of them, and with the
+    "model." that they lack where the inner model was saved by itself.
+    """
+    for wrapper in ("_orig_mod.", "module."):
+        if entries and all(name.startswith(wrapper) for name in entries):
+            return _named_as_saved_whole({name.removeprefix(wrapper): e for name, e in entries.items()})
+    if "embed_tokens.weight" not in entries or "model.embed_tokens.weight" in entries:
+        return entries
+    inner = ("embed_tokens.", "layers.", "norm.")
+    return {f"model.{name}" if name.startswith(inner) else name: entry for name, entry in entries.items()}
 
 
 def _no_weights(directory: Path) -> str:
@@ -181,14 +194,14 @@ def _missing(name: str, shape: tuple[int, ...], entries: Mapping[str, Stored]) -
     what = f"tensor {name!r} {list(shape)} is missing from the checkpoint"
     if name == "lm_head.weight" and "model.embed_tokens.weight" in entries:
         return f"{what}: if its head is the embedding, set tie_word_embeddings to true in config.json"
-    if name.removeprefix("model.") in entries:
-        return f"{what}, which was saved without its language-model head: save the whole model for generation"
     return f"{what}, which holds {len(entries)} tensors, the first {next(iter(entries), 'none')!r}"
 
 
 def _is_harmless(name: str) -> bool:
-    """Buffers that old versions of transformers saved; they follow from the configuration."""
-    return name.endswith(".rotary_emb.inv_freq")
+    """Buffers that old versions of transformers saved, which follow from the configuration; and other heads
+    and towers, which no forward pass of a text model reads.
+    """
+    return name.endswith(".rotary_emb.inv_freq") or not name.startswith(("model.", "lm_head."))
 
 
 def _check_tied(head: Stored, embedding: Stored) -> None:

@@ -1,18 +1,13 @@
 """How a checkpoint stretches its rotary frequencies: the type and its parameters, checked.
 
-Knows transformers' names for them; not where they are read, nor what the tables look like (models/rope).
+Knows transformers' names for them, old and new; not files, nor what the tables look like (rope.py).
 """
 
-import math
 from dataclasses import asdict, dataclass, fields
 
-from pearl_rt.errors import ConfigError
+from pearl_rt.errors import ConfigError, shown
+from pearl_rt.types.config_keys import is_number
 from pearl_rt.types.json import Json
-
-
-def is_number(value: object) -> bool:
-    """A finite one, and no truth value."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclass(frozen=True)
@@ -39,7 +34,7 @@ class RopeScaling:
     def __post_init__(self) -> None:
         if self.rope_type not in ("linear", "llama3", "yarn"):
             raise ConfigError(
-                f"rope type {self.rope_type!r} is not supported (default, linear, llama3 and yarn are): "
+                f"rope type {shown(self.rope_type)} is not supported (default, linear, llama3 and yarn are): "
                 "use a checkpoint with one of these"
             )
         wanted = {"linear": (), "yarn": ("original_max_position_embeddings",)}.get(
@@ -48,7 +43,7 @@ class RopeScaling:
         for name in ("factor", *wanted):
             value = getattr(self, name)
             if not is_number(value) or value <= 0:
-                raise ConfigError(f"rope type {self.rope_type!r} needs a positive {name}, got {value!r}")
+                raise ConfigError(f"rope type {self.rope_type!r} needs a positive {name}, got {shown(value)}")
         if self.rope_type == "llama3" and not self.low_freq_factor < self.high_freq_factor:  # type: ignore[operator]
             raise ConfigError(
                 "rope type 'llama3' needs low_freq_factor < high_freq_factor, "
@@ -59,3 +54,27 @@ class RopeScaling:
         """The content of `rope_scaling` in config.json: the type, and what is not at its default."""
         defaults = {f.name: f.default for f in fields(self)}
         return {k: v for k, v in asdict(self).items() if v != defaults[k]}
+
+
+def read_rope(d: Json, max_position_embeddings: int) -> tuple[float, RopeScaling | None]:
+    """(rope_theta, scaling or None) from `rope_parameters` (new) or `rope_theta` and `rope_scaling` (old)."""
+    rope = d.get("rope_scaling") or d.get("rope_parameters") or {}
+    if any(isinstance(value, dict) for value in rope.values()):
+        raise ConfigError("rope_parameters that differ between kinds of layers are not supported")
+    theta = float(rope.get("rope_theta") or d.get("rope_theta") or 10000.0)
+    partial = rope.get("partial_rotary_factor", d.get("partial_rotary_factor"))
+    if partial not in (None, 1):
+        raise ConfigError(f"partial_rotary_factor {shown(partial)} is not supported: only 1 is")
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type == "default":
+        return theta, None
+    known = {f.name for f in fields(RopeScaling)}
+    given = {k: v for k, v in rope.items() if k in known and v is not None} | {"rope_type": rope_type}
+    if rope_type in ("llama3", "yarn"):
+        original = d.get("original_max_position_embeddings") or given.get("original_max_position_embeddings")
+        given["original_max_position_embeddings"] = original or max_position_embeddings
+    if rope_type == "yarn":
+        given = {k: v for k, v in given.items() if v or k not in ("beta_fast", "beta_slow")}
+        given.setdefault("factor", max_position_embeddings / given["original_max_position_embeddings"])
+    given.setdefault("factor", None)
+    return theta, RopeScaling(**given)

@@ -19,12 +19,19 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             if config.attention_bias:
                 shapes[f"{attention}.{name}_proj.bias"] = (size,)
         shapes[f"{attention}.o_proj.weight"] = (hidden, q_size)
+        if config.output_bias:
+            shapes[f"{attention}.o_proj.bias"] = (hidden,)
         if config.qk_norm:
             shapes[f"{attention}.q_norm.weight"] = (head,)
             shapes[f"{attention}.k_norm.weight"] = (head,)
-        shapes[f"{layer}.mlp.gate_proj.weight"] = (inner, hidden)
-        shapes[f"{layer}.mlp.up_proj.weight"] = (inner, hidden)
-        shapes[f"{layer}.mlp.down_proj.weight"] = (hidden, inner)
+        for name, rows, columns in (
+            ("gate", inner, hidden),
+            ("up", inner, hidden),
+            ("down", hidden, inner),
+        ):
+            shapes[f"{layer}.mlp.{name}_proj.weight"] = (rows, columns)
+            if config.mlp_bias:
+                shapes[f"{layer}.mlp.{name}_proj.bias"] = (rows,)
         shapes[f"{layer}.input_layernorm.weight"] = (hidden,)
         shapes[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
     shapes["model.norm.weight"] = (hidden,)

@@ -2,10 +2,10 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.config import OF_WEIGHTS, ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors
 from pearl_rt.checkpoint.stored_tensors import StoredTensors
 from pearl_rt.errors import ConfigError
@@ -35,12 +35,24 @@ def pair_sources(
     """The target, and the draft if there is one. dtype: as it was asked for. Raises ConfigError for half a
     draft.
     """
+    target_config = _with_dtype(target_config, target_tensors)
     sources = [ModelSource("target", target_config, dtype, target_tensors)]
     if draft_config is not None and draft_tensors is not None:
+        draft_config = _with_dtype(draft_config, draft_tensors)
         sources.append(ModelSource("draft", draft_config, dtype, draft_tensors))
     elif draft_config is not None or draft_tensors is not None:
         raise ConfigError("a draft is a configuration and tensors: pass both, or neither")
     return sources
+
+
+def _with_dtype(config: ModelConfig, tensors: "Mapping[str, torch.Tensor]") -> ModelConfig:
+    """A configuration that names the dtype of the weights where its checkpoint named none."""
+    name = next(iter(tensors), None)
+    if config.torch_dtype != OF_WEIGHTS or name is None:
+        return config
+    if isinstance(tensors, StoredTensors):
+        return replace(config, torch_dtype=tensors.dtype_of(name))
+    return replace(config, torch_dtype=str(tensors[name].dtype).removeprefix("torch."))
 
 
 def load_pair(

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
+from pearl_rt.checkpoint.config import LFS_POINTER
 from pearl_rt.checkpoint.open_file import OpenFile
 from pearl_rt.errors import CheckpointError
 from pearl_rt.reference.groups import Groups
@@ -21,7 +22,6 @@ from pearl_rt.types.json import Json
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _CODES = {"I8": torch.int8, "I32": torch.int32, "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn}
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
-_POINTER = b"version https://git-lfs"
 _CHUNK = 1 << 24  # bytes that are compared at once
 
 # How a tensor is handed to the executor: a file descriptor, its path, an offset in bytes, dtype and shape.
@@ -103,7 +103,7 @@ class TensorFile(OpenFile):
             _check_header(raw, self.size)
             header = json.loads(raw[8:], object_pairs_hook=_unique)
         except (SafetensorError, ValueError) as error:
-            if raw.startswith(_POINTER):
+            if raw.startswith(LFS_POINTER):
                 raise CheckpointError(
                     f"{path} is a pointer of git-lfs, not the file: `git lfs pull`, or fetch it again"
                 ) from None
@@ -145,6 +145,11 @@ class StoredTensors(Mapping[str, torch.Tensor]):
     def groups(self, name: str) -> Groups | None:
         """The codes of a quantised matrix; None for any other."""
         return self._stored[name].groups()
+
+    def dtype_of(self, name: str) -> str:
+        """Of one tensor, which is not read; bfloat16 of what is computed."""
+        place = self._stored[name].place
+        return "bfloat16" if place is None else place[3]
 
     def places(self) -> dict[str, Place]:
         """Where each lies that need not be computed, for native code that reads them itself and then calls

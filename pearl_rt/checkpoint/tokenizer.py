@@ -6,16 +6,18 @@ tokens (a padded vocabulary): such ids are legal and stand for no text.
 
 import copy
 import hashlib
+import json
 import os
-from collections.abc import Collection, Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
 
 import tokenizers
 
-from pearl_rt.checkpoint.config import model_directory, read_json
+from pearl_rt.checkpoint.config import check_file, model_directory, read_json
 from pearl_rt.checkpoint.gguf.model import GgufModel
 from pearl_rt.checkpoint.gguf.vocabulary import read_vocabulary
-from pearl_rt.errors import CheckpointError, ConfigError, RequestError
+from pearl_rt.errors import CheckpointError, ConfigError, PromptTooLongError, RequestError, shown
 from pearl_rt.types.json import Json
 
 _REPLACEMENT = "\ufffd"  # what bytes that are no UTF-8, or not yet, decode to
@@ -37,6 +39,9 @@ class Tokenizer:
         added = tokenizer.get_added_tokens_decoder()
         self.hidden = {i: token.content for i, token in added.items() if token.special}  # no text; by names
         self._shown = frozenset(tokenizer.get_vocab(with_added_tokens=True).values()) - self.hidden.keys()
+        self._added = added.keys()
+        self._bytes_of, self._spaces = _spelling(tokenizer)
+        self._longest = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)  # characters
         probe = tokenizer.encode("a").ids
         self._prefix = [bos_token_id] if bos_token_id is not None and probe[:1] != [bos_token_id] else []
 
@@ -63,12 +68,15 @@ class Tokenizer:
             raise CheckpointError(
                 f"{directory} has no tokenizer.json: fetch it, or give prompts as token ids"
             )
+        check_file(file)
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises no narrower type
+        except BaseException as error:  # the library raises no narrower type
+            _check_refusal(error)
             raise CheckpointError(f"{file} is not a readable tokenizer ({error}): fetch it again") from error
         file_of_settings = directory / "tokenizer_config.json"
         settings = read_json(file_of_settings) if file_of_settings.exists() else {}
+        _add_listed(tokenizer, settings)
         bos = _named(settings, "bos_token") if settings.get("add_bos_token") else None
         bos_token_id = None if bos is None else tokenizer.token_to_id(bos)
         if bos is not None and bos_token_id is None:
@@ -90,16 +98,35 @@ class Tokenizer:
         other.hidden, other._shown = self.hidden | more, self._shown - more.keys()
         return other
 
+    @cached_property
+    def showing_all(self) -> "Tokenizer":
+        """The same tokenizer, for which special tokens stand for their names."""
+        other = copy.copy(self)
+        other.hidden, other._shown = {}, self._shown | self.hidden.keys()
+        return other
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a prompt, beginning-of-text token first. Raises RequestError for what is not text.
 
         A chat template writes its special tokens itself: encode what it rendered without adding any.
         """
         try:
-            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-            return self._prefix + ids if add_special_tokens else ids
-        except (TypeError, UnicodeError) as error:
-            raise RequestError(f"prompt {text!r} cannot be encoded: {error}") from error
+            # Of a batch, because the other call keeps all threads of Python waiting.
+            [encoding] = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return self._prefix + encoding.ids if add_special_tokens else encoding.ids
+        except BaseException as error:
+            _check_refusal(error)
+            raise RequestError(f"prompt {shown(text)} cannot be encoded: {error}") from error
+
+    def check_length(self, text: str, max_tokens: int) -> None:
+        """Raises PromptTooLongError for a text that has over max_tokens of the longest token: that is known
+        before it is encoded, which takes seconds for megabytes.
+        """
+        if len(text) > max_tokens * self._longest:
+            raise PromptTooLongError(
+                f"the prompt has {len(text)} characters, more than {max_tokens} tokens of {self._longest} "
+                "can be: shorten it, or build the engine with a larger max_model_len"
+            )
 
     def decode(self, token_ids: Sequence[int], *, after: Sequence[int] = ()) -> str:
         """Text of `token_ids`, special tokens left out.
@@ -112,9 +139,27 @@ class Tokenizer:
         decoder = self.decoder(after=after)
         return decoder.push(token_ids) + decoder.finish()
 
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token adds to a text: its own also where it is a part of a character, or begins
+        with a space. Special tokens have their names; an id without a token has none.
+        """
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            return b""
+        if token_id in self._added:
+            return token.encode()
+        if self._bytes_of is not None:
+            own = [self._bytes_of.get(character) for character in token]
+            return token.encode() if None in own else bytes(byte for byte in own if byte is not None)
+        if self._spaces is None:
+            return self._tokenizer.decode([token_id], skip_special_tokens=False).encode()
+        if byte := re.fullmatch("<0x([0-9A-Fa-f]{2})>", token):
+            return bytes.fromhex(byte[1])
+        return token.replace(self._spaces, " ").encode()
+
     def token_text(self, token_id: int) -> str:
         """The text of one token by itself, special tokens by their names; U+FFFD for parts of characters."""
-        return self._tokenizer.decode([token_id], skip_special_tokens=False)
+        return self.token_bytes(token_id).decode(errors="replace")
 
     def decoder(self, *, after: Sequence[int] = ()) -> "IncrementalDecoder":
         """A decoder for text that continues `after`."""
@@ -129,11 +174,16 @@ class Tokenizer:
         return digest.hexdigest()
 
     def check_draft(self, draft: "Tokenizer") -> None:
-        """Raises ConfigError, with the first id that differs, unless a draft with that tokenizer fits."""
+        """Raises ConfigError, with the first id that differs, unless a draft with that tokenizer fits.
+        Special tokens may have other names, and one side more of them: the target judges every token.
+        """
         if self.fingerprint == draft.fingerprint:
             return
         mine, theirs = self._tokens(), draft._tokens()
-        differing = sorted(i for i in mine.keys() | theirs.keys() if mine.get(i) != theirs.get(i))
+        plain = {i for side in (self, draft) for i in side._tokens().keys() - side.hidden.keys()}
+        differing = sorted(i for i in plain if mine.get(i) != theirs.get(i))
+        if not differing:
+            return
         first = differing[0]
         raise ConfigError(
             f"the draft's tokenizer differs from the target's in {len(differing)} of {len(mine)} ids, first "
@@ -199,6 +249,46 @@ class IncrementalDecoder:
 
     def _text(self) -> str:
         return self._tokenizer._tokenizer.decode(self._window, skip_special_tokens=False)
+
+
+def _add_listed(tokenizer: tokenizers.Tokenizer, settings: Json) -> None:
+    """Adds the tokens that only tokenizer_config.json names, as transformers does."""
+    listed = settings.get("added_tokens_decoder")
+    if not isinstance(listed, dict):
+        return
+    for _, entry in sorted(listed.items(), key=lambda item: (len(item[0]), item[0])):
+        content = entry.get("content") if isinstance(entry, dict) else None
+        if not isinstance(content, str) or not content or tokenizer.token_to_id(content) is not None:
+            continue
+        names = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        flags = {name: bool(entry[name]) for name in names if name in entry}
+        add = tokenizer.add_special_tokens if flags.get("special") else tokenizer.add_tokens
+        add([tokenizers.AddedToken(content, **flags)])
+
+
+def _check_refusal(error: BaseException) -> None:
+    """Raises again what is no refusal of the library: Ctrl-C, for one. Its panics are no Exception."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+
+
+def _spelling(tokenizer: tokenizers.Tokenizer) -> tuple[Mapping[str, int] | None, str | None]:
+    """How tokens stand for bytes: by one character each (byte-level vocabularies: the byte of each), or as
+    text with a character for spaces and <0x0A> for bytes (SentencePiece). Neither: as the decoder says.
+    """
+    decoder: Json = json.loads(tokenizer.decoder.__getstate__()) if tokenizer.decoder is not None else {}
+    steps = decoder.get("decoders", [decoder])
+    if any(step.get("type") == "ByteLevel" for step in steps):
+        alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        shown = {character: ord(character) for character in alphabet if ord(character) < 256}
+        rest = sorted(set(range(256)) - set(shown.values()))
+        return shown | {chr(256 + place): byte for place, byte in enumerate(rest)}, None
+    for step in steps:
+        if step.get("type") == "Metaspace":
+            return None, step["replacement"]
+        if step.get("type") == "Replace" and step.get("content") == " " and "String" in step["pattern"]:
+            return None, step["pattern"]["String"]
+    return None, None
 
 
 def _named(settings: Json, name: str) -> str | None:

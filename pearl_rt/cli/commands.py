@@ -21,6 +21,7 @@ from pearl_rt.cli.flags import add_engine_flags, add_flags, open_engine, samplin
 from pearl_rt.cli.plan import Answer
 from pearl_rt.errors import ConfigError, PearlError, RequestError
 from pearl_rt.types.sampling_params import SamplingParams
+from pearl_rt.types.values import Integer
 
 if TYPE_CHECKING:
     from pearl_rt.cli.chat import Conversation
@@ -60,7 +61,26 @@ def parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--model-name", help="by which clients ask; default: the target's name")
     serve.add_argument("--max-body", type=int, default=4 * MIB, help="bytes of a request; default 4 MiB")
-    serve.add_argument("--drain-seconds", type=int, help="for answers in flight at a stop; default: no limit")
+    serve.add_argument(
+        "--drain-seconds", type=int, default=30, help="for answers in flight at a stop; default 30"
+    )
+    serve.add_argument(
+        "--keep-alive", type=int, default=75, metavar="S", help="seconds for an idle connection; default 75"
+    )
+    serve.add_argument(
+        "--cors-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="of web pages that may ask, as https://page.example, or *; may be repeated; default: none",
+    )
+    serve.add_argument(
+        "--allowed-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="another name for a server without a key: of a proxy, or a container's host; may be repeated",
+    )
     serve.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja; default: the checkpoint's")
     serve.set_defaults(run=run_serve)
     plan = commands.add_parser("plan", help="which program would be fastest, by step times that you give")
@@ -113,9 +133,12 @@ def run_serve(options: argparse.Namespace) -> int:
     with _extra("serve"):
         from pearl_rt.checkpoint.chat_template import ChatTemplate
         from pearl_rt.serve.app import Settings, build_app
+        from pearl_rt.serve.completion_request import sampling_defaults
         from pearl_rt.serve.server import Server, allowed_hosts, bound_socket, check_address
     api_key = options.api_key or Environment.read().api_key
     check_address(options.host, api_key)
+    for name, least in (("max_body", 1), ("drain_seconds", 0), ("keep_alive", 0)):
+        Integer(least, 2**31 - 1)(f"--{name.replace('_', '-')}", getattr(options, name), ConfigError)
     target = target_path(options)
     try:
         template = ChatTemplate.from_pretrained(target, options.chat_template)
@@ -131,11 +154,14 @@ def run_serve(options: argparse.Namespace) -> int:
                 template=template,
                 max_body=options.max_body,
                 api_key=api_key,
-                hosts=allowed_hosts(options.host, api_key),
+                hosts=allowed_hosts(options.host, api_key, options.allowed_host),
+                origins=options.cors_origin,
+                defaults=sampling_defaults(target),
             )
             Server(
                 build_app(engine, settings),
                 drain_seconds=options.drain_seconds,
+                keep_alive_seconds=options.keep_alive,
                 on_listening=lambda: print(
                     f"[{settings.model} at {address}/v1; Ctrl-C stops]", file=sys.stderr, flush=True
                 ),

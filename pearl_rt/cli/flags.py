@@ -29,8 +29,9 @@ SHORTER = {"num_threads": "threads", "stop_token_ids": "stop-token-id"}
 
 
 def flag_of(row: Parameter) -> str:
-    """The flag of a parameter: its name with dashes, or a shorter one."""
-    return "--" + SHORTER.get(row.name, row.name.replace("_", "-"))
+    """The flag of a parameter: its name with dashes, or a shorter one. What is on by default begins "no-"."""
+    prefix = "--no-" if row.default is True else "--"
+    return prefix + SHORTER.get(row.name, row.name.replace("_", "-"))
 
 
 def add_flags(parser: argparse.ArgumentParser, table: type) -> None:
@@ -38,7 +39,7 @@ def add_flags(parser: argparse.ArgumentParser, table: type) -> None:
     for row in parameters(table):
         options: Json = {"dest": row.name, "default": argparse.SUPPRESS}
         if isinstance(row.rule, Boolean):
-            options["action"] = "store_true"
+            options["action"] = "store_false" if row.default is True else "store_true"
         elif isinstance(row.rule, (Texts, TokenIds, NumbersById)):
             options |= {"action": "append", "metavar": "X"}
         else:

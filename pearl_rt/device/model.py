@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pearl_rt.checkpoint.config import Environment, ModelConfig
+from pearl_rt.checkpoint.config import OF_WEIGHTS, Environment, ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.checkpoint.shapes import weight_bytes
 from pearl_rt.errors import ConfigError, ResourceError, gib
@@ -74,7 +74,8 @@ def device_dtype(dtype: str, config: ModelConfig, device: torch.device) -> str:
                 "'auto'"
             )
         return "float32"
-    return config.torch_dtype if dtype == "auto" else dtype
+    own = "float32" if config.torch_dtype == OF_WEIGHTS else config.torch_dtype
+    return own if dtype == "auto" else dtype
 
 
 def prepare_kernels(device: torch.device) -> None:
@@ -120,6 +121,11 @@ class DeviceModel:
         name: str = "model",
     ) -> "DeviceModel":
         """`tensors`, by their Hugging Face names, may be dropped then. `name` labels the progress bar."""
+        if config.output_bias or config.mlp_bias:
+            raise ConfigError(
+                f"the {name} has a bias on o_proj or in its MLP (output_bias={config.output_bias}, "
+                f"mlp_bias={config.mlp_bias}), which the kernels do not add: pass device='cpu'"
+            )
         chosen = device_dtype(dtype, config, device)
         prepare_kernels(device)
         from pearl_rt.model.llama import LlamaWeights

@@ -74,6 +74,11 @@ class Intake:
         length = self._kv_pool.max_model_len
         ids = prompt_ids(prompt, self._tokenizer, self._vocab_size, length)
         params = params.sample(index)
+        if params.prompt_logprobs is not None and not self._capabilities.scores_prompts:
+            raise RequestError(
+                "prompt_logprobs are reported by the CPU only: leave them out, or build the engine with "
+                "device='cpu'"
+            )
         request = Request.of(ids, 0, params, self._eos_ids, length)
         self._kv_pool.check(request)
         text = prompt if isinstance(prompt, str) else None

@@ -77,7 +77,7 @@ class Job:
         self._rounds += results
         ids = [token_id for result in results for token_id in result.token_ids]
         before = self._stream.num_tokens
-        text = self._stream.push(ids)
+        text = self._stream.push(ids, is_end=results[-1].finish_reason == "stop")
         reason = "stop" if self._stream.stop is not None else results[-1].finish_reason or None
         if reason is not None:
             text += self._stream.finish()
@@ -93,7 +93,8 @@ class Job:
         ids = [token_id for record in rounds for token_id in record.token_ids]
         if not self.is_ended:  # Ctrl-C may have hit between tokens and their text
             self._stream = self._text_stream()
-            self._texts = [self._stream.push(ids), self._stream.finish()]
+            is_end = bool(rounds) and rounds[-1].finish_reason == "stop"
+            self._texts = [self._stream.push(ids, is_end=is_end), self._stream.finish()]
         reason = "stop" if self._stream.stop is not None else rounds[-1].finish_reason if rounds else ""
         ids = ids[: self._stream.num_tokens]
         stop_reason: str | int | None = self._stream.stop
@@ -118,12 +119,22 @@ class Job:
                 queue_time=(self._begun_ns - self._asked_ns) * 1e-9,
             ),
             logprobs=_logprobs(rounds, len(ids)),
+            prompt_logprobs=self._prompt_logprobs(),
             index=self._index,
         )
         return self.output
 
+    def _prompt_logprobs(self) -> list[TokenLogprobs | None] | None:
+        """None if they were not asked for, or not reached."""
+        if self.params.prompt_logprobs is None or not self._rounds:
+            return None
+        told = self._rounds[0].prompt_logprobs(len(self.request.prompt_ids))
+        return [None, *map(_named, told or ())]
+
     def _text_stream(self) -> TextStream:
         tokenizer, params = self._tokenizer, self.params
+        if tokenizer is not None and not params.skip_special_tokens:
+            tokenizer = tokenizer.showing_all
         return TextStream(
             None if tokenizer is None else tokenizer.decoder(after=self.request.prompt_ids),
             params.stop,
@@ -139,7 +150,8 @@ def _logprobs(rounds: Sequence[_C.RoundResult], num_tokens: int) -> list[TokenLo
     if not known or None in known:
         return None
     reported = (entries for logprobs in known for entries in logprobs or ())
-    return [
-        {token_id: Logprob(logprob, rank) for token_id, logprob, rank in entries}
-        for entries in islice(reported, num_tokens)
-    ]
+    return [_named(entries) for entries in islice(reported, num_tokens)]
+
+
+def _named(entries: Iterable[tuple[int, float, int]]) -> TokenLogprobs:
+    return {token_id: Logprob(logprob, rank) for token_id, logprob, rank in entries}

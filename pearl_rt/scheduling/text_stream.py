@@ -78,19 +78,22 @@ class TextStream:
         self.num_tokens = 0  # taken so far; the last one completed the stop string, if there was one
         self.stop: str | None = None  # the stop string that ended the text
 
-    def push(self, token_ids: Sequence[int]) -> str:
-        """The text that `token_ids` let out. After a stop string nothing more is taken."""
+    def push(self, token_ids: Sequence[int], *, is_end: bool = False) -> str:
+        """The text that `token_ids` let out. After a stop string nothing more is taken. is_end: the last of
+        them is what ended the answer, and no part of its text.
+        """
         if self._decoder is None:
             self.num_tokens += len(token_ids)
             return ""
         shown = ""
-        for (
-            token_id
-        ) in token_ids:  # one at a time: the last one taken is the one that completed the stop string
+        last = len(token_ids) - 1 if is_end and not self._include_stop else -1
+        # One at a time: the last one taken is the one that completed the stop string.
+        for place, token_id in enumerate(token_ids):
             if self.stop is not None:
                 break
             self.num_tokens += 1
-            shown += self._filtered(self._decoder.push([token_id]))
+            if place != last:
+                shown += self._filtered(self._decoder.push([token_id]))
             if token_id in self._hidden and self.stop is None:
                 shown += self._filtered(self._hidden[token_id], is_shown=False)
         return shown

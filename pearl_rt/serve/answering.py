@@ -6,17 +6,20 @@ Knows handles and shapes; an ASGI receive() only to hear that the client has gon
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from pearl_rt.errors import EngineClosedError
 from pearl_rt.scheduling.handle import RequestHandle
 from pearl_rt.serve.faults import described
-from pearl_rt.serve.shapes import Shape
+from pearl_rt.serve.shapes import Shape, usage_of
 from pearl_rt.types.json import Json
 from pearl_rt.types.outputs import RequestOutput, StreamChunk
+
+_LINE_ENDS = "\x85\u2028\u2029"
 
 
 @asynccontextmanager
@@ -81,14 +84,24 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, handles: Sequence[RequestHandle], shape: Shape, *, has_usage: bool, num_answers: int
+        self,
+        handles: Sequence[RequestHandle],
+        shape: Shape,
+        *,
+        has_usage: bool,
+        num_answers: int,
+        prompt_lengths: Sequence[int] | None = None,
     ) -> None:
-        super().__init__(b"", headers={"cache-control": "no-cache"})
+        """prompt_lengths: of each answer's prompt, if every chunk has the usage of its answer so far."""
+        # The second is for proxies of nginx, which would keep events back until there are many.
+        super().__init__(b"", headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._handles = handles
         self._shape = shape
         self._has_usage = has_usage
         self._num_answers = num_answers
+        self._prompt_lengths = prompt_lengths
+        self._counts = [0] * len(handles)  # tokens of each answer so far
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI. An error behind the first byte is an event of its own."""
@@ -102,8 +115,9 @@ class EventStream(Response):
                         await send({"type": "http.response.body", "body": _event(event), "more_body": True})
             except OSError:  # the client has gone
                 return
-            except Exception as error:
-                failure = _event(described(error)[1])
+            except (Exception, asyncio.CancelledError) as error:  # the latter: the server stops
+                told = error if isinstance(error, Exception) else EngineClosedError()
+                failure = _event(described(told)[1])
                 await send({"type": "http.response.body", "body": failure, "more_body": True})
             with suppress(OSError):
                 await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
@@ -116,16 +130,52 @@ class EventStream(Response):
                 yield opening | blank
         async with aclosing(merged(self._handles)) as chunks:
             async for index, chunk in chunks:
+                self._counts[index] += len(chunk.token_ids)
                 if not (chunk.text or chunk.finish_reason or chunk.logprobs):
                     continue  # half a character
                 stop_reason = None
                 if chunk.finish_reason is not None:
                     stop_reason = (await self._handles[index]).stop_reason
-                yield self._shape.chunk(index, chunk, stop_reason) | blank
+                yield self._shape.chunk(index, chunk, stop_reason) | blank | self._usage_so_far(index)
         if self._has_usage:
             outputs = await outputs_of(self._handles)
             yield self._shape.closing(outputs, self._num_answers)
 
+    def _usage_so_far(self, index: int) -> Json:
+        if self._prompt_lengths is None:
+            return {}
+        prompt, count = self._prompt_lengths[index], self._counts[index]
+        return {"usage": usage_of(prompt, count)}
+
+
+def encoded(content: Json) -> bytes:
+    """A whole answer as JSON. Piece by piece: one call for megabytes would keep all threads waiting."""
+    return "".join(_pieces(content, 5)).encode()
+
+
+def _pieces(content: object, depth: int) -> Iterator[str]:
+    """depth: of what is encoded member by member; what lies deeper is small."""
+    if depth and isinstance(content, dict):
+        for place, (name, value) in enumerate(content.items()):
+            yield f"{',' if place else '{'}{_json(name)}:"
+            yield from _pieces(value, depth - 1)
+        yield "}" if content else "{}"
+    elif depth and isinstance(content, list):
+        for place, value in enumerate(content):
+            yield "," if place else "["
+            yield from _pieces(value, depth - 1)
+        yield "]" if content else "[]"
+    else:
+        yield _json(content)
+
+
+def _json(content: object) -> str:
+    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+
 
 def _event(content: Json) -> bytes:
-    return b"data: " + json.dumps(content, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    """Line ends of Unicode are escaped: some clients take them for the end of a line of the stream."""
+    text = _json(content)
+    for end in _LINE_ENDS:
+        text = text.replace(end, f"\\u{ord(end):04x}")
+    return f"data: {text}\n\n".encode()

@@ -4,13 +4,14 @@ Knows HTTP by Starlette; the shapes know the form of an answer, and the guard wh
 """
 
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -19,17 +20,26 @@ from pearl_rt.checkpoint.chat_template import ChatTemplate
 from pearl_rt.engine import Engine
 from pearl_rt.errors import ConfigError, PearlError
 from pearl_rt.scheduling.handle import RequestHandle
-from pearl_rt.serve.answering import EventStream, cancel_all, outputs_of, watched
-from pearl_rt.serve.completion_request import CompletionRequest, read_chat, read_completion
+from pearl_rt.serve.answering import EventStream, cancel_all, encoded, outputs_of, watched
+from pearl_rt.serve.completion_request import (
+    OPENAI_DEFAULTS,
+    CompletionRequest,
+    read_chat,
+    read_completion,
+)
 from pearl_rt.serve.faults import HttpError, error_response
-from pearl_rt.serve.fields import FieldError
+from pearl_rt.serve.fields import FieldError, clean
 from pearl_rt.serve.guard import Guard, json_body
 from pearl_rt.serve.prometheus import CONTENT_TYPE, prometheus_text
+from pearl_rt.serve.rendering import Renderer
 from pearl_rt.serve.shapes import ChatShape, CompletionShape, Shape
+from pearl_rt.types.json import Json
 from pearl_rt.types.request import check_prompt_length
+from pearl_rt.types.sampling_params import SamplingParams
 
 MAX_BODY = 4 * 2**20
 MAX_ANSWERS = 128  # prompts of one body times n
+MAX_LOGPROBS = 2**18  # entries of one body's answers: some hundred bytes each
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,8 @@ class Settings:
     max_body  bytes of a body
     api_key   None: no client needs one
     hosts     names by which the server may be addressed; None: any
+    origins   of web pages that may ask ("https://page.example", or "*"); none: no page may
+    defaults  of sampling parameters, where a body has none
     """
 
     model: str
@@ -48,6 +60,8 @@ class Settings:
     max_body: int = MAX_BODY
     api_key: str | None = None
     hosts: Iterable[str] | None = None
+    origins: Sequence[str] = ()
+    defaults: Json = field(default_factory=lambda: OPENAI_DEFAULTS)
 
 
 class Service:
@@ -59,18 +73,21 @@ class Service:
         self._engine = engine
         self._tokenizer = engine.tokenizer
         self._settings = settings
+        self._renderer = None if settings.template is None else Renderer(settings.template)
         self._created = int(time.time())
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
         asked = await self._read(request, read_completion)
         prompts = [
-            prompt if isinstance(prompt, list) else await run_in_threadpool(self._tokenizer.encode, prompt)
+            prompt if isinstance(prompt, list) else await run_in_threadpool(self._encoded, prompt)
             for prompt in asked.prompts
         ]
-        return await self._answer(
-            request, asked, prompts, CompletionShape(self._settings.model, self._tokenizer)
-        )
+        shape = CompletionShape(self._settings.model, self._tokenizer, is_scored=asked.is_scored)
+        if asked.echoes:
+            texts = [p if isinstance(p, str) else self._tokenizer.decode(p) for p in asked.prompts]
+            shape.echoes = [text for text in texts for _ in range(asked.params.n)]
+        return await self._answer(request, asked, prompts, shape)
 
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
@@ -102,8 +119,10 @@ class Service:
         text = await run_in_threadpool(lambda: prometheus_text(self._engine.stats(), self._settings.model))
         return Response(text, media_type=CONTENT_TYPE)
 
-    async def _read(self, request: Request, read: Callable[[object], CompletionRequest]) -> CompletionRequest:
-        asked = read(await json_body(request, self._settings.max_body))
+    async def _read(
+        self, request: Request, read: Callable[[object, Json], CompletionRequest]
+    ) -> CompletionRequest:
+        asked = read(await json_body(request, self._settings.max_body), self._settings.defaults)
         self._check_model(asked.model)
         if (count := asked.params.n * max(len(asked.prompts), 1)) > MAX_ANSWERS:
             raise FieldError(
@@ -113,37 +132,73 @@ class Service:
 
     def _check_model(self, asked: str | None) -> None:
         if asked and asked != self._settings.model:
-            message = f"model {asked!r} is not served here: ask for {self._settings.model!r}"
+            message = f"model {clean(asked)!r} is not served here: ask for {self._settings.model!r}"
             raise HttpError(404, message, "model_not_found")
 
     def _chat_prompt(self, asked: CompletionRequest) -> list[int]:
-        template = self._settings.template
-        if template is None:
+        if self._renderer is None:
             raise HttpError(400, "this model has no chat template: use /v1/completions", "no_chat_template")
-        text = template.render(asked.messages, **asked.template_variables)
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        text = self._renderer.render(asked.messages, asked.template_variables)
+        return self._encoded(text, add_special_tokens=False)
+
+    def _encoded(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        self._tokenizer.check_length(text, self._engine.max_model_len)
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     async def _answer(
         self, request: Request, asked: CompletionRequest, prompts: list[list[int]], shape: Shape
     ) -> Response:
         for prompt in prompts:  # before a million ids are checked, n times
             check_prompt_length(len(prompt), self._engine.max_model_len)
+        self._check_reported(prompts, asked.params)
         num_answers = asked.params.n
-        handles = self._submit(prompts, asked)
+        handles = await self._submitted(prompts, asked)
         if asked.is_streamed:
-            return EventStream(handles, shape, has_usage=asked.has_usage, num_answers=num_answers)
+            counted = [len(prompt) for prompt in prompts for _ in range(num_answers)]
+            return EventStream(
+                handles,
+                shape,
+                has_usage=asked.has_usage,
+                num_answers=num_answers,
+                prompt_lengths=counted if asked.counts_usage else None,
+            )
         async with watched(request.receive, handles):
             outputs = await outputs_of(handles)
-        return JSONResponse(shape.whole(outputs, num_answers))
+        body = await run_in_threadpool(lambda: encoded(shape.whole(outputs, num_answers)))
+        return Response(body, media_type="application/json")
 
-    def _submit(self, prompts: list[list[int]], asked: CompletionRequest) -> list[RequestHandle]:
-        """All answers, or none."""
+    def _check_reported(self, prompts: list[list[int]], params: SamplingParams) -> None:
+        """Raises FieldError for more log-probabilities than one answer may have."""
+        length, count = self._engine.max_model_len, 0
+        for prompt in prompts:
+            limit = length if params.max_tokens is None else params.max_tokens
+            most = min(limit, length - len(prompt))
+            count += 0 if params.logprobs is None else most * (1 + params.logprobs)
+            count += 0 if params.prompt_logprobs is None else len(prompt) * (1 + params.prompt_logprobs)
+        if (count := count * params.n) > MAX_LOGPROBS:
+            raise FieldError(
+                "logprobs",
+                f"up to {count} log-probabilities were asked for: ask for {MAX_LOGPROBS} at most in one "
+                "body, by a lower max_tokens, n or logprobs",
+            )
+
+    async def _submitted(self, prompts: list[list[int]], asked: CompletionRequest) -> list[RequestHandle]:
+        """All answers, or none. In a thread: parameters and ids are checked again for each."""
         handles: list[RequestHandle] = []
-        try:
+        is_wanted = True
+
+        def submit() -> None:
             for prompt in prompts:
                 for index in range(asked.params.n):
                     handles.append(self._engine.submit(prompt, asked.params.sample(index)))
-        except PearlError:
+                    if not is_wanted:
+                        cancel_all(handles)
+                        return
+
+        try:
+            await run_in_threadpool(submit)
+        except BaseException:
+            is_wanted = False
             cancel_all(handles)
             raise
         return handles
@@ -160,6 +215,14 @@ def build_app(engine: Engine, settings: Settings) -> Starlette:
         Route("/health", service.health),
         Route("/metrics", service.metrics),
     ]
+    pages = Middleware(
+        CORSMiddleware,
+        allow_origins=settings.origins,
+        allow_methods=("GET", "POST"),
+        allow_headers=("*",),
+        expose_headers=("retry-after",),
+    )
+    guard = Middleware(Guard, api_key=settings.api_key, hosts=settings.hosts)
 
     async def refused(_: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
@@ -169,6 +232,7 @@ def build_app(engine: Engine, settings: Settings) -> Starlette:
     handled: tuple[type[Exception], ...] = (HTTPException, HttpError, PearlError)
     return Starlette(
         routes=routes,
-        middleware=[Middleware(Guard, api_key=settings.api_key, hosts=settings.hosts)],
+        # What a browser asks ahead of a page's request comes without a key.
+        middleware=[pages, guard] if settings.origins else [guard],
         exception_handlers=dict.fromkeys((*handled, Exception), refused),
     )

@@ -4,10 +4,12 @@ Every sampling parameter is a field of the body, which SamplingParams checks. So
 OpenAI's own. A field that would change the answer and is not supported is refused, by name.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-from pearl_rt.errors import RequestError
-from pearl_rt.serve.fields import FieldError, Fields
+from pearl_rt.checkpoint.config import read_json
+from pearl_rt.errors import CheckpointError, RequestError
+from pearl_rt.serve.fields import FieldError, Fields, clean
 from pearl_rt.types.json import Json
 from pearl_rt.types.sampling_params import SamplingParams
 from pearl_rt.types.values import parameters
@@ -17,15 +19,20 @@ COMPLETION_MAX_TOKENS = 16  # OpenAI's default where the prompt is plain text
 IGNORED = frozenset(
     {
         *("user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier"),
-        *("prompt_cache_key", "prompt_cache_retention"),
+        *("prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "verbosity", "prediction"),
     }
 )
-DEFAULTS = {"temperature": 1.0, "seed": None}  # OpenAI's: a seed is drawn where none is given
+OPENAI_DEFAULTS: Json = {"temperature": 1.0, "seed": None}  # a seed is drawn where none is given
 MAX_PROMPTS = 64
 # What every token is compared with, while others wait.
 MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_STOP_IDS = 256
+MAX_BIASES = 1024
+# Names that a template is given, or that are fields of the body.
+TEMPLATE_NAMES = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+)
 
 
 @dataclass(frozen=True)
@@ -34,15 +41,20 @@ class CompletionRequest:
 
     params        for each prompt; its n answers are params.sample(0), ...
     num_logprobs  log-probabilities to report, None for none (chat: 0 reports the token's own only)
+    echoes        answers begin with their prompts
+    is_scored     max_tokens is 0: answers are their prompts alone; a token is generated, and dropped
     """
 
     model: str
     params: SamplingParams
     is_streamed: bool
     has_usage: bool  # a stream ends with a chunk of usage
+    counts_usage: bool  # and every chunk has it, of its answer so far
     prompts: tuple[str | list[int], ...] = ()
     messages: tuple[Json, ...] = ()
     template_variables: Json = field(default_factory=dict)
+    echoes: bool = False
+    is_scored: bool = False
 
     @property
     def num_logprobs(self) -> int | None:
@@ -50,22 +62,51 @@ class CompletionRequest:
         return self.params.logprobs
 
 
-def read_completion(body: object) -> CompletionRequest:
-    """Of /v1/completions. Raises FieldError or RequestError for what cannot be answered."""
+def sampling_defaults(directory: Path) -> Json:
+    """Of a server of this checkpoint: those of its generation_config.json, and OpenAI's where it has none.
+    Raises CheckpointError for a value that cannot be.
+    """
+    file = directory / "generation_config.json"
+    told = read_json(file) if file.exists() else {}
+    names = {name: name for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")}
+    names["max_new_tokens"] = "max_tokens"
+    given = {names[name]: told[name] for name in names if told.get(name) is not None}
+    if told.get("do_sample") is False:
+        given["temperature"] = 0.0
+    try:
+        SamplingParams(**given)
+    except RequestError as error:
+        raise CheckpointError(f"{file}: {error}") from None
+    return OPENAI_DEFAULTS | given
+
+
+def read_completion(body: object, defaults: Json = OPENAI_DEFAULTS) -> CompletionRequest:
+    """Of /v1/completions. defaults: of sampling parameters. Raises FieldError or RequestError for what cannot
+    be answered.
+    """
     fields = Fields(body)
-    prompt = fields.any("prompt")
-    fields.unsupported("echo", False, "the prompt is not repeated in the answer")
+    prompts = _prompts(fields.any("prompt"))
+    echoes = fields.boolean("echo")
     fields.unsupported("suffix", "", "these models write on from a prompt")
-    fields.unsupported("best_of", fields.any("n", 1), "answers are not ranked; take n")
     logprobs = fields.integer("logprobs")
-    max_tokens = fields.integer("max_tokens", COMPLETION_MAX_TOKENS)
-    return _request(fields, max_tokens, logprobs, prompts=_prompts(prompt))
+    max_tokens = fields.integer("max_tokens", defaults.get("max_tokens", COMPLETION_MAX_TOKENS))
+    is_scored = echoes and max_tokens == 0
+    if echoes and logprobs is not None and fields.boolean("stream"):
+        raise FieldError("stream", "echo with logprobs is answered as a whole: pass stream false")
+    made = _request(
+        fields,
+        1 if is_scored else max_tokens,
+        logprobs,
+        defaults | ({"prompt_logprobs": logprobs} if echoes and logprobs is not None else {}),
+    )
+    return replace(made, prompts=prompts, echoes=echoes, is_scored=is_scored)
 
 
-def read_chat(body: object) -> CompletionRequest:
-    """Of /v1/chat/completions. Raises FieldError or RequestError for what cannot be answered."""
+def read_chat(body: object, defaults: Json = OPENAI_DEFAULTS) -> CompletionRequest:
+    """Of /v1/chat/completions. As read_completion."""
     fields = Fields(body)
     max_tokens = fields.integer("max_completion_tokens", fields.integer("max_tokens"))
+    max_tokens = defaults.get("max_tokens") if max_tokens is None else max_tokens
     top_logprobs = fields.integer("top_logprobs")
     logprobs = (top_logprobs or 0) if fields.boolean("logprobs") else None
     if top_logprobs and logprobs is None:
@@ -79,34 +120,36 @@ def read_chat(body: object) -> CompletionRequest:
             raise FieldError(name, f"{name} is not supported: calls of tools are not parsed")
     fields.unsupported("functions", [], "calls of tools are not parsed")
     fields.unsupported("modalities", ["text"], "answers are text")
+    fields.unsupported("echo", False, "answers begin with their own text; take continue_final_message")
     variables = fields.any("chat_template_kwargs", {})
-    if not isinstance(variables, dict) or {"messages", "tools", "documents"} & variables.keys():
+    if not isinstance(variables, dict) or TEMPLATE_NAMES & variables.keys():
         raise FieldError(
             "chat_template_kwargs", "chat_template_kwargs must be an object of the template's own names"
         )
-    return _request(
-        fields,
-        max_tokens,
-        logprobs,
-        messages=tuple(_message(place, message) for place, message in enumerate(messages)),
-        template_variables=variables,
-    )
+    continues = fields.boolean("continue_final_message")
+    prompts_answer = fields.boolean("add_generation_prompt", not continues)
+    if continues and prompts_answer:
+        raise FieldError(
+            "continue_final_message",
+            "continue_final_message and add_generation_prompt are two ways to go on: pass one of them",
+        )
+    made = _request(fields, max_tokens, logprobs, defaults)
+    given = {"add_generation_prompt": prompts_answer, "continue_final_message": continues, **variables}
+    read = tuple(_message(place, message) for place, message in enumerate(messages))
+    return replace(made, messages=read, template_variables=given)
 
 
 def _request(
-    fields: Fields,
-    max_tokens: int | None,
-    logprobs: int | None,
-    *,
-    prompts: tuple[str | list[int], ...] = (),
-    messages: tuple[Json, ...] = (),
-    template_variables: Json | None = None,
+    fields: Fields, max_tokens: int | None, logprobs: int | None, defaults: Json
 ) -> CompletionRequest:
     """What both have in common."""
+    fields.unsupported("best_of", fields.any("n", 1), "answers are not ranked; take n")
     model = fields.text("model") or ""
     is_streamed = fields.boolean("stream")
     stream_options = fields.inside("stream_options")
     has_usage = stream_options.boolean("include_usage")
+    counts_usage = has_usage and stream_options.boolean("continuous_usage_stats")
+    stream_options.any("continuous_usage_stats")
     stream_options.end(frozenset({"include_obfuscation"}))
     form = fields.inside("response_format")
     if form.any("type", "text") != "text":
@@ -116,16 +159,16 @@ def _request(
     _check_stops(given.get("stop"), given.get("stop_token_ids"))
     given |= {"max_tokens": max_tokens, "logprobs": logprobs}
     given["logit_bias"] = _logit_bias(given.get("logit_bias", {}))
-    params = SamplingParams(**DEFAULTS | given)
+    params = SamplingParams(**defaults | given)
     fields.end(IGNORED)
-    return CompletionRequest(
-        model, params, is_streamed, has_usage, prompts, messages, template_variables or {}
-    )
+    return CompletionRequest(model, params, is_streamed, has_usage, counts_usage)
 
 
 def _check_stops(stop: object, stop_token_ids: object) -> None:
     """Bounds; what they are is SamplingParams' to check."""
-    texts = [stop] if isinstance(stop, str) else stop if isinstance(stop, list) else []
+    if stop is not None and not isinstance(stop, (str, list)):
+        raise FieldError("stop", "stop must be a string or an array of strings")
+    texts = [stop] if isinstance(stop, str) else stop or []
     if len(texts) > MAX_STOPS or any(isinstance(text, str) and len(text) > MAX_STOP_LENGTH for text in texts):
         raise FieldError("stop", f"stop takes {MAX_STOPS} strings at most, of {MAX_STOP_LENGTH} characters")
     if isinstance(stop_token_ids, list) and len(stop_token_ids) > MAX_STOP_IDS:
@@ -139,6 +182,9 @@ def _prompts(prompt: object) -> tuple[str | list[int], ...]:
     if not isinstance(prompt, list) or not prompt:
         raise FieldError("prompt", "prompt must be a string, an array of strings, or an array of token ids")
     prompts = tuple(prompt) if all(isinstance(item, (str, list)) for item in prompt) else (prompt,)
+    for one in prompts:
+        if isinstance(one, list) and not all(type(item) is int for item in one):
+            raise FieldError("prompt", "prompt has an array of something other than token ids")
     if len(prompts) > MAX_PROMPTS:
         raise FieldError(
             "prompt", f"prompt has {len(prompts)} prompts: send {MAX_PROMPTS} at most in one body"
@@ -160,14 +206,17 @@ def _message(place: int, message: object) -> Json:
         raise FieldError(
             f"messages[{place}]", f"messages[{place}].content must be a string, or parts of text"
         )
-    return {**message, "content": content}
+    return {**message, "content": content} if "content" in message else message
 
 
 def _logit_bias(bias: object) -> dict[int, float]:
     """JSON has no integer keys."""
     if not isinstance(bias, dict):
         raise FieldError("logit_bias", "logit_bias must be an object from token ids to numbers")
+    if len(bias) > MAX_BIASES:
+        raise FieldError("logit_bias", f"logit_bias takes {MAX_BIASES} token ids at most")
     try:
         return {int(key): amount for key, amount in bias.items()}
     except ValueError as error:
-        raise RequestError(f"logit_bias has a key that is no token id: {error}") from None
+        told = clean(str(error))
+        raise FieldError("logit_bias", f"logit_bias has a key that is no token id: {told}") from None

@@ -2,8 +2,15 @@
 
 from starlette.responses import JSONResponse
 
-from pearl_rt.errors import EngineClosedError, PearlError, QueueFullError, RequestError
-from pearl_rt.serve.fields import FieldError
+from pearl_rt.errors import (
+    EngineClosedError,
+    PearlError,
+    PromptTooLongError,
+    QueueFullError,
+    RequestError,
+    ResourceError,
+)
+from pearl_rt.serve.fields import FieldError, clean
 
 
 class HttpError(Exception):
@@ -17,7 +24,8 @@ class HttpError(Exception):
 def error_body(
     status: int, message: str, *, param: str | None = None, code: str | None = None
 ) -> dict[str, object]:
-    """{"error": ...} as OpenAI's clients read it."""
+    """{"error": ...} as OpenAI's clients read it. What a message repeats of a body may be no UTF-8."""
+    message = clean(message, 2000)
     kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
@@ -32,7 +40,11 @@ def described(error: Exception) -> tuple[int, dict[str, object]]:
     if isinstance(error, EngineClosedError):
         return 503, error_body(503, "the server is stopping: try again later", code="unavailable")
     if isinstance(error, RequestError):
-        return 400, error_body(400, str(error), param=error.field if isinstance(error, FieldError) else None)
+        param = error.field if isinstance(error, FieldError) else None
+        code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else None
+        return 400, error_body(400, str(error), param=param, code=code)
+    if isinstance(error, ResourceError):
+        return 503, error_body(503, str(error), code="unavailable")
     if isinstance(error, PearlError):
         return 500, error_body(500, str(error))
     return 500, error_body(500, f"an unexpected {type(error).__name__}")

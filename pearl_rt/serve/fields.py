@@ -5,7 +5,7 @@ Knows JSON types; not what any field means.
 
 from typing import Any, TypeVar
 
-from pearl_rt.errors import RequestError
+from pearl_rt.errors import RequestError, shown
 
 Kind = TypeVar("Kind")
 
@@ -27,14 +27,19 @@ class Fields:
         self._body = {name: value for name, value in body.items() if value is not None}
         self._read: set[str] = set()
 
+    def __contains__(self, name: str) -> bool:
+        """Whether the client gave a value; nothing is read."""
+        return name in self._body
+
     def any(self, name: str, default: object = None) -> Any:
         """Any value: its receiver checks it."""
         self._read.add(name)
         return self._body.get(name, default)
 
-    def boolean(self, name: str) -> bool:
-        """true or false; false if it is not there."""
-        return self._typed(name, bool, "true or false") or False
+    def boolean(self, name: str, default: bool = False) -> bool:
+        """true or false."""
+        found = self._typed(name, bool, "true or false")
+        return default if found is None else found
 
     def text(self, name: str) -> str | None:
         """A string."""
@@ -53,13 +58,14 @@ class Fields:
         """Refuses a field unless it has the value that changes nothing."""
         found = self.any(name)
         if found not in (None, neutral):
-            raise FieldError(name, f"{name} {found!r} is not supported: {why}")
+            raise FieldError(name, f"{name} {_kind(found)} is not supported: {why}")
 
     def end(self, ignored: frozenset[str] = frozenset()) -> None:
         """Refuses fields that were not read."""
         unknown = sorted(self._body.keys() - self._read - ignored)
         if unknown:
-            raise FieldError(unknown[0], f"{unknown[0]} is not a field that this server knows: leave it out")
+            name = clean(unknown[0])
+            raise FieldError(name, f"{name} is not a field that this server knows: leave it out")
 
     def _typed(self, name: str, kind: type[Kind], expected: str) -> Kind | None:
         found: object = self.any(name)
@@ -70,7 +76,12 @@ class Fields:
         return found
 
 
+def clean(text: str, most: int = 100) -> str:
+    """A client's text, as an answer can repeat it: half a surrogate pair is no UTF-8."""
+    return text[:most].encode(errors="replace").decode()
+
+
 def _kind(value: object) -> str:
     """A value as JSON calls it, short."""
     kinds = {dict: "an object", list: "an array", str: "a string", type(None): "null"}
-    return kinds.get(type(value), repr(value))
+    return kinds.get(type(value)) or shown(value)

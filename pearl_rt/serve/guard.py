@@ -6,13 +6,16 @@ An ASGI middleware. Knows nothing of what is asked.
 import asyncio
 import hmac
 import json
+import re
 from collections.abc import Iterable
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pearl_rt.errors import EngineClosedError
 from pearl_rt.serve.faults import HttpError, error_response
+from pearl_rt.serve.fields import clean
 
 OPEN_PATHS = frozenset({"/health"})
 BODY_SECONDS = 30.0  # in which a body must have come
@@ -28,29 +31,65 @@ class Guard:
 
     def __init__(self, app: ASGIApp, *, api_key: str | None, hosts: Iterable[str] | None) -> None:
         self._app = app
-        self._api_key = None if api_key is None else api_key.encode()
+        self._api_key = None if api_key is None else api_key.strip().encode()
         self._hosts = None if hosts is None else frozenset(hosts)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
         if scope["type"] == "http":
+            body = _Body(Headers(scope=scope), receive, send)
+            receive, send = body.receive, body.send
             try:
                 self._check(scope["path"], Headers(scope=scope))
             except HttpError as error:
                 await error_response(error)(scope, receive, send)
                 return
+            try:
+                await self._app(scope, receive, send)
+            except asyncio.CancelledError:
+                if not body.is_answered:
+                    await error_response(EngineClosedError())(scope, receive, send)
+            return
         await self._app(scope, receive, send)
 
     def _check(self, path: str, headers: Headers) -> None:
         if self._hosts is not None and _host_name(headers.get("host", "")) not in self._hosts:
-            raise HttpError(403, f"host {headers.get('host')!r} is not this server: address it as localhost")
+            host = clean(headers.get("host", ""))
+            raise HttpError(403, f"host {host!r} is not this server: address it as localhost")
         if self._api_key is None or path in OPEN_PATHS:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self._api_key):
+        key = given.strip().encode("latin-1")  # as it was sent: headers are read as Latin-1
+        if scheme.lower() != "bearer" or not hmac.compare_digest(key, self._api_key):
             raise HttpError(
                 401, "the API key is missing or wrong: send Authorization: Bearer KEY", "invalid_api_key"
             )
+
+
+class _Body:
+    """The body of one request, and whether an answer came first: its connection is then closed behind it, for
+    the rest of a body that will never be read.
+    """
+
+    def __init__(self, headers: Headers, receive: Receive, send: Send) -> None:
+        self._receive, self._send = receive, send
+        self._is_read = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+        self.is_answered = False
+
+    async def receive(self) -> Message:
+        """ASGI."""
+        message = await self._receive()
+        if message["type"] == "http.request" and not message.get("more_body"):
+            self._is_read = True
+        return message
+
+    async def send(self, message: Message) -> None:
+        """ASGI."""
+        if message["type"] == "http.response.start":
+            self.is_answered = True
+            if not self._is_read:
+                message = {**message, "headers": [*message.get("headers", ()), (b"connection", b"close")]}
+        await self._send(message)
 
 
 async def json_body(request: Request, max_bytes: int) -> object:
@@ -68,17 +107,18 @@ async def json_body(request: Request, max_bytes: int) -> object:
                 body += part
                 if len(body) > max_bytes:
                     raise too_large
+    except ClientDisconnect:
+        raise HttpError(400, "the client left before its body had come") from None
     except TimeoutError:
         raise HttpError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
     try:
         content: object = json.loads(bytes(body))
     except (ValueError, RecursionError) as error:
-        raise HttpError(400, f"the body is not valid JSON: {error}") from None
+        raise HttpError(400, f"the body is not valid JSON: {clean(str(error))}") from None
     return content
 
 
 def _host_name(host: str) -> str:
-    """Without the port; IPv6 addresses are in brackets."""
-    if host.startswith("["):
-        return host.partition("]")[0] + "]"
-    return host.partition(":")[0].lower()
+    """Without the port; IPv6 addresses are in brackets. What is no name and port is itself."""
+    found = re.fullmatch(r"(\[[0-9a-f:.]+\]|[^:@/]+)(:\d{0,5})?", host.lower())
+    return found[1] if found else host

@@ -5,19 +5,26 @@ Knows sockets and uvicorn; of the endpoints only that they are an application.
 
 import asyncio
 import ipaddress
+import math
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import FrameType
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from pearl_rt.errors import ConfigError, ResourceError
+from pearl_rt.serve.connection import Connection, backlog
+from pearl_rt.types.values import out_of_range
 
+MAX_PORT = 65535
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
-KEEP_ALIVE_S = 5
+KEEP_ALIVE_SECONDS = 75  # longer than clients that pool connections keep an idle one
+DRAIN_SECONDS = 30
+CUT_SECONDS = 2.0  # in which answers that were cut short must have told so
 
 
 def is_loopback(host: str) -> bool:
@@ -39,13 +46,22 @@ def check_address(host: str, api_key: str | None) -> None:
         )
 
 
-def allowed_hosts(host: str, api_key: str | None) -> tuple[str, ...] | None:
-    """Names by which a server without a key may be addressed; None: any."""
-    return None if api_key is not None else (*LOOPBACK_NAMES, f"[{host}]" if ":" in host else host.lower())
+def allowed_hosts(host: str, api_key: str | None, others: Sequence[str] = ()) -> tuple[str, ...] | None:
+    """Names by which a server without a key may be addressed; None: any. others: names of a proxy, or of a
+    container's host.
+    """
+    if api_key is not None:
+        return None
+    own = f"[{host}]" if ":" in host else host.lower()
+    return (*LOOPBACK_NAMES, own, *(name.lower() for name in others))
 
 
 def bound_socket(host: str, port: int) -> socket.socket:
-    """A socket at the address; port 0 is any free one. Raises ResourceError if it cannot be had."""
+    """A socket at the address; port 0 is any free one. Raises ResourceError if it cannot be had, ConfigError
+    for what is no port.
+    """
+    if not 0 <= port <= MAX_PORT:
+        raise out_of_range("port", port, f"1 to {MAX_PORT}, or 0 for any that is free", ConfigError)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         # asyncio sets TCP_NODELAY for this protocol only: an answer on a kept connection would wait for the
@@ -61,27 +77,33 @@ def bound_socket(host: str, port: int) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which says when it listens."""
+    """uvicorn's, which says when it listens, and answers what it cuts short."""
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        drain_seconds: int | None = None,
+        drain_seconds: float | None = DRAIN_SECONDS,
+        keep_alive_seconds: int = KEEP_ALIVE_SECONDS,
         on_listening: Callable[[], None] = lambda: None,
     ) -> None:
-        """drain_seconds: how long answers in flight may take once it stops; None: as long as they need."""
+        """drain_seconds: how long answers in flight may take once it stops; None: as long as they need.
+        keep_alive_seconds: how long an idle connection is kept.
+        """
         super().__init__(
             uvicorn.Config(
                 app,
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                timeout_keep_alive=KEEP_ALIVE_S,
-                timeout_graceful_shutdown=drain_seconds,
+                timeout_keep_alive=keep_alive_seconds,
                 lifespan="off",
+                http=Connection,
+                ws="none",
+                backlog=backlog(),
             )
         )
+        self._drain_seconds = drain_seconds
         self._on_listening = on_listening
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -89,10 +111,38 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self._on_listening()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's hook: no more connections; what is in flight may finish, and is then cut short, each with
+        an error as its answer. A client that does not read it is left.
+        """
+        for listening in (*self.servers, *(sockets or ())):
+            listening.close()
+        connections, tasks = self.server_state.connections, self.server_state.tasks
+        for connection in list(connections):
+            connection.shutdown()
+        loop = asyncio.get_running_loop()
+        end = math.inf if self._drain_seconds is None else loop.time() + self._drain_seconds
+        while (connections or tasks) and not self.force_exit and loop.time() < end:
+            await asyncio.sleep(0.02)
+        if cut := list(tasks):
+            for task in cut:
+                task.cancel()
+            await asyncio.wait(cut, timeout=CUT_SECONDS)
+        for connection in list(connections):
+            if connection.transport.get_write_buffer_size():
+                connection.transport.abort()
+            else:
+                connection.transport.close()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """uvicorn's hook: a second signal, of whichever kind, ends the wait for what is in flight."""
+        self.force_exit = self.should_exit
+        super().handle_exit(sig, frame)
+
     def serve_until_stopped(self, bound: socket.socket) -> None:
         """Blocks until SIGINT or SIGTERM (or should_exit), then takes no more and finishes what is in flight.
 
-        A second signal cancels what is in flight.
+        A second signal cuts short what is in flight.
         """
         with _quiet_signals():
             asyncio.run(self.serve(sockets=[bound]))

@@ -3,6 +3,7 @@
 Knows outputs and chunks, and tokens by their text; not HTTP.
 """
 
+import codecs
 import secrets
 import time
 from collections.abc import Sequence
@@ -13,11 +14,18 @@ from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.types.json import Json
 from pearl_rt.types.outputs import RequestOutput, StreamChunk, TokenLogprobs
 
+_UTF8 = codecs.getincrementaldecoder("utf-8")
+
 
 def usage(outputs: Sequence[RequestOutput], num_answers: int) -> Json:
     """Tokens of prompts, once for the n answers to each, and of answers."""
     prompt = sum(len(output.prompt_token_ids) for output in outputs[::num_answers])
     completion = sum(len(output.token_ids) for output in outputs)
+    return usage_of(prompt, completion)
+
+
+def usage_of(prompt: int, completion: int) -> Json:
+    """So many tokens of each."""
     return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
@@ -51,20 +59,48 @@ class _Common:
 
 @dataclass
 class CompletionShape(_Common):
-    """/v1/completions."""
+    """/v1/completions.
 
-    offsets: dict[int, int] = field(default_factory=dict)  # by choice: characters of tokens reported so far
+    is_scored  answers are their prompts alone: a token was generated, and is dropped
+    echoes     by choice: the text of its prompt, with which the answer begins; none: it does not
+    """
+
+    is_scored: bool = False
+    echoes: Sequence[str] = ()
+    # By choice: characters of the text that the tokens so far have completed, and what decodes the next.
+    offsets: dict[int, int] = field(default_factory=dict)
+    decoders: dict[int, codecs.IncrementalDecoder] = field(default_factory=dict)
 
     def whole(self, outputs: Sequence[RequestOutput], num_answers: int) -> Json:
         """All choices, with usage."""
-        choices = [
-            self._choice(index, o.text, o.logprobs, o.finish_reason, o.stop_reason)
-            for index, o in enumerate(outputs)
-        ]
-        return self._frame("cmpl", "text_completion", choices) | {"usage": usage(outputs, num_answers)}
+        choices = [self._whole_choice(index, output) for index, output in enumerate(outputs)]
+        counted = usage(outputs, num_answers)
+        if self.is_scored:
+            counted = usage_of(counted["prompt_tokens"], 0)
+        return self._frame("cmpl", "text_completion", choices) | {"usage": counted}
 
-    def opening(self, index: int) -> None:
-        """A completion begins with its text."""
+    def _whole_choice(self, index: int, output: RequestOutput) -> Json:
+        text, logprobs, reason = output.text, output.logprobs, output.finish_reason
+        if self.is_scored:
+            text, logprobs, reason = "", logprobs and [], "length"
+        told = None if logprobs is None else [*self._scored_prompt(output), *logprobs]
+        echo = self.echoes[index] if self.echoes else ""
+        return self._choice(index, echo + text, told, reason, None if self.is_scored else output.stop_reason)
+
+    def _scored_prompt(self, output: RequestOutput) -> list[TokenLogprobs]:
+        """The prompt's tokens, where they were asked for. The first has no log-probability."""
+        if output.prompt_logprobs is None:
+            return []
+        first, rest = output.prompt_token_ids[0], output.prompt_logprobs[1:]
+        return [{first: None}, *rest]  # type: ignore[dict-item]
+
+    def opening(self, index: int) -> Json | None:
+        """The prompt, if it is repeated; else a completion begins with its text."""
+        if not self.echoes:
+            return None
+        return self._frame(
+            "cmpl", "text_completion", [self._choice(index, self.echoes[index], None, None, None)]
+        )
 
     def chunk(self, index: int, chunk: StreamChunk, stop_reason: str | int | None) -> Json:
         """One piece of one choice."""
@@ -96,11 +132,19 @@ class CompletionShape(_Common):
         for entries in reported:
             token_id, entry = next(iter(entries.items()))
             tokens.append(self.tokenizer.token_text(token_id))
-            offsets.append(self.offsets.setdefault(index, 0))
-            self.offsets[index] += len(tokens[-1])
-            own.append(entry.logprob)
-            top.append({self.tokenizer.token_text(i): other.logprob for i, other in entries.items()})
+            offsets.append(self._offset(index, token_id))
+            own.append(None if entry is None else entry.logprob)
+            known = {i: other.logprob for i, other in entries.items() if other is not None}
+            top.append({self.tokenizer.token_text(i): known[i] for i in known} or None)
         return {"tokens": tokens, "token_logprobs": own, "top_logprobs": top, "text_offset": offsets}
+
+    def _offset(self, index: int, token_id: int) -> int:
+        """Where a token begins in the text, in characters: a part of one begins where the character does."""
+        decoder = self.decoders.setdefault(index, _UTF8("replace"))
+        begin = self.offsets.setdefault(index, 0)
+        if token_id not in self.tokenizer.hidden:
+            self.offsets[index] += len(decoder.decode(self.tokenizer.token_bytes(token_id)))
+        return begin
 
 
 @dataclass
@@ -164,5 +208,5 @@ class ChatShape(_Common):
         return {"content": content, "refusal": None}
 
     def _token(self, token_id: int, logprob: float) -> Json:
-        text = self.tokenizer.token_text(token_id)
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        own = self.tokenizer.token_bytes(token_id)
+        return {"token": own.decode(errors="replace"), "logprob": logprob, "bytes": list(own)}

@@ -6,7 +6,7 @@ can do what is asked is for the back end to say.
 
 from dataclasses import dataclass
 
-from pearl_rt.checkpoint.config import MODEL_LENGTH
+from pearl_rt.checkpoint.config import MODEL_LENGTH, MOST_TOKENS
 from pearl_rt.errors import ConfigError
 from pearl_rt.strategy.program import JUDGES, MAX_GAMMA, PLACEMENTS, STRATEGIES
 from pearl_rt.types.values import Choice, Integer, Text, check_fields, parameter
@@ -37,7 +37,8 @@ class EngineOptions:
                    "eager" (kernel by kernel from Python, for checking); the same bits
     rounds_ahead   rounds that are queued on a GPU before their verdict is read
     max_memory     bytes of each GPU that may be taken; None: all that is free
-    max_model_len  tokens of prompt and answer; None: what both models were made for, but 4096 at most
+    max_model_len  tokens of prompt and answer; None: what the target was made for, but 4096 at most. Where
+                   the draft was made for fewer, the target goes on alone; on a GPU, both are made for them
     num_threads    cores to use; None: all that this process may use
     isa            instruction set of the CPU's executor; None: the best that this machine has
     max_num_seqs   sequences that run at once; None: 8 on the CPU, 1 elsewhere
@@ -63,10 +64,10 @@ class EngineOptions:
     placement: str = parameter("auto", Choice(("auto", *PLACEMENTS)))
     form: str = parameter("events", Choice(FORMS))
     rounds_ahead: int = parameter(2, Integer(1, 32))
-    max_memory: int | None = parameter(None, Integer(1, optional=True))
+    max_memory: int | None = parameter(None, Integer(1, 2**63 - 1, optional=True))
     max_model_len: int | None = parameter(None, MODEL_LENGTH)
     num_threads: int | None = parameter(
-        None, Integer(1, optional=True, words="1 or more, or None for all cores")
+        None, Integer(1, 2**31 - 1, optional=True, words="1 or more, or None for all cores")
     )
     isa: str | None = parameter(None, Text(optional=True))
     max_num_seqs: int | None = parameter(None, Integer(1, 256, optional=True))
@@ -74,11 +75,12 @@ class EngineOptions:
         None,
         Integer(
             MODEL_LENGTH.low,
+            MOST_TOKENS,
             optional=True,
-            words=f"{MODEL_LENGTH.low} or more, or None for max_num_seqs times max_model_len",
+            words=f"{MODEL_LENGTH.low} to {MOST_TOKENS}, or None for max_num_seqs times max_model_len",
         ),
     )
-    max_waiting: int = parameter(256, Integer(0, words="0 to queue nothing, or more"))
+    max_waiting: int = parameter(256, Integer(0, 2**31 - 1, words="0 to queue nothing, or more"))
 
     def __post_init__(self) -> None:
         check_fields(self, ConfigError)

@@ -36,6 +36,8 @@ class Capabilities:
     has_draft: bool
     placements: tuple[str, ...] = ("shared",)
     refused: Mapping[str, str] = field(default_factory=dict)  # placement -> why not, and the way out
+    scores_prompts: bool = False  # log-probabilities of a prompt's tokens
+    outlives_draft: bool = False  # a sequence may be longer than the draft's: the target goes on alone
 
     @property
     def everything(self) -> ProgramChoice:

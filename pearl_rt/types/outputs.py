@@ -42,6 +42,7 @@ class RequestOutput:
     logprobs       for each of token_ids, if they were asked for: the target's log-probability and rank of
                    the token and of the k likeliest, before temperature, penalties and filters
     index          which of the n answers to its prompt
+    prompt_logprobs  for each of prompt_token_ids, if they were asked for: as logprobs; None for the first
     """
 
     prompt: str | None
@@ -53,6 +54,7 @@ class RequestOutput:
     stop_reason: str | int | None = None
     logprobs: list[TokenLogprobs] | None = None
     index: int = 0
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
 
 class GenerationInterrupted(KeyboardInterrupt):

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from pearl_rt.errors import RequestError
+from pearl_rt.errors import PromptTooLongError, RequestError, shown
 from pearl_rt.types.sampling_params import SamplingParams
 from pearl_rt.types.values import token_ids
 
 # Parameters that change logits: at every temperature, and above 0 only.
 PROCESSORS = ("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "min_tokens")
 FILTERS = ("top_k", "top_p", "min_p")
+LOGPROBS = ("logprobs", "prompt_logprobs")
 
 Prompt = str | Sequence[int]  # a text, or its token ids: a list or a tuple
 
@@ -45,6 +46,7 @@ class Request:
     logit_bias: Sequence[tuple[int, float]] = ()
     min_tokens: int = 0
     num_logprobs: int = -1  # likeliest tokens reported with each token; -1: nothing
+    num_prompt_logprobs: int = -1  # the same, of each token of the prompt but the first
     adapts: bool = False  # its windows follow the run's table too, where lanes have one; else its own gamma
 
     def total_len(self, capacity: int) -> int:
@@ -55,7 +57,7 @@ class Request:
         """What this request does beyond temperature, seed and limits, by the names of its parameters."""
         looked_at = (*PROCESSORS, *(FILTERS if self.temperature > 0 else ()))
         names = [name for name in looked_at if getattr(self, name) != getattr(Request, name)]
-        return names + (["logprobs"] if self.num_logprobs >= 0 else [])
+        return names + [name for name in LOGPROBS if getattr(self, f"num_{name}") >= 0]
 
     @classmethod
     def of(
@@ -81,6 +83,7 @@ class Request:
             tuple(params.logit_bias.items()),
             min(params.min_tokens, limit),
             -1 if params.logprobs is None else params.logprobs,
+            -1 if params.prompt_logprobs is None else params.prompt_logprobs,
         )
 
 
@@ -136,14 +139,15 @@ def prompt_ids(
     text = prompt if isinstance(prompt, str) else None
     if text is None:
         if not isinstance(prompt, (list, tuple)):
-            raise RequestError(f"a prompt is a text or a list of token ids, got {prompt!r} among the prompts")
+            found = shown(prompt)
+            raise RequestError(f"a prompt is a text or a list of token ids, got {found} among the prompts")
         ids = token_ids("prompt", prompt)
     elif encoder is None:
         raise RequestError(f"this engine has no tokenizer for the text {text[:40]!r}: pass token ids")
     else:
-        ids = tuple(encoder.encode(text)) if text else ()
+        ids = tuple(encoder.encode(text))  # of no text, the first token that a tokenizer may put first
     if not ids:
-        raise RequestError(f"the prompt {prompt!r} is empty: give at least one token")
+        raise RequestError(f"the prompt {shown(prompt)} is empty: give at least one token")
     for place, token_id in enumerate(ids):
         if token_id >= vocab_size:
             raise RequestError(
@@ -154,12 +158,12 @@ def prompt_ids(
 
 
 def check_prompt_length(num_tokens: int, max_model_len: int) -> None:
-    """Raises RequestError for a prompt that leaves no room for an answer."""
+    """Raises PromptTooLongError for a prompt that leaves no room for an answer."""
     if num_tokens >= max_model_len:
         why = f"more than max_model_len {max_model_len}"
         if num_tokens == max_model_len:
             why = f"which leaves no room to generate within max_model_len {max_model_len}"
-        raise RequestError(
+        raise PromptTooLongError(
             f"the prompt has {num_tokens} tokens, {why}: shorten it, or build the engine with a larger "
             "max_model_len"
         )

@@ -8,11 +8,12 @@ The dataclass is the table of all parameters: the flags of the command line and 
 are made from it.
 """
 
+import copy
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from pearl_rt.errors import RequestError
+from pearl_rt.errors import RequestError, shown
 from pearl_rt.reference.noise import sample_seed
 from pearl_rt.types.values import (
     Boolean,
@@ -27,6 +28,7 @@ from pearl_rt.types.values import (
 )
 
 MIN_TEMPERATURE = 1e-3  # below it logits / temperature leaves the range where fp32 can separate tokens
+SMALLEST_TOP_P = 1e-30  # what 0 stands for: less than any token's mass that is the likeliest
 MAX_TEMPERATURE = 1e3
 MAX_SEED = 2**64 - 1
 MAX_TOP_K = 2**31 - 1
@@ -42,15 +44,15 @@ PENALTY = Number(-MAX_PENALTY, MAX_PENALTY, off="0 for none")
 class SamplingParams:
     """How to sample and when to stop. Checked when built; raises RequestError with the value and the way out.
 
-    temperature     0 is greedy; otherwise 0.001 to 1000
+    temperature     0 is greedy, and so is what is below 0.001; otherwise up to 1000
     max_tokens      tokens to generate at most (also cut where max_model_len is reached); None: as many as fit
-    seed            0 to 2**64 - 1; with the position it fixes every random number of the request. None draws
-                    one, which the field then holds
+    seed            0 to 2**64 - 1; with the position it fixes every random number of the request. None or -1
+                    draws one, which the field then holds
     ignore_eos      go on past end-of-text tokens (stop_token_ids still stop)
     stop_token_ids  stop after any of these; the token that stops is the last one returned, as with end of
                     text
     top_k           keep the k likeliest tokens, and what ties with the last of them; 0 or -1: all
-    top_p           keep the likeliest tokens whose mass reaches top_p, in (0, 1]; 1: all
+    top_p           keep the likeliest tokens whose mass reaches top_p, 0 to 1; 1: all; 0: the likeliest
     min_p           keep tokens at least min_p times as likely as the likeliest, 0 to 1; 0: all
     repetition_penalty  above 0: divides positive logits, and multiplies others, of tokens in the prompt or
                     the answer so far; 1: off
@@ -59,9 +61,11 @@ class SamplingParams:
     logit_bias      {token id: -100 to 100}, added to logits
     min_tokens      tokens before which neither end of text nor a stop id can be sampled (nor stops a string)
     stop            texts that end the answer, and are not part of it; a str, or a list of them
-    include_stop_str_in_output  a text that ended the answer is part of it
+    include_stop_str_in_output  a text, or an id of stop_token_ids, that ended the answer is part of it
     logprobs        k: with each token its log-probability and the k likeliest, 0 to 20; None: none.
                     They are the model's own, before any of the above
+    prompt_logprobs  k: the same for each token of the prompt but the first. On the CPU
+    skip_special_tokens  special tokens are not part of the text; False: they are, by their names
     n               answers to each prompt; the seed of the i-th is a pure function of (seed, i), and seed
                     itself for the first
 
@@ -70,15 +74,15 @@ class SamplingParams:
     min_p, top_k, top_p.
     """
 
-    temperature: float = parameter(
-        0.0, Number(MIN_TEMPERATURE, MAX_TEMPERATURE, also=0.0, off="0 for greedy")
-    )
+    temperature: float = parameter(0.0, Number(0.0, MAX_TEMPERATURE, off="0 for greedy"))
     max_tokens: int | None = parameter(128, Integer(1, optional=True))
-    seed: int | None = parameter(0, Integer(0, MAX_SEED, optional=True, words="0 to 2**64 - 1"))
+    seed: int | None = parameter(
+        0, Integer(-1, MAX_SEED, optional=True, words="0 to 2**64 - 1, or -1 to draw one")
+    )
     ignore_eos: bool = parameter(False, Boolean())
     stop_token_ids: tuple[int, ...] = parameter((), TokenIds())
     top_k: int = parameter(0, Integer(-1, MAX_TOP_K, words=f"1 to {MAX_TOP_K}, or 0 (or -1) for all tokens"))
-    top_p: float = parameter(1.0, Number(0.0, 1.0, above=True, off="1 for all tokens"))
+    top_p: float = parameter(1.0, Number(0.0, 1.0, off="1 for all tokens"))
     min_p: float = parameter(0.0, Number(0.0, 1.0, off="0 for all tokens"))
     repetition_penalty: float = parameter(
         1.0, Number(1 / MAX_REPETITION_PENALTY, MAX_REPETITION_PENALTY, off="1 for none")
@@ -93,10 +97,16 @@ class SamplingParams:
     logprobs: int | None = parameter(None, Integer(0, MAX_LOGPROBS, optional=True))
     n: int = parameter(1, Integer(1, MAX_SAMPLES))
     include_stop_str_in_output: bool = parameter(False, Boolean())
+    prompt_logprobs: int | None = parameter(None, Integer(0, MAX_LOGPROBS, optional=True))
+    skip_special_tokens: bool = parameter(True, Boolean())
 
     def __post_init__(self) -> None:
         check_fields(self, RequestError)
-        if self.seed is None:
+        if self.temperature < MIN_TEMPERATURE:
+            object.__setattr__(self, "temperature", 0.0)
+        if self.top_p == 0:
+            object.__setattr__(self, "top_p", SMALLEST_TOP_P)
+        if self.seed in (None, -1):
             object.__setattr__(self, "seed", secrets.randbits(64))
         if self.top_k == -1:
             object.__setattr__(self, "top_k", 0)
@@ -104,13 +114,17 @@ class SamplingParams:
             raise out_of_range("min_tokens", self.min_tokens, f"0 to max_tokens {self.max_tokens}")
         if self.n > 1 and self.temperature == 0:
             raise RequestError(
-                f"n {self.n} greedy answers would all be the same: pass n=1, or temperature > 0"
+                f"n {self.n} greedy answers would all be the same: pass n=1, or a temperature of "
+                f"{MIN_TEMPERATURE} or more"
             )
 
     def sample(self, index: int) -> "SamplingParams":
         """The parameters of answer `index` of n: alone, with a seed that depends on (seed, index) only."""
         assert self.seed is not None
-        return replace(self, n=1, seed=sample_seed(self.seed, index))
+        sample = copy.copy(self)  # what was checked is not checked again
+        object.__setattr__(sample, "n", 1)
+        object.__setattr__(sample, "seed", sample_seed(self.seed, index))
+        return sample
 
 
 def checked(params: object) -> SamplingParams:
@@ -120,5 +134,5 @@ def checked(params: object) -> SamplingParams:
     if params is None:
         return SamplingParams()
     if not isinstance(params, SamplingParams):
-        raise RequestError(f"params must be pearl_rt.SamplingParams, got {params!r}")
+        raise RequestError(f"params must be pearl_rt.SamplingParams, got {shown(params)}")
     return params

@@ -6,13 +6,14 @@ read the same table.
 """
 
 import inspect
+import math
 import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, SupportsFloat
 
-from pearl_rt.errors import PearlError, RequestError
+from pearl_rt.errors import PearlError, RequestError, shown
 
 Fault = type[PearlError]
 
@@ -45,23 +46,23 @@ class Integer(Rule):
 
 @dataclass(frozen=True)
 class Number(Rule):
-    """A number from low (above it, if `above`) to high, or `also`. off: which value does nothing."""
+    """A number from low to high. off: which value does nothing."""
 
     low: float
     high: float
-    above: bool = False
-    also: float | None = None
     off: str = ""
 
     def __call__(self, name: str, value: object, error: Fault = RequestError) -> float:
         if isinstance(value, (bool, str)) or not isinstance(value, SupportsFloat):
-            raise error(f"{name} must be a number, got {value!r}")
-        result = float(value)
-        if result == self.also:
-            return self.also
-        if not (self.low < result if self.above else self.low <= result) or not result <= self.high:
-            start = f"a number above {self.low:g}, up to" if self.above else f"{self.low:g} to"
-            raise out_of_range(name, f"{result:g}", f"{start} {self.high:g} ({self.off})", error)
+            raise error(f"{name} must be a number, got {shown(value)}")
+        try:
+            result = float(value)
+        except OverflowError:
+            result = math.inf
+        except Exception as cause:  # of an array, or of whatever has a __float__
+            raise error(f"{name} must be a number, got {shown(value)}: {cause}") from None
+        if not self.low <= result <= self.high:
+            raise out_of_range(name, f"{result:g}", f"{self.low:g} to {self.high:g} ({self.off})", error)
         return result
 
 
@@ -71,7 +72,7 @@ class Boolean(Rule):
 
     def __call__(self, name: str, value: object, error: Fault = RequestError) -> bool:
         if not isinstance(value, bool):
-            raise error(f"{name} must be True or False, got {value!r}")
+            raise error(f"{name} must be True or False, got {shown(value)}")
         return value
 
 
@@ -99,7 +100,7 @@ class Text(Rule):
 
     def __call__(self, name: str, value: object, error: Fault = RequestError) -> str | None:
         if not isinstance(value, str) and not (value is None and self.optional):
-            raise error(f"{name} must be a text, got {value!r}")
+            raise error(f"{name} must be a text, got {shown(value)}")
         return value
 
 
@@ -117,12 +118,10 @@ class Texts(Rule):
 
     def __call__(self, name: str, value: object, error: Fault = RequestError) -> tuple[str, ...]:
         texts = () if value is None else (value,) if isinstance(value, str) else value
-        if not isinstance(texts, Iterable):
-            raise error(f"{name} must be a text or a list of texts, got {value!r}")
-        texts = tuple(texts)
+        texts = listed(name, texts, "a text or a list of texts", error)
         for place, text in enumerate(texts):
             if not isinstance(text, str) or not text:
-                raise error(f"{name}[{place}] must be a text that is not empty, got {text!r}")
+                raise error(f"{name}[{place}] must be a text that is not empty, got {shown(text)}")
         return texts
 
 
@@ -136,10 +135,10 @@ class NumbersById(Rule):
         if value is None:
             return {}
         if not isinstance(value, Mapping):
-            raise error(f"{name} must map token ids to numbers, got {value!r}")
+            raise error(f"{name} must map token ids to numbers, got {shown(value)}")
         found = {}
         for key, amount in value.items():
-            token_id = integer(f"{name} key {key!r}", key, error)
+            token_id = integer(f"{name} key {shown(key)}", key, error)
             if token_id < 0:
                 raise error(f"{name} has {token_id}: token ids start at 0")
             found[token_id] = self.number(f"{name}[{token_id}]", amount, error)
@@ -194,25 +193,34 @@ def rule_of(table: type, name: str) -> Callable[..., Any]:
 def integer(name: str, value: object, error: Fault = RequestError) -> int:
     """`value` as an int if it is one: numpy's too, but no bool and no float. Raises `error`."""
     if isinstance(value, bool):
-        raise error(f"{name} must be an integer, got {value!r}")
+        raise error(f"{name} must be an integer, got {shown(value)}")
     try:
         return operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise error(f"{name} must be an integer, got {value!r} of type {type(value).__name__}") from None
+    except Exception:  # TypeError, or what an odd object raises
+        raise error(f"{name} must be an integer, got {shown(value)} of type {type(value).__name__}") from None
 
 
 def choice(name: str, value: object, allowed: Sequence[str], error: Fault = RequestError) -> str:
     """`value` if it is one of `allowed`. Raises `error`, which lists them."""
     if not isinstance(value, str) or value not in allowed:
-        raise error(f"{name} {value!r} is not supported: pass one of {', '.join(map(repr, allowed))}")
+        raise error(f"{name} {shown(value)} is not supported: pass one of {', '.join(map(repr, allowed))}")
     return value
+
+
+def listed(name: str, values: object, what: str, error: Fault = RequestError) -> tuple[object, ...]:
+    """The items of a list, a tuple or an array. A text and a mapping are none. Raises `error`."""
+    try:
+        if not isinstance(values, (str, bytes, Mapping)) and isinstance(values, Iterable):
+            return tuple(values)
+    except TypeError:  # an array without dimensions
+        pass
+    raise error(f"{name} must be {what}, got {shown(values)}")
 
 
 def token_ids(name: str, values: object, error: Fault = RequestError) -> tuple[int, ...]:
     """`values` as a tuple of ids, none negative. Raises `error`, which names the place and the value."""
-    if isinstance(values, str) or not isinstance(values, Iterable):
-        raise error(f"{name} must be a list of token ids, got {values!r}")
-    ids = tuple(integer(f"{name}[{place}]", value, error) for place, value in enumerate(values))
+    found = listed(name, values, "a list of token ids", error)
+    ids = tuple(integer(f"{name}[{place}]", value, error) for place, value in enumerate(found))
     for place, token_id in enumerate(ids):
         if token_id < 0:
             raise error(f"{name}[{place}] is {token_id}: token ids start at 0")
@@ -221,4 +229,5 @@ def token_ids(name: str, values: object, error: Fault = RequestError) -> tuple[i
 
 def out_of_range(name: str, value: object, way_out: str, error: Fault = RequestError) -> PearlError:
     """The error for a number that is none of those that may be passed."""
-    return error(f"{name} {value} is out of range: pass {way_out}")
+    found = value if isinstance(value, str) else shown(value)
+    return error(f"{name} {found} is out of range: pass {way_out}")

@@ -74,6 +74,9 @@ ARCHITECTURES = {
         **DERIVED_HEAD_DIM | {"hidden_size": 72, "num_attention_heads": 9, "num_key_value_heads": 3},
         tie_word_embeddings=True,
     ),
+    "llama-attention-bias": LlamaConfig(**SIZES, attention_bias=True),
+    "llama-mlp-bias": LlamaConfig(**SIZES, mlp_bias=True),
+    "llama-biases": LlamaConfig(**SIZES, attention_bias=True, mlp_bias=True),
     "codellama": LlamaConfig(**SIZES, **theta(1e6)),
     "deepseek-coder": LlamaConfig(**SIZES, rope_parameters=LINEAR_ROPE),
     "mistral": MistralConfig(**SIZES, sliding_window=None, **theta(1e6)),
@@ -81,6 +84,7 @@ ARCHITECTURES = {
     "qwen2": Qwen2Config(**DERIVED_HEAD_DIM, **theta(1e6)),
     "qwen2.5-tied-yarn": Qwen2Config(**DERIVED_HEAD_DIM, rope_parameters=YARN_ROPE, tie_word_embeddings=True),
     "qwen3": Qwen3Config(**SIZES, **theta(1e6)),
+    "qwen3-bias": Qwen3Config(**SIZES, attention_bias=True),
     "qwen3-tied-yarn": Qwen3Config(**SIZES, rope_parameters=YARN_ROPE, tie_word_embeddings=True),
 }
 

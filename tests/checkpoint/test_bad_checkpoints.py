@@ -72,6 +72,21 @@ def other_vocabulary(path: Path) -> None:
     (path / "tokenizer.json").write_text(json.dumps(content))
 
 
+def write_pointer(file: Path) -> None:
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n")
+
+
+def make_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def write_index(path: Path, shard: str) -> None:
+    (path / "model.safetensors").unlink()
+    index = {"weight_map": {"model.norm.weight": shard}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 DAMAGES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "truncated": (truncate, CheckpointError, r"is truncated, damaged or not a .* fetch it again"),
     "corrupt": (scribble, CheckpointError, "truncated, damaged or not a safetensors file"),
@@ -110,12 +125,51 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
         ConfigError,
         "sliding window of 16 tokens.* max_model_len=16 or less",
     ),
+    "nested-config": (
+        lambda p: (p / "config.json").write_text('{"a":' * 10**5 + "1" + "}" * 10**5),
+        CheckpointError,
+        "not valid JSON",
+    ),
+    "a-pointer-for-the-config": (lambda p: write_pointer(p / "config.json"), CheckpointError, "git-lfs"),
+    "a-pointer-for-the-tokenizer": (
+        lambda p: write_pointer(p / "tokenizer.json"),
+        CheckpointError,
+        r"tokenizer\.json is a pointer of git-lfs",
+    ),
+    "a-pipe-for-the-tokenizer": (
+        lambda p: make_pipe(p / "tokenizer.json"),
+        CheckpointError,
+        "is not a file of bytes",
+    ),
+    "a-pipe-for-the-weights": (
+        lambda p: make_pipe(p / "model.safetensors"),
+        CheckpointError,
+        "is not a file of bytes",
+    ),
+    "millions-of-layers": (
+        lambda p: edit_config(p, num_hidden_layers=10**7),
+        CheckpointError,
+        "num_hidden_layers must be a positive integer, got 10000000, and 4096 is the most",
+    ),
+    "a-name-that-is-too-long": (
+        lambda p: write_index(p, "x" * 5000 + ".safetensors"),
+        CheckpointError,
+        "is not a file in",
+    ),
     "nothing-there": (shutil.rmtree, CheckpointError, "does not exist"),
 }
 
 
-@pytest.mark.parametrize("which", ["target", "draft"])
-@pytest.mark.parametrize(("damage", "error", "named"), DAMAGES.values(), ids=DAMAGES.keys())
+# Past a draft's window the target goes on alone.
+CASES = [
+    pytest.param(which, *damage, id=f"{name}-{which}")
+    for name, damage in DAMAGES.items()
+    for which in ("target", "draft")
+    if (name, which) != ("window-bites", "draft")
+]
+
+
+@pytest.mark.parametrize(("which", "damage", "error", "named"), CASES)
 def test_refused_at_load(
     pair: tuple[Path, Path],
     capsys: pytest.CaptureFixture[str],

@@ -3,6 +3,7 @@
 import json
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_pairs import Pair, byte_tokenizer
@@ -242,3 +243,95 @@ def test_a_developer_is_the_system_where_a_template_knows_none(
     said = [{"role": "developer", "content": "be brief"}, {"role": "user", "content": "hi"}]
     assert template.render(said) == f"[{'developer' if is_known else 'system'}]be brief[user]hi"
     assert said[0]["role"] == "developer"
+
+
+CALLS = (
+    "{% for m in messages %}{% if m.tool_calls %}<call>{{ m.tool_calls[0].function.name }}"
+    "%s{% endif %}{% if m.content is not none %}<{{ m.role }}>{{ '' + m.content }}{% endif %}{% endfor %}"
+)
+HOW_ARGUMENTS_ARE_WRITTEN = {
+    "as-text": "{{ '' + m.tool_calls[0].function.arguments }}",
+    "as-json": "{{ m.tool_calls[0].function.arguments | tojson }}",
+    "by-member": "{% for k, v in m.tool_calls[0].function.arguments.items() %}{{ k }}={{ v }}{% endfor %}",
+    "not-at-all": "",
+}
+
+
+@pytest.mark.parametrize("how", HOW_ARGUMENTS_ARE_WRITTEN)
+def test_calls_with_null_content_and_arguments_as_text(how: str) -> None:
+    """As OpenAI's clients send them: templates see none, and arguments in the form that they can write."""
+    function = {"name": "weather", "arguments": '{"city": "Bern"}'}
+    said: list[dict[str, Any]] = [
+        {"role": "user", "content": "hi", "tool_calls": None},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "1", "type": "function", "function": function}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "sunny"},
+    ]
+    written = {"as-text": '{"city": "Bern"}', "as-json": '{"city": "Bern"}', "by-member": "city=Bern"}
+    template = ChatTemplate(CALLS.replace("%s", HOW_ARGUMENTS_ARE_WRITTEN[how]))
+    assert template.render(said) == f"<user>hi<call>weather{written.get(how, '')}<tool>sunny"
+    assert said[1]["tool_calls"][0]["function"] == function
+    said[1]["tool_calls"][0]["function"]["arguments"] = "no JSON"
+    if how != "by-member":
+        assert "weather" in template.render(said)
+
+
+TRIMS = CHATML.replace("message['content']", "message['content'] | trim")
+
+
+@pytest.mark.parametrize("source", [CHATML, TRIMS], ids=("keeps-space", "trims"))
+@pytest.mark.parametrize("begun", ["x = ", "x =", " x", "", "<|im_end|>x", "hi", "\n"])
+def test_the_last_message_is_continued(source: str, begun: str) -> None:
+    said = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": begun}]
+    told = ChatTemplate(source).render(said, continue_final_message=True)
+    opening = "<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n"
+    if source == CHATML:
+        assert told == opening + begun
+    else:  # where all is trimmed, so is the line end before it
+        assert told == (opening + begun.strip()).rstrip() or told == opening + begun.strip()
+
+
+def test_what_cannot_be_continued() -> None:
+    said = [{"role": "user", "content": "hi"}]
+    with pytest.raises(RequestError, match="does not show the text of the last message"):
+        ChatTemplate("nothing").render(said, continue_final_message=True)
+    with pytest.raises(RequestError, match="whose content is text"):
+        ChatTemplate(CHATML).render([*said, {"role": "assistant"}], continue_final_message=True)
+
+
+@pytest.mark.parametrize("name", ["self", "messages_", "loop", "range", "a b", "class", "namespace", "1", ""])
+def test_variables_have_any_name(name: str) -> None:
+    assert ChatTemplate("{{ messages[0].content }}").render(TALKS["one"], **{name: 1})
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ [][5] }}{{ messages[99].content.x }}",
+        "{{ {}['a'].b }}",
+        "{{ ''.join(5) }}",
+        "{{ messages[0].content.encode('utf-8').hex.x.y }}",
+        "{{ 'a'.center(-1, 'xx') }}",
+        "{{ 1 / 0 }}",
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{{ strftime_now(5) }}",
+        "{{ 'x' | tojson(indent=[]) }}{{ raise_exception('y' * 100000) }}",
+    ],
+)
+def test_whatever_a_template_raises_is_its_refusal(source: str) -> None:
+    with pytest.raises(RequestError, match="refuses these messages") as caught:
+        ChatTemplate(source).render(TALKS["one"])
+    assert len(str(caught.value)) < 1200
+
+
+@pytest.mark.parametrize("source", ["{% if 1 %}" * 200 + "{% endif %}" * 200, "{{ " + "(" * 3000 + "}}"])
+def test_a_template_that_cannot_be_compiled_is_told(source: str) -> None:
+    with pytest.raises(CheckpointError, match="not valid Jinja"):
+        ChatTemplate(source)
+
+
+def test_nothing_is_evaluated_before_a_template_is_rendered() -> None:
+    ChatTemplate("{{ 'a' * 10**12 }}{% set x = [0] * 10**12 %}")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from pearl_rt.checkpoint.config import Environment, ModelConfig
 from pearl_rt.checkpoint.rope import rope_tables
 from pearl_rt.checkpoint.rope_scaling import RopeScaling
-from pearl_rt.errors import CheckpointError, ConfigError
+from pearl_rt.errors import CheckpointError, ConfigError, ConfigFileError, PearlError
+from pearl_rt.types.config_keys import KEYS, ROPE_KEYS
 
 LLAMA: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -162,6 +165,13 @@ def test_to_dict_is_read_back_by_both(tmp_path: Path, model_type: str, rope: str
     assert reference.rope_parameters["rope_theta"] == 7000.0 and reference.head_dim == 24
 
 
+YARN_QWEN = LLAMA | {
+    "model_type": "qwen2",
+    "architectures": None,
+    "use_sliding_window": True,
+    "sliding_window": 64,
+    "rope_scaling": {"type": "yarn", "factor": 4.0},
+}
 QUANTISED = {"quantization_config": {"quant_method": "gptq", "bits": 2}}
 
 
@@ -175,8 +185,8 @@ QUANTISED = {"quantization_config": {"quant_method": "gptq", "bits": 2}}
         ({"torch_dtype": "int8"}, "int8"),
         ({"torch_dtype": "float8_e4m3fn"}, "float8_e4m3fn"),
         ({"hidden_act": "gelu"}, "gelu"),
-        ({"attention_bias": True}, "attention_bias"),
-        ({"mlp_bias": True}, "mlp_bias"),
+        ({"model_type": "mistral", "architectures": None, "attention_bias": True}, "attention_bias=True"),
+        ({"model_type": "qwen3", "architectures": None, "mlp_bias": True}, "mlp_bias=True"),
         ({"num_local_experts": 8}, "experts"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "dynamic"),
         ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "longrope"),
@@ -204,6 +214,72 @@ def test_refused_by_name(tmp_path: Path, change: dict[str, Any], named: str) -> 
     with pytest.raises(ConfigError, match=named) as caught:
         ModelConfig.from_pretrained(tmp_path)
     assert str(tmp_path / "config.json") in str(caught.value)
+
+
+ODD: list[Any] = [
+    *(10**19, 10**400, 10**5000, -1, float("inf"), float("nan"), 1e300, "x", "9" * 10000, [], [[]], {}),
+    *({"a": {}}, True, [None], ["a", 1], {"rope_type": []}, {"type": "yarn", "factor": 10**400}),
+    {"type": "yarn", "factor": 4, "beta_fast": [], "original_max_position_embeddings": 1e9},
+]
+NESTED: Any = {}
+for _ in range(900):
+    NESTED = {"rope_scaling": NESTED}
+
+
+@pytest.mark.parametrize("key", [*KEYS, "model_type", "quantization_config"])
+def test_any_value_of_a_key_is_read_or_refused(key: str) -> None:
+    """Nothing else is raised, and nothing that is long is repeated."""
+    for value in [*ODD, NESTED]:
+        for content in (LLAMA | {key: value}, YARN_QWEN | {key: value}):
+            try:
+                config = ModelConfig.from_dict(content)
+                config.check_max_model_len(8)
+            except PearlError as error:
+                assert len(str(error)) < 1000
+
+
+@pytest.mark.parametrize("key", ROPE_KEYS)
+def test_any_value_of_rope_scaling_is_read_or_refused(key: str) -> None:
+    for value in [*ODD, NESTED]:
+        for rope_type in ("yarn", "llama3", "linear"):
+            rope = LLAMA3 | {"rope_type": rope_type, "factor": 4.0, key: value}
+            with suppress(ConfigFileError, ConfigError):
+                ModelConfig.from_dict(LLAMA | {"rope_scaling": rope})
+
+
+def test_a_model_of_ten_million_layers_is_refused_at_once() -> None:
+    with pytest.raises(
+        ConfigFileError,
+        match="num_hidden_layers must be a positive integer, got 10000000, and 4096 is the most",
+    ):
+        ModelConfig.from_dict(LLAMA | {"num_hidden_layers": 10**7})
+    assert issubclass(ConfigFileError, CheckpointError) and issubclass(ConfigFileError, ConfigError)
+
+
+@pytest.mark.parametrize("ids", [-1, [-1], [258, -1]])
+def test_an_end_of_text_of_minus_one_is_none(ids: object) -> None:
+    config = ModelConfig.from_dict(LLAMA | {"eos_token_id": ids, "bos_token_id": -1})
+    assert config.eos_token_ids == ((258,) if isinstance(ids, list) and 258 in ids else ())
+    assert config.bos_token_id is None
+
+
+def test_yarn_reaches_past_the_positions_that_it_stretches() -> None:
+    told = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}
+    for most, reach in ((512, 2048), (2048, 2048), (4096, 4096)):
+        config = ModelConfig.from_dict(LLAMA | {"max_position_embeddings": most, "rope_scaling": told})
+        assert config.default_max_model_len == reach
+        config.check_max_model_len(reach)
+        with pytest.raises(ConfigError, match=f"{reach}: pass {reach} or less"):
+            config.check_max_model_len(reach + 1)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
+def test_a_pipe_is_not_waited_for(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError):
+        ModelConfig.from_pretrained(tmp_path)
 
 
 def test_a_missing_size_is_named() -> None:

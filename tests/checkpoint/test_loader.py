@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pearl_rt.checkpoint import loader
+from pearl_rt.checkpoint.compatibility import own_dtype
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors, loading_bar, save_checkpoint
 from pearl_rt.checkpoint.shapes import tensor_shapes
+from pearl_rt.checkpoint.source import load_pair, pair_sources
 from pearl_rt.errors import CheckpointError
 
 CONFIG = ModelConfig("llama", 111, 96, 128, 2, 6, 2, 24, bos_token_id=1, eos_token_ids=(2, 5))
@@ -180,8 +182,9 @@ def test_a_model_saved_without_its_head(tmp_path: Path) -> None:
     def strip(tensors: Tensors) -> None:
         for name in list(tensors):
             tensors[name.removeprefix("model.")] = tensors.pop(name)
+        del tensors["lm_head.weight"]
 
-    refused(changed(tmp_path, strip), "saved without its language-model head")
+    refused(changed(tmp_path, strip), "'lm_head.weight' .* is missing from the checkpoint")
 
 
 def test_harmless_extras_are_left_out(tmp_path: Path) -> None:
@@ -242,3 +245,38 @@ def test_progress_is_shown_only_when_long_and_to_someone(
             advance(1 << 30)
     out, err = capsys.readouterr()
     assert out == "" and ("target" in err) == is_shown
+
+
+@pytest.mark.parametrize("prefix", ["", "_orig_mod.model.", "module.model.", "module._orig_mod.model."])
+def test_names_as_wrappers_and_inner_models_save_them(tmp_path: Path, prefix: str) -> None:
+    """The head has what is before the "model." of the others."""
+    expected = random_tensors(CONFIG)
+    outer = prefix.removesuffix("model.")
+
+    def rename(tensors: Tensors) -> None:
+        for name in list(tensors):
+            tensor = tensors.pop(name)
+            tensors[f"{prefix}{name.removeprefix('model.')}" if "model." in name else outer + name] = tensor
+
+    loaded = load_tensors(changed(tmp_path, rename), CONFIG)
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+
+
+def test_heads_and_towers_that_no_text_needs_are_left_out(tmp_path: Path) -> None:
+    others = {"v_head.weight": torch.zeros(3), "vision_tower.patch.weight": torch.zeros(2, 2)}
+    loaded = load_tensors(changed(tmp_path, lambda tensors: tensors.update(others)), CONFIG)
+    assert not others.keys() & loaded.keys()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("told", [..., None, "auto"])
+def test_the_dtype_of_the_weights_where_the_config_names_none(
+    tmp_path: Path, told: object, dtype: torch.dtype
+) -> None:
+    save_checkpoint(tmp_path, CONFIG, random_tensors(CONFIG, dtype))
+    content = json.loads((tmp_path / "config.json").read_text())
+    del content["torch_dtype"]
+    (tmp_path / "config.json").write_text(json.dumps(content | ({} if told is ... else {"dtype": told})))
+    [source] = pair_sources(*load_pair(tmp_path, None), dtype="auto")
+    assert source.config.torch_dtype == str(dtype).removeprefix("torch.")
+    assert own_dtype("target", "auto", source.config) == source.config.torch_dtype

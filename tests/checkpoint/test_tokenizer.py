@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from pearl_rt.checkpoint.tokenizer import Tokenizer
-from pearl_rt.errors import CheckpointError, ConfigError, RequestError
+from pearl_rt.errors import CheckpointError, ConfigError, PromptTooLongError, RequestError
 
 TEXT = [
     "def f(x):\n    return x  # naïve café",
@@ -93,6 +93,27 @@ def pieces(tokenizer: Tokenizer, ids: list[int], after: list[int], sizes: list[i
         out.append(decoder.push(ids[start : start + size]))
         start += size
     return [*out, decoder.finish()]
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_bytes_of_tokens_are_those_of_the_text(style: str) -> None:
+    """A part of a character has its own, and a space that a word begins with stays."""
+    tokenizer = TOKENIZERS[style]
+    text = "hello  naïve café 🙂" if style in WHOLE_TEXT else "hello  hello world"
+    told = b"".join(tokenizer.token_bytes(i) for i in tokenizer.encode(text))
+    assert told.decode().removeprefix(" ") == text
+    assert tokenizer.token_bytes(tokenizer._tokenizer.token_to_id("<s>")) == b"<s>"
+    assert tokenizer.token_bytes(10**6) == b""
+    for i in range(tokenizer.vocab_size):
+        assert tokenizer.token_text(i) == tokenizer.token_bytes(i).decode(errors="replace")
+
+
+def test_a_text_that_cannot_fit_is_known_by_its_length() -> None:
+    tokenizer = TOKENIZERS["byte-level"]
+    longest = max(map(len, tokenizer._tokenizer.get_vocab()))
+    tokenizer.check_length("a" * (longest * 7), 7)
+    with pytest.raises(PromptTooLongError, match=f"{longest * 7 + 1} characters, more than 7 tokens"):
+        tokenizer.check_length("a" * (longest * 7 + 1), 7)
 
 
 @pytest.mark.slow
@@ -326,6 +347,37 @@ def test_a_draft_must_share_the_vocabulary(tmp_path: Path) -> None:
     assert repr(one) in str(caught.value) and repr(two) in str(caught.value)
     with pytest.raises(ConfigError, match="draft of the target's family"):
         target.check_draft(TOKENIZERS["metaspace"])
+
+
+def test_special_tokens_of_a_draft_may_have_other_names() -> None:
+    def made(*names: str) -> Tokenizer:
+        tok = byte_level()
+        tok.add_special_tokens(list(names))
+        return Tokenizer(tok)
+
+    target = made("<|im_start|>", "<|im_end|>")
+    for names in ((), ("<|im_start|>", "<end_of_turn>"), ("<|im_start|>", "<|im_end|>", "<|extra|>")):
+        target.check_draft(made(*names))
+        made(*names).check_draft(target)
+
+
+def test_tokens_that_only_the_settings_name(tmp_path: Path) -> None:
+    tok = byte_level()
+    size = tok.get_vocab_size()
+    listed = {
+        str(size + 1): {"content": "<tool>", "special": False, "normalized": False},
+        str(size): {"content": "<|end|>", "special": True},
+        "0": {"content": "<s>", "special": True},
+        "99999": {"content": 5},
+    }
+    told = Tokenizer.from_pretrained(saved(tmp_path, tok, added_tokens_decoder=listed))
+    assert told.encode("a<|end|>b<tool>")[1::2] == [size, size + 1]
+    assert told.decode([size, size + 1]) == "<tool>"
+    assert told.vocab_size == size + 2
+
+
+def test_no_text_is_the_first_token_where_there_is_one() -> None:
+    assert Tokenizer(byte_level(), bos_token_id=7).encode("") == [7]
 
 
 def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:

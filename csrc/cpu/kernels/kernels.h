@@ -18,7 +18,7 @@ constexpr int kTileRows = 16;    // rows that AMX always reads: activation buffe
 constexpr int kDepthAlign = 32;  // K of a packed matrix and row length of an activation buffer
 
 enum class Epilogue {
-  kStore,    // out[m, n] = sum + bias[n]                       fp32
+  kStore,    // out[m, n] = sum                                 fp32
   kAdd,      // out[m, n] += sum                                fp32
   kSiluMul,  // out[m, j] = silu(even block) * odd block        element
 };
@@ -34,7 +34,7 @@ struct MatmulArgs {
   int num_blocks;    // kSiluMul: even
   int num_cols;      // kStore: columns that exist; the rest of the last block is dropped
   Epilogue epilogue;
-  const float* bias;       // [num_cols padded to 16], or null; kStore only
+  const float* bias;       // [num_blocks][16], or null: added to each sum
   void* out;               // column 0 of the first block
   int64_t out_stride;      // elements from row to row
   float* const* out_rows;  // kStore: where each row goes, instead of out; null elsewhere

@@ -189,10 +189,13 @@ void finish(const MatmulArgs& a, const float* tile, int first_row, int rows, int
     for (int b = 0; b < num_blocks; ++b) {
       const int column = (first_block + b) * kLanes;
       Vec sum = load(sums + b * kLanes);
+      if (a.bias) sum = add(sum, load(a.bias + column));
       if (a.epilogue == Epilogue::kSiluMul) {
         if (b % 2 == 0) continue;
+        Vec gate = load(sums + (b - 1) * kLanes);
+        if (a.bias) gate = add(gate, load(a.bias + column - kLanes));
         T* out = static_cast<T*>(a.out) + row * a.out_stride + (column - kLanes) / 2;
-        store_as(out, mul(silu(load(sums + (b - 1) * kLanes)), sum));
+        store_as(out, mul(silu(gate), sum));
         continue;
       }
       float* out =
@@ -201,7 +204,6 @@ void finish(const MatmulArgs& a, const float* tile, int first_row, int rows, int
         store(out + column, add(load(out + column), sum));
         continue;
       }
-      if (a.bias) sum = add(sum, load(a.bias + column));
       if (column + kLanes <= a.num_cols) {
         store(out + column, sum);
       } else {

@@ -20,10 +20,11 @@ CpuLane::~CpuLane() { join(); }
 
 void CpuLane::attach(const std::vector<Lane*>&, size_t index, const State& state) {
   const int vocab_size = index == 0 ? state.vocab_size : state.draft_vocab_size;
-  if (executor_->num_slots() < state.num_slots || executor_->max_model_len() < state.capacity) {
+  const int64_t capacity = index == 0 ? state.capacity : state.draft_capacity;
+  if (executor_->num_slots() < state.num_slots || executor_->max_model_len() < capacity) {
     refuse("the executor of the " + name_ + " lane holds " + std::to_string(executor_->num_slots()) +
            " sequences of " + std::to_string(executor_->max_model_len()) + " tokens; " +
-           std::to_string(state.num_slots) + " of " + std::to_string(state.capacity) + " were asked for");
+           std::to_string(state.num_slots) + " of " + std::to_string(capacity) + " were asked for");
   }
   state.check_caches("the executor of the " + name_ + " lane has", executor_->num_blocks(),
                      executor_->block_size());

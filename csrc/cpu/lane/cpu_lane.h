@@ -29,6 +29,7 @@ class CpuLane : public Lane, private DeviceTask {
   void join() override { device_->join(this); }
   bool admits() const override { return true; }
   bool adapts() const override { return true; }
+  bool scores_prompts() const override { return true; }
   int block_size() const override { return executor_->block_size(); }
   const Trace& trace() const override { return trace_; }
 

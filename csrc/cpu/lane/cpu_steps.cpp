@@ -13,12 +13,12 @@ namespace pearl {
 
 namespace {
 
-constexpr int64_t kPrefillChunk = 256;  // tokens; multiples of it are where prompts are cut
+constexpr int64_t kPrefillChunk = PromptRows::kLongestChunk;
 
 }  // namespace
 
 CpuSteps::CpuSteps(Executor* executor, State* state, Run* run)
-    : executor_(executor), state_(state), run_(run), transformer_(state->num_slots) {
+    : executor_(executor), state_(state), run_(run), prompt_rows_(state), transformer_(state->num_slots) {
   segments_.reserve(state->num_slots);
   window_len_.resize(state->num_slots);
   end_.resize(state->num_slots);
@@ -42,25 +42,44 @@ void CpuSteps::push(int slot, const int32_t* token_ids, int64_t num_tokens, int6
                        state_->table(slot), state_->num_held[slot]});
 }
 
+void CpuSteps::push_prompt(int b, int64_t start, int64_t stop, bool with_logits) {
+  State& s = *state_;
+  int64_t num_logits = with_logits && stop == s.prompt_len[b] ? 1 : 0;
+  float* logits = num_logits > 0 ? s.target_rows(b) : nullptr;
+  if (with_logits && prompt_rows_.wants(b)) {
+    num_logits = stop - start;
+    logits = prompt_rows_.room(b, num_logits);
+  }
+  push(b, known(b, s.tokens(b) + start, stop - start), stop - start, start, static_cast<int>(num_logits),
+       logits);
+}
+
+void CpuSteps::take_prompt_rows() {
+  for (const Segment& segment : segments_) {
+    if (segment.logits == nullptr || !prompt_rows_.is_room(segment.slot, segment.logits)) continue;
+    prompt_rows_.take(segment.slot, segment.start, segment.num_tokens, &scratch_);
+  }
+}
+
 void CpuSteps::prefill(bool with_last) {
   State& s = *state_;
-  for (int64_t start = 0;; start += kPrefillChunk) {
+  place_.assign(s.num_slots, 0);
+  for (;;) {
     if (run_->halted()) return;
     segments_.clear();
     for (int b = 0; b < s.num_slots; ++b) {
-      const int64_t end = s.prompt_len[b] - (with_last ? 0 : 1);
-      const int64_t stop = std::min(end, start + kPrefillChunk);
-      if (start >= stop) continue;
-      const int num_logits = with_last && stop == end ? 1 : 0;
-      push(b, known(b, s.tokens(b) + start, stop - start), stop - start, start, num_logits,
-           num_logits > 0 ? s.target_rows(b) : nullptr);
+      const int64_t end = with_last || s.prompt_len[b] == 0 ? s.prompt_len[b] : s.draft_prompt(b);
+      const int64_t start = place_[b], stop = std::min(end, start + prompt_rows_.chunk(b));
+      if (start < stop) push_prompt(b, start, stop, with_last);
+      place_[b] = std::max(start, stop);
     }
     if (segments_.empty()) break;
     executor_->forward(segments_.data(), static_cast<int>(segments_.size()));
+    if (with_last) take_prompt_rows();
   }
   // Of all that have a prompt: which of them still run, the other lane may be deciding now.
   for (int b = 0; b < s.num_slots && !with_last; ++b) {
-    if (s.prompt_len[b] > 0) s.draft_fed[b] = s.prompt_len[b] - 1;
+    if (s.prompt_len[b] > 0) s.draft_fed[b] = s.draft_prompt(b);
   }
 }
 
@@ -77,11 +96,8 @@ void CpuSteps::push_chunk(int64_t limit, bool with_logits) {
   const int b = s.feeding;
   if (b < 0) return;
   const int64_t start = s.fed[b];
-  const int64_t end = std::min(start + kPrefillChunk, limit);
-  if (start >= end) return;
-  const int num_logits = with_logits && end == s.prompt_len[b] ? 1 : 0;
-  push(b, known(b, s.tokens(b) + start, end - start), end - start, start, num_logits,
-       num_logits > 0 ? s.target_rows(b) : nullptr);
+  const int64_t end = std::min(start + prompt_rows_.chunk(b), limit);
+  if (start < end) push_prompt(b, start, end, with_logits);
 }
 
 void CpuSteps::draft() {
@@ -93,7 +109,7 @@ void CpuSteps::draft() {
     window_len_[b] = 0;
     if (!s.running(b)) continue;
     const int64_t end = end_[b] = s.committed[b] + s.pending[b];
-    const int64_t room = std::max<int64_t>(s.max_total_len[b] - end, 0);
+    const int64_t room = std::max<int64_t>(std::min(s.max_total_len[b], s.draft_capacity) - end, 0);
     const int gamma = s.adapts[b] ? std::min(s.gamma[b], s.window_limit) : s.gamma[b];
     window_len_[b] = static_cast<int32_t>(std::min<int64_t>(gamma, room));
     s.draft_fed[b] = std::min(s.draft_fed[b], end - 1);  // what was rejected had been fed
@@ -102,8 +118,9 @@ void CpuSteps::draft() {
     longest = std::max(longest, window_len_[b]);
   }
   if (s.feeding >= 0) {
-    push_chunk(s.prompt_len[s.feeding] - 1, false);
-    s.draft_fed[s.feeding] = std::min(s.fed[s.feeding] + kPrefillChunk, s.prompt_len[s.feeding] - 1);
+    const int b = s.feeding;
+    push_chunk(s.draft_prompt(b), false);
+    s.draft_fed[b] = std::min(s.fed[b] + prompt_rows_.chunk(b), s.draft_prompt(b));
   }
   if (longest == 0 && !segments_.empty()) {
     executor_->forward(segments_.data(), static_cast<int>(segments_.size()));
@@ -182,7 +199,9 @@ void CpuSteps::score(bool include_window) {
     push(b, tokens, rows, first, rows, s.target_rows(b));
   }
   if (s.feeding >= 0) push_chunk(s.prompt_len[s.feeding], true);
-  if (!segments_.empty()) executor_->forward(segments_.data(), static_cast<int>(segments_.size()));
+  if (segments_.empty()) return;
+  executor_->forward(segments_.data(), static_cast<int>(segments_.size()));
+  take_prompt_rows();
 }
 
 void CpuSteps::verify(bool admits) {
@@ -203,7 +222,7 @@ void CpuSteps::verify(bool admits) {
 void CpuSteps::advance_feeding() {
   State& s = *state_;
   const int b = s.feeding;
-  s.fed[b] = std::min(s.fed[b] + kPrefillChunk, s.prompt_len[b]);
+  s.fed[b] = std::min(s.fed[b] + prompt_rows_.chunk(b), s.prompt_len[b]);
   if (s.fed[b] < s.prompt_len[b]) return;
   s.feeding = -1;
   s.finish_reason[b] = FinishReason::kRunning;
@@ -267,6 +286,8 @@ void CpuSteps::judge_slot(int b) {
   State& s = *state_;
   if (s.bad_draft[b] >= 0)
     return end(b, FinishReason::kError, bad_logits_text("draft", "draft", b, s.bad_draft[b]));
+  if (s.bad_prompt[b] >= 0)
+    return end(b, FinishReason::kError, bad_logits_text("prefill", "target", b, s.bad_prompt[b]));
   const int64_t base = s.committed[b];
   const auto pending = static_cast<int>(s.pending[b]);
   const int window_len = s.round[b] == 0 ? 0 : s.num_draft_tokens[b];
@@ -326,6 +347,7 @@ void CpuSteps::commit(int b, int64_t committed, int64_t pending) {
     append_logprobs(s.target_rows(b) + row * s.vocab_size, s.vocab_size, result_.token_ids[row],
                     s.num_logprobs[b], &scratch_, &result_.logprobs);
   }
+  result_.prompt_logprobs = std::exchange(s.prompt_logprobs[b], {});
   s.committed[b] = end;
   s.pending[b] = reason == FinishReason::kRunning ? pending : 0;
   s.finish_reason[b] = reason;
@@ -336,6 +358,7 @@ void CpuSteps::end(int b, FinishReason reason, std::string error) {
   result_.accept_len = result_.num_judged = result_.pending_before = 0;
   result_.token_ids.clear();
   result_.logprobs.clear();
+  result_.prompt_logprobs.clear();
   result_.error = std::move(error);
   state_->finish_reason[b] = reason;
   state_->pending[b] = 0;

@@ -8,6 +8,7 @@
 #include "coordinator/run.h"
 #include "coordinator/state.h"
 #include "core/executor.h"
+#include "cpu/lane/prompt_rows.h"
 #include "sampling/transform.h"
 
 namespace pearl {
@@ -49,7 +50,10 @@ class CpuSteps {
   // To segments_, with the slot's KV blocks.
   void push(int slot, const int32_t* token_ids, int64_t num_tokens, int64_t start, int num_logits,
             float* logits);
+  // Of a prompt: tokens [start, stop). with_logits: of the last one, where it is the prompt's, or of all.
+  void push_prompt(int slot, int64_t start, int64_t stop, bool with_logits);
   void push_chunk(int64_t limit, bool with_logits);  // of the slot that is fed
+  void take_prompt_rows();                           // of the pass that was made
   void push_missing(int slot, int64_t end);          // a chunk of what the draft's cache lacks
   void judge_slot(int slot);
   // Throws Failure(kRequest) where the lanes of a program went out of step.
@@ -74,8 +78,10 @@ class CpuSteps {
   std::vector<int64_t> end_;              // [B] tokens before the window that is drafted
   std::vector<int32_t> fed_;              // [B, gamma_max + 1] last committed token and the window
   std::vector<int32_t> known_;            // [B, prefill chunk], only if ids have to be replaced
+  std::vector<int64_t> place_;            // [B] tokens of the prompts that the prologue has fed
   std::vector<const float*> draft_rows_;  // [2 * gamma_max]
   RoundResult result_;
+  PromptRows prompt_rows_;
   Transformer transformer_;
   FilterScratch scratch_;
 };

@@ -294,13 +294,15 @@ void LlamaExecutor::step(int index, bool is_whole) {
     core_set_->barrier();
 
     if (is_whole) attend_rows(i, index);
-    apply({layer.o, attended_, Epilogue::kAdd, residual_, nullptr, nullptr, &layer.gate_up}, rows, index);
+    apply({layer.o, attended_, Epilogue::kAdd, residual_, layer.o_bias, nullptr, &layer.gate_up}, rows,
+          index);
     core_set_->barrier();
 
     const Rows y = is_whole ? norm(layer.post_attention_norm, index) : normed_;
-    apply({layer.gate_up, y, Epilogue::kSiluMul, activated_, nullptr, nullptr, &layer.down}, rows, index);
+    apply({layer.gate_up, y, Epilogue::kSiluMul, activated_, layer.gate_up_bias, nullptr, &layer.down}, rows,
+          index);
     core_set_->barrier();
-    apply({layer.down, activated_, Epilogue::kAdd, residual_, nullptr, nullptr, &after}, rows, index);
+    apply({layer.down, activated_, Epilogue::kAdd, residual_, layer.down_bias, nullptr, &after}, rows, index);
     core_set_->barrier();
   }
 

@@ -121,7 +121,9 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
   if (!c.tie_word_embeddings) embedding_offset_ = plan.take(int64_t{c.vocab_size} * hidden * size_of(dtype));
   const auto vector_bytes = [](int64_t n) { return round_up(n * 4, kLine); };
   const int64_t per_layer =
-      2 * vector_bytes(hidden) + vector_bytes(q + 2 * kv) + 2 * vector_bytes(c.head_dim);
+      2 * vector_bytes(hidden) + vector_bytes(q + 2 * kv) + 2 * vector_bytes(c.head_dim) +
+      (c.output_bias ? vector_bytes(hidden) : 0) +
+      (c.mlp_bias ? vector_bytes(hidden) + vector_bytes(2 * round_up(inter, kLanes)) : 0);
   int64_t vectors = plan.take(c.num_hidden_layers * per_layer + vector_bytes(hidden));
   buffer_ = HugeBuffer(plan.total(), "the packed model");
   in_memory_ = step_bytes_ + step_bytes_ / 4 >
@@ -173,6 +175,21 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
       read_vector(attention + "k_proj.bias", kv, bias + q);
       read_vector(attention + "v_proj.bias", kv, bias + q + kv);
       layer.qkv_bias = bias;
+    }
+    layer.o_bias = c.output_bias ? take_vector(attention + "o_proj.bias", hidden) : nullptr;
+    layer.down_bias = c.mlp_bias ? take_vector(prefix + "mlp.down_proj.bias", hidden) : nullptr;
+    layer.gate_up_bias = nullptr;
+    if (c.mlp_bias) {
+      float* bias = buffer_.as<float>(vectors);
+      vectors += vector_bytes(2 * round_up(inter, kLanes));
+      std::vector<float> one(inter);
+      for (const int odd : {0, 1}) {
+        read_vector(prefix + (odd ? "mlp.up_proj.bias" : "mlp.gate_proj.bias"), inter, one.data());
+        for (int64_t i = 0; i < inter; ++i) {
+          bias[(2 * (i / kLanes) + odd) * kLanes + i % kLanes] = one[i];
+        }
+      }
+      layer.gate_up_bias = bias;
     }
     if (c.qk_norm) {
       layer.q_norm = take_vector(attention + "q_norm.weight", c.head_dim);

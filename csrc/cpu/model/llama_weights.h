@@ -18,7 +18,9 @@ struct LlamaConfig {
   int vocab_size, hidden_size, intermediate_size, num_hidden_layers;
   int num_attention_heads, num_key_value_heads, head_dim;
   float rms_norm_eps;
-  bool attention_bias;  // on q, k and v (Qwen2); never on o
+  bool attention_bias;  // on q, k and v (Qwen2)
+  bool output_bias;     // on o (Llama's attention_bias means both)
+  bool mlp_bias;        // on gate, up and down
   bool qk_norm;         // RMSNorm of each head's q and k before rope (Qwen3)
   bool tie_word_embeddings;
 
@@ -35,8 +37,11 @@ struct LayerWeights {
   PackedMatrix down;     // [hidden, intermediate]
   const float* input_norm;
   const float* post_attention_norm;
-  const float* qkv_bias;  // or null
-  const float* q_norm;    // [head_dim], or null
+  const float* qkv_bias;  // or null, as all biases
+  const float* o_bias;
+  const float* gate_up_bias;  // in the order of the matrix's rows
+  const float* down_bias;
+  const float* q_norm;  // [head_dim], or null
   const float* k_norm;
 };
 

@@ -5,7 +5,7 @@ Bits, groups and shapes are those of the tensors themselves. Knows Hugging Face'
 
 from dataclasses import dataclass
 
-from pearl_rt.errors import ConfigError
+from pearl_rt.errors import ConfigError, shown
 from pearl_rt.types.json import Json
 
 _FORMATS = ("pack-quantized", "int-quantized", "naive-quantized", "float-quantized", "dense")
@@ -28,7 +28,7 @@ def read_scheme(content: Json) -> Scheme | None:
         return None
     method = found.get("quant_method") if isinstance(found, dict) else found
     if not isinstance(found, dict) or method not in ("gptq", "awq", "compressed-tensors", "fp8"):
-        raise _refusal(f"method {method!r}", "gptq, awq, compressed-tensors and fp8 are")
+        raise _refusal(f"method {shown(method)}", "gptq, awq, compressed-tensors and fp8 are")
     if method == "compressed-tensors":
         _check_compressed(found)
         return Scheme(method)

@@ -88,6 +88,8 @@ def _answer(
     if stop is not None and not params.include_stop_str_in_output:
         text = text.removesuffix(stop)
     ended_by_id = stop is None and reason == "stop" and token_ids[-1] in params.stop_token_ids
+    if ended_by_id and not params.include_stop_str_in_output:
+        text = text_of(token_ids[:-1])
     accepted = sum(each.accept_len for each in rounds[1:])
     rejected = sum(each.accept_len < each.num_judged for each in rounds[1:])
     told = None
