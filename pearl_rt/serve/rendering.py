@@ -15,7 +15,7 @@ import threading
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import BinaryIO, NoReturn
+from typing import IO, NoReturn
 
 from pearl_rt.checkpoint.chat_template import ChatTemplate
 from pearl_rt.errors import RequestError, ResourceError
@@ -85,13 +85,13 @@ def _end(child: "subprocess.Popen[bytes]", parent: int) -> None:
             pipe.close()
 
 
-def _send(pipe: BinaryIO, content: Json) -> None:
+def _send(pipe: IO[bytes], content: Json) -> None:
     data = json.dumps(content).encode()
     pipe.write(len(data).to_bytes(8, "little") + data)
     pipe.flush()
 
 
-def _received(pipe: BinaryIO) -> Json | None:
+def _received(pipe: IO[bytes]) -> Json | None:
     """The next message; None at the end of the pipe."""
     size = pipe.read(8)
     if len(size) < 8:

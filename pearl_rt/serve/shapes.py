@@ -92,7 +92,7 @@ class CompletionShape(_Common):
         if output.prompt_logprobs is None:
             return []
         first, rest = output.prompt_token_ids[0], output.prompt_logprobs[1:]
-        return [{first: None}, *rest]  # type: ignore[dict-item]
+        return [{first: None}, *rest]  # type: ignore[dict-item,list-item]
 
     def opening(self, index: int) -> Json | None:
         """The prompt, if it is repeated; else a completion begins with its text."""

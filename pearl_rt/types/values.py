@@ -46,10 +46,11 @@ class Integer(Rule):
 
 @dataclass(frozen=True)
 class Number(Rule):
-    """A number from low to high. off: which value does nothing."""
+    """A number from low (above it, if `above`) to high. off: which value does nothing."""
 
     low: float
     high: float
+    above: bool = False
     off: str = ""
 
     def __call__(self, name: str, value: object, error: Fault = RequestError) -> float:
@@ -61,8 +62,9 @@ class Number(Rule):
             result = math.inf
         except Exception as cause:  # of an array, or of whatever has a __float__
             raise error(f"{name} must be a number, got {shown(value)}: {cause}") from None
-        if not self.low <= result <= self.high:
-            raise out_of_range(name, f"{result:g}", f"{self.low:g} to {self.high:g} ({self.off})", error)
+        if not (self.low < result if self.above else self.low <= result) or not result <= self.high:
+            start = f"a number above {self.low:g}, up to" if self.above else f"{self.low:g} to"
+            raise out_of_range(name, f"{result:g}", f"{start} {self.high:g} ({self.off})", error)
         return result
 
 
@@ -118,11 +120,12 @@ class Texts(Rule):
 
     def __call__(self, name: str, value: object, error: Fault = RequestError) -> tuple[str, ...]:
         texts = () if value is None else (value,) if isinstance(value, str) else value
-        texts = listed(name, texts, "a text or a list of texts", error)
-        for place, text in enumerate(texts):
+        found: list[str] = []
+        for place, text in enumerate(listed(name, texts, "a text or a list of texts", error)):
             if not isinstance(text, str) or not text:
                 raise error(f"{name}[{place}] must be a text that is not empty, got {shown(text)}")
-        return texts
+            found.append(text)
+        return tuple(found)
 
 
 @dataclass(frozen=True)
