@@ -392,9 +392,7 @@ def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a readable tokenizer"):
             Tokenizer.from_pretrained(tmp_path)
     saved(tmp_path, byte_level(), add_bos_token=True, bos_token="<bos>")
-    with pytest.raises(
-        CheckpointError, match=r"asks for the first token '<bos>', which tokenizer\.json does not"
-    ):
+    with pytest.raises(CheckpointError, match=r"first token '<bos>', which tokenizer\.json does not"):
         Tokenizer.from_pretrained(tmp_path)
     for name in ("bos_token", "eos_token"):
         saved(tmp_path, byte_level(), add_bos_token=True, **{name: 5})

@@ -52,7 +52,7 @@ def test_stats_are_json_on_stderr(pair: list[str], capsys: pytest.CaptureFixture
         (["--prompt", "a", "--max-tokens", "0"], "max_tokens 0"),
         (["--prompt", "a", "--temperature", "nan"], "temperature nan"),
         (["--prompt", "a", "--gamma", "0"], "gamma 0"),
-        (["--prompt", "a", "--seed", "-1"], "seed -1"),
+        (["--prompt", "a", "--seed", "-2"], "seed -2"),
         (["--prompt", "a", "--strategy", "magic"], "strategy 'magic'"),
         (["--prompt", "a", "--device", "cuda"], "device 'cuda'"),
         (["--prompt", "a", "--threads", "4096"], "num_threads 4096"),
