@@ -33,9 +33,9 @@ def flag_of(row: Parameter) -> str:
     return "--" + SHORTER.get(row.name, row.name.replace("_", "-"))
 
 
-def add_flags(parser: argparse.ArgumentParser, table: type) -> None:
-    """One flag for each row of a table; those that are not given keep the row's default."""
-    for row in parameters(table):
+def add_flags(parser: argparse.ArgumentParser, table: type, but: str = "") -> None:
+    """One flag for each row of a table, but one; those that are not given keep the row's default."""
+    for row in (row for row in parameters(table) if row.name != but):
         options: Json = {"dest": row.name, "default": argparse.SUPPRESS}
         if isinstance(row.rule, Boolean):
             options["action"] = "store_true"
@@ -61,8 +61,13 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", type=Path, help="directory of the target model (config.json, safetensors)"
     )
-    parser.add_argument("--draft", type=Path, help="directory of a small model with the same tokenizer")
-    add_flags(parser, EngineOptions)
+    parser.add_argument(
+        "--draft",
+        metavar="DIR|lookup|none",
+        help="directory of a small model with the same tokenizer; lookup: repetitions of prompt and answer "
+        "are drafts; none: plain decoding; default: lookup, on the CPU",
+    )
+    add_flags(parser, EngineOptions, but="drafter")  # --draft says it
 
 
 def given(options: argparse.Namespace, table: type) -> Json:

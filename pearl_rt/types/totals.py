@@ -68,6 +68,7 @@ class Totals:
         self._sums.update(
             prompt_tokens=m.num_prompt_tokens,
             generated_tokens=len(output.token_ids),
+            answers=bool(output.token_ids),
             rounds=m.rounds,
             judged=m.judged,
             accepted=m.accepted,
@@ -88,6 +89,11 @@ class Totals:
                 decode=decoding, draft_busy=m.draft_busy * decoding, target_busy=m.target_busy * decoding
             )
 
+    def _tokens_per_round(self) -> float | None:
+        """Behind the first token of each answer; None before the first round."""
+        later = self._sums["generated_tokens"] - self._sums["answers"]
+        return later / self._sums["rounds"] if self._sums["rounds"] else None
+
     def described(self) -> Json:
         """Counts, and times in seconds; `ttft` and `tpot` are histograms."""
         names = ("prompt_tokens", "generated_tokens", "rounds", "judged", "accepted")
@@ -95,6 +101,8 @@ class Totals:
         return {
             "finished": dict(self._finished),
             **{name: self._sums[name] for name in names},
+            "tokens_per_round": self._tokens_per_round(),
+            "acceptance": self._sums["accepted"] / self._sums["judged"] if self._sums["judged"] else None,
             "judged_at": list(self._judged_at),
             "accepted_at": list(self._accepted_at),
             "seconds": {name: float(self._seconds[name]) for name in spent},
