@@ -37,6 +37,7 @@ from pearl_rt.types.json import Json
 from pearl_rt.types.outputs import GenerationInterrupted, RequestOutput, StreamChunk
 from pearl_rt.types.request import Prompt, Request
 from pearl_rt.types.sampling_params import SamplingParams, checked
+from pearl_rt.types.totals import worth
 
 if TYPE_CHECKING:
     import torch
@@ -149,8 +150,10 @@ class Engine:
     def from_pretrained(
         cls, target: str | os.PathLike[str], draft: str | os.PathLike[str] | None = None, **options: Any
     ) -> "Engine":
-        """From checkpoint directories in the Hugging Face layout. `options` are those of Engine. draft may also
-        be "lookup" or "none": no directory, but what drafts. (A directory of that name is "./lookup".)
+        """From checkpoint directories in the Hugging Face layout. `options` are those of Engine.
+
+        draft may also be "lookup" or "none": no directory, but what drafts. (A directory of that name is
+        "./lookup".)
 
         Raises CheckpointError for what cannot be read, ConfigError for what cannot be run, ResourceError for
         what this machine has not got.
@@ -280,10 +283,11 @@ class Engine:
         (`totals`) and what is in flight (`queue`). Times are in seconds.
         """
         self._engine_lock.check_open()
+        figures = self._batch.figures(self._choice)
         return {
             "strategy": self._options.strategy,
-            "drafter": self._drafter,
-            **self._batch.figures(self._choice),
+            "drafter": {"kind": self._drafter, **worth(figures["totals"])},
+            **figures,
             "queue": self._scheduler.counts(),
             **self._batch.described(),
             "dtype": {

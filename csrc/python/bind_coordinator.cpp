@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <variant>
 
 #include "coordinator/coordinator.h"
 #include "cpu/lane/cpu_lane.h"
@@ -181,19 +182,20 @@ void bind_coordinator(py::module_& m) {
       .def("set_fills", method(&LookupDrafter::set_fills), py::arg("fills"),
            "For measurements, between runs: whether every window is filled, with whatever token.");
 
+  using Model = std::shared_ptr<Executor>;
+  using Works = std::variant<Model, std::shared_ptr<Drafter>>;
   py::class_<CpuLane, Lane, std::shared_ptr<CpuLane>>(m, "CpuLane", "A lane on CPU cores.")
-      .def(py::init(
-               [](std::string name, std::shared_ptr<Executor> executor, std::shared_ptr<CpuDevice> device) {
-                 return std::make_shared<CpuLane>(std::move(name), std::move(device), std::move(executor));
-               }),
+      .def(py::init([](std::string name, Works executor, std::shared_ptr<CpuDevice> device) {
+             return std::visit(
+                 [&](auto& works) {
+                   if (works == nullptr) refuse("executor is None; give a model, or a drafter");
+                   return std::make_shared<CpuLane>(std::move(name), std::move(device), std::move(works));
+                 },
+                 executor);
+           }),
            py::arg("name"), py::arg("executor").none(false), py::arg("device").none(false),
-           "Lanes that share a device take turns on its thread.")
-      .def(
-          py::init([](std::string name, std::shared_ptr<Drafter> drafter, std::shared_ptr<CpuDevice> device) {
-            return std::make_shared<CpuLane>(std::move(name), std::move(device), std::move(drafter));
-          }),
-          py::arg("name"), py::arg("drafter").none(false), py::arg("device").none(false),
-          "The second lane, with a drafter that is no model.");
+           "executor: a model, or for the draft's lane a Drafter that is none. Lanes that share a device\n"
+           "take turns on its thread.");
 
   py::class_<RoundResult>(m, "RoundResult", "What one round committed for one sequence.")
       .def_readonly("request_id", &RoundResult::request_id)

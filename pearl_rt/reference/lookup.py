@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
+
+from pearl_rt.reference.noise import Floats
 
 WORDS = 512  # tokens of rejected rows that are kept
 GAP = -1  # in place of a token: nothing reaches across it
@@ -62,9 +63,7 @@ class Lookup:
     quiet: int = 0  # rounds without a draft since the last one
     rest: int = 0  # such rounds that are wanted before a doubtful draft
 
-    def told(
-        self, committed: Sequence[int], next_token: int, rows: Sequence[npt.NDArray[np.float32]]
-    ) -> None:
+    def told(self, committed: Sequence[int], next_token: int, rows: Sequence[Floats]) -> None:
         """What a verdict left: final tokens, the last of which is `next_token`, and the target's rows behind
         it, as if the rejected drafts stood.
         """

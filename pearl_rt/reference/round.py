@@ -150,7 +150,9 @@ def decode(
     judge: Judge[Row],
 ) -> list[RoundResult]:
     """A whole generation, round by round. draft_fn: a model, or a drafter that is certain; it may be None for
-    "ar". prompt: at least one token, shorter than max_total_len. Raises ValueError where a judge finds logits that cannot be used."""
+    "ar". prompt: at least one token, shorter than max_total_len. Raises ValueError where a judge finds logits
+    that cannot be used.
+    """
     if not 0 < len(prompt) < limits.max_total_len:
         raise ValueError(f"a prompt of {len(prompt)} tokens leaves nothing below {limits.max_total_len}")
     tokens = list(prompt)

@@ -27,11 +27,11 @@ class EngineOptions:
     gamma          drafts per window, 1 to 16; None: the planner's choice
     judge          at temperature > 0: "rejection" (highest acceptance) or "coupled" (tokens depend on the
                    seed and the target alone)
-    drafter        what drafts: "model" (a draft model was given), "lookup" (what followed the last tokens when
-                   they stood before in prompt or answer; no weights), "none"; "auto" is the draft model if one
-                   is given, else "lookup" on the CPU, else "none"
-    lookup_pool    tokens of earlier answers that lookup reads too, where drafts cannot change the text: greedy
-                   or judge="coupled"; 0: none
+    drafter        what drafts: "model" (a draft model was given), "lookup" (what followed the last tokens
+                   when they stood before in prompt or answer; no weights), "none"; "auto" is the draft model
+                   if one is given, else "lookup" on the CPU, else "none"
+    lookup_pool    tokens of earlier answers that lookup reads too, where drafts cannot change the text:
+                   greedy or judge="coupled"; 0: none
     device         "cpu", "cuda", "cuda:N"; "auto": a GPU that the kernels run on, if there is one and nothing
                    of the CPU's own was asked for; "interpret": the kernels in their interpreter, for tests
     draft_device   for the draft of a target on a GPU: another GPU ("cuda:N") or "cpu"; None: the target's

@@ -64,7 +64,8 @@ class Capabilities:
                 rule_of(EngineOptions, name)(name, value, error)
         if self.drafter == "none" and strategy in ("sd", "pearl"):
             raise error(
-                f"strategy {strategy!r} needs a draft model, or draft='lookup': pass draft=..., or strategy='ar'"
+                f"strategy {strategy!r} needs a draft model, or draft='lookup': pass draft=..., or "
+                "strategy='ar'"
             )
         if self.drafter != "model" and placement in ("split", "devices"):
             raise error(f"placement {placement!r} needs a draft model: pass draft=..., or placement='shared'")

@@ -68,7 +68,6 @@ class Totals:
         self._sums.update(
             prompt_tokens=m.num_prompt_tokens,
             generated_tokens=len(output.token_ids),
-            answers=bool(output.token_ids),
             rounds=m.rounds,
             judged=m.judged,
             accepted=m.accepted,
@@ -89,11 +88,6 @@ class Totals:
                 decode=decoding, draft_busy=m.draft_busy * decoding, target_busy=m.target_busy * decoding
             )
 
-    def _tokens_per_round(self) -> float | None:
-        """Behind the first token of each answer; None before the first round."""
-        later = self._sums["generated_tokens"] - self._sums["answers"]
-        return later / self._sums["rounds"] if self._sums["rounds"] else None
-
     def described(self) -> Json:
         """Counts, and times in seconds; `ttft` and `tpot` are histograms."""
         names = ("prompt_tokens", "generated_tokens", "rounds", "judged", "accepted")
@@ -101,11 +95,20 @@ class Totals:
         return {
             "finished": dict(self._finished),
             **{name: self._sums[name] for name in names},
-            "tokens_per_round": self._tokens_per_round(),
-            "acceptance": self._sums["accepted"] / self._sums["judged"] if self._sums["judged"] else None,
             "judged_at": list(self._judged_at),
             "accepted_at": list(self._accepted_at),
             "seconds": {name: float(self._seconds[name]) for name in spent},
             "ttft": self._ttft.described(),
             "tpot": self._tpot.described(),
         }
+
+
+def worth(totals: Json) -> Json:
+    """What drafts were worth, of Totals.described(): tokens a round behind the first token of each answer,
+    and the share of judged drafts that stood; None before there is any.
+    """
+    later = totals["generated_tokens"] - sum(totals["ttft"]["counts"])
+    return {
+        "tokens_per_round": later / totals["rounds"] if totals["rounds"] else None,
+        "acceptance": totals["accepted"] / totals["judged"] if totals["judged"] else None,
+    }

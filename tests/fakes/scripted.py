@@ -72,8 +72,8 @@ class Bench:
         num_blocks: int | None = None,
         block_size: int | None = None,
     ) -> "Bench":
-        """target, draft: arguments of their scripts. lookup_pool: the draft lane looks up, beside so many tokens
-        of earlier answers, and has no script. num_blocks, block_size: of both KV caches."""
+        """target, draft: arguments of their scripts. lookup_pool: the draft lane looks up and has no script;
+        so many tokens of earlier answers are kept. num_blocks, block_size: of both KV caches."""
         shape = {"vocab_size": VOCAB, "max_model_len": capacity, "num_slots": num_slots}
         shape |= {"num_blocks": num_blocks or 0, "block_size": block_size or 0}
         target_executor = _testing.ScriptedExecutor(**{**shape, **(target or {})})
