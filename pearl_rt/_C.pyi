@@ -19,11 +19,13 @@ __all__: list[str] = [
     "CudaLane",
     "Device",
     "DeviceArrays",
+    "Drafter",
     "EngineLock",
     "Executor",
     "Lane",
     "LlamaExecutor",
     "LlamaWeights",
+    "LookupDrafter",
     "Request",
     "RoundResult",
     "available_bytes",
@@ -90,13 +92,42 @@ class Lane:
     @property
     def name(self) -> str: ...
 
+class Drafter:
+    """
+    What fills the windows of a round.
+    """
+
+class LookupDrafter(Drafter):
+    """
+    Drafts what followed the last tokens when they stood before.
+    """
+    def __init__(self, *, pool_tokens: int = 0) -> None:
+        """
+        pool_tokens: of earlier answers that are kept; 0: none.
+        """
+    def set_fills(self, fills: bool) -> None:
+        """
+        For measurements, between runs: whether every window is filled, with whatever token.
+        """
+    @property
+    def bytes(self) -> int:
+        """
+        Of all indices; between runs.
+        """
+
 class CpuLane(Lane):
     """
     A lane on CPU cores.
     """
+    @typing.overload
     def __init__(self, name: str, executor: Executor, device: Device) -> None:
         """
         Lanes that share a device take turns on its thread.
+        """
+    @typing.overload
+    def __init__(self, name: str, drafter: Drafter, device: Device) -> None:
+        """
+        The second lane, with a drafter that is no model.
         """
 
 class RoundResult:
@@ -154,6 +185,7 @@ class Request:
         min_tokens: int = 0,
         num_logprobs: int = -1,
         adapts: bool = False,
+        shares: bool = True,
     ) -> None: ...
 
 class Coordinator:
