@@ -119,15 +119,10 @@ class CpuLane(Lane):
     """
     A lane on CPU cores.
     """
-    @typing.overload
-    def __init__(self, name: str, executor: Executor, device: Device) -> None:
+    def __init__(self, name: str, executor: Executor | Drafter, device: Device) -> None:
         """
-        Lanes that share a device take turns on its thread.
-        """
-    @typing.overload
-    def __init__(self, name: str, drafter: Drafter, device: Device) -> None:
-        """
-        The second lane, with a drafter that is no model.
+        executor: a model, or for the draft's lane a Drafter that is none. Lanes that share a device
+        take turns on its thread.
         """
 
 class RoundResult:

@@ -143,9 +143,8 @@ class World:
         self.keep(bench.coordinator, bench.target, self.cuda.coordinator, self.cuda.issuer)
         self.keep(_C.CoreSet(sorted(os.sched_getaffinity(0))[:2]), _C.Device(), _testing.BlockPool(8, 16))
         self.keep(_C.LlamaWeights(CONFIG, self.tensors, "float32"), _C.Request([1, 2], gamma=2, max_tokens=9))
-        self.keep(_C.CudaDriver(str(fake.path)), _testing.Transform(presence_penalty=1.0))
+        self.keep(_C.CudaDriver(str(fake.path)), _testing.Transform(presence_penalty=1.0), _C.LookupDrafter())
         self.keep(_C.CpuLane("target", bench.target, self.one("Device")), self.cuda.lane())
-        self.keep(_C.LookupDrafter(pool_tokens=16))
         self.keep(*bench.run("sd", self.one("Request")), _C.CudaDriver(str(fake.path)).device(0))
         tables = (np.ones((LENGTH, 4), np.float32),) * 2
         arrays = {**SIZES, **BUFFERS, **BLOCKS, "num_biased": 3, "max_logprobs": 5}
@@ -340,9 +339,9 @@ MAKERS: dict[str, Maker] = {
     "CoreSet.cpus": choice(CPUS[:1], CPUS[:2], odd=([], [-1])),
     "spin_us": number(0, 10),
     "delay_us": choice((0, 0), (0, 20), odd=((20, 0), (-1, -1), (0, 2**31 - 1))),
-    **named(choice(True, False), "shares", "fills", "is_certain"),
     "pool_tokens": number(0, 64),
     **named(choice(True, False), "ignore_eos", "adapts", "processed", "logprobs", "host_logits", "timed"),
+    **named(choice(True, False), "shares", "fills", "is_certain"),
     "keep_logits": choice(None, True, False),
     "is_ordered": choice(True),
     "num_slots": number(SLOTS),
