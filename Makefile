@@ -3,7 +3,8 @@
 #   make test PYTHON=python3 VENV=     use the installed Python, torch and build tools; no network
 #   make build                         only builds: then the Python of VENV imports pearl_rt from any directory
 #   make gpu [RESULTS_DIR=DIR]         with a GPU: builds, tests and measures with what is installed; no network
-#   make gpu-latency                   with a GPU: equal tokens, batches and the main job in full, 20 minutes
+#   make gpu-latency                   with a GPU: equal tokens, batches and the main job in full
+#   make gpu ARGS="--half 1"           a part of it that ends within eight minutes: 1 or 2; of gpu-latency 1 to 3
 
 ifneq ($(filter gpu gpu-latency,$(MAKECMDGOALS)),)
 VENV ?=
@@ -17,11 +18,13 @@ TRITON = 3.6.0
 # A machine without an NVIDIA GPU takes the CPU wheel: from the configured index if it has one, else from PyTorch's.
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 
+# WORKERS processes run the tests, a file each at a time. They need pytest-xdist, which VENV= does not ask for.
 ifeq ($(strip $(VENV)),)
 PY := $(PYTHON)
 READY := build/.checked
 DOCS := $(PYTHON)
 else
+WORKERS ?= 2
 PY := $(VENV)/bin/python
 READY := $(VENV)/.ready
 DOCS := $(VENV)-docs/bin/python
@@ -32,6 +35,7 @@ PATHS = pearl_rt recipes bench tests kernels examples docs setup.py
 CPP = $(shell find csrc tests/fakes tests/ptx -name '*.cpp' -o -name '*.h')
 CLANG_FORMAT = $(firstword $(wildcard $(dir $(PY))clang-format) clang-format)
 RUN = PYTHONPATH=$(CURDIR) $(PY)
+TESTS = $(RUN) -m pytest $(if $(WORKERS),-n $(WORKERS) --dist loadfile)
 
 .PHONY: latency test test-slow test-all exactness schedules soak ptx check sanitize stubs map docs gpu gpu-latency build importable clean
 .DELETE_ON_ERROR:
@@ -41,13 +45,13 @@ latency: build
 
 # What a change is tried with: every room, without the tests that are marked slow.
 test: build
-	$(RUN) -m pytest -m "not slow" $(ARGS)
+	$(TESTS) -m "not slow" $(ARGS)
 
 # The tests that are marked slow; and those of the kernels that multiply, with a set of numpy's BLAS kernels that no
 # processor with AVX chooses by itself: no bit of a kernel in the interpreter may depend on them.
 test-slow: build
-	$(RUN) -m pytest -m slow $(ARGS)
-	OPENBLAS_CORETYPE=Nehalem $(RUN) -m pytest tests/kernels/forward tests/kernels/tools/test_interpreter_dot.py $(ARGS)
+	$(TESTS) -m slow $(ARGS)
+	OPENBLAS_CORETYPE=Nehalem $(TESTS) tests/kernels/forward tests/kernels/tools/test_interpreter_dot.py $(ARGS)
 
 test-all: test test-slow
 
@@ -57,7 +61,7 @@ exactness: build
 
 # The long form of two tests: 10,000 random schedules of each program on the fake CUDA driver, and requests that join.
 schedules: build
-	$(RUN) -m pytest -q tests/cuda/test_cuda_lane.py tests/cuda/test_cuda_joins.py -k random --schedules 10000 --timeout 3600 $(ARGS)
+	$(TESTS) -q tests/cuda/test_cuda_lane.py tests/cuda/test_cuda_joins.py -k random --schedules 10000 --timeout 3600 $(ARGS)
 
 # Twenty minutes of requests that join, leave and fail: no wrong token, no growth.
 soak: build
@@ -65,7 +69,7 @@ soak: build
 
 # All tests of kernels on compiled ones, for both architectures, without a GPU: docs/compiled_kernels.md.
 ptx: build
-	for arch in sm_80 sm_90; do $(RUN) -m pytest --ptx $$arch tests/kernels tests/ptx/unit tests/ptx/compiled $(ARGS) || exit 1; done
+	for arch in sm_80 sm_90; do $(TESTS) --ptx $$arch tests/kernels tests/ptx/unit tests/ptx/compiled $(ARGS) || exit 1; done
 
 check: $(READY) pearl_rt/kernels
 	$(PY) -m ruff check $(PATHS)

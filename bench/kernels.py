@@ -124,7 +124,7 @@ def report(rows: Sequence[Row], left_out: Sequence[Spec]) -> tuple[list[Verdict]
     red = [row for row in rows if row.status != "ok"]
     if red:
         lines += ["", f"RED, {len(red)}:", *(f"  {row.name}: {row.status}: {row.note}" for row in red)]
-    lines += ["", "goals, stated for an H100:", format_goals(verdicts)]
+    lines += ["", "goals, stated for an H200:", format_goals(verdicts)]
     return verdicts, "\n".join(lines)
 
 

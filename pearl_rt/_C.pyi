@@ -17,6 +17,7 @@ __all__: list[str] = [
     "CudaDriver",
     "CudaIssuer",
     "CudaLane",
+    "CudaStream",
     "Device",
     "DeviceArrays",
     "Drafter",
@@ -362,6 +363,20 @@ class CudaDriver:
         13000 for CUDA 13.0
         """
 
+class CudaStream:
+    """
+    A stream of a GPU, made by the driver, and destroyed with its last owner.
+    """
+    def __init__(self, driver: CudaDriver, ordinal: int, priority: int = 0) -> None:
+        """
+        It waits for no other stream. priority: of its kernels; the lower goes first.
+        """
+    @property
+    def handle(self) -> int:
+        """
+        CUstream, for as long as this lives.
+        """
+
 class CudaIssuer:
     """
     The thread that launches work ahead for the CUDA lanes of a coordinator.
@@ -446,11 +461,9 @@ class CudaLane(Lane):
     """
     A lane on a GPU: a stream and its captured steps.
     """
-    def __init__(
-        self, name: str, issuer: CudaIssuer, ordinal: int, stream: int, arrays: DeviceArrays
-    ) -> None:
+    def __init__(self, name: str, issuer: CudaIssuer, stream: CudaStream, arrays: DeviceArrays) -> None:
         """
-        stream: an integer, for this lane alone; not the default one.
+        stream: for this lane alone, on whose device it runs.
         """
     def add_step(
         self,

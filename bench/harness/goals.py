@@ -65,6 +65,7 @@ def read_goals(path: Path = GOALS_FILE) -> dict[str, tuple[Goal, ...]]:
 
 _READ = read_goals()
 GOALS, ROUND_GOALS, EQUALITY_GOALS = _READ["kernels"], _READ["rounds"], _READ["equality"]
+TIMED_GOALS = _READ["timed"]
 
 
 @dataclass(frozen=True)

@@ -97,13 +97,12 @@ def make_batch(vocab: int, rows: int, context: int) -> Any:
 class PlainStep:
     """The same forward in plain torch, over keys and values in order, computed in `dtype`."""
 
-    def __init__(self, model: Any, batch: Any, dtype: torch.dtype, attend: Attend) -> None:
+    def __init__(self, model: Any, batch: Any, context: int, dtype: torch.dtype, attend: Attend) -> None:
         self.weights, self.dtype, self.attend = model.weights, dtype, attend
         self.ids, self.positions = batch.input_ids.long(), batch.positions.long()
         self.cos = model.cos[self.positions][:, None, :].to(dtype)
         self.sin = model.sin[self.positions][:, None, :].to(dtype)
         pages = batch.block_table[0].long()
-        context = int(batch.context_lens[0])
 
         def in_order(cache: torch.Tensor) -> torch.Tensor:
             """[NB, BS, Hkv, D] -> [1, Hkv, context, D]."""
@@ -160,8 +159,8 @@ class Step:
         self.places = self.batch.positions.long() + 1
         self.workspace = workspace(self.sampling.workspace_size(rows, shape.vocab))
         with torch.inference_mode():
-            self.exact = PlainStep(self.model, self.batch, torch.float32, exact_attention)()
-        self.plain = PlainStep(self.model, self.batch, dtype, sdpa)
+            self.exact = PlainStep(self.model, self.batch, context, torch.float32, exact_attention)()
+        self.plain = PlainStep(self.model, self.batch, context, dtype, sdpa)
         self.plain_logits = torch.empty(0)
         self.plain_tokens = torch.empty(0)
         self.rounding: float | None = None  # error of the plain step

@@ -283,7 +283,7 @@ def cores_of(options: argparse.Namespace) -> list[int]:
 def from_checkpoints(options: argparse.Namespace) -> ModelPair:
     """The pair of --target and --draft, or the shipped one."""
     paths = Path(options.target or SHIPPED[0]), Path(options.draft or SHIPPED[1])
-    if not (paths[0] / "config.json").exists():
+    if not paths[0].exists():
         raise CheckpointError(
             f"there is no model in {paths[0]}: pass --target and --draft, or --pair planted:88m+8m@0.8"
         )

@@ -135,14 +135,13 @@ void bind_cuda(py::module_& m) {
 
   py::class_<CudaLane, Lane, std::shared_ptr<CudaLane>>(m, "CudaLane",
                                                         "A lane on a GPU: a stream and its captured steps.")
-      .def(py::init([](std::string name, std::shared_ptr<CudaIssuer> issuer, int ordinal, uintptr_t stream,
-                       std::shared_ptr<DeviceArrays> arrays) {
-             if (stream == 0) refuse("stream is 0, the default one; it must be a stream of this lane alone");
-             return std::make_shared<CudaLane>(std::move(name), std::move(issuer), ordinal,
-                                               reinterpret_cast<CUstream>(stream), std::move(arrays));
+      .def(py::init([](std::string name, std::shared_ptr<CudaIssuer> issuer,
+                       std::shared_ptr<CudaStream> stream, std::shared_ptr<DeviceArrays> arrays) {
+             return std::make_shared<CudaLane>(std::move(name), std::move(issuer), std::move(stream),
+                                               std::move(arrays));
            }),
-           py::arg("name"), py::arg("issuer").none(false), py::arg("ordinal"), py::arg("stream"),
-           py::arg("arrays").none(false), "stream: an integer, for this lane alone; not the default one.")
+           py::arg("name"), py::arg("issuer").none(false), py::arg("stream").none(false),
+           py::arg("arrays").none(false), "stream: for this lane alone, on whose device it runs.")
       .def(
           "add_step",
           [](CudaLane& self, std::string op, int gamma, std::string judge, std::optional<bool> keep_logits,

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 
 #include "cuda/driver/driver.h"
+#include "cuda/driver/handles.h"
 #include "cuda/driver/host_driver.h"
 #include "python/arguments.h"
 #include "python/gil.h"
@@ -26,6 +27,18 @@ void bind_driver(py::module_& m) {
       .def_property_readonly("version", method(&Driver::version), "13000 for CUDA 13.0")
       .def_property_readonly("num_devices", method(&Driver::num_devices))
       .def("device", method(&Driver::device), py::arg("ordinal"), py::call_guard<WithoutGil>());
+
+  py::class_<CudaStream, std::shared_ptr<CudaStream>>(
+      m, "CudaStream", "A stream of a GPU, made by the driver, and destroyed with its last owner.")
+      .def(py::init([](std::shared_ptr<Driver> driver, int ordinal, int priority) {
+             return std::make_shared<CudaStream>(std::make_shared<Context>(std::move(driver), ordinal),
+                                                 priority);
+           }),
+           py::arg("driver").none(false), py::arg("ordinal"), py::arg("priority") = 0,
+           "It waits for no other stream. priority: of its kernels; the lower goes first.")
+      .def_property_readonly(
+          "handle", [](const CudaStream& self) { return reinterpret_cast<uintptr_t>(self.get()); },
+          "CUstream, for as long as this lives.");
 }
 
 }  // namespace pearl

@@ -54,6 +54,7 @@ class Compiled:
     spills: int  # instructions that read or write local memory
     widest_load: int  # bytes, of the loads from global memory
     narrowest_copy: int  # bytes, of the asynchronous copies from global to shared memory; 0: there are none
+    instructions: int  # of the listing; those that only fill its end are left out
 
 
 def build(case: CompileCase, arch: int) -> Any:
@@ -99,6 +100,7 @@ def read_listing(listing: str, shared: int) -> Compiled:
         spills=sum(opcode[0] in ("LDL", "STL") for opcode in opcodes) + (int(usage[2]) > 0),
         widest_load=max(loads + copies, default=0),
         narrowest_copy=min(copies, default=0),
+        instructions=sum(opcode[0] != "NOP" for opcode in opcodes),
     )
 
 

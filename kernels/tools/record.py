@@ -73,10 +73,10 @@ def case_of(name: str, kernel: JITFunction, arguments: tuple[Any, ...], named: d
 
 @contextmanager
 def launches_taken(take: Callable[..., None]) -> Iterator[None]:
-    """take(kernel, *arguments, **named) stands in for every launch, and tensors may be on any device."""
+    """take(kernel, *arguments, grid=.., **named) stands in for every launch; tensors may be on any device."""
 
     def run(kernel: JITFunction, *arguments: Any, grid: Any, warmup: bool, **named: Any) -> None:
-        take(kernel, *arguments, **named)
+        take(kernel, *arguments, grid=grid, **named)
 
     with patch.object(JITFunction, "run", run), patch.object(checks, "runs_kernels", lambda device: True):
         yield
@@ -96,7 +96,7 @@ class Recorder:
         """What is launched inside is recorded, if `keep` says so. label: the configuration, in words."""
         name = f"{self.operator} {label}".strip()
 
-        def take(kernel: JITFunction, *arguments: Any, **named: Any) -> None:
+        def take(kernel: JITFunction, *arguments: Any, grid: Any, **named: Any) -> None:
             case = case_of(name, kernel, arguments, named)
             if keep(case):
                 self.cases.append(case)

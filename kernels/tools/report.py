@@ -1,9 +1,9 @@
 """python -m pearl_rt.kernels.tools.report: what kernels take on every chip that they ship for, without a GPU.
 
 A line per configuration and compute capability: registers per thread, shared memory per program, spills,
-and bytes of the widest load and of the narrowest asynchronous copy from global memory. The last line is
-JSON. Exit status 1 if anything fails to compile, spills, passes the chip's shared memory, or reads weights
-or KV in narrow loads.
+bytes of the widest load and of the narrowest asynchronous copy from global memory, and instructions. The last
+line is JSON. Exit status 1 if anything fails to compile, spills, passes the chip's shared memory, or reads
+weights or KV in narrow loads.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("fork")) as pool:
         results = list(pool.map(run_job, jobs))
 
-    print(f"{'configuration':<56} sm  registers  shared KiB  spills  load  copy")
+    print(f"{'configuration':<56} sm  registers  shared KiB  spills  load  copy  instructions")
     lines, failures = [], []
     for (operator, index, arch), result in zip(jobs, results, strict=True):
         case, names = cases[operator][index]
@@ -73,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         print(
             f"{title:<56} {arch:>3} {result.registers:>9} {result.shared / 1024:>11.1f} {result.spills:>7} "
-            f"{result.widest_load:>5} {result.narrowest_copy:>5}"
+            f"{result.widest_load:>5} {result.narrowest_copy:>5} {result.instructions:>13}"
         )
         failures += problems(case, arch, result)
         title_of = {"operator": operator, "kernel": case.kernel.__name__, "names": names, "arch": arch}

@@ -9,7 +9,7 @@ Knows core sets and executors; not prompts, text, or which program is wanted. A 
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -78,14 +78,16 @@ class Model:
         name: str = "model",
     ) -> "Model":
         """Packs `tensors` (HF names) once; they may be dropped afterwards. `name` labels the progress bar."""
+        views: dict[str, Place | tuple[object, str, list[int]]] = {}
         if isinstance(tensors, StoredTensors):
-            views: Mapping[str, Place | tuple[object, str, list[int]]] = tensors.places()
+            views |= tensors.places()
+            held = computed(tensors, views.keys(), dtype, name)
         else:
             held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-            views = {
-                key: (bytes_of(tensor), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
-                for key, tensor in held.items()
-            }
+        views |= {
+            key: (bytes_of(tensor), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
+            for key, tensor in held.items()
+        }
         size = weight_bytes(config, dtype)
         with native_errors(), loading_bar(f"packing the {name}", size) as advance:
             weights = _C.LlamaWeights(
@@ -118,6 +120,21 @@ class Model:
                 num_blocks=None if pool is None else pool.num_blocks,
                 block_size=None if pool is None else pool.block_size,
             )
+
+
+def computed(
+    tensors: StoredTensors, placed: Collection[str], dtype: str, name: str
+) -> "dict[str, torch.Tensor]":
+    """Those that native code cannot read as they lie, in that dtype. `name` labels the progress bar."""
+    import torch
+
+    wanted = [key for key in tensors if key not in placed]
+    held = {}
+    with loading_bar(f"reading the {name}", len(wanted), unit=" tensors") as advance:
+        for key in wanted:
+            held[key] = tensors.read(key, getattr(torch, dtype))
+            advance(1)
+    return held
 
 
 def bytes_of(tensor: "torch.Tensor") -> "npt.NDArray[np.uint8]":

@@ -270,5 +270,5 @@ class CudaLanes(Lanes):
             staging=staging.numpy(),
             owner=(steps, processors, ring, staging),
         )
-        native = _C.CudaLane(name, self._issuer, gpu.ordinal, stream.handle, arrays)
+        native = _C.CudaLane(name, self._issuer, stream.native, arrays)
         return LaneGraphs(name, steps, stream, native, processors, ring)

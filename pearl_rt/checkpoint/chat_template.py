@@ -21,6 +21,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from pearl_rt.checkpoint.config import model_directory, read_json
+from pearl_rt.checkpoint.gguf.model import GgufModel
 from pearl_rt.errors import CheckpointError, ConfigError, RequestError
 from pearl_rt.types.json import Json
 
@@ -45,11 +46,19 @@ class ChatTemplate:
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str], file: Path | None = None) -> "ChatTemplate":
-        """From chat_template.jinja, or else tokenizer_config.json, in a checkpoint's directory; or from
-        `file`.
+        """From chat_template.jinja, or else tokenizer_config.json, in a checkpoint's directory; from the
+        metadata of a GGUF file; or from `file`.
 
         Raises ConfigError if there is none, CheckpointError for what cannot be read.
         """
+        if (gguf := GgufModel.open(path)) is not None:
+            own = gguf.metadata.text("tokenizer.chat_template") if file is None else _read(file)
+            if own is None:
+                raise ConfigError(
+                    f"{gguf.path} has no chat template (tokenizer.chat_template): it is no chat model; give "
+                    "a template with --chat-template FILE, or use completions"
+                )
+            return cls(own, gguf.named_tokens())
         directory = model_directory(path)
         settings_file = directory / "tokenizer_config.json"
         settings = read_json(settings_file) if settings_file.exists() else {}

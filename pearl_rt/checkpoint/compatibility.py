@@ -3,6 +3,7 @@
 Knows configurations and tokenizers; not devices, and not back ends.
 """
 
+import warnings
 from collections.abc import Sequence
 
 from pearl_rt.checkpoint.config import MODEL_LENGTH, ModelConfig
@@ -13,14 +14,16 @@ DEFAULT_MAX_MODEL_LEN = 4096  # the KV cache is allocated at load: more has to b
 
 
 def own_dtype(name: str, dtype: str, config: ModelConfig) -> str:
-    """What a model computes in: "auto" is what its checkpoint is stored in."""
+    """What a model computes in: "auto" is what its checkpoint is stored in, bfloat16 for float16."""
     if dtype != "auto":
         return dtype
     if config.torch_dtype == "float16":
-        raise ConfigError(
-            f"the {name}'s checkpoint is float16, which the executor does not compute in: pass "
-            "dtype='bfloat16' (fast, rounds weights) or dtype='float32' (exact)"
+        warnings.warn(
+            f"the {name}'s checkpoint is float16, and runs as bfloat16, which rounds its weights: "
+            "dtype='float32' is exact, and takes twice the memory",
+            stacklevel=2,
         )
+        return "bfloat16"
     return config.torch_dtype
 
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from pearl_rt.checkpoint.gguf.model import GgufModel
+from pearl_rt.checkpoint.quantised.scheme import read_scheme
 from pearl_rt.checkpoint.rope_scaling import RopeScaling, is_number
 from pearl_rt.errors import CheckpointError, ConfigError
 from pearl_rt.types.json import Json
@@ -117,10 +119,12 @@ class ModelConfig:
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str]) -> "ModelConfig":
         """Reads config.json; the bos and eos ids of generation_config.json win, as they do in transformers.
+        Of a GGUF file, or a directory with one, its metadata.
 
-        Raises CheckpointError if `path` is not a readable model directory, ConfigError if the model is not
-        supported.
+        Raises CheckpointError if `path` is not a readable model, ConfigError if the model is not supported.
         """
+        if (gguf := GgufModel.open(path)) is not None:
+            return cls.from_dict(gguf.config(), source=gguf.path)
         directory = model_directory(path)
         content = read_json(directory / "config.json")
         generation = directory / "generation_config.json"
@@ -250,13 +254,17 @@ def model_directory(path: str | os.PathLike[str]) -> Path:
         held = ", ".join(sorted(p.name for p in directory.iterdir())[:5]) or "nothing"
         raise CheckpointError(f"{directory} is not a model: it has no config.json (it holds {held})")
     if directory.exists():
-        raise CheckpointError(f"{directory} is a file: give the directory with config.json and *.safetensors")
+        raise CheckpointError(
+            f"{directory} is a file and no GGUF: give the directory with config.json and *.safetensors"
+        )
     if not directory.is_absolute() and len(directory.parts) == 2 and not str(path).startswith("."):
         raise CheckpointError(
             f"{path} does not exist here. If it is a name on the Hugging Face hub, fetch it and give the "
             f"local directory: `hf download {path} --local-dir {directory.name}`"
         )
-    raise CheckpointError(f"{path} does not exist: give a local directory with config.json and *.safetensors")
+    raise CheckpointError(
+        f"{path} does not exist: give a GGUF file, or a local directory with config.json and *.safetensors"
+    )
 
 
 def read_json(path: Path) -> Json:
@@ -282,13 +290,7 @@ def _refuse_unsupported(d: Json) -> None:
             f"architecture {_listing(architectures)} is not supported: "
             f"a {model_type} model for text generation ({ARCHITECTURES[model_type]}) is needed"
         )
-    quantisation = d.get("quantization_config")
-    if quantisation:
-        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
-        raise ConfigError(
-            f"the checkpoint is quantised (quantization_config, method {method!r}), which is not supported: "
-            "use the float32, float16 or bfloat16 original"
-        )
+    read_scheme(d)
     act = d.get("hidden_act") or "silu"
     if act not in ("silu", "swish"):
         raise ConfigError(f"hidden_act {act!r} is not supported: only silu (SwiGLU) is")

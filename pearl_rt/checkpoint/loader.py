@@ -6,6 +6,7 @@ weight is for. A damaged or foreign checkpoint is refused with the tensor's name
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,8 +17,12 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from pearl_rt.checkpoint.config import Environment, ModelConfig, model_directory, read_json
+from pearl_rt.checkpoint.gguf.model import GgufModel
+from pearl_rt.checkpoint.gguf.tensors import load_gguf
+from pearl_rt.checkpoint.quantised.scheme import read_scheme
+from pearl_rt.checkpoint.quantised.weights import widened
 from pearl_rt.checkpoint.shapes import tensor_shapes
-from pearl_rt.checkpoint.stored_tensors import DTYPES, StoredTensor, StoredTensors, TensorFile
+from pearl_rt.checkpoint.stored_tensors import DTYPES, Stored, StoredTensor, StoredTensors, TensorFile
 from pearl_rt.errors import CheckpointError
 
 INDEX = "model.safetensors.index.json"
@@ -28,10 +33,21 @@ _SECONDS_UNTIL_PROGRESS = 2.0
 def load_tensors(path: str | os.PathLike[str], config: ModelConfig) -> StoredTensors:
     """Name -> tensor, float32, float16 or bfloat16, for exactly the names of `tensor_shapes(config)`.
 
-    Nothing is read until it is asked for, from files that stay open. Raises CheckpointError for a missing,
-    extra, mis-shaped or quantised tensor, and for a file that is damaged.
+    Nothing is read until it is asked for, from files that stay open; quantised weights are computed then, in
+    float32. Raises CheckpointError for a missing, extra or mis-shaped tensor, and for a file that is damaged.
     """
-    entries = _read_entries(model_directory(path))
+    if (gguf := GgufModel.open(path)) is not None:
+        return load_gguf(gguf, config)
+    directory = model_directory(path)
+    stored = _read_entries(directory)
+    scheme = read_scheme(read_json(directory / "config.json"))
+    entries: Mapping[str, Stored] = stored if scheme is None else widened(stored, scheme)
+    if scheme is not None:
+        warnings.warn(
+            f"{directory}: its quantised weights ({scheme.method}) are widened to {config.torch_dtype} as "
+            "they are loaded",
+            stacklevel=2,
+        )
     expected = tensor_shapes(config)
     has_copy = config.tie_word_embeddings and "lm_head.weight" in entries
     checked = expected | ({"lm_head.weight": expected["model.embed_tokens.weight"]} if has_copy else {})
@@ -138,12 +154,12 @@ def _no_weights(directory: Path) -> str:
     return f"{directory} holds no weights: expected {SINGLE}, or {INDEX} and its shards"
 
 
-def _check(entries: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]) -> None:
+def _check(entries: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]]) -> None:
     for name, shape in expected.items():
         if name not in entries:
             raise CheckpointError(_missing(name, shape, entries))
         entry = entries[name]
-        if entry.dtype not in DTYPES:
+        if isinstance(entry, StoredTensor) and entry.dtype not in DTYPES:
             raise CheckpointError(
                 f"tensor {name!r} in {entry.file.path} has dtype {entry.dtype}, which is not supported "
                 f"({', '.join(DTYPES)} are): use the unquantised original"
@@ -161,7 +177,7 @@ def _check(entries: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int
             )
 
 
-def _missing(name: str, shape: tuple[int, ...], entries: Mapping[str, StoredTensor]) -> str:
+def _missing(name: str, shape: tuple[int, ...], entries: Mapping[str, Stored]) -> str:
     what = f"tensor {name!r} {list(shape)} is missing from the checkpoint"
     if name == "lm_head.weight" and "model.embed_tokens.weight" in entries:
         return f"{what}: if its head is the embedding, set tie_word_embeddings to true in config.json"
@@ -175,10 +191,12 @@ def _is_harmless(name: str) -> bool:
     return name.endswith(".rotary_emb.inv_freq")
 
 
-def _check_tied(head: StoredTensor, embedding: StoredTensor) -> None:
+def _check_tied(head: Stored, embedding: Stored) -> None:
     """A tied model may bring a copy of its embedding. Where the two differ, versions of transformers differ "
     "too."""
-    if not head.equals(embedding):
+    if not (
+        isinstance(head, StoredTensor) and isinstance(embedding, StoredTensor) and head.equals(embedding)
+    ):
         raise CheckpointError(
             "tensor 'lm_head.weight' differs from 'model.embed_tokens.weight', though config.json says that "
             "they are tied: set tie_word_embeddings to false there, or remove the tensor"

@@ -1,24 +1,25 @@
-"""The tensors of safetensors files, each read when it is asked for.
+"""The tensors of safetensors files, each read when it is asked for; and tensors of files by name.
 
-safetensors itself checks a header; here its tensors are read, and never mapped: a file that is cut or changed
-meanwhile is an error with its name. Knows one file at a time, and nothing of models.
+safetensors itself checks a header; here its tensors are read. Knows one file at a time, and no models.
 """
 
 import json
 import os
-import stat
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 
+from pearl_rt.checkpoint.open_file import OpenFile
 from pearl_rt.errors import CheckpointError
+from pearl_rt.reference.groups import Groups
 from pearl_rt.types.json import Json
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_CODES = {"I8": torch.int8, "I32": torch.int32, "I64": torch.int64, "F8_E4M3": torch.float8_e4m3fn}
 _HEADER_LIMIT = 100_000_000  # bytes; the format's own limit
 _POINTER = b"version https://git-lfs"
 _CHUNK = 1 << 24  # bytes that are compared at once
@@ -27,23 +28,48 @@ _CHUNK = 1 << 24  # bytes that are compared at once
 Place = tuple[int, str, int, str, list[int]]
 
 
+class Stored(Protocol):
+    """A tensor of a file: as it lies there, or computed from what lies there."""
+
+    @property
+    def file(self) -> OpenFile: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def place(self) -> Place | None:
+        """Where it lies, for native code that reads the file itself; None if it has to be computed."""
+
+    def read(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """A copy in memory, in its own dtype, or rounded once to `dtype`.
+
+        Raises CheckpointError if the file is not what it was.
+        """
+
+    def groups(self) -> Groups | None:
+        """The codes of a quantised matrix; None for any other. Raises as read()."""
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """Where a tensor lies: bytes [begin, end) of `file`."""
 
-    file: "TensorFile"
+    file: OpenFile
     dtype: str  # as safetensors names it: "F32", "BF16", ...
     shape: tuple[int, ...]
     begin: int
     end: int
 
-    def read(self) -> torch.Tensor:
-        """A copy in memory. Raises CheckpointError if the file is not what it was."""
-        tensor = torch.empty(self.shape, dtype=DTYPES[self.dtype])
+    def read(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        tensor = torch.empty(self.shape, dtype=(DTYPES | _CODES)[self.dtype])
         if self.end > self.begin:
             self.file.read_into(memoryview(tensor.view(-1).view(torch.uint8).numpy().data), self.begin)
         self.file.check_unchanged()
-        return tensor
+        return tensor if dtype is None else tensor.to(dtype)
+
+    def groups(self) -> None:
+        """There are no codes."""
 
     def equals(self, other: "StoredTensor") -> bool:
         """Whether both hold the same bytes, as tensors of one dtype and shape."""
@@ -65,27 +91,16 @@ class StoredTensor:
         return self.file.descriptor, str(self.file.path), self.begin, dtype, list(self.shape)
 
 
-class TensorFile:
+class TensorFile(OpenFile):
     """A safetensors file that stays open, with the places of its tensors by name."""
 
     def __init__(self, path: Path) -> None:
         """Raises CheckpointError for what safetensors refuses, and for what is no file."""
-        self.path = path
-        try:  # a pipe would be waited for
-            self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-        weakref.finalize(self, os.close, self.descriptor)
-        status = os.fstat(self.descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(
-                f"{path} is not a file of bytes, but a folder, a pipe or a device: fetch it"
-            )
-        self._size, self._changed_ns = status.st_size, status.st_mtime_ns
-        length = int.from_bytes(self._read(min(8, self._size), 0), "little")
-        raw = self._read(min(8 + length, 8 + _HEADER_LIMIT, self._size), 0)
+        super().__init__(path)
+        length = int.from_bytes(self.read(min(8, self.size), 0), "little")
+        raw = self.read(min(8 + length, 8 + _HEADER_LIMIT, self.size), 0)
         try:
-            _check_header(raw, self._size)
+            _check_header(raw, self.size)
             header = json.loads(raw[8:], object_pairs_hook=_unique)
         except (SafetensorError, ValueError) as error:
             if raw.startswith(_POINTER):
@@ -93,7 +108,7 @@ class TensorFile:
                     f"{path} is a pointer of git-lfs, not the file: `git lfs pull`, or fetch it again"
                 ) from None
             raise CheckpointError(
-                f"{path}, of {self._size} bytes, is truncated, damaged or not a safetensors file ({error}): "
+                f"{path}, of {self.size} bytes, is truncated, damaged or not a safetensors file ({error}): "
                 "fetch it again"
             ) from None
         header.pop("__metadata__", None)
@@ -103,34 +118,6 @@ class TensorFile:
         """What it holds, by name. Each keeps the file open."""
         return {name: self._stored(entry) for name, entry in self._header.items()}
 
-    def read_into(self, buffer: memoryview, offset: int) -> None:
-        """Fills `buffer` from there. Raises CheckpointError if the file ends before."""
-        done = 0
-        try:
-            while done < len(buffer):
-                count = os.preadv(self.descriptor, [buffer[done:]], offset + done)
-                if not count:
-                    raise CheckpointError(
-                        f"{self.path} was cut while it was read, from {self._size} bytes to at most "
-                        f"{offset + done}: load it again once nothing writes to it"
-                    )
-                done += count
-        except OSError as error:
-            raise CheckpointError(f"{self.path} cannot be read: {error.strerror}") from error
-
-    def check_unchanged(self) -> None:
-        """Raises CheckpointError if the file is not the one whose header was read."""
-        status = os.fstat(self.descriptor)
-        if (status.st_size, status.st_mtime_ns) != (self._size, self._changed_ns):
-            raise CheckpointError(
-                f"{self.path} was changed while it was read: load it again once nothing writes to it"
-            )
-
-    def _read(self, count: int, offset: int) -> bytes:
-        raw = bytearray(count)
-        self.read_into(memoryview(raw), offset)
-        return bytes(raw)
-
     def _stored(self, entry: Json) -> StoredTensor:
         begin, end = (self._begin + offset for offset in entry["data_offsets"])
         return StoredTensor(self, entry["dtype"], tuple(entry["shape"]), begin, end)
@@ -139,7 +126,7 @@ class TensorFile:
 class StoredTensors(Mapping[str, torch.Tensor]):
     """Tensors by name, each read into memory when it is asked for."""
 
-    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
+    def __init__(self, stored: Mapping[str, Stored]) -> None:
         self._stored = dict(stored)
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -151,9 +138,20 @@ class StoredTensors(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._stored)
 
+    def read(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """The tensor, rounded once to `dtype`."""
+        return self._stored[name].read(dtype)
+
+    def groups(self, name: str) -> Groups | None:
+        """The codes of a quantised matrix; None for any other."""
+        return self._stored[name].groups()
+
     def places(self) -> dict[str, Place]:
-        """Where each lies, for native code that reads them itself and then calls check_unchanged()."""
-        return {name: stored.place for name, stored in self._stored.items()}
+        """Where each lies that need not be computed, for native code that reads them itself and then calls
+        check_unchanged().
+        """
+        places = ((name, stored.place) for name, stored in self._stored.items())
+        return {name: place for name, place in places if place is not None}
 
     def check_unchanged(self) -> None:
         """Raises CheckpointError if a file is not the one whose header was read."""

@@ -1,4 +1,4 @@
-"""Text to token ids and back, by a checkpoint's tokenizer.json; and text as it grows, for streaming.
+"""Text to token ids and back, by a checkpoint's tokenizer; and text as it grows, for streaming.
 
 Knows the `tokenizers` library and nothing about models, except that a model may have more rows than there are
 tokens (a padded vocabulary): such ids are legal and stand for no text.
@@ -13,6 +13,8 @@ from functools import cached_property
 import tokenizers
 
 from pearl_rt.checkpoint.config import model_directory, read_json
+from pearl_rt.checkpoint.gguf.model import GgufModel
+from pearl_rt.checkpoint.gguf.vocabulary import read_vocabulary
 from pearl_rt.errors import CheckpointError, ConfigError, RequestError
 from pearl_rt.types.json import Json
 
@@ -22,7 +24,7 @@ _HELD = 16  # tokens after which bytes are taken for invalid rather than for unf
 
 
 class Tokenizer:
-    """A tokenizer.json, with the beginning-of-text token that it, or tokenizer_config.json, asks for."""
+    """A tokenizer, with the beginning-of-text token that it, or the settings beside it, ask for."""
 
     def __init__(
         self, tokenizer: tokenizers.Tokenizer, *, vocab_size: int = 0, bos_token_id: int | None = None
@@ -40,7 +42,15 @@ class Tokenizer:
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str]) -> "Tokenizer":
-        """Reads tokenizer.json. Raises CheckpointError if it is missing or damaged."""
+        """Reads tokenizer.json, or the vocabulary of a GGUF file. Raises CheckpointError if it is missing or
+        damaged, ConfigError for a kind that is not supported.
+        """
+        if (gguf := GgufModel.open(path)) is not None:
+            vocabulary = read_vocabulary(gguf)
+            found = cls(
+                vocabulary.tokenizer, vocab_size=gguf.vocab_size, bos_token_id=vocabulary.bos_token_id
+            )
+            return found.hiding(gguf.end_ids())
         directory = model_directory(path)
         file = directory / "tokenizer.json"
         if not file.exists():

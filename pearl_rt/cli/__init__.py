@@ -1,5 +1,5 @@
-"""The command line: generate, chat and serve, and flags for engine options and sampling parameters.
+"""The command line: generate, chat, serve and plan, and flags for engine options and sampling parameters.
 
-Knows the engine's public API only.
+Knows the engine's public API and the planner only.
 `python -m pearl_rt` imports it; nothing else does.
 """

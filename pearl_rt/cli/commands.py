@@ -1,4 +1,4 @@
-"""The command line: `python -m pearl_rt generate`, `chat`, `serve` and `info`.
+"""The command line: `python -m pearl_rt generate`, `chat`, `serve`, `plan` and `info`.
 
 stdout carries the text and nothing else; summaries and errors, one line each, go to stderr. Exit codes: 0, 2
 for what cannot be run, 130 after Ctrl-C (with what was verified printed). Importing this loads no torch.
@@ -10,13 +10,15 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pearl_rt.checkpoint.config import Environment
-from pearl_rt.cli.flags import add_engine_flags, add_flags, open_engine, sampling_params, target_directory
+from pearl_rt.cli.flags import add_engine_flags, add_flags, open_engine, sampling_params, target_path
+from pearl_rt.cli.plan import Answer
 from pearl_rt.errors import ConfigError, PearlError, RequestError
 from pearl_rt.types.sampling_params import SamplingParams
 
@@ -61,11 +63,17 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument(
         "--api-key", help="that clients must send; default: PEARL_API_KEY, or none on loopback"
     )
-    serve.add_argument("--model-name", help="by which clients ask; default: the target's directory")
+    serve.add_argument("--model-name", help="by which clients ask; default: the target's name")
     serve.add_argument("--max-body", type=int, default=4 * MIB, help="bytes of a request; default 4 MiB")
     serve.add_argument("--drain-seconds", type=int, help="for answers in flight at a stop; default: no limit")
     serve.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja; default: the checkpoint's")
     serve.set_defaults(run=run_serve)
+    plan = commands.add_parser("plan", help="which program would be fastest, by step times that you give")
+    plan.add_argument("--target-ms", type=float, required=True, help="of one forward pass of the target")
+    plan.add_argument("--draft-ms", type=float, required=True, help="of one forward pass of the draft")
+    plan.add_argument("--alpha", type=float, required=True, help="share of drafts that are accepted, 0 to 1")
+    plan.add_argument("--json", action="store_true", help="print the answer as JSON")
+    plan.set_defaults(run=run_plan)
     info = commands.add_parser("info", help="print the machine: instruction sets, cores, memory, bandwidth")
     info.set_defaults(run=run_info)
     return top
@@ -74,7 +82,7 @@ def parser() -> argparse.ArgumentParser:
 def run_generate(options: argparse.Namespace) -> int:
     """Streams the answers, one after the other. Returns the exit code."""
     params = sampling_params(options)
-    target_directory(options)
+    target_path(options)
     prompt = _prompt(options)
     with open_engine(options) as engine:
         interrupted = False
@@ -93,7 +101,7 @@ def run_chat(options: argparse.Namespace) -> int:
     with _extra("chat"):
         from pearl_rt.checkpoint.chat_template import ChatTemplate
         from pearl_rt.cli.chat import Conversation
-    template = ChatTemplate.from_pretrained(target_directory(options), options.chat_template)
+    template = ChatTemplate.from_pretrained(target_path(options), options.chat_template)
     with open_engine(options) as engine:
         conversation = Conversation(engine, template, params, system=options.system)
         print("[a question a line; /reset forgets, Ctrl-C ends an answer, Ctrl-D the chat]", file=sys.stderr)
@@ -115,7 +123,7 @@ def run_serve(options: argparse.Namespace) -> int:
         from pearl_rt.serve.server import Server, allowed_hosts, bound_socket, check_address
     api_key = options.api_key or Environment.read().api_key
     check_address(options.host, api_key)
-    target = target_directory(options)
+    target = target_path(options)
     try:
         template = ChatTemplate.from_pretrained(target, options.chat_template)
     except ConfigError as error:
@@ -126,7 +134,7 @@ def run_serve(options: argparse.Namespace) -> int:
         address = f"http://{host}:{bound.getsockname()[1]}"
         with open_engine(options) as engine:
             settings = Settings(
-                model=options.model_name or target.resolve().name,
+                model=options.model_name or target.resolve().name.removesuffix(".gguf"),
                 template=template,
                 max_body=options.max_body,
                 api_key=api_key,
@@ -251,6 +259,13 @@ def summary(output: "RequestOutput") -> str:
     return line + "]"
 
 
+def run_plan(options: argparse.Namespace) -> int:
+    """Prints what the planner says of these figures. Returns the exit code."""
+    answer = Answer.of(options.target_ms, options.draft_ms, options.alpha)
+    print(json.dumps(answer.to_dict()) if options.json else answer)
+    return 0
+
+
 def run_info(options: argparse.Namespace) -> int:
     """Prints what the executor finds on this machine. Returns the exit code."""
     import pearl_rt._C as _C
@@ -271,7 +286,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
     options = parser().parse_args(argv)
     try:
-        return int(options.run(options))
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"[{message}]", file=sys.stderr)
+            return int(options.run(options))
     except PearlError as error:
         print(f"pearl_rt: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

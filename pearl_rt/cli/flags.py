@@ -59,12 +59,12 @@ def add_flags(parser: argparse.ArgumentParser, table: type, but: str = "") -> No
 def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     """The models, and EngineOptions."""
     parser.add_argument(
-        "--target", type=Path, help="directory of the target model (config.json, safetensors)"
+        "--target", type=Path, help="the target: a directory (config.json, safetensors), or a GGUF file"
     )
     parser.add_argument(
         "--draft",
-        metavar="DIR|lookup|none",
-        help="directory of a small model with the same tokenizer; lookup: repetitions of prompt and answer "
+        metavar="PATH|lookup|none",
+        help="a small model with the same tokenizer, likewise; lookup: repetitions of prompt and answer "
         "are drafts; none: plain decoding; default: lookup, on the CPU",
     )
     add_flags(parser, EngineOptions, but="drafter")  # --draft says it
@@ -86,18 +86,18 @@ def sampling_params(options: argparse.Namespace) -> SamplingParams:
     return SamplingParams(**given(options, SamplingParams))
 
 
-def target_directory(options: argparse.Namespace) -> Path:
+def target_path(options: argparse.Namespace) -> Path:
     """--target. Raises ConfigError, which names the pair that ships, if it is missing."""
     if options.target is not None:
         return Path(options.target)
     shipped = Path("models/target")
     hint = f"; --target {shipped} --draft models/draft is the pair that ships" if shipped.is_dir() else ""
-    raise ConfigError(f"--target is missing: give the directory of a model{hint}")
+    raise ConfigError(f"--target is missing: give the directory or the GGUF file of a model{hint}")
 
 
 def open_engine(options: argparse.Namespace) -> "Engine":
     """The engine that parsed flags ask for."""
-    target = target_directory(options)
+    target = target_path(options)
     from pearl_rt.engine import Engine
 
     return Engine.from_pretrained(target, options.draft, **given(options, EngineOptions))

@@ -37,7 +37,7 @@ class GraphStream(Protocol):
     """A stream of one lane, with a memory pool that no other lane's graphs share."""
 
     @property
-    def handle(self) -> int: ...  # CUstream
+    def native(self) -> _C.CudaStream: ...  # its owner, with the native lane
     def capture(self, name: str, launch: Callable[[], None]) -> StepGraph: ...
     def synchronize(self) -> None: ...
 
@@ -111,23 +111,24 @@ class TorchGraph:
 
 
 class TorchStream:
-    """A torch.cuda.Stream, and captures on it."""
+    """A stream by the driver, as torch sees it, and captures on it.
+
+    Not of torch's pool: that has 32 streams of each priority, which go to callers in turn, each more than
+    once. torch keeps a workspace of cuBLAS for each stream that it ever multiplied on.
+    """
 
     # One at a time in a process: torch 2.11 informs its generator of them without a lock, and the driver
     # allows no wait for a device that has a stream in capture.
     captures = threading.Lock()
 
-    def __init__(self, device: torch.device, priority: int) -> None:
-        self._stream = torch.cuda.Stream(device, priority=priority)
+    def __init__(self, device: torch.device, native: _C.CudaStream) -> None:
+        self.native = native
+        self.torch = torch.cuda.ExternalStream(native.handle, device)
         self._pool = torch.cuda.graph_pool_handle()
-
-    @property
-    def handle(self) -> int:
-        return int(self._stream.cuda_stream)
 
     def synchronize(self) -> None:
         """Waits until nothing runs on it."""
-        self._stream.synchronize()
+        self.torch.synchronize()
 
     def capture(self, name: str, launch: Callable[[], None]) -> TorchGraph:
         """Runs a step once, which compiles its kernels and has cuBLAS take its workspace, then captures it.
@@ -136,20 +137,20 @@ class TorchStream:
         taken in a capture would be the graph's. Raises DeviceError for what the driver refuses.
         """
         try:
-            with torch.cuda.stream(self._stream):
+            with torch.cuda.stream(self.torch):
                 launch()
-                self._stream.synchronize()
+                self.torch.synchronize()
                 own = torch.cuda.CUDAGraph(keep_graph=True)
                 self._record(own, launch)
                 own.instantiate()
         except torch.OutOfMemoryError as error:
             raise ResourceError(
-                f"not enough memory on {self._stream.device} to capture step {name}: lower max_model_len, or "
+                f"not enough memory on {self.torch.device} to capture step {name}: lower max_model_len, or "
                 f"take smaller models ({error})"
             ) from None
         except RuntimeError as error:
             raise DeviceError(
-                f"step {name} could not be captured on {self._stream.device}: {error}",
+                f"step {name} could not be captured on {self.torch.device}: {error}",
                 call="capture",
                 text=str(error),
                 place=f"in the capture of step {name}",
@@ -175,7 +176,7 @@ class TorchStream:
         with suppress(RuntimeError):
             own.capture_end()
         with suppress(RuntimeError):  # it is out of use already
-            torch._C._cuda_endAllocateToPool(self._stream.device.index, self._pool)
+            torch._C._cuda_endAllocateToPool(self.torch.device.index, self._pool)
         self._pool = torch.cuda.graph_pool_handle()
 
     def _check_pool(self, name: str) -> None:
@@ -195,7 +196,7 @@ class EagerStream(TorchStream):
         """The step as it is: nothing runs, and nothing is captured. Not beside a capture."""
 
         def run() -> None:
-            with self.captures, no_collection(), torch.inference_mode(), torch.cuda.stream(self._stream):
+            with self.captures, no_collection(), torch.inference_mode(), torch.cuda.stream(self.torch):
                 launch()
 
         return EagerStep(run)
@@ -242,7 +243,8 @@ class TorchGpu:
 
     def stream(self, priority: int, *, captures: bool = True) -> TorchStream:
         """A stream of its own. captures: whether its steps are; else they are launched kernel by kernel."""
-        return (TorchStream if captures else EagerStream)(self.device, priority)
+        native = _C.CudaStream(self.driver(), self.ordinal, priority)
+        return (TorchStream if captures else EagerStream)(self.device, native)
 
     def staging(self, num_bytes: int) -> torch.Tensor:
         """Pinned."""

@@ -16,8 +16,10 @@ from pearl_rt.device.gpu import EagerStep, no_collection
 class HostStream:
     """A stream without a queue: the issuer's thread runs each step when it would queue it."""
 
-    handle = 1  # any number but 0, the default stream
     steps = threading.Lock()  # one at a time in a process: Triton's interpreter changes its modules for all
+
+    def __init__(self, native: _C.CudaStream) -> None:
+        self.native = native
 
     def synchronize(self) -> None:
         """Nothing is ever left to wait for."""
@@ -59,7 +61,7 @@ class HostGpu:
 
     def stream(self, priority: int, *, captures: bool = True) -> HostStream:
         """For any lane."""
-        return HostStream()
+        return HostStream(_C.CudaStream(self.driver(), self.ordinal, priority))
 
     def staging(self, num_bytes: int) -> torch.Tensor:
         """Plain memory, aligned as torch's is."""

@@ -14,6 +14,7 @@ from dataclasses import replace
 
 import torch
 
+from pearl_rt.device.gpu import DRAFT_PRIORITY, TorchGpu
 from pearl_rt.device.state import RoundRow
 from pearl_rt.errors import RequestError
 from pearl_rt.lowlevel.pair import DevicePair
@@ -60,7 +61,8 @@ class Round:
         self._is_warm = False
         self._forks = strategy == "pearl" and pair.device.type == "cuda"
         if self._forks:
-            self._side = torch.cuda.Stream(pair.device, priority=-1)
+            self._side_stream = TorchGpu(pair.device).stream(DRAFT_PRIORITY)
+            self._side = self._side_stream.torch
             self._fork, self._join = torch.cuda.Event(), torch.cuda.Event()
 
     def plan(self, requests: Sequence[Request] = (), stream: Stream = None) -> None:

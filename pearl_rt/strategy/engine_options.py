@@ -35,8 +35,8 @@ class EngineOptions:
     device         "cpu", "cuda", "cuda:N"; "auto": a GPU that the kernels run on, if there is one and nothing
                    of the CPU's own was asked for; "interpret": the kernels in their interpreter, for tests
     draft_device   for the draft of a target on a GPU: another GPU ("cuda:N") or "cpu"; None: the target's
-    dtype          of weights and KV cache; "auto" is each checkpoint's own, which must not be float16 on the
-                   CPU (float32 on "interpret")
+    dtype          of weights and KV cache; "auto" is each checkpoint's own, but bfloat16 for float16 on
+                   the CPU (and float32 on "interpret")
     placement      "shared" (both models on all cores, or on one GPU), "split" (one core for the
                    draft, the rest for the target), "devices" (with draft_device) or "auto"
     form           how a GPU's rounds are launched: "events" (two streams), "graph" (one graph a round) or

@@ -20,7 +20,7 @@ draft is taken to slow down with rows as the target does.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from pearl_rt.strategy.program import STRATEGIES
+from pearl_rt.strategy.program import MAX_GAMMA, STRATEGIES
 
 GAMMAS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15)  # windows that the planner looks at
 
@@ -37,6 +37,14 @@ class StepTimes:
     window: Mapping[int, float] | None = None  # gamma -> seconds to draft a window; None: no draft
     beside_target: Mapping[int, float] | None = None
     beside_window: Mapping[int, float] | None = None
+
+    @classmethod
+    def constant(cls, target: float, draft: float, *, overlaps: bool = True) -> "StepTimes":
+        """Of a target whose pass takes the same time for one token and for a window, and a draft whose every
+        token does. overlaps: on devices that share no bottleneck; else they take turns. Seconds, or any unit.
+        """
+        tables = {1: target, MAX_GAMMA + 1: target}, {1: draft, MAX_GAMMA: draft * MAX_GAMMA}
+        return cls(*tables, *tables) if overlaps else cls(*tables)
 
 
 @dataclass(frozen=True)

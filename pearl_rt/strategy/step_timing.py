@@ -12,14 +12,13 @@ from typing import Protocol
 import pearl_rt._C as _C
 from pearl_rt.errors import NumericsError
 from pearl_rt.strategy.planner import StepTimes, seconds
-from pearl_rt.strategy.program import MAX_GAMMA
 from pearl_rt.types.metrics import TraceRow
 from pearl_rt.types.request import Request
 
 MEASURED_GAMMAS = (1, 4, 8, 15)
 POLL_MS = 50  # how long a wait may keep Python from seeing Ctrl-C
 # Of lanes whose own times say nothing of a device: a pass of the target takes as long as five of the draft.
-NOMINAL_TIMES = StepTimes(target={1: 1.0, MAX_GAMMA + 1: 1.0}, window={1: 0.2, MAX_GAMMA: 0.2 * MAX_GAMMA})
+NOMINAL_TIMES = StepTimes.constant(1.0, 0.2, overlaps=False)
 
 
 class TimedLanes(Protocol):

@@ -234,7 +234,7 @@ def test_a_case_that_fails_hides_no_other_and_makes_the_run_red() -> None:
     assert [row.status for row in rows] == ["failed", "wrong", "ok"] and not left
     assert "FAILED: ValueError: linear: x has shape [1]" in lines[0]
     verdicts, text = kernels.report(rows, left)
-    assert "RED, 2:" in text and "goals, stated for an H100" in text
+    assert "RED, 2:" in text and "goals, stated for an H200" in text
     matmul = next(v for v in verdicts if v.goal is goals.GOALS[0])
     assert matmul.met is False and matmul.case == "a" and matmul.found is None
 

@@ -84,9 +84,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], type[Exception], str]] = {
     "tokenizer-model": (sentencepiece_only, CheckpointError, "only tokenizer.model"),
     "another-model": (lambda p: edit_config(p, model_type="gpt2"), ConfigError, "model_type 'gpt2'"),
     "quantised": (
-        lambda p: edit_config(p, quantization_config={"quant_method": "awq"}),
+        lambda p: edit_config(p, quantization_config={"quant_method": "aqlm"}),
         ConfigError,
-        "quantised .*'awq'",
+        "quantised .*'aqlm'",
     ),
     "one-layer-more": (
         lambda p: edit_config(p, num_hidden_layers=3),

@@ -162,7 +162,7 @@ def test_to_dict_is_read_back_by_both(tmp_path: Path, model_type: str, rope: str
     assert reference.rope_parameters["rope_theta"] == 7000.0 and reference.head_dim == 24
 
 
-QUANTISED = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+QUANTISED = {"quantization_config": {"quant_method": "gptq", "bits": 2}}
 
 
 @pytest.mark.parametrize(
@@ -250,12 +250,12 @@ def test_sliding_window_is_refused_only_where_it_bites(content: dict[str, Any], 
 
 def test_paths_that_are_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    file = tmp_path / "model.gguf"
-    file.write_bytes(b"GGUF")
+    file = tmp_path / "model.bin"
+    file.write_bytes(b"0123")
     for path, named in [
-        (tmp_path, "has no config.json.*model.gguf"),
-        (file, "is a file: give the directory"),
-        (tmp_path / "nothing", "does not exist: give a local directory"),
+        (tmp_path, "has no config.json.*model.bin"),
+        (file, "is a file and no GGUF: give the directory"),
+        (tmp_path / "nothing", "does not exist: give a GGUF file, or a local directory"),
         ("meta-llama/Llama-3.2-1B", "hf download meta-llama/Llama-3.2-1B --local-dir Llama-3.2-1B"),
         ("", "has no config.json"),
     ]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,6 +64,8 @@ def test_declarations_are_nvidias(folder: Path | None) -> None:
         ("const CUgraphNode* after", "CUgraphNode* after", "cuGraphAddChildGraphNode is declared"),
         ("cuEventElapsedTime, 2000", "cuEventElapsedTime, 12080", "needs a driver newer than 12.0"),
         ("NOT_READY = 600", "NOT_READY = 601", "CUDA_ERROR_NOT_READY"),
+        ("NODE_PRIORITY = 8", "NODE_PRIORITY = 4", "CUDA_GRAPH_INSTANTIATE_FLAG_USE_NODE_PRIORITY"),
+        ("NON_BLOCKING = 1", "NON_BLOCKING = 0", "CU_STREAM_NON_BLOCKING"),
     ],
 )
 def test_a_wrong_declaration_is_seen(right: str, wrong: str, said: str, tmp_path: Path) -> None:
@@ -72,6 +75,16 @@ def test_a_wrong_declaration_is_seen(right: str, wrong: str, said: str, tmp_path
     folder.mkdir(parents=True)
     (folder / "driver_api.h").write_text(text.replace(right, wrong, 1))
     assert said in what_the_compiler_says((headers() or [None])[-1], tmp_path)
+
+
+def test_every_number_and_field_that_is_declared_is_checked() -> None:
+    api = (ROOT / "csrc" / "cuda" / "driver" / "driver_api.h").read_text()
+    check = (ROOT / "tests" / "fakes" / "driver_api_check.cpp").read_text()
+    numbers = re.findall(r"^constexpr [\w ]+ (CU\w+) =", api, re.M)
+    assert len(numbers) > 15 and not [n for n in numbers if f"SAME_NUMBER({n})" not in check]
+    [fields] = re.findall(r"^struct CUDA_MEMCPY3D \{\n(.*?)^\};", api, re.M | re.S)
+    names = re.findall(r"(\w+)[,;]", fields)
+    assert len(names) == 25 and not [n for n in names if f"SAME_FIELD(CUDA_MEMCPY3D, {n})" not in check]
 
 
 @pytest.mark.gpu

@@ -268,7 +268,7 @@ def test_graphs_are_destroyed_when_nothing_runs_any_more(world: FakeWorld) -> No
     del engine, stream, cycle
     gc.collect()
     assert sum(line.startswith("destroyed") for line in world.log) == 6
-    assert world.cuda.live_handles() == []
+    assert world.cuda.live_handles() == [] and world.cuda.num_calls("cuStreamDestroy") == 4  # lanes' own
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from scripted_cuda import (
     CudaBench,
     clean,
     clean_world,
+    settled,
 )
 
 from pearl_rt import _C, _testing
@@ -210,7 +211,7 @@ def test_lanes_that_do_not_fit_are_refused(fake: Any) -> None:
     with pytest.raises(RequestError, match="one issuer"):
         _C.Coordinator([bench.lane(), other.lane()], **sizes)
     with pytest.raises(RequestError, match="device 9 does not exist"):
-        _C.CudaLane("target", bench.issuer, 9, 1, arrays())
+        _C.CudaStream(_C.CudaDriver(str(fake.path)), 9)
 
 
 def arrays() -> Any:
@@ -234,6 +235,40 @@ def test_a_verify_that_writes_no_verdict_is_told(fake: Any) -> None:
     with pytest.raises(PearlError, match="the verdict of round 0 never came"):
         while coordinator.next(TIMEOUT_MS) is not None:
             pass
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_stream_at_work_that_is_said_to_be_idle_ends_no_run(fake: Any, form: str) -> None:
+    """One wrong answer to the issuer's query: the next one, some time later, is right."""
+    request = _C.Request([1, 2, 3], max_tokens=6)
+    bench = CudaBench.build(target=TARGET, draft=HALF_RIGHT, form=form, gammas=[0])
+    full = tokens_of(bench.run("ar", request))
+    bench.target.close_gate("score", 2)
+    bench.start("ar", request)
+    bench.target.wait_for_gate()
+    fake.say_idle(1)
+    asked = fake.num_calls("cuStreamQuery")
+    settled(lambda: min(fake.num_calls("cuStreamQuery"), asked + 3), least=asked + 3)
+    bench.target.open_gate()
+    assert tokens_of(bench.finish()) == full
+    clean(bench)
+
+
+def test_a_lane_owns_its_stream(fake: Any) -> None:
+    bench = CudaBench.build(gammas=[3])
+    made, gone = (fake.num_calls(call) for call in ("cuStreamCreateWithPriority", "cuStreamDestroy"))
+    assert (made, gone) == (2, 0)
+    stream = _C.CudaStream(_C.CudaDriver(str(fake.path)), 0, -1)
+    lane = _C.CudaLane("target", bench.issuer, stream, arrays())
+    del stream
+    gc.collect()
+    assert fake.num_calls("cuStreamDestroy") == 0
+    del lane
+    gc.collect()
+    assert fake.num_calls("cuStreamDestroy") == 1
+    del bench
+    gc.collect()
+    assert fake.num_calls("cuStreamDestroy") == 3
 
 
 def test_owners_live_as_long_as_the_lanes(fake: Any) -> None:

@@ -10,11 +10,12 @@ from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
+import fake_cuda
 import pytest
 import torch
 from tiny_pairs import SMALL, Pair
 
-from pearl_rt import DevicePair
+from pearl_rt import _C, DevicePair
 from pearl_rt.device.gpu import TorchGpu, TorchStream
 from pearl_rt.errors import DeviceError
 
@@ -67,11 +68,16 @@ class Graph:
         return 12
 
 
+def native() -> _C.CudaStream:
+    """A stream that is none."""
+    return _C.CudaStream(_C.CudaDriver.of_host(), 0)
+
+
 @pytest.fixture
 def allocator(monkeypatch: pytest.MonkeyPatch) -> Allocator:
     found = Allocator()
-    stream = SimpleNamespace(device=GPU, cuda_stream=7, synchronize=lambda: None)
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device, priority: stream)
+    stream = SimpleNamespace(device=GPU, synchronize=lambda: None)
+    monkeypatch.setattr(torch.cuda, "ExternalStream", lambda handle, device: stream)
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda keep_graph: Graph(found))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", found.pool)
@@ -82,7 +88,7 @@ def allocator(monkeypatch: pytest.MonkeyPatch) -> Allocator:
 
 @pytest.mark.parametrize("broken", [True, False], ids=["given-up", "ended"])
 def test_a_stream_captures_again_after_a_capture_that_failed(allocator: Allocator, broken: bool) -> None:
-    stream, calls = TorchStream(GPU, -1), 0
+    stream, calls = TorchStream(GPU, native()), 0
 
     def launch() -> None:
         nonlocal calls
@@ -103,7 +109,9 @@ def test_a_stream_captures_again_after_a_capture_that_failed(allocator: Allocato
 def test_no_other_thread_captures_or_synchronises_meanwhile(allocator: Allocator) -> None:
     """And the collector, which may find a graph of another thread, rests."""
     held: list[tuple[bool, bool]] = []
-    TorchStream(GPU, 0).capture("step", lambda: held.append((TorchStream.captures.locked(), gc.isenabled())))
+    TorchStream(GPU, native()).capture(
+        "step", lambda: held.append((TorchStream.captures.locked(), gc.isenabled()))
+    )
     assert held == [(False, True), (True, False)], "the first launch, which warms up, is no capture"
     assert gc.isenabled()
 
@@ -112,10 +120,29 @@ def test_an_end_that_fails_is_a_capture_that_failed(allocator: Allocator) -> Non
     def launch() -> None:
         allocator.broken = bool(allocator.recording)
 
-    stream: Any = TorchStream(GPU, 0)
+    stream: Any = TorchStream(GPU, native())
     with pytest.raises(DeviceError, match="previous error"):
         stream.capture("step", launch)
     assert not allocator.recording
+
+
+@pytest.mark.skipif(not fake_cuda.has_compiler(), reason="no C++ compiler for the fake driver")
+def test_the_33rd_stream_is_a_lanes_own_too(allocator: Allocator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's pool would give the first one again."""
+    fake = fake_cuda.load()
+    fake.reset()
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "none")
+    monkeypatch.setattr("pearl_rt.device.gpu.LIBRARY", str(fake.path))
+    gpu = TorchGpu(GPU)
+    streams = [gpu.stream(-1, captures=i % 2 == 0) for i in range(33)] + [gpu.stream(0)]
+    handles = [stream.native.handle for stream in streams]
+    assert len(set(handles)) == 34 == fake.num_calls("cuStreamCreateWithPriority")
+    assert [fake.priority(handle) for handle in handles] == [-1] * 33 + [0]
+    assert fake.num_calls("cuStreamDestroy") == 0
+    streams.clear()
+    gc.collect()
+    assert fake.num_calls("cuStreamDestroy") == 34
+    assert fake.live_handles() == [] and fake.violations() == []
 
 
 def test_synchronising_waits_for_the_end_of_captures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """What cannot run is one clear error that names the value and the way out, and the engine works on."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -172,11 +173,21 @@ def test_parameters_that_are_none(engine: Engine) -> None:
         engine.generate([1], SamplingParams(stop_token_ids=(288,)))
 
 
-def test_float16_checkpoints_want_a_decision() -> None:
-    with pytest.raises(ConfigError, match=r"float16.*dtype='bfloat16'.*dtype='float32'"):
-        Pair.make("equal", torch_dtype="float16").engine(max_model_len=32)
-    with Pair.make("equal", torch_dtype="float16").engine(max_model_len=32, dtype="float32") as engine:
-        assert len(engine.generate([1], FEW)[0].token_ids) == 4
+def test_float16_checkpoints_run_as_bfloat16_and_say_so() -> None:
+    pair, found = Pair.make("equal", torch_dtype="float16"), []
+    for asked, dtype in (("auto", "bfloat16"), ("bfloat16", "bfloat16"), ("float32", "float32")):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            engine = pair.engine(max_model_len=32, dtype=asked)
+        with engine:
+            assert engine.stats()["dtype"] == {"target": dtype, "draft": dtype}
+            found.append(engine.generate([1], FEW)[0].token_ids)
+        expected = [
+            f"the {name}'s checkpoint is float16, and runs as bfloat16" for name in ("target", "draft")
+        ]
+        texts = [str(warning.message).partition(",")[0] + ", and runs as bfloat16" for warning in said]
+        assert texts == (expected if asked == "auto" else [])
+    assert found[0] == found[1]
 
 
 def test_draft_with_another_vocabulary() -> None:

@@ -212,6 +212,10 @@ class FakeCuda:
         """Inside a kernel: the fault of its context."""
         self._library.fake_raise(code)
 
+    def say_idle(self, times: int) -> None:
+        """So many answers of cuStreamQuery say that a stream is idle while work runs on it."""
+        self._library.fake_say_idle(times)
+
     def violations(self) -> list[str]:
         return self._lines(self._library.fake_violations) + self._raised
 
@@ -232,6 +236,10 @@ class FakeCuda:
 
     def destroy_stream(self, stream: int) -> None:
         self._library.fake_stream_destroy(ctypes.c_uint64(stream))
+
+    def priority(self, stream: int) -> int:
+        """Of a stream, whoever made it."""
+        return self._library.fake_stream_priority(ctypes.c_uint64(stream))
 
     def capture(self, stream: int, is_on: bool) -> None:
         self._library.fake_stream_capture(ctypes.c_uint64(stream), int(is_on))

@@ -49,14 +49,16 @@ class FakeStream:
 
     def __init__(self, world: FakeWorld, ordinal: int, priority: int) -> None:
         self._world, self._ordinal = world, ordinal
-        self.handle = world.cuda.stream(ordinal, priority)
+        self.native = _C.CudaStream(_C.CudaDriver(str(world.cuda.path)), ordinal, priority)
 
     def synchronize(self) -> None:
         self._world.cuda.synchronize()
 
     def capture(self, name: str, launch: Callable[[], None]) -> FakeStepGraph:
+        lock = self._world.lock  # the driver keeps kernels: they must not keep the stream
+
         def kernel() -> None:
-            with self._world.lock:
+            with lock:
                 launch()
 
         self._world.log.append(f"captured {name}")
@@ -68,11 +70,13 @@ class FakeEagerStream(FakeStream):
     """A stream that steps are put on one by one, as if each were one kernel."""
 
     def capture(self, name: str, launch: Callable[[], None]) -> EagerStep:  # type: ignore[override]
+        lock = self._world.lock
+
         def kernel() -> None:
-            with self._world.lock:
+            with lock:
                 launch()
 
-        return EagerStep(lambda: self._world.cuda.launch(self.handle, kernel))
+        return EagerStep(lambda: self._world.cuda.launch(self.native.handle, kernel))
 
 
 class FakeGpu:

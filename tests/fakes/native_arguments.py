@@ -126,7 +126,6 @@ class World:
         self.cuda = CudaBench.build("shared", num_slots=SLOTS, gamma_max=3)
         fake = self.cuda.fake
         self.graph = fake.graph(lambda: None)
-        self.streams = [fake.stream(0), fake.stream(1)]
         self.addresses = {name: fake.array((4096,), np.uint8, -1).ctypes.data for name in (*NAMES, "chunk")}
         rng = np.random.default_rng(0)
         hidden, q, kv = 16, 16, 8
@@ -143,6 +142,7 @@ class World:
         self.keep(bench.coordinator, bench.target, self.cuda.coordinator, self.cuda.issuer)
         self.keep(_C.CoreSet(sorted(os.sched_getaffinity(0))[:2]), _C.Device(), _testing.BlockPool(8, 16))
         self.keep(_C.LlamaWeights(CONFIG, self.tensors, "float32"), _C.Request([1, 2], gamma=2, max_tokens=9))
+        self.keep(*(_C.CudaStream(_C.CudaDriver(str(fake.path)), ordinal) for ordinal in (0, 1)))
         self.keep(_C.CudaDriver(str(fake.path)), _testing.Transform(presence_penalty=1.0), _C.LookupDrafter())
         self.keep(_C.CpuLane("target", bench.target, self.one("Device")), self.cuda.lane())
         self.keep(*bench.run("sd", self.one("Request")), _C.CudaDriver(str(fake.path)).device(0))
@@ -339,7 +339,6 @@ MAKERS: dict[str, Maker] = {
     "CoreSet.cpus": choice(CPUS[:1], CPUS[:2], odd=([], [-1])),
     "spin_us": number(0, 10),
     "delay_us": choice((0, 0), (0, 20), odd=((20, 0), (-1, -1), (0, 2**31 - 1))),
-    "pool_tokens": number(0, 64),
     **named(choice(True, False), "ignore_eos", "adapts", "processed", "logprobs", "host_logits", "timed"),
     **named(choice(True, False), "shares", "fills", "is_certain"),
     "keep_logits": choice(None, True, False),
@@ -363,7 +362,7 @@ MAKERS: dict[str, Maker] = {
     "position": number(0, 63),
     "start": number(0),
     "num_logits": number(0, 1),
-    "num_tokens": number(0, 64),
+    **named(number(0, 64), "num_tokens", "pool_tokens"),
     "row": number(0, 15),
     "block": number(0, 3),
     "rows": number(1, 16, 128),
@@ -376,8 +375,7 @@ MAKERS: dict[str, Maker] = {
     "rule": number(1),
     **named(number(0, 7), "seed", "delay_seed"),
     **named(number(-1, 9), "nan_at", "throw_at"),
-    "top_k": number(0, 3),
-    "min_tokens": number(0, 3),
+    **named(number(0, 3), "top_k", "min_tokens"),
     "num_logprobs": number(-1, 3),
     "max_tokens": number(9, 40),
     "timeout_ms": number(0, 1, 5),
@@ -392,9 +390,11 @@ MAKERS: dict[str, Maker] = {
     "seconds": choice(0.0, odd=(NAN, INF, -1.0)),
     **named(real(0.5, 1.0), "temperature", "top_p", "min_p", "divergence", "repetition_penalty", "scale"),
     **named(real(0.0, 0.5), "presence_penalty", "frequency_penalty"),
-    "stream": lambda w: choice(*w.streams, odd=(0,))(w),
+    "priority": number(-1, 0),
+    "nth": number(1, 13),
+    "stream": of("CudaStream"),
     "graph": lambda w: choice(w.graph.graph, odd=(0,))(w),
     "exec": lambda w: choice(w.graph.exec, odd=(0,))(w),
 }
 # A wrong value of these is a number that nothing can tell from a right one, or asks for a long call.
-TRUSTED = ("stream", "graph", "exec", "bytes", "seconds", "addresses", "is_ordered")
+TRUSTED = ("graph", "exec", "bytes", "seconds", "addresses", "is_ordered")

@@ -340,7 +340,8 @@ class Maker:
             staging=self.fake.array((num_bytes,), np.uint8, -1),
         )
         steps = ScriptedLane(self.fake, self.library, self.library.scripted_lane_create(ctypes.byref(config)))
-        lane = _C.CudaLane(name, self.issuer, device, self.fake.stream(device, priority), arrays)
+        stream = _C.CudaStream(_C.CudaDriver(str(self.fake.path)), device, priority)
+        lane = _C.CudaLane(name, self.issuer, stream, arrays)
         steps.add_step(lane, device, "prefill chunk")
         return lane, steps
 

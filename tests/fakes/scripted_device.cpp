@@ -34,7 +34,7 @@ struct Lane {
   explicit Lane(const ScriptedConfig& config)
       : c(config),
         executor({config.executor_vocab, config.capacity, config.num_slots, config.rule, config.divergence,
-                  4.0, 0, 0, 0, config.nan_at, -1, "", config.num_blocks, config.block_size}),
+                  4.0, 0, 0, 0, 0, config.nan_at, -1, "", config.num_blocks, config.block_size}),
         last_logits(config.executor_vocab) {
     std::memcpy(&at, config.addresses, sizeof(at));
   }

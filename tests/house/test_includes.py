@@ -13,7 +13,7 @@ BELOW: dict[str, tuple[str, ...]] = {
     "core": (),
     "sampling": ("core",),
     "coordinator": ("core", "sampling"),
-    "cpu/kernels": (),
+    "cpu/kernels": ("core",),
     "cpu/machine": ("core", "cpu/kernels"),
     "cpu/model": ("core", "cpu/kernels", "cpu/machine"),
     "drafters": ("core", "sampling", "coordinator"),

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "cpu/kernels/isa.h"
+#include "cpu/kernels/self_check.h"
 
 namespace pearl {
 
@@ -16,7 +17,12 @@ const Kernels& kernels_of(const std::string& isa, DType dtype) {
     throw std::invalid_argument("instruction set '" + wanted + "' is not available here; there are: " + list);
   }
 #if defined(__x86_64__)
-  if (wanted == "amx") return amx_kernels(dtype);
+  if (wanted == "amx") {
+    // Once in a process, and again after a check that failed.
+    static const Kernels& tiles =
+        checked_kernels(amx_kernels(DType::kBfloat16), avx512_kernels(DType::kBfloat16));
+    return dtype == DType::kBfloat16 ? tiles : amx_kernels(dtype);
+  }
   if (wanted == "avx512") return avx512_kernels(dtype);
   if (wanted == "avx2") return avx2_kernels(dtype);
 #endif

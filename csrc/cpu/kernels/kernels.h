@@ -88,7 +88,7 @@ struct Kernels {
 };
 
 // The table of an instruction set; of the fastest that runs here, for an empty name. Throws
-// std::invalid_argument, which says what is available.
+// std::invalid_argument, which says what is available; Failure(kResource) where AMX computes wrong sums.
 const Kernels& kernels_of(const std::string& isa, DType dtype);
 
 // Where the tables live, one file each.

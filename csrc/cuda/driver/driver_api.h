@@ -30,6 +30,7 @@ constexpr CUresult CUDA_ERROR_NOT_SUPPORTED = 801;
 
 constexpr int CU_STREAM_CAPTURE_MODE_RELAXED = 2;
 constexpr unsigned CU_MEMORYTYPE_UNIFIED = 4;  // an address tells where it is
+constexpr unsigned CU_STREAM_NON_BLOCKING = 1;
 constexpr unsigned CU_EVENT_DEFAULT = 0;
 constexpr unsigned CU_EVENT_DISABLE_TIMING = 2;
 // Kernel nodes have the priority of the stream that they were captured on.
@@ -75,6 +76,8 @@ struct CUDA_MEMCPY3D {
   X(cuThreadExchangeStreamCaptureMode, 10010, (int* mode))                                             \
   X(cuMemGetInfo, 3020, (size_t* free, size_t* total))                                                 \
   X(cuMemcpyAsync, 4000, (CUdeviceptr to, CUdeviceptr from, size_t num_bytes, CUstream stream))        \
+  X(cuStreamCreateWithPriority, 5050, (CUstream* stream, unsigned flags, int priority))                \
+  X(cuStreamDestroy, 4000, (CUstream stream))                                                          \
   X(cuStreamWaitEvent, 3020, (CUstream stream, CUevent event, unsigned flags))                         \
   X(cuStreamQuery, 2000, (CUstream stream))                                                            \
   X(cuStreamSynchronize, 2000, (CUstream stream))                                                      \

@@ -26,6 +26,11 @@ CurrentContext::~CurrentContext() {
   context_.driver().api().cuCtxPopCurrent(&popped);
 }
 
+CudaStream::CudaStream(std::shared_ptr<Context> context, int priority)
+    : Owned(std::move(context), "cuStreamCreateWithPriority", [&](const DriverApi& api, CUstream* stream) {
+        return api.cuStreamCreateWithPriority(stream, CU_STREAM_NON_BLOCKING, priority);
+      }) {}
+
 CudaEvent::CudaEvent(std::shared_ptr<Context> context, unsigned flags)
     : Owned(std::move(context), "cuEventCreate",
             [&](const DriverApi& api, CUevent* event) { return api.cuEventCreate(event, flags); }) {}

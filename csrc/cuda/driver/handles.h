@@ -66,6 +66,7 @@ class Owned {
     return *this;
   }
   Handle get() const { return handle_; }
+  const std::shared_ptr<Context>& context() const { return context_; }
 
  protected:
   // make: (api, where to put the handle) -> what `call` returned.
@@ -78,6 +79,13 @@ class Owned {
  private:
   std::shared_ptr<Context> context_;
   Handle handle_ = nullptr;
+};
+
+// Waits for no other stream, the default one included.
+class CudaStream : public Owned<CUstream, &DriverApi::cuStreamDestroy> {
+ public:
+  // priority: of its kernels; the lower goes first. The driver takes the nearest that the device has.
+  CudaStream(std::shared_ptr<Context> context, int priority);
 };
 
 class CudaEvent : public Owned<CUevent, &DriverApi::cuEventDestroy> {

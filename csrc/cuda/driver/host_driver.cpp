@@ -34,6 +34,12 @@ CUresult copy(CUdeviceptr to, CUdeviceptr from, size_t num_bytes, CUstream) {
   return CUDA_SUCCESS;
 }
 
+// Nothing is behind it: what is put on a stream of the host is done at once.
+CUresult create_stream(CUstream* stream, unsigned, int) {
+  *stream = reinterpret_cast<CUstream>(1);
+  return CUDA_SUCCESS;
+}
+
 CUresult create_event(CUevent* event, unsigned) {
   *event = reinterpret_cast<CUevent>(new HostEvent);
   return CUDA_SUCCESS;
@@ -68,6 +74,7 @@ DriverApi host_api() {
   answer<CUDA_SUCCESS>(&api.cuCtxPushCurrent);
   answer<CUDA_SUCCESS>(&api.cuCtxPopCurrent);
   answer<CUDA_SUCCESS>(&api.cuThreadExchangeStreamCaptureMode);
+  answer<CUDA_SUCCESS>(&api.cuStreamDestroy);
   answer<CUDA_SUCCESS>(&api.cuStreamWaitEvent);
   answer<CUDA_SUCCESS>(&api.cuStreamQuery);
   answer<CUDA_SUCCESS>(&api.cuStreamSynchronize);
@@ -75,6 +82,7 @@ DriverApi host_api() {
   api.cuGetErrorName = &error_name;
   api.cuGetErrorString = &error_text;
   api.cuMemcpyAsync = &copy;
+  api.cuStreamCreateWithPriority = &create_stream;
   api.cuEventCreate = &create_event;
   api.cuEventDestroy = &destroy_event;
   api.cuEventRecord = &record_event;

@@ -18,14 +18,15 @@ const char* step_name(OpKind kind) {
 
 }  // namespace
 
-CudaLane::CudaLane(std::string name, std::shared_ptr<Launcher> launcher, int ordinal, CUstream stream,
+CudaLane::CudaLane(std::string name, std::shared_ptr<Launcher> launcher, std::shared_ptr<CudaStream> stream,
                    std::shared_ptr<DeviceArrays> arrays)
     : name_(std::move(name)),
       launcher_(std::move(launcher)),
-      context_(std::make_shared<Context>(launcher_->driver(), ordinal)),
-      stream_(stream),
+      own_stream_(std::move(stream)),
+      context_(own_stream_->context()),
+      stream_(own_stream_->get()),
       arrays_(std::move(arrays)),
-      device_trace_(context_, stream) {}
+      device_trace_(context_, stream_) {}
 
 CudaLane::~CudaLane() { join(); }
 

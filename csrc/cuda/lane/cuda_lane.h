@@ -21,8 +21,8 @@ namespace pearl {
 
 class CudaLane : public Lane {
  public:
-  // stream: of the device `ordinal`, the caller's, for this lane alone.
-  CudaLane(std::string name, std::shared_ptr<Launcher> launcher, int ordinal, CUstream stream,
+  // stream: for this lane alone, and whoever captures its steps. It lives as long as the lane.
+  CudaLane(std::string name, std::shared_ptr<Launcher> launcher, std::shared_ptr<CudaStream> stream,
            std::shared_ptr<DeviceArrays> arrays);
   ~CudaLane() override;
 
@@ -107,6 +107,7 @@ class CudaLane : public Lane {
 
   const std::string name_;
   const std::shared_ptr<Launcher> launcher_;
+  const std::shared_ptr<CudaStream> own_stream_;
   const std::shared_ptr<Context> context_;
   const CUstream stream_;
   const std::shared_ptr<DeviceArrays> arrays_;

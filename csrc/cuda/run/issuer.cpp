@@ -18,6 +18,7 @@ namespace {
 
 constexpr std::chrono::microseconds kPoll{50};     // between polls of the ring, after the spin
 constexpr std::chrono::milliseconds kPatience{2};  // until the streams are queried for faults
+constexpr std::chrono::milliseconds kDoubt{10};    // between two answers "idle" that tell a lost verdict
 
 // Runs a function; an exception from it ends the run.
 template <typename Function>
@@ -144,6 +145,7 @@ void CudaIssuer::serve() {
 void CudaIssuer::perform(const Work& work) {
   round_exec_ = nullptr;
   round_ = 0;
+  idle_since_.reset();
   const bool has_run = guarded(work.run, [&] { run(work); });
   drain(work);
   if (!has_run || !work.options.timed) return;
@@ -191,6 +193,7 @@ void CudaIssuer::queue_rounds(const Work& work, InFlight* in_flight, Clock::dura
     if (issue(work, in_flight, &admission) || has_read) {
       moved_at = Clock::now();
       *busy += moved_at - begin;
+      idle_since_.reset();
     } else {
       rest(work, in_flight, seen, moved_at, in_flight->awaits_verdict() || admission.awaits_copies());
     }
@@ -267,8 +270,15 @@ void CudaIssuer::rest(const Work& work, InFlight* in_flight, uint32_t seen, Cloc
 bool CudaIssuer::look_for_faults(const Work& work, InFlight* in_flight) {
   bool all_idle = true;
   for (CudaLane* lane : work.lanes) all_idle = lane->is_idle() && all_idle;
-  if (!all_idle) return false;
-  if (!in_flight->awaits_verdict() || in_flight->read_verdicts() || in_flight->halted()) return true;
+  const bool lacks_verdict =
+      all_idle && in_flight->awaits_verdict() && !in_flight->read_verdicts() && !in_flight->halted();
+  if (!lacks_verdict) {
+    idle_since_.reset();
+    return all_idle;
+  }
+  const Clock::time_point now = Clock::now();
+  idle_since_ = idle_since_.value_or(now);
+  if (now - *idle_since_ < kDoubt) return true;
   throw Failure(FailureKind::kExecutor, "the streams are idle, but the verdict of round " +
                                             std::to_string(in_flight->read_rounds()) +
                                             " never came: its step verify wrote none");

@@ -73,7 +73,8 @@ class CudaIssuer : public Launcher {
   bool issue_round(const Work& work, InFlight* in_flight);
   bool ends_round(const Work& work, InFlight* in_flight, bool* moved);
   void rest(const Work& work, InFlight* in_flight, uint32_t seen, Clock::time_point idle_since, bool polls);
-  // Whether the streams are idle. Throws CudaError for what went wrong on one, Failure if a verdict is lost.
+  // Whether the streams are idle. Throws CudaError for what went wrong on one, Failure if a verdict is lost:
+  // if a second look after kDoubt finds the same. A driver may say once that a stream at work is idle.
   bool look_for_faults(const Work& work, InFlight* in_flight);
   void drain(const Work& work);
 
@@ -92,6 +93,8 @@ class CudaIssuer : public Launcher {
   // Of the run, once its prologue was queued.
   CUgraphExec round_exec_ = nullptr;  // a round as one graph, on the target's stream; nullptr: by events
   int64_t round_ = 0;                 // that was begun last; 0 is the prologue
+  // Since when the streams are said to be idle while a verdict is awaited; none: they are not.
+  std::optional<Clock::time_point> idle_since_;
   std::jthread thread_;
 };
 

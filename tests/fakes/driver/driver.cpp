@@ -66,6 +66,12 @@ FAKE_EXPORT void fake_inject(const char* call, int nth, int code) {
   world.inject(call, nth, code);
 }
 
+FAKE_EXPORT void fake_say_idle(int times) {
+  World& world = World::get();
+  const std::lock_guard<std::mutex> lock(world.lock);
+  world.num_false_idle = times;
+}
+
 FAKE_EXPORT size_t fake_violations(char* buffer, size_t size) {
   return put_lines(World::get().violations(), buffer, size);
 }

@@ -37,6 +37,8 @@ void fake_set_memory(size_t num_bytes);  // the free memory of each device
 // 719, ...).
 void fake_inject(const char* call, int nth, int code);
 void fake_raise(int code);  // inside a kernel
+// So many answers of cuStreamQuery say that a stream is idle while work runs on it.
+void fake_say_idle(int times);
 
 // Texts, one to a line, into buffer (ended by 0, cut at size) -> the bytes that all would need.
 size_t fake_violations(char* buffer, size_t size);
@@ -46,6 +48,7 @@ size_t fake_num_calls(const char* call);              // since the reset; "kerne
 // What torch owns in real life.
 void* fake_stream_create(int device, int priority);  // CUstream
 void fake_stream_destroy(void* stream);
+int fake_stream_priority(void* stream);             // of any stream; 1: there is none
 void fake_stream_capture(void* stream, int is_on);  // as torch.cuda.graph does: in the global mode
 void fake_synchronize(void);                        // returns when every stream is idle
 

@@ -48,6 +48,11 @@ struct KernelWork : Work {
   void* const argument;
 };
 
+void* new_stream(World* world, Context* context, int priority, bool is_tests_own) {
+  const uint64_t seed = Random(world->seed + world->objects(Kind::kStream).size()).next();
+  return world->add(std::make_unique<Stream>(context, priority, seed, world->max_delay_us), is_tests_own);
+}
+
 }  // namespace
 
 void Count::raise() {
@@ -69,6 +74,7 @@ void Record::finish() {
 Stream::Stream(Context* context, int priority, uint64_t seed, int max_delay_us)
     : Object(Kind::kStream),
       context(context),
+      priority(priority),
       random_(seed),
       max_delay_us_(priority < 0 ? max_delay_us / 2 : max_delay_us),
       last_(new Nothing),
@@ -131,9 +137,7 @@ FAKE_EXPORT void fake_raise(int code) {
 FAKE_EXPORT void* fake_stream_create(int device, int priority) {
   World& world = World::get();
   const std::lock_guard<std::mutex> lock(world.lock);
-  Context* const context = world.contexts.at(device);
-  const uint64_t seed = Random(world.seed + world.objects(Kind::kStream).size()).next();
-  return world.add(std::make_unique<Stream>(context, priority, seed, world.max_delay_us), true);
+  return new_stream(&world, world.contexts.at(device), priority, true);
 }
 
 FAKE_EXPORT void fake_stream_destroy(void* handle) {
@@ -178,10 +182,40 @@ FAKE_EXPORT void fake_synchronize() {
   for (const auto& [ended, count] : ends) ended->wait_for(count);
 }
 
+FAKE_EXPORT int fake_stream_priority(void* handle) {
+  World& world = World::get();
+  const std::lock_guard<std::mutex> lock(world.lock);
+  const Object* const found = world.find(handle);
+  return found != nullptr && found->kind == Kind::kStream ? static_cast<const Stream*>(found)->priority : 1;
+}
+
+FAKE_EXPORT CUresult cuStreamCreateWithPriority(pearl::CUstream* stream, unsigned flags, int priority) {
+  return call("cuStreamCreateWithPriority", [&](Call& c) {
+    Context& context = c.current();
+    c.use(context, false);
+    if (flags != pearl::CU_STREAM_NON_BLOCKING) {
+      c.refuse(kInvalidValue, "flags are not NON_BLOCKING: the stream would wait for the default one");
+    }
+    *stream = static_cast<pearl::CUstream>(new_stream(&c.world, &context, priority, false));
+  });
+}
+
+FAKE_EXPORT CUresult cuStreamDestroy(pearl::CUstream handle) {
+  return call("cuStreamDestroy", [&](Call& c) {
+    auto& stream = c.object<Stream>(handle, Kind::kStream);
+    if (stream.is_capturing) c.refuse(kCaptureUnsupported, "the stream is capturing");
+    if (!stream.is_idle()) c.violation("the stream is at work");
+    stream.is_alive = false;
+    c.use(*stream.context, false);
+  });
+}
+
 FAKE_EXPORT CUresult cuStreamQuery(pearl::CUstream handle) {
   return call("cuStreamQuery", [&](Call& c) {
     c.no_capture();
-    if (!usable_stream(c, handle, false).is_idle()) throw Refusal{kNotReady};
+    const bool is_idle = usable_stream(c, handle, false).is_idle();
+    if (!is_idle && c.world.num_false_idle == 0) throw Refusal{kNotReady};
+    if (!is_idle) --c.world.num_false_idle;
     usable_stream(c, handle, false);  // an error of the last work is told now
   });
 }

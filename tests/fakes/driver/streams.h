@@ -61,6 +61,7 @@ class Stream : public Object {
   int max_delay_us() const { return max_delay_us_; }
 
   Context* const context;
+  const int priority;
   bool is_capturing = false;
 
  private:

@@ -120,6 +120,7 @@ void World::clear(uint64_t new_seed, int new_max_delay_us, int num_devices) {
   memory_bytes = size_t{1} << 34;
   is_initialized = false;
   num_captures = 0;
+  num_false_idle = 0;
   for (int device = 0; device < num_devices; ++device) {
     auto context = std::make_unique<Context>(device);
     contexts.push_back(context.get());

@@ -83,6 +83,7 @@ class World {
   bool is_initialized = false;
   bool was_initialized = false;  // this world or one before
   int num_captures = 0;
+  int num_false_idle = 0;  // answers of cuStreamQuery to come that say idle, whatever runs
   std::set<std::string> hidden;
   std::vector<Context*> contexts;  // by device
   std::map<uintptr_t, std::unique_ptr<Allocation>> allocations;

@@ -2,6 +2,8 @@
 // machine.
 #include "native/kernels_amx_emulated.h"
 
+#include <atomic>
+
 namespace pearl {
 namespace {
 
@@ -60,7 +62,25 @@ inline void prefetch(const char* p) { __builtin_prefetch(p, 0, 2); }
 
 #include "cpu/kernels/tile_matmul_body.h"
 
+std::atomic<int> left_until_flaw;
+
+void flawed_matmul(const MatmulArgs& args) {
+  tile_matmul(args);
+  if (--left_until_flaw != 0) return;
+  static_cast<float*>(args.out)[(args.rows - 1) * args.out_stride + args.num_cols - 1] += 1.0f;
+}
+
 }  // namespace
+
+const Kernels& amx_emulated_kernels_with_a_flaw(int nth) {
+  static const Kernels table = [] {
+    Kernels flawed = with_tiles(nullptr);
+    flawed.matmul = flawed_matmul;
+    return flawed;
+  }();
+  left_until_flaw = nth;
+  return table;
+}
 
 const Kernels& amx_emulated_kernels(DType dtype) {
   static const Kernels bfloat16 = with_tiles(nullptr);

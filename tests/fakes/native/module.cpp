@@ -3,6 +3,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "cpu/kernels/self_check.h"
 #include "native/kernels_amx_emulated.h"
 #include "python/arguments.h"
 #include "python/failures.h"
@@ -27,9 +28,19 @@ PYBIND11_MODULE(_testing, m) {
       "emulated_weights",
       [](const py::dict& config, const pearl::Sources& tensors, const std::string& dtype) {
         const pearl::Kernels& kernels = pearl::amx_emulated_kernels(pearl::dtype_from(dtype));
+        if (kernels.dtype == pearl::DType::kBfloat16) {
+          pearl::checked_kernels(kernels, pearl::portable_kernels(kernels.dtype));
+        }
         return pearl::weights_from(config, tensors, kernels, nullptr);
       },
       py::arg("config"), py::arg("tensors"), py::arg("dtype"),
       "LlamaWeights, as _C makes them, for the kernels of AMX with tiles in plain memory.");
+  m.def(
+      "check_flawed_tiles",
+      [](int nth) {
+        pearl::checked_kernels(pearl::amx_emulated_kernels_with_a_flaw(nth),
+                               pearl::portable_kernels(pearl::DType::kBfloat16));
+      },
+      py::arg("nth"), "The self-check of AMX, over emulated tiles whose nth matmul has one wrong sum.");
   pearl::refuse_unmade_objects(m);
 }

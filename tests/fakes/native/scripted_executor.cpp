@@ -17,6 +17,7 @@ namespace pearl {
 namespace {
 
 constexpr int64_t kLongestDelayUs = 1'000'000;
+constexpr std::chrono::microseconds kSpin{100};  // before a step's end: no sleep wakes to the microsecond
 
 // splitmix64's finalizer.
 uint64_t mix(uint64_t x) {
@@ -27,6 +28,11 @@ uint64_t mix(uint64_t x) {
 
 double unit(uint64_t x) { return static_cast<double>(mix(x) >> 11) * 0x1p-53; }
 
+void wait_until(Clock::time_point end) {
+  if (end - Clock::now() > kSpin) std::this_thread::sleep_until(end - kSpin);
+  while (Clock::now() < end) cpu_pause();
+}
+
 const Script& checked(const Script& script) {
   check_between("vocab_size", script.vocab_size, 1, kMostIds);
   check_between("max_model_len", script.max_model_len, 1, kMostTokens);
@@ -36,6 +42,8 @@ const Script& checked(const Script& script) {
   check_between("delay_us", script.delay_min_us, 0, kLongestDelayUs);
   check_between("delay_us", script.delay_max_us, script.delay_max_us == 0 ? 0 : script.delay_min_us,
                 kLongestDelayUs);
+  check_number("step_us", script.step_us, script.step_us >= 0 && script.step_us <= kLongestDelayUs,
+               "0 to 1000000");
   const int64_t size = script.block_size ? script.block_size : BlockPool::size_for(script.max_model_len);
   const int64_t whole =
       BlockPool::blocks_of_slots(script.num_slots, script.max_model_len, static_cast<int>(size));
@@ -56,6 +64,7 @@ ScriptedExecutor::ScriptedExecutor(const Script& script)
       delays_(script.delay_seed) {}
 
 void ScriptedExecutor::forward(const Segment* segments, int num_segments) {
+  const Clock::time_point begin = Clock::now();
   const OneThread one_thread(&busy_);
   const int64_t call = calls_.fetch_add(1, std::memory_order_relaxed);
   delay();
@@ -69,6 +78,9 @@ void ScriptedExecutor::forward(const Segment* segments, int num_segments) {
     const Segment& last = segments[num_segments - 1];
     const size_t row = static_cast<size_t>(last.num_logits - 1) * script_.vocab_size;
     last.logits[row + script_.vocab_size / 2] = std::numeric_limits<float>::quiet_NaN();
+  }
+  if (script_.step_us > 0) {
+    wait_until(begin + std::chrono::nanoseconds(static_cast<int64_t>(script_.step_us * 1e3)));
   }
 }
 
@@ -117,8 +129,7 @@ void ScriptedExecutor::delay() {
   const int64_t span = script_.delay_max_us - script_.delay_min_us + 1;
   const auto us = std::chrono::microseconds(script_.delay_min_us + static_cast<int64_t>(delays_() % span));
   if (us.count() >= 100) return std::this_thread::sleep_for(us);
-  const Clock::time_point until = Clock::now() + us;
-  while (Clock::now() < until) cpu_pause();
+  wait_until(Clock::now() + us);
 }
 
 }  // namespace pearl

@@ -1,5 +1,5 @@
 // An executor for tests: logits are a pure function of the tokens in its cache, so that a stale, missing or
-// misplaced KV row changes the answer. It can be slow at random, emit NaN, or throw.
+// misplaced KV row changes the answer. It can be slow at random or by a given time, emit NaN, or throw.
 #pragma once
 
 #include <atomic>
@@ -21,6 +21,7 @@ struct Script {
   int delay_min_us = 0;     // of each forward
   int delay_max_us = 0;
   uint64_t delay_seed = 0;
+  double step_us = 0;     // of each forward, from call to return, whatever its rows; 0: no longer than needed
   int64_t nan_at = -1;    // forward call (0, 1, ..) that writes NaN into its last logit row
   int64_t throw_at = -1;  // forward call that throws
   std::string error;   // "memory" throws bad_alloc, "foreign" what is no std::exception, else runtime_error

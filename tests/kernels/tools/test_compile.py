@@ -14,7 +14,7 @@ from pearl_rt.kernels.tools.compile import SHARED_LIMITS, CompileCase, Compiled,
 
 Python = Callable[..., CompletedProcess[str]]
 pytestmark = pytest.mark.slow
-FITS = Compiled(registers=90, shared=98304, spills=0, widest_load=16, narrowest_copy=16)
+FITS = Compiled(registers=90, shared=98304, spills=0, widest_load=16, narrowest_copy=16, instructions=900)
 LISTING = """
  Function some_kernel:
   REG:90 STACK:{stack} SHARED:1024 LOCAL:0 CONSTANT[0]:584 TEXTURE:0 SURFACE:0 SAMPLER:0
@@ -23,6 +23,7 @@ LISTING = """
         /*2e70*/               @P0 LDG.E.U16 R12, desc[UR10][R4.64] ;
         /*2e80*/                   {spill} R12, [R4.64] ;
         /*2e90*/               @P0 LDG.E.64.CONSTANT R12, desc[UR10][R4.64] ;
+        /*2ea0*/                   NOP ;
 """
 
 
@@ -89,11 +90,11 @@ def test_a_kernel_that_streams_nothing_may_load_as_it_likes() -> None:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ({}, Compiled(90, 5, 0, 16, 16)),
-        ({"copy": "BYPASS.64"}, Compiled(90, 5, 0, 16, 8)),
-        ({"copy": "LTC128B"}, Compiled(90, 5, 0, 16, 4)),
-        ({"stack": "8"}, Compiled(90, 5, 1, 16, 16)),
-        ({"spill": "STL.64"}, Compiled(90, 5, 1, 16, 16)),
+        ({}, Compiled(90, 5, 0, 16, 16, 5)),
+        ({"copy": "BYPASS.64"}, Compiled(90, 5, 0, 16, 8, 5)),
+        ({"copy": "LTC128B"}, Compiled(90, 5, 0, 16, 4, 5)),
+        ({"stack": "8"}, Compiled(90, 5, 1, 16, 16, 5)),
+        ({"spill": "STL.64"}, Compiled(90, 5, 1, 16, 16, 5)),
     ],
     ids=["plain", "copy-of-8", "copy-of-4", "stack", "store"],
 )

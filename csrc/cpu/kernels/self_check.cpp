@@ -1,0 +1,96 @@
+#include "cpu/kernels/self_check.h"
+
+#include <array>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "core/failure.h"
+#include "core/thread.h"
+
+namespace pearl {
+namespace {
+
+// Rows of half a tile, a tile, and more than one; one block, all of a panel, and one more.
+constexpr std::array<int, 4> kRows = {1, kTileRows, kTileRows + 1, 3 * kTileRows};
+constexpr std::array<int, 3> kBlocks = {1, kPanel, kPanel + 1};
+constexpr int kMostRows = 3 * kTileRows, kMostBlocks = kPanel + 1, kDepth = 3 * kDepthAlign;
+
+// bf16 of the integers -8 to 8.
+uint16_t element(uint32_t index) {
+  const auto value = static_cast<float>(static_cast<int>(index * 2654435761u >> 8) % 17 - 8);
+  return static_cast<uint16_t>(__builtin_bit_cast(uint32_t, value) >> 16);
+}
+
+struct Operands {
+  alignas(64) uint16_t x[kMostRows][kDepth];
+  alignas(64) uint16_t w[kMostBlocks][kDepth * kLanes];
+  alignas(64) float found[kMostRows][kMostBlocks * kLanes];
+  alignas(64) float expected[kMostRows][kMostBlocks * kLanes];
+};
+
+void multiply(const Kernels& kernels, const Operands& operands, int rows, int blocks, float* out) {
+  MatmulArgs args{};
+  args.x = operands.x;
+  args.x_stride = args.k = kDepth;
+  args.rows = rows;
+  args.w = operands.w;
+  args.w_stride = kDepth * kLanes;
+  args.num_blocks = blocks;
+  args.num_cols = blocks * kLanes;
+  args.epilogue = Epilogue::kStore;
+  args.out = out;
+  args.out_stride = kMostBlocks * kLanes;
+  kernels.matmul(args);
+}
+
+struct Difference {
+  int rows, row, column;
+  float found, expected;
+};
+
+std::optional<Difference> first_difference(const Kernels& tested, const Kernels& sure) {
+  const auto operands = std::make_unique<Operands>();
+  uint32_t index = 0;
+  for (auto& row : operands->x) {
+    for (uint16_t& each : row) each = element(++index);
+  }
+  for (auto& block : operands->w) {
+    for (uint16_t& each : block) each = element(++index);
+  }
+  for (const Kernels* kernels : {&tested, &sure}) {
+    if (kernels->prepare_thread != nullptr) kernels->prepare_thread();
+  }
+  for (const int rows : kRows) {
+    for (const int blocks : kBlocks) {
+      multiply(tested, *operands, rows, blocks, operands->found[0]);
+      multiply(sure, *operands, rows, blocks, operands->expected[0]);
+      for (int row = 0; row < rows; ++row) {
+        for (int column = 0; column < blocks * kLanes; ++column) {
+          const float found = operands->found[row][column], expected = operands->expected[row][column];
+          if (found != expected) return Difference{rows, row, column, found, expected};
+        }
+      }
+    }
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+const Kernels& checked_kernels(const Kernels& tested, const Kernels& sure) {
+  std::optional<Difference> found;
+  // On a thread of its own, with which the setting of the tiles ends.
+  started_thread("the check of instruction set '" + std::string(tested.isa) + "'", [&] {
+    found = first_difference(tested, sure);
+  }).join();
+  if (!found) return tested;
+  throw Failure(FailureKind::kResource,
+                "instruction set '" + std::string(tested.isa) + "' computes wrong sums on this machine: " +
+                    std::to_string(found->found) + " where '" + sure.isa + "' has " +
+                    std::to_string(found->expected) + " (row " + std::to_string(found->row) + ", column " +
+                    std::to_string(found->column) + " of a product of " + std::to_string(found->rows) +
+                    " rows): pass isa='" + sure.isa + "', or set PEARL_ISA=" + sure.isa);
+}
+
+}  // namespace pearl
