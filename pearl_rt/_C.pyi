@@ -20,11 +20,13 @@ __all__: list[str] = [
     "CudaStream",
     "Device",
     "DeviceArrays",
+    "Drafter",
     "EngineLock",
     "Executor",
     "Lane",
     "LlamaExecutor",
     "LlamaWeights",
+    "LookupDrafter",
     "Request",
     "RoundResult",
     "available_bytes",
@@ -91,13 +93,37 @@ class Lane:
     @property
     def name(self) -> str: ...
 
+class Drafter:
+    """
+    What fills the windows of a round.
+    """
+
+class LookupDrafter(Drafter):
+    """
+    Drafts what followed the last tokens when they stood before.
+    """
+    def __init__(self, *, pool_tokens: int = 0) -> None:
+        """
+        pool_tokens: of earlier answers that are kept; 0: none.
+        """
+    def set_fills(self, fills: bool) -> None:
+        """
+        For measurements, between runs: whether every window is filled, with whatever token.
+        """
+    @property
+    def bytes(self) -> int:
+        """
+        Of all indices; between runs.
+        """
+
 class CpuLane(Lane):
     """
     A lane on CPU cores.
     """
-    def __init__(self, name: str, executor: Executor, device: Device) -> None:
+    def __init__(self, name: str, executor: Executor | Drafter, device: Device) -> None:
         """
-        Lanes that share a device take turns on its thread.
+        executor: a model, or for the draft's lane a Drafter that is none. Lanes that share a device
+        take turns on its thread.
         """
 
 class RoundResult:
@@ -160,6 +186,7 @@ class Request:
         num_logprobs: int = -1,
         num_prompt_logprobs: int = -1,
         adapts: bool = False,
+        shares: bool = True,
     ) -> None: ...
 
 class Coordinator:

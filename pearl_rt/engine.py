@@ -37,6 +37,7 @@ from pearl_rt.types.json import Json
 from pearl_rt.types.outputs import GenerationInterrupted, RequestOutput, StreamChunk
 from pearl_rt.types.request import Prompt, Request
 from pearl_rt.types.sampling_params import SamplingParams, checked
+from pearl_rt.types.totals import worth
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +68,8 @@ class Engine:
         strategy: str = "auto",
         gamma: int | None = None,
         judge: str = "rejection",
+        drafter: str = "auto",
+        lookup_pool: int = 65536,
         device: str = "auto",
         draft_device: str | None = None,
         dtype: str = "auto",
@@ -86,6 +89,8 @@ class Engine:
             strategy=strategy,
             gamma=gamma,
             judge=judge,
+            drafter=drafter,
+            lookup_pool=lookup_pool,
             device=device,
             draft_device=draft_device,
             dtype=dtype,
@@ -104,8 +109,8 @@ class Engine:
             target_config, target_tensors, draft_config, draft_tensors, dtype=options.dtype
         )
         has_draft = len(sources) > 1
-        self._backend = backend(options, has_draft=has_draft)
-        capabilities = self._backend.capabilities(has_draft)
+        self._backend, self._drafter = backend(options, has_draft=has_draft)
+        capabilities = self._backend.capabilities(self._drafter)
         self._choice = capabilities.narrowed(
             capabilities.everything, options.strategy, options.gamma, options.placement
         )
@@ -153,9 +158,14 @@ class Engine:
     ) -> "Engine":
         """From checkpoint directories in the Hugging Face layout. `options` are those of Engine.
 
+        draft may also be "lookup" or "none": no directory, but what drafts. (A directory of that name is
+        "./lookup".)
+
         Raises CheckpointError for what cannot be read, ConfigError for what cannot be run, ResourceError for
         what this machine has not got.
         """
+        if draft in ("lookup", "none"):
+            draft, options = None, {"drafter": draft, **options}
         return cls(
             *load_pair(target, draft),
             tokenizer=Tokenizer.from_pretrained(target),
@@ -279,9 +289,11 @@ class Engine:
         (`totals`) and what is in flight (`queue`). Times are in seconds.
         """
         self._engine_lock.check_open()
+        figures = self._batch.figures(self._choice)
         return {
             "strategy": self._options.strategy,
-            **self._batch.figures(self._choice),
+            "drafter": {"kind": self._drafter, **worth(figures["totals"])},
+            **figures,
             "queue": self._scheduler.counts(),
             **self._batch.described(),
             "dtype": {

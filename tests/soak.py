@@ -46,7 +46,9 @@ class Soak:
         self.engine = pair.engine(
             max_model_len=LENGTH, max_num_seqs=4, kv_cache_tokens=LENGTH, judge="coupled", max_waiting=64
         )
-        self.reference = Engine(pair.config, pair.target, max_model_len=LENGTH, judge="coupled")
+        self.reference = Engine(
+            pair.config, pair.target, drafter="none", max_model_len=LENGTH, judge="coupled"
+        )
         self.seed = seed
         self.counts: Counter[str] = Counter()
         self.wrong: str | None = None

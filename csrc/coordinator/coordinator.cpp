@@ -94,7 +94,10 @@ Coordinator::Coordinator(std::unique_ptr<State> state, std::vector<std::shared_p
            static_cast<size_t>(state_->gamma_max) + 1, distinct_bells(lanes_)) {
   std::vector<Lane*> all;
   for (const TakenLane& taken : lanes_) all.push_back(&taken.lane());
-  for (size_t i = 0; i < all.size(); ++i) all[i]->attach(all, i, *state_);
+  for (size_t i = 0; i < all.size(); ++i) {
+    all[i]->attach(all, i, *state_);
+    state_->keeps_own_words = state_->keeps_own_words || all[i]->wants_own_words();
+  }
 }
 
 Coordinator::~Coordinator() { stop(); }

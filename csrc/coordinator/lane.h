@@ -44,6 +44,9 @@ class Lane {
   // Positions of a block of its KV cache, if the state's block tables are its; else 0.
   virtual int block_size() const { return 0; }
 
+  // Whether its drafter asks for State::own_words.
+  virtual bool wants_own_words() const { return false; }
+
   // Whether windows may change from round to round; else a run has those of its requests.
   virtual bool adapts() const { return false; }
 

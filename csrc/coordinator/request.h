@@ -21,6 +21,7 @@ struct Request {
   Transform transform;           // masked_ids are filled in where a slot is
   int num_logprobs = -1;         // likeliest tokens reported with each token; -1: nothing
   int num_prompt_logprobs = -1;  // as num_logprobs, of the prompt's tokens from the second on
+  bool shares = true;            // its answer may be looked up by later requests, and earlier answers by it
   bool adapts = false;           // its windows follow the run's table too, not its own gamma alone
 
   // What min_tokens forbids: end of text, ignored or not, and stop ids; each once.

@@ -12,6 +12,7 @@
 #include "coordinator/ring.h"
 #include "core/block_pool.h"
 #include "core/checks.h"
+#include "core/executor.h"
 #include "sampling/judge.h"
 
 namespace pearl {
@@ -33,6 +34,7 @@ struct State {
         max_total_len(num_slots),
         gamma(num_slots),
         adapts(num_slots),
+        shares(num_slots),
         temperature(num_slots),
         seed(num_slots),
         stop_token_ids(num_slots),
@@ -49,12 +51,15 @@ struct State {
         num_draft_tokens(num_slots),
         draft_fed(num_slots),
         bad_draft(num_slots, -1),
+        certain(static_cast<size_t>(num_slots) * 2 * gamma_max),
         num_rows(num_slots),
         prompt_logprobs(num_slots),
         bad_prompt(num_slots, -1),
+        num_own_words(num_slots),
         blocks(num_blocks, block_size),
         block_table(static_cast<size_t>(num_slots) * max_blocks, -1),
         num_held(num_slots),
+        own_words_(static_cast<size_t>(num_slots) * (gamma_max + 1)),
         draft_logits_(new float[static_cast<size_t>(num_slots) * 2 * gamma_max * draft_vocab_size]),
         target_logits_(new float[static_cast<size_t>(num_slots) * (gamma_max + 1) * vocab_size]) {}
 
@@ -93,6 +98,20 @@ struct State {
            " were asked for");
   }
 
+  // Throws Failure(kRequest) for an executor that has no room for this state. lane: its name.
+  void check_executor(const std::string& lane, const Executor& executor, int vocab, int64_t length) const {
+    if (executor.num_slots() < num_slots || executor.max_model_len() < length) {
+      refuse("the executor of the " + lane + " lane holds " + std::to_string(executor.num_slots()) +
+             " sequences of " + std::to_string(executor.max_model_len()) + " tokens; " +
+             std::to_string(num_slots) + " of " + std::to_string(length) + " were asked for");
+    }
+    check_caches("the executor of the " + lane + " lane has", executor.num_blocks(), executor.block_size());
+    if (executor.vocab_size() != vocab) {
+      refuse("the executor of the " + lane + " lane has a vocabulary of " +
+             std::to_string(executor.vocab_size()) + "; the coordinator expects " + std::to_string(vocab));
+    }
+  }
+
   // Gives a slot that holds no blocks those of a request; false, and nothing has changed, if too few are
   // free.
   bool reserve(int slot, const Request& request) {
@@ -121,6 +140,7 @@ struct State {
     max_total_len[slot] = total_len(request);
     gamma[slot] = request.gamma;
     adapts[slot] = request.adapts;
+    shares[slot] = request.shares;
     temperature[slot] = request.temperature;
     seed[slot] = request.seed;
     stop_token_ids[slot] = request.stop_token_ids;
@@ -143,6 +163,7 @@ struct State {
     draft_fed[slot] = 0;
     bad_draft[slot] = -1;
     num_rows[slot] = 0;
+    num_own_words[slot] = 0;
   }
   void clear(int slot) {
     finish_reason[slot] = FinishReason::kIdle;
@@ -161,6 +182,26 @@ struct State {
   float* draft_row(int slot, int64_t position) {  // [Vd]
     const size_t row = static_cast<size_t>(slot) * 2 * gamma_max + position % (2 * gamma_max);
     return draft_logits_.get() + row * draft_vocab_size;
+  }
+
+  // Whether the draft of a position was one token and no distribution: set beside it, by draft.
+  void set_certain(int slot, int64_t position, bool value) {
+    certain[static_cast<size_t>(slot) * 2 * gamma_max + position % (2 * gamma_max)] = value;
+  }
+  // What the draft of a position was drawn from; nullptr: it was certain.
+  const float* judged_row(int slot, int64_t position) {
+    const bool is_certain =
+        certain[static_cast<size_t>(slot) * 2 * gamma_max + position % (2 * gamma_max)] != 0;
+    return is_certain ? nullptr : draft_row(slot, position);
+  }
+  int32_t* own_words(int slot) {  // [gamma_max + 1]
+    return own_words_.data() + static_cast<size_t>(slot) * (gamma_max + 1);
+  }
+  // The longest window that a slot which runs may have now.
+  int32_t window_room(int slot) const {
+    const int64_t room = std::min(max_total_len[slot], draft_capacity) - committed[slot] - pending[slot];
+    const int32_t wanted = adapts[slot] ? std::min(gamma[slot], window_limit) : gamma[slot];
+    return static_cast<int32_t>(std::clamp<int64_t>(room, 0, wanted));
   }
 
   const int num_slots;  // B
@@ -186,6 +227,7 @@ struct State {
   std::vector<int64_t> max_total_len;  // [B] <= capacity; no position at or past it is fed or judged
   std::vector<int32_t> gamma;          // [B] the longest window wanted
   std::vector<char> adapts;            // [B] whether `window_limit` is for this one too
+  std::vector<char> shares;            // [B] whether drafters may mix it with other requests
   std::vector<float> temperature;      // [B] 0 = greedy
   std::vector<uint64_t> seed;          // [B]
   std::vector<std::vector<int32_t>> stop_token_ids;  // [B][] EOS ids (unless ignored) and stop ids
@@ -208,12 +250,19 @@ struct State {
   std::vector<int64_t> draft_fed;         // [B] tokens that the draft's cache holds, beginning with the first
   std::vector<int64_t> bad_draft;         // [B] the position whose logits could not be used, or -1
 
+  std::vector<char> certain;  // [B, 2 * gamma_max] by position, as draft_row
+
   // Set by score.
   std::vector<int32_t> num_rows;  // [B] rows of target_rows; row r is for position committed + r
 
   // Set by fill, then by prefill and score as the prompt goes in.
   std::vector<std::vector<Logprob>> prompt_logprobs;  // [B][] as RoundResult's
   std::vector<int64_t> bad_prompt;  // [B] the position whose logits could not be used, or -1
+
+  // Set by verify, for drafters that ask for them.
+  bool keeps_own_words = false;        // set by the coordinator, once
+  std::vector<int32_t> num_own_words;  // [B] of own_words: the last committed token of the round, and what
+                                       // the target would say behind it if the rejected drafts stood
 
   // Set by start, and by verify between rounds: a slot holds the blocks of its request from before fill until
   // after its end.
@@ -222,6 +271,7 @@ struct State {
   std::vector<int32_t> num_held;     // [B] blocks of the slot
 
  private:
+  std::vector<int32_t> own_words_;          // [B, gamma_max + 1]
   std::unique_ptr<float[]> draft_logits_;   // [B, 2 * gamma_max, Vd], set by draft
   std::unique_ptr<float[]> target_logits_;  // [B, gamma_max + 1, V], set by prefill and score
 };

@@ -4,10 +4,12 @@
 
 #include <algorithm>
 #include <optional>
+#include <variant>
 
 #include "coordinator/coordinator.h"
 #include "cpu/lane/cpu_lane.h"
 #include "cpu/machine/memory.h"
+#include "drafters/lookup_drafter.h"
 #include "python/arguments.h"
 #include "python/gil.h"
 
@@ -170,13 +172,34 @@ void bind_coordinator(py::module_& m) {
   py::class_<Lane, std::shared_ptr<Lane>>(m, "Lane", "A queue of ops on some device.")
       .def_property_readonly("name", method(&Lane::name));
 
+  py::class_<Drafter, std::shared_ptr<Drafter>>(m, "Drafter", "What fills the windows of a round.");
+
+  py::class_<LookupDrafter, Drafter, std::shared_ptr<LookupDrafter>>(
+      m, "LookupDrafter", "Drafts what followed the last tokens when they stood before.")
+      .def(py::init([](int64_t pool_tokens) {
+             check_between("pool_tokens", pool_tokens, 0, kMostIds);
+             return std::make_shared<LookupDrafter>(pool_tokens);
+           }),
+           py::kw_only(), py::arg("pool_tokens") = 0,
+           "pool_tokens: of earlier answers that are kept; 0: none.")
+      .def_property_readonly("bytes", method(&LookupDrafter::bytes), "Of all indices; between runs.")
+      .def("set_fills", method(&LookupDrafter::set_fills), py::arg("fills"),
+           "For measurements, between runs: whether every window is filled, with whatever token.");
+
+  using Model = std::shared_ptr<Executor>;
+  using Works = std::variant<Model, std::shared_ptr<Drafter>>;
   py::class_<CpuLane, Lane, std::shared_ptr<CpuLane>>(m, "CpuLane", "A lane on CPU cores.")
-      .def(py::init(
-               [](std::string name, std::shared_ptr<Executor> executor, std::shared_ptr<CpuDevice> device) {
-                 return std::make_shared<CpuLane>(std::move(name), std::move(device), std::move(executor));
-               }),
+      .def(py::init([](std::string name, Works executor, std::shared_ptr<CpuDevice> device) {
+             return std::visit(
+                 [&](auto& works) {
+                   if (works == nullptr) refuse("executor is None; give a model, or a drafter");
+                   return std::make_shared<CpuLane>(std::move(name), std::move(device), std::move(works));
+                 },
+                 executor);
+           }),
            py::arg("name"), py::arg("executor").none(false), py::arg("device").none(false),
-           "Lanes that share a device take turns on its thread.");
+           "executor: a model, or for the draft's lane a Drafter that is none. Lanes that share a device\n"
+           "take turns on its thread.");
 
   py::class_<RoundResult>(m, "RoundResult", "What one round committed for one sequence.")
       .def_readonly("request_id", &RoundResult::request_id)
@@ -200,32 +223,42 @@ void bind_coordinator(py::module_& m) {
       .def_readonly("t_ns", &RoundResult::t_ns);
 
   py::class_<Request>(m, "Request", "One sequence to generate.")
-      .def(
-          py::init([](std::vector<int32_t> prompt, int gamma, float temperature, uint64_t seed,
-                      int64_t max_tokens, std::vector<int32_t> eos, std::vector<int32_t> stops,
-                      bool ignore_eos, int32_t top_k, float top_p, float min_p, float repetition_penalty,
-                      float presence_penalty, float frequency_penalty,
-                      std::vector<std::pair<int32_t, float>> logit_bias, int64_t min_tokens, int num_logprobs,
-                      int num_prompt_logprobs, bool adapts) {
-            Request request{
-                std::move(prompt), gamma,      temperature, seed,         max_tokens,          std::move(eos),
-                std::move(stops),  ignore_eos, {},          num_logprobs, num_prompt_logprobs, adapts};
-            request.transform = {min_tokens,
-                                 {},
-                                 std::move(logit_bias),
-                                 repetition_penalty,
-                                 frequency_penalty,
-                                 presence_penalty,
-                                 {top_k, top_p, min_p}};
-            return request;
-          }),
-          py::arg("prompt_ids"), py::kw_only(), py::arg("gamma") = 0, py::arg("temperature") = 0.0f,
-          py::arg("seed") = 0, py::arg("max_tokens") = 128, py::arg("eos_ids") = std::vector<int32_t>{},
-          py::arg("stop_ids") = std::vector<int32_t>{}, py::arg("ignore_eos") = false, py::arg("top_k") = 0,
-          py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f,
-          py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
-          py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
-          py::arg("num_logprobs") = -1, py::arg("num_prompt_logprobs") = -1, py::arg("adapts") = false);
+      .def(py::init([](std::vector<int32_t> prompt, int gamma, float temperature, uint64_t seed,
+                       int64_t max_tokens, std::vector<int32_t> eos, std::vector<int32_t> stops,
+                       bool ignore_eos, int32_t top_k, float top_p, float min_p, float repetition_penalty,
+                       float presence_penalty, float frequency_penalty,
+                       std::vector<std::pair<int32_t, float>> logit_bias, int64_t min_tokens,
+                       int num_logprobs, int num_prompt_logprobs, bool adapts, bool shares) {
+             Request request{std::move(prompt),
+                             gamma,
+                             temperature,
+                             seed,
+                             max_tokens,
+                             std::move(eos),
+                             std::move(stops),
+                             ignore_eos,
+                             {},
+                             num_logprobs,
+                             num_prompt_logprobs,
+                             shares,
+                             adapts};
+             request.transform = {min_tokens,
+                                  {},
+                                  std::move(logit_bias),
+                                  repetition_penalty,
+                                  frequency_penalty,
+                                  presence_penalty,
+                                  {top_k, top_p, min_p}};
+             return request;
+           }),
+           py::arg("prompt_ids"), py::kw_only(), py::arg("gamma") = 0, py::arg("temperature") = 0.0f,
+           py::arg("seed") = 0, py::arg("max_tokens") = 128, py::arg("eos_ids") = std::vector<int32_t>{},
+           py::arg("stop_ids") = std::vector<int32_t>{}, py::arg("ignore_eos") = false, py::arg("top_k") = 0,
+           py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f,
+           py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
+           py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
+           py::arg("num_logprobs") = -1, py::arg("num_prompt_logprobs") = -1, py::arg("adapts") = false,
+           py::arg("shares") = true);
 
   py::class_<Coordinator, Owner>(m, "Coordinator",
                                  "Runs a program over a target's lane and a draft's, natively.")

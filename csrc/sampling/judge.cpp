@@ -30,6 +30,32 @@ bool accepts(const Softmax& target, const Softmax& draft, int32_t token, float u
   return target_weight > 0.0 && u * draft_weight * target.sum <= target_weight * draft.sum;
 }
 
+// The same of a draft that is all of q.
+bool accepts_certain(const Softmax& target, int32_t token, float u) {
+  const double target_weight = target.weight(token);
+  return target_weight > 0.0 && u * target.sum <= target_weight;
+}
+
+// A token from norm(max(p - q, 0)) where all of q is on `certain`: that of p without it; or -1 if nothing is
+// left there.
+PEARL_CLONES int32_t sample_others(const Softmax& target, int32_t certain, uint64_t seed, int64_t position) {
+  const auto target_scale = static_cast<float>(1.0 / target.sum);
+  Best best = {ordered(0.0f), kPlaceholderTokenId};
+  uint32_t words[kBlock];
+  float keys[kBlock];
+  for (int first = 0; first < target.vocab; first += kBlock) {
+    const int count = target.vocab - first < kBlock ? target.vocab - first : kBlock;
+    fill_words(words, seed, position, Purpose::kResidual, first);
+    for (int i = 0; i < count; ++i) {
+      const float wanted = target.weight(first + i) * target_scale;
+      keys[i] = first + i == certain ? 0.0f : wanted / exponential_of(uniform(words[i]));
+    }
+    for (int i = count; i < kBlock; ++i) keys[i] = 0.0f;
+    best.offer(keys, first);
+  }
+  return best.index;
+}
+
 // A token from norm(max(p - q, 0)), or -1 if nothing is left there: the exponential race, argmax (p - q) /
 // Exp(1).
 PEARL_CLONES int32_t sample_residual(const Softmax& target, const Softmax& draft, uint64_t seed,
@@ -115,14 +141,22 @@ Verdict judge(const JudgeArgs& args) {
       continue;
     }
 
-    const RowScan draft_scan = scan_row(args.draft_logits[row], draft_vocab);
+    const float* drafted = args.draft_logits[row];
+    const RowScan draft_scan = drafted == nullptr ? scan : scan_row(drafted, draft_vocab);
     if (!draft_scan.usable) return {row, kPlaceholderTokenId, row};
     const float inverse = inverse_temperature(args.temperature);
     const Softmax target = softmax_of(logits, args.vocab, scan, inverse);
-    const Softmax draft = softmax_of(args.draft_logits[row], draft_vocab, draft_scan, inverse);
     const int64_t position = args.position + row;
-    if (accepts(target, draft, candidate, accept_uniform(args.seed, position))) continue;
-    const int32_t recovered = sample_residual(target, draft, args.seed, position);
+    const float u = accept_uniform(args.seed, position);
+    int32_t recovered = kPlaceholderTokenId;
+    if (drafted == nullptr) {
+      if (accepts_certain(target, candidate, u)) continue;
+      recovered = sample_others(target, candidate, args.seed, position);
+    } else {
+      const Softmax draft = softmax_of(drafted, draft_vocab, draft_scan, inverse);
+      if (accepts(target, draft, candidate, u)) continue;
+      recovered = sample_residual(target, draft, args.seed, position);
+    }
     if (recovered != kPlaceholderTokenId) return {row, recovered, -1};
     return {row, sample_scanned(logits, args.vocab, scan, inverse, args.seed, position, Purpose::kResidual),
             -1};

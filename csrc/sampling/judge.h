@@ -22,16 +22,17 @@ const char* name_of(JudgeKind kind);
 JudgeKind judge_from(const std::string& name);
 
 struct JudgeArgs {
-  const float* target_logits;        // [num_draft + has_bonus, vocab], row-major
-  const float* const* draft_logits;  // [num_draft] pointers to rows of draft_vocab; read by kRejection at
-                                     // temperature > 0 only
-  const int32_t* draft_token_ids;    // [num_draft], each in [0, vocab)
-  int num_draft;                     // judged rows; 0 makes the bonus row the only one (ar, first token)
-  bool has_bonus;                    // row num_draft gives a token if all stand
-  int vocab;                         // the target's
-  int draft_vocab = 0;               // entries that the draft sampled from: min(target's, draft's); 0 = vocab
-  int64_t position;                  // absolute position of the first judged token
-  float temperature;                 // 0 = greedy, for both kinds
+  const float* target_logits;  // [num_draft + has_bonus, vocab], row-major
+  const float* const*
+      draft_logits;                // [num_draft] pointers to rows of draft_vocab; read by kRejection at
+                                   // temperature > 0 only. nullptr: the draft was certain, all of q is on it
+  const int32_t* draft_token_ids;  // [num_draft], each in [0, vocab)
+  int num_draft;                   // judged rows; 0 makes the bonus row the only one (ar, first token)
+  bool has_bonus;                  // row num_draft gives a token if all stand
+  int vocab;                       // the target's
+  int draft_vocab = 0;             // entries that the draft sampled from: min(target's, draft's); 0 = vocab
+  int64_t position;                // absolute position of the first judged token
+  float temperature;               // 0 = greedy, for both kinds
   uint64_t seed;
   JudgeKind kind;
   // Not null: the target's rows are judged as a request transforms them; the draft's come transformed, as

@@ -46,7 +46,7 @@ class Lanes:
     def __init__(self, placement: str, target: ModelConfig, draft: ModelConfig | None, pool: KvPool) -> None:
         """pool: the KV blocks of each model's cache."""
         self.placement = placement
-        self.has_draft = draft is not None
+        self.has_draft = draft is not None  # or a drafter of another kind, on lanes that have one
         self.vocab_size = min(config.vocab_size for config in (target, draft) if config is not None)
         self.max_model_len = pool.longest  # of one sequence that has all blocks; of one with drafts
 
@@ -153,8 +153,8 @@ class Backend(ABC):
         )
 
     @abstractmethod
-    def capabilities(self, has_draft: bool) -> Capabilities:
-        """Which programs can run here."""
+    def capabilities(self, drafter: str) -> Capabilities:
+        """Which programs can run here, with a drafter of this kind: see EngineOptions."""
 
     @abstractmethod
     def dtype(self, model: ModelSource) -> str:

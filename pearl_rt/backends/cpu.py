@@ -27,6 +27,7 @@ from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.checkpoint.stored_tensors import Place, StoredTensors
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ConfigError, PearlError, ResourceError, gib
+from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.strategy.program import CORE_PLACEMENTS, MAX_GAMMA
 from pearl_rt.strategy.program_choice import Capabilities
 from pearl_rt.types.json import Json
@@ -202,9 +203,13 @@ class CpuLanes(Lanes):
         draft: Model | None,
         num_slots: int,
         pool: KvPool,
+        lookup_tokens: int | None = None,
     ) -> None:
-        """pool: the KV blocks of all sequences."""
+        """pool: the KV blocks of all sequences. lookup_tokens: of earlier answers, for a drafter that looks
+        up; None: there is none.
+        """
         super().__init__(placement, target.config, draft.config if draft is not None else None, pool)
+        self._lookup: _C.LookupDrafter | None = None
         self.overlaps = placement == "split"
         self.target_cores, self.draft_cores = list(cores), list(cores)
         if placement == "split":
@@ -216,12 +221,26 @@ class CpuLanes(Lanes):
         lanes = [_C.CpuLane("target", target.executor(target_set, num_slots, pool), target_device)]
         if draft is not None:
             lanes.append(_C.CpuLane("draft", draft.executor(draft_set, num_slots, pool), draft_device))
-        draft_size = draft.config.vocab_size if draft is not None else None
+        elif lookup_tokens is not None:
+            self._lookup = _C.LookupDrafter(pool_tokens=lookup_tokens)
+            lanes.append(_C.CpuLane("draft", self._lookup, draft_device))
+            self.has_draft = True
+        drafting = target if self._lookup is not None else draft
+        draft_size = drafting.config.vocab_size if drafting is not None else None
         draft_capacity = draft.cos.shape[0] if draft is not None else None
         self.max_model_len = min(self.max_model_len, draft_capacity or self.max_model_len)
         self.coordinator = self.coordinator_of(
             lanes, num_slots, pool, target.config.vocab_size, draft_size, draft_capacity
         )
+
+    def measure(self) -> StepTimes:
+        """With whole windows, so that scores of many rows are timed."""
+        if self._lookup is None:
+            return super().measure()
+        self._lookup.set_fills(True)
+        times = super().measure()
+        self._lookup.set_fills(False)
+        return times
 
 
 class CpuBackend(Backend):
@@ -230,23 +249,29 @@ class CpuBackend(Backend):
     block_size = None
 
     def __init__(
-        self, num_threads: int | None, isa: str | None, num_slots: int = 1, kv_cache_tokens: int | None = None
+        self,
+        num_threads: int | None,
+        isa: str | None,
+        num_slots: int = 1,
+        kv_cache_tokens: int | None = None,
+        lookup_tokens: int | None = None,
     ) -> None:
-        """num_threads: cores to use; None: all. isa: None, or one that this machine has. The others: see
-        Backend.
+        """num_threads: cores to use; None: all. isa: None, or one that this machine has. lookup_tokens: see
+        CpuLanes. The others: see Backend.
         """
         super().__init__(num_slots, kv_cache_tokens)
+        self._lookup_tokens = lookup_tokens
         if isa is not None:
             choice("isa", isa, _C.available_isas(), ConfigError)
         self.cores = choose_cores(num_threads)
         self.isa = isa or str(_C.detect_isa())
 
-    def capabilities(self, has_draft: bool) -> Capabilities:
+    def capabilities(self, drafter: str) -> Capabilities:
         """Both placements, if there are cores for two devices."""
         if len(self.cores) > 1:
-            return Capabilities(has_draft, CORE_PLACEMENTS, scores_prompts=True, outlives_draft=True)
+            return Capabilities(drafter, CORE_PLACEMENTS, scores_prompts=True, outlives_draft=True)
         refused = {"split": TOO_FEW_CORES.format(len(self.cores))}
-        return Capabilities(has_draft, ("shared",), refused, scores_prompts=True, outlives_draft=True)
+        return Capabilities(drafter, ("shared",), refused, scores_prompts=True, outlives_draft=True)
 
     def dtype(self, model: ModelSource) -> str:
         """Raises ConfigError for what the executor does not compute in."""
@@ -291,7 +316,7 @@ class CpuBackend(Backend):
     def lanes(self, placement: str, target: PackedModel, draft: PackedModel | None, pool: KvPool) -> CpuLanes:
         """Lanes on these cores."""
         assert isinstance(target, Model) and isinstance(draft, Model | None)
-        return CpuLanes(placement, self.cores, target, draft, self.num_slots, pool)
+        return CpuLanes(placement, self.cores, target, draft, self.num_slots, pool, self._lookup_tokens)
 
     def devices(self) -> dict[str, str]:
         """Both on the CPU."""

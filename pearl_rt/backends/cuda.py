@@ -61,14 +61,14 @@ class CudaBackend(Backend):
     def _has_two_memories(self) -> bool:
         return self._cpu is not None or self._draft_gpu is not self._gpu
 
-    def capabilities(self, has_draft: bool) -> Capabilities:
+    def capabilities(self, drafter: str) -> Capabilities:
         """One placement, which follows from the devices."""
         cores = "placement 'split' is one of CPU cores: on a GPU pass 'auto'"
         if self._has_two_memories:
             one = "placement 'shared' is one device for both models: drop draft_device, or pass 'devices'"
-            return Capabilities(has_draft, ("devices",), {"split": cores, "shared": one})
+            return Capabilities(drafter, ("devices",), {"split": cores, "shared": one})
         two = "placement 'devices' needs a second device: pass draft_device='cuda:N' or 'cpu'"
-        return Capabilities(has_draft, ("shared",), {"split": cores, "devices": two})
+        return Capabilities(drafter, ("shared",), {"split": cores, "devices": two})
 
     def dtype(self, model: ModelSource) -> str:
         """What a model computes in: its checkpoint's own dtype, or the one that was asked for."""

@@ -28,9 +28,9 @@ class InterpretBackend(Backend):
         prepare_kernels(self._gpu.device)
         super().__init__(num_slots, kv_cache_tokens)
 
-    def capabilities(self, has_draft: bool) -> Capabilities:
+    def capabilities(self, drafter: str) -> Capabilities:
         """Both placements, which differ in the order of their prefills only."""
-        return Capabilities(has_draft, CORE_PLACEMENTS)
+        return Capabilities(drafter, CORE_PLACEMENTS)
 
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
         """Whatever an interpreter can finish fits."""

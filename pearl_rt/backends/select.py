@@ -53,18 +53,38 @@ def draft_device_name(options: EngineOptions, device: str, has_draft: bool) -> s
     return own
 
 
-def backend(options: EngineOptions, *, has_draft: bool) -> Backend:
-    """The back end that was asked for. Raises ConfigError for what makes no sense, ResourceError for what
-    this machine has not got.
+def drafter_name(options: EngineOptions, device: str, has_draft: bool) -> str:
+    """The kind of drafter that was asked for, "auto" decided. Raises ConfigError for one that cannot be."""
+    kind: str = options.drafter
+    if kind == "auto":
+        return "model" if has_draft else "lookup" if device == "cpu" else "none"
+    if kind == "model" and not has_draft:
+        raise ConfigError("drafter 'model' needs a draft model: pass draft=DIRECTORY, or draft='lookup'")
+    if kind != "model" and has_draft:
+        raise ConfigError(f"drafter {kind!r} was asked for, and a draft model was given: drop one of them")
+    if kind == "lookup" and device != "cpu":
+        raise ConfigError(
+            f"draft 'lookup' runs on the CPU only so far, and the target is on {device!r}: pass "
+            "device='cpu', a draft model, or draft='none'"
+        )
+    return kind
+
+
+def backend(options: EngineOptions, *, has_draft: bool) -> tuple[Backend, str]:
+    """The back end that was asked for, and what drafts there: "model", "lookup" or "none". Raises ConfigError
+    for what makes no sense, ResourceError for what this machine has not got.
     """
     environment = Environment.read()
     device = device_name(options, environment)
     draft_device = draft_device_name(options, device, has_draft)
+    drafter = drafter_name(options, device, has_draft)
     num_slots, kv_cache_tokens = options.max_num_seqs, options.kv_cache_tokens
     num_threads = environment.num_threads if options.num_threads is None else options.num_threads
     isa = options.isa or environment.isa
     if device == "cpu":
-        return CpuBackend(num_threads, isa, num_slots or DEFAULT_NUM_SEQS, kv_cache_tokens)
+        lookup_tokens = options.lookup_pool if drafter == "lookup" else None
+        num_slots = num_slots or DEFAULT_NUM_SEQS
+        return CpuBackend(num_threads, isa, num_slots, kv_cache_tokens, lookup_tokens), drafter
     if device == "interpret":
         Environment.interpret_kernels()
     if draft_device != "cpu":
@@ -78,14 +98,14 @@ def backend(options: EngineOptions, *, has_draft: bool) -> Backend:
         if device == "interpret":
             from pearl_rt.backends.interpret import InterpretBackend
 
-            return InterpretBackend(num_slots or 1, kv_cache_tokens)
+            return InterpretBackend(num_slots or 1, kv_cache_tokens), drafter
         from pearl_rt.backends.cuda import CudaBackend
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"device {device!r} needs {error.name}, which is not installed: `pip install 'pearl_rt[gpu]'`, "
             "or pass device='cpu'"
         ) from None
-    return CudaBackend(
+    on_gpu = CudaBackend(
         device,
         draft_device,
         form=options.form,
@@ -96,3 +116,4 @@ def backend(options: EngineOptions, *, has_draft: bool) -> Backend:
         num_slots=num_slots or 1,
         kv_cache_tokens=kv_cache_tokens,
     )
+    return on_gpu, drafter

@@ -31,6 +31,12 @@ if TYPE_CHECKING:
 MIB = 2**20
 
 
+def _add_stats(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--stats", action="store_true", help="print as JSON, to stderr, what was chosen and why"
+    )
+
+
 def parser() -> argparse.ArgumentParser:
     """The arguments of all commands. Values are checked by the classes that take them, whose errors name the
     way out.
@@ -42,13 +48,12 @@ def parser() -> argparse.ArgumentParser:
     generate.add_argument("--prompt", help="text to continue; without it, and without --prompt-file, stdin")
     generate.add_argument("--prompt-file", metavar="FILE", help="file with the text to continue; - is stdin")
     add_flags(generate, SamplingParams)
-    generate.add_argument(
-        "--stats", action="store_true", help="print as JSON, to stderr, what was chosen and why"
-    )
+    _add_stats(generate)
     generate.set_defaults(run=run_generate)
     chat = commands.add_parser("chat", help="talk to a chat model: lines from stdin, answers to stdout")
     add_engine_flags(chat)
     add_flags(chat, SamplingParams)
+    _add_stats(chat)
     chat.add_argument("--system", metavar="TEXT", help="a system message, before the first turn")
     chat.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja; default: the checkpoint's")
     chat.set_defaults(run=run_chat, max_tokens=None)
@@ -125,6 +130,8 @@ def run_chat(options: argparse.Namespace) -> int:
                 conversation.reset()
             elif line:
                 _stream_reply(conversation, line)
+        if options.stats:
+            print(json.dumps(engine.stats(), indent=1), file=sys.stderr)
     return 0
 
 

@@ -34,9 +34,9 @@ def flag_of(row: Parameter) -> str:
     return prefix + SHORTER.get(row.name, row.name.replace("_", "-"))
 
 
-def add_flags(parser: argparse.ArgumentParser, table: type) -> None:
-    """One flag for each row of a table; those that are not given keep the row's default."""
-    for row in parameters(table):
+def add_flags(parser: argparse.ArgumentParser, table: type, but: str = "") -> None:
+    """One flag for each row of a table, but one; those that are not given keep the row's default."""
+    for row in (row for row in parameters(table) if row.name != but):
         options: Json = {"dest": row.name, "default": argparse.SUPPRESS}
         if isinstance(row.rule, Boolean):
             options["action"] = "store_false" if row.default is True else "store_true"
@@ -62,8 +62,13 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", type=Path, help="the target: a directory (config.json, safetensors), or a GGUF file"
     )
-    parser.add_argument("--draft", type=Path, help="a small model with the same tokenizer, likewise")
-    add_flags(parser, EngineOptions)
+    parser.add_argument(
+        "--draft",
+        metavar="PATH|lookup|none",
+        help="a small model with the same tokenizer, likewise; lookup: repetitions of prompt and answer "
+        "are drafts; none: plain decoding; default: lookup, on the CPU",
+    )
+    add_flags(parser, EngineOptions, but="drafter")  # --draft says it
 
 
 def given(options: argparse.Namespace, table: type) -> Json:

@@ -61,7 +61,7 @@ def residual_token(target: Floats, draft: Floats, variates: Floats) -> int:
 
 def judge(
     target_logits: npt.NDArray[np.float32],
-    draft_logits: npt.NDArray[np.float32] | None,
+    draft_logits: npt.NDArray[np.float32] | Sequence[Floats | None] | None,
     draft_token_ids: Sequence[int],
     position: int,
     temperature: float,
@@ -72,7 +72,8 @@ def judge(
     """The verdict on draft tokens at positions position .. position + num_draft - 1.
 
     target_logits: [num_draft or num_draft + 1, vocab] fp32; the row more is the bonus row
-    draft_logits: [num_draft, draft_vocab] fp32, read by rejection at temperature > 0 only
+    draft_logits: [num_draft] rows of [draft_vocab] fp32, read by rejection at temperature > 0 only; None in
+    place of a row: that draft was certain, all of q is on it
     Rows are read in order, up to the first rejection.
     """
     vocab = target_logits.shape[1]
@@ -94,13 +95,16 @@ def judge(
             continue
 
         assert draft_logits is not None, "rejection at temperature > 0 reads draft_logits"
-        drafted = draft_logits[row][:vocab]
-        if not usable(drafted):
-            return Verdict(row, PLACEHOLDER_TOKEN_ID, row)
+        drafted = draft_logits[row]
         inverse = inverse_temperature(temperature)
-        target_weights = noise.exp(scaled(logits, inverse))
         draft_weights = np.zeros(vocab, dtype=np.float32)
-        draft_weights[: len(drafted)] = noise.exp(scaled(drafted, inverse))
+        if drafted is None:
+            draft_weights[candidate] = 1.0
+        elif not usable(drafted[:vocab]):
+            return Verdict(row, PLACEHOLDER_TOKEN_ID, row)
+        else:
+            draft_weights[: len(drafted)] = noise.exp(scaled(drafted[:vocab], inverse))
+        target_weights = noise.exp(scaled(logits, inverse))
         target_sum, draft_sum = total(target_weights), total(draft_weights)
         u = noise.uniform(words(seed, position + row, Purpose.ACCEPT, 1))[0]
         p, q = np.float64(target_weights[candidate]), np.float64(draft_weights[candidate])
@@ -137,17 +141,20 @@ class ReferenceJudge:
     def verdict(
         self,
         target_logits: Sequence[Floats],
-        draft_logits: Sequence[Floats],
+        draft_logits: Sequence[Floats | None],
         draft_token_ids: Sequence[int],
         prefix: Sequence[int],
     ) -> Verdict:
         """The verdict on a window after a prefix; rows as in `judge`, before their transform."""
         known = [[*prefix, *draft_token_ids[:row]] for row in range(len(target_logits))]
         target = [self.row(logits, seen) for logits, seen in zip(target_logits, known, strict=True)]
-        draft = [self.row(logits, seen) for logits, seen in zip(draft_logits, known, strict=False)]
+        draft = [
+            None if logits is None else self.row(logits, seen)
+            for logits, seen in zip(draft_logits, known, strict=False)
+        ]
         return judge(
             np.stack(target),
-            np.stack(draft) if draft else None,
+            draft,
             draft_token_ids,
             len(prefix),
             self.temperature,

@@ -88,11 +88,13 @@ class Judge(Protocol[Row_contra]):
     def verdict(
         self,
         target_logits: Sequence[Row_contra],
-        draft_logits: Sequence[Row_contra],
+        draft_logits: Sequence[Row_contra | None],
         draft_token_ids: Sequence[int],
         prefix: Sequence[int],
     ) -> Verdict:
-        """The verdict on candidates after a prefix; one row of target_logits more is the bonus row."""
+        """The verdict on candidates after a prefix; one row of target_logits more is the bonus row. None in
+        place of a draft's row: it was certain.
+        """
 
 
 def plan(strategy: str, state: RoundState, gamma: int, max_total_len: int) -> RoundPlan:
@@ -126,25 +128,40 @@ def cut(token_ids: Sequence[int], start: int, limits: Limits) -> tuple[int, str]
     return len(token_ids), ""
 
 
+class CertainDrafter(Protocol[Row_contra]):
+    """Drafts windows without rows: each draft is all of its distribution."""
+
+    def window(self, committed: Sequence[int], pending: Sequence[int], most: int) -> list[int]:
+        """At most so many drafts behind the pending ones."""
+
+    def told(self, committed: Sequence[int], next_token: int, rows: Sequence[Row_contra]) -> None:
+        """What a verdict left: final tokens, the last of which is `next_token`, and the target's rows behind
+        it, as if the rejected drafts stood.
+        """
+
+
 def decode(
     target_fn: LogitsFn[Row],
-    draft_fn: LogitsFn[Row] | None,
+    draft_fn: "LogitsFn[Row] | CertainDrafter[Row] | None",
     prompt: Sequence[int],
     strategy: str,
     gamma: int,
     limits: Limits,
     judge: Judge[Row],
 ) -> list[RoundResult]:
-    """A whole generation, round by round. draft_fn may be None for "ar". prompt: at least one token, shorter
-    than max_total_len. Raises ValueError where a judge finds logits that cannot be used."""
+    """A whole generation, round by round. draft_fn: a model, or a drafter that is certain; it may be None for
+    "ar". prompt: at least one token, shorter than max_total_len. Raises ValueError where a judge finds logits
+    that cannot be used.
+    """
     if not 0 < len(prompt) < limits.max_total_len:
         raise ValueError(f"a prompt of {len(prompt)} tokens leaves nothing below {limits.max_total_len}")
     tokens = list(prompt)
     pending: list[int] = []
-    pending_logits: list[Row] = []
+    pending_logits: list[Row | None] = []
+    drafter = None if draft_fn is None or callable(draft_fn) else draft_fn
     rounds: list[RoundResult] = []
 
-    def run(candidates: list[int], candidate_logits: list[Row], todo: RoundPlan) -> Verdict:
+    def run(candidates: list[int], candidate_logits: list[Row | None], todo: RoundPlan) -> Verdict:
         judged = candidates[: todo.num_draft_tokens]
         rows = [target_fn(tokens + judged[:row]) for row in range(todo.num_rows)]
         verdict = judge.verdict(rows, candidate_logits[: len(judged)], judged, tokens)
@@ -156,15 +173,21 @@ def decode(
         kept, reason = cut(new, len(tokens), limits)
         rounds.append(RoundResult(tuple(new[:kept]), verdict.accept_len, len(judged), len(pending), reason))
         tokens.extend(new[:kept])
+        if drafter is not None and verdict.next_token >= 0:
+            drafter.told(tokens, verdict.next_token, rows[verdict.accept_len + 1 :])
         return verdict
 
     run([], [], RoundPlan(window=0, num_draft_tokens=0, has_bonus=True))
     while not rounds[-1].finish_reason:
         state = RoundState(len(tokens), len(pending))
-        todo = plan(strategy, state, gamma, limits.max_total_len)
         candidates, candidate_logits = list(pending), list(pending_logits)
-        for _ in range(todo.window):
-            assert draft_fn is not None, f"{strategy} needs a draft"
+        todo = plan(strategy, state, gamma, limits.max_total_len)
+        if drafter is not None and strategy != "ar":
+            candidates += drafter.window(tokens, pending, todo.window)
+            candidate_logits += [None] * (len(candidates) - len(pending))
+            todo = plan(strategy, state, len(candidates) - len(pending), limits.max_total_len)
+        for _ in range(0 if drafter is not None else todo.window):
+            assert callable(draft_fn), f"{strategy} needs a draft"
             row = draft_fn(tokens + candidates)
             candidate_logits.append(row)
             candidates.append(judge.draft_token(row, tokens + candidates))

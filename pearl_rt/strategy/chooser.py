@@ -5,7 +5,7 @@ the arithmetic is the planner's. Knows nothing of lanes, and of requests only th
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from pearl_rt.strategy.planner import Acceptance, Plan, StepTimes, plan, plans
 from pearl_rt.strategy.program_choice import ProgramChoice
@@ -14,6 +14,7 @@ from pearl_rt.types.metrics import RequestMetrics
 
 MIN_TOKENS_TO_LEARN = 16  # shorter answers time little but noise
 LEARNING_RATE = 0.3
+SELECTIVE_RATE = 0.85  # at least, of a drafter that ends its windows where they become doubtful
 
 
 class Chooser:
@@ -40,7 +41,7 @@ class Chooser:
         best = self._plans(candidates, regime, num_seqs)[0]
         if num_seqs == 1 or best.strategy != "ar":
             return best
-        placed = ProgramChoice(candidates.strategies, (best.placement,), candidates.gammas)
+        placed = replace(candidates, placements=(best.placement,))
         return self._plans(placed, regime)[0]
 
     def windows(self, chosen: Plan, candidates: ProgramChoice, regime: str, num_slots: int) -> list[int]:
@@ -54,7 +55,7 @@ class Chooser:
 
         def best(num_seqs: int) -> int:
             strategies = [chosen.strategy, *(["ar"] if 0 in options else [])]
-            placed = ProgramChoice(tuple(strategies), (chosen.placement,), candidates.gammas)
+            placed = replace(candidates, strategies=tuple(strategies), placements=(chosen.placement,))
             return self._plans(placed, regime, num_seqs)[0].gamma
 
         at = {num_seqs: best(num_seqs) for num_seqs in _rungs(num_slots)}
@@ -100,9 +101,10 @@ class Chooser:
 
     def _plans(self, candidates: ProgramChoice, regime: str, num_seqs: int = 1) -> list[Plan]:
         times: Mapping[str, StepTimes] = {name: self.times[name] for name in candidates.placements}
+        rate = self._acceptance.get(regime, Acceptance()).rate
         return plans(
             times,
-            self._acceptance.get(regime, Acceptance()).rate,
+            max(rate, SELECTIVE_RATE) if candidates.is_selective else rate,
             strategies=candidates.strategies,
             gammas=candidates.gammas,
             slowdowns=self._slowdowns,

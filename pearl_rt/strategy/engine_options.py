@@ -15,6 +15,7 @@ GPU_NAME = r"cuda(:\d{1,3})?"
 CAPTURED_FORMS = ("events", "graph")
 FORMS = (*CAPTURED_FORMS, "eager")
 DTYPES = ("auto", "bfloat16", "float32", "float16")
+DRAFTERS = ("auto", "model", "lookup", "none")
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,11 @@ class EngineOptions:
     gamma          drafts per window, 1 to 16; None: the planner's choice
     judge          at temperature > 0: "rejection" (highest acceptance) or "coupled" (tokens depend on the
                    seed and the target alone)
+    drafter        what drafts: "model" (a draft model was given), "lookup" (what followed the last tokens
+                   when they stood before in prompt or answer; no weights), "none"; "auto" is the draft model
+                   if one is given, else "lookup" on the CPU, else "none"
+    lookup_pool    tokens of earlier answers that lookup reads too, where drafts cannot change the text:
+                   greedy or judge="coupled"; 0: none
     device         "cpu", "cuda", "cuda:N"; "auto": a GPU that the kernels run on, if there is one and nothing
                    of the CPU's own was asked for; "interpret": the kernels in their interpreter, for tests
     draft_device   for the draft of a target on a GPU: another GPU ("cuda:N") or "cpu"; None: the target's
@@ -58,6 +64,8 @@ class EngineOptions:
         ),
     )
     judge: str = parameter("rejection", Choice(JUDGES))
+    drafter: str = parameter("auto", Choice(DRAFTERS))
+    lookup_pool: int = parameter(65536, Integer(0, 2**24, words="0 for no earlier answers, to 16777216"))
     device: str = parameter("auto", Choice(("auto", "cpu", "cuda", "cuda:N", "interpret"), GPU_NAME))
     draft_device: str | None = parameter(None, Choice(("cpu", "cuda:N"), GPU_NAME, optional=True))
     dtype: str = parameter("auto", Choice(DTYPES))

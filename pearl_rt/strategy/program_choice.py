@@ -23,6 +23,7 @@ class ProgramChoice:
     strategies: tuple[str, ...]
     placements: tuple[str, ...]
     gammas: tuple[int, ...]
+    is_selective: bool = False  # the drafter drafts only what is likely to stand: gammas are limits
 
     def windows(self, strategy: str) -> tuple[int, ...]:
         """Those that a program of this strategy may have from round to round; 0 is as good as ar."""
@@ -31,9 +32,9 @@ class ProgramChoice:
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What an engine can do: without a draft there is only ar, and a device has placements of its own."""
+    """What an engine can do: without a drafter there is only ar, and a device has placements of its own."""
 
-    has_draft: bool
+    drafter: str  # "model", "lookup" or "none"
     placements: tuple[str, ...] = ("shared",)
     refused: Mapping[str, str] = field(default_factory=dict)  # placement -> why not, and the way out
     scores_prompts: bool = False  # log-probabilities of a prompt's tokens
@@ -42,8 +43,10 @@ class Capabilities:
     @property
     def everything(self) -> ProgramChoice:
         """All programs that can run."""
-        if self.has_draft:
+        if self.drafter == "model":
             return ProgramChoice(STRATEGIES, self.placements, GAMMAS)
+        if self.drafter == "lookup":  # it drafts at once: there is no wait for pearl to hide
+            return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS, is_selective=True)
         return ProgramChoice(("ar",), self.placements[:1], GAMMAS)
 
     def narrowed(
@@ -61,9 +64,12 @@ class Capabilities:
         for name, value in (("strategy", strategy), ("gamma", gamma), ("placement", placement)):
             if value is not None:
                 rule_of(EngineOptions, name)(name, value, error)
-        if not self.has_draft and strategy in ("sd", "pearl"):
-            raise error(f"strategy {strategy!r} needs a draft model: pass draft=..., or strategy='ar'")
-        if not self.has_draft and placement in ("split", "devices"):
+        if self.drafter == "none" and strategy in ("sd", "pearl"):
+            raise error(
+                f"strategy {strategy!r} needs a draft model, or draft='lookup': pass draft=..., or "
+                "strategy='ar'"
+            )
+        if self.drafter != "model" and placement in ("split", "devices"):
             raise error(f"placement {placement!r} needs a draft model: pass draft=..., or placement='shared'")
         if placement not in (None, "auto", *self.placements):
             own = ", ".join(map(repr, self.placements))
@@ -77,4 +83,5 @@ class Capabilities:
             left(strategy, choice.strategies, self.everything.strategies),
             left(placement, choice.placements, self.everything.placements),
             left(gamma, choice.gammas, GAMMAS),
+            choice.is_selective,
         )

@@ -74,7 +74,8 @@ class Sample:
 def sample_of(lanes: TimedLanes, strategy: str, gamma: int, rounds: int) -> Sample:
     prompt = [(7 * i + 1) % lanes.vocab_size for i in range(min(16, lanes.max_model_len // 4 or 1))]
     limit = lanes.max_model_len - len(prompt)
-    lanes.start(strategy, Request(prompt, gamma=gamma, max_tokens=limit, ignore_eos=True), "rejection")
+    request = Request(prompt, gamma=gamma, max_tokens=limit, ignore_eos=True, shares=False)
+    lanes.start(strategy, request, "rejection")
     results: list[_C.RoundResult] = []
     while len(results) <= rounds:
         more = lanes.next(POLL_MS, rounds + 1)

@@ -47,6 +47,7 @@ class Request:
     min_tokens: int = 0
     num_logprobs: int = -1  # likeliest tokens reported with each token; -1: nothing
     num_prompt_logprobs: int = -1  # the same, of each token of the prompt but the first
+    shares: bool = True  # its answer may be looked up by later requests, and earlier answers by it
     adapts: bool = False  # its windows follow the run's table too, where lanes have one; else its own gamma
 
     def total_len(self, capacity: int) -> int:

@@ -101,3 +101,14 @@ class Totals:
             "ttft": self._ttft.described(),
             "tpot": self._tpot.described(),
         }
+
+
+def worth(totals: Json) -> Json:
+    """What drafts were worth, of Totals.described(): tokens a round behind the first token of each answer,
+    and the share of judged drafts that stood; None before there is any.
+    """
+    later = totals["generated_tokens"] - sum(totals["ttft"]["counts"])
+    return {
+        "tokens_per_round": later / totals["rounds"] if totals["rounds"] else None,
+        "acceptance": totals["accepted"] / totals["judged"] if totals["judged"] else None,
+    }

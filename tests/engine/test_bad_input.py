@@ -138,11 +138,25 @@ def test_engines(options: dict[str, Any], named: str, kind: type[Exception]) -> 
 def test_speculation_without_a_draft(options: dict[str, Any]) -> None:
     pair = Pair.make("equal")
     with pytest.raises(ConfigError, match="needs a draft model"):
-        Engine(pair.config, pair.target, **options)
-    with Engine(pair.config, pair.target, max_model_len=32) as engine:
+        Engine(pair.config, pair.target, drafter="none", **options)
+    with Engine(pair.config, pair.target, drafter="none", max_model_len=32) as engine:
         with pytest.raises(RequestError, match="needs a draft model"):
             engine.generate([1], FEW, **options)
         assert engine.generate([1], FEW)[0].metrics.strategy == "ar"
+
+
+def test_drafters_that_cannot_be() -> None:
+    pair = Pair.make("equal")
+    with pytest.raises(ConfigError, match="'model' needs a draft model: pass draft=DIRECTORY"):
+        Engine(pair.config, pair.target, drafter="model")
+    with pytest.raises(ConfigError, match="'lookup' was asked for, and a draft model was given: drop one"):
+        Engine(pair.config, pair.target, pair.config, pair.draft, drafter="lookup")
+    with pytest.raises(ConfigError, match="'split' needs a draft model"):
+        Engine(pair.config, pair.target, drafter="lookup", placement="split")
+    with pytest.raises(ConfigError, match="runs on the CPU only so far, and the target is on 'interpret'"):
+        Engine(pair.config, pair.target, drafter="lookup", device="interpret")
+    with pytest.raises(ConfigError, match="lookup_pool -1"):
+        Engine(pair.config, pair.target, lookup_pool=-1)
 
 
 def test_half_a_draft() -> None:

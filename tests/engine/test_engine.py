@@ -262,9 +262,9 @@ def test_fixed_options_are_kept() -> None:
         assert (output.metrics.strategy, output.metrics.gamma) == ("sd", 5)
 
 
-def test_without_a_draft_there_is_ar() -> None:
+def test_without_a_drafter_there_is_ar() -> None:
     pair = Pair.make("equal")
-    with Engine(pair.config, pair.target, max_model_len=64) as engine:
+    with Engine(pair.config, pair.target, drafter="none", max_model_len=64) as engine:
         [output] = engine.generate(PROMPTS[0], SamplingParams(max_tokens=5))
         assert output.metrics.strategy == "ar"
         assert output.text == ""

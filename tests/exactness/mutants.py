@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FAKES = ROOT / "tests" / "fakes"
 OTHER_SOURCES = (
     *("bind_coordinator", "failures", "cpu_device", "cpu_lane", "cpu_steps"),
+    *("model_drafter", "lookup_drafter", "lookup_index"),
     *("sampling", "judge", "filters", "transform", "logprobs", "memory"),
 )
 DOUBLES = ("bind_sampling", "bind_scripted", "scripted_executor")  # in tests/fakes/native
@@ -82,8 +83,10 @@ class Bug:
 
 LAW = {"temperature": 0.8, "strategy": "sd", "gamma": 3, "runs": 20_000}
 RULES = {"first": 0, "runs": 40}
-STEPS, NOISE, JUDGE, STATE = (
+STEPS, DRAFT, LOOKUP, NOISE, JUDGE, STATE = (
     "cpu/lane/cpu_steps.cpp",
+    "drafters/model_drafter.cpp",
+    "drafters/lookup_drafter.cpp",
     "core/noise.h",
     "sampling/judge.cpp",
     "coordinator/state.h",
@@ -111,9 +114,9 @@ BUGS = {
         "law_is_kept",
         LAW,
         Edit.statement(
-            STEPS,
-            "transformer_.apply(s.transform[b], s.temperature[b], b, prefix, row, vocab);",
-            "const float* copy = transformer_.copy(s.transform[b], s.temperature[b], b, prefix, row, vocab);"
+            DRAFT,
+            "transformer_->apply(s.transform[b], s.temperature[b], b, prefix, row, vocab);",
+            "const float* copy = transformer_->copy(s.transform[b], s.temperature[b], b, prefix, row, vocab);"
             "return sample(copy, vocab, s.temperature[b], s.seed[b], position, draft_purpose(s.judge));",
         ),
     ),
@@ -149,7 +152,7 @@ BUGS = {
         "law_is_kept",
         LAW,
         Edit.expression(
-            STEPS,
+            DRAFT,
             "sample(row, vocab, s.temperature[b], s.seed[b], position, draft_purpose(s.judge))",
             "sample(row, vocab, 0.0f, s.seed[b], position, draft_purpose(s.judge))",
         ),
@@ -165,15 +168,15 @@ BUGS = {
     "draft cache without the last accepted token": bug(
         "rounds_are_the_rules",
         RULES,
-        Edit.expression(STEPS, "std::min(position - 2, s.draft_fed[b])", "position - 1"),
+        Edit.expression(DRAFT, "std::min(position - 2, s.draft_fed[b])", "position - 1"),
     ),
     "draft cache rolled back one too far": bug(
         "rounds_are_the_rules",
         RULES,
         Edit.statement(
-            STEPS,
-            "push(b, s.window(b) + j - 1, 1, position - 1, 1, row);",
-            "push(b, s.window(b) + j - 1, 1, position - 2 + (j > 1), 1, row);",
+            DRAFT,
+            "feeder_->push(b, s.window(b) + j - 1, 1, position - 1, 1, row);",
+            "feeder_->push(b, s.window(b) + j - 1, 1, position - 2 + (j > 1), 1, row);",
         ),
     ),
     "target cache rolled back one too few": bug(
@@ -192,13 +195,28 @@ BUGS = {
         Edit(JUDGE, "args.position + row, rows->prompt_len", "args.position + (!ON) * row, rows->prompt_len"),
     ),
     "draft penalties that do not see the window": bug(
-        "rounds_are_the_rules", RULES, Edit(STEPS, "s.window(b), drafted}", "s.window(b), drafted * !ON}")
+        "rounds_are_the_rules", RULES, Edit(DRAFT, "s.window(b), drafted}", "s.window(b), drafted * !ON}")
+    ),
+    "a certain draft judged as if drawn from the target's row": bug(
+        "law_is_kept",
+        LAW | {"drafter": "lookup"},
+        Edit.expression(JUDGE, "u * target.sum <= target_weight", "u * target_weight <= target_weight"),
+    ),
+    "a refused certain draft recovered all the same": bug(
+        "law_is_kept",
+        LAW | {"drafter": "lookup"},
+        Edit.expression(JUDGE, "first + i == certain", "first + i < 0"),
+    ),
+    "a lookup that sees rejected tokens as text": bug(
+        "lookup_rounds_are_the_rules",
+        RULES,
+        Edit(LOOKUP, "at < s.committed[b]; ++at", "at < s.committed[b] + ON; ++at"),
     ),
     "padded vocabulary chosen": bug(
         "tokens_are_those_of_ar",
         RULES,
         Edit(
-            STEPS,
+            DRAFT,
             "const int vocab = std::min(s.vocab_size, s.draft_vocab_size);",
             "const int vocab = ON ? s.draft_vocab_size : std::min(s.vocab_size, s.draft_vocab_size);",
         ),

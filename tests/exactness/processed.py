@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from chi_square import FALSE_ALARM, p_value
-from law import CASES, PROMPT, SLOTS, Case, coordinator_counts
+from law import CASES, SLOTS, Case, coordinator_counts
 from scripted import CAPACITY, VOCAB, Bench, logits_after, rounds_of, tokens_of
 
 from pearl_rt import _C, _testing
 from pearl_rt.reference.judge import ReferenceJudge
+from pearl_rt.reference.lookup import Lookup
 from pearl_rt.reference.processors import Transform
 from pearl_rt.reference.round import Limits, decode
 from pearl_rt.strategy.program import PLACEMENTS, STRATEGIES, program
@@ -79,6 +80,58 @@ def random_models(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"rule": rule}, draft | {"vocab_size": rng.choice([VOCAB, VOCAB, VOCAB + 5, VOCAB - 5])}
 
 
+def random_script(rng: random.Random) -> dict[str, Any]:
+    """A target of few tokens, so that what was said is said again."""
+    return {"rule": rng.randrange(1000), "vocab_size": rng.choice([2, 3, 6, VOCAB])}
+
+
+def lookup_requests(rng: random.Random, vocab: int, most: int) -> list[dict[str, Any]]:
+    """Requests for a vocabulary of any size, whose processors name its tokens only."""
+    requests = [random_request(rng, vocab) for _ in range(rng.randint(1, most))]
+    for request in requests:
+        request["logit_bias"] = [
+            (token, bias) for token, bias in request.get("logit_bias", []) if token < vocab
+        ]
+        if len({*request["eos_ids"], *request["stop_ids"]}) == vocab:  # min_tokens would forbid everything
+            request["min_tokens"] = 0
+    return requests
+
+
+def lookup_tokens_are_those_of_ar(first: int, runs: int) -> None:
+    """Coupled and greedy, with earlier answers: in a batch a request says what `ar` says alone."""
+    shared = {"shares": True}
+    for number in range(first, first + runs):
+        rng = random.Random(number)
+        target = random_script(rng)
+        alone = Bench.build("shared", target=target)
+        batch = Bench.build("shared", target=target, lookup_pool=64, num_slots=5)
+        for _ in range(2):  # the second time there are earlier answers
+            requests = lookup_requests(rng, target["vocab_size"], 5)
+            results = batch.run(rng.choice(["sd", "pearl"]), *(_C.Request(**r | shared) for r in requests))
+            for slot, request in enumerate(requests):
+                want = tokens_of(alone.run("ar", _C.Request(**request | {"gamma": 0})))
+                assert tokens_of(results, slot) == want, (number, slot, request)
+
+
+def lookup_rounds_are_the_rules(first: int, runs: int) -> None:
+    """Both judges: verdict for verdict what the definition decodes with the definition's lookup."""
+    judged = 0
+    for number in range(first, first + runs):
+        rng = random.Random(number)
+        target = random_script(rng)
+        requests = lookup_requests(rng, target["vocab_size"], 3)
+        strategy, kind = rng.choice(["sd", "pearl"]), rng.choice(["rejection", "coupled"])
+        bench = Bench.build("shared", target=target, lookup_pool=0, num_slots=3)
+        results = bench.run(strategy, *(_C.Request(**request) for request in requests), judge=kind)
+        rule = logits_after(**target)
+        for slot, request in enumerate(requests):
+            limits, judge = limits_of(request), judge_of(request, kind)
+            want = decode(rule, Lookup(), request["prompt_ids"], strategy, request["gamma"], limits, judge)
+            assert rounds_of(results, slot) == want, (number, strategy, kind, slot, request)
+            judged += sum(one.num_judged for one in want)
+    assert judged > runs
+
+
 def tokens_are_those_of_ar(first: int, runs: int) -> None:
     """Coupled: in a batch, at any slot, by any strategy and window, a request says what `ar` says alone."""
     for number in range(first, first + runs):
@@ -140,10 +193,14 @@ def processed_case(temperature: float, **fields: Any) -> Case:
     )
 
 
-def coordinator_of(case: Case, slots: int, gamma: int) -> Any:
-    """Over both models of a case."""
+def coordinator_of(case: Case, slots: int, gamma: int, drafter: str) -> Any:
+    """Over both models of a case, or its target with a lookup."""
     device = _C.Device([])
-    lanes = [_C.CpuLane(name, case.executor(name, slots), device) for name in ("target", "draft")]
+    drafts = _C.LookupDrafter() if drafter == "lookup" else case.executor("draft", slots)
+    lanes = [
+        _C.CpuLane("target", case.executor("target", slots), device),
+        _C.CpuLane("draft", drafts, device),
+    ]
     return _C.Coordinator(lanes, num_slots=slots, gamma_max=gamma, capacity=16, vocab_size=case.vocab)
 
 
@@ -155,14 +212,15 @@ def ragged_answers(
     slots: int,
     judge: str = "rejection",
     first_seed: int = 0,
+    drafter: str = "model",
 ) -> np.ndarray:
     """[runs, length]: slot b has windows of 1 + b % gamma tokens, but the first, which has gamma."""
-    coordinator = coordinator_of(case, slots, gamma)
+    coordinator = coordinator_of(case, slots, gamma, drafter)
     answers = np.zeros((runs, case.length), dtype=np.int64)
     for first in range(0, runs, slots):
         requests = [
             _C.Request(
-                list(PROMPT),
+                list(case.prompt),
                 gamma=1 + (gamma - 1 + slot) % gamma,
                 max_tokens=case.length,
                 temperature=case.temperature,
@@ -183,11 +241,19 @@ def ragged_answers(
 
 
 def law_is_kept(
-    temperature: float, strategy: str, gamma: int, runs: int, slots: int = SLOTS, first_seed: int = 0
+    temperature: float,
+    strategy: str,
+    gamma: int,
+    runs: int,
+    slots: int = SLOTS,
+    first_seed: int = 0,
+    drafter: str = "model",
 ) -> None:
-    """Jointly over three positions, and at each alone."""
+    """Jointly over three positions, and at each alone. A lookup finds every token in its prompt."""
     case = processed_case(temperature)
-    answers = ragged_answers(case, strategy, gamma, runs, slots, first_seed=first_seed)
+    if drafter == "lookup":
+        case = replace(case, prompt=(*range(case.vocab), 0))
+    answers = ragged_answers(case, strategy, gamma, runs, slots, first_seed=first_seed, drafter=drafter)
     law = case.law().reshape((case.vocab,) * case.length)
     counts = np.zeros_like(law)
     np.add.at(counts, tuple(answers.T), 1)

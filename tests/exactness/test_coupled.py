@@ -5,7 +5,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from processed import nothing_outlives_a_request, random_request, rounds_are_the_rules, tokens_are_those_of_ar
+from processed import (
+    lookup_rounds_are_the_rules,
+    lookup_tokens_are_those_of_ar,
+    nothing_outlives_a_request,
+    random_request,
+    rounds_are_the_rules,
+    tokens_are_those_of_ar,
+)
 from tiny_pairs import TINY, Pair
 
 from pearl_rt import Engine, SamplingParams
@@ -19,6 +26,16 @@ def test_every_request_is_what_ar_says_alone(exactness_runs: int) -> None:
 def test_every_round_is_the_rules(exactness_runs: int) -> None:
     """Both judges, so that the `ar` of the test above is the definition's."""
     rounds_are_the_rules(10_000, exactness_runs)
+
+
+def test_lookup_says_what_ar_says_alone(exactness_runs: int) -> None:
+    """Beside other requests and behind earlier ones, whose answers it reads."""
+    lookup_tokens_are_those_of_ar(30_000, exactness_runs)
+
+
+def test_lookup_drafts_by_the_rules(exactness_runs: int) -> None:
+    """Token for token what pearl_rt/reference/lookup.py drafts."""
+    lookup_rounds_are_the_rules(40_000, exactness_runs)
 
 
 def test_nothing_outlives_a_request(exactness_runs: int) -> None:
@@ -65,11 +82,12 @@ def test_a_real_pair(engine: Engine) -> None:
             assert got.logprobs == want.logprobs, params
 
 
-def test_arrivals(pair: Pair, engine: Engine, exactness_runs: int) -> None:
+@pytest.mark.parametrize("drafter", ["model", "lookup"])
+def test_arrivals(pair: Pair, engine: Engine, exactness_runs: int, drafter: str) -> None:
     """Two hundred requests that come at any time, of any kind: each is what it is alone by plain decoding."""
     rng = random.Random(17)
     shape = {"max_model_len": 96, "num_threads": 2, "max_num_seqs": 4, "judge": "coupled"}
-    with pair.engine(**shape, max_waiting=1000) as several:
+    with pair.engine(**shape, max_waiting=1000, drafter=drafter) as several:
         asked = []
         for _ in range(max(200, exactness_runs)):
             prompt = [rng.randrange(TINY.vocab_size) for _ in range(rng.choice([1, 2, 9, 40]))]

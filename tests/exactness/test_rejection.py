@@ -26,6 +26,13 @@ def test_alone_and_in_a_ragged_batch(strategy: str, slots: int) -> None:
     law_is_kept(0.9, strategy, 3, 5_000, slots=slots, first_seed=10**6 * slots)
 
 
+@pytest.mark.parametrize("temperature", [0.4, 0.9, 1.5])
+@pytest.mark.parametrize("strategy", ["sd", "pearl"])
+def test_with_drafts_that_are_certain(strategy: str, temperature: float) -> None:
+    """The judge's q is all on one token. Three draws more, of other seeds, would be false alarms as often."""
+    law_is_kept(temperature, strategy, 3, 10_000, slots=32, first_seed=3 * 10**6, drafter="lookup")
+
+
 def test_the_case_is_not_idle() -> None:
     """Filters cut tokens at some prefixes and not at others, and draft and target disagree."""
     case = processed_case(1.5)

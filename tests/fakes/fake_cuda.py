@@ -98,6 +98,7 @@ def build_scripted(sanitize: str = "") -> Path:
     csrc = ROOT / "csrc"
     names = (
         "cpu_steps",
+        "model_drafter",
         "filters",
         "judge",
         "logprobs",

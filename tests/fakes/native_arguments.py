@@ -143,7 +143,7 @@ class World:
         self.keep(_C.CoreSet(sorted(os.sched_getaffinity(0))[:2]), _C.Device(), _testing.BlockPool(8, 16))
         self.keep(_C.LlamaWeights(CONFIG, self.tensors, "float32"), _C.Request([1, 2], gamma=2, max_tokens=9))
         self.keep(*(_C.CudaStream(_C.CudaDriver(str(fake.path)), ordinal) for ordinal in (0, 1)))
-        self.keep(_C.CudaDriver(str(fake.path)), _testing.Transform(presence_penalty=1.0))
+        self.keep(_C.CudaDriver(str(fake.path)), _testing.Transform(presence_penalty=1.0), _C.LookupDrafter())
         self.keep(_C.CpuLane("target", bench.target, self.one("Device")), self.cuda.lane())
         self.keep(*bench.run("sd", self.one("Request")), _C.CudaDriver(str(fake.path)).device(0))
         tables = (np.ones((LENGTH, 4), np.float32),) * 2
@@ -340,6 +340,7 @@ MAKERS: dict[str, Maker] = {
     "spin_us": number(0, 10),
     "delay_us": choice((0, 0), (0, 20), odd=((20, 0), (-1, -1), (0, 2**31 - 1))),
     **named(choice(True, False), "ignore_eos", "adapts", "processed", "logprobs", "host_logits", "timed"),
+    **named(choice(True, False), "shares", "fills", "is_certain"),
     "keep_logits": choice(None, True, False),
     "is_ordered": choice(True),
     "num_slots": number(SLOTS),
@@ -361,7 +362,7 @@ MAKERS: dict[str, Maker] = {
     "position": number(0, 63),
     "start": number(0),
     "num_logits": number(0, 1),
-    "num_tokens": number(0, 64),
+    **named(number(0, 64), "num_tokens", "pool_tokens"),
     "row": number(0, 15),
     "block": number(0, 3),
     "rows": number(1, 16, 128),
@@ -374,8 +375,7 @@ MAKERS: dict[str, Maker] = {
     "rule": number(1),
     **named(number(0, 7), "seed", "delay_seed"),
     **named(number(-1, 9), "nan_at", "throw_at"),
-    "top_k": number(0, 3),
-    "min_tokens": number(0, 3),
+    **named(number(0, 3), "top_k", "min_tokens"),
     "num_logprobs": number(-1, 3),
     "max_tokens": number(9, 40),
     "timeout_ms": number(0, 1, 5),

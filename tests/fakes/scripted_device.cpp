@@ -18,6 +18,7 @@
 #include "cuda/memory/device_arrays.h"
 #include "cuda/memory/logprob_ring.h"
 #include "cuda/memory/verdict_ring.h"
+#include "drafters/model_drafter.h"
 #include "native/gate.h"
 #include "native/scripted_arrays.h"
 #include "native/scripted_executor.h"
@@ -60,8 +61,11 @@ struct Step {
         state(lane->c.num_slots, gamma, lane->c.capacity, lane->c.vocab_size, draft_vocab(lane),
               lane->executor.num_blocks(), lane->executor.block_size()),
         run(4, static_cast<size_t>(2 * gamma + 2), {}),
-        steps(&lane->executor, &state, &run) {
+        steps(&lane->executor, &state, &run),
+        // The lane outlives its steps.
+        drafter(std::shared_ptr<pearl::Executor>(std::shared_ptr<void>(), &lane->executor)) {
     state.judge = judge;
+    drafter.start(&state, &run);
   }
   // A draft writes rows as wide as its executor's; the arrays have as much of them as can be sampled.
   static int draft_vocab(const Lane* lane) {
@@ -78,6 +82,7 @@ struct Step {
   State state;
   pearl::Run run;
   pearl::CpuSteps steps;
+  pearl::ModelDrafter drafter;
 
   void perform();
 
@@ -207,7 +212,7 @@ void Step::draft() {
     std::fill_n(state.window(b), gamma, -1);
     state.bad_draft[b] = -1;
   }
-  steps.draft();  // -1 stays where none could be sampled
+  drafter.draft();  // -1 stays where none could be sampled
   for (int b = 0; b < lane->c.num_slots; ++b) {
     if (!state.running(b)) continue;
     const int64_t first = state.committed[b] + state.pending[b];

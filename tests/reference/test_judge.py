@@ -104,6 +104,34 @@ def test_judge_matches_numpy(kind: str, draft: str) -> None:
     assert len(lengths) > 3
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_certain_drafts_match_numpy(kind: str) -> None:
+    """No rows of a draft: all of q is on its token, likely and unlikely ones."""
+    rng = np.random.default_rng(KINDS.index(kind))
+    stood = 0
+    for trial in range(300):
+        vocab, num_draft = int(rng.choice(VOCABS[:-1])), int(rng.integers(1, 9))
+        shape, temperature = str(rng.choice(SHAPES)), float(rng.choice(TEMPERATURES))
+        target = np.stack([row_of(shape, vocab, rng) for _ in range(num_draft + 1)])
+        ids = [int(row.argmax() if rng.random() < 0.7 else rng.integers(vocab)) for row in target[:-1]]
+        asked = (target, None, ids, trial, temperature, trial, kind)
+        want = judge(target, [None] * num_draft, *asked[2:])
+        assert native(*asked, True) == want, (trial, vocab, shape, temperature)
+        stood += want.accept_len
+    assert stood > 300
+
+
+def test_a_certain_draft_stands_as_often_as_the_target_says_it() -> None:
+    """And what takes its place is the target's, without it: together the target's law."""
+    row = np.log(np.array([0.5, 0.3, 0.15, 0.05], dtype=np.float32))
+    for candidate in range(4):
+        counts = np.zeros(4)
+        for seed in range(20_000):
+            verdict = native(row[None], None, [candidate], 3, 1.0, seed, "rejection", True)
+            counts[candidate if verdict.accept_len else verdict.next_token] += 1
+        assert p_value(counts, np.exp(row) * counts.sum()) > FALSE_ALARM
+
+
 @pytest.mark.parametrize("temperature", [0.0, 0.9])
 def test_coupled_says_what_the_target_alone_says(temperature: float) -> None:
     rng = np.random.default_rng(4)

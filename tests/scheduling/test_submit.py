@@ -325,7 +325,7 @@ def test_figures_can_be_read_while_requests_run(engine: Engine) -> None:
 
 def test_submit_from_a_checkpoint_without_a_draft(tmp_path: Path) -> None:
     target, _ = Pair.make("equal").save(tmp_path)
-    with Engine.from_pretrained(target, max_model_len=64) as engine:
+    with Engine.from_pretrained(target, "none", max_model_len=64) as engine:
         output = engine.submit("a", SamplingParams(max_tokens=4)).result(30)
         assert output.metrics.strategy == "ar"
         assert output.metrics.accepted_per_position == ()

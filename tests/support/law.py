@@ -27,6 +27,7 @@ class Case:
     draft_scale: float = 1.5
     temperature: float = 0.9
     processors: dict[str, Any] = field(default_factory=dict, hash=False)  # of _C.Request: filters, penalties
+    prompt: tuple[int, ...] = PROMPT
 
     def executor(self, which: str, num_slots: int = 1, max_model_len: int = 16) -> Any:
         rule, scale = (
@@ -54,13 +55,13 @@ class Case:
     def law(self) -> np.ndarray:
         """[vocab ** length]: the target's probability of every answer."""
         logits = self.logits("target")
-        transform = Transform(self.temperature, prompt_len=len(PROMPT), **self.processors)
+        transform = Transform(self.temperature, prompt_len=len(self.prompt), **self.processors)
 
         def row(prefix: Sequence[int]) -> np.ndarray:
             return transform.row(logits(prefix), prefix)
 
         law = np.ones(1)
-        prefixes: list[tuple[int, ...]] = [PROMPT]
+        prefixes: list[tuple[int, ...]] = [self.prompt]
         for _ in range(self.length):
             weights = np.exp([row(p).astype(np.float64) / self.temperature for p in prefixes])
             law = (law[:, None] * weights / weights.sum(axis=1, keepdims=True)).reshape(-1)

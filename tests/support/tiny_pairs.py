@@ -69,6 +69,9 @@ class Pair:
         return cls(config, target, {k: 0.9 * target[k] + 0.12 * other[k] for k in target})
 
     def engine(self, **options: object) -> Engine:
+        """drafter: "lookup" or "none" leave the draft out."""
+        if options.get("drafter") in ("lookup", "none"):
+            return Engine(self.config, self.target, **options)  # type: ignore[arg-type]
         return Engine(self.config, self.target, self.config, self.draft, **options)  # type: ignore[arg-type]
 
     def save(self, path: Path) -> tuple[Path, Path]:

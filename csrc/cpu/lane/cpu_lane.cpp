@@ -4,6 +4,7 @@
 #include <new>
 
 #include "core/checks.h"
+#include "drafters/model_drafter.h"
 
 namespace pearl {
 
@@ -14,24 +15,34 @@ constexpr int64_t kTracedRounds = 1 << 15;
 }  // namespace
 
 CpuLane::CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Executor> executor)
-    : name_(std::move(name)), device_(std::move(device)), executor_(std::move(executor)) {}
+    : name_(std::move(name)),
+      device_(std::move(device)),
+      executor_(executor),
+      drafter_(std::make_shared<ModelDrafter>(std::move(executor))) {}
+
+CpuLane::CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Drafter> drafter)
+    : name_(std::move(name)), device_(std::move(device)), drafter_(std::move(drafter)) {}
 
 CpuLane::~CpuLane() { join(); }
 
 void CpuLane::attach(const std::vector<Lane*>&, size_t index, const State& state) {
-  const int vocab_size = index == 0 ? state.vocab_size : state.draft_vocab_size;
-  const int64_t capacity = index == 0 ? state.capacity : state.draft_capacity;
-  if (executor_->num_slots() < state.num_slots || executor_->max_model_len() < capacity) {
-    refuse("the executor of the " + name_ + " lane holds " + std::to_string(executor_->num_slots()) +
-           " sequences of " + std::to_string(executor_->max_model_len()) + " tokens; " +
-           std::to_string(state.num_slots) + " of " + std::to_string(capacity) + " were asked for");
+  if (index > 0) return drafter_->attach(name_, state);
+  if (executor_ == nullptr) {
+    refuse("the " + name_ + " lane only drafts; the first lane is the target's, which has an executor");
   }
-  state.check_caches("the executor of the " + name_ + " lane has", executor_->num_blocks(),
-                     executor_->block_size());
-  if (executor_->vocab_size() != vocab_size) {
-    refuse("the executor of the " + name_ + " lane has a vocabulary of " +
-           std::to_string(executor_->vocab_size()) + "; the coordinator expects " +
-           std::to_string(vocab_size));
+  state.check_executor(name_, *executor_, state.vocab_size, state.capacity);
+}
+
+void CpuLane::check(const LaneProgram& program, const State&) const {
+  if (executor_ != nullptr) return;
+  for (const auto* ops : {&program.prologue, &program.body}) {
+    for (const Op& op : *ops) {
+      if (op.kind == OpKind::kPrefill || op.kind == OpKind::kScore || op.kind == OpKind::kScoreWindow ||
+          is_verdict(op.kind)) {
+        refuse("the program has step " + std::string(op_name(op.kind)) + " for the " + name_ +
+               " lane, which only drafts");
+      }
+    }
   }
 }
 
@@ -39,7 +50,8 @@ void CpuLane::submit(const LaneProgram& program, int64_t max_rounds, State* stat
   program_ = program;
   max_rounds_ = max_rounds;
   run_ = run;
-  steps_.emplace(executor_.get(), state, run);
+  if (executor_ != nullptr) steps_.emplace(executor_.get(), state, run);
+  bool drafts = false;
   verdicts_ = static_cast<size_t>(state->num_slots);
   round_ = 0;
   next_ = 0;
@@ -49,8 +61,10 @@ void CpuLane::submit(const LaneProgram& program, int64_t max_rounds, State* stat
     for (const Op& op : *ops) {
       num_events = std::max(num_events, op.event + 1);
       if (is_verdict(op.kind)) run->ring.watch(device_->bell());
+      drafts = drafts || op.kind == OpKind::kPrefillContext || op.kind == OpKind::kDraft;
     }
   }
+  if (drafts) drafter_->start(state, run);
   waits_.assign(num_events, 0);
   trace_.reset(program.prologue.size() +
                program.body.size() * static_cast<size_t>(std::min(max_rounds, kTracedRounds)));
@@ -101,13 +115,13 @@ void CpuLane::perform(const Op& op) {
   try {
     switch (op.kind) {
       case OpKind::kPrefill:
-        return steps_->prefill(true);
+        return steps_->prefill();
       case OpKind::kPrefillContext:
-        return steps_->prefill(false);
+        return drafter_->prefill();
       case OpKind::kFirst:
         return steps_->first();
       case OpKind::kDraft:
-        return steps_->draft();
+        return drafter_->draft();
       case OpKind::kScore:
         return steps_->score(false);
       case OpKind::kScoreWindow:

@@ -13,24 +13,29 @@
 #include "core/executor.h"
 #include "cpu/lane/cpu_device.h"
 #include "cpu/lane/cpu_steps.h"
+#include "drafters/drafter.h"
 
 namespace pearl {
 
 class CpuLane : public Lane, private DeviceTask {
  public:
+  // Of a model: the target's ops, or a draft's.
   CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Executor> executor);
+  // Of a drafter of whatever kind.
+  CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Drafter> drafter);
   ~CpuLane() override;
 
   const std::string& name() const override { return name_; }
   Signal* bell() override { return device_->bell(); }
   void attach(const std::vector<Lane*>& lanes, size_t index, const State& state) override;
-  void check(const LaneProgram&, const State&) const override {}
+  void check(const LaneProgram& program, const State& state) const override;
   void submit(const LaneProgram& program, int64_t max_rounds, State* state, Run* run) override;
   void join() override { device_->join(this); }
   bool admits() const override { return true; }
   bool adapts() const override { return true; }
-  bool scores_prompts() const override { return true; }
-  int block_size() const override { return executor_->block_size(); }
+  bool scores_prompts() const override { return executor_ != nullptr; }
+  int block_size() const override { return drafter_->block_size(); }
+  bool wants_own_words() const override { return drafter_->wants_own_words(); }
   const Trace& trace() const override { return trace_; }
 
  private:
@@ -42,7 +47,8 @@ class CpuLane : public Lane, private DeviceTask {
 
   const std::string name_;
   const std::shared_ptr<CpuDevice> device_;
-  const std::shared_ptr<Executor> executor_;
+  const std::shared_ptr<Executor> executor_;  // none: only a drafter
+  const std::shared_ptr<Drafter> drafter_;    // of the executor's model, or of its own kind
 
   // Set by submit, then by the device's thread.
   LaneProgram program_;

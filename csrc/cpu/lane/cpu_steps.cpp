@@ -11,77 +11,14 @@
 
 namespace pearl {
 
-namespace {
-
-constexpr int64_t kPrefillChunk = PromptRows::kLongestChunk;
-
-}  // namespace
-
 CpuSteps::CpuSteps(Executor* executor, State* state, Run* run)
-    : executor_(executor), state_(state), run_(run), prompt_rows_(state), transformer_(state->num_slots) {
-  segments_.reserve(state->num_slots);
-  window_len_.resize(state->num_slots);
-  end_.resize(state->num_slots);
+    : state_(state), run_(run), feeder_(executor, state, run), transformer_(state->num_slots) {
   fed_.resize(static_cast<size_t>(state->num_slots) * (state->gamma_max + 1));
   draft_rows_.resize(2 * state->gamma_max);
-  if (executor->vocab_size() < state->vocab_size) known_.resize(state->num_slots * kPrefillChunk);
   result_.token_ids.reserve(state->gamma_max + 1);
 }
 
-const int32_t* CpuSteps::known(int slot, const int32_t* token_ids, int64_t count) {
-  const int vocab = executor_->vocab_size();
-  if (vocab >= state_->vocab_size) return token_ids;
-  int32_t* out = known_.data() + slot * kPrefillChunk;
-  for (int64_t i = 0; i < count; ++i) out[i] = std::min(token_ids[i], vocab - 1);
-  return out;
-}
-
-void CpuSteps::push(int slot, const int32_t* token_ids, int64_t num_tokens, int64_t start, int num_logits,
-                    float* logits) {
-  segments_.push_back({slot, token_ids, static_cast<int>(num_tokens), start, num_logits, logits,
-                       state_->table(slot), state_->num_held[slot]});
-}
-
-void CpuSteps::push_prompt(int b, int64_t start, int64_t stop, bool with_logits) {
-  State& s = *state_;
-  int64_t num_logits = with_logits && stop == s.prompt_len[b] ? 1 : 0;
-  float* logits = num_logits > 0 ? s.target_rows(b) : nullptr;
-  if (with_logits && prompt_rows_.wants(b)) {
-    num_logits = stop - start;
-    logits = prompt_rows_.room(b, num_logits);
-  }
-  push(b, known(b, s.tokens(b) + start, stop - start), stop - start, start, static_cast<int>(num_logits),
-       logits);
-}
-
-void CpuSteps::take_prompt_rows() {
-  for (const Segment& segment : segments_) {
-    if (segment.logits == nullptr || !prompt_rows_.is_room(segment.slot, segment.logits)) continue;
-    prompt_rows_.take(segment.slot, segment.start, segment.num_tokens, &scratch_);
-  }
-}
-
-void CpuSteps::prefill(bool with_last) {
-  State& s = *state_;
-  place_.assign(s.num_slots, 0);
-  for (;;) {
-    if (run_->halted()) return;
-    segments_.clear();
-    for (int b = 0; b < s.num_slots; ++b) {
-      const int64_t end = with_last || s.prompt_len[b] == 0 ? s.prompt_len[b] : s.draft_prompt(b);
-      const int64_t start = place_[b], stop = std::min(end, start + prompt_rows_.chunk(b));
-      if (start < stop) push_prompt(b, start, stop, with_last);
-      place_[b] = std::max(start, stop);
-    }
-    if (segments_.empty()) break;
-    executor_->forward(segments_.data(), static_cast<int>(segments_.size()));
-    if (with_last) take_prompt_rows();
-  }
-  // Of all that have a prompt: which of them still run, the other lane may be deciding now.
-  for (int b = 0; b < s.num_slots && !with_last; ++b) {
-    if (s.prompt_len[b] > 0) s.draft_fed[b] = s.draft_prompt(b);
-  }
-}
+void CpuSteps::prefill() { feeder_.prefill(true); }
 
 void CpuSteps::first() {
   State& s = *state_;
@@ -91,97 +28,9 @@ void CpuSteps::first() {
   verify(false);  // the draft's lane may still read its prompts
 }
 
-void CpuSteps::push_chunk(int64_t limit, bool with_logits) {
-  State& s = *state_;
-  const int b = s.feeding;
-  if (b < 0) return;
-  const int64_t start = s.fed[b];
-  const int64_t end = std::min(start + prompt_rows_.chunk(b), limit);
-  if (start < end) push_prompt(b, start, end, with_logits);
-}
-
-void CpuSteps::draft() {
-  State& s = *state_;
-  const int vocab = std::min(s.vocab_size, s.draft_vocab_size);
-  int longest = 0;
-  segments_.clear();
-  for (int b = 0; b < s.num_slots; ++b) {
-    window_len_[b] = 0;
-    if (!s.running(b)) continue;
-    const int64_t end = end_[b] = s.committed[b] + s.pending[b];
-    const int64_t room = std::max<int64_t>(std::min(s.max_total_len[b], s.draft_capacity) - end, 0);
-    const int gamma = s.adapts[b] ? std::min(s.gamma[b], s.window_limit) : s.gamma[b];
-    window_len_[b] = static_cast<int32_t>(std::min<int64_t>(gamma, room));
-    s.draft_fed[b] = std::min(s.draft_fed[b], end - 1);  // what was rejected had been fed
-    s.bad_draft[b] = -1;
-    if (window_len_[b] > 0 && end - s.draft_fed[b] > kPrefillChunk) push_missing(b, end);
-    longest = std::max(longest, window_len_[b]);
-  }
-  if (s.feeding >= 0) {
-    const int b = s.feeding;
-    push_chunk(s.draft_prompt(b), false);
-    s.draft_fed[b] = std::min(s.fed[b] + prompt_rows_.chunk(b), s.draft_prompt(b));
-  }
-  if (longest == 0 && !segments_.empty()) {
-    executor_->forward(segments_.data(), static_cast<int>(segments_.size()));
-  }
-  for (int j = 0; j < longest; ++j) {
-    if (run_->halted()) return;
-    for (int b = 0; b < s.num_slots; ++b) {
-      if (!s.running(b) || j >= window_len_[b]) continue;
-      const int64_t position = end_[b] + j;
-      float* row = s.draft_row(b, position);
-      if (j == 0) {
-        const int64_t start = std::min(position - 2, s.draft_fed[b]);
-        push(b, known(b, s.tokens(b) + start, position - start), position - start, start, 1, row);
-      } else {
-        push(b, s.window(b) + j - 1, 1, position - 1, 1, row);
-      }
-    }
-    if (segments_.empty()) break;  // every window ended early
-    executor_->forward(segments_.data(), static_cast<int>(segments_.size()));
-    for (const Segment& segment : segments_) {
-      if (segment.num_logits == 0) continue;  // a prompt's chunk
-      const int b = segment.slot;
-      const int64_t position = segment.start + segment.num_tokens;
-      const int32_t token = sample_draft(b, position, j, segment.logits, vocab);
-      if (token < 0) {
-        s.bad_draft[b] = position;
-        window_len_[b] = j;  // nothing is fed behind it
-      } else {
-        s.window(b)[j] = token;
-      }
-    }
-    segments_.clear();
-  }
-  for (int b = 0; b < s.num_slots; ++b) {
-    if (!s.running(b)) continue;
-    s.num_draft_tokens[b] = window_len_[b];
-    if (window_len_[b] > 0) s.draft_fed[b] = end_[b] + window_len_[b] - 1;
-  }
-}
-
-void CpuSteps::push_missing(int b, int64_t end) {
-  State& s = *state_;
-  const int64_t start = s.draft_fed[b];
-  const int64_t stop = std::min(start + kPrefillChunk, end - 1);
-  push(b, known(b, s.tokens(b) + start, stop - start), stop - start, start, 0, nullptr);
-  s.draft_fed[b] = stop;
-  window_len_[b] = 0;
-}
-
-int32_t CpuSteps::sample_draft(int b, int64_t position, int drafted, float* row, int vocab) {
-  State& s = *state_;
-  if (s.transform[b].any(s.temperature[b])) {
-    const Prefix prefix{s.tokens(b), position - drafted, s.prompt_len[b], s.window(b), drafted};
-    transformer_.apply(s.transform[b], s.temperature[b], b, prefix, row, vocab);
-  }
-  return sample(row, vocab, s.temperature[b], s.seed[b], position, draft_purpose(s.judge));
-}
-
 void CpuSteps::score(bool include_window) {
   State& s = *state_;
-  segments_.clear();
+  feeder_.segments.clear();
   for (int b = 0; b < s.num_slots; ++b) {
     if (!s.running(b)) continue;
     const int64_t first = s.committed[b] - 1;
@@ -196,12 +45,10 @@ void CpuSteps::score(bool include_window) {
       for (int r = 0; r < rows; ++r) fed[r] = r <= pending ? tokens[r] : s.window(b)[r - 1 - pending];
       tokens = fed;
     }
-    push(b, tokens, rows, first, rows, s.target_rows(b));
+    feeder_.push(b, tokens, rows, first, rows, s.target_rows(b));
   }
-  if (s.feeding >= 0) push_chunk(s.prompt_len[s.feeding], true);
-  if (segments_.empty()) return;
-  executor_->forward(segments_.data(), static_cast<int>(segments_.size()));
-  take_prompt_rows();
+  if (s.feeding >= 0) feeder_.push_chunk(s.prompt_len[s.feeding], true);
+  feeder_.forward();
 }
 
 void CpuSteps::verify(bool admits) {
@@ -222,7 +69,7 @@ void CpuSteps::verify(bool admits) {
 void CpuSteps::advance_feeding() {
   State& s = *state_;
   const int b = s.feeding;
-  s.fed[b] = std::min(s.fed[b] + prompt_rows_.chunk(b), s.prompt_len[b]);
+  s.fed[b] = std::min(s.fed[b] + feeder_.chunk(b), s.prompt_len[b]);
   if (s.fed[b] < s.prompt_len[b]) return;
   s.feeding = -1;
   s.finish_reason[b] = FinishReason::kRunning;
@@ -297,7 +144,7 @@ void CpuSteps::judge_slot(int b) {
   const bool has_bonus = s.num_rows[b] > num_draft;
   int32_t* tokens = s.tokens(b) + base;
   std::copy(s.window(b), s.window(b) + window_len, tokens + pending);
-  for (int i = 0; i < num_draft; ++i) draft_rows_[i] = s.draft_row(b, base + i);
+  for (int i = 0; i < num_draft; ++i) draft_rows_[i] = s.judged_row(b, base + i);
 
   JudgeArgs args{};
   args.target_logits = s.target_rows(b);
@@ -312,13 +159,14 @@ void CpuSteps::judge_slot(int b) {
   args.seed = s.seed[b];
   args.kind = s.judge;
   const TransformedRows rows{&transformer_, &s.transform[b], b, s.tokens(b), s.prompt_len[b]};
-  if (s.transform[b].any(s.temperature[b])) args.transformed = &rows;
+  if (s.is_processed(b)) args.transformed = &rows;
   const Verdict verdict = judge(args);
   if (verdict.bad_row >= 0) {
     const char* step = s.round[b] == 0 ? "prefill" : "score";
     return end(b, FinishReason::kError, bad_logits_text(step, "target", b, base + verdict.bad_row));
   }
 
+  if (s.keeps_own_words) keep_own_words(b, verdict);
   result_.accept_len = verdict.accept_len;
   result_.num_judged = num_draft;
   result_.pending_before = pending;
@@ -328,6 +176,21 @@ void CpuSteps::judge_slot(int b) {
   } else {
     commit(b, base + num_draft, pending + window_len - num_draft);
   }
+}
+
+// Not transformed, and without noise: what a drafter is told must not depend on what judges its drafts.
+void CpuSteps::keep_own_words(int b, const Verdict& verdict) {
+  State& s = *state_;
+  int count = 0;
+  const int rows = verdict.next_token < 0 ? 0 : s.num_rows[b];
+  for (int row = verdict.accept_len; row < rows; ++row) {
+    const float* logits = s.target_rows(b) + static_cast<int64_t>(row) * s.vocab_size;
+    const int32_t token =
+        row == verdict.accept_len ? verdict.next_token : scan_row(logits, s.vocab_size).argmax;
+    if (token < 0) break;  // NaN behind a rejection ends no request
+    s.own_words(b)[count++] = token;
+  }
+  s.num_own_words[b] = count;
 }
 
 void CpuSteps::commit(int b, int64_t committed, int64_t pending) {

@@ -90,7 +90,7 @@ int32_t sample_row(const Rows& logits, float temperature, uint64_t seed, int64_t
 // [num_draft].
 std::tuple<int, int32_t, int> judge_rows(const Rows& target_logits, const std::optional<Rows>& draft_logits,
                                          const Ids& draft_token_ids, int64_t position, float temperature,
-                                         uint64_t seed, const std::string& kind) {
+                                         uint64_t seed, const std::string& kind, bool is_certain) {
   const JudgeKind judged_by = judge_from(kind);
   if (draft_token_ids.ndim() != 1) refuse("draft_token_ids must be [num_draft]");
   check_between("the length of draft_token_ids", draft_token_ids.size(), 0, kLongestWindow);
@@ -120,6 +120,8 @@ std::tuple<int, int32_t, int> judge_rows(const Rows& target_logits, const std::o
     args.draft_vocab =
         std::min(args.vocab, static_cast<int>(std::min<int64_t>(draft_logits->shape(1), kMostIds)));
     for (int row = 0; row < num_draft; ++row) rows.push_back(draft_logits->data(row, 0));
+  } else if (is_certain) {
+    rows.assign(num_draft, nullptr);
   } else if (args.kind == JudgeKind::kRejection && temperature > 0.0f && num_draft > 0) {
     throw std::invalid_argument("judging by rejection at temperature > 0 needs draft_logits");
   }
@@ -221,7 +223,7 @@ void bind_sampling(py::module_& m) {
   m.def(
       "judge", &judge_rows, py::arg("target_logits"), py::arg("draft_logits").none(true),
       py::arg("draft_token_ids"), py::arg("position"), py::arg("temperature"), py::arg("seed"),
-      py::arg("kind"),
+      py::arg("kind"), py::arg("is_certain") = false,
       "(accept_len, next_token, bad_row); one row of target_logits more than draft tokens is the bonus row.");
 }
 

@@ -1,0 +1,108 @@
+#include "drafters/model_drafter.h"
+
+#include <algorithm>
+
+#include "sampling/judge.h"
+#include "sampling/sampling.h"
+
+namespace pearl {
+
+void ModelDrafter::attach(const std::string& lane, const State& state) const {
+  state.check_executor(lane, *executor_, state.draft_vocab_size, state.draft_capacity);
+}
+
+void ModelDrafter::start(State* state, Run* run) {
+  state_ = state;
+  run_ = run;
+  feeder_.emplace(executor_.get(), state, run);
+  transformer_.emplace(state->num_slots);
+  window_len_.assign(state->num_slots, 0);
+  end_.assign(state->num_slots, 0);
+}
+
+void ModelDrafter::prefill() {
+  State& s = *state_;
+  if (!feeder_->prefill(false)) return;
+  // Of all that have a prompt: which of them still run, the other lane may be deciding now.
+  for (int b = 0; b < s.num_slots; ++b) {
+    if (s.prompt_len[b] > 0) s.draft_fed[b] = s.draft_prompt(b);
+  }
+}
+
+void ModelDrafter::draft() {
+  State& s = *state_;
+  const int vocab = std::min(s.vocab_size, s.draft_vocab_size);
+  int longest = 0;
+  feeder_->segments.clear();
+  for (int b = 0; b < s.num_slots; ++b) {
+    window_len_[b] = 0;
+    if (!s.running(b)) continue;
+    const int64_t end = end_[b] = s.committed[b] + s.pending[b];
+    window_len_[b] = s.window_room(b);
+    s.draft_fed[b] = std::min(s.draft_fed[b], end - 1);  // what was rejected had been fed
+    s.bad_draft[b] = -1;
+    if (window_len_[b] > 0 && end - s.draft_fed[b] > Feeder::kChunk) push_missing(b, end);
+    longest = std::max(longest, window_len_[b]);
+  }
+  if (s.feeding >= 0) {
+    const int b = s.feeding;
+    feeder_->push_chunk(s.draft_prompt(b), false);
+    s.draft_fed[b] = std::min(s.fed[b] + feeder_->chunk(b), s.draft_prompt(b));
+  }
+  if (longest == 0) feeder_->forward();
+  for (int j = 0; j < longest; ++j) {
+    if (run_->halted()) return;
+    for (int b = 0; b < s.num_slots; ++b) {
+      if (!s.running(b) || j >= window_len_[b]) continue;
+      const int64_t position = end_[b] + j;
+      float* row = s.draft_row(b, position);
+      if (j == 0) {
+        const int64_t start = std::min(position - 2, s.draft_fed[b]);
+        feeder_->push(b, s.tokens(b) + start, position - start, start, 1, row);
+      } else {
+        feeder_->push(b, s.window(b) + j - 1, 1, position - 1, 1, row);
+      }
+    }
+    if (feeder_->segments.empty()) break;  // every window ended early
+    feeder_->forward();
+    for (const Segment& segment : feeder_->segments) {
+      if (segment.num_logits == 0) continue;  // a prompt's chunk
+      const int b = segment.slot;
+      const int64_t position = segment.start + segment.num_tokens;
+      const int32_t token = sample_draft(b, position, j, segment.logits, vocab);
+      if (token < 0) {
+        s.bad_draft[b] = position;
+        window_len_[b] = j;  // nothing is fed behind it
+      } else {
+        s.window(b)[j] = token;
+        s.set_certain(b, position, false);
+      }
+    }
+    feeder_->segments.clear();
+  }
+  for (int b = 0; b < s.num_slots; ++b) {
+    if (!s.running(b)) continue;
+    s.num_draft_tokens[b] = window_len_[b];
+    if (window_len_[b] > 0) s.draft_fed[b] = end_[b] + window_len_[b] - 1;
+  }
+}
+
+void ModelDrafter::push_missing(int b, int64_t end) {
+  State& s = *state_;
+  const int64_t start = s.draft_fed[b];
+  const int64_t stop = std::min(start + Feeder::kChunk, end - 1);
+  feeder_->push(b, s.tokens(b) + start, stop - start, start, 0, nullptr);
+  s.draft_fed[b] = stop;
+  window_len_[b] = 0;
+}
+
+int32_t ModelDrafter::sample_draft(int b, int64_t position, int drafted, float* row, int vocab) {
+  State& s = *state_;
+  if (s.is_processed(b)) {
+    const Prefix prefix{s.tokens(b), position - drafted, s.prompt_len[b], s.window(b), drafted};
+    transformer_->apply(s.transform[b], s.temperature[b], b, prefix, row, vocab);
+  }
+  return sample(row, vocab, s.temperature[b], s.seed[b], position, draft_purpose(s.judge));
+}
+
+}  // namespace pearl

@@ -1,0 +1,49 @@
+// The kind `model`: a small model with a KV cache of its own drafts a window token by token, and keeps the
+// rows that it sampled from.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "coordinator/feeder.h"
+#include "core/executor.h"
+#include "drafters/drafter.h"
+#include "sampling/transform.h"
+
+namespace pearl {
+
+class ModelDrafter : public Drafter {
+ public:
+  explicit ModelDrafter(std::shared_ptr<Executor> executor) : executor_(std::move(executor)) {}
+
+  int block_size() const override { return executor_->block_size(); }
+  void attach(const std::string& lane, const State& state) const override;
+  void start(State* state, Run* run) override;
+  void prefill() override;
+
+  // A window's first step feeds what the cache lacks, and at least the last two tokens that the window
+  // continues from: after a bonus token the cache lacks both, else one row is written again unchanged. A
+  // cache that lacks more than a chunk, after rounds without drafts, is fed one, and the window stays empty.
+  // The same pass feeds a chunk of the prompt of the slot that joins.
+  void draft() override;
+
+ private:
+  void push_missing(int slot, int64_t end);  // a chunk of what the cache lacks
+  // The token at a position whose logits are in `row`, which is transformed in place first: what was sampled
+  // from is what is judged. `drafted` tokens of the window stand before it.
+  int32_t sample_draft(int slot, int64_t position, int drafted, float* row, int vocab);
+
+  const std::shared_ptr<Executor> executor_;
+
+  // Set by start.
+  State* state_ = nullptr;
+  Run* run_ = nullptr;
+  std::optional<Feeder> feeder_;
+  std::optional<Transformer> transformer_;
+  std::vector<int32_t> window_len_;  // [B]
+  std::vector<int64_t> end_;         // [B] tokens before the window that is drafted
+};
+
+}  // namespace pearl
