@@ -71,7 +71,7 @@ def test_answers_of_consecutive_seeds(judge: str) -> None:
 
 def revisited(case: Case, strategy: str, gamma: int) -> list[tuple[int, ...]]:
     """Answers whose second token took a rejected draft's place, so that the third was drafted before."""
-    coordinator = coordinator_of(case, 64, gamma)
+    coordinator = coordinator_of(case, 64, gamma, "model")
     kept = []
     for first in range(0, SEEDS, 64):
         requests = [
