@@ -1,5 +1,5 @@
-"""The executor over weights of 8 and 4 bits: logits near those of the same values in fp32; bits that depend on
-no company.
+"""The executor over weights of 8 and 4 bits: logits near those of the same values in fp32, and bits that
+depend on no company.
 """
 
 from __future__ import annotations
