@@ -1,4 +1,4 @@
-"""Engines whose weights are rounded to 8 and 4 bits: every program returns the bits of ar; what is refused."""
+"""Engines of weights that are rounded to 8 and 4 bits: every program returns the bits of ar; refusals."""
 
 from __future__ import annotations
 
