@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from pearl_rt import _C, _testing
 from pearl_rt.backends.cpu import bytes_of
 from pearl_rt.errors import ResourceError
+from pearl_rt.reference.groups import Groups
+from pearl_rt.reference.groups import linear as grouped_linear
 
 ISAS = [*_C.available_isas(), "amx_emulated"]
 CPUS = sorted(os.sched_getaffinity(0))
@@ -106,15 +109,21 @@ class Model:
         generator = torch.Generator().manual_seed(self.seed + 1)
         return torch.randint(self.shape.vocab_size, (n,), generator=generator).tolist()
 
-    def weights(self, dtype: str = "bfloat16", isa: str = "", storage: torch.dtype = torch.float32) -> Any:
+    def weights(
+        self,
+        dtype: str = "bfloat16",
+        isa: str = "",
+        storage: torch.dtype = torch.float32,
+        bits: int = 0,
+    ) -> Any:
         kept = {name: tensor.to(storage).contiguous() for name, tensor in self.tensors.items()}
         described = {
             name: (bytes_of(tensor), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
             for name, tensor in kept.items()
         }
         if isa == "amx_emulated":
-            return _testing.emulated_weights(vars(self.shape), described, dtype)
-        return _C.LlamaWeights(vars(self.shape), described, dtype, isa)
+            return _testing.emulated_weights(vars(self.shape), described, dtype, bits)
+        return _C.LlamaWeights(vars(self.shape), described, dtype, isa, bits=bits)
 
     def executor(self, weights: Any, cpus: list[int] = CPUS[:1], num_slots: int = 2) -> Any:
         """An executor whose KV rows are all NaN, so that a row read before it is written shows."""
@@ -137,8 +146,15 @@ def test_tiles_without_a_wrong_sum_pass_the_self_check() -> None:
     _testing.check_flawed_tiles(13)
 
 
-def reference_logits(model: Model, ids: list[int], dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """[len(ids), vocab]: the definition, in fp32 with inputs of every product rounded to dtype."""
+def reference_logits(
+    model: Model,
+    ids: list[int],
+    dtype: torch.dtype = torch.float32,
+    groups: Mapping[str, Groups] | None = None,
+) -> np.ndarray:
+    """[len(ids), vocab]: the definition, in fp32 with inputs of every product rounded to dtype. groups: the
+    matrices, for linear layers as they are defined over codes.
+    """
     s, t, n = model.shape, model.tensors, len(ids)
 
     def rounded(x: torch.Tensor) -> torch.Tensor:
@@ -149,6 +165,8 @@ def reference_logits(model: Model, ids: list[int], dtype: torch.dtype = torch.fl
 
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
         y = rounded(x) @ rounded(t[name + ".weight"]).T
+        if groups is not None:
+            y = torch.from_numpy(grouped_linear(x.numpy(), groups[name + ".weight"]))
         return y + t[name + ".bias"] if name + ".bias" in t else y
 
     def rope(x: torch.Tensor) -> torch.Tensor:  # [heads, n, head_dim]
