@@ -18,6 +18,7 @@ from torch import Tensor
 from pearl_rt import CheckpointError, ConfigError, Engine, SamplingParams
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors, save_checkpoint
+from pearl_rt.cli import commands as cli
 
 CONFIG = replace(TINY, hidden_size=64, intermediate_size=128, torch_dtype="float16")
 GROUP = 32
@@ -202,13 +203,21 @@ def test_tokens_are_those_of_the_wide_checkpoint(tmp_path: Path, name: str) -> N
     assert found[0] == found[1]
 
 
-def test_it_says_what_it_does(tmp_path: Path) -> None:
+def test_it_says_what_it_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "quantised", *FORMATS["fp8-channels"])
     with (
         pytest.warns(UserWarning, match=r"quantised weights \(compressed-tensors\) are widened to float16"),
         pytest.warns(UserWarning, match="target's checkpoint is float16, and runs as bfloat16"),
     ):
         Engine.from_pretrained(tmp_path / "quantised", **OPTIONS).close()
+    warnings.simplefilter("always")
+    command = ["generate", "--target", str(tmp_path / "quantised"), "--prompt", "abc", "--threads", "1"]
+    assert cli.main([*command, "--max-tokens", "2"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(
+        f"[{tmp_path / 'quantised'}: its quantised weights (compressed-tensors) are widened"
+    )
+    assert said[1].startswith("[the target's checkpoint is float16, and runs as bfloat16")
 
 
 REFUSED: dict[str, tuple[object, str]] = {
