@@ -45,7 +45,7 @@ from pearl_rt.backends.cpu import Model
 from pearl_rt.strategy.engine_options import CAPTURED_FORMS, FORMS
 from pearl_rt.types.metrics import RequestMetrics
 
-OF_ENGINE = ("device", "form", "rounds_ahead", "capture", "dtype", "isa", "max_model_len")  # of its stats
+OF_ENGINE = ("device", "form", "rounds_ahead", "capture", "dtype", "weights", "isa", "max_model_len")  # stats
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:

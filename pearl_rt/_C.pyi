@@ -253,15 +253,18 @@ class LlamaWeights:
         tensors: collections.abc.Mapping[
             str,
             tuple[object, str, collections.abc.Sequence[int]]
-            | tuple[int, str, int, str, collections.abc.Sequence[int]],
+            | tuple[int, str, int, str, collections.abc.Sequence[int]]
+            | tuple[object, object, object, int, int, collections.abc.Sequence[int]],
         ],
         dtype: str,
         isa: str | None = None,
         progress: collections.abc.Callable[[int, int], None] | None = None,
+        bits: int = 0,
     ) -> None:
         """
-        tensors: name -> (memory, dtype, shape), or (descriptor, path, offset, dtype, shape) of an open file;
-        memory: its bytes, row-major, with the buffer protocol.
+        tensors: name -> (memory, dtype, shape), or (descriptor, path, offset, dtype, shape) of an open
+        file, or (codes, scales, minimums or None, bits, group, shape) of Groups; memory: its bytes,
+        row-major, with the buffer protocol. bits: 8 or 4, to which wider matrices are rounded; 0: none.
         """
     @property
     def isa(self) -> str: ...

@@ -70,6 +70,8 @@ class Engine:
         device: str = "auto",
         draft_device: str | None = None,
         dtype: str = "auto",
+        weights: str = "auto",
+        draft_weights: str = "auto",
         placement: str = "auto",
         form: str = "events",
         rounds_ahead: int = 2,
@@ -89,6 +91,8 @@ class Engine:
             device=device,
             draft_device=draft_device,
             dtype=dtype,
+            weights=weights,
+            draft_weights=draft_weights,
             placement=placement,
             form=form,
             rounds_ahead=rounds_ahead,
@@ -101,7 +105,13 @@ class Engine:
             max_waiting=max_waiting,
         )
         sources = pair_sources(
-            target_config, target_tensors, draft_config, draft_tensors, dtype=options.dtype
+            target_config,
+            target_tensors,
+            draft_config,
+            draft_tensors,
+            dtype=options.dtype,
+            weights=options.weights,
+            draft_weights=options.draft_weights,
         )
         has_draft = len(sources) > 1
         self._backend = backend(options, has_draft=has_draft)
@@ -283,6 +293,7 @@ class Engine:
                 for name, model in (("target", self.target), ("draft", self.draft))
                 if model is not None
             },
+            "weights": {"target": self._options.weights, "draft": self._options.draft_weights},
             "judge": self._options.judge,
             "max_model_len": self.max_model_len,
         }

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pearl_rt.checkpoint.shapes import WEIGHT_BITS
 from pearl_rt.errors import PearlError
 
 SHARED: dict[str, dict[str, Any]] = {
@@ -18,6 +19,8 @@ SHARED: dict[str, dict[str, Any]] = {
     "draft": {"type": Path, "help": "checkpoint directory (default: models/draft)"},
     "pair": {"help": "planted:TARGET+DRAFT@ALPHA, as planted:88m+8m@0.8, instead of checkpoints"},
     "dtype": {"default": "auto", "choices": ("auto", "bfloat16", "float32")},
+    "weights": {"default": "auto", "choices": tuple(WEIGHT_BITS), "help": "of the target's matrices"},
+    "draft-weights": {"default": "auto", "choices": tuple(WEIGHT_BITS), "help": "of the draft's"},
     "prompts": {"type": Path, "help": "text, or JSONL of HumanEval, GSM8K, MGSM or MT-bench"},
     "num-prompts": {"type": int},
     "max-tokens": {"type": int},
@@ -27,7 +30,7 @@ SHARED: dict[str, dict[str, Any]] = {
     "threads": {"type": int, "help": "cores to use"},
     "json-out": {"type": Path, "help": "write the JSON of the last line, indented"},
 }
-MODELS = ("target", "draft", "pair", "dtype")
+MODELS = ("target", "draft", "pair", "dtype", "weights", "draft-weights")
 
 
 def add_shared(parser: Any, *names: str, **defaults: Any) -> None:

@@ -32,7 +32,6 @@ BANDWIDTH_SECONDS = 0.4
 COPY_BYTES = 1 << 30  # of one buffer: many times any L2
 COPY_REPEATS = 15
 ROLES = ("target", "draft")
-BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 Bandwidth = dict[str, float]  # GB/s: of "memory" and of each model's name, or of "copy"
 
 
@@ -45,14 +44,15 @@ class ModelFigures:
     bytes_per_step: int  # weights that one decode step reads: all but the embedding table
 
     @classmethod
-    def of(cls, name: str, config: ModelConfig, dtype: str) -> ModelFigures:
-        """Counted from the shapes. KV rows are left out: at 256 tokens they are a percent or two."""
-        from pearl_rt.checkpoint.shapes import tensor_shapes
+    def of(cls, name: str, config: ModelConfig, dtype: str, weights: str = "auto") -> ModelFigures:
+        """Counted from the shapes. weights: what matrices are rounded to. KV rows are left out: at 256 tokens they are a percent or two."""
+        from pearl_rt.checkpoint.shapes import num_weights, tensor_bytes, tensor_shapes
 
-        sizes = {key: int(torch.Size(shape).numel()) for key, shape in tensor_shapes(config).items()}
-        total = sum(sizes.values())
+        sizes = {
+            key: tensor_bytes(key, shape, dtype, weights) for key, shape in tensor_shapes(config).items()
+        }
         embedding = 0 if config.tie_word_embeddings else sizes["model.embed_tokens.weight"]
-        return cls(name, total, (total - embedding) * BYTES[dtype])
+        return cls(name, num_weights(config), sum(sizes.values()) - embedding)
 
 
 def why_no_gpu() -> str | None:

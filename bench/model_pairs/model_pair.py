@@ -195,7 +195,10 @@ def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """The options of every engine."""
     shared = {
         "judge": "coupled",
-        **{key: getattr(options, key) for key in ("dtype", "device", "max_num_seqs")},
+        **{
+            key: getattr(options, key)
+            for key in ("dtype", "weights", "draft_weights", "device", "max_num_seqs")
+        },
     }
     if options.device == "cpu":
         return shared | {"num_threads": options.threads, "isa": options.isa}
@@ -211,9 +214,10 @@ def forms_of(options: argparse.Namespace) -> tuple[str, ...]:
 
 
 def figures_of(
-    names: Sequence[str], configs: Sequence[ModelConfig], dtypes: Sequence[str]
+    names: Sequence[str], configs: Sequence[ModelConfig], dtypes: Sequence[str], options: argparse.Namespace
 ) -> tuple[ModelFigures, ModelFigures]:
-    target, draft = (ModelFigures.of(*each) for each in zip(names, configs, dtypes, strict=True))
+    weights = options.weights, options.draft_weights
+    target, draft = (ModelFigures.of(*each) for each in zip(names, configs, dtypes, weights, strict=True))
     return target, draft
 
 
@@ -266,7 +270,7 @@ def from_plan(options: argparse.Namespace, spec: PairSpec) -> ModelPair:
         options.device,
         names,
         (target, draft),
-        figures_of(names, (target, draft), [dtype] * 2),
+        figures_of(names, (target, draft), [dtype] * 2, options),
         random_prompts(target.vocab_size, options.num_prompts, length, options.seed),
         [planting.note("the host")] if planting else [],
         cores_of(options),
@@ -299,7 +303,7 @@ def from_checkpoints(options: argparse.Namespace) -> ModelPair:
         options.device,
         names,
         configs,
-        figures_of(names, configs, [engine.target.dtype, engine.draft.dtype]),
+        figures_of(names, configs, [engine.target.dtype, engine.draft.dtype], options),
         [tokenizer.encode(text) for text in texts],
         [f"prompts: the first {len(texts)} of {name_of(prompts)}"],
         cores_of(options),

@@ -89,15 +89,15 @@ void bind_executor(py::module_& m) {
   py::class_<LlamaWeights, std::shared_ptr<LlamaWeights>>(m, "LlamaWeights")
       .def(py::init([](const py::typing::Dict<py::str, py::object>& config, const Sources& tensors,
                        const std::string& dtype, const std::optional<std::string>& isa,
-                       const std::optional<LlamaWeights::Progress>& progress) {
+                       const std::optional<LlamaWeights::Progress>& progress, int bits) {
              const Kernels& kernels = kernels_of(isa.value_or(""), dtype_from(dtype));
-             return weights_from(config, tensors, kernels, progress.value_or(nullptr));
+             return weights_from(config, tensors, kernels, bits, progress.value_or(nullptr));
            }),
            py::arg("config"), py::arg("tensors"), py::arg("dtype"), py::arg("isa") = py::none(),
-           py::arg("progress") = py::none(),
-           "tensors: name -> (memory, dtype, shape), or (descriptor, path, offset, dtype, shape) of an open "
-           "file;\n"
-           "memory: its bytes, row-major, with the buffer protocol.")
+           py::arg("progress") = py::none(), py::arg("bits") = 0,
+           "tensors: name -> (memory, dtype, shape), or (descriptor, path, offset, dtype, shape) of an open\n"
+           "file, or (codes, scales, minimums or None, bits, group, shape) of Groups; memory: its bytes,\n"
+           "row-major, with the buffer protocol. bits: 8 or 4, to which wider matrices are rounded; 0: none.")
       .def_property_readonly("isa", [](const LlamaWeights& w) { return w.kernels().isa; })
       .def_property_readonly("weight_bytes", method(&LlamaWeights::step_bytes))
       .def_property_readonly("memory_bytes", method(&LlamaWeights::memory_bytes));

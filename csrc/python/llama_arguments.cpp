@@ -44,8 +44,40 @@ SourceTensor::Type type_from(const std::string& name, const std::string& type) {
   throw std::invalid_argument("tensor '" + name + "' is " + type + ", not one of float32, bfloat16, float16");
 }
 
-SourceTensor source_from(const std::string& name, const std::variant<TensorTuple, PlaceTuple>& tensor,
+SourceTensor groups_from(const std::string& name, const GroupsTuple& tensor,
                          std::vector<std::unique_ptr<HostMemory>>* held) {
+  const auto& [codes, scales, minimums, bits, group, shape] = tensor;
+  const bool packed = (bits == 8 && (group == 32 || group == 16)) || (bits == 4 && group == 32);
+  if (!packed || shape.size() != 2) {
+    refuse("tensor '" + name + "' has " + std::to_string(bits) + " bits in groups of " +
+           std::to_string(group) + "; a matrix of 8 bits has groups of 32 or 16, one of 4 bits of 32");
+  }
+  const auto memory = [&](const py::object& object, const char* part, int64_t wanted) {
+    const HostMemory& own = *held->emplace_back(std::make_unique<HostMemory>(object, false));
+    if (static_cast<int64_t>(own.size()) != wanted) {
+      refuse(std::string(part) + " of tensor '" + name + "' have " + std::to_string(own.size()) +
+             " bytes; its shape needs " + std::to_string(wanted));
+    }
+    return own.data();
+  };
+  constexpr int64_t kMostSide = 1 << 30;
+  check_between("rows of a matrix of codes", shape[0], 0, kMostSide);
+  check_between("columns of a matrix of codes", shape[1], 1, kMostSide);
+  const int64_t entries = shape[0] * ((shape[1] + group - 1) / group);
+  SourceTensor source{SourceTensor::Type::kFloat32, shape, nullptr, 0, -1, 0, name, ""};
+  source.groups = SourceGroups{bits, group, memory(codes, "codes", shape[0] * shape[1]),
+                               static_cast<const uint16_t*>(memory(scales, "scales", 2 * entries)), nullptr};
+  if (!minimums.is_none()) {
+    source.groups->minimums = static_cast<const uint16_t*>(memory(minimums, "minimums", 2 * entries));
+  }
+  return source;
+}
+
+}  // namespace
+
+SourceTensor source_from(const std::string& name, const Source& tensor,
+                         std::vector<std::unique_ptr<HostMemory>>* held) {
+  if (const auto* groups = std::get_if<GroupsTuple>(&tensor)) return groups_from(name, *groups, held);
   if (const auto* in_memory = std::get_if<TensorTuple>(&tensor)) {
     const auto& [object, type, shape] = *in_memory;
     const HostMemory& memory = *held->emplace_back(std::make_unique<HostMemory>(object, false));
@@ -55,8 +87,6 @@ SourceTensor source_from(const std::string& name, const std::variant<TensorTuple
   return {type_from(name, type), shape, nullptr, 0, descriptor, offset, name, path};
 }
 
-}  // namespace
-
 DType dtype_from(const std::string& name) {
   if (name == "bfloat16") return DType::kBfloat16;
   if (name == "float32") return DType::kFloat32;
@@ -64,13 +94,16 @@ DType dtype_from(const std::string& name) {
 }
 
 std::shared_ptr<LlamaWeights> weights_from(const py::dict& config, const Sources& tensors,
-                                           const Kernels& kernels, const LlamaWeights::Progress& progress) {
+                                           const Kernels& kernels, int bits,
+                                           const LlamaWeights::Progress& progress) {
+  if (bits != 0 && bits != 4 && bits != 8)
+    refuse("bits is " + std::to_string(bits) + "; it must be 0, 4 or 8");
   LlamaWeights::Tensors sources;
   std::vector<std::unique_ptr<HostMemory>> held;
   for (const auto& [name, tensor] : tensors) sources.emplace(name, source_from(name, tensor, &held));
   const LlamaConfig c = config_from(config);
   const WithoutGil released;
-  return std::make_shared<LlamaWeights>(c, sources, kernels, progress);
+  return std::make_shared<LlamaWeights>(c, sources, kernels, bits, progress);
 }
 
 }  // namespace pearl

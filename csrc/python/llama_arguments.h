@@ -19,14 +19,21 @@ namespace pearl {
 using TensorTuple = std::tuple<pybind11::object, std::string, std::vector<int64_t>>;  // memory, dtype, shape
 // An open file's descriptor and path, an offset into it, dtype, shape.
 using PlaceTuple = std::tuple<int, std::string, int64_t, std::string, std::vector<int64_t>>;
-using Sources = std::map<std::string, std::variant<TensorTuple, PlaceTuple>>;
+// A matrix of codes: memory of codes, of fp16 scales, of fp16 minimums or None; bits, group, shape.
+using GroupsTuple =
+    std::tuple<pybind11::object, pybind11::object, pybind11::object, int, int, std::vector<int64_t>>;
+using Source = std::variant<TensorTuple, PlaceTuple, GroupsTuple>;
+using Sources = std::map<std::string, Source>;
 
 // Throws std::invalid_argument for a dtype that no kernels have.
 DType dtype_from(const std::string& name);
 
 // Throws Failure(kRequest) for an entry of the config that is missing or of another type; and as
-// LlamaWeights.
+// LlamaWeights. `held` keeps the memory of what is made, for as long as it is read.
+SourceTensor source_from(const std::string& name, const Source& tensor,
+                         std::vector<std::unique_ptr<HostMemory>>* held);
 std::shared_ptr<LlamaWeights> weights_from(const pybind11::dict& config, const Sources& tensors,
-                                           const Kernels& kernels, const LlamaWeights::Progress& progress);
+                                           const Kernels& kernels, int bits,
+                                           const LlamaWeights::Progress& progress);
 
 }  // namespace pearl

@@ -12,7 +12,9 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
 
 import pearl_rt._C as _C
 from pearl_rt.backends.base import Backend, Lanes, PackedModel
@@ -20,21 +22,22 @@ from pearl_rt.checkpoint.compatibility import own_dtype
 from pearl_rt.checkpoint.config import SIZES, ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.checkpoint.rope import rope_tables
-from pearl_rt.checkpoint.shapes import ITEM_BYTES, weight_bytes
+from pearl_rt.checkpoint.shapes import ITEM_BYTES, WEIGHT_BITS, weight_bytes
 from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.checkpoint.stored_tensors import Place, StoredTensors
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ConfigError, PearlError, ResourceError, gib
+from pearl_rt.reference.groups import Groups
 from pearl_rt.strategy.program import CORE_PLACEMENTS, MAX_GAMMA
 from pearl_rt.strategy.program_choice import Capabilities
 from pearl_rt.types.json import Json
 from pearl_rt.types.values import choice
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     import torch
 
+Held: TypeAlias = tuple[object, str, list[int]] | tuple[object, object, object | None, int, int, list[int]]
 DTYPES = ("auto", "bfloat16", "float32")
 TOO_FEW_CORES = (
     "placement 'split' needs 2 cores, one for the draft and the rest for the target; there is {}: pass "
@@ -69,33 +72,37 @@ class Model:
     def pack(
         cls,
         config: ModelConfig,
-        tensors: Mapping[str, "torch.Tensor"],
+        tensors: "Mapping[str, torch.Tensor | Groups]",
         *,
         dtype: str,
         isa: str | None,
         max_model_len: int,
         name: str = "model",
+        weights: str = "auto",
     ) -> "Model":
-        """Packs `tensors` (HF names) once; they may be dropped afterwards. `name` labels the progress bar."""
-        views: dict[str, Place | tuple[object, str, list[int]]] = {}
+        """Packs `tensors` (HF names) once; they may be dropped afterwards. `name` labels the progress bar.
+        weights: what wider matrices are rounded to.
+        """
+        views: dict[str, Place | Held] = {}
+        held = tensors
         if isinstance(tensors, StoredTensors):
             views |= tensors.places()
             held = computed(tensors, views.keys(), dtype, name)
-        else:
-            held = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
-        views |= {
-            key: (bytes_of(tensor), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
-            for key, tensor in held.items()
-        }
-        size = weight_bytes(config, dtype)
+        views |= {key: view_of(tensor) for key, tensor in held.items()}
+        size = weight_bytes(config, dtype, weights)
         with native_errors(), loading_bar(f"packing the {name}", size) as advance:
-            weights = _C.LlamaWeights(
-                native_config(config), views, dtype, isa, lambda _, layers: advance(size // layers)
+            packed = _C.LlamaWeights(
+                native_config(config),
+                views,
+                dtype,
+                isa,
+                lambda _, layers: advance(size // layers),
+                bits=WEIGHT_BITS[weights],
             )
         if isinstance(tensors, StoredTensors):
             tensors.check_unchanged()
         cos, sin = rope_tables(config, max_model_len)
-        return cls(config, dtype, weights, cos.contiguous(), sin.contiguous())
+        return cls(config, dtype, packed, cos.contiguous(), sin.contiguous())
 
     def executor(
         self, cores: Sequence[int] | _C.CoreSet, num_slots: int = 1, pool: KvPool | None = None
@@ -123,15 +130,18 @@ class Model:
 
 def computed(
     tensors: StoredTensors, placed: Collection[str], dtype: str, name: str
-) -> "dict[str, torch.Tensor]":
-    """Those that native code cannot read as they lie, in that dtype. `name` labels the progress bar."""
+) -> "dict[str, torch.Tensor | Groups]":
+    """Those that native code cannot read as they lie: the codes of quantised matrices, or in float32, and for
+    what no packed form holds, their values. `name` labels the progress bar.
+    """
     import torch
 
     wanted = [key for key in tensors if key not in placed]
-    held = {}
+    held: dict[str, torch.Tensor | Groups] = {}
     with loading_bar(f"reading the {name}", len(wanted), unit=" tensors") as advance:
         for key in wanted:
-            held[key] = tensors.read(key, getattr(torch, dtype))
+            groups = None if dtype == "float32" else tensors.groups(key)
+            held[key] = tensors.read(key, getattr(torch, dtype)) if groups is None else groups
             advance(1)
     return held
 
@@ -141,6 +151,18 @@ def bytes_of(tensor: "torch.Tensor") -> "npt.NDArray[np.uint8]":
     import torch
 
     return tensor.reshape(-1).view(torch.uint8).numpy()
+
+
+def view_of(tensor: "torch.Tensor | Groups") -> Held:
+    """A tensor in memory as _C takes it."""
+    if isinstance(tensor, Groups):
+        codes, scales, minimums = (
+            None if part is None else np.ascontiguousarray(part)
+            for part in (tensor.codes, tensor.scales, tensor.minimums)
+        )
+        return codes, scales, minimums, tensor.bits, tensor.group, list(tensor.shape)
+    held = tensor.detach().cpu().contiguous()
+    return bytes_of(held), str(held.dtype).removeprefix("torch."), list(held.shape)
 
 
 def native_config(config: ModelConfig) -> dict[str, object]:
@@ -246,7 +268,7 @@ class CpuBackend(Backend):
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
         """Every placement has its own KV caches, of the pool's blocks, and logits."""
         available = available_memory()
-        weights = {model.name: weight_bytes(model.config, model.dtype) for model in models}
+        weights = {model.name: weight_bytes(model.config, model.dtype, model.weights) for model in models}
         kept = sum(kv_bytes(model.config, model.dtype, pool.num_tokens) for model in models)
         widest = max(model.config.vocab_size for model in models)
         caches = num_placements * kept
@@ -261,6 +283,8 @@ class CpuBackend(Backend):
             remedies = "lower max_num_seqs, max_model_len or kv_cache_tokens"
         if any(model.dtype == "float32" for model in models):
             remedies += ", pass dtype='bfloat16'"
+        if any(model.weights == "auto" for model in models):
+            remedies += ", pass weights='int8' or 'int4'"
         if num_placements > 1:
             remedies += ", fix the placement so that only one is built"
         raise ResourceError(
@@ -277,6 +301,7 @@ class CpuBackend(Backend):
             dtype=model.dtype,
             isa=self.isa,
             max_model_len=max_model_len,
+            weights=model.weights,
         )
 
     def lanes(self, placement: str, target: PackedModel, draft: PackedModel | None, pool: KvPool) -> CpuLanes:

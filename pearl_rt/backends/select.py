@@ -33,6 +33,7 @@ def device_name(options: EngineOptions, environment: Environment) -> str:
     if device != "auto":
         return device
     for_cores = options.num_threads is not None or options.isa is not None or options.placement == "split"
+    for_cores = for_cores or (options.weights, options.draft_weights) != ("auto", "auto")
     return "cuda" if not for_cores and gpu_can_run() else "cpu"
 
 
@@ -53,6 +54,20 @@ def draft_device_name(options: EngineOptions, device: str, has_draft: bool) -> s
     return own
 
 
+def check_weights(options: EngineOptions, device: str, draft_device: str | None, has_draft: bool) -> None:
+    """Raises ConfigError for rounded weights where no kernels read them, or of a draft that is not there."""
+    if options.draft_weights != "auto" and not has_draft:
+        raise ConfigError(
+            f"draft_weights {options.draft_weights!r} was given without a draft: pass draft=..., or drop it"
+        )
+    for name, where in (("weights", device), ("draft_weights", draft_device or device)):
+        if (value := getattr(options, name)) != "auto" and where != "cpu":
+            raise ConfigError(
+                f"{name} {value!r} is for a model on the CPU, and this one is on {where!r}: weights of 8 and 4 "
+                f"bits run on the CPU; pass device='cpu', or {name}='auto'"
+            )
+
+
 def backend(options: EngineOptions, *, has_draft: bool) -> Backend:
     """The back end that was asked for. Raises ConfigError for what makes no sense, ResourceError for what
     this machine has not got.
@@ -60,6 +75,7 @@ def backend(options: EngineOptions, *, has_draft: bool) -> Backend:
     environment = Environment.read()
     device = device_name(options, environment)
     draft_device = draft_device_name(options, device, has_draft)
+    check_weights(options, device, draft_device, has_draft)
     num_slots, kv_cache_tokens = options.max_num_seqs, options.kv_cache_tokens
     num_threads = environment.num_threads if options.num_threads is None else options.num_threads
     isa = options.isa or environment.isa

@@ -5,6 +5,9 @@ from math import prod
 from pearl_rt.checkpoint.config import ModelConfig
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+WEIGHT_BITS = {"auto": 0, "int8": 8, "int4": 4}  # to which matrices are rounded; 0: they stay as they are
+GROUP_BYTES = {8: 34, 4: 20}  # of 32 weights with their scale, and with 4 bits their minimum
+HEADS = ("model.embed_tokens.weight", "lm_head.weight")  # never below 8 bits
 
 
 def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -38,6 +41,14 @@ def num_weights(config: ModelConfig) -> int:
     return sum(prod(shape) for shape in tensor_shapes(config).values())
 
 
-def weight_bytes(config: ModelConfig, dtype: str) -> int:
-    """Bytes of a model's weights in a dtype."""
-    return num_weights(config) * ITEM_BYTES[dtype]
+def tensor_bytes(name: str, shape: tuple[int, ...], dtype: str, weights: str = "auto") -> int:
+    """Bytes of one tensor of a model that computes in `dtype`, its matrices rounded as `weights` says."""
+    if weights == "auto" or len(shape) == 1:
+        return prod(shape) * ITEM_BYTES[dtype]
+    bits = 8 if name in HEADS else WEIGHT_BITS[weights]
+    return prod(shape) * GROUP_BYTES[bits] // 32
+
+
+def weight_bytes(config: ModelConfig, dtype: str, weights: str = "auto") -> int:
+    """Bytes of a model's weights."""
+    return sum(tensor_bytes(name, shape, dtype, weights) for name, shape in tensor_shapes(config).items())

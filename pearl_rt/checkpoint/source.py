@@ -22,6 +22,7 @@ class ModelSource:
     config: ModelConfig
     dtype: str  # "auto": its checkpoint's own, or what its device computes in
     tensors: "Mapping[str, torch.Tensor]"  # by their Hugging Face names; may be dropped once they are packed
+    weights: str = "auto"  # or "int8", "int4": what wider matrices are rounded to
 
 
 def pair_sources(
@@ -31,13 +32,15 @@ def pair_sources(
     draft_tensors: "Mapping[str, torch.Tensor] | None",
     *,
     dtype: str,
+    weights: str = "auto",
+    draft_weights: str = "auto",
 ) -> list[ModelSource]:
-    """The target, and the draft if there is one. dtype: as it was asked for. Raises ConfigError for half a
+    """The target, and the draft if there is one. dtype, weights: as asked for. Raises ConfigError for half a
     draft.
     """
-    sources = [ModelSource("target", target_config, dtype, target_tensors)]
+    sources = [ModelSource("target", target_config, dtype, target_tensors, weights)]
     if draft_config is not None and draft_tensors is not None:
-        sources.append(ModelSource("draft", draft_config, dtype, draft_tensors))
+        sources.append(ModelSource("draft", draft_config, dtype, draft_tensors, draft_weights))
     elif draft_config is not None or draft_tensors is not None:
         raise ConfigError("a draft is a configuration and tensors: pass both, or neither")
     return sources

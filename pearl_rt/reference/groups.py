@@ -1,4 +1,4 @@
-"""A matrix of codes of 8 or 4 bits in groups that share a scale, and what a linear layer makes of it, in numpy.
+"""In numpy: a matrix of codes of 8 or 4 bits in groups that share a scale, and what a linear layer makes of it.
 
 The CPU's kernels match this definition. Along the inputs, `group` consecutive codes share a scale, and
 perhaps a minimum:

@@ -7,6 +7,7 @@ can do what is asked is for the back end to say.
 from dataclasses import dataclass
 
 from pearl_rt.checkpoint.config import MODEL_LENGTH
+from pearl_rt.checkpoint.shapes import WEIGHT_BITS
 from pearl_rt.errors import ConfigError
 from pearl_rt.strategy.program import JUDGES, MAX_GAMMA, PLACEMENTS, STRATEGIES
 from pearl_rt.types.values import Choice, Integer, Text, check_fields, parameter
@@ -31,6 +32,9 @@ class EngineOptions:
     draft_device   for the draft of a target on a GPU: another GPU ("cuda:N") or "cpu"; None: the target's
     dtype          of weights and KV cache; "auto" is each checkpoint's own, but bfloat16 for float16 on
                    the CPU (and float32 on "interpret")
+    weights        of the target's matrices, on the CPU: "int8" or "int4" rounds what is wider to 8 or 4 bits in
+                   groups of 32, embedding and head to 8; "auto" keeps what the checkpoint has
+    draft_weights  the same of the draft: fewer bits cost acceptance, never correctness
     placement      "shared" (both models on all cores, or on one GPU), "split" (one core for the
                    draft, the rest for the target), "devices" (with draft_device) or "auto"
     form           how a GPU's rounds are launched: "events" (two streams), "graph" (one graph a round) or
@@ -60,6 +64,8 @@ class EngineOptions:
     device: str = parameter("auto", Choice(("auto", "cpu", "cuda", "cuda:N", "interpret"), GPU_NAME))
     draft_device: str | None = parameter(None, Choice(("cpu", "cuda:N"), GPU_NAME, optional=True))
     dtype: str = parameter("auto", Choice(DTYPES))
+    weights: str = parameter("auto", Choice(tuple(WEIGHT_BITS)))
+    draft_weights: str = parameter("auto", Choice(tuple(WEIGHT_BITS)))
     placement: str = parameter("auto", Choice(("auto", *PLACEMENTS)))
     form: str = parameter("events", Choice(FORMS))
     rounds_ahead: int = parameter(2, Integer(1, 32))

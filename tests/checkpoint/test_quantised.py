@@ -156,7 +156,8 @@ def save(
     """A checkpoint whose layers' linear weights are quantised; returns the values that it means."""
     plain = {name: tensor.half() for name, tensor in random_tensors(CONFIG, 0).items()}
     save_checkpoint(path, CONFIG, plain)
-    stored, values = {}, {name: tensor.float() for name, tensor in plain.items()}
+    stored = {"model.layers.0.self_attn.k_scale": torch.ones(1)}  # of a KV cache, which stays wide
+    values = {name: tensor.float() for name, tensor in plain.items()}
     for seed, (name, tensor) in enumerate(plain.items()):
         if name.endswith("_proj.weight"):
             parts, values[name] = make((tensor.shape[0], tensor.shape[1]), seed)
@@ -206,7 +207,7 @@ def test_tokens_are_those_of_the_wide_checkpoint(tmp_path: Path, name: str) -> N
 def test_it_says_what_it_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "quantised", *FORMATS["fp8-channels"])
     with (
-        pytest.warns(UserWarning, match=r"quantised weights \(compressed-tensors\) are widened to float16"),
+        pytest.warns(UserWarning, match=r"weights of 8 bits \(compressed-tensors\) are widened to float16"),
         pytest.warns(UserWarning, match="target's checkpoint is float16, and runs as bfloat16"),
     ):
         Engine.from_pretrained(tmp_path / "quantised", **OPTIONS).close()
@@ -215,7 +216,7 @@ def test_it_says_what_it_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert cli.main([*command, "--max-tokens", "2"]) == 0
     said = capsys.readouterr().err.splitlines()
     assert said[0].startswith(
-        f"[{tmp_path / 'quantised'}: its quantised weights (compressed-tensors) are widened"
+        f"[{tmp_path / 'quantised'}: its weights of 8 bits (compressed-tensors) are widened"
     )
     assert said[1].startswith("[the target's checkpoint is float16, and runs as bfloat16")
 

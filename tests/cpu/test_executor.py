@@ -105,15 +105,21 @@ class Model:
         generator = torch.Generator().manual_seed(self.seed + 1)
         return torch.randint(self.shape.vocab_size, (n,), generator=generator).tolist()
 
-    def weights(self, dtype: str = "bfloat16", isa: str = "", storage: torch.dtype = torch.float32) -> Any:
+    def weights(
+        self,
+        dtype: str = "bfloat16",
+        isa: str = "",
+        storage: torch.dtype = torch.float32,
+        bits: int = 0,
+    ) -> Any:
         kept = {name: tensor.to(storage).contiguous() for name, tensor in self.tensors.items()}
         described = {
             name: (bytes_of(tensor), str(tensor.dtype).removeprefix("torch."), list(tensor.shape))
             for name, tensor in kept.items()
         }
         if isa == "amx_emulated":
-            return _testing.emulated_weights(vars(self.shape), described, dtype)
-        return _C.LlamaWeights(vars(self.shape), described, dtype, isa)
+            return _testing.emulated_weights(vars(self.shape), described, dtype, bits)
+        return _C.LlamaWeights(vars(self.shape), described, dtype, isa, bits=bits)
 
     def executor(self, weights: Any, cpus: list[int] = CPUS[:1], num_slots: int = 2) -> Any:
         """An executor whose KV rows are all NaN, so that a row read before it is written shows."""

@@ -6,7 +6,8 @@
 
 namespace pearl {
 
-// Names that run here, fastest first: "amx", "avx512" (with bf16), "avx2", and always "portable" at the end.
+// Names that run here, fastest first: "amx", "avx512" (with bf16 and vnni), "avx2", and always "portable" at
+// the end.
 std::vector<std::string> available_isas();
 
 }  // namespace pearl

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <string>
 
+#include "cpu/kernels/grouped.h"
+
 namespace pearl {
 
 // The dtype of weights, activations before a matmul, and KV cache. Sums, norms, rope, softmax and the
@@ -15,6 +17,7 @@ enum class DType { kBfloat16, kFloat32 };
 constexpr int kLanes = 16;       // columns of a packed block; positions of keys in one
 constexpr int kPanel = 4;        // column blocks between two epilogues
 constexpr int kTileRows = 16;    // rows that AMX always reads: activation buffers have a multiple of it
+constexpr int kCodeRows = 8;     // rows of codes that are read together, or a power of two below
 constexpr int kDepthAlign = 32;  // K of a packed matrix and row length of an activation buffer
 
 enum class Epilogue {
@@ -47,6 +50,19 @@ struct MatmulArgs {
   // matmul_any_k with kStore and no bias, num_cols a multiple of 16: sums go on from what out holds, so that
   // calls over consecutive parts of K have the bits of one call.
   bool continues;
+};
+
+// A matmul of rows of codes with a matrix of codes. Each output element has one sum, to which its groups are
+// added in ascending order.
+struct GroupedMatmulArgs {
+  GroupForm form;
+  const char* x;     // [out.rows] rows as quantize_row writes them, 4-byte aligned; as many as the next
+                     // multiple of kCodeRows may be read
+  int64_t x_stride;  // bytes from row to row
+  const char* w;     // [out.num_blocks][out.k / 64] records
+  // Epilogue and outputs, with rows, k and blocks; x, w and `continues` are not read. next_w is fetched when
+  // the end of w is near.
+  MatmulArgs out;
 };
 
 // p[m, :] = softmax of (scores[m, :visible[m]] * scale) before its division; zeros from visible[m] to
@@ -82,6 +98,10 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, void* out);
   // out[i] = x[i] * factor, rounded to the element; i < n, any n
   void (*convert)(const float* x, float factor, int n, void* out);
+  // x[n] elements as codes of a row for groups of row.group; zeros up to row.k. A group with NaN or infinity
+  // has zeros, and NaN for its scale.
+  void (*quantize_row)(const void* x, int n, const GroupedRow& row, char* out);
+  void (*grouped_matmul)(const GroupedMatmulArgs&);
   // Reads `lines` cache lines (a multiple of 4) as a matmul does, and fetches as many after them; returns a
   // sum.
   float (*read_panel)(const char* data, int64_t lines);

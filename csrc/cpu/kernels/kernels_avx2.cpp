@@ -93,6 +93,60 @@ inline Vec multiply_add(Vec sum, Vec w, const float* x) { return fma(w, set1(*x)
 inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 inline void prefetch_near(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
+// For weights in groups.
+constexpr int kGroupedRows = 4;
+struct Ints {  // 16 int32 lanes
+  __m256i low, high;
+};
+using Codes = Ints;
+inline Vec fused(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+inline Ints no_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline Ints from_offset(int32_t) { return no_ints(); }  // dot_of_bytes takes signed codes
+inline Codes load_codes(const char* p) {
+  const __m256i* at = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
+}
+inline __m256i low_half(__m256i a) { return _mm256_and_si256(a, _mm256_set1_epi8(15)); }
+inline Codes low_halves(const Codes& a) { return {low_half(a.low), low_half(a.high)}; }
+inline Codes high_halves(const Codes& a) {
+  return {low_half(_mm256_srli_epi16(a.low, 4)), low_half(_mm256_srli_epi16(a.high, 4))};
+}
+inline __m256i four_of(const char* x) {
+  int four;
+  __builtin_memcpy(&four, x, sizeof four);
+  return _mm256_set1_epi32(four);
+}
+inline __m256i sums_of_four(__m256i sum, __m256i without_sign, __m256i x) {
+  const __m256i pairs = _mm256_maddubs_epi16(without_sign, x);
+  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+// Magnitudes of w times x with w's sign: no sum of two passes 2 * 128 * 127, which int16 holds.
+inline __m256i signed_sums(__m256i sum, __m256i stored, __m256i x) {
+  const __m256i w = _mm256_xor_si256(stored, _mm256_set1_epi8(static_cast<char>(0x80)));
+  return sums_of_four(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+}
+inline Ints dot_of_bytes(const Ints& sum, const Codes& w, const char* x) {
+  const __m256i four = four_of(x);
+  return {signed_sums(sum.low, w.low, four), signed_sums(sum.high, w.high, four)};
+}
+inline Ints dot_of_halves(const Ints& sum, const Codes& w, const char* x) {
+  const __m256i four = four_of(x);
+  return {sums_of_four(sum.low, w.low, four), sums_of_four(sum.high, w.high, four)};
+}
+inline Vec to_floats(const Ints& a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
+inline Vec load_half(const char* p) {
+  const __m128i* at = reinterpret_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
+}
+inline void store_low_bytes(char* p, Vec a) {
+  const __m256i bytes = _mm256_set1_epi32(0xFF);
+  const __m256i low = _mm256_and_si256(_mm256_castps_si256(a.low), bytes);
+  const __m256i high = _mm256_and_si256(_mm256_castps_si256(a.high), bytes);
+  const __m256i words = _mm256_permute4x64_epi64(_mm256_packus_epi32(low, high), 0xD8);
+  const __m128i packed = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+}
+
 #include "cpu/kernels/kernels_body.h"
 
 }  // namespace

@@ -48,6 +48,30 @@ inline Vec multiply_add(Vec sum, Vec w, const float* x) { return fma(w, set1(*x)
 inline void prefetch(const char* p) { _mm_prefetch(p, _MM_HINT_T1); }
 inline void prefetch_near(const char* p) { _mm_prefetch(p, _MM_HINT_T0); }
 
+// For weights in groups. kGroupedRows integer sums and as many totals fit into 32 registers.
+constexpr int kGroupedRows = 8;
+using Ints = __m512i;
+using Codes = __m512i;
+inline Vec fused(Vec a, Vec b, Vec c) { return fma(a, b, c); }
+inline Ints no_ints() { return _mm512_setzero_si512(); }
+inline Ints from_offset(int32_t offset) { return _mm512_set1_epi32(offset); }
+inline Codes load_codes(const char* p) { return _mm512_loadu_si512(p); }
+inline Codes low_halves(Codes a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
+inline Codes high_halves(Codes a) { return low_halves(_mm512_srli_epi16(a, 4)); }
+inline Ints dot_of_bytes(Ints sum, Codes w, const char* x) {
+  int four;
+  __builtin_memcpy(&four, x, sizeof four);
+  return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));
+}
+inline Ints dot_of_halves(Ints sum, Codes w, const char* x) { return dot_of_bytes(sum, w, x); }
+inline Vec to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
+inline Vec load_half(const char* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+inline void store_low_bytes(char* p, Vec a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(a)));
+}
+
 #include "cpu/kernels/kernels_body.h"
 
 }  // namespace

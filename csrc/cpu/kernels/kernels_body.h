@@ -306,6 +306,8 @@ void convert(const float* x, float factor, int n, void* out) {
 
 #undef PEARL_OPAQUE
 
+#include "cpu/kernels/grouped_body.h"
+
 // What the matmul of one row does to memory and nothing else: four streams of `lines` cache lines in all are
 // read while the same number after them is fetched. Returns the sum of their fp32 words.
 float read_panel(const char* data, int64_t lines) {
@@ -325,8 +327,8 @@ float read_panel(const char* data, int64_t lines) {
 
 template <class T>
 constexpr Kernels make_table(DType dtype) {
-  return {kIsa,      dtype,      nullptr,     matmul<T>,  matmul<T>,
-          finish<T>, softmax<T>, rms_norm<T>, convert<T>, read_panel};
+  return {kIsa,       dtype,       nullptr,    matmul<T>,       matmul<T>,         finish<T>,
+          softmax<T>, rms_norm<T>, convert<T>, quantize_row<T>, grouped_matmul<T>, read_panel};
 }
 
 constexpr Kernels kBfloat16Table = make_table<uint16_t>(DType::kBfloat16);

@@ -112,6 +112,66 @@ inline Vec multiply_add(const Vec& sum, const Vec& w, const float* x) {
   return r;
 }
 
+// For weights in groups.
+constexpr int kGroupedRows = 2;
+struct Ints {  // 16 int32 lanes
+  int32_t lane[kLanes];
+};
+struct Codes {  // 4 inputs of 16 columns
+  uint8_t byte[4 * kLanes];
+};
+// Rounded once, as the other instruction sets do it.
+inline Vec fused(const Vec& a, const Vec& b, const Vec& c) {
+  Vec r;
+  PEARL_EACH r.lane[i] = __builtin_fmaf(a.lane[i], b.lane[i], c.lane[i]);
+  return r;
+}
+inline Ints no_ints() { return {}; }
+inline Ints from_offset(int32_t offset) {
+  Ints r;
+  PEARL_EACH r.lane[i] = offset;
+  return r;
+}
+inline Codes load_codes(const char* p) {
+  Codes r;
+  __builtin_memcpy(r.byte, p, sizeof r.byte);
+  return r;
+}
+inline Codes low_halves(Codes a) {
+  for (uint8_t& byte : a.byte) byte &= 15;
+  return a;
+}
+inline Codes high_halves(Codes a) {
+  for (uint8_t& byte : a.byte) byte >>= 4;
+  return a;
+}
+// One copy for all forms and numbers of rows, which would else be most of the library.
+[[gnu::noinline]] Ints dot_of_bytes(Ints sum, const Codes& w, const char* x) {
+  const auto* four = reinterpret_cast<const int8_t*>(x);
+  PEARL_EACH {
+    for (int j = 0; j < 4; ++j) sum.lane[i] += w.byte[4 * i + j] * four[j];
+  }
+  return sum;
+}
+inline Ints dot_of_halves(const Ints& sum, const Codes& w, const char* x) { return dot_of_bytes(sum, w, x); }
+inline Vec to_floats(const Ints& a) {
+  Vec r;
+  PEARL_EACH r.lane[i] = static_cast<float>(a.lane[i]);
+  return r;
+}
+inline Vec load_half(const char* p) {
+  Vec r;
+  PEARL_EACH {
+    uint16_t half;
+    __builtin_memcpy(&half, p + 2 * i, sizeof half);
+    r.lane[i] = float_of_half(half);
+  }
+  return r;
+}
+inline void store_low_bytes(char* p, const Vec& a) {
+  PEARL_EACH p[i] = static_cast<char>(__builtin_bit_cast(uint32_t, a.lane[i]) & 0xFF);
+}
+
 #undef PEARL_EACH
 
 inline void prefetch(const char* p) { __builtin_prefetch(p, 0, 2); }

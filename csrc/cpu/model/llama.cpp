@@ -14,6 +14,8 @@ namespace pearl {
 namespace {
 
 constexpr int kMostRepeats = 1 << 16;  // of a measurement
+constexpr int kOwnRows =
+    4;  // a power of two: so many rows each thread makes codes of itself, which is cheaper than a barrier
 constexpr int kStepRows = 128;  // of one pass over the weights: a prefill reads them once for so many tokens
 
 // Row length in elements of an activation buffer: an odd number of cache lines, so that 16 rows fall into
@@ -25,6 +27,22 @@ int64_t padded_stride(int64_t n, int64_t element_bytes) {
 
 void refuse(int segment, const std::string& what) {
   throw std::invalid_argument("segment " + std::to_string(segment) + ": " + what);
+}
+
+// Bytes from row to row of codes: an odd number of cache lines, as above.
+int64_t codes_stride(const GroupedRow& row) { return (round_up(row.bytes(), 64) / 64 | 1) * 64; }
+
+// The longest row of codes that a matrix of the model needs; 0 without one.
+int64_t widest_codes(const LlamaWeights& weights) {
+  int64_t widest = 0;
+  const auto see = [&](const PackedMatrix& matrix) {
+    if (matrix.form) widest = std::max(widest, codes_stride({matrix.k, matrix.form->group}));
+  };
+  for (const LayerWeights& layer : weights.layers()) {
+    for (const PackedMatrix* each : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) see(*each);
+  }
+  see(weights.lm_head());
+  return widest;
 }
 
 int checked_slots(int num_slots) {
@@ -80,15 +98,19 @@ LlamaExecutor::LlamaExecutor(std::shared_ptr<const LlamaWeights> weights, std::s
   attended_ = place(c.q_size(), element);
   activated_ = place(c.intermediate_size, element);
   const int64_t queries = total;
-  total += int64_t{kStepRows} * c.q_size() * element;
+  total += round_up(int64_t{kStepRows} * c.q_size() * element, 64);
+  const int64_t codes = total, codes_bytes = widest_codes(*weights_);
+  total += kStepRows * codes_bytes;
   buffer_ = HugeBuffer(total, "the buffers of a step");
   for (Rows* rows : {&residual_, &qkv_, &normed_, &attended_, &activated_}) {
     rows->data = buffer_.as<char>(reinterpret_cast<int64_t>(rows->data));
   }
   queries_ = buffer_.as<char>(queries);
+  codes_ = buffer_.as<char>(codes);
   for (int i = 0; i < core_set_->size(); ++i) {
     workers_.push_back({AttentionScratch(c, dtype, max_model_len),
-                        HugeBuffer(kTileRows * normed_.stride * element, "the buffers of a step")});
+                        HugeBuffer(kTileRows * normed_.stride * element, "the buffers of a step"),
+                        HugeBuffer(kOwnRows * codes_bytes, "the buffers of a step")});
   }
 }
 
@@ -194,20 +216,19 @@ void LlamaExecutor::share_of(const PackedMatrix& matrix, int index, int* first, 
 const void* LlamaExecutor::start_of_share(const PackedMatrix& matrix, int index) const {
   int first, count;
   share_of(matrix, index, &first, &count);
-  return static_cast<const char*>(weights_->data(matrix)) +
-         first * matrix.block_stride() * size_of(weights_->dtype());
+  return static_cast<const char*>(weights_->data(matrix)) + first * matrix.block_bytes(weights_->dtype());
 }
 
-void LlamaExecutor::apply(const Linear& linear, int rows, int index) const {
+void LlamaExecutor::apply(const Linear& linear, int rows, int index) {
   const int64_t element = size_of(weights_->dtype());
   int first, count;
   share_of(linear.matrix, index, &first, &count);
-  if (count == 0) return;
+  if (count == 0 && !linear.matrix.form) return;
   MatmulArgs a{};
   a.from_memory = weights_->in_memory();
   if (linear.next) {
     a.next_w = start_of_share(*linear.next, index);
-    a.next_w_stride = linear.next->block_stride();
+    a.next_w_stride = linear.next->block_bytes(weights_->dtype()) / element;
   }
   a.x = linear.x.data;
   a.x_stride = linear.x.stride;
@@ -225,7 +246,28 @@ void LlamaExecutor::apply(const Linear& linear, int rows, int index) const {
   a.out_stride = linear.out.stride;
   a.out_rows = linear.out_rows;
   a.out_column = first * kLanes;
-  weights_->kernels().matmul(a);
+  if (linear.matrix.form) {
+    apply_grouped(linear, rows, index, a);
+  } else {
+    weights_->kernels().matmul(a);
+  }
+}
+
+// The rows of linear.x become codes first: of a few rows by each thread for itself, else together.
+void LlamaExecutor::apply_grouped(const Linear& linear, int rows, int index, const MatmulArgs& out) {
+  const GroupForm& form = *linear.matrix.form;
+  const GroupedRow row{linear.matrix.k, form.group};
+  const bool alone = rows <= kOwnRows;
+  const int64_t stride = codes_stride(row), element = size_of(weights_->dtype());
+  char* codes = alone ? workers_[index].codes.as<char>() : codes_;
+  const Kernels& kernels = weights_->kernels();
+  for (int m = alone ? 0 : index; m < rows; m += alone ? 1 : core_set_->size()) {
+    const char* x = static_cast<const char*>(linear.x.data) + m * linear.x.stride * element;
+    kernels.quantize_row(x, linear.matrix.inputs, row, codes + m * stride);
+  }
+  if (!alone) core_set_->barrier();
+  if (out.num_blocks == 0) return;
+  kernels.grouped_matmul({form, codes, stride, static_cast<const char*>(out.w), out});
 }
 
 // RMSNorm of every row of the step: each thread for itself if there is one row, together otherwise.
@@ -252,7 +294,7 @@ void LlamaExecutor::attend_rows(int i, int index) {
                                 cache_,
                                 weights_->in_memory(),
                                 start_of_share(layer.o, index),
-                                layer.o.block_stride(),
+                                layer.o.block_bytes(weights_->dtype()) / size_of(weights_->dtype()),
                                 i,
                                 pieces_.data(),
                                 static_cast<int>(pieces_.size()),

@@ -60,6 +60,7 @@ class LlamaExecutor : public Executor {
   struct Worker {
     AttentionScratch attention;
     HugeBuffer normed;  // [16, hidden] elements: the normed row of a step of one row
+    HugeBuffer codes;   // kOwnRows rows of codes
   };
   struct TokenRow {
     int32_t token_id;
@@ -73,7 +74,8 @@ class LlamaExecutor : public Executor {
   void run_step(bool is_whole = true);
   void step(int index, bool is_whole);
   void attend_rows(int layer, int index);
-  void apply(const Linear& linear, int rows, int index) const;
+  void apply(const Linear& linear, int rows, int index);
+  void apply_grouped(const Linear& linear, int rows, int index, const MatmulArgs& out);
   Rows norm(const float* weight, int index);
   void share_of(const PackedMatrix& matrix, int index, int* first, int* count) const;
   const void* start_of_share(const PackedMatrix& matrix, int index) const;
@@ -92,6 +94,7 @@ class LlamaExecutor : public Executor {
   Rows residual_, qkv_;                 // fp32
   Rows normed_, attended_, activated_;  // elements
   void* queries_;
+  char* codes_;  // kStepRows rows of codes, for matrices that have a form
   // set by forward for one step
   std::vector<Piece> pieces_;
   std::vector<TokenRow> token_rows_;

@@ -5,9 +5,12 @@
 #include <stdexcept>
 
 #include "core/checks.h"
+#include "cpu/weights/pack_grouped.h"
 
 namespace pearl {
 namespace {
+
+using Parts = std::vector<const SourceTensor*>;
 
 constexpr int64_t kLine = 64;
 constexpr int64_t kMostRows = 1 << 30;
@@ -27,6 +30,7 @@ const SourceTensor& tensor_of(const LlamaWeights::Tensors& tensors, const std::s
     throw std::invalid_argument("tensor '" + name + "' has shape " + text_of(found->second.shape) +
                                 ", expected " + text_of(shape));
   }
+  if (found->second.groups) return found->second;  // checked where it came in
   if (found->second.data == nullptr && found->second.descriptor >= 0) return found->second;  // as it is read
   double wanted = size_of(found->second.type);
   for (const int64_t n : shape) wanted *= static_cast<double>(n);
@@ -76,17 +80,24 @@ class Plan {
   int64_t total_ = 0;
 };
 
-void append_rows(std::vector<SourceRow>& rows, const SourceTensor& tensor) {
-  for (int64_t i = 0; i < tensor.shape[0]; ++i) rows.push_back({&tensor, i});
+std::string layer_name(int i) { return "model.layers." + std::to_string(i) + "."; }
+
+// The rows of some tensors, one below the other.
+std::vector<SourceRow> rows_of(const Parts& parts, int bits) {
+  std::vector<SourceRow> rows;
+  for (const SourceTensor* tensor : parts) {
+    for (int64_t i = 0; i < tensor->shape[0]; ++i) rows.push_back({tensor, i, bits});
+  }
+  return rows;
 }
 
-std::vector<SourceRow> interleaved_rows(const SourceTensor& even, const SourceTensor& odd) {
+std::vector<SourceRow> interleaved_rows(const SourceTensor& even, const SourceTensor& odd, int bits) {
   std::vector<SourceRow> rows;
   const int64_t n = even.shape[0];
   for (int64_t first = 0; first < n; first += kLanes) {
     for (const SourceTensor* tensor : {&even, &odd}) {
       for (int64_t i = first; i < first + kLanes; ++i)
-        rows.push_back(i < n ? SourceRow{tensor, i} : SourceRow{});
+        rows.push_back(i < n ? SourceRow{tensor, i, bits} : SourceRow{});
     }
   }
   return rows;
@@ -95,30 +106,57 @@ std::vector<SourceRow> interleaved_rows(const SourceTensor& even, const SourceTe
 }  // namespace
 
 LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, const Kernels& kernels,
-                           const Progress& progress)
+                           int bits, const Progress& progress)
     : config_(config), kernels_(kernels) {
   check(config);
   const LlamaConfig& c = config_;
   const DType dtype = kernels.dtype;
   const int64_t hidden = c.hidden_size, inter = c.intermediate_size, q = c.q_size(), kv = c.kv_size();
+  const int head_bits = bits == 0 ? 0 : 8;
+
+  struct LayerParts {
+    Parts qkv, o, gate_up, down;
+  };
+  std::vector<LayerParts> layer_parts;
+  for (int i = 0; i < c.num_hidden_layers; ++i) {
+    const auto part = [&](const char* name, int64_t n, int64_t k) {
+      return &tensor_of(tensors, layer_name(i) + name + ".weight", {n, k});
+    };
+    layer_parts.push_back({{part("self_attn.q_proj", q, hidden), part("self_attn.k_proj", kv, hidden),
+                            part("self_attn.v_proj", kv, hidden)},
+                           {part("self_attn.o_proj", hidden, q)},
+                           {part("mlp.gate_proj", inter, hidden), part("mlp.up_proj", inter, hidden)},
+                           {part("mlp.down_proj", hidden, inter)}});
+  }
+  const SourceTensor& embedding = tensor_of(tensors, "model.embed_tokens.weight", {c.vocab_size, hidden});
+  const SourceTensor& head =
+      c.tie_word_embeddings ? embedding : tensor_of(tensors, "lm_head.weight", {c.vocab_size, hidden});
 
   // Places, in the order in which a step reads them.
   Plan plan;
-  const auto place = [&](int64_t n, int64_t k) {
-    PackedMatrix matrix = packed_shape(n, k);
+  const auto place = [&](int64_t n, int64_t k, const Parts& parts, int wanted) {
+    PackedMatrix matrix = packed_shape(n, k, form_of(parts, wanted));
     matrix.offset = plan.take(matrix.bytes(dtype));
-    step_bytes_ += matrix.bytes(dtype);
     return matrix;
   };
   layers_.resize(c.num_hidden_layers);
-  for (LayerWeights& layer : layers_) {
-    layer.qkv = place(q + 2 * kv, hidden);
-    layer.o = place(hidden, q);
-    layer.gate_up = place(2 * round_up(inter, kLanes), hidden);
-    layer.down = place(hidden, inter);
+  for (int i = 0; i < c.num_hidden_layers; ++i) {
+    LayerWeights& layer = layers_[i];
+    layer.qkv = place(q + 2 * kv, hidden, layer_parts[i].qkv, bits);
+    layer.o = place(hidden, q, layer_parts[i].o, bits);
+    layer.gate_up = place(2 * round_up(inter, kLanes), hidden, layer_parts[i].gate_up, bits);
+    layer.down = place(hidden, inter, layer_parts[i].down, bits);
+    for (const PackedMatrix* each : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
+      step_bytes_ += each->bytes(dtype);
+    }
   }
-  lm_head_ = place(c.vocab_size, hidden);
-  if (!c.tie_word_embeddings) embedding_offset_ = plan.take(int64_t{c.vocab_size} * hidden * size_of(dtype));
+  lm_head_ = place(c.vocab_size, hidden, {&head}, head_bits);
+  step_bytes_ += lm_head_.bytes(dtype);
+  if (!c.tie_word_embeddings && form_of({&embedding}, head_bits)) {
+    embedding_ = place(c.vocab_size, hidden, {&embedding}, head_bits);
+  } else if (!c.tie_word_embeddings) {
+    embedding_offset_ = plan.take(int64_t{c.vocab_size} * hidden * size_of(dtype));
+  }
   const auto vector_bytes = [](int64_t n) { return round_up(n * 4, kLine); };
   const int64_t per_layer =
       2 * vector_bytes(hidden) + vector_bytes(q + 2 * kv) + 2 * vector_bytes(c.head_dim);
@@ -146,23 +184,12 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
 
   for (int i = 0; i < c.num_hidden_layers; ++i) {
     LayerWeights& layer = layers_[i];
-    const std::string prefix = "model.layers." + std::to_string(i) + ".";
-    const std::string attention = prefix + "self_attn.";
-    std::vector<SourceRow> rows;
-    append_rows(rows, tensor_of(tensors, attention + "q_proj.weight", {q, hidden}));
-    append_rows(rows, tensor_of(tensors, attention + "k_proj.weight", {kv, hidden}));
-    append_rows(rows, tensor_of(tensors, attention + "v_proj.weight", {kv, hidden}));
-    pack(layer.qkv, std::move(rows), hidden);
-    rows.clear();
-    append_rows(rows, tensor_of(tensors, attention + "o_proj.weight", {hidden, q}));
-    pack(layer.o, std::move(rows), q);
-    pack(layer.gate_up,
-         interleaved_rows(tensor_of(tensors, prefix + "mlp.gate_proj.weight", {inter, hidden}),
-                          tensor_of(tensors, prefix + "mlp.up_proj.weight", {inter, hidden})),
-         hidden);
-    rows.clear();
-    append_rows(rows, tensor_of(tensors, prefix + "mlp.down_proj.weight", {hidden, inter}));
-    pack(layer.down, std::move(rows), inter);
+    const LayerParts& parts = layer_parts[i];
+    const std::string prefix = layer_name(i), attention = prefix + "self_attn.";
+    pack(layer.qkv, rows_of(parts.qkv, bits), hidden);
+    pack(layer.o, rows_of(parts.o, bits), q);
+    pack(layer.gate_up, interleaved_rows(*parts.gate_up[0], *parts.gate_up[1], bits), hidden);
+    pack(layer.down, rows_of(parts.down, bits), inter);
     layer.input_norm = take_vector(prefix + "input_layernorm.weight", hidden);
     layer.post_attention_norm = take_vector(prefix + "post_attention_layernorm.weight", hidden);
     layer.qkv_bias = layer.q_norm = layer.k_norm = nullptr;
@@ -181,12 +208,9 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
     if (progress) progress(i + 1, c.num_hidden_layers);
   }
 
-  const SourceTensor& embedding = tensor_of(tensors, "model.embed_tokens.weight", {c.vocab_size, hidden});
-  std::vector<SourceRow> rows;
-  append_rows(
-      rows, c.tie_word_embeddings ? embedding : tensor_of(tensors, "lm_head.weight", {c.vocab_size, hidden}));
-  pack(lm_head_, std::move(rows), hidden);
+  pack(lm_head_, rows_of({&head}, head_bits), hidden);
   final_norm_ = take_vector("model.norm.weight", hidden);
+  if (embedding_.form) pack(embedding_, rows_of({&embedding}, head_bits), hidden);
   if (embedding_offset_ >= 0) {
     char* out = buffer_.as<char>(embedding_offset_);
     in_parallel(c.vocab_size, [&](int first, int last) {
@@ -202,7 +226,7 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
 void LlamaWeights::embed(int token_id, float* out) const {
   const int hidden = config_.hidden_size;
   if (embedding_offset_ < 0) {
-    unpack_row(lm_head_, dtype(), buffer(), token_id, hidden, out);
+    unpack_row(embedding_.form ? embedding_ : lm_head_, dtype(), buffer(), token_id, hidden, out);
     return;
   }
   const int64_t first = int64_t{token_id} * hidden;

@@ -9,7 +9,7 @@
 
 #include "cpu/kernels/kernels.h"
 #include "cpu/machine/memory.h"
-#include "cpu/model/pack.h"
+#include "cpu/weights/pack.h"
 
 namespace pearl {
 
@@ -45,10 +45,11 @@ class LlamaWeights {
   using Tensors = std::map<std::string, SourceTensor>;
   using Progress = std::function<void(int layers_done, int layers)>;
 
-  // Packs `tensors` (Hugging Face names), which may go away afterwards, for these kernels. Throws
+  // Packs `tensors` (Hugging Face names), which may go away afterwards, for these kernels. bits: 8 or 4, to
+  // which wider matrices are rounded, embedding and head to 8; 0: all stay as they are. Throws
   // std::invalid_argument for a config that cannot be run or a tensor that is missing or mis-shaped,
-  // OutOfMemory (with the bytes) if it does not fit.
-  LlamaWeights(const LlamaConfig& config, const Tensors& tensors, const Kernels& kernels,
+  // OutOfMemory (with the bytes) if it does not fit, Failure(kCheckpoint) for weights that have no code.
+  LlamaWeights(const LlamaConfig& config, const Tensors& tensors, const Kernels& kernels, int bits,
                const Progress& progress);
 
   const LlamaConfig& config() const { return config_; }
@@ -75,6 +76,7 @@ class LlamaWeights {
   HugeBuffer buffer_;
   std::vector<LayerWeights> layers_;
   PackedMatrix lm_head_;
+  PackedMatrix embedding_;  // if it is untied and has codes
   const float* final_norm_ = nullptr;
   int64_t embedding_offset_ = -1;  // rows as they are, if untied; else rows are read out of lm_head
   int64_t step_bytes_ = 0;

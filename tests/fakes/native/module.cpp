@@ -12,6 +12,7 @@ namespace py = pybind11;
 
 namespace pearl {
 void bind_blocks(py::module_& m);
+void bind_grouped(py::module_& m);
 void bind_sampling(py::module_& m);
 void bind_scripted(py::module_& m);
 }  // namespace pearl
@@ -23,13 +24,14 @@ PYBIND11_MODULE(_testing, m) {
   pearl::bind_sampling(m);
   pearl::bind_scripted(m);
   pearl::bind_blocks(m);
+  pearl::bind_grouped(m);
   m.def(
       "emulated_weights",
-      [](const py::dict& config, const pearl::Sources& tensors, const std::string& dtype) {
+      [](const py::dict& config, const pearl::Sources& tensors, const std::string& dtype, int bits) {
         const pearl::Kernels& kernels = pearl::amx_emulated_kernels(pearl::dtype_from(dtype));
-        return pearl::weights_from(config, tensors, kernels, nullptr);
+        return pearl::weights_from(config, tensors, kernels, bits, nullptr);
       },
-      py::arg("config"), py::arg("tensors"), py::arg("dtype"),
+      py::arg("config"), py::arg("tensors"), py::arg("dtype"), py::arg("bits") = 0,
       "LlamaWeights, as _C makes them, for the kernels of AMX with tiles in plain memory.");
   pearl::refuse_unmade_objects(m);
 }

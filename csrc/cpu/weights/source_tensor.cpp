@@ -1,4 +1,4 @@
-#include "cpu/model/source_tensor.h"
+#include "cpu/weights/source_tensor.h"
 
 #include <errno.h>
 #include <unistd.h>
@@ -28,6 +28,18 @@ void convert(SourceTensor::Type type, const char* row, int64_t k, float* out) {
   for (int64_t i = 0; i < k; ++i) out[i] = element_of(type, row, i);
 }
 
+// The values of a row of codes.
+void dequantize(const SourceGroups& groups, int64_t row, int64_t k, float* out) {
+  const int64_t num_groups = (k + groups.group - 1) / groups.group;
+  for (int64_t i = 0; i < k; ++i) {
+    const int64_t at = row * k + i, group = row * num_groups + i / groups.group;
+    const int code = groups.bits == 8 ? static_cast<const int8_t*>(groups.codes)[at]
+                                      : static_cast<const uint8_t*>(groups.codes)[at];
+    out[i] = float_of_half(groups.scales[group]) * static_cast<float>(code);
+    if (groups.minimums) out[i] += float_of_half(groups.minimums[group]);
+  }
+}
+
 // Bytes [begin, begin + size) of a tensor that lies in a file.
 void read_file(const SourceTensor& tensor, int64_t begin, int64_t size, char* out) {
   const auto refuse = [&](const std::string& why) {
@@ -45,6 +57,19 @@ void read_file(const SourceTensor& tensor, int64_t begin, int64_t size, char* ou
 
 void RowReader::read(const SourceTensor& tensor, int64_t first, int64_t count, int64_t k, DType dtype,
                      void* out, int64_t stride) {
+  if (tensor.groups) {
+    std::vector<float> values(k);
+    for (int64_t i = 0; i < count; ++i) {
+      dequantize(*tensor.groups, first + i, k, values.data());
+      const char* row = reinterpret_cast<const char*>(values.data());
+      if (dtype == DType::kBfloat16) {
+        convert(SourceTensor::Type::kFloat32, row, k, static_cast<uint16_t*>(out) + i * stride);
+      } else {
+        convert(SourceTensor::Type::kFloat32, row, k, static_cast<float*>(out) + i * stride);
+      }
+    }
+    return;
+  }
   const int64_t row_bytes = k * size_of(tensor.type);
   const int64_t begin = first * row_bytes, size = count * row_bytes;
   const char* rows;

@@ -1,4 +1,4 @@
-#include "cpu/model/pack.h"
+#include "cpu/weights/pack.h"
 
 #include <algorithm>
 #include <cstring>
@@ -6,6 +6,7 @@
 
 #include "core/thread.h"
 #include "cpu/machine/core_set.h"
+#include "cpu/weights/pack_grouped.h"
 
 namespace pearl {
 namespace {
@@ -33,16 +34,22 @@ void pack_block(const PackedMatrix& matrix, const SourceRow* rows, int64_t sourc
 
 }  // namespace
 
-PackedMatrix packed_shape(int64_t n, int64_t k) {
+PackedMatrix packed_shape(int64_t n, int64_t k, const std::optional<GroupForm>& form) {
   PackedMatrix matrix;
+  matrix.form = form;
   matrix.n = static_cast<int>(n);
-  matrix.k = static_cast<int>(round_up(k, kDepthAlign));
+  matrix.k = static_cast<int>(round_up(k, form ? kRecordDepth : kDepthAlign));
+  matrix.inputs = static_cast<int>(k);
   matrix.num_blocks = static_cast<int>(round_up(n, kLanes) / kLanes);
   return matrix;
 }
 
 void pack_blocks(const PackedMatrix& matrix, const std::vector<SourceRow>& rows, int64_t source_k,
                  DType dtype, int first, int last, void* buffer) {
+  if (matrix.form) {
+    pack_grouped_blocks(matrix, rows.data(), source_k, first, last, buffer);
+    return;
+  }
   std::vector<float> scratch(int64_t{matrix.k} * kLanes);
   RowReader reader;
   char* base = static_cast<char*>(buffer) + matrix.offset;
@@ -59,6 +66,10 @@ void pack_blocks(const PackedMatrix& matrix, const std::vector<SourceRow>& rows,
 
 void unpack_row(const PackedMatrix& matrix, DType dtype, const void* buffer, int64_t row, int source_k,
                 float* out) {
+  if (matrix.form) {
+    unpack_grouped_row(matrix, buffer, row, source_k, out);
+    return;
+  }
   const char* base = static_cast<const char*>(buffer) + matrix.offset;
   const int64_t first = row / kLanes * matrix.block_stride();
   const int64_t column = row % kLanes;

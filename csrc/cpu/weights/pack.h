@@ -4,37 +4,45 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "cpu/kernels/kernels.h"
-#include "cpu/model/source_tensor.h"
+#include "cpu/weights/source_tensor.h"
 
 namespace pearl {
 
 constexpr int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // A packed matrix [n, k] inside a larger buffer: column blocks of 16 output features, each contiguous:
-// bf16 [n / 16][k / 2][16][2], fp32 [n / 16][k][16]; zeros where n or k is padded.
+// bf16 [n / 16][k / 2][16][2], fp32 [n / 16][k][16], codes [n / 16][k / 64] records of GroupForm; zeros where
+// n or k is padded.
 struct PackedMatrix {
   int n = 0;                                                    // output features that exist
-  int k = 0;                                                    // inputs, padded to kDepthAlign
+  int k = 0;                                                    // inputs, padded to kDepthAlign or a record
+  int inputs = 0;                                               // k before it was padded
   int num_blocks = 0;                                           // ceil(n / 16)
   int64_t offset = 0;                                           // bytes from the start of the buffer
-  int64_t block_stride() const { return int64_t{k} * kLanes; }  // elements
-  int64_t bytes(DType dtype) const { return num_blocks * block_stride() * size_of(dtype); }
+  std::optional<GroupForm> form = {};                           // none: elements
+  int64_t block_stride() const { return int64_t{k} * kLanes; }  // elements of a block of elements
+  int64_t block_bytes(DType dtype) const {
+    return form ? k / kRecordDepth * form->record_bytes() : block_stride() * size_of(dtype);
+  }
+  int64_t bytes(DType dtype) const { return num_blocks * block_bytes(dtype); }
 };
 
-PackedMatrix packed_shape(int64_t n, int64_t k);
+PackedMatrix packed_shape(int64_t n, int64_t k, const std::optional<GroupForm>& form);
 
 // Where output feature i of a packed matrix comes from: a row of a tensor [*, k], or nowhere (zeros).
 struct SourceRow {
   const SourceTensor* tensor = nullptr;
   int64_t row = 0;
+  int bits = 0;  // 8 or 4: what is wider is rounded to so many; 0: stays as it is
 };
 
-// Packs blocks [first, last): rows has 16 * num_blocks entries; source_k is the unpadded k. Blocks are
-// independent.
+// Packs blocks [first, last) of elements or codes: rows has 16 * num_blocks entries; source_k is the unpadded
+// k. Blocks are independent. Throws Failure(kCheckpoint) for weights that have no code.
 void pack_blocks(const PackedMatrix& matrix, const std::vector<SourceRow>& rows, int64_t source_k,
                  DType dtype, int first, int last, void* buffer);
 

@@ -1,0 +1,164 @@
+// The matmul over weights in groups, once for every instruction set: included by kernels_body.h. The file
+// around it has defined Ints (16 int32 sums), Codes (4 inputs of 16 columns) and their arithmetic, and
+// kGroupedRows. (No #pragma once, no #include: it is a body.)
+
+static_assert(kCodeRows % kGroupedRows == 0 && (kGroupedRows & (kGroupedRows - 1)) == 0);
+
+constexpr int64_t kFetchAhead = 4096;  // bytes between what is used and what is fetched
+
+// One column block of some rows, and what is fetched meanwhile.
+struct GroupedBlock {
+  const char* x;
+  int64_t x_stride;
+  const char* w;
+  int k;
+  const char* end;   // of this thread's share of the matrix
+  const char* next;  // what it reads afterwards, or null
+  float* sums;       // row m at sums + m * kPanel * kLanes
+};
+
+template <int BITS, int GROUP, bool MINIMUMS, int ROWS>
+void grouped_block(const GroupedBlock& a) {
+  const GroupForm form{BITS, GROUP, MINIMUMS};
+  const GroupedRow row{a.k, GROUP};
+  const float* scales = row.scales(a.x);
+  const int32_t* offsets = row.offsets(a.x);
+  const float* sums = row.sums(a.x);
+  const int64_t apart = a.x_stride / 4;  // of two rows' scales
+  Vec total[ROWS];
+#pragma GCC unroll 8
+  for (int m = 0; m < ROWS; ++m) total[m] = set1(0.0f);
+  const char* w = a.w;
+  for (int from = 0; from < a.k; from += kRecordDepth) {
+    const char* ahead = w + kFetchAhead;
+    if (ahead >= a.end) ahead = a.next ? a.next + (ahead - a.end) : a.w;
+    for (int64_t line = 0; line < form.record_bytes(); line += 64) prefetch_near(ahead + line);
+#pragma GCC unroll 1
+    for (int g = 0; g < kRecordDepth / GROUP; ++g) {
+      const int group = from / GROUP + g;
+      const char* x = a.x + from + g * GROUP;
+      Ints dots[ROWS];
+#pragma GCC unroll 8
+      for (int m = 0; m < ROWS; ++m)
+        dots[m] = BITS == 8 ? from_offset(offsets[m * apart + group]) : no_ints();
+      if constexpr (BITS == 8) {
+#pragma GCC unroll 8
+        for (int step = 0; step < GROUP / 4; ++step) {
+          const Codes codes = load_codes(w + (g * (GROUP / 4) + step) * 64);
+#pragma GCC unroll 8
+          for (int m = 0; m < ROWS; ++m)
+            dots[m] = dot_of_bytes(dots[m], codes, x + m * a.x_stride + 4 * step);
+        }
+      } else {
+#pragma GCC unroll 4
+        for (int step = 0; step < 4; ++step) {
+          const Codes both = load_codes(w + (g * 4 + step) * 64);
+          const Codes low = low_halves(both), high = high_halves(both);
+#pragma GCC unroll 8
+          for (int m = 0; m < ROWS; ++m) {
+            const char* at = x + m * a.x_stride + 4 * step;
+            dots[m] = dot_of_halves(dot_of_halves(dots[m], low, at), high, at + 16);
+          }
+        }
+      }
+      const Vec scale = load_half(w + form.scales_offset() + 32 * g);
+#pragma GCC unroll 8
+      for (int m = 0; m < ROWS; ++m) {
+        total[m] = fused(to_floats(dots[m]), mul(scale, set1(scales[m * apart + group])), total[m]);
+      }
+      if constexpr (MINIMUMS) {
+        const Vec minimum = load_half(w + form.minimums_offset() + 32 * g);
+#pragma GCC unroll 8
+        for (int m = 0; m < ROWS; ++m) {
+          total[m] = fused(minimum, set1(sums[m * apart + group]), total[m]);
+        }
+      }
+    }
+    w += form.record_bytes();
+  }
+#pragma GCC unroll 8
+  for (int m = 0; m < ROWS; ++m) store(a.sums + m * kPanel * kLanes, total[m]);
+}
+
+// grouped_block for 1..ROWS rows known only now: for the next power of two.
+template <int BITS, int GROUP, bool MINIMUMS, int ROWS>
+inline void grouped_rows(int rows, const GroupedBlock& block) {
+  if constexpr (ROWS > 1) {
+    if (rows <= ROWS / 2) {
+      grouped_rows<BITS, GROUP, MINIMUMS, ROWS / 2>(rows, block);
+      return;
+    }
+  }
+  grouped_block<BITS, GROUP, MINIMUMS, ROWS>(block);
+}
+
+using GroupedRows = void (*)(int rows, const GroupedBlock&);
+
+inline GroupedRows grouped_rows_of(const GroupForm& form) {
+  if (form.bits == 4) return grouped_rows<4, 32, true, kGroupedRows>;
+  if (form.group == 32) {
+    return form.has_minimums ? grouped_rows<8, 32, true, kGroupedRows>
+                             : grouped_rows<8, 32, false, kGroupedRows>;
+  }
+  return form.has_minimums ? grouped_rows<8, 16, true, kGroupedRows>
+                           : grouped_rows<8, 16, false, kGroupedRows>;
+}
+
+template <class T>
+void grouped_matmul(const GroupedMatmulArgs& a) {
+  alignas(64) float tile[kGroupedRows * kPanel * kLanes];
+  const GroupedRows body = grouped_rows_of(a.form);
+  const MatmulArgs& out = a.out;
+  const int64_t block_bytes = out.k / kRecordDepth * a.form.record_bytes();
+  const char* end = a.w + out.num_blocks * block_bytes;
+  for (int first = 0; first < out.num_blocks; first += kPanel) {
+    const int blocks = out.num_blocks - first < kPanel ? out.num_blocks - first : kPanel;
+    for (int row = 0; row < out.rows; row += kGroupedRows) {
+      const int rows = out.rows - row < kGroupedRows ? out.rows - row : kGroupedRows;
+      for (int b = 0; b < blocks; ++b) {
+        body(rows, {a.x + row * a.x_stride, a.x_stride, a.w + (first + b) * block_bytes, out.k, end,
+                    static_cast<const char*>(out.next_w), tile + b * kLanes});
+      }
+      finish<T>(out, tile, row, rows, first, blocks);
+    }
+  }
+}
+
+template <class T>
+void quantize_row(const void* elements, int n, const GroupedRow& row, char* out) {
+  const T* x = static_cast<const T*>(elements);
+  float* scales = const_cast<float*>(row.scales(out));
+  int32_t* offsets = const_cast<int32_t*>(row.offsets(out));
+  float* sums = const_cast<float*>(row.sums(out));
+  const Vec magic = set1(0x1.8p+23f);  // adding 1.5 * 2^23 rounds to an integer, which the low bits then are
+  for (int g = 0; g < row.num_groups(); ++g) {
+    Vec value[2] = {set1(0.0f), set1(0.0f)};
+    Vec largest = set1(0.0f), spoilt = set1(0.0f);
+    const int vectors = row.group / kLanes;
+    for (int v = 0; v < vectors; ++v) {
+      const int from = g * row.group + v * kLanes;
+      if (from + kLanes <= n) {
+        value[v] = load_as(x + from);
+      } else if (from < n) {
+        T rest[kLanes] = {};
+        for (int i = 0; from + i < n; ++i) rest[i] = x[from + i];
+        value[v] = load_as(rest);
+      }
+      largest = max(largest, max(value[v], sub(set1(0.0f), value[v])));
+      spoilt = add(spoilt, sub(value[v], value[v]));  // NaN where a value is NaN or infinite
+    }
+    const float most = max_lanes(largest), bad = sum_lanes(spoilt);
+    const bool used = bad == 0.0f && most >= 0x1p-100f;
+    const Vec inverse = set1(used ? 127.0f / most : 0.0f);
+    Vec sum = set1(0.0f);
+    for (int v = 0; v < vectors; ++v) {
+      const Vec shifted = used ? add(mul(value[v], inverse), magic) : magic;
+      sum = add(sum, sub(shifted, magic));
+      store_low_bytes(out + g * row.group + v * kLanes, shifted);
+    }
+    const float total = sum_lanes(sum);
+    scales[g] = bad == 0.0f ? (used ? most * (1.0f / 127.0f) : 0.0f) : __builtin_nanf("");
+    offsets[g] = -128 * static_cast<int32_t>(total);
+    sums[g] = scales[g] * total;
+  }
+}
