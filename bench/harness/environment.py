@@ -45,7 +45,9 @@ class ModelFigures:
 
     @classmethod
     def of(cls, name: str, config: ModelConfig, dtype: str, weights: str = "auto") -> ModelFigures:
-        """Counted from the shapes. weights: what matrices are rounded to. KV rows are left out: at 256 tokens they are a percent or two."""
+        """Counted from the shapes; weights: what matrices are rounded to. KV rows are left out: at 256 tokens
+        they are a percent or two.
+        """
         from pearl_rt.checkpoint.shapes import num_weights, tensor_bytes, tensor_shapes
 
         sizes = {

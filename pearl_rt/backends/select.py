@@ -63,8 +63,8 @@ def check_weights(options: EngineOptions, device: str, draft_device: str | None,
     for name, where in (("weights", device), ("draft_weights", draft_device or device)):
         if (value := getattr(options, name)) != "auto" and where != "cpu":
             raise ConfigError(
-                f"{name} {value!r} is for a model on the CPU, and this one is on {where!r}: weights of 8 and 4 "
-                f"bits run on the CPU; pass device='cpu', or {name}='auto'"
+                f"{name} {value!r} is for a model on the CPU, and this one is on {where!r}: weights of "
+                f"8 and 4 bits run on the CPU; pass device='cpu', or {name}='auto'"
             )
 
 

@@ -1,4 +1,4 @@
-"""In numpy: a matrix of codes of 8 or 4 bits in groups that share a scale, and what a linear layer makes of it.
+"""In numpy: a matrix of codes of 8 or 4 bits in groups that share a scale, and its linear layer.
 
 The CPU's kernels match this definition. Along the inputs, `group` consecutive codes share a scale, and
 perhaps a minimum:

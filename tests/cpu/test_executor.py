@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
@@ -14,6 +15,8 @@ import torch
 
 from pearl_rt import _C, _testing
 from pearl_rt.backends.cpu import bytes_of
+from pearl_rt.reference.groups import Groups
+from pearl_rt.reference.groups import linear as grouped_linear
 
 ISAS = [*_C.available_isas(), "amx_emulated"]
 CPUS = sorted(os.sched_getaffinity(0))
@@ -130,8 +133,15 @@ class Model:
         return executor
 
 
-def reference_logits(model: Model, ids: list[int], dtype: torch.dtype = torch.float32) -> np.ndarray:
-    """[len(ids), vocab]: the definition, in fp32 with inputs of every product rounded to dtype."""
+def reference_logits(
+    model: Model,
+    ids: list[int],
+    dtype: torch.dtype = torch.float32,
+    groups: Mapping[str, Groups] | None = None,
+) -> np.ndarray:
+    """[len(ids), vocab]: the definition, in fp32 with inputs of every product rounded to dtype. groups: the
+    matrices, for linear layers as they are defined over codes.
+    """
     s, t, n = model.shape, model.tensors, len(ids)
 
     def rounded(x: torch.Tensor) -> torch.Tensor:
@@ -142,6 +152,8 @@ def reference_logits(model: Model, ids: list[int], dtype: torch.dtype = torch.fl
 
     def linear(x: torch.Tensor, name: str) -> torch.Tensor:
         y = rounded(x) @ rounded(t[name + ".weight"]).T
+        if groups is not None:
+            y = torch.from_numpy(grouped_linear(x.numpy(), groups[name + ".weight"]))
         return y + t[name + ".bias"] if name + ".bias" in t else y
 
     def rope(x: torch.Tensor) -> torch.Tensor:  # [heads, n, head_dim]

@@ -1,4 +1,4 @@
-"""Engines whose weights are rounded to 8 and 4 bits: every program returns the bits of ar; what is refused."""
+"""Engines of weights that are rounded to 8 and 4 bits: every program returns the bits of ar; refusals."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_model_that_fits_with_fewer_bits_says_so(monkeypatch: pytest.MonkeyPat
     needed = weight_bytes(pair.config, "bfloat16") * 2
     monkeypatch.setattr(cpu, "available_memory", lambda: needed // 2)
     with pytest.raises(ResourceError, match="pass weights='int8' or 'int4'"):
-        pair.engine(max_model_len=1, dtype="bfloat16")
+        pair.engine(max_model_len=8, dtype="bfloat16")
 
 
 @pytest.mark.parametrize(
