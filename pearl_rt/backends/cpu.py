@@ -87,11 +87,11 @@ class Model:
         weights: what wider matrices are rounded to.
         """
         views: dict[str, Place | Held] = {}
+        held = tensors
         if isinstance(tensors, StoredTensors):
             views |= tensors.places()
-            views |= computed(tensors, views.keys(), dtype, name)
-        else:
-            views |= {key: view_of(tensor) for key, tensor in tensors.items()}
+            held = computed(tensors, views.keys(), dtype, name)
+        views |= {key: view_of(tensor) for key, tensor in held.items()}
         size = weight_bytes(config, dtype, weights)
         with native_errors(), loading_bar(f"packing the {name}", size) as advance:
             packed = _C.LlamaWeights(
@@ -131,15 +131,20 @@ class Model:
             )
 
 
-def computed(tensors: StoredTensors, placed: Collection[str], dtype: str, name: str) -> dict[str, Held]:
-    """Those that native code cannot read as they lie, in that dtype. `name` labels the progress bar."""
+def computed(
+    tensors: StoredTensors, placed: Collection[str], dtype: str, name: str
+) -> "dict[str, torch.Tensor | Groups]":
+    """Those that native code cannot read as they lie: the codes of quantised matrices, or in float32, and for
+    what no packed form holds, their values. `name` labels the progress bar.
+    """
     import torch
 
     wanted = [key for key in tensors if key not in placed]
-    held = {}
+    held: dict[str, torch.Tensor | Groups] = {}
     with loading_bar(f"reading the {name}", len(wanted), unit=" tensors") as advance:
         for key in wanted:
-            held[key] = view_of(tensors.read(key, getattr(torch, dtype)))
+            groups = None if dtype == "float32" else tensors.groups(key)
+            held[key] = tensors.read(key, getattr(torch, dtype)) if groups is None else groups
             advance(1)
     return held
 

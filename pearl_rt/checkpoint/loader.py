@@ -42,9 +42,9 @@ def load_tensors(path: str | os.PathLike[str], config: ModelConfig) -> StoredTen
     stored = _named_as_saved_whole(_read_entries(directory))
     scheme = read_scheme(read_json(directory / "config.json"))
     entries: Mapping[str, Stored] = stored if scheme is None else widened(stored, scheme)
-    if scheme is not None:
+    if scheme is not None and any(entry.dtype in ("F8_E4M3", "I8") for entry in stored.values()):
         warnings.warn(
-            f"{directory}: its quantised weights ({scheme.method}) are widened to {config.torch_dtype} as "
+            f"{directory}: its weights of 8 bits ({scheme.method}) are widened to {config.torch_dtype} as "
             "they are loaded",
             stacklevel=2,
         )

@@ -18,6 +18,7 @@ from torch import Tensor
 from pearl_rt import CheckpointError, ConfigError, Engine, SamplingParams
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors, save_checkpoint
+from pearl_rt.cli import commands as cli
 
 CONFIG = replace(TINY, hidden_size=64, intermediate_size=128, torch_dtype="float16")
 GROUP = 32
@@ -155,7 +156,8 @@ def save(
     """A checkpoint whose layers' linear weights are quantised; returns the values that it means."""
     plain = {name: tensor.half() for name, tensor in random_tensors(CONFIG, 0).items()}
     save_checkpoint(path, CONFIG, plain)
-    stored, values = {}, {name: tensor.float() for name, tensor in plain.items()}
+    stored = {"model.layers.0.self_attn.k_scale": torch.ones(1)}  # of a KV cache, which stays wide
+    values = {name: tensor.float() for name, tensor in plain.items()}
     for seed, (name, tensor) in enumerate(plain.items()):
         if name.endswith("_proj.weight"):
             parts, values[name] = make((tensor.shape[0], tensor.shape[1]), seed)
@@ -202,13 +204,21 @@ def test_tokens_are_those_of_the_wide_checkpoint(tmp_path: Path, name: str) -> N
     assert found[0] == found[1]
 
 
-def test_it_says_what_it_does(tmp_path: Path) -> None:
+def test_it_says_what_it_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path / "quantised", *FORMATS["fp8-channels"])
     with (
-        pytest.warns(UserWarning, match=r"quantised weights \(compressed-tensors\) are widened to float16"),
+        pytest.warns(UserWarning, match=r"weights of 8 bits \(compressed-tensors\) are widened to float16"),
         pytest.warns(UserWarning, match="target's checkpoint is float16, and runs as bfloat16"),
     ):
         Engine.from_pretrained(tmp_path / "quantised", **OPTIONS).close()
+    warnings.simplefilter("always")
+    command = ["generate", "--target", str(tmp_path / "quantised"), "--prompt", "abc", "--threads", "1"]
+    assert cli.main([*command, "--max-tokens", "2"]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith(
+        f"[{tmp_path / 'quantised'}: its weights of 8 bits (compressed-tensors) are widened"
+    )
+    assert said[1].startswith("[the target's checkpoint is float16, and runs as bfloat16")
 
 
 REFUSED: dict[str, tuple[object, str]] = {
