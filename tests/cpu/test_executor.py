@@ -152,9 +152,7 @@ def reference_logits(
     dtype: torch.dtype = torch.float32,
     groups: Mapping[str, Groups] | None = None,
 ) -> np.ndarray:
-    """[len(ids), vocab]: the definition, in fp32 with inputs of every product rounded to dtype. groups: the
-    matrices, for linear layers as they are defined over codes.
-    """
+    """[len(ids), vocab]: in fp32 with inputs of products rounded to dtype. groups: for layers over codes."""
     s, t, n = model.shape, model.tensors, len(ids)
 
     def rounded(x: torch.Tensor) -> torch.Tensor:
