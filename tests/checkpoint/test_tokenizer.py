@@ -374,10 +374,7 @@ def test_tokens_that_only_the_settings_name(tmp_path: Path) -> None:
     assert told.encode("a<|end|>b<tool>")[1::2] == [size, size + 1]
     assert told.decode([size, size + 1]) == "<tool>"
     assert told.vocab_size == size + 2
-
-
-def test_no_text_is_the_first_token_where_there_is_one() -> None:
-    assert Tokenizer(byte_level(), bos_token_id=7).encode("") == [7]
+    assert Tokenizer(tok, bos_token_id=7).encode("") == [7]
 
 
 def test_files_that_are_no_tokenizer(tmp_path: Path) -> None:
