@@ -14,7 +14,7 @@
 #include <variant>
 #include <vector>
 
-#include "cpu/kernels/isa.h"
+#include "cpu/isa/isa.h"
 #include "cpu/machine/bandwidth.h"
 #include "cpu/model/llama.h"
 #include "python/arguments.h"

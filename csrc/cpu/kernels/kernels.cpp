@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <stdexcept>
 
-#include "cpu/kernels/isa.h"
+#include "cpu/isa/isa.h"
 #include "cpu/kernels/self_check.h"
 
 namespace pearl {
