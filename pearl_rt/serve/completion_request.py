@@ -29,9 +29,9 @@ MAX_STOPS = 16
 MAX_STOP_LENGTH = 1024
 MAX_STOP_IDS = 256
 MAX_BIASES = 1024
-# Names that a template is given, or that are fields of the body.
+# Names that a template is given, that are fields of the body, or that are Jinja's own.
 TEMPLATE_NAMES = frozenset(
-    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "self"}
 )
 
 

@@ -224,7 +224,7 @@ def test_template_variables_of_any_name(served: Served, name: str) -> None:
         "chat_template_kwargs": {name: 1},
     }
     status, _, _ = served.call("POST", "/v1/chat/completions", body)
-    assert status == (400 if name in ("messages", "tools", "add_generation_prompt") else 200)
+    assert status == (400 if name in ("self", "messages", "tools", "add_generation_prompt") else 200)
 
 
 def test_a_long_text_is_refused_before_it_is_encoded(
