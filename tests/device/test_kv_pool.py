@@ -119,7 +119,7 @@ def test_more_slots_than_whole_ones_would_allow(monkeypatch: pytest.MonkeyPatch)
 def test_bad_sizes_are_refused_by_value() -> None:
     pair = Pair.make("equal")
     for wrong, text in (
-        (7, "kv_cache_tokens 7 is out of range: pass 8 or more"),
+        (7, "kv_cache_tokens 7 is out of range: pass 8 to "),
         (-1, "kv_cache_tokens -1"),
         (1e3, "kv_cache_tokens must be an integer"),
         ("1024", "kv_cache_tokens must be an integer"),
