@@ -139,8 +139,12 @@ using LogprobTuple = std::tuple<int32_t, float, int64_t>;
 using LogprobRows = std::optional<std::vector<std::vector<LogprobTuple>>>;
 LogprobRows rows_of(const std::vector<Logprob>& entries, size_t num_tokens) {
   if (entries.empty()) return std::nullopt;
+  if (num_tokens == 0 || entries.size() % num_tokens != 0) {
+    refuse("there are " + std::to_string(entries.size()) + " log-probabilities, which are not those of " +
+           std::to_string(num_tokens) + " tokens");
+  }
+  const size_t each = entries.size() / num_tokens;
   std::vector<std::vector<LogprobTuple>> tokens(num_tokens);
-  const size_t each = entries.size() / tokens.size();
   for (size_t i = 0; i < entries.size(); ++i) {
     const Logprob& entry = entries[i];
     tokens[i / each].emplace_back(entry.token_id, entry.logprob, entry.rank);

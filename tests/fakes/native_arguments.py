@@ -14,6 +14,7 @@ from typing import Any
 
 import fake_cuda
 import numpy as np
+from native_tensors import tensors
 from scripted import Bench
 from scripted_cuda import NAMES, CudaBench
 
@@ -262,17 +263,6 @@ def addresses(w: World) -> Any:
     return {name: choice(at, odd=(at, at, at, 0))(w) for name, at in w.addresses.items() if name != left_out}
 
 
-def tensors(w: World) -> Any:
-    changed = dict(w.tensors)
-    if w.rng.random() < w.oddness:
-        name = w.rng.choice(list(changed))
-        data, dtype, shape = changed[name]
-        other = (data.ravel()[1:], data.T, bytes(3), data.tobytes(), data.astype(np.float16), 5)
-        kinds = ((w.rng.choice(other), dtype, shape), (data, "float16", shape), (data, dtype, [*shape, 1]))
-        changed[name] = w.rng.choice([*kinds, (data, dtype, [-1]), (data, dtype, [2**40, 2**40])])
-    return changed
-
-
 def config(w: World) -> Any:
     return CONFIG | (
         {w.rng.choice(list(CONFIG)): w.rng.choice(w.wrong)} if w.rng.random() < w.oddness else {}
@@ -338,6 +328,7 @@ MAKERS: dict[str, Maker] = {
     "cpus": choice([], CPUS[:1], odd=([10**6], [-1])),
     "CoreSet.cpus": choice(CPUS[:1], CPUS[:2], odd=([], [-1])),
     "spin_us": number(0, 10),
+    "step_us": choice(0.0, 20.0, odd=(-1.0, NAN, 2e6)),
     "delay_us": choice((0, 0), (0, 20), odd=((20, 0), (-1, -1), (0, 2**31 - 1))),
     **named(choice(True, False), "ignore_eos", "adapts", "processed", "logprobs", "host_logits", "timed"),
     **named(choice(True, False), "shares", "fills", "is_certain"),
@@ -346,6 +337,8 @@ MAKERS: dict[str, Maker] = {
     "num_slots": number(SLOTS),
     "gamma_max": number(3),
     "capacity": number(LENGTH),
+    "draft_capacity": choice(None, LENGTH, 1, odd=(0, -1)),
+    "bits": choice(0, 8, 4, odd=(-1, 3, 2**31 - 1)),
     "vocab_size": number(VOCAB),
     "draft_vocab_size": number(VOCAB),
     "max_model_len": number(LENGTH),
@@ -376,7 +369,7 @@ MAKERS: dict[str, Maker] = {
     **named(number(0, 7), "seed", "delay_seed"),
     **named(number(-1, 9), "nan_at", "throw_at"),
     **named(number(0, 3), "top_k", "min_tokens"),
-    "num_logprobs": number(-1, 3),
+    **named(number(-1, 3), "num_logprobs", "num_prompt_logprobs"),
     "max_tokens": number(9, 40),
     "timeout_ms": number(0, 1, 5),
     "min_results": number(1, 5),
