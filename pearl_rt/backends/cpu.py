@@ -260,9 +260,10 @@ class CpuLanes(Lanes):
         if self._lookup is None:
             return super().measure()
         self._lookup.set_fills(True)
-        times = super().measure()
-        self._lookup.set_fills(False)
-        return times
+        try:
+            return super().measure()
+        finally:
+            self._lookup.set_fills(False)
 
 
 class CpuBackend(Backend):

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pearl_rt.checkpoint.gguf.model import GgufModel
+from pearl_rt.checkpoint.open_file import OpenFile
 from pearl_rt.checkpoint.quantised.scheme import read_scheme
 from pearl_rt.checkpoint.rope_scaling import RopeScaling, read_rope
 from pearl_rt.errors import CheckpointError, ConfigError, shown
@@ -47,7 +48,6 @@ SIZES = (
     *("num_attention_heads", "num_key_value_heads", "head_dim"),
 )
 _DTYPES = ("float32", "float16", "bfloat16")
-LFS_POINTER = b"version https://git-lfs"
 OF_WEIGHTS = "auto"  # the dtype of a checkpoint whose config.json names none: its tensors tell
 
 
@@ -312,19 +312,7 @@ def check_file(path: Path) -> None:
     """Raises CheckpointError for what is no file of bytes, as a pipe, which would be waited for, and for a
     pointer of git-lfs.
     """
-    try:
-        if path.exists() and not path.is_file():
-            raise CheckpointError(
-                f"{path} is not a file of bytes, but a folder, a pipe or a device: fetch it"
-            )
-        with path.open("rb") as file:
-            is_pointer = file.read(len(LFS_POINTER)) == LFS_POINTER
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    if is_pointer:
-        raise CheckpointError(
-            f"{path} is a pointer of git-lfs, not the file: `git lfs pull`, or fetch it again"
-        )
+    OpenFile(path).check_no_pointer()
 
 
 def _refuse_unsupported(d: Json) -> None:

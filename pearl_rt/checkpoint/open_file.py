@@ -11,6 +11,8 @@ from pathlib import Path
 
 from pearl_rt.errors import CheckpointError
 
+_POINTER = b"version https://git-lfs"
+
 
 class OpenFile:
     """Bytes of a regular file."""
@@ -29,6 +31,13 @@ class OpenFile:
                 f"{path} is not a file of bytes, but a folder, a pipe or a device: fetch it"
             )
         self.size, self._changed_ns = status.st_size, status.st_mtime_ns
+
+    def check_no_pointer(self) -> None:
+        """Raises CheckpointError for what git-lfs leaves in the place of a file."""
+        if self.read(min(len(_POINTER), self.size), 0) == _POINTER:
+            raise CheckpointError(
+                f"{self.path} is a pointer of git-lfs, not the file: `git lfs pull`, or fetch it again"
+            )
 
     def read(self, count: int, offset: int) -> bytes:
         """`count` bytes from there. Raises CheckpointError if the file ends before."""

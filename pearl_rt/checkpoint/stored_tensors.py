@@ -13,7 +13,6 @@ from typing import Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from pearl_rt.checkpoint.config import LFS_POINTER
 from pearl_rt.checkpoint.open_file import OpenFile
 from pearl_rt.errors import CheckpointError
 from pearl_rt.reference.groups import Groups
@@ -103,10 +102,7 @@ class TensorFile(OpenFile):
             _check_header(raw, self.size)
             header = json.loads(raw[8:], object_pairs_hook=_unique)
         except (SafetensorError, ValueError) as error:
-            if raw.startswith(LFS_POINTER):
-                raise CheckpointError(
-                    f"{path} is a pointer of git-lfs, not the file: `git lfs pull`, or fetch it again"
-                ) from None
+            self.check_no_pointer()
             raise CheckpointError(
                 f"{path}, of {self.size} bytes, is truncated, damaged or not a safetensors file ({error}): "
                 "fetch it again"

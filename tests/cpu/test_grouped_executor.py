@@ -71,7 +71,7 @@ def test_groups_of_a_file_are_what_rounding_gives(name: str, bits: int) -> None:
 
 
 def test_a_matrix_with_one_part_of_elements_is_elements() -> None:
-    """Codes beside bf16 in one matrix become bf16: nothing is rounded that nobody asked to round."""
+    """Codes beside bf16 in one matrix become bf16: no part is rounded to fewer bits unasked."""
     model = Model(SHAPES["gqa"])
     ids, name = model.token_ids(20), "model.layers.0.self_attn.k_proj.weight"
     groups = groups_of(model, 8)[name]

@@ -238,7 +238,7 @@ class FakeCuda:
         self._library.fake_stream_destroy(ctypes.c_uint64(stream))
 
     def priority(self, stream: int) -> int:
-        """Of a stream, whoever made it."""
+        """Of any stream, torch's or a lane's own."""
         return self._library.fake_stream_priority(ctypes.c_uint64(stream))
 
     def capture(self, stream: int, is_on: bool) -> None:

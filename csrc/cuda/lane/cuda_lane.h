@@ -21,7 +21,7 @@ namespace pearl {
 
 class CudaLane : public Lane {
  public:
-  // stream: for this lane alone, and whoever captures its steps. It lives as long as the lane.
+  // stream: for this lane alone, and for the capture of its steps. It lives as long as the lane.
   CudaLane(std::string name, std::shared_ptr<Launcher> launcher, std::shared_ptr<CudaStream> stream,
            std::shared_ptr<DeviceArrays> arrays);
   ~CudaLane() override;

@@ -22,7 +22,7 @@ const Kernels& kernels_named(const std::string& isa, DType dtype) {
   return isa == "amx_emulated" ? amx_emulated_kernels(dtype) : kernels_of(isa, dtype);
 }
 
-// Between rows of inputs, codes and outputs lie bytes of NaN, which nobody may read or write.
+// Between rows of inputs, codes and outputs lie bytes of NaN, which no kernel may read or write.
 py::array_t<float> grouped_linear(const Array<float>& x, const std::vector<Source>& sources,
                                   const std::string& isa, const std::string& dtype, int bits) {
   std::vector<std::unique_ptr<HostMemory>> held;
