@@ -2,9 +2,11 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -89,23 +91,37 @@ def report_in_background(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[], CompletedProcess[str]] | None]:
     """The report: minutes of compiling, at low priority, while the interpreter uses one core. Begins with the
-    first of the kernels' tests, if one will read it; what it yields waits for the end."""
+    first of the kernels' tests, if one will read it; what it yields waits for the end. Test processes that run
+    side by side share one report: the process that makes its folder begins it."""
     if not any(map(reads_report, request.session.items)):
         yield None
         return
-    out, error = (tmp_path_factory.mktemp("report") / name for name in ("out", "error"))
+    side_by_side = "PYTEST_XDIST_WORKER" in os.environ
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if side_by_side else base) / "report"
     command = ["nice", "-n", "5", sys.executable, "-m", "pearl_rt.kernels.tools.report"]
-    with out.open("w") as stdout, error.open("w") as stderr:
-        process = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=compiling_environment(),
-            stdout=stdout,
-            stderr=stderr,
-            start_new_session=True,
-        )
+
+    def read() -> CompletedProcess[str]:
+        while not (folder / "status").exists():
+            time.sleep(0.1)
+        status, out, error = ((folder / name).read_text() for name in ("status", "out", "error"))
+        return CompletedProcess(command, int(status), out, error)
+
     try:
-        yield lambda: CompletedProcess(command, process.wait(), out.read_text(), error.read_text())
+        folder.mkdir()
+    except FileExistsError:
+        yield read
+        return
+    script = '"$@" >out 2>error; echo $? >status.part; mv status.part status'
+    process = subprocess.Popen(
+        ["sh", "-c", f"cd {shlex.quote(str(folder))}; {script}", "sh", *command],
+        env=compiling_environment(),
+        start_new_session=True,
+    )
+    try:
+        yield read
+        if side_by_side:
+            process.wait()
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
