@@ -57,6 +57,8 @@ COLUMNS = (
     ("path_us", "of instructions", ".1f"),
     ("us_better", "us, better", ".1f"),
     ("us_worse", "worse", ".1f"),
+    ("pdl_better", "us with pdl", ".1f"),
+    ("pdl_worse", "worse", ".1f"),
     ("share_better", "share of copy", ".0%"),
     ("share_worse", "worse", ".0%"),
 )
@@ -77,6 +79,7 @@ class Chip:
     shared: int = 228 * 1024
     threads: int = 2048
     launch: tuple[float, float] = (0.7e-6, 1.3e-6)  # from one kernel of a graph to the next
+    dependent_launch: tuple[float, float] = (0.3e-6, 0.6e-6)  # likewise, where the next one waits already
     cycles: tuple[float, float] = (1.2, 2.0)  # of an instruction of a program, all its warps side by side
     streamed: tuple[float, float] = (0.97, 0.92)  # of the copy's speed, once a kernel streams
 
@@ -143,6 +146,11 @@ class Expected:
     def seconds(self, end: int) -> float:
         return sum(self.parts(end).values())
 
+    def pdl_seconds(self, end: int) -> float:
+        """With programmatic dependent launch, where each launch follows another."""
+        saved = self.chip.launch[end] - self.chip.dependent_launch[end]
+        return self.seconds(end) - len(self.launches) * saved
+
     def share(self, end: int) -> float:
         """Of the speed of a copy of so many bytes."""
         return self.num_bytes / self.chip.copy / self.seconds(end)
@@ -166,6 +174,8 @@ class Expected:
             "path_us": parts["instructions"] * 1e6,
             "us_better": self.seconds(BETTER) * 1e6,
             "us_worse": self.seconds(WORSE) * 1e6,
+            "pdl_better": self.pdl_seconds(BETTER) * 1e6,
+            "pdl_worse": self.pdl_seconds(WORSE) * 1e6,
             "share_better": self.share(BETTER),
             "share_worse": self.share(WORSE),
         }

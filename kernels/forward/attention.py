@@ -44,6 +44,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..base.checks import check_workspace, interpreting
+from ..base.dependent import await_previous, dependent
 from ..base.library import operator
 from .attention_merge import (
     AT_ONCE,
@@ -106,7 +107,9 @@ def split_kernel(
     SPLIT: tl.constexpr,
     NUM_SHORT: tl.constexpr,
     AT_ONCE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     program = tl.program_id(0)
     tile = program % num_tiles
     head = program // num_tiles % HKV
@@ -182,7 +185,9 @@ def merge_kernel(
     SPLIT: tl.constexpr,
     NUM_SHORT: tl.constexpr,
     AT_ONCE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     head = tl.program_id(0) % HKV
     first_row = tl.program_id(0) // HKV * BLOCK_R
     context_len, first_token, q_len = extent_of(batch, tl.program_id(1))
@@ -223,6 +228,7 @@ def attention(
     max_q_len: int,
     workspace: Annotated[Tensor, "out"],
     counters: Annotated[Tensor | None, "int32 [C] out"] = None,
+    pdl: bool = False,
 ) -> None:
     """Attention of the tokens of q to all that is stored before and with them.
 
@@ -230,9 +236,10 @@ def attention(
     0..4, row 1 sees 0..5.
 
     counters: [at least T * Hq] int32, all 0, which the call leaves so; None: merged by a second kernel.
+    pdl: see kernels/base/dependent.py.
     """
     if max_q_len > MAX_Q_LEN:
-        attention_prefill(batch, scale, max_q_len)
+        attention_prefill(batch, scale, max_q_len, pdl)
         return
     shape = AttentionShape.of("attention", batch, max_q_len)
     num_positions = shape.table_width * shape.block_size
@@ -265,6 +272,7 @@ def attention(
         "SPLIT": SPLIT,
         "NUM_SHORT": NUM_SHORT,
         "AT_ONCE": AT_ONCE,
+        **dependent("attention", pdl),
         **OPTIONS,
     }
     num_tiles = triton.cdiv(rows, tile.block_m)

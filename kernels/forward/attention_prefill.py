@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import triton
 import triton.language as tl
 
+from ..base.dependent import await_previous, dependent
 from ..base.library import on_their_device
 from .attention_tile import LOG2_E, OPTIONS, AttentionShape, PagedBatch, attend, extent_of, load_rows
 
@@ -63,7 +64,9 @@ def prefill_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     tile = num_tiles - 1 - tl.program_id(0) // HKV
     head = tl.program_id(0) % HKV
     sequence = tl.program_id(1)
@@ -107,8 +110,10 @@ def prefill_kernel(
 
 
 @on_their_device
-def attention_prefill(batch: PagedBatch, scale: float, max_q_len: int) -> None:
-    """Attention of the tokens of q to all that is stored before and with them."""
+def attention_prefill(batch: PagedBatch, scale: float, max_q_len: int, pdl: bool = False) -> None:
+    """Attention of the tokens of q to all that is stored before and with them. pdl: see
+    kernels/base/dependent.py.
+    """
     shape = AttentionShape.of("attention_prefill", batch, max_q_len)
     if shape.is_empty:
         return
@@ -125,5 +130,6 @@ def attention_prefill(batch: PagedBatch, scale: float, max_q_len: int) -> None:
         BLOCK_D=shape.padded_dim,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **dependent("attention_prefill", pdl),
         **OPTIONS,
     )

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..base.checks import check
+from ..base.dependent import await_previous, dependent
 from ..base.library import operator
 from .linear import OPTIONS, num_parts, part_width
 
@@ -40,7 +41,9 @@ def embedding_kernel(
     next_parts,
     BLOCK_H: tl.constexpr,
     WIDTH: tl.constexpr,  # of a part
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     columns = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     token = tl.load(input_ids_ptr + row)
@@ -65,9 +68,11 @@ def embedding(
     next_norm: Annotated[Tensor | None, "weight [H]"] = None,
     scaled: Annotated[Tensor | None, "weight [T, H] out"] = None,
     next_squares: Annotated[Tensor | None, "fp32 [T, Q] out"] = None,
+    pdl: bool = False,
 ) -> None:
     """out = weight[input_ids], in fp32. next_norm: [H]; scaled: [T, H] as weight; next_squares: fp32
-    [T, num_parts(H)], the last two overwritten (see linear): all three or none."""
+    [T, num_parts(H)], the last two overwritten (see linear): all three or none. pdl: see
+    kernels/base/dependent.py."""
     num_tokens, (vocab_size, hidden_size) = input_ids.shape[0], weight.shape
     if len({tensor is None for tensor in (next_norm, scaled, next_squares)}) > 1:
         raise ValueError("embedding: pass all of next_norm, scaled and next_squares, or none of them")
@@ -81,5 +86,6 @@ def embedding(
         *(vocab_size, hidden_size, num_parts(hidden_size)),
         BLOCK_H=BLOCK_H,
         WIDTH=part_width(hidden_size),
+        **dependent("embedding", pdl),
         **OPTIONS,
     )

@@ -39,6 +39,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..base import interpreter  # noqa: F401
+from ..base.dependent import await_previous, dependent
 from ..base.library import operator
 
 PREFILL, SCORE, SCORE_WINDOW, DRAFT_FIRST, DRAFT_NEXT = range(5)
@@ -97,7 +98,9 @@ def feed_kernel(
     KIND: tl.constexpr,  # 0 PREFILL, 1 SCORE, 2 SCORE_WINDOW, 3 DRAFT_FIRST, 4 DRAFT_NEXT
     BLOCK_B: tl.constexpr,  # power of two, >= num_sequences
     BLOCK: tl.constexpr,  # rows at a time
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     own = tl.program_id(0)
     slots = tl.arange(0, BLOCK_B)
     here = slots < num_sequences
@@ -183,9 +186,16 @@ def feed_kernel(
 
 @operator
 def feed(
-    kind: int, step: int, of: Sequences, block_size: int, max_q_len: int, ring_size: int, fed: Fed
+    kind: int,
+    step: int,
+    of: Sequences,
+    block_size: int,
+    max_q_len: int,
+    ring_size: int,
+    fed: Fed,
+    pdl: bool = False,
 ) -> None:
-    """Fills the batch of one forward pass."""
+    """Fills the batch of one forward pass. pdl: see kernels/base/dependent.py."""
     (num_sequences, capacity), num_tokens = of.token_ids.shape, len(fed.input_ids)
     if not 0 <= kind < len(KINDS):
         raise ValueError(f"feed: kind {kind} is not one of 0 to {len(KINDS) - 1} ({', '.join(KINDS)})")
@@ -207,4 +217,5 @@ def feed(
         KIND=kind,
         BLOCK_B=triton.next_power_of_2(num_sequences),
         BLOCK=128,
+        **dependent("feed", pdl),
     )

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from ..base import interpreter  # noqa: F401
 from ..base.checks import check, check_workspace
+from ..base.dependent import await_previous, dependent
 from ..base.library import operator
 from .linear import BLOCK_M, MAX_ROWS, OPTIONS, SLICES, THIN, check_operands, multiply_many_rows, num_parts
 
@@ -90,7 +91,9 @@ def gate_up_silu_kernel(
     SLICES: tl.constexpr,
     SLICE_K: tl.constexpr,
     PARTS: tl.constexpr,  # num_parts, up to a power of two
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     if num_live_ptr is not None:  # noqa: SIM102 (decided when compiled)
         if tl.load(num_live_ptr) == 0:
             return
@@ -148,7 +151,9 @@ def silu_product_kernel(
     eps,
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,  # num_parts, up to a power of two
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     row = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     keep = i < I
@@ -172,10 +177,11 @@ def gate_up_silu(
     num_live: Annotated[Tensor | None, "int32 [1]"] = None,
     squares: Annotated[Tensor | None, "fp32 [T, P]"] = None,
     eps: float = 0.0,
+    pdl: bool = False,
 ) -> None:
     """x: [T, K]; weight: [2 * I, K], the gate's rows, then up's; out: [T, I] fp32 or as weight, overwritten;
     workspace: uint8 [workspace_size(T, I, K)]; num_live: [1] int32 or None; squares, eps: what x was scaled
-    from, fp32 [T, num_parts(K)] (see linear), or None: x is as it is.
+    from, fp32 [T, num_parts(K)] (see linear), or None: x is as it is; pdl: see kernels/base/dependent.py.
 
     x = [[1, 2, 0, 0]], weight = [[1, 0, 0, 0], [3, 1, 0, 0]]: I is 1, the gate 1, up 5, out [[3.6553]].
     """
@@ -192,7 +198,7 @@ def gate_up_silu(
     num_bytes = workspace_size(T, I, K)
     check_workspace("gate_up_silu", workspace, num_bytes)
     sizes = I, K, num_parts(K), eps
-    options = {"PARTS": triton.next_power_of_2(num_parts(K)), **OPTIONS}
+    options = {"PARTS": triton.next_power_of_2(num_parts(K)), **dependent("gate_up_silu", pdl), **OPTIONS}
 
     if T > MAX_ROWS:
         product = workspace[:num_bytes].view(torch.float32).view(T, rows)

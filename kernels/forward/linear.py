@@ -39,6 +39,7 @@ from torch import Tensor
 
 from ..base import interpreter  # noqa: F401
 from ..base.checks import check, check_computed_rightly, check_workspace
+from ..base.dependent import await_previous, dependent
 from ..base.library import operator
 
 MAX_ROWS = 64  # of the kernel; more go to torch.mm
@@ -140,7 +141,9 @@ def linear_kernel(
     SLICE_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
     PARTS: tl.constexpr,  # num_parts, up to a power of two
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     if num_live_ptr is not None:  # noqa: SIM102 (decided when compiled)
         if tl.load(num_live_ptr) == 0:
             return
@@ -224,7 +227,9 @@ def add_splits_kernel(
     BLOCK: tl.constexpr,
     PARTS: tl.constexpr,  # num_parts, up to a power of two
     WIDTH: tl.constexpr,  # of a part of N
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     if num_live_ptr is not None:  # noqa: SIM102 (decided when compiled)
         if tl.load(num_live_ptr) == 0:
             return
@@ -302,6 +307,7 @@ def linear(
     next_norm: Annotated[Tensor | None, "weight [N]"] = None,
     scaled: Annotated[Tensor | None, "weight [M, N] out"] = None,
     next_squares: Annotated[Tensor | None, "fp32 [M, Q] out"] = None,
+    pdl: bool = False,
 ) -> None:
     """x: [T, K]; weight: [N, K]; out: [M, N] fp32 or as weight, overwritten, and None if there is a residual;
     bias: [N] or None; residual: [M, N] fp32, added to, or None; workspace: uint8 [workspace_size(M, N, K)];
@@ -309,7 +315,7 @@ def linear(
 
     squares, eps: what x was scaled from, fp32 [T, num_parts(K)], or None: x is as it is.
     next_norm: [N]; scaled: [M, N] as weight and next_squares: [M, num_parts(N)] fp32, both overwritten: of
-    the residual, for the layer that reads it next. All three or none.
+    the residual, for the layer that reads it next. All three or none. pdl: see kernels/base/dependent.py.
 
     x = [[1, 2, 3, 4]], weight = [[1, 0, 0, 0], [0, 1, 0, 1]], bias = [0, 10]: out = [[1, 16]].
     With squares = [[15]], eps = 0.25: the mean is 4, f 1 / 2, out = [[0.5, 13]].
@@ -346,7 +352,7 @@ def linear(
     cut = config(N, K, weight.element_size())
     is_split = cut.split_k > 1
     sources = rows, squares, next_norm, scaled, next_squares
-    parts = {"PARTS": triton.next_power_of_2(num_parts(K))}
+    parts = {"PARTS": triton.next_power_of_2(num_parts(K)), **dependent("linear", pdl)}
     if M > MAX_ROWS:
         multiply_many_rows(x, weight, sums.view(M, N), None)
         num_live = None

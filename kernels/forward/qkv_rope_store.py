@@ -25,6 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..base.checks import check, check_computed_rightly
+from ..base.dependent import await_previous, dependent
 from ..base.library import operator
 
 BLOCK_H = 8  # heads of a program
@@ -54,7 +55,9 @@ def rope_store_kernel(
     BLOCK_HALF: tl.constexpr,
     BLOCK_H: tl.constexpr,
     HAS_NORM: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     D: tl.constexpr = 2 * HALF
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
@@ -117,8 +120,9 @@ def qkv_rope_store(
     q_norm_weight: Annotated[Tensor | None, "float [D]"],
     k_norm_weight: Annotated[Tensor | None, "float [D]"],
     eps: float,
+    pdl: bool = False,
 ) -> None:
-    """Rotated queries to q_out, rotated keys and plain values to the cache.
+    """Rotated queries to q_out, rotated keys and plain values to the cache. pdl: kernels/base/dependent.py.
 
     Blocks of 16, slot_mapping [35, -1]: token 0 goes to row 3 of block 2; of token 1 only q is written.
     """
@@ -148,5 +152,6 @@ def qkv_rope_store(
         BLOCK_H=BLOCK_H,
         HAS_NORM=q_norm_weight is not None,
         num_warps=NUM_WARPS,
+        **dependent(op, pdl),
         **OPTIONS,
     )

@@ -37,6 +37,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..base.dependent import await_previous, dependent
 from ..base.library import operator
 from ..base.workspace import Part, carve, num_bytes
 from .noise import EXACT, exp, inverse_temperature, log
@@ -174,7 +175,9 @@ def group_kernel(
     T,
     GROUPS: tl.constexpr,
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     row = tl.program_id(0)
     tile = tl.program_id(1)
     _temperature, _k, _share, _least, on = asked_of(asked, row, V)
@@ -209,7 +212,9 @@ def threshold_kernel(
     UNIT: tl.constexpr,  # units of mass in 1: V times that is below 2^63
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     row = tl.program_id(0)
     tile = tl.program_id(1)
     temperature, k, share, least, on = asked_of(asked, row, V)
@@ -308,8 +313,9 @@ def filters(
     min_p: Annotated[Tensor | None, "fp32 [R]"],
     thresholds: Annotated[Tensor, "fp32 [R] out"],
     workspace: Annotated[Tensor, "out"],
+    pdl: bool = False,
 ) -> None:
-    """One threshold per row of logits; see above."""
+    """One threshold per row of logits; see above. pdl: kernels/base/dependent.py."""
     rows, vocab = logits.shape
     tops, candidates, *counts = carve("filters", workspace, _parts(rows, vocab))
     if rows == 0:
@@ -323,7 +329,8 @@ def filters(
         Asked(temperature, top_k, top_p, min_p),
         Found(tops, candidates, *counts),
     )
-    group_kernel[grid](*given, vocab, tiles, GROUPS=GROUPS, TILE=tile, **EXACT)
+    options = {**dependent("filters", pdl), **EXACT}
+    group_kernel[grid](*given, vocab, tiles, GROUPS=GROUPS, TILE=tile, **options)
     threshold_kernel[grid](
         *(*given, thresholds, candidates.stride(0), vocab, tiles),
         LIST=capacity,
@@ -333,5 +340,5 @@ def filters(
         TILE=tile,
         CHUNK=min(2048, tile * 2),
         num_warps=8,
-        **EXACT,
+        **options,
     )

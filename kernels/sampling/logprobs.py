@@ -32,6 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..base.checks import check
+from ..base.dependent import await_previous, dependent
 from ..base.library import operator
 from ..base.workspace import Part, carve, num_bytes
 from .filters import rank_of, value_of
@@ -53,7 +54,9 @@ def tile_kernel(
     T,
     K: tl.constexpr,
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     row = tl.program_id(0)
     tile = tl.program_id(1)
     token = tl.load(token_ids_ptr + row)
@@ -92,7 +95,9 @@ def mass_kernel(
     T,
     TP: tl.constexpr,
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     row = tl.program_id(0)
     tile = tl.program_id(1)
     if tl.load(token_ids_ptr + row) < 0:
@@ -122,7 +127,9 @@ def merge_kernel(
     KP: tl.constexpr,  # power of two, >= K
     TP: tl.constexpr,  # power of two, >= T
     BEST: tl.constexpr,  # power of two, >= T * K
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     row = tl.program_id(0)
     token = tl.load(token_ids_ptr + row)
     if token < 0:
@@ -189,8 +196,9 @@ def logprobs(
     logprobs: Annotated[Tensor, "fp32 [R, W] out"],
     ranks: Annotated[Tensor, "int32 [R, W] out"],
     workspace: Annotated[Tensor, "out"],
+    pdl: bool = False,
 ) -> None:
-    """Of each row's token and its k likeliest; see above."""
+    """Of each row's token and its k likeliest; see above. pdl: kernels/base/dependent.py."""
     rows, vocab = logits.shape
     if not 0 <= k <= min(vocab, MAX_K):
         raise ValueError(f"logprobs: k is {k}, expected 0..{min(vocab, MAX_K)}, the vocabulary being {vocab}")
@@ -199,7 +207,7 @@ def logprobs(
     if rows == 0:
         return
     tile, tiles, sizes = _tile(vocab), top.shape[1], _merge_sizes(vocab, k)
-    given = (logits, logits.stride(0), token_ids, top)
-    tile_kernel[(rows, tiles)](*given, above, best, vocab, tiles, k, tile, **EXACT)
-    mass_kernel[(rows, tiles)](*given, mass, vocab, tiles, sizes["TP"], tile, **EXACT)
-    merge_kernel[(rows,)](*given, above, best, mass, ids, logprobs, ranks, tiles, **sizes, **EXACT)
+    given, options = (logits, logits.stride(0), token_ids, top), {**dependent("logprobs", pdl), **EXACT}
+    tile_kernel[(rows, tiles)](*given, above, best, vocab, tiles, k, tile, **options)
+    mass_kernel[(rows, tiles)](*given, mass, vocab, tiles, sizes["TP"], tile, **options)
+    merge_kernel[(rows,)](*given, above, best, mass, ids, logprobs, ranks, tiles, **sizes, **options)

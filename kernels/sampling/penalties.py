@@ -38,6 +38,7 @@ from torch import Tensor
 from pearl_rt import state
 
 from ..base import interpreter  # noqa: F401
+from ..base.dependent import await_previous, dependent
 from ..base.library import operator
 from ..base.workspace import Part, carve, num_bytes
 from .noise import EXACT
@@ -100,7 +101,9 @@ def count_kernel(
     V,
     step,
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     b = tl.program_id(0)
     if tl.load(before.finish_reason + b) != RUNNING:
         return
@@ -142,7 +145,9 @@ def apply_kernel(
     NMP: tl.constexpr,  # powers of two, >= NM and NB
     NBP: tl.constexpr,
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     b = tl.program_id(0) // L
     r = tl.program_id(0) % L
     if tl.load(before.finish_reason + b) != RUNNING:
@@ -212,8 +217,11 @@ def penalties(
     step: int,
     asked: Parameters,
     workspace: Annotated[Tensor, "out"],
+    pdl: bool = False,
 ) -> None:
-    """Rows as requests transform them, in place; see above. step: TARGET_ROWS, or the draft's."""
+    """Rows as requests transform them, in place; see above. step: TARGET_ROWS, or the draft's. pdl:
+    kernels/base/dependent.py.
+    """
     (rows, vocab), (slots, capacity) = logits.shape, before.token_ids.shape
     if slots < 1 or rows % slots or (step != TARGET_ROWS and rows != slots):
         raise ValueError(f"penalties: {rows} rows of {slots} slots at step {step}, expected as many of each")
@@ -228,9 +236,9 @@ def penalties(
     if rows == 0:
         return
     counts.zero_()
-    strides = before.window.stride()
+    strides, options = before.window.stride(), {**dependent("penalties", pdl), **EXACT}
     grid = (slots, triton.cdiv(capacity, TOKENS))
-    count_kernel[grid](before, asked, counts, *strides, capacity, vocab, step, TILE=TOKENS, **EXACT)
+    count_kernel[grid](before, asked, counts, *strides, capacity, vocab, step, TILE=TOKENS, **options)
     tile = _tile(vocab)
     apply_kernel[(rows, triton.cdiv(vocab, tile))](
         *(logits, before, asked, counts, logits.stride(0), *strides),
@@ -238,5 +246,5 @@ def penalties(
         NMP=triton.next_power_of_2(masked),
         NBP=triton.next_power_of_2(biased),
         TILE=tile,
-        **EXACT,
+        **options,
     )

@@ -32,6 +32,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..base.checks import interpreting
+from ..base.dependent import await_previous, dependent
 from ..base.library import operator
 from ..base.workspace import Part, carve, num_bytes
 from .noise import EXACT, exponential, inverse_temperature, log, noise_tile, uniform
@@ -140,7 +141,9 @@ def scan_kernel(
     T,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     tile = tl.program_id(1)
     live = row < R
@@ -177,7 +180,9 @@ def key_kernel(
     TP: tl.constexpr,
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     tile = tl.program_id(1)
     live = row < R
@@ -216,7 +221,9 @@ def pick_kernel(
     TP: tl.constexpr,
     KTP: tl.constexpr,
     ROWS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     live = row < R
     top, at = best_tile(top_ptr, at_ptr, row, live, T, TP)
@@ -255,8 +262,11 @@ def sample(
     workspace: Annotated[Tensor, "out"],
     kept: Annotated[Tensor | None, "logits [S, V] rows out"] = None,
     kept_rows: Annotated[Tensor | None, "int64 [R]"] = None,
+    pdl: bool = False,
 ) -> None:
-    """One token per row of logits into out, and the rows into kept; see above."""
+    """One token per row of logits into out, and the rows into kept; see above. pdl:
+    kernels/base/dependent.py.
+    """
     rows, vocab = logits.shape
     if not 0 <= purpose <= 4:
         raise ValueError(f"sample: purpose is {purpose}, expected 0..4 (pearl_rt.reference.noise.Purpose)")
@@ -269,7 +279,7 @@ def sample(
     tiles, key_tiles = top.shape[1], key.shape[1]
     blocks, key_blocks = triton.cdiv(rows, shape.rows), triton.cdiv(rows, shape.key_rows)
     padded, key_padded = triton.next_power_of_2(tiles), triton.next_power_of_2(key_tiles)
-    options = {"num_warps": shape.num_warps, **EXACT}
+    options = {"num_warps": shape.num_warps, **dependent("sample", pdl), **EXACT}
     scan_kernel[(blocks, tiles)](
         *(logits, logits.stride(0), thresholds, kept, 0 if kept is None else kept.stride(0), kept_rows),
         *(top, at, rows, vocab, tiles, shape.rows, shape.tile),

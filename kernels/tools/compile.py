@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,14 @@ class Compiled:
     widest_load: int  # bytes, of the loads from global memory
     narrowest_copy: int  # bytes, of the asynchronous copies from global to shared memory; 0: there are none
     instructions: int  # of the listing; those that only fill its end are left out
+
+
+def dependent(case: CompileCase) -> CompileCase:
+    """The case with programmatic dependent launch, if its kernel has it."""
+    if "PDL" not in case.signature:
+        return case
+    constants = case.constants | {(list(case.signature).index("PDL"),): True}
+    return replace(case, constants=constants, options=case.options | {"launch_pdl": True})
 
 
 def build(case: CompileCase, arch: int) -> Any:

@@ -17,10 +17,11 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 
 from ..base.checks import interpreting
+from ..base.dependent import MIN_ARCH
 from .cases import LAUNCHES, cases_of
-from .compile import SHARED_LIMITS, CompileCase, Compiled, compile_case, problems
+from .compile import SHARED_LIMITS, CompileCase, Compiled, compile_case, dependent, problems
 
-Job = tuple[str, int, int]  # operator, index of the case, compute capability * 10
+Job = tuple[str, int, int, bool]  # operator, index of the case, compute capability * 10, dependent launches
 
 
 def distinct_cases(operator: str) -> dict[int, tuple[CompileCase, list[str]]]:
@@ -33,9 +34,10 @@ def distinct_cases(operator: str) -> dict[int, tuple[CompileCase, list[str]]]:
 
 def run_job(job: Job) -> Compiled | str:
     """What the compiler made of it, or why it failed. Kernels do not pickle: a worker looks its case up."""
-    operator, index, arch = job
+    operator, index, arch, pdl = job
     try:
-        return compile_case(distinct_cases(operator)[index][0], arch)
+        case = distinct_cases(operator)[index][0]
+        return compile_case(dependent(case) if pdl else case, arch)
     except Exception as error:
         return f"{type(error).__name__}: {error}"
 
@@ -46,7 +48,10 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("operators", nargs="*", help=f"of {', '.join(LAUNCHES)}; default: all")
     parser.add_argument("--arch", type=int, nargs="+", choices=SHARED_LIMITS, default=list(SHARED_LIMITS))
+    parser.add_argument("--pdl", action="store_true", help="with dependent launches; from sm_90 on")
     options = parser.parse_args(arguments)
+    if options.pdl and (without := [arch for arch in options.arch if arch < MIN_ARCH]):
+        parser.error(f"--pdl: sm_{without[0]} has no dependent launches: pass --arch {MIN_ARCH}")
     if unknown := [m for m in options.operators if m not in LAUNCHES]:
         parser.error(f"no kernels in {', '.join(unknown)}: choose from {', '.join(LAUNCHES)}")
     if interpreting():
@@ -54,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     cases = {operator: distinct_cases(operator) for operator in options.operators or LAUNCHES}
     jobs = [
-        (operator, index, arch)
+        (operator, index, arch, options.pdl)
         for operator, found in cases.items()
         for index in found
         for arch in options.arch
@@ -64,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     print(f"{'configuration':<56} sm  registers  shared KiB  spills  load  copy  instructions")
     lines, failures = [], []
-    for (operator, index, arch), result in zip(jobs, results, strict=True):
+    for (operator, index, arch, _), result in zip(jobs, results, strict=True):
         case, names = cases[operator][index]
         title = case.name if len(names) == 1 else f"{case.name} (+{len(names) - 1})"
         if isinstance(result, str):

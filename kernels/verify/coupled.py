@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..base.dependent import await_previous
 from ..sampling.noise import TARGET, exponential, inverse_temperature, log, noise_tile, uniform
 from ..sampling.sample import INFINITY, best_of, best_tile, clean, is_usable, load_tile, row_offset, top_tile
 from .verdict import deliver, is_last
@@ -76,7 +77,9 @@ def coupled_kernel(
     WIDTH: tl.constexpr,  # as in commit
     ROWS: tl.constexpr,  # 1 on a GPU
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     tile = tl.program_id(1)
     here = place < N

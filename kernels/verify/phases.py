@@ -13,6 +13,7 @@ import torch
 import triton
 
 from ..base.checks import interpreting
+from ..base.dependent import dependent
 from ..base.workspace import Part, carve
 from ..sampling.noise import EXACT
 from ..sampling.sample import config
@@ -93,13 +94,16 @@ def launch(
     verdicts: Verdicts | None = None,
     commits: Commits | None = None,
     target_is_scaled: bool = False,
+    pdl: bool = False,
 ) -> None:
-    """Both launches: of `judge` into verdicts, of `verify` into the state."""
+    """Both launches: of `judge` into verdicts, of `verify` into the state. pdl:
+    kernels/base/dependent.py.
+    """
     parts = carve(op, workspace, sizes.parts(kind))
     if sizes.sequences == 0:
         return
     shape, B, K, S = config(sizes.vocab, sizes.rows), sizes.sequences, sizes.max_rows - 1, sizes.draft_rows
-    options = {"num_warps": 2 * shape.num_warps, **EXACT}
+    options = {"num_warps": 2 * shape.num_warps, **dependent(op, pdl), **EXACT}
     top, at, best, best_at, num_ended, *others = parts
     rejection, keys = kind == "rejection", Keys(best, best_at)
     total, draft_top, draft_total = others[:3] if rejection else (None, None, None)

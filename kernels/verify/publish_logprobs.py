@@ -33,6 +33,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..base.checks import check_even_rows
+from ..base.dependent import await_previous, dependent
 from ..base.library import operator
 from ..base.workspace import Part, carve, num_bytes
 from ..sampling.logprobs import logprobs
@@ -54,7 +55,9 @@ def asked_kernel(
     capacity,
     max_rows,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     b = tl.program_id(0)
     before = tl.load(before_ptr + b)
     num_new = tl.load(committed_ptr + b) - before
@@ -82,7 +85,9 @@ def publish_kernel(
     max_rows,
     W: tl.constexpr,  # 1 + k
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     b = tl.program_id(0)
     num_new = tl.load(committed_ptr + b) - tl.load(before_ptr + b)
     wanted = tl.load(num_logprobs_ptr + b)
@@ -137,8 +142,9 @@ def publish_logprobs(
     k: int,
     ring: Annotated[Tensor, "int32 [RING, B, W] out pinned"],
     workspace: Annotated[Tensor, "out"],
+    pdl: bool = False,
 ) -> None:
-    """Of what verify has committed, for every slot that asks; see above."""
+    """Of what verify has committed, for every slot that asks; see above. pdl: kernels/base/dependent.py."""
     slots, max_rows, vocab = target_logits.shape
     check_even_rows(OP, "target_logits", target_logits)
     ring_size, _, stride = ring.shape
@@ -154,12 +160,14 @@ def publish_logprobs(
         *(token_ids, before, committed, num_logprobs, asked, token_ids.shape[1], max_rows),
         BLOCK=32,
         num_warps=1,
+        **dependent(OP, pdl),
     )
-    logprobs(target_logits.flatten(0, 1), asked, k, ids, values, ranks, own)
+    logprobs(target_logits.flatten(0, 1), asked, k, ids, values, ranks, own, pdl)
     publish_kernel[(slots,)](
         *(ids, values.view(torch.int32), ranks, before, committed, round, num_logprobs),
         *(ring, stride, ring_size, slots, max_rows),
         W=1 + k,
         BLOCK=256,
         num_warps=4,
+        **dependent(OP, pdl),
     )

@@ -16,6 +16,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ..base.dependent import await_previous
 from ..sampling.noise import (
     ACCEPT,
     BONUS,
@@ -90,7 +91,9 @@ def rejection_kernel(
     KTP: tl.constexpr,
     WIDTH: tl.constexpr,  # as in commit
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     # All rows of the sequences at once: is each usable, and is its candidate accepted?
     index = tl.arange(0, SEQS * RP)
     b = tl.program_id(0) * SEQS + index // RP

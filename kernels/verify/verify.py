@@ -63,8 +63,9 @@ def verify(
     workspace: Annotated[Tensor, "out"],
     target_thresholds: Annotated[Tensor | None, "fp32 [B, R]"] = None,
     draft_thresholds: Annotated[Tensor | None, "fp32 [B, S]"] = None,
+    pdl: bool = False,
 ) -> None:
-    """Judges and commits one round of every running slot; see above."""
+    """Judges and commits one round of every running slot; see above. pdl: kernels/base/dependent.py."""
     slots, max_rows, vocab = target_logits.shape
     gamma = max_rows - 1
     check_kind("verify", kind, gamma)
@@ -93,4 +94,5 @@ def verify(
         seed,
         workspace,
         commits=Commits(ring, max_total_len, stop_token_ids, ring.shape[0]),
+        pdl=pdl,
     )

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from pearl_rt import state
 
+from ..base.dependent import await_previous
 from ..sampling.noise import exp, inverse_temperature
 from ..sampling.sample import INFINITY, best_of, clean, load_tile, mark_bad, row_offset
 
@@ -148,7 +149,9 @@ def judge_scan_kernel(
     SCALED: tl.constexpr,  # target logits come divided by the temperature
     ROWS: tl.constexpr,
     TILE: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    await_previous(PDL)
     SUM: tl.constexpr = scans.total is not None
     place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     tile = tl.program_id(1)

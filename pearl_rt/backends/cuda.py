@@ -10,7 +10,7 @@ from pearl_rt.backends.cpu import CpuBackend, Model
 from pearl_rt.backends.cuda_lanes import CudaLanes, CudaOptions
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.source import ModelSource
-from pearl_rt.device.gpu import Gpu, find_gpu
+from pearl_rt.device.gpu import Gpu, check_dependent_launches, find_gpu
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import PREFILL_CHUNKS, DeviceModel, device_dtype
 from pearl_rt.device.pair_sizes import PairSizes, check_gpu_memory
@@ -37,9 +37,10 @@ class CudaBackend(Backend):
         num_slots: int = 1,
         kv_cache_tokens: int | None = None,
         gamma: int | None = None,
+        pdl: bool = False,
     ) -> None:
         """cpu: of a draft on the CPU. num_slots: sequences at a time, in steps for the next of BATCHES.
-        kv_cache_tokens: see Backend. gamma: the one window that is in use; None: many.
+        kv_cache_tokens: see Backend. gamma: the one window that is in use; None: many. pdl: of all kernels.
         """
         super().__init__(num_slots, kv_cache_tokens)
         self.block_size = self.block_size if cpu is None else cpu.block_size
@@ -49,13 +50,16 @@ class CudaBackend(Backend):
             other = find_gpu(draft_device)
             self._draft_gpu = self._gpu if other.ordinal == self._gpu.ordinal else other
         self._cpu = cpu
+        if pdl:
+            check_dependent_launches(self._gpu, self._draft_gpu)
         if form == "eager" and self._has_two_memories:
             raise ConfigError(
                 "form 'eager' runs both models on one GPU: drop draft_device, or pass form='events'"
             )
         self._max_memory = max_memory
         slots = next((size for size in BATCHES if size >= num_slots), num_slots)
-        self._options = CudaOptions(form, rounds_ahead, slots, MEASURED_GAMMAS if gamma is None else (gamma,))
+        gammas = MEASURED_GAMMAS if gamma is None else (gamma,)
+        self._options = CudaOptions(form, rounds_ahead, slots, gammas, pdl)
 
     @property
     def _has_two_memories(self) -> bool:
@@ -127,6 +131,7 @@ class CudaBackend(Backend):
         return super().described(lanes, pool) | {
             "form": self._options.form,
             "rounds_ahead": self._options.rounds_ahead,
+            "pdl": self._options.pdl,
             "capture": next(
                 (own.capture_stats() for own in lanes.values() if isinstance(own, CudaLanes)), {}
             ),

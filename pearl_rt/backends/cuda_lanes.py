@@ -38,6 +38,7 @@ class CudaOptions:
     rounds_ahead: int = 2
     num_slots: int = 1
     gammas: tuple[int, ...] = MEASURED_GAMMAS  # windows that are timed, and captured for it, at start
+    pdl: bool = False  # kernels begin before those ahead of them end
 
 
 class CudaLanes(Lanes):
@@ -64,11 +65,11 @@ class CudaLanes(Lanes):
         self._sizes, self._room = sizes, sizes.state
         self.draft_steps: DraftSteps | None = None
         with self.gpu.current():
-            self.target_steps = sizes.steps(TargetSteps, target)
+            self.target_steps = sizes.steps(TargetSteps, target, pdl=options.pdl)
         if isinstance(draft, DeviceModel):
             shared = self.target_steps.state if placement != "devices" else None
             with self._draft_gpu.current():
-                self.draft_steps = sizes.steps(DraftSteps, draft, shared)
+                self.draft_steps = sizes.steps(DraftSteps, draft, shared, pdl=options.pdl)
         # What others may launch of these models (pearl_rt.lowlevel.round): on two devices there is none.
         if placement != "devices":
             self.pair = DevicePair(self.target_steps, self.draft_steps)
@@ -203,7 +204,7 @@ class CudaLanes(Lanes):
         """Builds the lanes and their coordinator -> the owner of their graphs."""
         processors = self._processors(self._target_gpu, self.target_steps)
         with self._target_gpu.current(), memory_errors(self._target_gpu.device, "log-probabilities"):
-            ring = LogprobRing(self.target_steps.state)
+            ring = LogprobRing(self.target_steps.state, self.options.pdl)
         graphs = [
             self._graphs("target", self._target_gpu, self.target_steps, processors, TARGET_PRIORITY, ring)
         ]
@@ -232,7 +233,7 @@ class CudaLanes(Lanes):
     def _processors(self, gpu: Gpu, steps: TargetSteps | DraftSteps) -> LogitsProcessors:
         """What changes logits in the rounds of a state."""
         with gpu.current(), memory_errors(gpu.device, "filters and penalties"):
-            return LogitsProcessors(steps.state, captured=self._captures)
+            return LogitsProcessors(steps.state, captured=self._captures, pdl=self.options.pdl)
 
     def _graphs(
         self,

@@ -10,6 +10,7 @@ from pearl_rt.backends.base import Backend, Lanes, PackedModel
 from pearl_rt.backends.cuda_lanes import CudaLanes, CudaOptions
 from pearl_rt.checkpoint.config import Environment
 from pearl_rt.checkpoint.source import ModelSource
+from pearl_rt.device.gpu import check_dependent_launches
 from pearl_rt.device.host_gpu import HostGpu
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import PREFILL_CHUNKS, DeviceModel, device_dtype, prepare_kernels
@@ -22,10 +23,12 @@ from pearl_rt.types.json import Json
 class InterpretBackend(Backend):
     """What an engine asks of device="interpret"."""
 
-    def __init__(self, num_slots: int = 1, kv_cache_tokens: int | None = None) -> None:
-        """See Backend."""
-        self._gpu = HostGpu()
+    def __init__(self, num_slots: int = 1, kv_cache_tokens: int | None = None, *, pdl: bool = False) -> None:
+        """See Backend. pdl: as on a GPU; it does nothing in the interpreter."""
+        self._gpu, self._pdl = HostGpu(), pdl
         prepare_kernels(self._gpu.device)
+        if pdl:
+            check_dependent_launches(self._gpu)
         super().__init__(num_slots, kv_cache_tokens)
 
     def capabilities(self, drafter: str) -> Capabilities:
@@ -54,7 +57,7 @@ class InterpretBackend(Backend):
         the one behind a request's last would be for nothing.
         """
         assert isinstance(target, DeviceModel) and isinstance(draft, DeviceModel | None)
-        options = CudaOptions(form="eager", rounds_ahead=1, num_slots=self.num_slots)
+        options = CudaOptions(form="eager", rounds_ahead=1, num_slots=self.num_slots, pdl=self._pdl)
         sizes = PairSizes.of(
             target.config,
             draft.config if draft is not None else None,

@@ -94,6 +94,8 @@ def backend(options: EngineOptions, *, has_draft: bool) -> tuple[Backend, str]:
     draft_device = draft_device_name(options, device, has_draft)
     drafter = drafter_name(options, device, has_draft)
     check_weights(options, device, draft_device, has_draft)
+    if options.pdl and device == "cpu":
+        raise ConfigError("pdl is how kernels are launched on a GPU, and the target is on 'cpu': drop it")
     num_slots, kv_cache_tokens = options.max_num_seqs, options.kv_cache_tokens
     num_threads = environment.num_threads if options.num_threads is None else options.num_threads
     isa = options.isa or environment.isa
@@ -114,7 +116,7 @@ def backend(options: EngineOptions, *, has_draft: bool) -> tuple[Backend, str]:
         if device == "interpret":
             from pearl_rt.backends.interpret import InterpretBackend
 
-            return InterpretBackend(num_slots or 1, kv_cache_tokens), drafter
+            return InterpretBackend(num_slots or 1, kv_cache_tokens, pdl=options.pdl), drafter
         from pearl_rt.backends.cuda import CudaBackend
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -127,6 +129,7 @@ def backend(options: EngineOptions, *, has_draft: bool) -> tuple[Backend, str]:
         form=options.form,
         rounds_ahead=options.rounds_ahead,
         max_memory=options.max_memory,
+        pdl=options.pdl,
         gamma=options.gamma,
         cpu=CpuBackend(num_threads, isa, num_slots or 1, kv_cache_tokens) if draft_device == "cpu" else None,
         num_slots=num_slots or 1,

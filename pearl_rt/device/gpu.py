@@ -14,7 +14,7 @@ import torch
 
 import pearl_rt._C as _C
 from pearl_rt.device.model import device_of, prepare_kernels
-from pearl_rt.errors import DeviceError, ResourceError
+from pearl_rt.errors import ConfigError, DeviceError, ResourceError
 
 LIBRARY = "libcuda.so.1"  # torch's own driver, by the name that its lanes open it under too
 TARGET_PRIORITY, DRAFT_PRIORITY = 0, -1  # the draft's kernels are small, and go first where both are ready
@@ -53,6 +53,8 @@ class Gpu(Protocol):
     def name(self) -> str: ...
     @property
     def has_graphs(self) -> bool: ...  # whether steps can be captured
+    @property
+    def capability(self) -> tuple[int, int]: ...  # compute capability
     def driver(self) -> _C.CudaDriver: ...  # for native lanes
     def free_memory(self) -> int: ...  # bytes
     def synchronize(self) -> None: ...  # waits until nothing runs on it
@@ -220,6 +222,11 @@ class TorchGpu:
         self.ordinal = int(device.index)
         self.name = torch.cuda.get_device_name(device)
 
+    @property
+    def capability(self) -> tuple[int, int]:
+        """Compute capability."""
+        return torch.cuda.get_device_capability(self.device)
+
     def driver(self) -> _C.CudaDriver:
         """The driver that torch uses too."""
         return _C.CudaDriver(LIBRARY)
@@ -249,6 +256,18 @@ class TorchGpu:
     def staging(self, num_bytes: int) -> torch.Tensor:
         """Pinned."""
         return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+
+
+def check_dependent_launches(*gpus: Gpu) -> None:
+    """Raises ConfigError where kernels cannot begin before those ahead of them end (option pdl)."""
+    from pearl_rt.kernels.base.dependent import MIN_ARCH  # kernels are imported once it is known how they run
+
+    for gpu in gpus:
+        if gpu.capability < (needed := divmod(MIN_ARCH, 10)):
+            raise ConfigError(
+                f"pdl (programmatic dependent launch) needs compute capability {needed[0]}.{needed[1]}, and "
+                f"{gpu.name} has {gpu.capability[0]}.{gpu.capability[1]}: drop pdl"
+            )
 
 
 def find_gpu(name: str) -> Gpu:

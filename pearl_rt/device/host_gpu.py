@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 
 import pearl_rt._C as _C
+from pearl_rt.checkpoint.config import Environment
 from pearl_rt.device.gpu import EagerStep, no_collection
 
 
@@ -41,6 +42,15 @@ class HostGpu:
     ordinal = 0
     name = "the host"
     has_graphs = False
+
+    @property
+    def capability(self) -> tuple[int, int]:
+        """That of the GPU that kernels are compiled for; interpreted ones lack nothing."""
+        if not Environment.compiles_on_host():
+            return (9, 0)
+        from triton.runtime import driver
+
+        return divmod(int(driver.active.get_current_target().arch), 10)
 
     def driver(self) -> _C.CudaDriver:
         """Copies and steps, each done when it is asked for."""

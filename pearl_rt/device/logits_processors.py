@@ -34,9 +34,11 @@ def check_biased(request: Request) -> None:
 class LogitsProcessors:
     """Tensors [B] of every slot's parameters, and memory for the rows of both lanes."""
 
-    def __init__(self, state: DeviceState, *, captured: bool = True) -> None:
-        """captured: its launches are, once for all; else each looks at the parameters when it is launched."""
-        self.state = state
+    def __init__(self, state: DeviceState, *, captured: bool = True, pdl: bool = False) -> None:
+        """captured: its launches are, once for all; else each looks at the parameters when it is launched.
+        pdl: as of the lane's model.
+        """
+        self.state, self._pdl = state, pdl
         sizes, device = state.sizes, state.whole.temperature.device
         slots, rows = sizes.num_slots, sizes.num_slots * (sizes.gamma_max + 1)
 
@@ -114,7 +116,7 @@ class LogitsProcessors:
         top_k = self._spread(self.top_k, self.row_top_k, gamma)
         thresholds = self.target_thresholds[: len(rows)]
         k, p, m = self._wanted(top_k, spread["top_p"], spread["min_p"])
-        filters(rows, spread["temperature"], k, p, m, thresholds, self.target_workspace)
+        filters(rows, spread["temperature"], k, p, m, thresholds, self.target_workspace, self._pdl)
         return thresholds.view(slots, gamma + 1)
 
     def draft(self, gamma: int, step: int, logits: Tensor, ring_rows: Tensor) -> Tensor | None:
@@ -128,7 +130,7 @@ class LogitsProcessors:
         if not filtered:
             self.kept_thresholds.fill_(-torch.inf)  # what is pending was not filtered
         k, p, m = self._wanted(self.top_k, self.floats["top_p"], self.floats["min_p"])
-        filters(logits, state.temperature, k, p, m, self.step_thresholds, self.draft_workspace)
+        filters(logits, state.temperature, k, p, m, self.step_thresholds, self.draft_workspace, self._pdl)
         self.kept_thresholds.index_copy_(0, ring_rows, self.step_thresholds)
         return self.step_thresholds
 
@@ -175,7 +177,7 @@ class LogitsProcessors:
             bias_ids=self.bias_ids,
             bias=self.bias,
         )
-        penalties(rows, before, step, asked, workspace)
+        penalties(rows, before, step, asked, workspace, self._pdl)
 
     def _spread(self, values: Tensor, rows: Tensor, gamma: int) -> Tensor:
         """[B] -> [B * (gamma + 1)], each as often as a slot has rows."""

@@ -17,8 +17,9 @@ from pearl_rt.types.sampling_params import MAX_LOGPROBS
 class LogprobRing:
     """One of a target's lane; a GPU's ring is pinned memory of the host, as that of verdicts is."""
 
-    def __init__(self, state: DeviceState) -> None:
-        self.state = state
+    def __init__(self, state: DeviceState, pdl: bool = False) -> None:
+        """pdl: as of the target's model."""
+        self.state, self._pdl = state, pdl
         sizes, device = state.sizes, state.whole.temperature.device
         slots, rows, vocab = sizes.num_slots, sizes.gamma_max + 1, sizes.vocab_size
         self.most = min(MAX_LOGPROBS, vocab)  # likeliest tokens reported with each
@@ -61,6 +62,7 @@ class LogprobRing:
             self.most,
             self.ring,
             self._workspace,
+            self._pdl,
         )
 
     def _kept(self, logits: torch.Tensor) -> torch.Tensor:

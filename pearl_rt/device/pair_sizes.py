@@ -83,8 +83,10 @@ class PairSizes:
         state: DeviceState | None = None,
         *,
         attention_backend: str = "triton",
+        pdl: bool = False,
     ) -> Steps:
-        """The steps of one lane where its model is, over the other lane's state or one of their own.
+        """The steps of one lane where its model is, over the other lane's state or one of their own. pdl: of
+        Llama.
 
         Raises ResourceError where memory is short.
         """
@@ -93,7 +95,10 @@ class PairSizes:
         with memory_errors(device, "caches and buffers"):
             own = DeviceState(self.state, device) if state is None else state
             llama = Llama(
-                model.config, model.weights, self.lane, backend=attention_backend, vocab_size=columns
+                *(model.config, model.weights, self.lane),
+                backend=attention_backend,
+                vocab_size=columns,
+                pdl=pdl,
             )
             return kind(llama, own)
 

@@ -80,7 +80,7 @@ class LaneSteps:
             *(self.sample_positions, self.ring_rows),
         )
         block_size, ring_size = self.model.kv_cache.shape.block_size, state.draft_logits.shape[1]
-        feeding.feed(kind, step, of, block_size, batch.max_q_len, ring_size, fed)
+        feeding.feed(kind, step, of, block_size, batch.max_q_len, ring_size, fed, self.model.pdl)
         return rows
 
 
@@ -141,6 +141,7 @@ class TargetSteps(LaneSteps):
             self.workspace,
             thresholds,
             processors.drafted(gamma) if processors is not None else None,
+            self.model.pdl,
         )
 
 
@@ -170,7 +171,7 @@ class DraftSteps(LaneSteps):
         processors: what requests do to rows before tokens are sampled from them.
         """
         state, slots = self.state.windowed(gamma), self.state.sizes.num_slots
-        kept = (state.draft_logits.view(-1, self.model.vocab_size), self.ring_rows) if keep_logits else ()
+        kept = state.draft_logits.view(-1, self.model.vocab_size) if keep_logits else None
         purpose = int(Purpose.TARGET if judge == "coupled" else Purpose.DRAFT)
         for step in range(gamma):
             fed = 2 if step == 0 else 1
@@ -191,5 +192,7 @@ class DraftSteps(LaneSteps):
                 state.draft_token_ids[:, step],
                 thresholds,
                 self.workspace,
-                *kept,
+                kept,
+                self.ring_rows if keep_logits else None,
+                self.model.pdl,
             )

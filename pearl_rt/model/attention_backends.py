@@ -36,12 +36,12 @@ class AttentionBackend(Protocol):
 class TritonAttention:
     """pearl_rt.kernels.forward.attention: row-invariant, and capturable."""
 
-    def __init__(self, cache: CacheShape, num_heads: int) -> None:
+    def __init__(self, cache: CacheShape, num_heads: int, pdl: bool = False) -> None:
         from pearl_rt.kernels.forward.attention import attention
         from pearl_rt.kernels.forward.attention_tile import PagedBatch
 
         self._attention, self._paged = attention, PagedBatch
-        self._scale = cache.head_dim**-0.5
+        self._scale, self._pdl = cache.head_dim**-0.5, pdl
 
     def __call__(
         self,
@@ -55,7 +55,7 @@ class TritonAttention:
     ) -> None:
         where = batch.block_table, batch.context_lens, batch.cu_seqlens_q
         paged = self._paged(q, keys, values, *where, out)
-        self._attention(paged, self._scale, batch.max_q_len, workspace, counters)
+        self._attention(paged, self._scale, batch.max_q_len, workspace, counters, self._pdl)
 
 
 class SdpaAttention:
@@ -64,7 +64,7 @@ class SdpaAttention:
     For checking: it copies all keys and reads lengths on the host, so that it is slow and cannot be captured.
     """
 
-    def __init__(self, cache: CacheShape, num_heads: int) -> None:
+    def __init__(self, cache: CacheShape, num_heads: int, pdl: bool = False) -> None:
         self._groups = num_heads // cache.num_kv_heads
 
     def __call__(
@@ -105,7 +105,7 @@ class FlashAttention:
     CUDA, fp16 or bf16, and pages of a multiple of 256 positions.
     """
 
-    def __init__(self, cache: CacheShape, num_heads: int) -> None:
+    def __init__(self, cache: CacheShape, num_heads: int, pdl: bool = False) -> None:
         try:
             from flash_attn import flash_attn_with_kvcache
         except ImportError:
@@ -154,17 +154,19 @@ class FlashAttention:
         out.copy_(scattered[:-1])
 
 
-BACKENDS: dict[str, Callable[[CacheShape, int], AttentionBackend]] = {
+BACKENDS: dict[str, Callable[[CacheShape, int, bool], AttentionBackend]] = {
     "triton": TritonAttention,
     "flash-attn": FlashAttention,
     "sdpa": SdpaAttention,
 }
 
 
-def attention_backend(name: str, cache: CacheShape, num_heads: int) -> AttentionBackend:
-    """The back end of that name for a cache of this shape. Raises ConfigError, which lists what there is."""
+def attention_backend(name: str, cache: CacheShape, num_heads: int, pdl: bool = False) -> AttentionBackend:
+    """The back end of that name for a cache of this shape. Raises ConfigError, which lists what there is.
+    pdl: of our own kernel (kernels/base/dependent.py); the others' launches wait as without.
+    """
     if name not in BACKENDS:
         raise ConfigError(
             f"attention back end {name!r} is not supported: pass one of {', '.join(map(repr, BACKENDS))}"
         )
-    return BACKENDS[name](cache, num_heads)
+    return BACKENDS[name](cache, num_heads, pdl)

@@ -198,15 +198,16 @@ class Llama:
         *,
         backend: str = "triton",
         vocab_size: int | None = None,
+        pdl: bool = False,
     ) -> None:
         """vocab_size: columns of the logits, the first of the head's; None: all. A draft must not say what
-        its target has no id for.
+        its target has no id for. pdl: see kernels/base/dependent.py.
         """
         self.config = config
         self.vocab_size = min(config.vocab_size, vocab_size or config.vocab_size)
         self._head = weights.lm_head[: self.vocab_size]
         self.weights = weights
-        self.sizes = sizes
+        self.sizes, self.pdl = sizes, pdl
         num_blocks = sizes.num_blocks
         shape = CacheShape(
             num_layers=config.num_hidden_layers,
@@ -216,7 +217,7 @@ class Llama:
             head_dim=config.head_dim,
             dtype=weights.dtype,
         )
-        self._attention = attention_backend(backend, shape, config.num_attention_heads)
+        self._attention = attention_backend(backend, shape, config.num_attention_heads, pdl)
         self.kv_cache = PagedKVCache(shape, weights.device)
         self.buffers = Buffers(config, sizes, weights, vocab_size=self.vocab_size)
         cos, sin = rope_tables(config, sizes.max_model_len)
@@ -247,6 +248,7 @@ class Llama:
                     *(scaled[block], weight, out[block], bias, None, own.workspace, num_live),
                     squares=squares[block],
                     eps=eps,
+                    pdl=self.pdl,
                 )
 
         def add(x: Tensor, weight: Tensor, next_norm: Tensor) -> None:
@@ -256,9 +258,10 @@ class Llama:
                     next_norm=next_norm,
                     scaled=scaled[block],
                     next_squares=squares[block],
+                    pdl=self.pdl,
                 )
 
-        embedding(batch.input_ids, weights.embed_tokens, residual, norms[0], scaled, squares)
+        embedding(batch.input_ids, weights.embed_tokens, residual, norms[0], scaled, squares, self.pdl)
         for layer, next_norm, k_cache, v_cache in zip(
             weights.layers, norms[1:], self.kv_cache.keys, self.kv_cache.values, strict=True
         ):
@@ -275,6 +278,7 @@ class Llama:
                 layer.q_norm,
                 layer.k_norm,
                 eps,
+                self.pdl,
             )
             self._attention(q, k_cache, v_cache, batch, attended, own.workspace, own.counters)
             add(flat, layer.o_proj, layer.post_attention_layernorm)
@@ -283,6 +287,7 @@ class Llama:
                     *(scaled[block], layer.gate_up_proj, activated[block], own.workspace, num_live),
                     squares=squares[block],
                     eps=eps,
+                    pdl=self.pdl,
                 )
             add(activated, layer.down_proj, next_norm)
         return residual
@@ -295,4 +300,5 @@ class Llama:
                 *(own.scaled, self._head, out[block], None, None, own.workspace, num_live, rows[block]),
                 squares=own.squares,
                 eps=self.config.rms_norm_eps,
+                pdl=self.pdl,
             )

@@ -10,7 +10,7 @@ from pearl_rt.checkpoint.config import MODEL_LENGTH, MOST_TOKENS
 from pearl_rt.checkpoint.shapes import WEIGHT_BITS
 from pearl_rt.errors import ConfigError
 from pearl_rt.strategy.program import JUDGES, MAX_GAMMA, PLACEMENTS, STRATEGIES
-from pearl_rt.types.values import Choice, Integer, Text, check_fields, parameter
+from pearl_rt.types.values import Boolean, Choice, Integer, Text, check_fields, parameter
 
 GPU_NAME = r"cuda(:\d{1,3})?"
 CAPTURED_FORMS = ("events", "graph")
@@ -46,6 +46,8 @@ class EngineOptions:
     form           how a GPU's rounds are launched: "events" (two streams), "graph" (one graph a round) or
                    "eager" (kernel by kernel from Python, for checking); the same bits
     rounds_ahead   rounds that are queued on a GPU before their verdict is read
+    pdl            programmatic dependent launch, on GPUs of compute capability 9.0 or more: a kernel begins
+                   while the one ahead of it still runs; the same bits
     max_memory     bytes of each GPU that may be taken; None: all that is free
     max_model_len  tokens of prompt and answer; None: what the target was made for, but 4096 at most. Where
                    the draft was made for fewer, the target goes on alone; on a GPU, both are made for them
@@ -78,6 +80,7 @@ class EngineOptions:
     placement: str = parameter("auto", Choice(("auto", *PLACEMENTS)))
     form: str = parameter("events", Choice(FORMS))
     rounds_ahead: int = parameter(2, Integer(1, 32))
+    pdl: bool = parameter(False, Boolean())
     max_memory: int | None = parameter(None, Integer(1, 2**63 - 1, optional=True))
     max_model_len: int | None = parameter(None, MODEL_LENGTH)
     num_threads: int | None = parameter(

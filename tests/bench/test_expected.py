@@ -22,6 +22,7 @@ CHIP = Chip(
     multiprocessors=10,
     clock=1e9,
     launch=(1e-6, 2e-6),
+    dependent_launch=(0.25e-6, 1e-6),
     cycles=(2.0, 4.0),
     streamed=(1.0, 0.5),
 )
@@ -71,6 +72,7 @@ def test_a_step_is_bytes_and_launches_and_instructions() -> None:
     row = one.to_dict()
     assert row["launches"] == 3 and row["instructions"] == 1500 and row["kernels"] == {"some_kernel": 3}
     assert (row["us_better"], row["us_worse"]) == pytest.approx((10, 20))
+    assert (row["pdl_better"], row["pdl_worse"]) == pytest.approx((10 - 3 * 0.75, 20 - 3 * 1))
 
 
 @pytest.mark.parametrize(

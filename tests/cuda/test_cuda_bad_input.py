@@ -85,6 +85,8 @@ def test_what_auto_is(old_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
         ({"device": 0}, "device 0 is not supported"),
         ({"draft_device": "cuda:0"}, "draft_device 'cuda:0' is for a target on a GPU.*'cpu'.*device='cuda'"),
         ({"draft_device": "tpu"}, "draft_device 'tpu' is not supported"),
+        ({"pdl": True}, "pdl is how kernels are launched on a GPU, and the target is on 'cpu': drop it"),
+        ({"pdl": 1}, "pdl must be True or False, got 1"),
         ({"form": "while"}, "form 'while' is not supported: pass one of 'events', 'graph', 'eager'"),
     ],
     ids=str,
@@ -117,6 +119,17 @@ def test_options(options: dict[str, Any], named: str) -> None:
 def test_options_of_a_gpu(world: FakeWorld, options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         Pair.make("equal").engine(device="cuda", **options)
+
+
+@needs_fake
+@pytest.mark.parametrize("old", (0, 1), ids=["target", "draft"])
+def test_pdl_needs_compute_capability_9(world: FakeWorld, old: int) -> None:
+    world.find(f"cuda:{old}").capability = (8, 9)
+    found = (
+        f"pdl .programmatic dependent launch. needs compute capability 9.0, and Fake {old} has 8.9: drop pdl"
+    )
+    with pytest.raises(ConfigError, match=found):
+        Pair.make("equal").engine(device="cuda", draft_device="cuda:1", pdl=True)
 
 
 @needs_fake

@@ -98,12 +98,12 @@ def check(engine: Engine, prompt: list[int], params: SamplingParams, **options: 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_tokens_are_the_executors(world: FakeWorld, form: str) -> None:
-    """Greedy to max_model_len, and sampled with shared noise."""
-    with engine_of(form=form, judge="coupled") as engine:
+    """Greedy to max_model_len, and sampled with shared noise; with `pdl`, which does nothing here."""
+    with engine_of(form=form, judge="coupled", pdl=form == "graph") as engine:
         for strategy, gamma, prompt, params in RUNS:
             check(engine, prompt, params, strategy=strategy, gamma=gamma)
         stats = engine.stats()
-        assert stats["form"] == form and stats["device"]["draft"] == "cpu (Fake 0)"
+        assert (stats["form"], stats["pdl"]) == (form, form == "graph") and "Fake 0" in str(stats["device"])
         assert stats["capture"]["graphs"] == sum(line.startswith("captured") for line in world.log)
         assert "draft: 'draft' gamma=3 judge=coupled" in stats["capture"]["steps"]
 

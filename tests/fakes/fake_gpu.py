@@ -88,6 +88,7 @@ class FakeGpu:
     def __init__(self, world: FakeWorld, ordinal: int, free: int) -> None:
         self._world, self._free, self.ordinal = world, free, ordinal
         self.name = f"Fake {ordinal}"
+        self.capability = (9, 0)
 
     def driver(self) -> Any:
         return _C.CudaDriver(str(self._world.cuda.path))

@@ -74,6 +74,14 @@ def compiled_python(
     assert process.wait() == 0
 
 
+@pytest.fixture
+def trials(pytestconfig: pytest.Config) -> Callable[[int], int]:
+    """Of a law: as many as are asked for, or an eighth on compiled kernels (--ptx), which take long. Their
+    bits are those of the definition: other tests hold them to that.
+    """
+    return lambda most: most // 8 if pytestconfig.getoption("--ptx") else most
+
+
 def reads_report(item: pytest.Item) -> bool:
     return "kernel_report" in getattr(item, "fixturenames", ())
 

@@ -11,7 +11,7 @@ import ctypes
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,7 @@ class Work:
     """What was run so far."""
 
     launches: int = 0
+    dependent: int = 0  # of them, those with launch_pdl
     instructions: int = 0  # of warps
     seconds: float = 0.0
 
@@ -96,6 +97,16 @@ class Work:
         )
 
 
+@dataclass
+class Step:
+    """Kernels that follow each other on one stream, each of which may begin before those ahead have ended."""
+
+    stored: set[tuple[int, int]] = field(default_factory=set)  # memory that one of them has stored into
+
+    def has_stored(self, first: int, end: int) -> bool:
+        return any(own_first < end and first < own_end for own_first, own_end in self.stored)
+
+
 def run(
     program: Program,
     grid: tuple[int, int, int],
@@ -104,12 +115,16 @@ def run(
     shared_bytes: int,
     seed: int = 0,
     global_races: bool = False,
+    step: Step | None = None,
+    dependent: bool = False,
 ) -> int:
     """All programs of a launch -> instructions of warps. Raises KernelFault.
 
     global_races: looks for races of warps in small tensors too. Warps that hold the same values may read what
     one of them stores, and use it for nothing: such a kernel is right, and this finds a race in it.
+    dependent: launched with launch_pdl. step: what the kernels ahead of it have stored.
     """
+    step = Step() if step is None else step
     ranges = ranges_of([*extents, *constant_extents(program)])
     found = _ptx.launch(
         kernel=program.kernel,
@@ -118,12 +133,16 @@ def run(
         ranges=ranges,
         shared_bytes=shared_bytes,
         global_races=global_races,
+        dependent=dependent,
+        unfinished=[step.has_stored(*one) for one in ranges],
         seed=seed,
         most_instructions=MOST_INSTRUCTIONS,
     )
     if isinstance(found, _ptx.Fault):
         raise error_of(found, program, extents)
-    return int(found)
+    instructions, stored = found
+    step.stored.update(one for one, is_stored in zip(ranges, stored, strict=True) if is_stored)
+    return int(instructions)
 
 
 class PtxLauncher:
@@ -131,7 +150,7 @@ class PtxLauncher:
 
     def __init__(self, source: Any, metadata: Any) -> None:
         self._signature = dict(source.signature)
-        self._shared_bytes = metadata.shared
+        self._shared_bytes, self._dependent = metadata.shared, metadata.launch_pdl
         for size in (metadata.global_scratch_size, metadata.profile_scratch_size):
             if size:
                 raise PtxError(f"{metadata.name} asks for scratch memory, which the driver does not give")
@@ -149,7 +168,7 @@ class PtxLauncher:
                 else:
                     values.append(own.data_ptr())
                     extents.append(extent_of(own_name, own))
-        function.run((x, y, z), values, extents, self._shared_bytes)
+        function.run((x, y, z), values, extents, self._shared_bytes, self._dependent)
 
 
 Edit = Callable[[str, str], str]  # (name of a kernel, its PTX) -> the PTX that runs in its place
@@ -163,7 +182,12 @@ class Function:
         self._program = program_of(ptx)
 
     def run(
-        self, grid: tuple[int, int, int], values: list[int], extents: list[Extent], shared_bytes: int
+        self,
+        grid: tuple[int, int, int],
+        values: list[int],
+        extents: list[Extent],
+        shared_bytes: int,
+        dependent: bool,
     ) -> None:
         if 0 in grid:
             return
@@ -173,9 +197,11 @@ class Function:
         padded = values + [0] * SCRATCH_POINTERS
         device = self._device
         work.instructions += run(
-            program, grid, padded, extents, shared_bytes, device.seed, device.global_races
+            *(program, grid, padded, extents, shared_bytes, device.seed),
+            *(device.global_races, device.step, dependent),
         )
         work.launches += 1
+        work.dependent += dependent
         work.seconds += time.perf_counter() - begin
 
 
@@ -187,6 +213,7 @@ class PtxUtils:
         self.work = Work()
         self.edit: Edit | None = None
         self.global_races = False
+        self.step: Step | None = None
 
     def load_binary(
         self, name: str, ptx: bytes, shared: int, device: int
@@ -223,6 +250,15 @@ class PtxDriver(DriverBase):
             yield
         finally:
             self.utils.edit, self.utils.global_races = None, False
+
+    @contextmanager
+    def step(self) -> Iterator[Step]:
+        """Launches inside are one step on one stream: no tensor is freed meanwhile."""
+        self.utils.step = Step()
+        try:
+            yield self.utils.step
+        finally:
+            self.utils.step = None
 
     @classmethod
     def is_active(cls) -> bool:

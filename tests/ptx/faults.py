@@ -128,6 +128,15 @@ def found(fault: _ptx.Fault, program: Program, extents: list[Extent]) -> str:
             )
         case "trap":
             return "the program stopped itself (trap)"
+        case "read_unawaited":
+            return f"{place} are read before griddepcontrol.wait, and a kernel ahead may still store them"
+        case "stored_unawaited":
+            return f"{place} are stored before griddepcontrol.wait, and a kernel ahead may still use them"
+        case "ended_unawaited":
+            return (
+                "lanes end without griddepcontrol.wait: the kernel would count as ended, and all ahead of it "
+                "with it, while one of these still runs"
+            )
         case "too_long":
             return "the program ran too many instructions: it does not end"
     raise AssertionError(f"a fault of unknown kind {fault.kind}")

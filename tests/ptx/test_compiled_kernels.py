@@ -40,7 +40,11 @@ OPERATORS = [
 ]
 PARTS = {  # as long as each other
     "sm_80": [*OPERATORS, "tests/ptx/compiled/test_engines.py"],
-    "sm_90": [*OPERATORS, "tests/ptx/compiled/test_compiled_mutants.py"],
+    "sm_90": [
+        *OPERATORS,
+        "tests/ptx/compiled/test_compiled_mutants.py",
+        "tests/ptx/compiled/test_compiled_pdl.py",
+    ],
 }
 
 

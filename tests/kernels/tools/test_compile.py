@@ -139,10 +139,11 @@ def test_sees_what_does_not_fit(case: str, said: str, compiled_python: Python) -
 @pytest.mark.parametrize(
     ("program", "said"),
     [
+        ("r.main(['--pdl'])", "--pdl: sm_80 has no dependent launches: pass --arch 90"),
         ("r.main(['nothing'])", "no kernels in nothing: choose from rms_norm, linear"),
         ("os.environ['TRITON_INTERPRET'] = '1'; r.main([])", "TRITON_INTERPRET is set: unset it"),
     ],
-    ids=["unknown", "interpreted"],
+    ids=["pdl", "unknown", "interpreted"],
 )
 def test_refuses(program: str, said: str, compiled_python: Python) -> None:
     run = compiled_python(f"import os; import pearl_rt.kernels.tools.report as r; {program}")
@@ -183,6 +184,28 @@ for operator in ("attention", "attention_prefill", "qkv_rope_store"):
 def test_debug_compiles_the_checks_of_addresses(compiled_python: Python) -> None:
     run = compiled_python(ASSERTIONS)
     assert run.stdout.split() == ["False", "True"] * 3, run.stdout
+
+
+# Prints, without and with dependent launches, what Triton's launcher reads, and the first access or wait.
+DEPENDENT = """
+import re
+from pearl_rt.kernels.tools.cases import cases_of
+from pearl_rt.kernels.tools.cases import LAUNCHES
+from pearl_rt.kernels.tools.compile import build, dependent
+first = re.compile(r"griddepcontrol[.]wait|(?:ld|st|atom)[.]global|cp[.]async")
+for operator in ("linear", "feed", "sample", "rms_norm"):
+    case = cases_of(operator)[0]
+    for one in (case, dependent(case)):
+        built = build(one, 90)
+        print(built.metadata.launch_pdl, first.search(built.asm["ptx"])[0])
+"""
+
+
+def test_a_dependent_kernel_waits_before_its_first_access(compiled_python: Python) -> None:
+    """rms_norm is in no captured step, and has no such launch."""
+    run = compiled_python(DEPENDENT)
+    plain, waits = "False ld.global", "True griddepcontrol.wait"
+    assert run.stdout.splitlines() == [plain, waits] * 3 + [plain] * 2, run.stdout
 
 
 # Prints the kernels that no launch of cases.py reaches.

@@ -21,6 +21,7 @@ from triton.runtime.jit import JITFunction
 
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.device.logits_processors import LogitsProcessors
+from pearl_rt.device.logprob_ring import LogprobRing
 from pearl_rt.device.state import DeviceState, StateSizes
 from pearl_rt.device.steps import DraftSteps, TargetSteps
 from pearl_rt.kernels.base import checks
@@ -29,7 +30,7 @@ from pearl_rt.checkpoint.shapes import tensor_shapes
 
 TARGET, META, DTYPE = GPUTarget("cuda", 90, 32), torch.device("meta"), torch.bfloat16
 BACKEND = make_backend(TARGET)
-seen, launches = {}, 0
+seen, launches, dependent = {}, 0, set()
 
 class Driver:
     def get_current_target(self):
@@ -58,12 +59,13 @@ def lowered(*, key, fn, compile, **_):
 def launch(self, *arguments, grid, warmup, **options):
     global launches
     launches += 1
+    dependent.add((self.__name__, options["PDL"], options.get("launch_pdl", False)))
     return run(self, *arguments, grid=grid, warmup=True, **options)
 
 def llama(config, sizes):
     tensors = {n: torch.empty(s, dtype=DTYPE, device=META) for n, s in tensor_shapes(config).items()}
     weights = LlamaWeights.pack(config, tensors, dtype=DTYPE, device=META)
-    return Llama(config, weights, sizes, vocab_size=config.vocab_size)
+    return Llama(config, weights, sizes, vocab_size=config.vocab_size, pdl=PDL)
 
 def config_of(hidden, heads, kv_heads):
     return ModelConfig(
@@ -81,7 +83,7 @@ state = DeviceState(StateSizes(1, max(GAMMAS) + 1, 512, VOCAB, VOCAB), META)
 sizes = Sizes(max(GAMMAS) + 2, 256, max(GAMMAS) + 2, 1, 512)
 target = TargetSteps(llama(config_of(256, 4, 1), sizes), state)
 draft = DraftSteps(llama(config_of(192, 3, 3), sizes), state)
-processors = LogitsProcessors(state, captured=True)
+processors, ring = LogitsProcessors(state, captured=True, pdl=PDL), LogprobRing(state, PDL)
 target.prefill_chunk(), draft.prefill_chunk(), target.prefill_logits(3, 0)
 variants = []
 for gamma in GAMMAS:
@@ -89,10 +91,14 @@ for gamma in GAMMAS:
     for judge in ("coupled", "rejection"):
         for processed in (None, processors):
             target.verify(gamma, judge, processed), target.verify(gamma, judge, processed, joining=True)
+            if PDL:
+                ring.publish(gamma, keeps=True)
             if gamma:
                 draft.draft(gamma, judge, judge == "rejection", processed)
     variants.append(len(seen))
-if LOWERS:
+if PDL:
+    print(*(f"{name} {word} {option}" for name, word, option in sorted(dependent)), sep="\\n")
+elif LOWERS:
     print(launches, len(seen), *sorted({name.rpartition(".")[2] for name, _ in seen}))
 else:
     print(*variants)
@@ -104,7 +110,7 @@ else:
 def test_every_launch_of_the_steps_compiles_as_it_is_specialised(
     compiled_python: Callable[[str], CompletedProcess[str]],
 ) -> None:
-    done = compiled_python("VOCAB, GAMMAS, LOWERS = 4999, (0, 1, 3), True" + PROGRAM)
+    done = compiled_python("VOCAB, GAMMAS, LOWERS, PDL = 4999, (0, 1, 3), True, False" + PROGRAM)
     assert done.returncode == 0, done.stdout[-3000:]
     launches, variants, *names = done.stdout.split()
     assert int(launches) > 200 and int(variants) > 40
@@ -117,12 +123,24 @@ def test_another_window_compiles_nothing(
     """Behind one of two tokens, which merges attention in one launch, and one of eight, which takes two. 16
     divides the vocabulary, as it divides all shipped ones: with another, the address of a slot's draft rows
     is a second case when 8 divides gamma."""
-    done = compiled_python("VOCAB, GAMMAS, LOWERS = 4992, (2, 8, 1, 3, 4, 5, 6, 7), False" + PROGRAM)
+    done = compiled_python(
+        "VOCAB, GAMMAS, LOWERS, PDL = 4992, (2, 8, 1, 3, 4, 5, 6, 7), False, False" + PROGRAM
+    )
     assert done.returncode == 0, done.stdout[-3000:]
     counts, later = done.stdout.splitlines()
     first, second, *others = map(int, counts.split())
     assert 40 <= first < 60 and second <= first + 2, later
     assert others == [second] * 6, later
+
+
+def test_with_pdl_every_launch_of_the_steps_is_dependent(
+    compiled_python: Callable[[str], CompletedProcess[str]],
+) -> None:
+    """A constant of the kernel, which then waits, and the option that Triton's launcher reads."""
+    done = compiled_python("VOCAB, GAMMAS, LOWERS, PDL = 4992, (0, 3), False, True" + PROGRAM)
+    assert done.returncode == 0, done.stdout[-3000:]
+    said = done.stdout.splitlines()
+    assert len(said) >= 20 and all(line.endswith(" True True") for line in said), said
 
 
 LAUNCHED = """

@@ -1,5 +1,6 @@
 """The adapters hold what their originals' tests hold: laws, placeholders, padding, NaN rows, chunks."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -65,25 +66,26 @@ def holds_law(sampled: torch.Tensor, num_sampled: torch.Tensor, law: torch.Tenso
 @pytest.mark.parametrize("k, temperature", [(1, 0.6), (3, 1.0)])
 @pytest.mark.parametrize("draft", ["opposite", "other"])
 def test_rejection_sample_has_the_targets_law(
-    k: int, temperature: float, draft: str, device: torch.device
+    k: int, temperature: float, draft: str, device: torch.device, trials: Callable[[int], int]
 ) -> None:
+    runs = trials(8_000)
     target = normal(16, 1)
     drafted = -target if draft == "opposite" else normal(16, 2)
-    args = requests(target, drafted, k, temperature, 8_000, device)
+    args = requests(target, drafted, k, temperature, runs, device)
     sampled, num_sampled = rejection_sample(**args)
-    assert sampled.dtype == torch.int64 and sampled.shape == (8_000, k + 1)
+    assert sampled.dtype == torch.int64 and sampled.shape == (runs, k + 1)
     assert num_sampled.dtype == torch.int32 and num_sampled.min() >= 1
     step = torch.arange(k + 1, device=device)
     assert ((sampled == -1) == (step >= num_sampled[:, None])).all()
     p, q = (torch.softmax(x.double() / temperature, 0) for x in (target, drafted))
     holds_law(sampled, num_sampled, p)
     rate, stood = float(torch.minimum(p, q).sum()), int((num_sampled > 1).sum())
-    assert p_value([stood, 8_000 - stood], [rate * 8_000, (1 - rate) * 8_000]) > FALSE_ALARM
+    assert p_value([stood, runs - stood], [rate * runs, (1 - rate) * runs]) > FALSE_ALARM
 
 
-def test_certain_drafts_have_the_targets_law(device: torch.device) -> None:
+def test_certain_drafts_have_the_targets_law(device: torch.device, trials: Callable[[int], int]) -> None:
     target = normal(16, 3)
-    args = requests(target, normal(16, 4), 2, 1.0, 6_000, device)
+    args = requests(target, normal(16, 4), 2, 1.0, trials(6_000), device)
     args["draft_logits"] = None
     sampled, num_sampled = rejection_sample(**args)
     holds_law(sampled, num_sampled, torch.softmax(target.double(), 0))
@@ -108,10 +110,10 @@ def test_rows_of_nan_stay_in_range(temperature: float, device: torch.device) -> 
     assert (num_sampled == 1).all() and (sampled[:, 0] >= 0).all() and (sampled[:, 0] < 9000).all()
 
 
-def test_placeholders_end_a_window(device: torch.device) -> None:
+def test_placeholders_end_a_window(device: torch.device, trials: Callable[[int], int]) -> None:
     """Nothing at or behind one stands; what follows has the target's law, which a residual would not give."""
     target = normal(16, 8)
-    args = requests(target, target, 3, 1.0, 6_000, device)
+    args = requests(target, target, 3, 1.0, trials(6_000), device)
     args["draft_sampled"].view(-1, 4)[:, 2] = -1
     sampled, num_sampled = rejection_sample(**args)
     assert (num_sampled == 2).all()

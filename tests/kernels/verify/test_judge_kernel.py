@@ -1,6 +1,7 @@
 """judge: the numpy definition's verdicts, ragged batches of every kind of row, and the law of what is
 committed."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -305,13 +306,15 @@ def tokens_at(args: dict[str, Any], verdicts: list[Verdict], place: int) -> list
 @pytest.mark.slow
 @pytest.mark.parametrize("k", [1, 3])
 @pytest.mark.parametrize("draft", ["opposite", "near"])
-def test_the_law_at_every_position(k: int, draft: str, device: torch.device) -> None:
+def test_the_law_at_every_position(
+    k: int, draft: str, device: torch.device, trials: Callable[[int], int]
+) -> None:
     """V = 16; drafting from the opposite of the target's logits exposes noise that draft and residual share.
     False alarm 1e-4 for each position, had the seeds not been fixed."""
     rng = np.random.default_rng(k)
     target = rng.normal(0, 1, 16)
     drafted = -target if draft == "opposite" else target + rng.normal(0, 0.5, 16)
-    runs = 12_000
+    runs = trials(12_000)
     args = fixed_rows(target, drafted, k, runs, device)
     verdicts = run("rejection", **args)
     law = np.exp(target) / np.exp(target).sum()
@@ -325,10 +328,10 @@ def test_the_law_at_every_position(k: int, draft: str, device: torch.device) -> 
 
 
 @pytest.mark.slow
-def test_shared_noise_would_be_seen(device: torch.device) -> None:
+def test_shared_noise_would_be_seen(device: torch.device, trials: Callable[[int], int]) -> None:
     """The same test with drafts drawn under the purpose of the residual fails, as it must."""
     target = np.random.default_rng(1).normal(0, 1, 16)
-    runs = 12_000
+    runs = trials(12_000)
     args = fixed_rows(target, -target, 1, runs, device)
     ids = torch.zeros(runs, dtype=torch.int32, device=device)
     space = poisoned(sampling.workspace_size(runs, 16), device)

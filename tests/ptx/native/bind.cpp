@@ -68,19 +68,23 @@ std::unique_ptr<Kernel> kernel_of(const Ints& code, const std::vector<int32_t>& 
   return kernel;
 }
 
-using Found = std::variant<uint64_t, Fault>;
+using Ran = std::pair<uint64_t, std::vector<uint8_t>>;  // instructions; which ranges were stored into
+using Found = std::variant<Ran, Fault>;
 
 Found launch(const Kernel& kernel, const std::array<uint32_t, 3>& grid, const std::vector<uint64_t>& params,
-             const std::vector<Range>& ranges, uint32_t shared_bytes, bool global_races, uint64_t seed,
-             uint64_t most_instructions) {
+             const std::vector<Range>& ranges, uint32_t shared_bytes, bool global_races, bool dependent,
+             const std::vector<uint8_t>& unfinished, uint64_t seed, uint64_t most_instructions) {
   const auto breathe = [] {
     py::gil_scoped_acquire gil;
     if (PyErr_CheckSignals() != 0) throw py::error_already_set();
   };
-  const Launch asked{grid, params, ranges, shared_bytes, global_races, seed, most_instructions, breathe};
+  const Launch asked{grid,      params,     ranges, shared_bytes,      global_races,
+                     dependent, unfinished, seed,   most_instructions, breathe};
   py::gil_scoped_release no_gil;
   try {
-    return Machine(kernel, asked).run();
+    Machine machine(kernel, asked);
+    const uint64_t count = machine.run();
+    return Ran(count, machine.stored());
   } catch (const Fault& fault) {
     return fault;
   }
@@ -109,8 +113,10 @@ PYBIND11_MODULE(_ptx, m) {
       .def_readonly("values", &Fault::values)
       .def_readonly("program", &Fault::program);
   m.def("launch", &launch, py::kw_only(), py::arg("kernel"), py::arg("grid"), py::arg("params"),
-        py::arg("ranges"), py::arg("shared_bytes"), py::arg("global_races"), py::arg("seed"),
-        py::arg("most_instructions"), "Runs all programs: how many instructions its warps ran, or a Fault.");
+        py::arg("ranges"), py::arg("shared_bytes"), py::arg("global_races"), py::arg("dependent"),
+        py::arg("unfinished"), py::arg("seed"), py::arg("most_instructions"),
+        "Runs all programs: how many instructions its warps ran and which ranges they stored into, or a "
+        "Fault.");
   m.def(
       "opcodes",
       [] {

@@ -52,7 +52,8 @@ Machine::Machine(const Kernel& kernel, const Launch& launch)
       constants_(static_cast<size_t>(kernel.num_constant_slots) * kLanes),
       warps_(kernel.num_threads / kLanes),
       fences_(warps_.size()),
-      random_(launch.seed) {
+      random_(launch.seed),
+      stored_(launch.ranges.size()) {
   for (const auto& [first, end] : launch.ranges) {
     const bool tracked = launch.global_races && end - first <= kMostBytesTracked;
     const auto granule = static_cast<uint32_t>(kernel.global_granule);
@@ -121,6 +122,7 @@ void Machine::start(const std::array<uint32_t, 3>& program) {
     warp.apart.clear();
     warp.parked = {-1, 0};
     warp.waits = false;
+    warp.awaited = 0;
     warp.predicates.assign(kernel_.num_predicates, 0);
     warp.predicates[1] = kAllLanes;
     warp.copies.clear();
@@ -222,7 +224,9 @@ void Machine::branch(Warp& warp, const Instruction& instruction, uint32_t mask) 
   warp.active &= ~mask;
 }
 
+// A kernel that ends before the one ahead of it tells the next one that both have ended.
 void Machine::end_lanes(Warp& warp, uint32_t mask) {
+  if (launch_.dependent && (mask & ~warp.awaited)) fail("ended_unawaited");
   warp.live &= ~mask;
   warp.active &= ~mask;
   ++warp.pc;
@@ -321,6 +325,25 @@ bool Machine::holds(uint64_t first, uint64_t last) {
   if (behind == ranges.begin() || last > std::prev(behind)->second) return false;
   last_range_ = static_cast<size_t>(std::prev(behind) - ranges.begin());
   return true;
+}
+
+size_t Machine::range_of(uint64_t address) const {
+  const auto& ranges = launch_.ranges;
+  const auto behind = std::upper_bound(ranges.begin(), ranges.end(), Range{address, UINT64_MAX});
+  return static_cast<size_t>(behind - ranges.begin()) - 1;
+}
+
+void Machine::check_turn(const Warp& warp, const uint64_t* addresses, uint32_t mask, uint32_t size,
+                         bool is_store) {
+  const uint32_t early = launch_.dependent ? mask & ~warp.awaited : 0;
+  for (uint32_t left = is_store ? mask : early; left; left &= left - 1) {
+    const int lane = std::countr_zero(left);
+    const size_t range = range_of(addresses[lane]);
+    if ((early >> lane & 1) && (is_store || launch_.unfinished[range])) {
+      fail(is_store ? "stored_unawaited" : "read_unawaited", addresses[lane], size, lane);
+    }
+    if (is_store) stored_[range] = 1;
+  }
 }
 
 Shadows* Machine::check_global(const uint64_t* addresses, uint32_t mask, uint32_t size) {

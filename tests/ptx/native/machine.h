@@ -22,7 +22,9 @@ struct Launch {
   std::vector<uint64_t> params;
   std::vector<Range> ranges;  // sorted, and none overlaps another
   uint32_t shared_bytes;
-  bool global_races;  // whether races of warps are looked for in small tensors too
+  bool global_races;                // whether races of warps are looked for in small tensors too
+  bool dependent;                   // begun, as it may be, while the kernel ahead of it runs
+  std::vector<uint8_t> unfinished;  // of each range: whether a kernel ahead stores into it
   uint64_t seed;
   uint64_t most_instructions;     // of one warp in one program
   std::function<void()> breathe;  // called now and then: it may throw
@@ -42,6 +44,10 @@ class Machine {
   // Checks bounds and alignment of all lanes. -> what is remembered of the memory: null where nothing is, as
   // it is large, or the lanes lie in several tensors. Throws Fault.
   Shadows* check_global(const uint64_t* addresses, uint32_t mask, uint32_t size);
+  // Of an access inside its ranges: of a dependent kernel, lanes that have not waited for the kernel ahead
+  // may read what it does not write. Notes what is stored. Throws Fault.
+  void check_turn(const Warp& warp, const uint64_t* addresses, uint32_t mask, uint32_t size, bool is_store);
+  const std::vector<uint8_t>& stored() const { return stored_; }  // of each range
   uint64_t tick() { return ++clock_; }
   uint64_t clock() const { return clock_; }
   const std::vector<uint64_t>& fences() const { return fences_; }
@@ -58,6 +64,7 @@ class Machine {
   void release();
   void check_touched(const Warp& warp, const Instruction& instruction) const;
   bool holds(uint64_t first, uint64_t last);
+  size_t range_of(uint64_t address) const;
 
   const Kernel& kernel_;
   const Launch& launch_;
@@ -70,6 +77,7 @@ class Machine {
   std::mt19937_64 random_;
   std::array<uint32_t, 3> program_{};
   Warp* running_ = nullptr;
+  std::vector<uint8_t> stored_;
   size_t last_range_ = 0;
   uint64_t clock_ = 0, count_ = 0, program_count_ = 0, breath_ = 0;
 };

@@ -42,6 +42,7 @@ struct Warp {
   std::vector<LaneGroup> apart;
   LaneGroup parked{-1, 0};  // lanes at a barrier that others of the warp may still come to
   bool waits = false;       // at the barrier at pc
+  uint32_t awaited = 0;     // lanes behind griddepcontrol.wait
   std::vector<uint32_t> registers;
   std::vector<uint32_t> predicates;  // masks of lanes
   const uint32_t* constants = nullptr;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ptx.driver import program_of, run
+from ptx.driver import Step, program_of, run
 from ptx.faults import Extent
 
 HEAD = """
@@ -45,12 +45,14 @@ def launch(
     seed: int = 0,
     module: str = "",
     global_races: bool = False,
+    step: Step | None = None,
+    dependent: bool = False,
 ) -> int:
     """Runs it on these arrays, which are a0, a1 .. in errors."""
     values = [array.ctypes.data for array in arrays]
     extents = [Extent(f"a{i}", v, v + a.nbytes) for i, (v, a) in enumerate(zip(values, arrays, strict=True))]
     program = program_of(kernel(body, len(arrays), threads, module))
-    return run(program, grid, values, extents, shared, seed, global_races)
+    return run(program, grid, values, extents, shared, seed, global_races, step, dependent)
 
 
 def addresses(sizes: list[int]) -> str:

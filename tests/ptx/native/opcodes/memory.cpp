@@ -27,7 +27,10 @@ enum class Access { kRead, kWrite, kAtomic };
 template <bool is_shared, Access access, typename F>
 void for_lanes(Machine& machine, Warp& warp, const uint64_t* addresses, uint32_t mask, uint32_t size, F f) {
   Shadows* shadows = &machine.shared().shadows();
-  if constexpr (!is_shared) shadows = machine.check_global(addresses, mask, size);
+  if constexpr (!is_shared) {
+    shadows = machine.check_global(addresses, mask, size);
+    machine.check_turn(warp, addresses, mask, size, access != Access::kRead);
+  }
   if (access == Access::kAtomic) shadows = nullptr;
   for (uint32_t left = mask; left; left &= left - 1) {
     const int lane = std::countr_zero(left);
@@ -176,7 +179,10 @@ void copy_async(Machine& machine, Warp& warp, const Instruction& in, uint32_t ma
     warp.copies.push_back(
         {targets[lane], reinterpret_cast<const std::byte*>(sources[lane]), size, given[lane]});
   }
-  if (reads) machine.check_global(sources, reads, size);
+  if (reads) {
+    machine.check_global(sources, reads, size);
+    machine.check_turn(warp, sources, reads, size, false);
+  }
 }
 
 void commit_copies(Machine&, Warp& warp, const Instruction&, uint32_t mask) {

@@ -149,6 +149,8 @@ void active_mask(Machine&, Warp& warp, const Instruction& in, uint32_t mask) {
   warp.put(in[0], out, mask);
 }
 
+void await_kernel_ahead(Machine&, Warp& warp, const Instruction&, uint32_t mask) { warp.awaited |= mask; }
+
 void nothing(Machine&, Warp&, const Instruction&, uint32_t) {}
 
 void fence_proxy(Machine& machine, Warp& warp, const Instruction&, uint32_t) { machine.fence(warp); }
@@ -207,10 +209,11 @@ void add_moves(Opcodes* table) {
   table->push_back({"call.__assertfail", "qqwq", assertion});
   table->push_back({"trap", "", trap});
   table->push_back({"fence.proxy.async", "", fence_proxy});
+  table->push_back({"griddepcontrol.wait", "", await_kernel_ahead});
   // One program runs at a time, and its warps see each store when it is made: nothing is left to order. Nor
-  // is a kernel started before the one ahead of it has ended.
-  for (const char* name : {"fence", "membar", "bar.warp", "wgmma.fence", "griddepcontrol.wait",
-                           "griddepcontrol.launch_dependents"}) {
+  // is a kernel started before the one ahead of it has ended, whatever that allows.
+  for (const char* name :
+       {"fence", "membar", "bar.warp", "wgmma.fence", "griddepcontrol.launch_dependents"}) {
     table->push_back({name, "", nothing});
   }
   table->push_back({"bra", "", nullptr, Kind::kBranch});
