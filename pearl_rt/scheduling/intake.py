@@ -3,6 +3,8 @@
 Knows the engine's options, its models' limits and its tokenizer; not lanes, and not the scheduler.
 """
 
+from collections.abc import Sequence
+
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.device.kv_pool import KvPool
@@ -40,10 +42,20 @@ class Intake:
         self._choice, self._capabilities, self._judge = choice, capabilities, judge
         self._kv_pool = kv_pool
 
-    def jobs(self, prompts: object, params: SamplingParams, options: Options) -> list[Job]:
-        """params.n jobs for each of the prompts, in order."""
-        samples = [(prompt, index) for prompt in prompt_list(prompts) for index in range(params.n)]
-        return [self._job(prompt, params, *options, index=index) for prompt, index in samples]
+    def jobs(
+        self, prompts: object, params: SamplingParams | Sequence[SamplingParams] | None, options: Options
+    ) -> list[Job]:
+        """params.n jobs for each of the prompts, in order. params: for all, or a list with one for each."""
+        listed = prompt_list(prompts)
+        given = list(params) if isinstance(params, (list, tuple)) else [params] * len(listed)
+        if len(given) != len(listed):
+            raise RequestError(
+                f"there are {len(listed)} prompts and {len(given)} SamplingParams: pass one for all, or a "
+                "list with one for each"
+            )
+        asked = [(prompt, checked(each)) for prompt, each in zip(listed, given, strict=True)]
+        samples = [(prompt, each, index) for prompt, each in asked for index in range(each.n)]
+        return [self._job(prompt, each, *options, index=index) for prompt, each, index in samples]
 
     def job(
         self, name: str, instead: str, prompt: object, params: SamplingParams | None, options: Options
