@@ -33,7 +33,10 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 
 
 class ChatTemplate:
-    """A compiled template, with the special tokens that it may name."""
+    """A compiled template, with the special tokens that it may name.
+
+    names_tools  whether it shows the tools that it is given
+    """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         """Raises CheckpointError for what is no template."""
@@ -41,8 +44,10 @@ class ChatTemplate:
         try:
             environment = _environment()
             self._template = environment.from_string(source)
-            constants = environment.parse(source).find_all(nodes.Const)
+            parsed = environment.parse(source)
+            constants = parsed.find_all(nodes.Const)
             self._knows_developer = any(constant.value == "developer" for constant in constants)
+            self.names_tools = any(name.name == "tools" for name in parsed.find_all(nodes.Name))
         except Exception as error:  # TemplateError, or what Python's compiler says of what Jinja made of it
             raise CheckpointError(
                 f"the chat template is not valid Jinja ({error}): fetch it again"
