@@ -156,8 +156,10 @@ class EventStream(Response):
 
 
 def encoded(content: Json) -> bytes:
-    """A whole answer as JSON. Piece by piece: one call for megabytes would keep all threads waiting."""
-    return "".join(_pieces(content, 5)).encode()
+    """A whole answer as JSON. Piece by piece: one call for megabytes would keep all threads waiting. Half a
+    surrogate pair, of a field that is repeated, is "?".
+    """
+    return "".join(_pieces(content, 5)).encode(errors="replace")
 
 
 def _pieces(content: object, depth: int) -> Iterator[str]:
@@ -185,4 +187,4 @@ def _event(content: Json) -> bytes:
     text = _json(content)
     for end in _LINE_ENDS:
         text = text.replace(end, f"\\u{ord(end):04x}")
-    return f"data: {text}\n\n".encode()
+    return f"data: {text}\n\n".encode(errors="replace")

@@ -113,7 +113,8 @@ class Service:
 
     async def responses(self, request: Request) -> Response:
         """POST /v1/responses."""
-        told = read_responses(await json_body(request, self._settings.max_body), self._settings.defaults)
+        body = await json_body(request, self._settings.max_body)
+        told = await run_in_threadpool(read_responses, body, self._settings.defaults)
         self._check_model(told.chat.model)
         asked, prompt, ids = await run_in_threadpool(self._prepared, told.chat)
         shape = ResponsesShape(self._settings.model, prompt.reading, len(ids), told.repeated)
@@ -121,7 +122,8 @@ class Service:
 
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize."""
-        asked = TokenizeRequest.read(await json_body(request, self._settings.max_body))
+        body = await json_body(request, self._settings.max_body)
+        asked = await run_in_threadpool(TokenizeRequest.read, body)
         self._check_model(asked.model)
 
         def tokenized() -> Json:
@@ -138,7 +140,8 @@ class Service:
 
     async def detokenize(self, request: Request) -> Response:
         """POST /detokenize. Special tokens are told by their names."""
-        model, ids = read_tokens(await json_body(request, self._settings.max_body))
+        body = await json_body(request, self._settings.max_body)
+        model, ids = await run_in_threadpool(read_tokens, body)
         self._check_model(model)
         text = await run_in_threadpool(self._tokenizer.showing_all.decode, ids)
         return _json_response({"prompt": text})
@@ -169,7 +172,8 @@ class Service:
     async def _read(
         self, request: Request, read: Callable[[object, Json], CompletionRequest]
     ) -> CompletionRequest:
-        asked = read(await json_body(request, self._settings.max_body), self._settings.defaults)
+        body = await json_body(request, self._settings.max_body)
+        asked = await run_in_threadpool(read, body, self._settings.defaults)  # schemas may be large
         self._check_model(asked.model)
         if (count := asked.params.n * max(len(asked.prompts), 1)) > MAX_ANSWERS:
             raise FieldError(

@@ -193,7 +193,11 @@ def _forced(params: SamplingParams, tool_use: ToolUse | None) -> SamplingParams:
         return params
     if params.structured_outputs is not None:
         raise FieldError("tool_choice", "tool_choice and response_format ask for two forms: pass one of them")
-    return replace(params, structured_outputs=StructuredOutputsParams(json=dumps(schema)))
+    try:
+        form = StructuredOutputsParams(json=dumps(schema))
+    except RequestError as error:
+        raise FieldError("tools", f"the schema of all tools: {error}") from None
+    return replace(params, structured_outputs=form)
 
 
 def _check_stops(stop: object, stop_token_ids: object) -> None:

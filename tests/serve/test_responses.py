@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
@@ -176,6 +177,15 @@ def test_what_cannot_be_answered(served: Served, fields: dict[str, Any], param: 
     assert (status, told["error"]["param"]) == (400, param) and told["error"]["code"], told
     assert served.call("POST", RESPONSES, {"model": "m", "input": "P"})[0] == 200
     assert served.call("POST", RESPONSES, {"model": "other", "input": "P"})[0] == 404
+
+
+def test_fields_that_are_repeated_may_be_no_utf8(served: Served) -> None:
+    for stream in (False, True):
+        body = {"model": "m", "input": "P", "metadata": {"a": "\ud800"}, "stream": stream}
+        status, _, told = served.call("POST", RESPONSES, body)
+        assert status == 200 and '"a":"?"' in json.dumps(told, separators=(",", ":")).replace("\\", "")
+    status, _, told = served.call("POST", RESPONSES, '{"input": "P", "metadata": {"a": NaN}}')
+    assert status == 400 and "NaN is no value of JSON" in told["error"]["message"]
 
 
 def test_tokens_of_texts_and_chats(served: Served) -> None:
