@@ -160,7 +160,7 @@ def run_serve(options: argparse.Namespace) -> int:
     except ConfigError as error:
         template = None
         print(f"[no chat: {error}]", file=sys.stderr)
-    source = "" if template is None else template.source
+    source = "" if template is None else template.whole_source
     forms = Forms.of(source, options.tool_call_parser, options.reasoning_parser)
     with bound_socket(options.host, options.port) as bound:
         host = f"[{options.host}]" if ":" in options.host else options.host

@@ -82,7 +82,7 @@ class Service:
         self._settings = settings
         self._prompting = None
         if settings.template is not None:
-            forms = settings.forms or Forms.of(settings.template.source)
+            forms = settings.forms or Forms.of(settings.template.whole_source)
             self._prompting = Prompting(settings.template, forms)
         self._created = int(time.time())
 

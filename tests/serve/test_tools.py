@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -314,6 +315,25 @@ def test_tools_for_a_template_that_knows_none(engine: Engine) -> None:
             client.chat.completions.create(**asked("P", **more)).usage for more in ({}, {"tools": TOOLS})
         ]
         assert usage[1].prompt_tokens > usage[0].prompt_tokens + 200
+
+
+@pytest.mark.parametrize("is_in_files", [False, True], ids=("in-settings", "in-files"))
+def test_a_template_of_its_own_for_tools(engine: Engine, tmp_path: Path, is_in_files: bool) -> None:
+    both = {"default": "plain {{ messages[-1].content }}", "tool_use": HERMES}
+    settings = {} if is_in_files else {"chat_template": [{"name": n, "template": both[n]} for n in both]}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    (tmp_path / "config.json").write_text("{}")
+    if is_in_files:
+        (tmp_path / "chat_template.jinja").write_text(both["default"])
+        (tmp_path / "additional_chat_templates").mkdir()
+        (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text(HERMES)
+    template = ChatTemplate.from_pretrained(tmp_path)
+    assert template.source == both["default"] and template.for_tools is not None
+    with serving(engine, Settings("m", template)) as served:
+        for fields, length in (({}, len("plain H")), ({"tools": TOOLS}, len(json.dumps(TOOLS)) + 18)):
+            choice = served.call("POST", CHAT, asked("H", **fields))[2]
+            assert choice["usage"]["prompt_tokens"] == length
+        assert choice["choices"][0]["finish_reason"] == "tool_calls"
 
 
 def test_a_form_of_calls_that_is_not_known(engine: Engine) -> None:

@@ -34,15 +34,24 @@ class ChatPrompt:
     marks: tuple[str, ...] = ()
 
 
+class _Template:
+    """A template with its child, and what it knows of tools."""
+
+    def __init__(self, template: ChatTemplate) -> None:
+        self.renderer = Renderer(template)
+        self.names_tools = template.names_tools
+        self.knows_calls = template.names_tools or "tool_calls" in template.source
+
+
 class Prompting:
     """Makes prompts of messages. Tools that the template does not name are written into the messages, in
     Hermes's form.
     """
 
     def __init__(self, template: ChatTemplate, forms: Forms) -> None:
-        self._renderer = Renderer(template)
-        self._names_tools = template.names_tools
-        self._knows_calls = template.names_tools or "tool_calls" in template.source
+        self._plain = self._tools = _Template(template)
+        if template.for_tools is not None:
+            self._tools = _Template(template.for_tools)
         self._forms = forms
 
     def prompt(
@@ -57,13 +66,15 @@ class Prompting:
         calls cannot be read.
         """
         calls = self._calls(tool_use)
-        if tool_use is not None and self._names_tools:
+        has_calls = any(message.get("tool_calls") for message in messages)
+        template = self._plain if tool_use is None and not has_calls else self._tools
+        if tool_use is not None and template.names_tools:
             variables = {**variables, "tools": list(tool_use.tools)}
         elif tool_use is not None:
             messages = with_tools_written(messages, tool_use.tools)
-        elif not self._knows_calls:
+        elif not template.knows_calls:
             messages = with_tools_written(messages)
-        text = self._renderer.render(messages, variables)
+        text = template.renderer.render(messages, variables)
         is_parallel = tool_use is None or tool_use.is_parallel
         call_id = (calls or MarkedCalls).call_id
         if tool_use is not None and tool_use.choice != "auto":
@@ -85,7 +96,7 @@ class Prompting:
 
     def _calls(self, tool_use: ToolUse | None) -> type[MarkedCalls] | None:
         """The form of calls; None for one that is not known."""
-        calls = self._forms.calls if self._names_tools else HermesCalls
+        calls = self._forms.calls if self._tools.names_tools else HermesCalls
         if tool_use is not None and tool_use.choice == "auto" and calls is None:
             raise FieldError(
                 "tools",
