@@ -34,8 +34,12 @@ ANSWERS = {
     "N": ['{"at":', ' "sea"}'],
     "P": ["plain ", "text"],
 }  # fmt: skip
-HERMES = (
-    "{% if tools %}{{ tools | tojson }}{% endif %}<tool_call>{% for m in messages %}[{{ m.role }}]"
+HERMES = (  # with what templates ask of tools, calls and answers
+    "{% if tools %}{{ tools | tojson }}{% for t in tools %}{{ t.function.description + '' }}"
+    "{% for name, how in t.function.parameters.properties | items %}{{ name }}{% endfor %}{% endfor %}"
+    "{% endif %}"
+    "<tool_call>{% for m in messages %}[{{ m.role }}]"
+    "{% if m.role == 'tool' and m.name is not defined %}{{ raise_exception('no name') }}{% endif %}"
     "{% for c in m.tool_calls %}({{ c.function.arguments.items() | list }}){% endfor %}"
     "{% if m.content %}{{ m.content }}{% endif %}{% endfor %}"
 )
@@ -54,7 +58,8 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments"
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    path = save_answers(tmp_path_factory.mktemp("model"), ANSWERS, (*NAMED, "[TOOL_CALLS]"))
+    special = (*NAMED, "[TOOL_CALLS]")
+    path = save_answers(tmp_path_factory.mktemp("model"), ANSWERS, special, max_position_embeddings=2048)
     with Engine.from_pretrained(path, num_threads=1) as built:
         yield built
 
@@ -296,6 +301,7 @@ def test_arguments_are_text_for_templates_to_take_apart() -> None:
     read = said.messages[1]
     assert [c["function"]["arguments"] for c in read["tool_calls"]] == ["{}", "{}", '{"a": "é"}', "no JSON"]
     assert read["reasoning_content"] == "r"
+    assert {message["name"] for message in said.messages[2:]} == {"f"}
 
 
 def test_tools_for_a_template_that_knows_none(engine: Engine) -> None:
@@ -330,10 +336,11 @@ def test_a_template_of_its_own_for_tools(engine: Engine, tmp_path: Path, is_in_f
     template = ChatTemplate.from_pretrained(tmp_path)
     assert template.source == both["default"] and template.for_tools is not None
     with serving(engine, Settings("m", template)) as served:
-        for fields, length in (({}, len("plain H")), ({"tools": TOOLS}, len(json.dumps(TOOLS)) + 18)):
-            choice = served.call("POST", CHAT, asked("H", **fields))[2]
-            assert choice["usage"]["prompt_tokens"] == length
-        assert choice["choices"][0]["finish_reason"] == "tool_calls"
+        plain = served.call("POST", CHAT, asked("H"))[2]
+        assert plain["usage"]["prompt_tokens"] == len("plain H")
+        told = served.call("POST", CHAT, asked("H", tools=TOOLS))[2]
+        assert told["usage"]["prompt_tokens"] > len(json.dumps(TOOLS))
+        assert told["choices"][0]["finish_reason"] == "tool_calls"
 
 
 def test_a_form_of_calls_that_is_not_known(engine: Engine) -> None:
@@ -387,7 +394,9 @@ def test_the_schema_of_calls_that_must_be() -> None:
     few = {"mode": "required", "tools": [{"type": "function", "function": {"name": "wait"}}]}
     allowed = {"type": "allowed_tools", "allowed_tools": few}
     use = ToolUse.read(Fields({"tools": tools, "tool_choice": allowed}))
-    assert use == ToolUse((WAIT,), "required")
+    assert use is not None and (use.names, use.choice) == (("wait",), "required")
+    filled = {"description": "", "name": "wait", "parameters": {"type": "object", "properties": {}}}
+    assert use.tools[0]["function"] == filled
     for wrong in ({**few, "mode": "x"}, {**few, "tools": []}, {**few, "tools": [5]}, 5):
         with pytest.raises(FieldError, match="tool_choice must be"):
             ToolUse.read(Fields({"tools": tools, "tool_choice": {**allowed, "allowed_tools": wrong}}))

@@ -47,7 +47,9 @@ def save_tokenizer(
     return made
 
 
-def save_answers(path: Path, answers: Mapping[str, Sequence[str]], special: Sequence[str] = NAMED) -> Path:
+def save_answers(
+    path: Path, answers: Mapping[str, Sequence[str]], special: Sequence[str] = NAMED, **config: object
+) -> Path:
     """A model that answers a prompt by its last letter, with these pieces, a token each. A piece that is one
     of `special` is that token, and may be in one answer only.
     """
@@ -60,7 +62,7 @@ def save_answers(path: Path, answers: Mapping[str, Sequence[str]], special: Sequ
             token = 256 + special.index(piece) if piece in special else place
             follows[last], last, place = token, token, place + 1
         follows[last] = END
-    return save_chain(path, follows, special=special, pieces=pieces)
+    return save_chain(path, follows, special=special, pieces=pieces, **config)
 
 
 def chain(text: str, end: int = END) -> dict[int, int]:

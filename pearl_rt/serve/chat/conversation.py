@@ -1,4 +1,5 @@
-"""The messages of a chat in their order: each answer of a tool follows the call that it answers.
+"""The messages of a chat in their order: each answer of a tool follows the call that it answers, by whose
+function it is named, as some templates ask.
 
 Knows messages as clients send them; not templates.
 """
@@ -14,28 +15,30 @@ def checked_messages(messages: Sequence[Json]) -> tuple[Json, ...]:
     """The messages, arguments of calls as JSON text, reasoning under both of its names. Raises FieldError for
     an answer without its call, and for a call without its answer.
     """
-    open_calls: list[str] = []
+    open_calls: list[tuple[str, str]] = []  # (id, function)
     found = []
     for place, message in enumerate(messages):
         name, role = f"messages[{place}]", message["role"]
         if role == "tool":
-            _answer(name, message, open_calls)
+            message = _answer(name, message, open_calls)
         elif open_calls:
             raise _unanswered(name, open_calls)
         elif role == "assistant":
             message = _of_assistant(name, message)
-            open_calls = [call["id"] for call in message.get("tool_calls") or ()]
+            calls = message.get("tool_calls") or ()
+            open_calls = [(call["id"], call["function"]["name"]) for call in calls]
         found.append(message)
     if open_calls:
         raise _unanswered("messages", open_calls)
     return tuple(found)
 
 
-def _answer(name: str, message: Json, open_calls: list[str]) -> None:
+def _answer(name: str, message: Json, open_calls: list[tuple[str, str]]) -> Json:
     call_id = message.get("tool_call_id")
     if not isinstance(call_id, str):
         raise FieldError(f"{name}.tool_call_id", f"{name} of role 'tool' must have a tool_call_id")
-    if call_id not in open_calls:
+    answered = next((call for call in open_calls if call[0] == call_id), None)
+    if answered is None:
         raise FieldError(
             name,
             f"{name} of role 'tool' must follow an assistant's message with a call {clean(call_id)!r} that "
@@ -43,11 +46,12 @@ def _answer(name: str, message: Json, open_calls: list[str]) -> None:
         )
     if not isinstance(message.get("content"), str):
         raise FieldError(f"{name}.content", f"{name}.content must be a string, or parts of text")
-    open_calls.remove(call_id)
+    open_calls.remove(answered)
+    return message if isinstance(message.get("name"), str) else {**message, "name": answered[1]}
 
 
-def _unanswered(name: str, open_calls: Sequence[str]) -> FieldError:
-    told = clean(", ".join(map(repr, open_calls)))
+def _unanswered(name: str, open_calls: Sequence[tuple[str, str]]) -> FieldError:
+    told = clean(", ".join(repr(call_id) for call_id, _ in open_calls))
     return FieldError(
         name, f"an assistant's tool_calls must be followed by messages of role 'tool'; none answers {told}"
     )

@@ -103,7 +103,14 @@ def _tools(given: object) -> tuple[Json, ...]:
         if name in seen:
             raise FieldError(f"tools[{place}]", f"two tools have the name {name!r}: give each its own")
         seen.add(name)
-    return tuple(given)
+    return tuple(_filled(tool) for tool in given)
+
+
+def _filled(tool: Json) -> Json:
+    """With what templates take for granted: a description, and parameters with properties."""
+    function = {name: value for name, value in tool["function"].items() if value is not None}
+    parameters = {"type": "object", "properties": {}, **function.get("parameters", {})}
+    return {**tool, "function": {"description": "", **function, "parameters": parameters}}
 
 
 def _checked_name(place: str, tool: object) -> str:
@@ -158,11 +165,10 @@ def _choice(given: object) -> tuple[str, list[str]]:
 
 
 def _parameters(tool: Json) -> Json:
-    """The schema of a function's arguments; one that has none takes an empty object."""
-    given = tool["function"].get("parameters")
-    if given is None:
-        return {"type": "object", "properties": {}, "additionalProperties": False}
-    return {"type": "object", **given}
+    """The schema of a function's arguments; one that has no parameters takes an empty object."""
+    given: Json = tool["function"]["parameters"]
+    is_empty = given == {"type": "object", "properties": {}}
+    return {**given, "additionalProperties": False} if is_empty else given
 
 
 def _moved(schema: object, where: str) -> object:
