@@ -13,6 +13,7 @@ from pearl_rt.errors import CheckpointError, RequestError
 from pearl_rt.serve.chat.conversation import checked_messages
 from pearl_rt.serve.chat.tool_use import ToolUse
 from pearl_rt.serve.fields import FieldError, Fields, clean
+from pearl_rt.serve.structured.response_format import read_form
 from pearl_rt.types.json import Json
 from pearl_rt.types.sampling_params import SamplingParams
 from pearl_rt.types.structured_outputs import StructuredOutputsParams
@@ -167,13 +168,12 @@ def _request(
     counts_usage = has_usage and stream_options.boolean("continuous_usage_stats")
     stream_options.any("continuous_usage_stats")
     stream_options.end(frozenset({"include_obfuscation"}))
-    form = fields.inside("response_format")
-    if form.any("type", "text") != "text":
-        raise FieldError("response_format", "response_format is not supported: answers are free text")
+    form = read_form(fields)
     given = {row.name: fields.any(row.name) for row in parameters(SamplingParams)}
     given = {name: value for name, value in given.items() if value is not None}
     _check_stops(given.get("stop"), given.get("stop_token_ids"))
     given |= {"max_tokens": max_tokens, "logprobs": logprobs}
+    given |= {} if form is None else {"structured_outputs": form}
     given["logit_bias"] = _logit_bias(given.get("logit_bias", {}))
     params = SamplingParams(**defaults | given)
     inside = fields.inside("speculative")

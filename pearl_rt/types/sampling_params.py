@@ -116,6 +116,11 @@ class SamplingParams:
             object.__setattr__(self, "top_k", 0)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise out_of_range("min_tokens", self.min_tokens, f"0 to max_tokens {self.max_tokens}")
+        if self.ignore_eos and self.structured_outputs is not None:
+            raise RequestError(
+                "ignore_eos and structured_outputs: an answer that has a form ends with the end of text; "
+                "leave one of them out"
+            )
         if self.n > 1 and self.temperature == 0:
             raise RequestError(
                 f"n {self.n} greedy answers would all be the same: pass n=1, or a temperature of "

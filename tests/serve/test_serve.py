@@ -276,7 +276,7 @@ def test_what_cannot_be_answered(
         ({"messages": [{"content": "x"}]}, "must be an object with a role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "parts that are no text"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "free text"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type must be one of text"),
         ({"top_logprobs": 2}, "needs logprobs"),
     ],
     ids=str,

@@ -12,14 +12,14 @@ import pytest
 from chains import NAMED, save_answers
 from serving import Served, serving
 
-from pearl_rt import ConfigError, Engine
+from pearl_rt import Engine
 from pearl_rt.checkpoint.chat_template import ChatTemplate
 from pearl_rt.serve.app import Settings
 from pearl_rt.serve.chat.tool_use import ToolUse
 from pearl_rt.serve.chat.written_tools import with_tools_written
 from pearl_rt.serve.completion_request import read_chat
 from pearl_rt.serve.fields import FieldError, Fields
-from pearl_rt.serve.parsing.forms import CALLS, REASONING, Forms
+from pearl_rt.serve.parsing.forms import Forms
 
 CHAT = "/v1/chat/completions"
 ANSWERS = {
@@ -30,8 +30,6 @@ ANSWERS = {
     ">": ["hm\n</think>", "Yes."],
     "M": ["[TOOL_CALLS]", '[{"name": "look", ', '"arguments": {"at": "sea"}}]'],
     "L": ['{"name": "look",', ' "parameters": {"at": "sea"}}'],
-    "R": ['[{"name": "wait", "parameters": {}},', '{"name":"look","parameters":{"at":', '"sea"}}]'],
-    "N": ['{"at":', ' "sea"}'],
     "P": ["plain ", "text"],
 }  # fmt: skip
 HERMES = (  # with what templates ask of tools, calls and answers
@@ -60,7 +58,7 @@ CALL = {"id": "c1", "type": "function", "function": {"name": "look", "arguments"
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     special = (*NAMED, "[TOOL_CALLS]")
     path = save_answers(tmp_path_factory.mktemp("model"), ANSWERS, special, max_position_embeddings=2048)
-    with Engine.from_pretrained(path, num_threads=1) as built:
+    with Engine.from_pretrained(path, num_threads=1, judge="coupled") as built:
         yield built
 
 
@@ -121,11 +119,6 @@ def test_calls_of_hermes(client: openai.OpenAI) -> None:
     assert calls == [("look", '{"at": "sea é"}')]
 
 
-def test_an_answer_of_calls_alone_has_no_content(client: openai.OpenAI) -> None:
-    answer = client.chat.completions.create(**asked("R", tools=TOOLS, tool_choice="required"))
-    assert answer.choices[0].message.content is None
-
-
 def test_without_tools_calls_are_text(client: openai.OpenAI) -> None:
     for fields in ({}, {"tools": TOOLS, "tool_choice": "none"}):
         content, _, calls, reason = told(client, **asked("H", **fields))
@@ -145,20 +138,29 @@ def test_an_answer_that_is_cut_in_a_call(client: openai.OpenAI) -> None:
     assert choice.message.tool_calls and choice.finish_reason == "length"
 
 
-@pytest.mark.parametrize(
-    ("letter", "choice", "expected"),
-    [
-        ("R", "required", [("wait", "{}"), ("look", '{"at":"sea"}')]),
-        ("N", {"type": "function", "function": {"name": "look"}}, [("look", '{"at": "sea"}')]),
-    ],
-    ids=("required", "named"),
-)
-def test_calls_that_must_be(
-    client: openai.OpenAI, letter: str, choice: Any, expected: list[tuple[str, str]]
-) -> None:
-    """The model writes them here by itself: the schema that it is kept to is another test's."""
-    content, _, calls, reason = told(client, **asked(letter, tools=TOOLS, tool_choice=choice))
-    assert (content, calls, reason) == ("", expected, "tool_calls")
+NAMED_LOOK = {"type": "function", "function": {"name": "look"}}
+
+
+@pytest.mark.parametrize("choice", ["required", NAMED_LOOK], ids=("required", "named"))
+def test_calls_that_must_be(client: openai.OpenAI, choice: Any) -> None:
+    """The model would write something else."""
+    where: Any = {"type": "object", "properties": {"at": {"enum": ["sea", "sky"]}}, "required": ["at"]}
+    where["additionalProperties"] = False
+    look = {"type": "function", "function": {"name": "look", "parameters": where}}
+    fields: Any = {"tool_choice": choice, "parallel_tool_calls": False}
+    for seed in range(4):
+        how = {"temperature": 1.5, "seed": seed, "max_tokens": 100}
+        content, _, [(name, arguments)], reason = told(
+            client, **asked("P", tools=[look, WAIT], **fields, **how)
+        )
+        assert (content, reason) == ("", "tool_calls")
+        assert json.loads(arguments) in ([{}] if name == "wait" else [{"at": "sea"}, {"at": "sky"}])
+    answer = client.chat.completions.create(
+        **asked("P", tools=[WAIT], **{**fields, "tool_choice": "required"})
+    )
+    assert answer.choices[0].message.content is None
+    cut = client.chat.completions.create(**asked("P", tools=[look], **fields, max_tokens=2))
+    assert cut.choices[0].finish_reason == "length" and not cut.choices[0].message.tool_calls
 
 
 def test_other_forms_of_calls(engine: Engine) -> None:
@@ -347,29 +349,7 @@ def test_a_form_of_calls_that_is_not_known(engine: Engine) -> None:
     with over(engine, "{{ tools }}{{ messages[-1].content }}") as served:
         status, _, body = served.call("POST", CHAT, asked("P", tools=TOOLS))
         assert status == 400 and "--tool-call-parser" in body["error"]["message"]
-        assert served.call("POST", CHAT, asked("R", tools=TOOLS, tool_choice="required"))[0] == 200
-
-
-@pytest.mark.parametrize(
-    ("template", "calls", "reasoning"),
-    [
-        ("{{ tools }}<tool_call></tool_call><think></think>", "hermes", "qwen3"),
-        ("{{ tools }}<tool_call><function=f>", None, None),
-        ("{{ tools }}[TOOL_CALLS][ARGS]", "mistral", None),
-        ("{{ tools }}<|python_tag|>", "llama3_json", None),
-        ('{{ tools }}the form {"name": function name, "parameters": dictionary}.', "llama3_json", None),
-        ("{{ messages }}[THINK][/THINK]", None, "mistral"),
-        ("{{ messages }}", None, None),
-    ],
-)  # fmt: skip
-def test_forms_that_a_template_shows(template: str, calls: str | None, reasoning: str | None) -> None:
-    found = Forms.of(template)
-    assert found == Forms(calls and CALLS[calls], reasoning and REASONING[reasoning])
-    assert Forms.of(template, "none", "none") == Forms()
-    assert Forms.of(template, "hermes", "qwen3") == Forms(CALLS["hermes"], REASONING["qwen3"])
-    for flags in (("x", "auto"), ("auto", "x")):
-        with pytest.raises(ConfigError, match="'x' is not known: pass one of"):
-            Forms.of(template, *flags)
+        assert served.call("POST", CHAT, asked("P", tools=TOOLS, tool_choice="required"))[0] == 200
 
 
 def test_the_schema_of_calls_that_must_be() -> None:

@@ -89,7 +89,7 @@ def test_wrong_forms_are_named(fields: dict[str, Any], named: str) -> None:
     with pytest.raises(RequestError, match=named) as found:
         StructuredOutputsParams(**fields)
     assert len(str(found.value)) < 400
-    with pytest.raises(RequestError, match=f"structured_outputs.*({named})"):
+    with pytest.raises(RequestError, match=rf"structured_outputs.*({named})"):
         SamplingParams(structured_outputs=fields)  # type: ignore[arg-type]
 
 
@@ -102,7 +102,7 @@ def test_a_loop_is_an_error() -> None:
 
 @pytest.mark.parametrize("value", ["json", 3, ["json"], {"jason": {}}, object()])
 def test_what_is_no_form_is_named(value: object) -> None:
-    with pytest.raises(RequestError, match="^structured_outputs (must be|has no field 'jason')"):
+    with pytest.raises(RequestError, match=r"^structured_outputs (must be|has no field 'jason')"):
         SamplingParams(structured_outputs=value)  # type: ignore[arg-type]
 
 
@@ -126,10 +126,10 @@ def test_each_form_has_a_flag(tmp_path: Path) -> None:
     for words, form in forms.items():
         assert parsed(*words).structured_outputs == form
     assert parsed().structured_outputs is None
-    with pytest.raises(RequestError, match="exactly one .* got json_object and regex"):
+    with pytest.raises(RequestError, match=r"exactly one .* got json_object and regex"):
         parsed("--json-object", "--regex", "a")
-    with pytest.raises(RequestError, match="--grammar .*nowhere cannot be read"):
+    with pytest.raises(RequestError, match=r"--grammar .*nowhere cannot be read"):
         parsed("--grammar", str(tmp_path / "nowhere"))
     (tmp_path / "latin").write_bytes(b"\xff\xfe")
-    with pytest.raises(RequestError, match="--json-schema .*latin cannot be read"):
+    with pytest.raises(RequestError, match=r"--json-schema .*latin cannot be read"):
         parsed("--json-schema", str(tmp_path / "latin"))
