@@ -187,6 +187,7 @@ class Request:
         num_prompt_logprobs: int = -1,
         adapts: bool = False,
         shares: bool = True,
+        grammar: object = None,
     ) -> None: ...
 
 class Coordinator:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pearl_rt.types.outputs import GenerationInterrupted, RequestOutput, StreamChunk
     from pearl_rt.types.request import Request
     from pearl_rt.types.sampling_params import SamplingParams
+    from pearl_rt.types.structured_outputs import StructuredOutputsParams
 
 __version__ = "0.1.0"
 
@@ -42,6 +43,7 @@ _HOMES = {
     "RoundGraph": "lowlevel.round_graph",
     "RoundRow": "device.state",
     "SamplingParams": "types.sampling_params",
+    "StructuredOutputsParams": "types.structured_outputs",
     "RequestOutput": "types.outputs",
     "StreamChunk": "types.outputs",
     "GenerationInterrupted": "types.outputs",
@@ -81,6 +83,7 @@ __all__ = [
     "RoundRow",
     "SamplingParams",
     "StreamChunk",
+    "StructuredOutputsParams",
 ]
 
 

@@ -27,6 +27,7 @@ from pearl_rt.lowlevel.round import Round
 from pearl_rt.lowlevel.round_graph import RoundGraph
 from pearl_rt.scheduling.at_exit import AtExit
 from pearl_rt.scheduling.batch import Batch
+from pearl_rt.scheduling.chat_prompts import RENDERING, ChatPrompts
 from pearl_rt.scheduling.engine_lock import EngineLock
 from pearl_rt.scheduling.handle import RequestHandle
 from pearl_rt.scheduling.intake import Intake
@@ -36,7 +37,7 @@ from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.types.json import Json
 from pearl_rt.types.outputs import GenerationInterrupted, RequestOutput, StreamChunk
 from pearl_rt.types.request import Prompt, Request
-from pearl_rt.types.sampling_params import SamplingParams, checked
+from pearl_rt.types.sampling_params import SamplingParams
 from pearl_rt.types.totals import worth
 
 if TYPE_CHECKING:
@@ -159,6 +160,7 @@ class Engine:
         self._scheduler = Scheduler(
             self._batch, engine_lock=self._engine_lock, ids=self._ids, max_waiting=options.max_waiting
         )
+        self._chat_prompts = ChatPrompts(None, self._tokenizer)
         self.last_output: RequestOutput | None = None
         AtExit(self.close)
         for name in self._choice.placements:
@@ -178,12 +180,14 @@ class Engine:
         """
         if draft in ("lookup", "none"):
             draft, options = None, {"drafter": draft, **options}
-        return cls(
+        made = cls(
             *load_pair(target, draft),
             tokenizer=Tokenizer.from_pretrained(target),
             draft_tokenizer=None if draft is None else Tokenizer.from_pretrained(draft),
             **options,
         )
+        made._chat_prompts = ChatPrompts(target, made.tokenizer)
+        return made
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -198,7 +202,7 @@ class Engine:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         strategy: str | None = None,
         gamma: int | None = None,
@@ -206,16 +210,16 @@ class Engine:
         judge: str | None = None,
     ) -> list[RequestOutput]:
         """One output for each prompt, or params.n of them: a text, a list of token ids, or a list of either.
+        params: for all of them, or a list with one for each.
 
         strategy, gamma, placement and judge override the engine's own for this call. Raises RequestError for
         what cannot run, before anything has run; NumericsError if logits are NaN or infinite;
         GenerationInterrupted (a KeyboardInterrupt) on Ctrl-C, with the outputs so far.
         """
-        params = checked(params)
         jobs = self._intake.jobs(prompts, params, (strategy, gamma, placement, judge))
         for job in jobs:
             job.ask()
-        min_results = 1 if params.stop else 64
+        min_results = 1 if any(job.params.stop for job in jobs) else 64
         with self._engine_lock:
             self._batch.clear()
             self.last_output = None
@@ -233,6 +237,22 @@ class Engine:
                 outputs = self._cut(jobs[: len(jobs) - len(waiting)])
                 self.last_output = outputs[-1] if outputs else None
         return outputs
+
+    def chat(
+        self,
+        messages: Sequence[Any],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **more: Any,
+    ) -> list[RequestOutput]:
+        """generate() for a conversation [{"role": ..., "content": ...}, ...], or a list of them. `more`:
+        tools, add_generation_prompt and continue_final_message, as ChatTemplate.render() has them, or options
+        of generate(). chat_template: Jinja; None: the checkpoint's.
+        """
+        variables = {**(chat_template_kwargs or {}), **{n: more.pop(n) for n in RENDERING if n in more}}
+        return self.generate(self._chat_prompts.encoded(messages, chat_template, variables), params, **more)
 
     def stream(
         self,

@@ -134,6 +134,10 @@ void Coordinator::check(const Request& request) const {
     refuse("the " + lanes_[0].lane().name() +
            " lane reports no log-probabilities of prompts; leave prompt_logprobs out");
   }
+  for (const TakenLane& taken : lanes_) {
+    if (request.transform.mask == nullptr || taken.lane().masks_tokens()) continue;
+    refuse("the " + taken.lane().name() + " lane masks no tokens; leave structured_outputs out");
+  }
   if (request.max_tokens < 1) {
     refuse("max_tokens is " + std::to_string(request.max_tokens) + "; it must be at least 1");
   }

@@ -20,7 +20,7 @@ class Feeder {
   Feeder(Executor* executor, State* state, const Run* run)
       : executor_(executor), state_(state), run_(run), rows_(state), place_(state->num_slots) {
     segments.reserve(state->num_slots);
-    if (executor->vocab_size() < state->vocab_size) known_.resize(state->num_slots * kChunk);
+    if (executor->vocab_size() < state->vocab_size) known_.resize(state->num_slots * longest());
   }
 
   // The tokens of a slot's prompt that one pass feeds.
@@ -46,7 +46,8 @@ class Feeder {
   }
 
   // Tokens that follow each other at `start`, as this model can be fed them: a draft padded to fewer rows
-  // than the target has no row for some of the target's ids, and gets its last one instead. At most a chunk.
+  // than the target has no row for some of the target's ids, and gets its last one instead. At most a
+  // chunk and a window.
   void push(int slot, const int32_t* token_ids, int64_t num_tokens, int64_t start, int num_logits,
             float* logits) {
     segments.push_back({slot, known(slot, token_ids, num_tokens), static_cast<int>(num_tokens), start,
@@ -83,9 +84,11 @@ class Feeder {
     push(b, s.tokens(b) + start, end - start, start, num_logits, logits);
   }
 
+  int64_t longest() const { return kChunk + state_->gamma_max; }
+
   const int32_t* known(int slot, const int32_t* token_ids, int64_t count) {
     if (known_.empty()) return token_ids;
-    int32_t* out = known_.data() + slot * kChunk;
+    int32_t* out = known_.data() + slot * longest();
     for (int64_t i = 0; i < count; ++i) out[i] = std::min(token_ids[i], executor_->vocab_size() - 1);
     return out;
   }
@@ -95,7 +98,7 @@ class Feeder {
   const Run* const run_;
   PromptRows rows_;
   std::vector<int64_t> place_;  // [B] tokens of the prompts that prefill has fed
-  std::vector<int32_t> known_;  // [B, kChunk], only if ids have to be replaced
+  std::vector<int32_t> known_;  // [B, longest()], only if ids have to be replaced
   FilterScratch scratch_;
 };
 

@@ -50,6 +50,9 @@ class Lane {
   // Whether windows may change from round to round; else a run has those of its requests.
   virtual bool adapts() const { return false; }
 
+  // Whether it masks tokens that the form of an answer does not allow.
+  virtual bool masks_tokens() const { return false; }
+
   // Whether it reports log-probabilities of a prompt's tokens.
   virtual bool scores_prompts() const { return false; }
 

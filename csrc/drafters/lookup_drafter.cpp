@@ -150,7 +150,18 @@ int LookupDrafter::propose(int b, int room, bool reads_pool) {
   Candidate next{LookupIndex::kGap, 0, 0};
   int chance = kOne;  // that all of the window stand
   int count = 0;
+  TokenMask* const mask = s.transform[b].mask.get();
+  const auto answer = [&] { return Prefix{s.tokens(b), end, s.prompt_len[b], s.window(b), count}.answer(); };
   while (count < room) {
+    if (mask != nullptr) {  // what the form of the answer has next anyway
+      for (const int32_t token : mask->forced(answer(), room - count)) {
+        s.window(b)[count++] = token;
+        tail_.push_back(token);
+        search = nullptr;
+        next = {LookupIndex::kGap, 0, 0};
+      }
+      if (count == room) break;
+    }
     if (search == nullptr) {  // the source that is likeliest to be right
       for (Search& one : searches) {
         if (one.source == kPool && !reads_pool) continue;
@@ -163,6 +174,7 @@ int LookupDrafter::propose(int b, int room, bool reads_pool) {
       }
       if (search == nullptr) break;
     }
+    if (mask != nullptr && mask->num_allowed(answer(), &next.token, 1) == 0) break;
     chance = chance * next.chance / kOne;
     const bool is_doubtful = chance < kLeast;
     if (is_doubtful && (count > 0 || slot.quiet < slot.rest)) break;

@@ -18,6 +18,8 @@ void ModelDrafter::start(State* state, Run* run) {
   transformer_.emplace(state->num_slots);
   window_len_.assign(state->num_slots, 0);
   end_.assign(state->num_slots, 0);
+  drafted_.assign(state->num_slots, 0);
+  feed_.resize(state->num_slots * (Feeder::kChunk + state->gamma_max));
 }
 
 void ModelDrafter::prefill() {
@@ -32,58 +34,52 @@ void ModelDrafter::prefill() {
 void ModelDrafter::draft() {
   State& s = *state_;
   const int vocab = std::min(s.vocab_size, s.draft_vocab_size);
-  int longest = 0;
+  bool drafts = false;
   feeder_->segments.clear();
   for (int b = 0; b < s.num_slots; ++b) {
-    window_len_[b] = 0;
+    window_len_[b] = drafted_[b] = 0;
     if (!s.running(b)) continue;
     const int64_t end = end_[b] = s.committed[b] + s.pending[b];
     window_len_[b] = s.window_room(b);
     s.draft_fed[b] = std::min(s.draft_fed[b], end - 1);  // what was rejected had been fed
     s.bad_draft[b] = -1;
     if (window_len_[b] > 0 && end - s.draft_fed[b] > Feeder::kChunk) push_missing(b, end);
-    longest = std::max(longest, window_len_[b]);
+    if (window_len_[b] > 0) draft_forced(b);
+    drafts = drafts || drafted_[b] < window_len_[b];
   }
   if (s.feeding >= 0) {
     const int b = s.feeding;
     feeder_->push_chunk(s.draft_prompt(b), false);
     s.draft_fed[b] = std::min(s.fed[b] + feeder_->chunk(b), s.draft_prompt(b));
   }
-  if (longest == 0) feeder_->forward();
-  for (int j = 0; j < longest; ++j) {
+  if (!drafts) feeder_->forward();
+  while (drafts) {
     if (run_->halted()) return;
     for (int b = 0; b < s.num_slots; ++b) {
-      if (!s.running(b) || j >= window_len_[b]) continue;
-      const int64_t position = end_[b] + j;
-      float* row = s.draft_row(b, position);
-      if (j == 0) {
-        const int64_t start = std::min(position - 2, s.draft_fed[b]);
-        feeder_->push(b, s.tokens(b) + start, position - start, start, 1, row);
-      } else {
-        feeder_->push(b, s.window(b) + j - 1, 1, position - 1, 1, row);
-      }
+      if (s.running(b) && drafted_[b] < window_len_[b]) push_last(b);
     }
-    if (feeder_->segments.empty()) break;  // every window ended early
     feeder_->forward();
+    drafts = false;
     for (const Segment& segment : feeder_->segments) {
       if (segment.num_logits == 0) continue;  // a prompt's chunk
       const int b = segment.slot;
       const int64_t position = segment.start + segment.num_tokens;
-      const int32_t token = sample_draft(b, position, j, segment.logits, vocab);
+      s.draft_fed[b] = position;
+      const int32_t token = sample_draft(b, position, drafted_[b], segment.logits, vocab);
       if (token < 0) {
-        s.bad_draft[b] = position;
-        window_len_[b] = j;  // nothing is fed behind it
-      } else {
-        s.window(b)[j] = token;
-        s.set_certain(b, position, false);
+        if (token != kNothing) s.bad_draft[b] = position;
+        window_len_[b] = drafted_[b];  // nothing is fed behind it
+        continue;
       }
+      s.window(b)[drafted_[b]++] = token;
+      s.set_certain(b, position, false);
+      draft_forced(b);
+      drafts = drafts || drafted_[b] < window_len_[b];
     }
     feeder_->segments.clear();
   }
   for (int b = 0; b < s.num_slots; ++b) {
-    if (!s.running(b)) continue;
-    s.num_draft_tokens[b] = window_len_[b];
-    if (window_len_[b] > 0) s.draft_fed[b] = end_[b] + window_len_[b] - 1;
+    if (s.running(b)) s.num_draft_tokens[b] = window_len_[b];
   }
 }
 
@@ -96,13 +92,37 @@ void ModelDrafter::push_missing(int b, int64_t end) {
   window_len_[b] = 0;
 }
 
+void ModelDrafter::push_last(int b) {
+  State& s = *state_;
+  const int64_t end = end_[b], position = end + drafted_[b];
+  // The first pass of a window feeds two tokens at least.
+  const int64_t start = s.draft_fed[b] < end ? std::min(end - 2, s.draft_fed[b]) : s.draft_fed[b];
+  int32_t* feed = feed_.data() + b * (Feeder::kChunk + s.gamma_max);
+  for (int64_t i = start; i < position; ++i)
+    feed[i - start] = i < end ? s.tokens(b)[i] : s.window(b)[i - end];
+  feeder_->push(b, feed, position - start, start, 1, s.draft_row(b, position));
+}
+
+void ModelDrafter::draft_forced(int b) {
+  State& s = *state_;
+  TokenMask* mask = s.transform[b].mask.get();
+  if (mask == nullptr || drafted_[b] >= window_len_[b]) return;
+  const Prefix prefix{s.tokens(b), end_[b], s.prompt_len[b], s.window(b), drafted_[b]};
+  for (const int32_t token : mask->forced(prefix.answer(), window_len_[b] - drafted_[b])) {
+    s.window(b)[drafted_[b]] = token;
+    s.set_certain(b, end_[b] + drafted_[b]++, true);
+  }
+}
+
 int32_t ModelDrafter::sample_draft(int b, int64_t position, int drafted, float* row, int vocab) {
   State& s = *state_;
+  const bool could_draft = s.transform[b].mask != nullptr && scan_row(row, vocab).usable;
   if (s.is_processed(b)) {
     const Prefix prefix{s.tokens(b), position - drafted, s.prompt_len[b], s.window(b), drafted};
     transformer_->apply(s.transform[b], s.temperature[b], b, prefix, row, vocab);
   }
-  return sample(row, vocab, s.temperature[b], s.seed[b], position, draft_purpose(s.judge));
+  const int32_t token = sample(row, vocab, s.temperature[b], s.seed[b], position, draft_purpose(s.judge));
+  return token < 0 && could_draft ? kNothing : token;
 }
 
 }  // namespace pearl

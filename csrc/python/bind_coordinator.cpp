@@ -7,6 +7,7 @@
 #include <variant>
 
 #include "coordinator/coordinator.h"
+#include "core/token_mask.h"
 #include "cpu/lane/cpu_lane.h"
 #include "cpu/machine/memory.h"
 #include "drafters/lookup_drafter.h"
@@ -118,6 +119,68 @@ py::array_t<float> forward(Executor& self, int slot, const std::vector<int32_t>&
   return logits;
 }
 
+// The matcher of pearl_rt/grammar, called by the thread of a lane.
+class PythonMatcher : public FormMatcher {
+  // What Python raises becomes a plain exception while the GIL is held.
+  template <class Call>
+  static auto called(Call call) {
+    const WithGil hold;
+    try {
+      return call();
+    } catch (const py::error_already_set& error) {
+      throw std::runtime_error(py::str(error.value()).cast<std::string>());
+    } catch (const py::cast_error& error) {
+      throw std::runtime_error(error.what());
+    }
+  }
+
+ public:
+  explicit PythonMatcher(py::object matcher) : matcher_(std::move(matcher)) {}
+  ~PythonMatcher() override {
+    const WithGil hold;
+    matcher_.release().dec_ref();
+  }
+
+  int64_t step(int64_t num_back, const int32_t* tokens, int64_t count, bool wants_mask, uint32_t* allowed,
+               int64_t num_words) override {
+    return called([&] {
+      py::list ids;
+      for (int64_t i = 0; i < count; ++i) ids.append(tokens[i]);
+      const py::object words = wants_mask
+                                   ? py::object(py::memoryview::from_memory(
+                                         allowed, num_words * static_cast<int64_t>(sizeof(uint32_t)), false))
+                                   : py::none();
+      const auto taken = matcher_.attr("step")(num_back, ids, words).cast<int64_t>();
+      check_between("tokens that the matcher took in", taken, 0, count);
+      return taken;
+    });
+  }
+  std::vector<int32_t> forced() override {
+    return called([&] { return matcher_.attr("forced")().cast<std::vector<int32_t>>(); });
+  }
+
+ private:
+  py::object matcher_;
+};
+
+// Of a grammar, as pearl_rt.grammar.matcher.Form: each native request has a matcher of its own.
+std::shared_ptr<TokenMask> mask_from(const py::object& grammar) {
+  if (grammar.is_none()) return nullptr;
+  if (!py::hasattr(grammar, "matcher") || !py::hasattr(grammar, "vocab_size")) {
+    refuse("grammar is a " + py::str(py::type::of(grammar).attr("__name__")).cast<std::string>() +
+           "; it must have matcher() and vocab_size, as pearl_rt.grammar.matcher.Form");
+  }
+  int64_t vocab_size = 0;
+  try {
+    vocab_size = grammar.attr("vocab_size").cast<int64_t>();
+  } catch (const py::cast_error&) {
+    refuse("vocab_size of the grammar is no integer");
+  }
+  check_between("vocab_size of the grammar", vocab_size, 1, kMostIds);
+  return std::make_shared<TokenMask>(std::make_unique<PythonMatcher>(grammar.attr("matcher")()),
+                                     static_cast<int>(vocab_size));
+}
+
 using TraceTuple = std::tuple<std::string, std::string, int64_t, int64_t, int64_t>;
 std::vector<TraceTuple> trace_rows(const Coordinator& self) {
   std::vector<TraceTuple> rows;
@@ -227,42 +290,45 @@ void bind_coordinator(py::module_& m) {
       .def_readonly("t_ns", &RoundResult::t_ns);
 
   py::class_<Request>(m, "Request", "One sequence to generate.")
-      .def(py::init([](std::vector<int32_t> prompt, int gamma, float temperature, uint64_t seed,
-                       int64_t max_tokens, std::vector<int32_t> eos, std::vector<int32_t> stops,
-                       bool ignore_eos, int32_t top_k, float top_p, float min_p, float repetition_penalty,
-                       float presence_penalty, float frequency_penalty,
-                       std::vector<std::pair<int32_t, float>> logit_bias, int64_t min_tokens,
-                       int num_logprobs, int num_prompt_logprobs, bool adapts, bool shares) {
-             Request request{std::move(prompt),
-                             gamma,
-                             temperature,
-                             seed,
-                             max_tokens,
-                             std::move(eos),
-                             std::move(stops),
-                             ignore_eos,
-                             {},
-                             num_logprobs,
-                             num_prompt_logprobs,
-                             shares,
-                             adapts};
-             request.transform = {min_tokens,
-                                  {},
-                                  std::move(logit_bias),
-                                  repetition_penalty,
-                                  frequency_penalty,
-                                  presence_penalty,
-                                  {top_k, top_p, min_p}};
-             return request;
-           }),
-           py::arg("prompt_ids"), py::kw_only(), py::arg("gamma") = 0, py::arg("temperature") = 0.0f,
-           py::arg("seed") = 0, py::arg("max_tokens") = 128, py::arg("eos_ids") = std::vector<int32_t>{},
-           py::arg("stop_ids") = std::vector<int32_t>{}, py::arg("ignore_eos") = false, py::arg("top_k") = 0,
-           py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f,
-           py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
-           py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
-           py::arg("num_logprobs") = -1, py::arg("num_prompt_logprobs") = -1, py::arg("adapts") = false,
-           py::arg("shares") = true);
+      .def(
+          py::init([](std::vector<int32_t> prompt, int gamma, float temperature, uint64_t seed,
+                      int64_t max_tokens, std::vector<int32_t> eos, std::vector<int32_t> stops,
+                      bool ignore_eos, int32_t top_k, float top_p, float min_p, float repetition_penalty,
+                      float presence_penalty, float frequency_penalty,
+                      std::vector<std::pair<int32_t, float>> logit_bias, int64_t min_tokens, int num_logprobs,
+                      int num_prompt_logprobs, bool adapts, bool shares, const py::object& grammar) {
+            Request request{std::move(prompt),
+                            gamma,
+                            temperature,
+                            seed,
+                            max_tokens,
+                            std::move(eos),
+                            std::move(stops),
+                            ignore_eos,
+                            {},
+                            num_logprobs,
+                            num_prompt_logprobs,
+                            shares,
+                            adapts};
+            request.transform = {min_tokens,
+                                 {},
+                                 std::move(logit_bias),
+                                 repetition_penalty,
+                                 frequency_penalty,
+                                 presence_penalty,
+                                 {top_k, top_p, min_p},
+                                 mask_from(grammar)};
+            return request;
+          }),
+          py::arg("prompt_ids"), py::kw_only(), py::arg("gamma") = 0, py::arg("temperature") = 0.0f,
+          py::arg("seed") = 0, py::arg("max_tokens") = 128, py::arg("eos_ids") = std::vector<int32_t>{},
+          py::arg("stop_ids") = std::vector<int32_t>{}, py::arg("ignore_eos") = false, py::arg("top_k") = 0,
+          py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f,
+          py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
+          py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
+          py::arg("num_logprobs") = -1, py::arg("num_prompt_logprobs") = -1, py::arg("adapts") = false,
+          py::arg("shares") = true, py::arg("grammar") = py::none(),
+          "grammar: of the answer, as pearl_rt.grammar.matcher.Form; lanes call its matcher.");
 
   py::class_<Coordinator, Owner>(m, "Coordinator",
                                  "Runs a program over a target's lane and a draft's, natively.")

@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "core/token_mask.h"
+
 namespace pearl {
 
 // All tokens before a position: `tokens`, then a window that is not among them yet.
@@ -17,6 +19,7 @@ struct Prefix {
   int64_t window_len = 0;
 
   int64_t generated() const { return length + window_len - prompt_len; }
+  Generated answer() const { return {tokens + prompt_len, length - prompt_len, window, window_len}; }
 };
 
 class TokenCounts {

@@ -15,6 +15,18 @@ PEARL_CLONES void drop_below(float threshold, float* logits, int vocab) {
   for (int i = 0; i < vocab; ++i) logits[i] = select(logits[i] >= threshold, logits[i], -kInfinity);
 }
 
+// Nothing happens if the form of the answer, where it has one, leaves no other token.
+void forbid(const std::vector<int32_t>& ids, bool has_form, float* logits, int vocab) {
+  std::vector<std::pair<int32_t, float>> before;
+  for (const int32_t token : ids) {
+    if (token >= vocab) continue;
+    if (has_form) before.emplace_back(token, logits[token]);
+    logits[token] = -kInfinity;
+  }
+  if (!has_form || scan_row(logits, vocab).usable) return;
+  for (const auto& [token, logit] : before) logits[token] = logit;
+}
+
 }  // namespace
 
 void check(const Transform& transform) {
@@ -39,11 +51,8 @@ void check(const Transform& transform) {
 void Transformer::apply(const Transform& transform, float temperature, int slot, const Prefix& prefix,
                         float* logits, int vocab) {
   if (!scan_row(logits, vocab).usable) return;
-  if (prefix.generated() < transform.min_tokens) {
-    for (const int32_t token : transform.masked_ids) {
-      if (token < vocab) logits[token] = -kInfinity;
-    }
-  }
+  const bool has_form = transform.mask != nullptr && transform.mask->apply(prefix.answer(), logits, vocab);
+  if (prefix.generated() < transform.min_tokens) forbid(transform.masked_ids, has_form, logits, vocab);
   for (const auto& [token, bias] : transform.logit_bias) {
     if (token < vocab) logits[token] += bias;
   }

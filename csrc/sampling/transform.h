@@ -1,13 +1,15 @@
-// What a request does to a row of logits before it is sampled or judged: bias, penalties and filters.
+// What a request does to a row of logits before it is sampled or judged: masks, bias, penalties and filters.
 // A pure function of (parameters, tokens before the row's position, row): draft and target go through the
 // same one. Knows nothing of noise, windows or strategies. numpy's twin: pearl_rt/reference/processors.py,
 // bit for bit.
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <utility>
 #include <vector>
 
+#include "core/token_mask.h"
 #include "sampling/filters.h"
 #include "sampling/token_counts.h"
 
@@ -15,20 +17,23 @@ namespace pearl {
 
 // The parameters of one request, in the order in which they act; off as they stand here.
 struct Transform {
-  int64_t min_tokens = 0;           // until so many were generated, masked_ids cannot be sampled
+  int64_t min_tokens = 0;           // until so many were generated, masked_ids cannot be sampled, unless the
+                                    // form leaves nothing else
   std::vector<int32_t> masked_ids;  // end of text and stop ids
   std::vector<std::pair<int32_t, float>> logit_bias;
   float repetition_penalty = 1.0f;  // of tokens in prompt or answer
   float frequency_penalty = 0.0f;   // of tokens in the answer, times their number
   float presence_penalty = 0.0f;    // of tokens in the answer
   Filters filters;                  // at temperature > 0
+  std::shared_ptr<TokenMask> mask;  // of an answer that has a form; acts before all others
 
   bool penalises() const {
     return repetition_penalty != 1.0f || frequency_penalty != 0.0f || presence_penalty != 0.0f;
   }
   // Whether any row may come out changed.
   bool any(float temperature) const {
-    return min_tokens > 0 || !logit_bias.empty() || penalises() || (temperature > 0.0f && filters.any());
+    return mask != nullptr || min_tokens > 0 || !logit_bias.empty() || penalises() ||
+           (temperature > 0.0f && filters.any());
   }
 };
 

@@ -291,10 +291,10 @@ class CpuBackend(Backend):
 
     def capabilities(self, drafter: str) -> Capabilities:
         """Both placements, if there are cores for two devices."""
+        can = {"scores_prompts": True, "masks_tokens": True, "outlives_draft": True}
         if len(self.cores) > 1:
-            return Capabilities(drafter, CORE_PLACEMENTS, scores_prompts=True, outlives_draft=True)
-        refused = {"split": TOO_FEW_CORES.format(len(self.cores))}
-        return Capabilities(drafter, ("shared",), refused, scores_prompts=True, outlives_draft=True)
+            return Capabilities(drafter, CORE_PLACEMENTS, **can)
+        return Capabilities(drafter, ("shared",), {"split": TOO_FEW_CORES.format(len(self.cores))}, **can)
 
     def dtype(self, model: ModelSource) -> str:
         """Raises ConfigError for what the executor does not compute in."""

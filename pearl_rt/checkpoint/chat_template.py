@@ -33,7 +33,13 @@ NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token",
 
 
 class ChatTemplate:
-    """A compiled template, with the special tokens that it may name."""
+    """A compiled template, with the special tokens that it may name.
+
+    names_tools  whether it shows the tools that it is given
+    for_tools    what the checkpoint has for chats with tools instead, where it has two ("tool_use")
+    """
+
+    for_tools: "ChatTemplate | None" = None
 
     def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None) -> None:
         """Raises CheckpointError for what is no template."""
@@ -41,8 +47,10 @@ class ChatTemplate:
         try:
             environment = _environment()
             self._template = environment.from_string(source)
-            constants = environment.parse(source).find_all(nodes.Const)
+            parsed = environment.parse(source)
+            constants = parsed.find_all(nodes.Const)
             self._knows_developer = any(constant.value == "developer" for constant in constants)
+            self.names_tools = any(name.name == "tools" for name in parsed.find_all(nodes.Name))
         except Exception as error:  # TemplateError, or what Python's compiler says of what Jinja made of it
             raise CheckpointError(
                 f"the chat template is not valid Jinja ({error}): fetch it again"
@@ -73,7 +81,15 @@ class ChatTemplate:
                 "tokenizer_config.json): it is no chat model; give a template with --chat-template FILE, or "
                 "use completions"
             )
-        return cls(source, _special_tokens(directory, settings))
+        made = cls(source, tokens := _special_tokens(directory, settings))
+        if file is None and (tools := _find(directory, settings, "tool_use")) is not None:
+            made.for_tools = cls(tools, tokens)
+        return made
+
+    @property
+    def whole_source(self) -> str:
+        """All that the checkpoint says of the form of its answers."""
+        return self.source + ("" if self.for_tools is None else self.for_tools.source)
 
     def render(
         self,
@@ -171,16 +187,19 @@ def _call_with_object(call: object) -> object:
     return call
 
 
-def _find(directory: Path, settings: Json) -> str | None:
-    """The default template of a checkpoint."""
-    file = directory / "chat_template.jinja"
+def _find(directory: Path, settings: Json, name: str = "default") -> str | None:
+    """One of the templates of a checkpoint, by its name."""
+    default = directory / "chat_template.jinja"
+    file = default if name == "default" else directory / "additional_chat_templates" / f"{name}.jinja"
     if file.exists():
         return _read(file)
     found = settings.get("chat_template")
     if isinstance(found, list):  # [{"name": ..., "template": ...}]
         found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
     if isinstance(found, dict):
-        found = found.get("default")
+        found = found.get(name)
+    elif name != "default":
+        return None
     if found is not None and not isinstance(found, str):
         raise CheckpointError(
             f"chat_template of {directory / 'tokenizer_config.json'} is no text: fetch it again"

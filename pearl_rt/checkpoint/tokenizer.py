@@ -135,7 +135,7 @@ class Tokenizer:
         prompt), keeps it where it belongs. Raises RequestError for an id that is out of range.
         """
         if not after:
-            return self._tokenizer.decode(self._visible(token_ids))
+            return self._tokenizer.decode(self._visible(token_ids), skip_special_tokens=False)
         decoder = self.decoder(after=after)
         return decoder.push(token_ids) + decoder.finish()
 

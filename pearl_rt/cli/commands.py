@@ -87,6 +87,13 @@ def parser() -> argparse.ArgumentParser:
         help="another name for a server without a key: of a proxy, or a container's host; may be repeated",
     )
     serve.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja; default: the checkpoint's")
+    for flag, what in (("--tool-call-parser", "calls of tools"), ("--reasoning-parser", "reasoning")):
+        serve.add_argument(
+            flag,
+            default="auto",
+            metavar="NAME",
+            help=f"form in which the model writes {what}; auto: as the template shows (default); none",
+        )
     serve.set_defaults(run=run_serve)
     plan = commands.add_parser("plan", help="which program would be fastest, by step times that you give")
     plan.add_argument("--target-ms", type=float, required=True, help="of one forward pass of the target")
@@ -141,6 +148,7 @@ def run_serve(options: argparse.Namespace) -> int:
         from pearl_rt.checkpoint.chat_template import ChatTemplate
         from pearl_rt.serve.app import Settings, build_app
         from pearl_rt.serve.completion_request import sampling_defaults
+        from pearl_rt.serve.parsing.forms import Forms
         from pearl_rt.serve.server import Server, allowed_hosts, bound_socket, check_address
     api_key = options.api_key or Environment.read().api_key
     check_address(options.host, api_key)
@@ -152,6 +160,8 @@ def run_serve(options: argparse.Namespace) -> int:
     except ConfigError as error:
         template = None
         print(f"[no chat: {error}]", file=sys.stderr)
+    source = "" if template is None else template.whole_source
+    forms = Forms.of(source, options.tool_call_parser, options.reasoning_parser)
     with bound_socket(options.host, options.port) as bound:
         host = f"[{options.host}]" if ":" in options.host else options.host
         address = f"http://{host}:{bound.getsockname()[1]}"
@@ -159,6 +169,7 @@ def run_serve(options: argparse.Namespace) -> int:
             settings = Settings(
                 model=options.model_name or target.resolve().name.removesuffix(".gguf"),
                 template=template,
+                forms=forms,
                 max_body=options.max_body,
                 api_key=api_key,
                 hosts=allowed_hosts(options.host, api_key, options.allowed_host),

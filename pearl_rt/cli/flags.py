@@ -11,6 +11,7 @@ from pearl_rt.errors import ConfigError, RequestError
 from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.types.json import Json
 from pearl_rt.types.sampling_params import SamplingParams
+from pearl_rt.types.structured_outputs import Choices, Structured, StructuredOutputsParams
 from pearl_rt.types.values import (
     Boolean,
     Integer,
@@ -25,7 +26,8 @@ from pearl_rt.types.values import (
 if TYPE_CHECKING:
     from pearl_rt.engine import Engine
 
-SHORTER = {"num_threads": "threads", "stop_token_ids": "stop-token-id"}
+SHORTER = {"num_threads": "threads", "stop_token_ids": "stop-token-id", "json": "json-schema"}
+FILES = ("json", "grammar")  # flags that name the file of a text
 
 
 def flag_of(row: Parameter) -> str:
@@ -37,14 +39,19 @@ def flag_of(row: Parameter) -> str:
 def add_flags(parser: argparse.ArgumentParser, table: type, but: str = "") -> None:
     """One flag for each row of a table, but one; those that are not given keep the row's default."""
     for row in (row for row in parameters(table) if row.name != but):
+        if isinstance(row.rule, Structured):
+            add_flags(parser, StructuredOutputsParams)  # a flag for each form
+            continue
         options: Json = {"dest": row.name, "default": argparse.SUPPRESS}
         if isinstance(row.rule, Boolean):
             options["action"] = "store_false" if row.default is True else "store_true"
-        elif isinstance(row.rule, (Texts, TokenIds, NumbersById)):
+        elif isinstance(row.rule, (Texts, Choices, TokenIds, NumbersById)):
             options |= {"action": "append", "metavar": "X"}
         else:
             options["metavar"] = "X"
-        if isinstance(row.rule, NumbersById):
+        if row.name in FILES:
+            options["metavar"] = "FILE"
+        elif isinstance(row.rule, NumbersById):
             options["metavar"] = "ID=X"
         elif isinstance(row.rule, (Integer, TokenIds)):
             options["type"] = int
@@ -72,10 +79,17 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def given(options: argparse.Namespace, table: type) -> Json:
-    """The parameters of a table that were given as flags. Raises RequestError for an ID=X that is none."""
+    """The parameters of a table that were given as flags. Raises RequestError for an ID=X that is none, and a
+    file that cannot be read.
+    """
     found = {}
     for row in parameters(table):
-        if hasattr(options, row.name):
+        if isinstance(row.rule, Structured):
+            if form := given(options, StructuredOutputsParams):
+                found[row.name] = StructuredOutputsParams(**form)
+        elif row.name in FILES and hasattr(options, row.name):
+            found[row.name] = _text_of(flag_of(row), getattr(options, row.name))
+        elif hasattr(options, row.name):
             value = getattr(options, row.name)
             is_map = isinstance(row.rule, NumbersById)
             found[row.name] = dict(_entry(flag_of(row), text) for text in value) if is_map else value
@@ -102,6 +116,13 @@ def open_engine(options: argparse.Namespace) -> "Engine":
     from pearl_rt.engine import Engine
 
     return Engine.from_pretrained(target, options.draft, **given(options, EngineOptions))
+
+
+def _text_of(flag: str, file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RequestError(f"{flag} {file} cannot be read: {error}") from None
 
 
 def _entry(flag: str, text: str) -> tuple[int, float]:

@@ -132,10 +132,13 @@ class ReferenceJudge:
     words: WordsFn = noise.words
     transform: Transform | None = None  # of the same temperature; None: rows as they are
 
-    def draft_token(self, logits: Floats, prefix: Sequence[int]) -> int:
-        """The draft's token after a prefix."""
+    def draft_token(self, logits: Floats, prefix: Sequence[int]) -> int | None:
+        """The draft's token after a prefix; None: the form of the answer allows none of the draft's."""
         purpose = Purpose.TARGET if self.kind == "coupled" else Purpose.DRAFT
         row = self.row(logits, prefix)
+        has_form = self.transform is not None and self.transform.allowed is not None
+        if has_form and usable(logits) and not usable(row):
+            return None
         return sample(row, self.temperature, self.seed, len(prefix), purpose, self.words)
 
     def verdict(

@@ -20,7 +20,7 @@ What ties with a threshold is kept. A penalised logit stays within fp32's range,
 nothing of noise, windows or strategies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,6 +97,9 @@ class Transform:
     min_tokens: int = 0
     masked_ids: Sequence[int] = ()  # end of text and stop ids: not before min_tokens
     prompt_len: int = 0
+    # Of an answer that has a form: which ids may follow what was generated. None: they are no beginning of an
+    # answer, or have its end, and no position behind them counts.
+    allowed: Callable[[Sequence[int]], Sequence[int] | None] | None = None
 
     def row(self, logits: Floats, prefix: Sequence[int]) -> Floats:
         """The row as it is sampled and judged: [vocab] fp32. prefix: all tokens before its position.
@@ -107,8 +110,16 @@ class Transform:
             return logits
         row = logits.copy()
         generated = prefix[self.prompt_len :]
+        allowed = None if self.allowed is None else self.allowed(generated)
+        if allowed is not None:
+            kept = np.zeros(len(row), dtype=bool)
+            kept[[token for token in allowed if token < len(row)]] = True
+            row[~kept] = -np.inf
         if len(generated) < self.min_tokens:
-            row[[token for token in self.masked_ids if token < len(row)]] = -np.inf
+            without = row.copy()
+            without[[token for token in self.masked_ids if token < len(row)]] = -np.inf
+            if allowed is None or without.max() > -np.inf:  # else the form leaves nothing but an end
+                row = without
         for token, bias in self.logit_bias:
             if token < len(row):
                 row[token] += np.float32(bias)

@@ -82,7 +82,7 @@ class Judge(Protocol[Row_contra]):
     """Sampling and judging, with the randomness inside. A prefix is all tokens before a position, which is
     its length."""
 
-    def draft_token(self, logits: Row_contra, prefix: Sequence[int]) -> int:
+    def draft_token(self, logits: Row_contra, prefix: Sequence[int]) -> int | None:
         """The draft's token after a prefix, from its logits."""
 
     def verdict(
@@ -148,10 +148,12 @@ def decode(
     gamma: int,
     limits: Limits,
     judge: Judge[Row],
+    forced: Callable[[Sequence[int]], Sequence[int]] = lambda prefix: (),
 ) -> list[RoundResult]:
     """A whole generation, round by round. draft_fn: a model, or a drafter that is certain; it may be None for
-    "ar". prompt: at least one token, shorter than max_total_len. Raises ValueError where a judge finds logits
-    that cannot be used.
+    "ar". prompt: at least one token, shorter than max_total_len. forced: prefix -> tokens that the form of
+    the answer has next, which a model need not draft. Raises ValueError where a judge finds logits that
+    cannot be used.
     """
     if not 0 < len(prompt) < limits.max_total_len:
         raise ValueError(f"a prompt of {len(prompt)} tokens leaves nothing below {limits.max_total_len}")
@@ -186,11 +188,20 @@ def decode(
             candidates += drafter.window(tokens, pending, todo.window)
             candidate_logits += [None] * (len(candidates) - len(pending))
             todo = plan(strategy, state, len(candidates) - len(pending), limits.max_total_len)
-        for _ in range(0 if drafter is not None else todo.window):
+        while drafter is None and len(candidates) - len(pending) < todo.window:
+            seen = tokens + candidates
+            if sure := list(forced(seen))[: todo.window - len(candidates) + len(pending)]:
+                candidates += sure
+                candidate_logits += [None] * len(sure)
+                continue
             assert callable(draft_fn), f"{strategy} needs a draft"
-            row = draft_fn(tokens + candidates)
+            row = draft_fn(seen)
+            token = judge.draft_token(row, seen)
+            if token is None:  # the window ends
+                todo = plan(strategy, state, len(candidates) - len(pending), limits.max_total_len)
+                break
             candidate_logits.append(row)
-            candidates.append(judge.draft_token(row, tokens + candidates))
+            candidates.append(token)
         verdict = run(candidates, candidate_logits, todo)
         after = advance(state, todo, verdict.accept_len)
         pending = candidates[len(candidates) - after.pending :]

@@ -12,7 +12,7 @@ from dataclasses import replace
 import pearl_rt._C as _C
 from pearl_rt.backends.base import Backend, Lanes, PackedModel
 from pearl_rt.device.kv_pool import KvPool
-from pearl_rt.errors import NumericsError
+from pearl_rt.errors import NumericsError, RequestError
 from pearl_rt.scheduling.engine_lock import EngineLock
 from pearl_rt.scheduling.job import Job
 from pearl_rt.scheduling.scheduler import News
@@ -206,7 +206,8 @@ class Batch:
             if rounds[:-1]:
                 yield job.request_id, job.add(rounds[:-1])
             self._leave(number, has_slot=False)
-            yield job.request_id, NumericsError(last.error)
+            has_no_form = last.error.startswith("structured_outputs")
+            yield job.request_id, (RequestError if has_no_form else NumericsError)(last.error)
             return
         yield job.request_id, job.add(rounds)
         if job.is_ended:

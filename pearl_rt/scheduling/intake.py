@@ -3,10 +3,13 @@
 Knows the engine's options, its models' limits and its tokenizer; not lanes, and not the scheduler.
 """
 
+from collections.abc import Sequence
+
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import RequestError
+from pearl_rt.grammar.forms import Forms
 from pearl_rt.scheduling.engine_lock import EngineLock
 from pearl_rt.scheduling.job import Job
 from pearl_rt.strategy.engine_options import EngineOptions
@@ -39,11 +42,22 @@ class Intake:
         self._tokenizer = tokenizer
         self._choice, self._capabilities, self._judge = choice, capabilities, judge
         self._kv_pool = kv_pool
+        self._forms = Forms(tokenizer, config.vocab_size, config.eos_token_ids)
 
-    def jobs(self, prompts: object, params: SamplingParams, options: Options) -> list[Job]:
-        """params.n jobs for each of the prompts, in order."""
-        samples = [(prompt, index) for prompt in prompt_list(prompts) for index in range(params.n)]
-        return [self._job(prompt, params, *options, index=index) for prompt, index in samples]
+    def jobs(
+        self, prompts: object, params: SamplingParams | Sequence[SamplingParams] | None, options: Options
+    ) -> list[Job]:
+        """params.n jobs for each of the prompts, in order. params: for all, or a list with one for each."""
+        listed = prompt_list(prompts)
+        given = list(params) if isinstance(params, (list, tuple)) else [params] * len(listed)
+        if len(given) != len(listed):
+            raise RequestError(
+                f"there are {len(listed)} prompts and {len(given)} SamplingParams: pass one for all, or a "
+                "list with one for each"
+            )
+        asked = [(prompt, checked(each)) for prompt, each in zip(listed, given, strict=True)]
+        samples = [(prompt, each, index) for prompt, each in asked for index in range(each.n)]
+        return [self._job(prompt, each, *options, index=index) for prompt, each, index in samples]
 
     def job(
         self, name: str, instead: str, prompt: object, params: SamplingParams | None, options: Options
@@ -79,7 +93,14 @@ class Intake:
                 "prompt_logprobs are reported by the CPU only: leave them out, or build the engine with "
                 "device='cpu'"
             )
-        request = Request.of(ids, 0, params, self._eos_ids, length)
+        asked = params.structured_outputs
+        if asked is not None and not self._capabilities.masks_tokens:
+            raise RequestError(
+                "structured_outputs run on the CPU only: leave them out, or build the engine with "
+                "device='cpu'"
+            )
+        form = None if asked is None else self._forms.form(asked)
+        request = Request.of(ids, 0, params, self._eos_ids, length, form)
         self._kv_pool.check(request)
         text = prompt if isinstance(prompt, str) else None
         return Job(text, request, params, choice, judge, tokenizer=self._tokenizer, index=index)

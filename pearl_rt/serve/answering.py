@@ -79,7 +79,7 @@ async def merged(handles: Sequence[RequestHandle]) -> AsyncGenerator[tuple[int, 
 
 
 class EventStream(Response):
-    """Server-sent events: the chunks of all answers, usage if asked for, and [DONE]."""
+    """Server-sent events: the chunks of all answers, usage if asked for, and [DONE]; or named events."""
 
     media_type = "text/event-stream"
 
@@ -112,21 +112,23 @@ class EventStream(Response):
             try:
                 async with aclosing(self._events()) as events:
                     async for event in events:
-                        await send({"type": "http.response.body", "body": _event(event), "more_body": True})
+                        await send(
+                            {"type": "http.response.body", "body": self._line(event), "more_body": True}
+                        )
             except OSError:  # the client has gone
                 return
             except (Exception, asyncio.CancelledError) as error:  # the latter: the server stops
                 told = error if isinstance(error, Exception) else EngineClosedError()
-                failure = _event(described(told)[1])
+                failure = self._line({"type": "error", **described(told)[1]})
                 await send({"type": "http.response.body", "body": failure, "more_body": True})
+            end = b"" if self._shape.names_events else b"data: [DONE]\n\n"
             with suppress(OSError):
-                await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+                await send({"type": "http.response.body", "body": end})
 
     async def _events(self) -> AsyncGenerator[Json, None]:
         blank = {"usage": None} if self._has_usage else {}
         for index in range(len(self._handles)):
-            opening = self._shape.opening(index)
-            if opening is not None:
+            for opening in self._shape.opening(index):
                 yield opening | blank
         async with aclosing(merged(self._handles)) as chunks:
             async for index, chunk in chunks:
@@ -136,10 +138,15 @@ class EventStream(Response):
                 stop_reason = None
                 if chunk.finish_reason is not None:
                     stop_reason = (await self._handles[index]).stop_reason
-                yield self._shape.chunk(index, chunk, stop_reason) | blank | self._usage_so_far(index)
+                for event in self._shape.chunk(index, chunk, stop_reason):
+                    yield event | blank | self._usage_so_far(index)
         if self._has_usage:
             outputs = await outputs_of(self._handles)
             yield self._shape.closing(outputs, self._num_answers)
+
+    def _line(self, content: Json) -> bytes:
+        name = f"event: {content['type']}\n".encode() if self._shape.names_events else b""
+        return name + _event(content)
 
     def _usage_so_far(self, index: int) -> Json:
         if self._prompt_lengths is None:
@@ -149,8 +156,10 @@ class EventStream(Response):
 
 
 def encoded(content: Json) -> bytes:
-    """A whole answer as JSON. Piece by piece: one call for megabytes would keep all threads waiting."""
-    return "".join(_pieces(content, 5)).encode()
+    """A whole answer as JSON. Piece by piece: one call for megabytes would keep all threads waiting. Half a
+    surrogate pair, of a field that is repeated, is "?".
+    """
+    return "".join(_pieces(content, 5)).encode(errors="replace")
 
 
 def _pieces(content: object, depth: int) -> Iterator[str]:
@@ -178,4 +187,4 @@ def _event(content: Json) -> bytes:
     text = _json(content)
     for end in _LINE_ENDS:
         text = text.replace(end, f"\\u{ord(end):04x}")
-    return f"data: {text}\n\n".encode()
+    return f"data: {text}\n\n".encode(errors="replace")

@@ -1,11 +1,11 @@
-"""The endpoints, over one engine: completions, chat, models, health and metrics.
+"""The endpoints, over one engine: completions, chat, responses, tokens, models, health and metrics.
 
 Knows HTTP by Starlette; the shapes know the form of an answer, and the guard which clients may ask.
 """
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -21,6 +21,8 @@ from pearl_rt.engine import Engine
 from pearl_rt.errors import ConfigError, PearlError
 from pearl_rt.scheduling.handle import RequestHandle
 from pearl_rt.serve.answering import EventStream, cancel_all, encoded, outputs_of, watched
+from pearl_rt.serve.chat.prompting import ChatPrompt, Prompting
+from pearl_rt.serve.chat.shape import ChatShape
 from pearl_rt.serve.completion_request import (
     OPENAI_DEFAULTS,
     CompletionRequest,
@@ -30,9 +32,12 @@ from pearl_rt.serve.completion_request import (
 from pearl_rt.serve.faults import HttpError, error_response
 from pearl_rt.serve.fields import FieldError, clean
 from pearl_rt.serve.guard import Guard, json_body
+from pearl_rt.serve.parsing.forms import Forms
 from pearl_rt.serve.prometheus import CONTENT_TYPE, prometheus_text
-from pearl_rt.serve.rendering import Renderer
-from pearl_rt.serve.shapes import ChatShape, CompletionShape, Shape
+from pearl_rt.serve.responses.request import read_responses
+from pearl_rt.serve.responses.shape import ResponsesShape
+from pearl_rt.serve.shapes import CompletionShape, Shape
+from pearl_rt.serve.tokens.request import TokenizeRequest, read_tokens
 from pearl_rt.types.json import Json
 from pearl_rt.types.request import check_prompt_length
 from pearl_rt.types.sampling_params import SamplingParams
@@ -48,6 +53,7 @@ class Settings:
 
     model     its name, in answers and /v1/models; a request that names another one gets 404
     template  None: there is no chat
+    forms     in which the model writes calls and reasoning; None: as the template shows
     max_body  bytes of a body
     api_key   None: no client needs one
     hosts     names by which the server may be addressed; None: any
@@ -57,6 +63,7 @@ class Settings:
 
     model: str
     template: ChatTemplate | None = None
+    forms: Forms | None = None
     max_body: int = MAX_BODY
     api_key: str | None = None
     hosts: Iterable[str] | None = None
@@ -73,7 +80,10 @@ class Service:
         self._engine = engine
         self._tokenizer = engine.tokenizer
         self._settings = settings
-        self._renderer = None if settings.template is None else Renderer(settings.template)
+        self._prompting = None
+        if settings.template is not None:
+            forms = settings.forms or Forms.of(settings.template.whole_source)
+            self._prompting = Prompting(settings.template, forms)
         self._created = int(time.time())
 
     async def completions(self, request: Request) -> Response:
@@ -92,9 +102,49 @@ class Service:
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         asked = await self._read(request, read_chat)
-        prompt = await run_in_threadpool(self._chat_prompt, asked)
-        shape = ChatShape(self._settings.model, self._tokenizer, num_logprobs=asked.num_logprobs or 0)
-        return await self._answer(request, asked, [prompt], shape)
+        asked, prompt, ids = await run_in_threadpool(self._prepared, asked)
+        shape = ChatShape(
+            self._settings.model,
+            self._tokenizer,
+            num_logprobs=asked.num_logprobs or 0,
+            reading=prompt.reading,
+        )
+        return await self._answer(request, asked, [ids], shape)
+
+    async def responses(self, request: Request) -> Response:
+        """POST /v1/responses."""
+        body = await json_body(request, self._settings.max_body)
+        told = await run_in_threadpool(read_responses, body, self._settings.defaults)
+        self._check_model(told.chat.model)
+        asked, prompt, ids = await run_in_threadpool(self._prepared, told.chat)
+        shape = ResponsesShape(self._settings.model, prompt.reading, len(ids), told.repeated)
+        return await self._answer(request, asked, [ids], shape)
+
+    async def tokenize(self, request: Request) -> Response:
+        """POST /tokenize."""
+        body = await json_body(request, self._settings.max_body)
+        asked = await run_in_threadpool(TokenizeRequest.read, body)
+        self._check_model(asked.model)
+
+        def tokenized() -> Json:
+            if asked.chat is not None:
+                text, adds = self._chat_prompt(asked.chat).text, asked.add_special_tokens
+            else:
+                text, adds = asked.prompt or "", asked.add_special_tokens
+            ids = self._encoded(text, add_special_tokens=adds)
+            texts = [self._tokenizer.token_text(i) for i in ids] if asked.has_texts else None
+            most = self._engine.max_model_len
+            return {"count": len(ids), "max_model_len": most, "tokens": ids, "token_strs": texts}
+
+        return _json_response(await run_in_threadpool(tokenized))
+
+    async def detokenize(self, request: Request) -> Response:
+        """POST /detokenize. Special tokens are told by their names."""
+        body = await json_body(request, self._settings.max_body)
+        model, ids = await run_in_threadpool(read_tokens, body)
+        self._check_model(model)
+        text = await run_in_threadpool(self._tokenizer.showing_all.decode, ids)
+        return _json_response({"prompt": text})
 
     async def models(self, request: Request) -> Response:
         """GET /v1/models, and one of them."""
@@ -122,7 +172,8 @@ class Service:
     async def _read(
         self, request: Request, read: Callable[[object, Json], CompletionRequest]
     ) -> CompletionRequest:
-        asked = read(await json_body(request, self._settings.max_body), self._settings.defaults)
+        body = await json_body(request, self._settings.max_body)
+        asked = await run_in_threadpool(read, body, self._settings.defaults)  # schemas may be large
         self._check_model(asked.model)
         if (count := asked.params.n * max(len(asked.prompts), 1)) > MAX_ANSWERS:
             raise FieldError(
@@ -135,11 +186,22 @@ class Service:
             message = f"model {clean(asked)!r} is not served here: ask for {self._settings.model!r}"
             raise HttpError(404, message, "model_not_found")
 
-    def _chat_prompt(self, asked: CompletionRequest) -> list[int]:
-        if self._renderer is None:
+    def _prepared(self, asked: CompletionRequest) -> tuple[CompletionRequest, ChatPrompt, list[int]]:
+        """A chat's prompt and its ids, and the request as it runs: marks of the answer's form are shown."""
+        prompt = self._chat_prompt(asked)
+        if any(mark in self._tokenizer.hidden.values() for mark in prompt.marks):
+            asked = replace(asked, params=replace(asked.params, skip_special_tokens=False))
+        return asked, prompt, self._encoded(prompt.text, add_special_tokens=False)
+
+    def _chat_prompt(self, asked: CompletionRequest) -> ChatPrompt:
+        if self._prompting is None:
             raise HttpError(400, "this model has no chat template: use /v1/completions", "no_chat_template")
-        text = self._renderer.render(asked.messages, asked.template_variables)
-        return self._encoded(text, add_special_tokens=False)
+        return self._prompting.prompt(
+            asked.messages,
+            asked.template_variables,
+            asked.tool_use,
+            shows_reasoning=asked.shows_reasoning,
+        )
 
     def _encoded(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         self._tokenizer.check_length(text, self._engine.max_model_len)
@@ -164,8 +226,7 @@ class Service:
             )
         async with watched(request.receive, handles):
             outputs = await outputs_of(handles)
-        body = await run_in_threadpool(lambda: encoded(shape.whole(outputs, num_answers)))
-        return Response(body, media_type="application/json")
+        return _json_response(await run_in_threadpool(lambda: encoded(shape.whole(outputs, num_answers))))
 
     def _check_reported(self, prompts: list[list[int]], params: SamplingParams) -> None:
         """Raises FieldError for more log-probabilities than one answer may have."""
@@ -190,7 +251,8 @@ class Service:
         def submit() -> None:
             for prompt in prompts:
                 for index in range(asked.params.n):
-                    handles.append(self._engine.submit(prompt, asked.params.sample(index)))
+                    params = asked.params.sample(index)
+                    handles.append(self._engine.submit(prompt, params, **asked.speculative))
                     if not is_wanted:
                         cancel_all(handles)
                         return
@@ -204,12 +266,20 @@ class Service:
         return handles
 
 
+def _json_response(content: Json | bytes) -> Response:
+    body = content if isinstance(content, bytes) else encoded(content)
+    return Response(body, media_type="application/json")
+
+
 def build_app(engine: Engine, settings: Settings) -> Starlette:
     """The ASGI application. It does not own the engine: close that when the server has stopped."""
     service = Service(engine, settings)
     routes = [
         Route("/v1/completions", service.completions, methods=["POST"]),
         Route("/v1/chat/completions", service.chat, methods=["POST"]),
+        Route("/v1/responses", service.responses, methods=["POST"]),
+        Route("/tokenize", service.tokenize, methods=["POST"]),
+        Route("/detokenize", service.detokenize, methods=["POST"]),
         Route("/v1/models", service.models),
         Route("/v1/models/{model:path}", service.models),
         Route("/health", service.health),

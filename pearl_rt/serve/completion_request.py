@@ -5,20 +5,25 @@ OpenAI's own. A field that would change the answer and is not supported is refus
 """
 
 from dataclasses import dataclass, field, replace
+from json import dumps
 from pathlib import Path
 
 from pearl_rt.checkpoint.config import read_json
 from pearl_rt.errors import CheckpointError, RequestError
+from pearl_rt.serve.chat.conversation import checked_messages
+from pearl_rt.serve.chat.tool_use import ToolUse
 from pearl_rt.serve.fields import FieldError, Fields, clean
+from pearl_rt.serve.structured.response_format import read_form
 from pearl_rt.types.json import Json
 from pearl_rt.types.sampling_params import SamplingParams
+from pearl_rt.types.structured_outputs import StructuredOutputsParams
 from pearl_rt.types.values import parameters
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default where the prompt is plain text
 # Fields that change nothing here.
 IGNORED = frozenset(
     {
-        *("user", "metadata", "store", "service_tier", "parallel_tool_calls", "safety_identifier"),
+        *("user", "metadata", "store", "service_tier", "safety_identifier"),
         *("prompt_cache_key", "prompt_cache_retention", "reasoning_effort", "verbosity", "prediction"),
     }
 )
@@ -43,6 +48,8 @@ class CompletionRequest:
     num_logprobs  log-probabilities to report, None for none (chat: 0 reports the token's own only)
     echoes        answers begin with their prompts
     is_scored     max_tokens is 0: answers are their prompts alone; a token is generated, and dropped
+    tool_use      None: there is nothing to call
+    speculative   arguments of Engine.submit: strategy, gamma, judge; empty: the engine's own
     """
 
     model: str
@@ -55,6 +62,9 @@ class CompletionRequest:
     template_variables: Json = field(default_factory=dict)
     echoes: bool = False
     is_scored: bool = False
+    tool_use: ToolUse | None = None
+    shows_reasoning: bool = True
+    speculative: Json = field(default_factory=dict)
 
     @property
     def num_logprobs(self) -> int | None:
@@ -114,11 +124,9 @@ def read_chat(body: object, defaults: Json = OPENAI_DEFAULTS) -> CompletionReque
     messages = fields.any("messages")
     if not isinstance(messages, list) or not messages:
         raise FieldError("messages", "messages must be an array with at least one message")
-    fields.unsupported("tools", [], "calls of tools are not parsed")
-    for name in ("tool_choice", "function_call"):
-        if fields.any(name) not in (None, "none", "auto"):
-            raise FieldError(name, f"{name} is not supported: calls of tools are not parsed")
-    fields.unsupported("functions", [], "calls of tools are not parsed")
+    tool_use = ToolUse.read(fields)
+    for name, value in (("function_call", "none"), ("functions", [])):
+        fields.unsupported(name, value, "it is an older form; take tools and tool_choice")
     fields.unsupported("modalities", ["text"], "answers are text")
     fields.unsupported("echo", False, "answers begin with their own text; take continue_final_message")
     variables = fields.any("chat_template_kwargs", {})
@@ -133,10 +141,19 @@ def read_chat(body: object, defaults: Json = OPENAI_DEFAULTS) -> CompletionReque
             "continue_final_message",
             "continue_final_message and add_generation_prompt are two ways to go on: pass one of them",
         )
+    shows_reasoning = fields.boolean("include_reasoning", True)
     made = _request(fields, max_tokens, logprobs, defaults)
+    params = _forced(made.params, tool_use)
     given = {"add_generation_prompt": prompts_answer, "continue_final_message": continues, **variables}
-    read = tuple(_message(place, message) for place, message in enumerate(messages))
-    return replace(made, messages=read, template_variables=given)
+    read = checked_messages([_message(place, message) for place, message in enumerate(messages)])
+    return replace(
+        made,
+        params=params,
+        messages=read,
+        template_variables=given,
+        tool_use=tool_use,
+        shows_reasoning=shows_reasoning,
+    )
 
 
 def _request(
@@ -151,17 +168,36 @@ def _request(
     counts_usage = has_usage and stream_options.boolean("continuous_usage_stats")
     stream_options.any("continuous_usage_stats")
     stream_options.end(frozenset({"include_obfuscation"}))
-    form = fields.inside("response_format")
-    if form.any("type", "text") != "text":
-        raise FieldError("response_format", "response_format is not supported: answers are free text")
+    form = read_form(fields)
     given = {row.name: fields.any(row.name) for row in parameters(SamplingParams)}
     given = {name: value for name, value in given.items() if value is not None}
     _check_stops(given.get("stop"), given.get("stop_token_ids"))
     given |= {"max_tokens": max_tokens, "logprobs": logprobs}
+    given |= {} if form is None else {"structured_outputs": form}
     given["logit_bias"] = _logit_bias(given.get("logit_bias", {}))
     params = SamplingParams(**defaults | given)
+    inside = fields.inside("speculative")
+    how = {
+        "strategy": inside.text("strategy"),
+        "gamma": inside.integer("gamma"),
+        "judge": inside.text("judge"),
+    }
+    inside.end()
     fields.end(IGNORED)
-    return CompletionRequest(model, params, is_streamed, has_usage, counts_usage)
+    return CompletionRequest(model, params, is_streamed, has_usage, counts_usage, speculative=how)
+
+
+def _forced(params: SamplingParams, tool_use: ToolUse | None) -> SamplingParams:
+    """With the form that an answer has where it must be a call."""
+    if tool_use is None or (schema := tool_use.schema()) is None:
+        return params
+    if params.structured_outputs is not None:
+        raise FieldError("tool_choice", "tool_choice and response_format ask for two forms: pass one of them")
+    try:
+        form = StructuredOutputsParams(json=dumps(schema))
+    except RequestError as error:
+        raise FieldError("tools", f"the schema of all tools: {error}") from None
+    return replace(params, structured_outputs=form)
 
 
 def _check_stops(stop: object, stop_token_ids: object) -> None:

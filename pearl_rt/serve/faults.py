@@ -40,8 +40,8 @@ def described(error: Exception) -> tuple[int, dict[str, object]]:
     if isinstance(error, EngineClosedError):
         return 503, error_body(503, "the server is stopping: try again later", code="unavailable")
     if isinstance(error, RequestError):
-        param = error.field if isinstance(error, FieldError) else None
-        code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else None
+        param, code = (error.field, error.code) if isinstance(error, FieldError) else (None, "invalid_value")
+        code = "context_length_exceeded" if isinstance(error, PromptTooLongError) else code
         return 400, error_body(400, str(error), param=param, code=code)
     if isinstance(error, ResourceError):
         return 503, error_body(503, str(error), code="unavailable")

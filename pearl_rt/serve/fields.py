@@ -8,14 +8,15 @@ from typing import Any, TypeVar
 from pearl_rt.errors import RequestError, shown
 
 Kind = TypeVar("Kind")
+UNSUPPORTED = "unsupported_parameter"
 
 
 class FieldError(RequestError):
-    """One field of a body is wrong, or unknown."""
+    """One field of a body is wrong, or unknown. code: for programs."""
 
-    def __init__(self, field: str | None, message: str) -> None:
+    def __init__(self, field: str | None, message: str, code: str = "invalid_value") -> None:
         super().__init__(message)
-        self.field = field
+        self.field, self.code = field, code
 
 
 class Fields:
@@ -58,14 +59,16 @@ class Fields:
         """Refuses a field unless it has the value that changes nothing."""
         found = self.any(name)
         if found not in (None, neutral):
-            raise FieldError(name, f"{name} {_kind(found)} is not supported: {why}")
+            raise FieldError(name, f"{name} {_kind(found)} is not supported: {why}", UNSUPPORTED)
 
     def end(self, ignored: frozenset[str] = frozenset()) -> None:
         """Refuses fields that were not read."""
         unknown = sorted(self._body.keys() - self._read - ignored)
         if unknown:
             name = clean(unknown[0])
-            raise FieldError(name, f"{name} is not a field that this server knows: leave it out")
+            raise FieldError(
+                name, f"{name} is not a field that this server knows: leave it out", "unknown_parameter"
+            )
 
     def _typed(self, name: str, kind: type[Kind], expected: str) -> Kind | None:
         found: object = self.any(name)

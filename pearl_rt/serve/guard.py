@@ -8,6 +8,7 @@ import hmac
 import json
 import re
 from collections.abc import Iterable
+from typing import NoReturn
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -112,10 +113,14 @@ async def json_body(request: Request, max_bytes: int) -> object:
     except TimeoutError:
         raise HttpError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
     try:
-        content: object = json.loads(bytes(body))
+        content: object = json.loads(bytes(body), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise HttpError(400, f"the body is not valid JSON: {clean(str(error))}") from None
     return content
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no value of JSON")
 
 
 def _host_name(host: str) -> str:

@@ -13,6 +13,7 @@ from pearl_rt.types.json import Json
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 PREFIX = "pearl_rt"
+VLLM = "vllm"
 COUNTERS = {  # of totals
     "prompt_tokens": "Tokens of prompts.",
     "generated_tokens": "Tokens generated.",
@@ -80,13 +81,55 @@ class _Stats(Collector):
             ("ttft", "Seconds to the first token."),
             ("tpot", "Seconds a token after the first."),
         ):
-            yield self._histogram(f"{PREFIX}_{name}_seconds", text, totals[name])
+            yield _histogram(f"{PREFIX}_{name}_seconds", text, totals[name], self._labels)
+        yield from _as_vllm(self._stats, self._labels.get("model", ""))
 
-    def _histogram(self, name: str, text: str, counted: Json) -> HistogramMetricFamily:
-        family = HistogramMetricFamily(name, text, labels=list(self._labels))
-        buckets, seen = [], 0
-        for bound, count in zip([*counted["bounds"], "+Inf"], counted["counts"], strict=True):
-            seen += count
-            buckets.append((str(bound), float(seen)))
-        family.add_metric(list(self._labels.values()), buckets=buckets, sum_value=counted["sum"])
-        return family
+
+def _as_vllm(stats: Json, model: str) -> Iterator[Metric]:
+    """The same figures under vLLM's names, where they mean the same: for dashboards that exist."""
+    labels = {"model_name": model, "engine": "0"}
+    names, values = list(labels), list(labels.values())
+    totals, queue, blocks = stats["totals"], stats["queue"], stats["kv_blocks"]
+    for gauge, text, value in (
+        ("num_requests_running", "Requests that run.", queue["running"]),
+        ("num_requests_waiting", "Requests that wait.", queue["waiting"]),
+        ("kv_cache_usage_perc", "Used KV blocks, 1 is all.", 1.0 - blocks["free"] / blocks["total"]),
+    ):
+        family = GaugeMetricFamily(f"{VLLM}:{gauge}", text, labels=names)
+        family.add_metric(values, value)
+        yield family
+    for counter, text, value in (
+        ("prompt_tokens", COUNTERS["prompt_tokens"], totals["prompt_tokens"]),
+        ("generation_tokens", COUNTERS["generated_tokens"], totals["generated_tokens"]),
+        ("spec_decode_num_accepted_tokens", COUNTERS["accepted"], totals["accepted"]),
+    ):
+        counted = CounterMetricFamily(f"{VLLM}:{counter}", text, labels=names)
+        counted.add_metric(values, value)
+        yield counted
+    places = CounterMetricFamily(
+        f"{VLLM}:spec_decode_num_accepted_tokens_per_pos", "By place.", labels=[*names, "position"]
+    )
+    for place, value in enumerate(totals["accepted_at"]):
+        places.add_metric([*values, str(place)], value)
+    yield places
+    ended = CounterMetricFamily(
+        f"{VLLM}:request_success", "Requests that ended, by reason.", labels=[*names, "finished_reason"]
+    )
+    for reason in ("stop", "length", "abort"):
+        ended.add_metric([*values, reason], totals["finished"].get(reason, 0))
+    yield ended
+    for name, text, own in (
+        ("time_to_first_token_seconds", "Seconds to the first token.", "ttft"),
+        ("request_time_per_output_token_seconds", "Seconds a token after the first.", "tpot"),
+    ):
+        yield _histogram(f"{VLLM}:{name}", text, totals[own], labels)
+
+
+def _histogram(name: str, text: str, counted: Json, labels: Mapping[str, str]) -> HistogramMetricFamily:
+    family = HistogramMetricFamily(name, text, labels=list(labels))
+    buckets, seen = [], 0
+    for bound, count in zip([*counted["bounds"], "+Inf"], counted["counts"], strict=True):
+        seen += count
+        buckets.append((str(bound), float(seen)))
+    family.add_metric(list(labels.values()), buckets=buckets, sum_value=counted["sum"])
+    return family

@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.types.json import Json
@@ -30,18 +30,21 @@ def usage_of(prompt: int, completion: int) -> Json:
 
 
 class Shape(Protocol):
-    """One kind of answer."""
+    """One kind of answer. names_events: those of its stream have types, by which they are named."""
+
+    names_events: ClassVar[bool]
 
     def whole(self, outputs: Sequence[RequestOutput], num_answers: int) -> Json: ...
-    def opening(self, index: int) -> Json | None: ...
-    def chunk(self, index: int, chunk: StreamChunk, stop_reason: str | int | None) -> Json: ...
+    def opening(self, index: int) -> list[Json]: ...
+    def chunk(self, index: int, chunk: StreamChunk, stop_reason: str | int | None) -> list[Json]: ...
     def closing(self, outputs: Sequence[RequestOutput], num_answers: int) -> Json: ...
 
 
 @dataclass
-class _Common:
+class Common:
     """What both kinds have: an id, a time and a model."""
 
+    names_events: ClassVar[bool] = False
     model: str
     tokenizer: Tokenizer
     id: str = field(default_factory=lambda: secrets.token_hex(12))
@@ -58,7 +61,7 @@ class _Common:
 
 
 @dataclass
-class CompletionShape(_Common):
+class CompletionShape(Common):
     """/v1/completions.
 
     is_scored  answers are their prompts alone: a token was generated, and is dropped
@@ -94,18 +97,17 @@ class CompletionShape(_Common):
         first, rest = output.prompt_token_ids[0], output.prompt_logprobs[1:]
         return [{first: None}, *rest]  # type: ignore[dict-item,list-item]
 
-    def opening(self, index: int) -> Json | None:
+    def opening(self, index: int) -> list[Json]:
         """The prompt, if it is repeated; else a completion begins with its text."""
         if not self.echoes:
-            return None
-        return self._frame(
-            "cmpl", "text_completion", [self._choice(index, self.echoes[index], None, None, None)]
-        )
+            return []
+        choice = self._choice(index, self.echoes[index], None, None, None)
+        return [self._frame("cmpl", "text_completion", [choice])]
 
-    def chunk(self, index: int, chunk: StreamChunk, stop_reason: str | int | None) -> Json:
+    def chunk(self, index: int, chunk: StreamChunk, stop_reason: str | int | None) -> list[Json]:
         """One piece of one choice."""
         choice = self._choice(index, chunk.text, chunk.logprobs, chunk.finish_reason, stop_reason)
-        return self._frame("cmpl", "text_completion", [choice])
+        return [self._frame("cmpl", "text_completion", [choice])]
 
     def closing(self, outputs: Sequence[RequestOutput], num_answers: int) -> Json:
         """Usage, where it was asked for."""
@@ -145,68 +147,3 @@ class CompletionShape(_Common):
         if token_id not in self.tokenizer.hidden:
             self.offsets[index] += len(decoder.decode(self.tokenizer.token_bytes(token_id)))
         return begin
-
-
-@dataclass
-class ChatShape(_Common):
-    """/v1/chat/completions. num_logprobs: likeliest tokens to report beside each."""
-
-    num_logprobs: int = 0
-
-    def whole(self, outputs: Sequence[RequestOutput], num_answers: int) -> Json:
-        """All choices, with usage."""
-        choices = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": o.text, "refusal": None},
-                "logprobs": self._logprobs(o.logprobs),
-                "finish_reason": o.finish_reason,
-                "stop_reason": o.stop_reason,
-            }
-            for index, o in enumerate(outputs)
-        ]
-        return self._frame("chatcmpl", "chat.completion", choices) | {"usage": usage(outputs, num_answers)}
-
-    def opening(self, index: int) -> Json:
-        """The role, before any text."""
-        return self._delta(index, {"role": "assistant", "content": ""}, None, None, None)
-
-    def chunk(self, index: int, chunk: StreamChunk, stop_reason: str | int | None) -> Json:
-        """One piece of one choice."""
-        delta = {"content": chunk.text} if chunk.text or chunk.finish_reason is None else {}
-        return self._delta(index, delta, chunk.logprobs, chunk.finish_reason, stop_reason)
-
-    def closing(self, outputs: Sequence[RequestOutput], num_answers: int) -> Json:
-        """Usage, where it was asked for."""
-        return self._frame("chatcmpl", "chat.completion.chunk", []) | {"usage": usage(outputs, num_answers)}
-
-    def _delta(
-        self,
-        index: int,
-        delta: Json,
-        logprobs: Sequence[TokenLogprobs] | None,
-        finish_reason: str | None,
-        stop_reason: str | int | None,
-    ) -> Json:
-        choice = {
-            "index": index,
-            "delta": delta,
-            "logprobs": self._logprobs(logprobs),
-            "finish_reason": finish_reason,
-            "stop_reason": stop_reason,
-        }
-        return self._frame("chatcmpl", "chat.completion.chunk", [choice])
-
-    def _logprobs(self, reported: Sequence[TokenLogprobs] | None) -> Json | None:
-        if reported is None:
-            return None
-        content = []
-        for entries in reported:
-            listed = [self._token(token_id, entry.logprob) for token_id, entry in entries.items()]
-            likeliest = sorted(entries.items(), key=lambda item: item[1].rank)[: self.num_logprobs]
-            content.append({**listed[0], "top_logprobs": [self._token(i, e.logprob) for i, e in likeliest]})
-        return {"content": content, "refusal": None}
-
-    def _token(self, token_id: int, logprob: float) -> Json:
-        own = self.tokenizer.token_bytes(token_id)
-        return {"token": own.decode(errors="replace"), "logprob": logprob, "bytes": list(own)}

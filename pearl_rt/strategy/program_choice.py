@@ -38,6 +38,7 @@ class Capabilities:
     placements: tuple[str, ...] = ("shared",)
     refused: Mapping[str, str] = field(default_factory=dict)  # placement -> why not, and the way out
     scores_prompts: bool = False  # log-probabilities of a prompt's tokens
+    masks_tokens: bool = False  # answers may have a form
     outlives_draft: bool = False  # a sequence may be longer than the draft's: the target goes on alone
 
     @property

@@ -19,6 +19,14 @@ LOGPROBS = ("logprobs", "prompt_logprobs")
 Prompt = str | Sequence[int]  # a text, or its token ids: a list or a tuple
 
 
+class Grammar(Protocol):
+    """What an answer must be, compiled: pearl_rt/grammar/matcher.py."""
+
+    @property
+    def vocab_size(self) -> int: ...
+    def matcher(self) -> object: ...
+
+
 class Encoder(Protocol):
     """The part of a tokenizer that prompts need."""
 
@@ -48,6 +56,7 @@ class Request:
     num_logprobs: int = -1  # likeliest tokens reported with each token; -1: nothing
     num_prompt_logprobs: int = -1  # the same, of each token of the prompt but the first
     shares: bool = True  # its answer may be looked up by later requests, and earlier answers by it
+    grammar: Grammar | None = None  # of the answer; on lanes that mask tokens
     adapts: bool = False  # its windows follow the run's table too, where lanes have one; else its own gamma
 
     def total_len(self, capacity: int) -> int:
@@ -58,13 +67,22 @@ class Request:
         """What this request does beyond temperature, seed and limits, by the names of its parameters."""
         looked_at = (*PROCESSORS, *(FILTERS if self.temperature > 0 else ()))
         names = [name for name in looked_at if getattr(self, name) != getattr(Request, name)]
-        return names + [name for name in LOGPROBS if getattr(self, f"num_{name}") >= 0]
+        names += [name for name in LOGPROBS if getattr(self, f"num_{name}") >= 0]
+        return names + ([] if self.grammar is None else ["structured_outputs"])
 
     @classmethod
     def of(
-        cls, prompt_ids: Sequence[int], gamma: int, params: SamplingParams, eos_ids: Sequence[int], limit: int
+        cls,
+        prompt_ids: Sequence[int],
+        gamma: int,
+        params: SamplingParams,
+        eos_ids: Sequence[int],
+        limit: int,
+        grammar: Grammar | None = None,
     ) -> "Request":
-        """One answer of n, which the caller numbers, to a prompt. limit: on tokens, as max_tokens is."""
+        """One answer of n, which the caller numbers, to a prompt. limit: on tokens, as max_tokens is.
+        grammar: of params.structured_outputs.
+        """
         assert params.seed is not None
         return cls(
             prompt_ids,
@@ -85,6 +103,7 @@ class Request:
             min(params.min_tokens, limit),
             -1 if params.logprobs is None else params.logprobs,
             -1 if params.prompt_logprobs is None else params.prompt_logprobs,
+            grammar=grammar,
         )
 
 

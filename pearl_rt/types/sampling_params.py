@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from pearl_rt.errors import RequestError, shown
 from pearl_rt.reference.noise import sample_seed
+from pearl_rt.types.structured_outputs import Structured, StructuredOutputsParams
 from pearl_rt.types.values import (
     Boolean,
     Integer,
@@ -66,6 +67,8 @@ class SamplingParams:
                     They are the model's own, before any of the above
     prompt_logprobs  k: the same for each token of the prompt but the first. On the CPU
     skip_special_tokens  special tokens are not part of the text; False: they are, by their names
+    structured_outputs  the form of the answer: StructuredOutputsParams(json=..., json_object=True, regex=...,
+                    choice=[...] or grammar=...); None: free text
     n               answers to each prompt; the seed of the i-th is a pure function of (seed, i), and seed
                     itself for the first
 
@@ -99,6 +102,7 @@ class SamplingParams:
     include_stop_str_in_output: bool = parameter(False, Boolean())
     prompt_logprobs: int | None = parameter(None, Integer(0, MAX_LOGPROBS, optional=True))
     skip_special_tokens: bool = parameter(True, Boolean())
+    structured_outputs: StructuredOutputsParams | None = parameter(None, Structured())
 
     def __post_init__(self) -> None:
         check_fields(self, RequestError)
@@ -112,6 +116,11 @@ class SamplingParams:
             object.__setattr__(self, "top_k", 0)
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise out_of_range("min_tokens", self.min_tokens, f"0 to max_tokens {self.max_tokens}")
+        if self.ignore_eos and self.structured_outputs is not None:
+            raise RequestError(
+                "ignore_eos and structured_outputs: an answer that has a form ends with the end of text; "
+                "leave one of them out"
+            )
         if self.n > 1 and self.temperature == 0:
             raise RequestError(
                 f"n {self.n} greedy answers would all be the same: pass n=1, or a temperature of "

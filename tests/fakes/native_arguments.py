@@ -15,7 +15,7 @@ from typing import Any
 import fake_cuda
 import numpy as np
 from native_tensors import tensors
-from scripted import Bench
+from scripted import AnyToken, Bench
 from scripted_cuda import NAMES, CudaBench
 
 from pearl_rt import _C, _testing
@@ -332,6 +332,7 @@ MAKERS: dict[str, Maker] = {
     "delay_us": choice((0, 0), (0, 20), odd=((20, 0), (-1, -1), (0, 2**31 - 1))),
     **named(choice(True, False), "ignore_eos", "adapts", "processed", "logprobs", "host_logits", "timed"),
     **named(choice(True, False), "shares", "fills", "is_certain"),
+    **named(choice(None, AnyToken()), "grammar"),
     "keep_logits": choice(None, True, False),
     "is_ordered": choice(True),
     "num_slots": number(SLOTS),

@@ -36,6 +36,23 @@ def logits_after(**script: Any) -> Logits:
     return after
 
 
+class AnyToken:
+    """A form that allows every token, by a matcher that is itself."""
+
+    vocab_size = VOCAB
+
+    def matcher(self) -> "AnyToken":
+        return self
+
+    def step(self, num_back: int, tokens: list[int], words: memoryview | None) -> int:
+        if words is not None:
+            np.frombuffer(words, np.uint32)[:] = 2**32 - 1
+        return len(tokens)
+
+    def forced(self) -> list[int]:
+        return []
+
+
 def expected_rounds(
     strategy: str, target: Logits, draft: Logits, request: dict[str, Any], judge: str = "coupled"
 ) -> list[RoundResult]:

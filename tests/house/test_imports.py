@@ -15,7 +15,7 @@ FLOORS = [
     ("reference",),
     ("types",),
     ("checkpoint",),
-    ("strategy", "adapters"),
+    ("strategy", "adapters", "grammar"),
     ("model",),
     ("device",),
     ("lowlevel",),

@@ -195,6 +195,36 @@ def test_models_health_and_metrics(served: Served, client: openai.OpenAI) -> Non
     assert shares.keys() == {"free", "used"} and sum(shares.values()) == 1
     counts = [s.value for s in families["pearl_rt_ttft_seconds"].samples if s.name.endswith("_count")]
     assert counts == [sum(totals["ttft"]["counts"])]
+    own = {"generation_tokens": "generated_tokens", "prompt_tokens": "prompt_tokens"}
+    own |= {"spec_decode_num_accepted_tokens": "accepted"}
+    for name, ours in own.items():
+        [sample] = families[f"vllm:{name}"].samples
+        assert sample.value == totals[ours] and sample.labels == {"model_name": "tiny", "engine": "0"}
+    ended = {s.labels["finished_reason"]: s.value for s in families["vllm:request_success"].samples}
+    assert ended["length"] == totals["finished"]["length"]
+    [usage] = families["vllm:kv_cache_usage_perc"].samples
+    assert usage.value == shares["used"] and families["vllm:num_requests_running"].samples[0].value == 0
+    assert [s.value for s in families["vllm:time_to_first_token_seconds"].samples][:-2] == [
+        s.value for s in families["pearl_rt_ttft_seconds"].samples
+    ][:-2]
+
+
+def test_how_one_request_speculates(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict] = []
+    submit = served.engine.submit
+    monkeypatch.setattr(served.engine, "submit", lambda *a, **how: seen.append(how) or submit(*a, **how))
+    asked = {"prompt": "x", "temperature": 0, "max_tokens": 20}
+    plain = served.call("POST", "/v1/completions", asked)[2]["choices"][0]["text"]
+    for how in (
+        {"strategy": "ar"},
+        {"strategy": "sd", "gamma": 2},
+        {"strategy": "pearl", "judge": "coupled"},
+    ):
+        told = served.call("POST", "/v1/completions", {**asked, "speculative": how})[2]
+        assert told["choices"][0]["text"] == plain
+        assert {name: value for name, value in seen[-1].items() if value is not None} == how
+    for how in ({"strategy": "x"}, {"gamma": "2"}, {"gamma": -1}, {"drafter": "lookup"}, 5, {"strategy": 5}):
+        assert served.call("POST", "/v1/completions", {**asked, "speculative": how})[0] == 400
 
 
 @pytest.mark.parametrize(
@@ -246,7 +276,7 @@ def test_what_cannot_be_answered(
         ({"messages": [{"content": "x"}]}, "must be an object with a role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "parts that are no text"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "free text"),
+        ({"response_format": {"type": "yaml"}}, "response_format.type must be one of text"),
         ({"top_logprobs": 2}, "needs logprobs"),
     ],
     ids=str,

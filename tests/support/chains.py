@@ -1,4 +1,6 @@
-"""Models whose next token depends on the last one alone, on disk, with one token for each byte."""
+"""Models on disk whose next token depends on the last one alone, with one token for each byte, or for each
+piece of an answer that is given.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -6,10 +8,11 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 NAMED = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")  # ids 256, 257, 258
 END = 258
+FIRST_MARK = 0xE000  # of pieces: no text has it
 BYTE_CHARACTERS = [*range(33, 127), *range(161, 173), *range(174, 256)]
 
 
@@ -19,16 +22,47 @@ def letters() -> dict[int, str]:
     return {byte: chr(byte if byte in BYTE_CHARACTERS else next(rest)) for byte in range(256)}
 
 
-def save_tokenizer(path: Path, special: Sequence[str] = NAMED, **settings: object) -> Tokenizer:
-    """tokenizer.json with one token a byte, whose id is the byte, then the named ones; and its settings."""
-    made = Tokenizer(models.BPE(vocab={character: byte for byte, character in letters().items()}, merges=[]))
+def save_tokenizer(
+    path: Path, special: Sequence[str] = NAMED, pieces: Sequence[str] = (), **settings: object
+) -> Tokenizer:
+    """tokenizer.json with one token a byte, whose id is the byte, then the named ones, then one for each
+    piece of text, also where two are equal: no prompt has them. And its settings.
+    """
+    written = letters()
+    vocab = {character: byte for byte, character in written.items()}
+    vocab |= {name: 256 + place for place, name in enumerate(special)}
+    for place, piece in enumerate(pieces):
+        name = "".join(written[byte] for byte in piece.encode()) + chr(FIRST_MARK + place)
+        vocab[name] = 256 + len(special) + place
+    made = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
+    if pieces:
+        unmarked = decoders.Replace(Regex(f"[{chr(FIRST_MARK)}-{chr(FIRST_MARK + len(pieces))}]"), "")
+        made.decoder = decoders.Sequence([unmarked, decoders.ByteLevel()])
     made.add_special_tokens([AddedToken(name, special=True) for name in special])
     path.mkdir(parents=True, exist_ok=True)
     made.save(str(path / "tokenizer.json"))
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
     return made
+
+
+def save_answers(
+    path: Path, answers: Mapping[str, Sequence[str]], special: Sequence[str] = NAMED, **config: object
+) -> Path:
+    """A model that answers a prompt by its last letter, with these pieces, a token each. A piece that is one
+    of `special` is that token, and may be in one answer only.
+    """
+    pieces = [piece for answer in answers.values() for piece in answer]
+    follows: dict[int, int | Mapping[int, float]] = {}
+    place = 256 + len(special)
+    for letter, answer in answers.items():
+        last = ord(letter)
+        for piece in answer:
+            token = 256 + special.index(piece) if piece in special else place
+            follows[last], last, place = token, token, place + 1
+        follows[last] = END
+    return save_chain(path, follows, special=special, pieces=pieces, **config)
 
 
 def chain(text: str, end: int = END) -> dict[int, int]:
@@ -43,12 +77,15 @@ def save_chain(
     *,
     dtype: torch.dtype = torch.float32,
     template: str | None = None,
+    special: Sequence[str] = NAMED,
+    pieces: Sequence[str] = (),
     **config: object,
 ) -> Path:
     """A Llama on disk, with its tokenizer. follows: token -> the next one, or the logit of each next one.
     config: changes to config.json; ... leaves a key out.
     """
-    rows, width = END + 1, 320
+    rows = 256 + len(special) + len(pieces)
+    width = max(320, (rows + 63) // 64 * 64)
     head = torch.zeros(rows, width)
     for token, after in follows.items():
         for following, logit in (after if isinstance(after, Mapping) else {after: 30.0}).items():
@@ -62,7 +99,7 @@ def save_chain(
     weights |= {f"{layer}mlp.{name}_proj.weight": torch.zeros(64, width) for name in ("gate", "up")}
     for name in ("self_attn.o_proj", "mlp.down_proj"):
         weights[f"{layer}{name}.weight"] = torch.zeros(width, 64)
-    save_tokenizer(path, **({} if template is None else {"chat_template": template}))
+    save_tokenizer(path, special, pieces, **({} if template is None else {"chat_template": template}))
     save_file({name: weight.to(dtype) for name, weight in weights.items()}, path / "model.safetensors")
     told = {
         "model_type": "llama",

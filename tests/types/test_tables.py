@@ -14,6 +14,7 @@ from pearl_rt.cli.flags import add_flags, flag_of, given
 from pearl_rt.serve import completion_request
 from pearl_rt.serve.completion_request import read_completion
 from pearl_rt.types import values
+from pearl_rt.types.structured_outputs import Structured, StructuredOutputsParams
 from pearl_rt.types.values import (
     Boolean,
     Choice,
@@ -40,6 +41,8 @@ def right(row: Parameter) -> Any:
         return next(x for x in (rule.high / 2, rule.high / 4) if x != row.default)
     if isinstance(rule, Choice):
         return next(name for name in rule.names if name not in (row.default, "cuda:N"))
+    if isinstance(rule, Structured):
+        return StructuredOutputsParams(regex="x")
     return {Text: "x", Texts: ("x", "y"), TokenIds: (3, 4), NumbersById: {3: 1.5}}[type(rule)]
 
 
@@ -47,6 +50,8 @@ def words(row: Parameter, value: Any) -> list[str]:
     """The flags that say so."""
     if isinstance(row.rule, Boolean):
         return [flag_of(row)]
+    if isinstance(row.rule, Structured):
+        return ["--regex=x"]
     many = [f"{key}={amount}" for key, amount in value.items()] if isinstance(value, dict) else value
     many = many if isinstance(many, (tuple, list)) else [value]
     return [f"{flag_of(row)}={each}" for each in many]
@@ -84,6 +89,7 @@ def test_every_parameter_is_a_field_of_a_body(row: Parameter) -> None:
     value = right(row)
     json = {str(key): amount for key, amount in value.items()} if isinstance(value, dict) else value
     json = list(json) if isinstance(json, tuple) else json
+    json = {"regex": "x"} if isinstance(row.rule, Structured) else json
     params = read_completion(
         {**BODY, row.name: json, **({} if row.name == "max_tokens" else {"max_tokens": 99})}
     )

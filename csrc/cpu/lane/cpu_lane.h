@@ -33,6 +33,7 @@ class CpuLane : public Lane, private DeviceTask {
   void join() override { device_->join(this); }
   bool admits() const override { return true; }
   bool adapts() const override { return true; }
+  bool masks_tokens() const override { return true; }
   bool scores_prompts() const override { return executor_ != nullptr; }
   int block_size() const override { return drafter_->block_size(); }
   bool wants_own_words() const override { return drafter_->wants_own_words(); }

@@ -162,6 +162,8 @@ void CpuSteps::judge_slot(int b) {
   if (s.is_processed(b)) args.transformed = &rows;
   const Verdict verdict = judge(args);
   if (verdict.bad_row >= 0) {
+    if (const std::string text = form_text(b, verdict.bad_row); !text.empty())
+      return end(b, FinishReason::kError, text);
     const char* step = s.round[b] == 0 ? "prefill" : "score";
     return end(b, FinishReason::kError, bad_logits_text(step, "target", b, base + verdict.bad_row));
   }
@@ -176,6 +178,16 @@ void CpuSteps::judge_slot(int b) {
   } else {
     commit(b, base + num_draft, pending + window_len - num_draft);
   }
+}
+
+std::string CpuSteps::form_text(int b, int row) const {
+  State& s = *state_;
+  const TokenMask* mask = s.transform[b].mask.get();
+  const float* logits = s.target_rows(b) + static_cast<int64_t>(row) * s.vocab_size;
+  if (mask == nullptr || !scan_row(logits, s.vocab_size).usable) return "";
+  const std::string error = mask->error();
+  return "structured_outputs leaves no token at position " + std::to_string(s.committed[b] + row) +
+         (error.empty() ? "" : ": " + error);
 }
 
 // Not transformed, and without noise: what a drafter is told must not depend on what judges its drafts.

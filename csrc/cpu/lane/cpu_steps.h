@@ -44,6 +44,8 @@ class CpuSteps {
   void admit();
   void let_go();
   void end(int slot, FinishReason reason, std::string error);
+  // Why a row whose logits can be used leaves no token: "" unless the form of the answer is the reason.
+  std::string form_text(int slot, int row) const;
   void keep_own_words(int slot, const Verdict& verdict);
   // Commits tokens already in token_ids up to `committed`, or fewer: publishes what stands.
   void commit(int slot, int64_t committed, int64_t pending);

@@ -24,7 +24,8 @@ from pearl_rt.types.values import rule_of
 
 # Rows that change logits; of a stop string there are no verdicts.
 OF_LOGITS = tuple(row for row in ROWS if row.name in (*PROCESSORS, *FILTERS) and not row.params.stop)
-ELSEWHERE = {"prompt_logprobs", "skip_special_tokens"}  # of the prompt, on the CPU; of a tokenizer's flags
+# Of the prompt, on the CPU; of a tokenizer's flags; of a tokenizer's texts, on the CPU (tests/grammar).
+ELSEWHERE = {"prompt_logprobs", "skip_special_tokens", "structured_outputs"}
 SAME_TOKENS = ("logprobs", "include_stop_str_in_output")  # what else they change is compared
 
 

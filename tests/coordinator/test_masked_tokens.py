@@ -1,0 +1,261 @@
+"""Answers that have a form, on scripted executors: every program gives the rule's rounds with masked rows.
+
+The form is an automaton in Python, so that neither llguidance nor a tokenizer is needed.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scripted import CAPACITY, VOCAB, Bench, logits_after, rounds_of, tokens_of
+
+from pearl_rt import _C
+from pearl_rt.errors import RequestError
+from pearl_rt.reference.judge import ReferenceJudge
+from pearl_rt.reference.processors import Transform
+from pearl_rt.reference.round import Limits, RoundResult, decode
+from pearl_rt.strategy.program import PLACEMENTS, STRATEGIES
+
+EOS = 0
+STATES = 5
+
+
+class Automaton:
+    """A form: from each state some tokens lead to others. State 0 is the first; from the last ones the end of
+    text is allowed too.
+    """
+
+    vocab_size = VOCAB
+
+    def __init__(self, seed: int, *, forces: bool, branches: int = 4) -> None:
+        rng = random.Random(seed)
+        self.forces = forces
+        self.next = [
+            {token: rng.randrange(STATES) for token in rng.sample(range(1, VOCAB), rng.randint(1, branches))}
+            for _ in range(STATES)
+        ]
+        self.ends = {STATES - 1, rng.randrange(STATES)}
+
+    def state(self, tokens: Sequence[int]) -> int | None:
+        state = 0
+        for token in tokens:
+            if token not in self.next[state]:
+                return None
+            state = self.next[state][token]
+        return state
+
+    def allowed(self, tokens: Sequence[int]) -> list[int] | None:
+        state = self.state(tokens)
+        return None if state is None else [*self.next[state], *([EOS] if state in self.ends else [])]
+
+    def forced(self, tokens: Sequence[int]) -> list[int]:
+        """Up to three."""
+        found: list[int] = []
+        while self.forces and len(found) < 3:
+            allowed = self.allowed([*tokens, *found])
+            if allowed is None or len(allowed) != 1:
+                break
+            found += allowed
+        return found
+
+    def matcher(self) -> Matcher:
+        return Matcher(self)
+
+
+class Matcher:
+    def __init__(self, form: Automaton) -> None:
+        self.form, self.tokens = form, []
+        self.steps = 0
+
+    def step(self, num_back: int, tokens: Sequence[int], words: memoryview | None) -> int:
+        self.steps += 1
+        assert num_back <= len(self.tokens)
+        del self.tokens[len(self.tokens) - num_back :]
+        for place, token in enumerate(tokens):
+            if token == EOS or self.form.state([*self.tokens, token]) is None:
+                return place
+            self.tokens.append(token)
+        if words is not None:
+            bits = np.frombuffer(words, np.uint32)
+            bits[:] = 0
+            for token in self.form.allowed(self.tokens) or ():
+                bits[token // 32] |= np.uint32(1 << token % 32)
+        return len(tokens)
+
+    def forced(self) -> list[int]:
+        return self.form.forced(self.tokens)
+
+
+def expected(
+    form: Automaton, strategy: str, target: Any, draft: Any, request: dict[str, Any], judge: str
+) -> list[RoundResult]:
+    prompt = request["prompt_ids"]
+    transform = Transform(
+        request["temperature"],
+        prompt_len=len(prompt),
+        allowed=form.allowed,
+        min_tokens=request["min_tokens"],
+        masked_ids=[EOS],
+        repetition_penalty=request["repetition_penalty"],
+        logit_bias=request["logit_bias"],
+    )
+    limits = Limits(min(len(prompt) + request["max_tokens"], CAPACITY), {EOS})
+    reference = ReferenceJudge(judge, request["temperature"], request["seed"], transform=transform)
+
+    def forced(prefix: Sequence[int]) -> list[int]:
+        return form.forced(prefix[len(prompt) :])
+
+    return decode(target, draft, prompt, strategy, request["gamma"], limits, reference, forced)
+
+
+@st.composite
+def cases(draw: Any) -> dict[str, Any]:
+    return {
+        "request": {
+            "prompt_ids": draw(st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=5)),
+            "gamma": draw(st.integers(1, 8)),
+            "max_tokens": draw(st.sampled_from([1, 2, 5, 13, 30, 1000])),
+            "eos_ids": [EOS],
+            "temperature": draw(st.sampled_from([0.0, 0.7, 1.5])),
+            "seed": draw(st.integers(0, 2**64 - 1)),
+            "min_tokens": draw(st.sampled_from([0, 0, 4, 20])),
+            "repetition_penalty": draw(st.sampled_from([1.0, 1.0, 1.7])),
+            "logit_bias": draw(st.sampled_from([(), ((EOS, 20.0), (3, -2.0))])),
+        },
+        "judge": draw(st.sampled_from(["rejection", "coupled"])),
+        "strategy": draw(st.sampled_from(STRATEGIES)),
+        "placement": draw(st.sampled_from(PLACEMENTS)),
+        "rule": draw(st.integers(0, 1000)),
+        "divergence": draw(st.sampled_from([0.0, 0.1, 0.5])),
+        "draft_vocab": draw(st.sampled_from([VOCAB, VOCAB + 5, VOCAB - 5])),
+        "forces": draw(st.booleans()),
+        "branches": draw(st.sampled_from([1, 4, 9])),
+    }
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(cases())
+def test_rounds_are_the_rules(case: dict[str, Any]) -> None:
+    """Token for token and verdict for verdict; and every answer is of the form, or the beginning of one."""
+    form = Automaton(case["rule"], forces=case["forces"], branches=case["branches"])
+    target, request = {"rule": case["rule"]}, case["request"]
+    draft = {"rule": case["rule"], "divergence": case["divergence"], "vocab_size": case["draft_vocab"]}
+    bench = Bench.build(case["placement"], target=target, draft=draft, gamma_max=request["gamma"])
+    results = bench.run(case["strategy"], _C.Request(**request, grammar=form), judge=case["judge"])
+    wanted = expected(
+        form, case["strategy"], logits_after(**target), logits_after(**draft), request, case["judge"]
+    )
+    assert rounds_of(results) == wanted
+    tokens = tokens_of(results)
+    is_over = results[-1].finish_reason == "stop"
+    allowed = form.allowed(tokens[:-1] if is_over else tokens)
+    assert allowed is not None and (not is_over or EOS in allowed)
+
+
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("temperature", [0.0, 1.2])
+@pytest.mark.parametrize("form_seed", range(6))
+def test_all_drafters_give_the_same_bits(placement: str, temperature: float, form_seed: int) -> None:
+    """Greedy and coupled: lookups, models and no draft at all, with tokens that are forced and without."""
+    answers = set()
+    for strategy, lookup, forces in [
+        ("ar", None, False),
+        ("sd", None, False),
+        ("sd", None, True),
+        ("pearl", None, False),
+        ("pearl", None, True),
+        ("sd", 0, False),
+        ("sd", 64, True),
+    ]:
+        bench = Bench.build(
+            placement, target={"rule": 3}, draft={"rule": 3, "divergence": 0.3}, lookup_pool=lookup
+        )
+        form = Automaton(form_seed, forces=forces)
+        request = _C.Request(
+            [1, 2, 3, 1, 2],
+            gamma=5,
+            max_tokens=40,
+            eos_ids=[EOS],
+            temperature=temperature,
+            seed=7,
+            grammar=form,
+        )
+        answers.add(tuple(tokens_of(bench.run(strategy, request))))
+    assert len(answers) == 1
+
+
+def test_batches_beside_free_text() -> None:
+    """Each sequence has the tokens that it has alone; those without a form are not touched."""
+    forms = [Automaton(seed, forces=True) if seed % 3 else None for seed in range(6)]
+    requests = [
+        _C.Request([1 + i], gamma=3, max_tokens=20, eos_ids=[EOS], temperature=0.8, seed=i, grammar=form)
+        for i, form in enumerate(forms)
+    ]
+    scripts: dict[str, Any] = {"target": {"rule": 5}, "draft": {"rule": 5, "divergence": 0.3}}
+    alone = [tokens_of(Bench.build(**scripts).run("pearl", request)) for request in requests]
+    results = Bench.build(num_slots=6, **scripts).run("pearl", *requests)
+    assert [tokens_of(results, slot) for slot in range(6)] == alone
+
+
+class Broken(Matcher):
+    """Fails at its third step."""
+
+    def step(self, num_back: int, tokens: Sequence[int], words: memoryview | None) -> int:
+        if self.steps == 2:
+            raise ValueError("too complex\nand its state")
+        return super().step(num_back, tokens, words)
+
+
+class BrokenForm(Automaton):
+    def matcher(self) -> Matcher:
+        return Broken(self)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_form_that_fails_ends_its_request_alone(strategy: str) -> None:
+    bench = Bench.build(num_slots=2, target={"rule": 5}, draft={"rule": 5})
+    good = _C.Request([1], gamma=3, max_tokens=20)
+    bad = _C.Request([1], gamma=3, max_tokens=20, eos_ids=[EOS], grammar=BrokenForm(1, forces=True))
+    results = bench.run(strategy, bad, good)
+    [error] = [result.error for result in results if result.error]
+    assert error.startswith("structured_outputs leaves no token at position") and "too complex" in error
+    alone = Bench.build(target={"rule": 5}, draft={"rule": 5}).run(strategy, good)
+    assert tokens_of(results, 1) == tokens_of(alone)
+
+
+class DeadEnd(Automaton):
+    def allowed(self, tokens: Sequence[int]) -> list[int] | None:
+        return [] if len(tokens) == 3 else super().allowed(tokens)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_form_without_a_next_token_is_an_error(strategy: str) -> None:
+    bench = Bench.build(target={"rule": 5}, draft={"rule": 5})
+    form = DeadEnd(3, forces=False)
+    form.ends = set()
+    results = bench.run(strategy, _C.Request([1], gamma=4, max_tokens=20, eos_ids=[EOS], grammar=form))
+    assert results[-1].error == "structured_outputs leaves no token at position 4"
+    assert len(tokens_of(results)) == 3
+
+
+@pytest.mark.parametrize(
+    ("form", "named"),
+    [(3, "grammar is a int; it must have matcher"), (object(), "grammar is a object")],
+)
+def test_what_is_no_form_is_named(form: object, named: str) -> None:
+    with pytest.raises(RequestError, match=named):
+        _C.Request([1], grammar=form)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**40, "x"])
+def test_a_vocabulary_that_cannot_be_is_named(size: object) -> None:
+    form = Automaton(1, forces=False)
+    form.vocab_size = size  # type: ignore[assignment]
+    with pytest.raises(RequestError, match="vocab_size of the grammar"):
+        _C.Request([1], grammar=form)

@@ -1,0 +1,244 @@
+"""Forms as they are compiled: what may follow, what is forced, what is refused; by tokenizers of each kind."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from tiny_pairs import byte_tokenizer
+
+from pearl_rt import ConfigError, RequestError, StructuredOutputsParams
+from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.grammar import forms as forms_module
+from pearl_rt.grammar.forms import KEPT, Forms
+from pearl_rt.grammar.matcher import LONGEST_FORCED, Matcher
+
+SHIPPED = Path(__file__).resolve().parents[2] / "models" / "target"
+PERSON = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+    "additionalProperties": False,
+}
+
+
+def sentencepiece() -> tokenizers.Tokenizer:
+    """A small vocabulary as Llama 2's: spaces are ▁, one is put in front, bytes are <0x0A>."""
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    pieces += ["▁", "▁a", "a", "ab", "b", "▁b", '{"', "name", '":', '"']
+    model = tokenizers.models.BPE(
+        vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], byte_fallback=True, unk_token="<unk>"
+    )
+    made = tokenizers.Tokenizer(model)
+    made.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
+    )
+    made.decoder = tokenizers.decoders.Sequence(
+        [
+            tokenizers.decoders.Replace("▁", " "),
+            tokenizers.decoders.ByteFallback(),
+            tokenizers.decoders.Fuse(),
+            tokenizers.decoders.Strip(" ", 1, 0),
+        ]
+    )
+    made.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return made
+
+
+def forms_of(name: str) -> tuple[Forms, Tokenizer, int]:
+    """(forms, tokenizer, the end of text); the model has ids behind the tokens."""
+    if name == "shipped":
+        tokenizer, end = Tokenizer.from_pretrained(SHIPPED), 0
+    elif name == "sentencepiece":
+        tokenizer, end = Tokenizer(sentencepiece()), 2
+    else:
+        tokenizer, end = Tokenizer(byte_tokenizer(), vocab_size=300), 256
+    return Forms(tokenizer, tokenizer.vocab_size + 41, [end]), tokenizer, end
+
+
+@pytest.fixture(scope="module", params=["shipped", "sentencepiece", "bytes"])
+def kind(request: pytest.FixtureRequest) -> tuple[Forms, Tokenizer, int]:
+    return forms_of(request.param)
+
+
+@pytest.fixture(scope="module")
+def shipped() -> tuple[Forms, Tokenizer, int]:
+    return forms_of("shipped")
+
+
+def allowed(matcher: Matcher, tokens: Sequence[int] = (), num_back: int = 0) -> list[int] | None:
+    """None: not all tokens were taken."""
+    words = np.zeros(-(-matcher.vocab_size // 32), np.uint32)
+    if matcher.step(num_back, tokens, memoryview(words)) < len(tokens):
+        return None
+    return np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist()
+
+
+def test_what_may_follow(kind: tuple[Forms, Tokenizer, int]) -> None:
+    """Each token that is allowed begins or goes on with a text of the form, and no other is."""
+    forms, tokenizer, end = kind
+    matcher = forms.form(StructuredOutputsParams(choice=["ab", "abba", "b\n"])).matcher()
+    texts = [b"ab", b"abba", b"b\n"]
+
+    def check(before: bytes, found: list[int] | None) -> None:
+        assert found is not None
+        plain = [i for i in range(tokenizer.vocab_size) if i not in tokenizer.hidden]
+        spelled = {i: tokenizer.token_bytes(i) for i in plain}
+        last = {own: i for i, own in spelled.items() if own}  # of two with the same bytes
+        wanted = {i for own, i in last.items() if any(text.startswith(before + own) for text in texts)}
+        assert set(found) - {end} == wanted
+        assert (end in found) == (before in texts)
+
+    check(b"", allowed(matcher))
+    a = next(i for i in allowed(matcher) or () if tokenizer.token_bytes(i) == b"a")
+    check(b"a", allowed(matcher, [a]))
+    b = next(i for i in allowed(matcher) or () if tokenizer.token_bytes(i) == b"b")
+    check(b"ab", allowed(matcher, [b]))
+    assert allowed(matcher, [end]) is None and allowed(matcher, [tokenizer.vocab_size + 3]) is None
+    assert matcher.step(0, [b, b, b], None) == 1
+    check(b"a", allowed(matcher, (), num_back=2))
+    check(b"", allowed(matcher, (), num_back=1))
+
+
+def test_forced_tokens_are_those_of_the_tokenizer(shipped: tuple[Forms, Tokenizer, int]) -> None:
+    forms, tokenizer, end = shipped
+    matcher = forms.form(StructuredOutputsParams(json=PERSON)).matcher()
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False)
+
+    assert matcher.forced() == ids('{"name":')
+    assert matcher.step(0, ids('{"name":'), None) == len(ids('{"name":'))
+    assert matcher.forced() == []  # a quote, or one with what follows
+    assert matcher.step(0, ids('"Bo"'), None) == len(ids('"Bo"'))
+    assert matcher.forced() == ids(',"age":')
+    matcher.step(0, ids(',"age":'), None)
+    assert matcher.forced() == []
+    assert end not in (allowed(matcher) or [end])
+    matcher.step(0, ids("7"), None)
+    assert matcher.forced() == []
+    matcher.step(0, ids("}"), None)
+    assert matcher.forced() == [] and allowed(matcher) == [end]
+
+
+def test_forced_text_is_bounded(kind: tuple[Forms, Tokenizer, int]) -> None:
+    forms, tokenizer, _ = kind
+    matcher = forms.form(StructuredOutputsParams(regex="(ab){2000}")).matcher()
+    forced = matcher.forced()
+    text = b"".join(map(tokenizer.token_bytes, forced))
+    assert (b"ab" * 100).startswith(text) and 0 < len(text) < 2 * LONGEST_FORCED
+    assert matcher.step(0, forced, None) == len(forced)
+
+
+@pytest.mark.parametrize(
+    ("text", "pieces"),
+    [("a.b", 1), ("[x]{2}|^$&#~-\\", 1), ("line\nend\t", 1), ("ä😀", 1), (" lead", 1), ('say "x"', 1)],
+)
+def test_choices_are_taken_as_they_are(kind: tuple[Forms, Tokenizer, int], text: str, pieces: int) -> None:
+    forms, tokenizer, end = kind
+    matcher = forms.form(StructuredOutputsParams(choice=[text, "other"])).matcher()
+    by_bytes = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
+    tokens = [by_bytes[bytes([byte])] for byte in text.encode()]
+    assert end in (allowed(matcher, tokens) or ())
+    assert matcher.step(0, [by_bytes[b"x"]], None) == 0
+
+
+GRAMMARS = {
+    "lark": 'start: greeting " " NAME\ngreeting: "hi" | "bye"\nNAME: /[a-z]{2,3}/',
+    "gbnf": 'root ::= greeting " " name\ngreeting ::= "hi" | "bye"\nname ::= [a-z] [a-z] [a-z]?',
+}
+
+
+@pytest.mark.parametrize("name", GRAMMARS)
+def test_grammars(shipped: tuple[Forms, Tokenizer, int], name: str) -> None:
+    forms, tokenizer, end = shipped
+    matcher = forms.form(StructuredOutputsParams(grammar=GRAMMARS[name])).matcher()
+    tokens = tokenizer.encode("bye abc", add_special_tokens=False)
+    assert end in (allowed(matcher, tokens) or ())
+    tokens = tokenizer.encode("bye a", add_special_tokens=False)
+    other = forms.form(StructuredOutputsParams(grammar=GRAMMARS[name])).matcher()
+    assert end not in (allowed(other, tokens) or [end])
+
+
+@pytest.mark.parametrize(
+    ("form", "named"),
+    [
+        ({"json": {"type": "obj"}}, "structured_outputs.json cannot be compiled: Invalid type: obj"),
+        ({"json": {"not": {"const": 1}, "if": {}}}, 'keywords that are not supported: "if", "not": leave'),
+        ({"json": {"type": "array", "uniqueItems": True}}, "uniqueItems"),
+        ({"json": {"$ref": "http://elsewhere/x"}}, "http://elsewhere/x"),
+        ({"json": {"$ref": "#/$defs/none"}}, "none"),
+        ({"json": {"$ref": "#"}}, "needs '#' inside itself without end"),
+        ({"json": {"enum": []}}, "structured_outputs.json cannot be compiled: Unsatisfiable"),
+        ({"json": False}, "structured_outputs.json cannot be compiled: Unsatisfiable"),
+        ({"json": {"type": "string", "minLength": 3, "maxLength": 2}}, "minLength"),
+        ({"json": {"type": "string", "pattern": "a{1000}{1000}"}}, "repeats parts more than"),
+        ({"json": {"type": "string", "pattern": "(?=a)b"}}, "structured_outputs.json cannot be compiled"),
+        ({"regex": "a("}, "structured_outputs.regex cannot be compiled"),
+        ({"regex": "(?=a)b"}, "structured_outputs.regex cannot be compiled"),
+        ({"regex": "a{1000}{1000}{1000}"}, "repeats parts more than"),
+        ({"regex": "()"}, "structured_outputs.regex allows no text"),
+        ({"grammar": "nothing"}, "structured_outputs.grammar is neither Lark"),
+        ({"grammar": "start: x"}, "structured_outputs.grammar cannot be compiled"),
+        ({"grammar": "root ::= " + "(" * 5000}, "structured_outputs.grammar is neither Lark"),
+        ({"grammar": 'start: b{1000}\nb: c{1000}\nc: "x"'}, "repeats parts more than"),
+    ],
+    ids=lambda value: str(value)[:50],
+)
+def test_what_cannot_be_compiled_is_named(
+    shipped: tuple[Forms, Tokenizer, int], form: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(RequestError, match=named) as found:
+        shipped[0].form(StructuredOutputsParams(**form))
+    assert len(str(found.value)) < 600 and "\n" not in str(found.value)
+
+
+def test_ten_thousand_words(shipped: tuple[Forms, Tokenizer, int]) -> None:
+    forms, tokenizer, end = shipped
+    words = [f"word {i}" for i in range(10_000)]
+    for asked in (StructuredOutputsParams(json={"enum": words}), StructuredOutputsParams(choice=words)):
+        matcher = forms.form(asked).matcher()
+        text = '"word 9999"' if asked.json else "word 9999"
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        assert allowed(matcher, tokens) == [end]
+
+
+def test_the_last_forms_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    forms, _, _ = forms_of("bytes")
+    first = forms.form(StructuredOutputsParams(regex="first"))
+    assert forms.form(StructuredOutputsParams(regex="first")) is first
+    for i in range(KEPT):
+        forms.form(StructuredOutputsParams(regex=f"x{i}"))
+    assert forms.form(StructuredOutputsParams(regex="first")) is not first
+
+
+def test_what_an_engine_lacks_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = StructuredOutputsParams(regex="a")
+    tokenizer = Tokenizer(byte_tokenizer(), vocab_size=300)
+    with pytest.raises(RequestError, match="no tokenizer for structured_outputs"):
+        Forms(None, 300, [256]).form(asked)
+    for ends in ([], [300]):
+        with pytest.raises(RequestError, match="add eos_token_id"):
+            Forms(tokenizer, 300, ends).form(asked)
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with pytest.raises(ConfigError, match=r"pip install 'pearl_rt\[structured\]'"):
+        Forms(tokenizer, 300, [256]).form(asked)
+
+
+def test_others_that_are_compiled_are_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    forms, _, _ = forms_of("bytes")
+    monkeypatch.setattr(forms_module, "LONGEST_WAIT", 0.01)
+    with forms._lock, pytest.raises(forms_module.QueueFullError, match="try again later"):
+        forms.form(StructuredOutputsParams(regex="a"))
+
+
+def test_two_ends_of_text() -> None:
+    tokenizer = Tokenizer(byte_tokenizer(), vocab_size=300)
+    matcher = Forms(tokenizer, 300, [256, 258]).form(StructuredOutputsParams(regex="a")).matcher()
+    a = tokenizer.encode("a", add_special_tokens=False)
+    assert allowed(matcher, a) == [256, 258]
