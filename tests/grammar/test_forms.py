@@ -1,4 +1,4 @@
-"""Forms as they are compiled: what may follow, what is forced, what is refused; by tokenizers of each kind."""
+"""Forms as they are compiled: what may follow, what is forced, what is refused; by each kind of tokenizer."""
 
 from __future__ import annotations
 
