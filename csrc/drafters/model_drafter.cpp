@@ -18,6 +18,7 @@ void ModelDrafter::start(State* state, Run* run) {
   transformer_.emplace(state->num_slots);
   window_len_.assign(state->num_slots, 0);
   end_.assign(state->num_slots, 0);
+  fed_.assign(state->num_slots, 0);
 }
 
 void ModelDrafter::prefill() {
@@ -36,6 +37,7 @@ void ModelDrafter::draft() {
   feeder_->segments.clear();
   for (int b = 0; b < s.num_slots; ++b) {
     window_len_[b] = 0;
+    fed_[b] = -1;
     if (!s.running(b)) continue;
     const int64_t end = end_[b] = s.committed[b] + s.pending[b];
     window_len_[b] = s.window_room(b);
@@ -47,7 +49,7 @@ void ModelDrafter::draft() {
   if (s.feeding >= 0) {
     const int b = s.feeding;
     feeder_->push_chunk(s.draft_prompt(b), false);
-    s.draft_fed[b] = std::min(s.fed[b] + feeder_->chunk(b), s.draft_prompt(b));
+    fed_[b] = std::min(s.fed[b] + feeder_->chunk(b), s.draft_prompt(b));
   }
   if (longest == 0) feeder_->forward();
   for (int j = 0; j < longest; ++j) {
@@ -81,6 +83,7 @@ void ModelDrafter::draft() {
     feeder_->segments.clear();
   }
   for (int b = 0; b < s.num_slots; ++b) {
+    if (fed_[b] >= 0) s.draft_fed[b] = fed_[b];
     if (!s.running(b)) continue;
     s.num_draft_tokens[b] = window_len_[b];
     if (window_len_[b] > 0) s.draft_fed[b] = end_[b] + window_len_[b] - 1;
@@ -92,7 +95,7 @@ void ModelDrafter::push_missing(int b, int64_t end) {
   const int64_t start = s.draft_fed[b];
   const int64_t stop = std::min(start + Feeder::kChunk, end - 1);
   feeder_->push(b, s.tokens(b) + start, stop - start, start, 0, nullptr);
-  s.draft_fed[b] = stop;
+  fed_[b] = stop;
   window_len_[b] = 0;
 }
 

@@ -44,6 +44,7 @@ class ModelDrafter : public Drafter {
   std::optional<Transformer> transformer_;
   std::vector<int32_t> window_len_;  // [B]
   std::vector<int64_t> end_;         // [B] tokens before the window that is drafted
+  std::vector<int64_t> fed_;         // [B] draft_fed once this op's passes are done; -1: its window says
 };
 
 }  // namespace pearl
