@@ -92,8 +92,8 @@ class Totals:
 
     def described(self) -> Json:
         """Counts, and times in seconds; `ttft` and `tpot` are histograms."""
-        names = ("prompt_tokens", "generated_tokens", "rounds", "judged", "accepted")
-        names += ("prefix_cache_queries", "prefix_cache_hits")
+        names = ["prompt_tokens", "generated_tokens", "rounds", "judged", "accepted"]
+        names += ["prefix_cache_queries", "prefix_cache_hits"]
         spent = ("queue", "decode", "draft_busy", "target_busy")
         return {
             "finished": dict(self._finished),
