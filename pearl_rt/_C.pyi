@@ -146,6 +146,8 @@ class RoundResult:
         For each token its own and the k likeliest, as (id, logprob, rank); None unless asked for.
         """
     @property
+    def num_cached_tokens(self) -> int: ...
+    @property
     def num_judged(self) -> int: ...
     @property
     def pending_before(self) -> int: ...
@@ -207,11 +209,13 @@ class Coordinator:
         num_blocks: int | None = None,
         block_size: int | None = None,
         draft_capacity: int | None = None,
+        prefix_caching: bool = False,
     ) -> None:
         """
         lanes: the target's, and the draft's if there is one; each is one coordinator's at a time.
         num_blocks: KV blocks of all sequences together; None: every slot has its own. block_size: the
         lanes' own, or None. draft_capacity: tokens of a sequence that the draft can be fed; None: all.
+        prefix_caching: prompts begin in blocks that hold their tokens, where all lanes can: finds_prefixes.
         """
     def cancel(self, id: int) -> bool:
         """
@@ -264,6 +268,8 @@ class Coordinator:
         """
     @property
     def block_size(self) -> int: ...
+    @property
+    def finds_prefixes(self) -> bool: ...
     @property
     def num_blocks(self) -> int: ...
     @property

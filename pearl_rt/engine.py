@@ -38,7 +38,7 @@ from pearl_rt.types.json import Json
 from pearl_rt.types.outputs import GenerationInterrupted, RequestOutput, StreamChunk
 from pearl_rt.types.request import Prompt, Request
 from pearl_rt.types.sampling_params import SamplingParams
-from pearl_rt.types.totals import worth
+from pearl_rt.types.totals import hit_rate, worth
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +86,7 @@ class Engine:
         isa: str | None = None,
         max_num_seqs: int | None = None,
         kv_cache_tokens: int | None = None,
+        prefix_caching: bool = True,
         max_waiting: int = 256,
     ) -> None:
         """From tensors in memory, by their Hugging Face names. The tensors are packed, and may be dropped."""
@@ -110,6 +111,7 @@ class Engine:
             isa=isa,
             max_num_seqs=max_num_seqs,
             kv_cache_tokens=kv_cache_tokens,
+            prefix_caching=prefix_caching,
             max_waiting=max_waiting,
         )
         sources = pair_sources(
@@ -136,7 +138,7 @@ class Engine:
         self.max_model_len = max_length(options.max_model_len, [source.config for source in followers])
         lengths = [min(self.max_model_len, source.config.default_max_model_len) for source in sources[1:]]
         self._draft_max_model_len = lengths[0] if lengths else None
-        kv_pool = self._backend.kv_pool(self.max_model_len)
+        self._kv_pool = kv_pool = self._backend.kv_pool(self.max_model_len)
         sources = [replace(source, dtype=self._backend.dtype(source)) for source in sources]
         self._backend.check_memory(sources, kv_pool, num_placements=len(self._choice.placements))
         packed = [
@@ -328,6 +330,7 @@ class Engine:
             **figures,
             "queue": self._scheduler.counts(),
             **self._batch.described(),
+            "prefix_cache": {"is_on": self._kv_pool.prefix_caching, "hit_rate": hit_rate(figures["totals"])},
             "dtype": {
                 name: model.dtype
                 for name, model in (("target", self.target), ("draft", self.draft))

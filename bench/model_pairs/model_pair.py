@@ -192,9 +192,10 @@ def weights_device(name: str) -> torch.device:
 
 
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of every engine."""
+    """The options of every engine. Each prompt is fed whole, however often it is measured."""
     shared = {
         "judge": "coupled",
+        "prefix_caching": False,
         **{
             key: getattr(options, key)
             for key in ("dtype", "weights", "draft_weights", "device", "max_num_seqs")

@@ -97,6 +97,7 @@ Coordinator::Coordinator(std::unique_ptr<State> state, std::vector<std::shared_p
   for (size_t i = 0; i < all.size(); ++i) {
     all[i]->attach(all, i, *state_);
     state_->keeps_own_words = state_->keeps_own_words || all[i]->wants_own_words();
+    if (!all[i]->finds_prefixes()) state_->prefixes.reset();
   }
 }
 
@@ -196,7 +197,11 @@ std::vector<uint64_t> Coordinator::start(const Program& program, JudgeKind judge
   state_->windows = std::move(windows);
   int64_t max_rounds = 0;
   std::vector<uint64_t> ids;
-  for (int slot = 0; slot < state_->num_slots; ++slot) state_->release(slot);  // of the last run
+  for (int slot = 0; slot < state_->num_slots; ++slot) {  // of the last run
+    state_->make_known(slot);
+    state_->release(slot);
+  }
+  state_->draft_caches = program.drafts() && lanes_.size() > 1 && lanes_[1].lane().block_size() > 0;
   for (int slot = 0; slot < state_->num_slots; ++slot) {
     if (slot >= static_cast<int>(requests.size())) {
       state_->clear(slot);

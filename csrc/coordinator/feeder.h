@@ -30,7 +30,7 @@ class Feeder {
   // target row 0; without, what a draft is fed: all but the last, or nothing. False: it was stopped.
   bool prefill(bool with_last) {
     State& s = *state_;
-    std::fill(place_.begin(), place_.end(), 0);
+    for (int b = 0; b < s.num_slots; ++b) place_[b] = s.found_tokens(b);
     for (;;) {
       if (run_->halted()) return false;
       segments.clear();
@@ -97,7 +97,7 @@ class Feeder {
   State* const state_;
   const Run* const run_;
   PromptRows rows_;
-  std::vector<int64_t> place_;  // [B] tokens of the prompts that prefill has fed
+  std::vector<int64_t> place_;  // [B] tokens of the prompts that prefill has fed, or found in the cache
   std::vector<int32_t> known_;  // [B, longest()], only if ids have to be replaced
   FilterScratch scratch_;
 };

@@ -30,6 +30,7 @@ struct RoundResult {
   int32_t accept_len = 0;          // judged tokens that passed (before the cut)
   int32_t num_judged = 0;
   int32_t pending_before = 0;            // of the judged, how many were drafted in the window before
+  int64_t num_cached_tokens = -1;        // of the prompt, whose KV rows were there before; -1: not looked for
   std::vector<Logprob> logprobs;         // of each token 1 + k entries, its own first; none unless asked for
   std::vector<Logprob> prompt_logprobs;  // round 0: of each prompt token but the first, where asked for
   FinishReason finish_reason = FinishReason::kRunning;

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <memory>
+#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -13,14 +15,15 @@
 #include "core/block_pool.h"
 #include "core/checks.h"
 #include "core/executor.h"
+#include "core/prefix_cache.h"
 #include "sampling/judge.h"
 
 namespace pearl {
 
 struct State {
-  // num_blocks, block_size: of the KV caches.
+  // num_blocks, block_size: of the KV caches. has_prefixes: whether blocks are found again by their tokens.
   State(int num_slots, int gamma_max, int64_t capacity, int vocab_size, int draft_vocab_size, int num_blocks,
-        int block_size)
+        int block_size, bool has_prefixes = false)
       : num_slots(num_slots),
         gamma_max(gamma_max),
         capacity(capacity),
@@ -59,9 +62,14 @@ struct State {
         blocks(num_blocks, block_size),
         block_table(static_cast<size_t>(num_slots) * max_blocks, -1),
         num_held(num_slots),
+        num_found(num_slots),
+        num_known(num_slots),
+        last_known(num_slots),
         own_words_(static_cast<size_t>(num_slots) * (gamma_max + 1)),
         draft_logits_(new float[static_cast<size_t>(num_slots) * 2 * gamma_max * draft_vocab_size]),
-        target_logits_(new float[static_cast<size_t>(num_slots) * (gamma_max + 1) * vocab_size]) {}
+        target_logits_(new float[static_cast<size_t>(num_slots) * (gamma_max + 1) * vocab_size]) {
+    if (has_prefixes) prefixes.emplace(&blocks);
+  }
 
   // Of memory, as a double, which no product of sizes overflows.
   static double bytes(double num_slots, double gamma_max, double capacity, double vocab_size,
@@ -112,11 +120,19 @@ struct State {
     }
   }
 
-  // Gives a slot that holds no blocks those of a request; false, and nothing has changed, if too few are
-  // free.
+  // Gives a slot that holds no blocks those of a request, known ones of its prompt first; false, and nothing
+  // has changed, if too few are free.
   bool reserve(int slot, const Request& request) {
     const auto needed = static_cast<int>(blocks_needed(request));
-    if (!blocks.reserve(needed, table(slot))) return false;
+    num_known[slot] = 0;
+    last_known[slot] = PrefixCache::kRoot;
+    if (prefixes && request.shares && request.num_prompt_logprobs < 0)
+      find_known(slot, request.prompt_token_ids);
+    num_found[slot] = num_held[slot] = num_known[slot];
+    if (!blocks.reserve(needed - num_held[slot], table(slot) + num_held[slot])) {
+      release(slot);
+      return false;
+    }
     num_held[slot] = needed;
     return true;
   }
@@ -129,6 +145,37 @@ struct State {
     blocks.release(table(slot), num_held[slot]);
     std::fill_n(table(slot), num_held[slot], -1);
     num_held[slot] = 0;
+  }
+
+  // Whether a slot's prompt was looked for in the cache. All rows of one whose log-probabilities are wanted
+  // have to be computed.
+  bool looks(int slot) const { return prefixes && shares[slot] && num_prompt_logprobs[slot] < 0; }
+  int64_t found_tokens(int slot) const { return num_found[slot] * int64_t{blocks.block_size()}; }
+  // Before the first chunk of a prompt that joins: what other slots have fed since its blocks were reserved.
+  void find_more(int slot) {
+    if (!looks(slot)) return;
+    find_known(slot, {tokens(slot), static_cast<size_t>(prompt_len[slot])});
+    num_found[slot] = num_known[slot];
+    fed[slot] = found_tokens(slot);
+  }
+
+  // Verify, and start for the last run: blocks of a slot that are full, whose tokens are final and whose rows
+  // are written, and never again, in each cache that the slot uses, can be found by others. A score writes
+  // from the last committed token on, a window from the one before it.
+  void make_known(int slot) {
+    if (!prefixes || num_held[slot] == 0 || !shares[slot]) return;
+    if (finish_reason[slot] == FinishReason::kError) return;
+    const bool is_judged = committed[slot] > prompt_len[slot];  // else the prompt may not be fed
+    int64_t rows = fed[slot] < prompt_len[slot] ? fed[slot] : is_judged ? committed[slot] - 2 : 0;
+    const bool has_draft = draft_reads(prompt_len[slot]);
+    if (has_draft) rows = std::min(rows, draft_fed[slot]);
+    for (int& known = num_known[slot]; (known + 1) * int64_t{blocks.block_size()} <= rows; ++known) {
+      int32_t* block = table(slot) + known;
+      const int32_t* first = tokens(slot) + known * int64_t{blocks.block_size()};
+      const PrefixCache::Entry entry = prefixes->enter(last_known[slot], first, *block, has_draft);
+      last_known[slot] = entry.id;
+      replace(block, entry.block);
+    }
   }
 
   // A request takes a slot that is idle. is_fed: the program's prologue feeds its prompt, not the rounds.
@@ -158,7 +205,7 @@ struct State {
     pending[slot] = 0;
     finish_reason[slot] = is_fed ? FinishReason::kRunning : FinishReason::kFeeding;
     round[slot] = 0;
-    fed[slot] = is_fed ? length : 0;
+    fed[slot] = is_fed ? length : found_tokens(slot);
     num_draft_tokens[slot] = 0;
     draft_fed[slot] = 0;
     bad_draft[slot] = -1;
@@ -269,8 +316,36 @@ struct State {
   BlockPool blocks;
   std::vector<int32_t> block_table;  // [B, max_blocks] KV blocks in order, in both models' caches; -1 behind
   std::vector<int32_t> num_held;     // [B] blocks of the slot
+  std::vector<int32_t> num_found;    // [B] of these, at the front: whose rows were there before the request
+
+  // Set by the coordinator: blocks that are found again by their tokens; none: each request feeds all of its
+  // prompt.
+  std::optional<PrefixCache> prefixes;
+  bool draft_caches = false;         // by start: whether the run drafts with a KV cache
+  std::vector<int> num_known;        // [B] blocks of the slot that others can find
+  std::vector<uint64_t> last_known;  // [B] the entry of the last of them
 
  private:
+  // Whether a draft with a cache of its own follows a sequence with such a prompt.
+  bool draft_reads(int64_t length) const { return draft_caches && length - 1 < draft_capacity; }
+  // Blocks at the front of a prompt, behind those that the slot knows: the last token is always fed.
+  void find_known(int slot, std::span<const int32_t> prompt) {
+    const int64_t size = blocks.block_size(), length = static_cast<int64_t>(prompt.size());
+    for (int& known = num_known[slot]; (known + 1) * size < length; ++known) {
+      const auto entry = prefixes->find(last_known[slot], prompt.data() + known * size, draft_reads(length));
+      if (!entry) return;
+      last_known[slot] = entry->id;
+      replace(table(slot) + known, entry->block);
+    }
+  }
+  // In a table: another block for the one that is there, if one is.
+  void replace(int32_t* place, int32_t block) {
+    if (*place == block) return;
+    blocks.share(block);
+    if (*place >= 0) blocks.release(place, 1);
+    *place = block;
+  }
+
   std::vector<int32_t> own_words_;          // [B, gamma_max + 1]
   std::unique_ptr<float[]> draft_logits_;   // [B, 2 * gamma_max, Vd], set by draft
   std::unique_ptr<float[]> target_logits_;  // [B, gamma_max + 1, V], set by prefill and score

@@ -1,11 +1,10 @@
-// The blocks of a KV cache: which are free, and that none is given out twice.
+// The blocks of a KV cache: how many sequences hold each, and which can be given out.
 // Knows ids only; one id means the same positions in every layer, and in the caches of both models.
 #pragma once
 
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
-#include <iterator>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -21,7 +20,11 @@ class BlockPool {
 
   BlockPool(int num_blocks, int block_size) : num_blocks_(num_blocks), block_size_(block_size) {
     check(num_blocks, block_size);
-    is_free_.assign(num_blocks, true);
+    holders_.assign(num_blocks, 0);
+    places_.assign(num_blocks, Place::kFree);
+    is_kept_.assign(num_blocks, false);
+    after_.assign(num_blocks + 1, num_blocks);
+    before_.assign(num_blocks + 1, num_blocks);
     for (int id = num_blocks - 1; id >= 0; --id) free_.push_back(id);
     num_free_ = num_blocks;
   }
@@ -50,39 +53,89 @@ class BlockPool {
   int num_blocks() const { return num_blocks_; }
   int block_size() const { return block_size_; }
   int64_t blocks_for(int64_t num_tokens) const { return (num_tokens + block_size_ - 1) / block_size_; }
-  // From any thread; reserve and release are one thread's at a time.
+  // That no sequence holds, kept ones too. From any thread; what changes the pool is one thread's at a time.
   int num_free() const { return num_free_.load(std::memory_order_acquire); }
 
-  // Writes `count` ids, the one released last first; or false, and nothing has changed, if there are fewer.
+  // Writes `count` ids, each with one holder; or false, and nothing has changed, if there are fewer. Ids that
+  // hold nothing first, the one released last before others; then kept ones, the one released first.
   bool reserve(int count, int32_t* ids) {
-    if (count > static_cast<int>(free_.size())) return false;
+    if (count > num_free()) return false;
     for (int i = 0; i < count; ++i) {
+      if (free_.empty()) {
+        const int32_t oldest = after_[num_blocks_];
+        unlink(oldest);
+        is_kept_[oldest] = false;
+        free_.push_back(oldest);
+      }
       ids[i] = free_.back();
       free_.pop_back();
-      is_free_[ids[i]] = false;
+      places_[ids[i]] = Place::kHeld;
+      holders_[ids[i]] = 1;
     }
-    num_free_.store(static_cast<int>(free_.size()), std::memory_order_release);
+    count_free(-count);
     return true;
   }
 
-  // Takes back ids in the order of reserve, none twice. Throws std::logic_error for one that is free,
-  // before any is taken.
+  // One more sequence holds a block that is held, or kept.
+  void share(int32_t id) {
+    if (holders_[id]++ > 0) return;
+    unlink(id);
+    places_[id] = Place::kHeld;
+    count_free(-1);
+  }
+
+  // Each of these ids, in the order of reserve, has one holder less. Throws std::logic_error for one that has
+  // none, before any has changed.
   void release(const int32_t* ids, int count) {
     for (int i = 0; i < count; ++i) {
-      if (ids[i] < 0 || ids[i] >= num_blocks_ || is_free_[ids[i]]) {
-        while (--i >= 0) is_free_[ids[i]] = false;
+      if (ids[i] < 0 || ids[i] >= num_blocks_ || holders_[ids[i]] == 0) {
+        while (--i >= 0) ++holders_[ids[i]];
         throw std::logic_error("a KV block was released that is free");
       }
-      is_free_[ids[i]] = true;
+      --holders_[ids[i]];
     }
-    free_.insert(free_.end(), std::make_reverse_iterator(ids + count), std::make_reverse_iterator(ids));
-    num_free_.store(static_cast<int>(free_.size()), std::memory_order_release);
+    int freed = 0;
+    for (int i = count - 1; i >= 0; --i) {  // the first is the last to be given out to others
+      if (holders_[ids[i]] > 0 || places_[ids[i]] != Place::kHeld) continue;
+      put_away(ids[i]);
+      ++freed;
+    }
+    count_free(freed);
+  }
+
+  // Whether a block's rows are worth finding again: once nobody holds it, it is given out last.
+  bool is_kept(int32_t id) const { return is_kept_[id]; }
+  void set_kept(int32_t id, bool kept) {
+    is_kept_[id] = kept;
+    if (places_[id] != Place::kKept || kept) return;
+    unlink(id);
+    put_away(id);
   }
 
  private:
+  enum class Place : uint8_t { kHeld, kFree, kKept };
+
+  void put_away(int32_t id) {
+    places_[id] = is_kept_[id] ? Place::kKept : Place::kFree;
+    if (!is_kept_[id]) return free_.push_back(id);
+    const int32_t last = before_[num_blocks_];
+    after_[last] = before_[num_blocks_] = id;
+    before_[id] = last;
+    after_[id] = num_blocks_;
+  }
+  void unlink(int32_t id) {
+    after_[before_[id]] = after_[id];
+    before_[after_[id]] = before_[id];
+  }
+  void count_free(int more) { num_free_.store(num_free() + more, std::memory_order_release); }
+
   const int num_blocks_, block_size_;
   std::vector<int32_t> free_;  // the last is given out first, so that a busy cache stays small
-  std::vector<bool> is_free_;  // [num_blocks]
+  std::vector<int32_t> holders_;
+  std::vector<Place> places_;
+  std::vector<bool> is_kept_;
+  // A ring through entry num_blocks: kept blocks that nobody holds, the one released first behind it.
+  std::vector<int32_t> after_, before_;
   std::atomic<int> num_free_;
 };
 

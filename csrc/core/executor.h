@@ -9,7 +9,8 @@ namespace pearl {
 
 // Consecutive tokens of one sequence.
 struct Segment {
-  int slot;                  // no other segment of a call has it
+  int slot;                  // no other segment of a call has it; it may have blocks that this one reads,
+                             // and none that this one writes
   const int32_t* token_ids;  // [num_tokens]
   int num_tokens;
   int64_t start;   // position of token_ids[0]; KV rows [start, start + num_tokens) are written, rows

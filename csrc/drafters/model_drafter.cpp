@@ -19,6 +19,7 @@ void ModelDrafter::start(State* state, Run* run) {
   window_len_.assign(state->num_slots, 0);
   end_.assign(state->num_slots, 0);
   drafted_.assign(state->num_slots, 0);
+  fed_.assign(state->num_slots, 0);
   feed_.resize(state->num_slots * (Feeder::kChunk + state->gamma_max));
 }
 
@@ -38,6 +39,7 @@ void ModelDrafter::draft() {
   feeder_->segments.clear();
   for (int b = 0; b < s.num_slots; ++b) {
     window_len_[b] = drafted_[b] = 0;
+    fed_[b] = -1;
     if (!s.running(b)) continue;
     const int64_t end = end_[b] = s.committed[b] + s.pending[b];
     window_len_[b] = s.window_room(b);
@@ -50,7 +52,7 @@ void ModelDrafter::draft() {
   if (s.feeding >= 0) {
     const int b = s.feeding;
     feeder_->push_chunk(s.draft_prompt(b), false);
-    s.draft_fed[b] = std::min(s.fed[b] + feeder_->chunk(b), s.draft_prompt(b));
+    fed_[b] = std::min(s.fed[b] + feeder_->chunk(b), s.draft_prompt(b));
   }
   if (!drafts) feeder_->forward();
   while (drafts) {
@@ -79,6 +81,7 @@ void ModelDrafter::draft() {
     feeder_->segments.clear();
   }
   for (int b = 0; b < s.num_slots; ++b) {
+    if (fed_[b] >= 0) s.draft_fed[b] = fed_[b];
     if (s.running(b)) s.num_draft_tokens[b] = window_len_[b];
   }
 }
@@ -88,7 +91,7 @@ void ModelDrafter::push_missing(int b, int64_t end) {
   const int64_t start = s.draft_fed[b];
   const int64_t stop = std::min(start + Feeder::kChunk, end - 1);
   feeder_->push(b, s.tokens(b) + start, stop - start, start, 0, nullptr);
-  s.draft_fed[b] = stop;
+  fed_[b] = stop;
   window_len_[b] = 0;
 }
 

@@ -51,6 +51,7 @@ class ModelDrafter : public Drafter {
   std::vector<int32_t> window_len_;  // [B]
   std::vector<int64_t> end_;         // [B] tokens before the window that is drafted
   std::vector<int32_t> drafted_;     // [B] tokens of the window so far
+  std::vector<int64_t> fed_;         // [B] draft_fed once this op's passes are done; -1: its window says
   std::vector<int32_t>
       feed_;  // [B, kChunk + gamma_max] tokens of a pass: what the cache lacks, then the window's
 };

@@ -79,7 +79,7 @@ using Owner = std::unique_ptr<Coordinator, StopAndDelete>;
 Owner make_coordinator(std::vector<std::shared_ptr<Lane>> lanes, int num_slots, int gamma_max,
                        int64_t capacity, int vocab_size, std::optional<int> draft_vocab_size,
                        size_t ring_capacity, std::optional<int> num_blocks, std::optional<int> block_size,
-                       std::optional<int64_t> draft_capacity) {
+                       std::optional<int64_t> draft_capacity, bool prefix_caching) {
   check_between("num_slots", num_slots, 1, kMostSlots);
   check_between("capacity", capacity, 2, kMostTokens);
   check_between("draft_capacity", draft_capacity.value_or(capacity), 1, capacity);
@@ -97,12 +97,14 @@ Owner make_coordinator(std::vector<std::shared_ptr<Lane>> lanes, int num_slots, 
   BlockPool::check(blocks, size);
   check_memory(
       State::bytes(num_slots, gamma_max, capacity, vocab_size, draft_vocab_size.value_or(vocab_size), size) +
-          16.0 * static_cast<double>(blocks) +
+          (prefix_caching ? PrefixCache::bytes(static_cast<double>(blocks), size) : 0.0) +
+          24.0 * static_cast<double>(blocks) +
           static_cast<double>(std::max<size_t>(ring_capacity, 2 * static_cast<size_t>(num_slots))) *
               (sizeof(RoundResult) + 4.0 * (gamma_max + 1)),
       "a coordinator of " + std::to_string(num_slots) + " slots");
   auto state = std::make_unique<State>(num_slots, gamma_max, capacity, vocab_size,
-                                       draft_vocab_size.value_or(vocab_size), static_cast<int>(blocks), size);
+                                       draft_vocab_size.value_or(vocab_size), static_cast<int>(blocks), size,
+                                       prefix_caching);
   state->draft_capacity = draft_capacity.value_or(capacity);
   return Owner(new Coordinator(std::move(state), std::move(lanes), ring_capacity));
 }
@@ -277,6 +279,7 @@ void bind_coordinator(py::module_& m) {
       .def_readonly("accept_len", &RoundResult::accept_len)
       .def_readonly("num_judged", &RoundResult::num_judged)
       .def_readonly("pending_before", &RoundResult::pending_before)
+      .def_readonly("num_cached_tokens", &RoundResult::num_cached_tokens)
       .def_property_readonly(
           "logprobs", [](const RoundResult& r) { return rows_of(r.logprobs, r.token_ids.size()); },
           "For each token its own and the k likeliest, as (id, logprob, rank); None unless "
@@ -336,10 +339,12 @@ void bind_coordinator(py::module_& m) {
            py::arg("gamma_max") = 8, py::arg("capacity"), py::arg("vocab_size"),
            py::arg("draft_vocab_size") = py::none(), py::arg("ring_capacity") = 1024,
            py::arg("num_blocks") = py::none(), py::arg("block_size") = py::none(),
-           py::arg("draft_capacity") = py::none(),
+           py::arg("draft_capacity") = py::none(), py::arg("prefix_caching") = false,
            "lanes: the target's, and the draft's if there is one; each is one coordinator's at a time.\n"
            "num_blocks: KV blocks of all sequences together; None: every slot has its own. block_size: the\n"
-           "lanes' own, or None. draft_capacity: tokens of a sequence that the draft can be fed; None: all.")
+           "lanes' own, or None. draft_capacity: tokens of a sequence that the draft can be fed; None: all.\n"
+           "prefix_caching: prompts begin in blocks that hold their tokens, where all lanes can: "
+           "finds_prefixes.")
       .def(
           "start",
           [](Coordinator& self, const py::object& program, const std::vector<Request>& requests,
@@ -376,6 +381,8 @@ void bind_coordinator(py::module_& m) {
       .def_property_readonly("block_size", [](const Coordinator& c) { return c.state().blocks.block_size(); })
       .def_property_readonly("num_free_blocks", method(&Coordinator::num_free_blocks),
                              "KV blocks that no slot holds; all of them while no run goes on. Any thread.")
+      .def_property_readonly("finds_prefixes",
+                             [](const Coordinator& c) { return c.state().prefixes.has_value(); })
       .def_property_readonly("running", method(&Coordinator::running))
       .def("trace", &trace_rows, "Rows (lane, op, round, begin_ns, end_ns) of the last request.");
 }

@@ -71,6 +71,7 @@ class Lanes:
             draft_vocab_size=draft_vocab_size,
             num_blocks=pool.num_blocks,
             block_size=pool.block_size,
+            prefix_caching=pool.prefix_caching,
             draft_capacity=draft_capacity,
         )
 
@@ -136,12 +137,13 @@ class Backend(ABC):
 
     block_size: int | None = DEVICE_BLOCK_SIZE  # of KV blocks; None: the CPU executor's choice
 
-    def __init__(self, num_slots: int, kv_cache_tokens: int | None) -> None:
+    def __init__(self, num_slots: int, kv_cache_tokens: int | None, *, prefix_caching: bool = False) -> None:
         """num_slots: sequences that run at once. kv_cache_tokens: of all of them together; None: num_slots
-        times max_model_len.
+        times max_model_len. prefix_caching: whether blocks are found again by their tokens.
         """
         self.num_slots = num_slots
         self._kv_cache_tokens = kv_cache_tokens
+        self._prefix_caching = prefix_caching
 
     def kv_pool(self, max_model_len: int) -> KvPool:
         """The KV blocks that requests share, the same in both models' caches."""
@@ -150,6 +152,7 @@ class Backend(ABC):
             num_slots=self.num_slots,
             max_model_len=max_model_len,
             block_size=self.block_size,
+            prefix_caching=self._prefix_caching,
         )
 
     @abstractmethod

@@ -278,11 +278,13 @@ class CpuBackend(Backend):
         num_slots: int = 1,
         kv_cache_tokens: int | None = None,
         lookup_tokens: int | None = None,
+        *,
+        prefix_caching: bool = False,
     ) -> None:
         """num_threads: cores to use; None: all. isa: None, or one that this machine has. lookup_tokens: see
         CpuLanes. The others: see Backend.
         """
-        super().__init__(num_slots, kv_cache_tokens)
+        super().__init__(num_slots, kv_cache_tokens, prefix_caching=prefix_caching)
         self._lookup_tokens = lookup_tokens
         if isa is not None:
             choice("isa", isa, _C.available_isas(), ConfigError)

@@ -102,7 +102,8 @@ def backend(options: EngineOptions, *, has_draft: bool) -> tuple[Backend, str]:
     if device == "cpu":
         lookup_tokens = options.lookup_pool if drafter == "lookup" else None
         num_slots = num_slots or DEFAULT_NUM_SEQS
-        return CpuBackend(num_threads, isa, num_slots, kv_cache_tokens, lookup_tokens), drafter
+        sizes = num_slots, kv_cache_tokens, lookup_tokens
+        return CpuBackend(num_threads, isa, *sizes, prefix_caching=options.prefix_caching), drafter
     if device == "interpret":
         Environment.interpret_kernels()
     if draft_device != "cpu":

@@ -10,6 +10,7 @@ from pearl_rt.errors import ConfigError, RequestError
 from pearl_rt.model.kv_cache import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, check_block_size
 from pearl_rt.types.request import Request
 
+SHARED_BLOCK_SIZE = 32  # of the executor where prompts share blocks: only whole ones are found again
 DEVICE_BLOCK_SIZE = 16  # positions of a page on a device, unless its cache shares blocks with the executor's
 
 
@@ -20,6 +21,7 @@ class KvPool:
     block_size: int  # positions: a multiple of 16, 16 to 256
     num_blocks: int
     max_model_len: int  # tokens of one sequence at most
+    prefix_caching: bool = False  # whether blocks are found again by their tokens
 
     def __post_init__(self) -> None:
         """Raises ConfigError for blocks that no kernel takes, or none at all."""
@@ -35,16 +37,19 @@ class KvPool:
         num_slots: int,
         max_model_len: int,
         block_size: int | None = None,
+        prefix_caching: bool = False,
     ) -> "KvPool":
         """kv_cache_tokens: rounded up to whole blocks; None: every slot has its own. block_size None: the
         executor's.
         """
-        if block_size is None:
+        if block_size is None and prefix_caching:
+            block_size = SHARED_BLOCK_SIZE
+        elif block_size is None:
             # The largest that there is, as long as a chunk of a prompt: few calls of a matmul.
             block_size = min(MAX_BLOCK_SIZE, -(-max_model_len // MIN_BLOCK_SIZE) * MIN_BLOCK_SIZE)
         per_slot = -(-max_model_len // check_block_size(block_size))
         blocks = num_slots * per_slot if kv_cache_tokens is None else -(-kv_cache_tokens // block_size)
-        return cls(block_size, blocks, max_model_len)
+        return cls(block_size, blocks, max_model_len, prefix_caching)
 
     @property
     def num_tokens(self) -> int:

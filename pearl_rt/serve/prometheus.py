@@ -20,7 +20,10 @@ COUNTERS = {  # of totals
     "rounds": "Verify steps.",
     "judged": "Draft tokens that the target looked at.",
     "accepted": "Draft tokens that the target accepted.",
+    "prefix_cache_queries": "Tokens of prompts that were looked for in the KV cache.",
+    "prefix_cache_hits": "Of these, tokens that were found.",
 }
+VLLM = ("prefix_cache_queries", "prefix_cache_hits")  # also under vLLM's names
 SECONDS = {  # of totals["seconds"]
     "queue": "Seconds that requests waited for a slot.",
     "decode": "Seconds from first to last token, summed over requests.",
@@ -58,6 +61,10 @@ class _Stats(Collector):
         for name, text, value in counters:
             family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=names)
             family.add_metric(values, value)
+            yield family
+        for name in VLLM:
+            family = CounterMetricFamily(f"vllm:{name}", COUNTERS[name], labels=names)
+            family.add_metric(values, totals[name])
             yield family
         for name in ("judged_at", "accepted_at"):
             text = f"Draft tokens {name.removesuffix('_at')}, by their place in a window."

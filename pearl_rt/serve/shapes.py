@@ -21,7 +21,8 @@ def usage(outputs: Sequence[RequestOutput], num_answers: int) -> Json:
     """Tokens of prompts, once for the n answers to each, and of answers."""
     prompt = sum(len(output.prompt_token_ids) for output in outputs[::num_answers])
     completion = sum(len(output.token_ids) for output in outputs)
-    return usage_of(prompt, completion)
+    cached = sum(output.num_cached_tokens or 0 for output in outputs[::num_answers])
+    return usage_of(prompt, completion) | {"prompt_tokens_details": {"cached_tokens": cached}}
 
 
 def usage_of(prompt: int, completion: int) -> Json:
@@ -79,7 +80,7 @@ class CompletionShape(Common):
         choices = [self._whole_choice(index, output) for index, output in enumerate(outputs)]
         counted = usage(outputs, num_answers)
         if self.is_scored:
-            counted = usage_of(counted["prompt_tokens"], 0)
+            counted |= usage_of(counted["prompt_tokens"], 0)
         return self._frame("cmpl", "text_completion", choices) | {"usage": counted}
 
     def _whole_choice(self, index: int, output: RequestOutput) -> Json:

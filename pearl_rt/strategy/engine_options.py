@@ -56,6 +56,8 @@ class EngineOptions:
     max_num_seqs   sequences that run at once; None: 8 on the CPU, 1 elsewhere
     kv_cache_tokens  tokens of KV cache for all sequences together, of each model: a request waits for as much
                    as its prompt and max_tokens may need; None: max_num_seqs times max_model_len
+    prefix_caching  whether a prompt begins in the KV cache of earlier ones, as far as they agree, on the CPU;
+                   the same bits either way. What no sequence holds is kept until its blocks are needed
     max_waiting    submitted requests that may wait while others run
     """
 
@@ -97,6 +99,7 @@ class EngineOptions:
             words=f"{MODEL_LENGTH.low} to {MOST_TOKENS}, or None for max_num_seqs times max_model_len",
         ),
     )
+    prefix_caching: bool = parameter(True, Boolean())
     max_waiting: int = parameter(256, Integer(0, 2**31 - 1, words="0 to queue nothing, or more"))
 
     def __post_init__(self) -> None:

@@ -25,6 +25,8 @@ class RoundRecord(Protocol):
     @property
     def pending_before(self) -> int: ...
     @property
+    def num_cached_tokens(self) -> int: ...
+    @property
     def t_ns(self) -> int: ...
 
 
@@ -60,6 +62,7 @@ class RequestMetrics:
     rejections: int
     judged_at: tuple[int, ...] = ()  # [window position]: drafts of that place in their window, of `judged`
     accepted_at: tuple[int, ...] = ()  # [window position]: of `accepted`
+    num_cached_tokens: int | None = None  # of the prompt, found in the KV cache; None: not looked for
     queue_time: float = 0.0  # seconds that a submitted request waited for a slot; part of ttft
     trace: tuple[TraceRow, ...] = ()
 
@@ -168,6 +171,9 @@ def measure(
         rejections=rejections,
         judged_at=judged_at,
         accepted_at=accepted_at,
+        num_cached_tokens=rounds[0].num_cached_tokens
+        if rounds and rounds[0].num_cached_tokens >= 0
+        else None,
         queue_time=queue_time,
         trace=tuple(trace),
     )

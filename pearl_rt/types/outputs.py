@@ -56,6 +56,11 @@ class RequestOutput:
     index: int = 0
     prompt_logprobs: list[TokenLogprobs | None] | None = None
 
+    @property
+    def num_cached_tokens(self) -> int | None:
+        """Tokens of the prompt that were found in the KV cache; None where they were not looked for."""
+        return self.metrics.num_cached_tokens
+
 
 class GenerationInterrupted(KeyboardInterrupt):
     """Ctrl-C during generate(): `outputs` holds what was finished, and last the one cut ("abort")."""

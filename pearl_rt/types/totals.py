@@ -71,6 +71,8 @@ class Totals:
             rounds=m.rounds,
             judged=m.judged,
             accepted=m.accepted,
+            prefix_cache_queries=0 if m.num_cached_tokens is None else m.num_prompt_tokens,
+            prefix_cache_hits=m.num_cached_tokens or 0,
         )
         for place, (judged, accepted) in enumerate(zip(m.judged_at, m.accepted_at, strict=True)):
             while len(self._judged_at) <= place:
@@ -90,7 +92,8 @@ class Totals:
 
     def described(self) -> Json:
         """Counts, and times in seconds; `ttft` and `tpot` are histograms."""
-        names = ("prompt_tokens", "generated_tokens", "rounds", "judged", "accepted")
+        names = ["prompt_tokens", "generated_tokens", "rounds", "judged", "accepted"]
+        names += ["prefix_cache_queries", "prefix_cache_hits"]
         spent = ("queue", "decode", "draft_busy", "target_busy")
         return {
             "finished": dict(self._finished),
@@ -101,6 +104,14 @@ class Totals:
             "ttft": self._ttft.described(),
             "tpot": self._tpot.described(),
         }
+
+
+def hit_rate(totals: Json) -> float | None:
+    """Of the tokens of prompts that were looked for in the KV cache, the share that was found; None before
+    there is any.
+    """
+    queries = totals["prefix_cache_queries"]
+    return totals["prefix_cache_hits"] / queries if queries else None
 
 
 def worth(totals: Json) -> Json:

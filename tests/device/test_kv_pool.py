@@ -8,7 +8,7 @@ from test_batch import mixed, prompts_of
 from tiny_pairs import Pair
 
 from pearl_rt import ConfigError, Engine, RequestError, ResourceError, SamplingParams
-from pearl_rt.device.kv_pool import KvPool
+from pearl_rt.device.kv_pool import SHARED_BLOCK_SIZE, KvPool
 from pearl_rt.types.request import Request
 
 LENGTH = 1024
@@ -65,7 +65,12 @@ def endless() -> Iterator[Engine]:
     """Three slots, and blocks for one sequence without an end."""
     pair = Pair.make("equal", max_position_embeddings=ENDLESS)
     with pair.engine(
-        max_model_len=ENDLESS, max_num_seqs=3, kv_cache_tokens=ENDLESS, strategy="ar", placement="shared"
+        max_model_len=ENDLESS,
+        max_num_seqs=3,
+        kv_cache_tokens=ENDLESS,
+        strategy="ar",
+        placement="shared",
+        prefix_caching=False,
     ) as built:
         yield built
 
@@ -89,7 +94,9 @@ def test_what_waits_for_blocks_is_counted_as_waiting(endless: Engine) -> None:
 
 def test_a_request_that_can_never_fit_is_refused() -> None:
     pair = Pair.make("equal")
-    with pair.engine(max_model_len=LENGTH, kv_cache_tokens=300, strategy="ar") as engine:
+    with pair.engine(
+        max_model_len=LENGTH, kv_cache_tokens=300, strategy="ar", prefix_caching=False
+    ) as engine:
         assert engine.stats()["kv_blocks"]["total"] == 2
         text = (
             "prompt has 2 tokens and max_tokens is 511: 513 tokens need 3 KV blocks of 256, and there are 2: "
@@ -113,7 +120,7 @@ def test_more_slots_than_whole_ones_would_allow(monkeypatch: pytest.MonkeyPatch)
     ):
         pair.engine(**options)
     with pair.engine(**options, kv_cache_tokens=8192) as engine:
-        assert engine.stats()["kv_blocks"]["total"] == 32
+        assert engine.stats()["kv_blocks"]["total"] == 8192 // SHARED_BLOCK_SIZE
 
 
 def test_bad_sizes_are_refused_by_value() -> None:

@@ -88,6 +88,7 @@ class Bench:
         lookup_pool: int | None = None,
         num_blocks: int | None = None,
         block_size: int | None = None,
+        prefix_caching: bool = False,
     ) -> "Bench":
         """target, draft: arguments of their scripts. lookup_pool: the draft lane looks up and has no script;
         so many tokens of earlier answers are kept. num_blocks, block_size: of both KV caches."""
@@ -107,6 +108,7 @@ class Bench:
             draft_vocab_size=draft_executor.vocab_size,
             ring_capacity=ring_capacity,
             num_blocks=num_blocks,
+            prefix_caching=prefix_caching,
         )
         return cls(coordinator, target_executor, draft_executor, placement)
 

@@ -193,6 +193,10 @@ def test_models_health_and_metrics(served: Served, client: openai.OpenAI) -> Non
     assert ended["length"] == totals["finished"]["length"]
     shares = {s.labels["state"]: s.value for s in families["pearl_rt_kv_blocks_share"].samples}
     assert shares.keys() == {"free", "used"} and sum(shares.values()) == 1
+    for name in ("prefix_cache_queries", "prefix_cache_hits"):
+        for family in (f"pearl_rt_{name}", f"vllm:{name}"):
+            assert [s.value for s in families[family].samples] == [totals[name]]
+    assert totals["prefix_cache_queries"] > 0
     counts = [s.value for s in families["pearl_rt_ttft_seconds"].samples if s.name.endswith("_count")]
     assert counts == [sum(totals["ttft"]["counts"])]
     own = {"generation_tokens": "generated_tokens", "prompt_tokens": "prompt_tokens"}

@@ -19,6 +19,7 @@ class Round:
     accept_len: int = 0
     num_judged: int = 0
     pending_before: int = 0
+    num_cached_tokens: int = -1
     t_ns: int = 0
 
 

@@ -36,6 +36,7 @@ class CpuLane : public Lane, private DeviceTask {
   bool masks_tokens() const override { return true; }
   bool scores_prompts() const override { return executor_ != nullptr; }
   int block_size() const override { return drafter_->block_size(); }
+  bool finds_prefixes() const override { return true; }
   bool wants_own_words() const override { return drafter_->wants_own_words(); }
   const Trace& trace() const override { return trace_; }
 

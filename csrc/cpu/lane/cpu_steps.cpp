@@ -80,6 +80,7 @@ void CpuSteps::advance_feeding() {
 void CpuSteps::admit() {
   State& s = *state_;
   for (int b = 0; b < s.num_slots; ++b) {
+    s.make_known(b);
     if (s.idle(b)) s.release(b);
   }
   if (run_->admission.has_news()) {
@@ -96,6 +97,7 @@ void CpuSteps::admit() {
     const bool feeds = s.finish_reason[b] == FinishReason::kFeeding;
     if (feeds && (s.feeding < 0 || s.request_id[b] < s.request_id[s.feeding])) s.feeding = b;
   }
+  if (s.feeding >= 0) s.find_more(s.feeding);
 }
 
 void CpuSteps::let_go() {
@@ -247,6 +249,7 @@ void CpuSteps::publish(int b) {
   result_.round = s.round[b]++;
   result_.slot = b;
   result_.finish_reason = s.finish_reason[b];
+  result_.num_cached_tokens = s.looks(b) ? s.found_tokens(b) : -1;
   result_.t_ns = now_ns();
   run_->ring.push(result_);
 }

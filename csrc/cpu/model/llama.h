@@ -24,8 +24,9 @@ class LlamaExecutor : public Executor {
                 std::optional<int> block_size = {});
 
   // Rows of a sequence at and past start + num_tokens are undefined afterwards; the slots of the segments
-  // differ, and their blocks must. Throws std::invalid_argument for a slot, position, token id, block or
-  // count out of range, before anything is written, and std::logic_error for a second thread.
+  // differ, and the blocks that one writes must be in no other's table. Throws std::invalid_argument for a
+  // slot, position, token id, block or count out of range, before anything is written, and std::logic_error
+  // for a second thread.
   void forward(const Segment* segments, int num_segments) override;
   int vocab_size() const override { return weights_->config().vocab_size; }
   int64_t max_model_len() const override { return max_model_len_; }

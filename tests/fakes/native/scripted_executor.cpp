@@ -73,6 +73,7 @@ void ScriptedExecutor::forward(const Segment* segments, int num_segments) {
     if (script_.error == "foreign") throw 7;
     throw std::runtime_error(script_.error);
   }
+  check_blocks(segments, num_segments);
   for (int i = 0; i < num_segments; ++i) feed(segments[i]);
   if (call == script_.nan_at && segments[num_segments - 1].num_logits > 0) {
     const Segment& last = segments[num_segments - 1];
@@ -81,6 +82,28 @@ void ScriptedExecutor::forward(const Segment* segments, int num_segments) {
   }
   if (script_.step_us > 0) {
     wait_until(begin + std::chrono::nanoseconds(static_cast<int64_t>(script_.step_us * 1e3)));
+  }
+}
+
+// Sequences may read one block; none may write what another reads.
+void ScriptedExecutor::check_blocks(const Segment* segments, int num_segments) const {
+  const auto blocks = [&](const Segment& s, int64_t first, int64_t end) {
+    std::vector<int32_t> ids;
+    const int64_t last = (end + block_size_ - 1) / block_size_;
+    for (int64_t at = first / block_size_; s.block_table && at < last && at < s.num_blocks; ++at) {
+      ids.push_back(s.block_table[at]);
+    }
+    return ids;
+  };
+  for (int i = 0; i < num_segments; ++i) {
+    const int64_t end = segments[i].start + segments[i].num_tokens;
+    for (const int32_t written : blocks(segments[i], segments[i].start, end)) {
+      for (int j = 0; j < num_segments; ++j) {
+        const std::vector<int32_t> read = blocks(segments[j], 0, segments[j].start + segments[j].num_tokens);
+        if (j == i || std::find(read.begin(), read.end(), written) == read.end()) continue;
+        throw std::logic_error("KV block " + std::to_string(written) + " was written, and is shared");
+      }
+    }
   }
 }
 

@@ -45,6 +45,7 @@ class ScriptedExecutor : public Executor {
   int64_t max_position() const { return max_position_.load(std::memory_order_relaxed); }
 
  private:
+  void check_blocks(const Segment* segments, int num_segments) const;
   void feed(const Segment& segment);
   void write_row(uint64_t prefix, float* logits) const;
   void delay();
