@@ -36,6 +36,7 @@ from bench.harness.menu import GAMMAS, Menu, cpu_menu, device_menu, fit_workload
 from bench.harness.peers import Peers, engine_peers
 from bench.harness.run import Run, format_run
 from bench.model_pairs.model_pair import EAGER, ModelPair, open_pair, report_environment
+from bench.rounds.neighbours import format_neighbours, measure_neighbours
 from bench.rounds.pair_run import goal_rows, run_pair
 from bench.rounds.round_times import SKIPPED_ROUNDS
 from bench.rounds.rounds_ahead import DEPTHS, try_depths
@@ -91,6 +92,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="on a GPU: rounds queued ahead that are tried, 1 to 32 (default: 1 2 3 4; none: no try)",
     )
+    machine.add_argument(
+        "--neighbours",
+        type=int,
+        metavar="N",
+        help="on the CPU: what a decode step costs beside N processes that only compute",
+    )
     add_shared(machine, "isa", "threads")
     output = parser.add_argument_group("output")
     output.add_argument(
@@ -133,8 +140,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--batch {arguments.batch} is never full: pass 1 to --num-prompts")
     if not all(1 <= depth <= 32 for depth in arguments.rounds_ahead or []):
         parser.error(f"--rounds-ahead {arguments.rounds_ahead}: pass 1 to 32")
+    if arguments.neighbours is not None and on_device:
+        parser.error("--neighbours is for the CPU: on a device the host's cores only queue rounds")
     arguments.max_num_seqs = arguments.batch
-    require_positive(parser, arguments, "num-prompts", "peer-prompts", "max-tokens", "repeats", "batch")
+    positive = ("num-prompts", "peer-prompts", "max-tokens", "repeats", "batch", "neighbours")
+    require_positive(parser, arguments, *positive)
     return arguments
 
 
@@ -284,10 +294,16 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         else:
             print(*pair.notes, sep="\n")
             models = [m for m in (pair.engine.target, pair.engine.draft) if isinstance(m, Model)]
-            both = zip(models, pair.figures, strict=True)
+            both = list(zip(models, pair.figures, strict=True))
             speeds = [measure_steps(model, own, pair.cores) for model, own in both]
             print(format_steps(speeds), flush=True)
             figures["steps"] = [asdict(speed) for speed in speeds]
+            if options.neighbours:
+                costs = [measure_neighbours(m, own.name, pair.cores, options.neighbours) for m, own in both]
+                print(format_neighbours(costs), flush=True)
+                figures["neighbours"] = [
+                    asdict(c) | {"of_one": c.of_one, "of_left": c.of_left} for c in costs
+                ]
             menu = cpu_menu(split=len(pair.cores) > 1, pearl_shared=options.pearl_shared)
         by_temperature = menus(menu, options.temperature, options.judge)
         job = MainJob(options, pair, ceiling(pair.figures, figures["bandwidth_gb_per_second"]))

@@ -80,7 +80,7 @@ class Executor:
 
 class Device:
     """
-    A set of cores and its one persistent thread, pinned to the first of them (none: not pinned).
+    A set of cores and its one persistent thread, which keeps to them (none: it runs where it may).
     """
     def __init__(self, cpus: collections.abc.Sequence[int] = [], spin_us: int = 2000) -> None: ...
     @property
@@ -281,9 +281,11 @@ class Coordinator:
     def running(self) -> bool: ...
 
 class CoreSet:
-    def __init__(self, cpus: collections.abc.Sequence[int]) -> None: ...
+    def __init__(self, cpus: collections.abc.Sequence[int], is_pinned: bool = False) -> None:
+        """
+        One thread for each CPU, the caller's among them. is_pinned: they keep to these CPUs.
+        """
     def __len__(self) -> int: ...
-    def pin_calling_thread(self) -> None: ...
     @property
     def cpus(self) -> list[int]: ...
 

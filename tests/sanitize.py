@@ -39,6 +39,7 @@ TESTS = (
     "windows",
     "block_pool",
     "block_admission",
+    "core_set",
     "native_lanes",
     "cuda_lane",
     "cuda_lane_faults",

@@ -34,7 +34,6 @@ from bench.model_pairs.planted import (
 )
 from bench.model_pairs.prompts import read_prompts
 from bench.model_pairs.weight_views import hugging_face_model, weight_views
-from bench.rounds.steps import pinned_to
 from pearl_rt.backends.cpu import Model, choose_cores
 from pearl_rt.checkpoint.config import Environment, ModelConfig
 from pearl_rt.checkpoint.tokenizer import Tokenizer
@@ -182,8 +181,7 @@ class NativePredict:
             config, tensors, name="planted", dtype="bfloat16", isa=self.isa, max_model_len=longest
         )
         executor = model.executor(self.cores)
-        with pinned_to(self.cores[0]):
-            return [executor.forward(0, ids, 0, len(ids)).argmax(axis=1) for ids in sequences]
+        return [executor.forward(0, ids, 0, len(ids)).argmax(axis=1) for ids in sequences]
 
 
 def weights_device(name: str) -> torch.device:

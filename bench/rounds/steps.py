@@ -6,11 +6,9 @@ A step is timed from outside, `forward` to logits, at a context of CONTEXT token
 
 from __future__ import annotations
 
-import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bench.harness.environment import ModelFigures
@@ -35,17 +33,6 @@ class StepSpeed:
     linear_share: float  # the linear layers alone
 
 
-@contextmanager
-def pinned_to(cpu: int) -> Iterator[None]:
-    """The calling thread on one CPU, as a lane's thread would be."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cpu})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 def time_steps(executor: LlamaExecutor, ids: Sequence[int], rows: int) -> float:
     """Median seconds of a step over `rows` tokens after CONTEXT tokens, which are in the cache."""
     step = list(ids[CONTEXT : CONTEXT + rows])
@@ -67,14 +54,13 @@ def measure_steps(model: Model, figures: ModelFigures, cores: Sequence[int]) -> 
     ids = [(7 * i + 1) % model.config.vocab_size for i in range(CONTEXT + max(ROWS))]
     times: dict[int, list[float]] = {rows: [] for rows in ROWS}
     step_shares, linear_shares = [], []
-    with pinned_to(cores[0]):
-        executor.forward(0, ids[:CONTEXT], 0, 1)
-        for _ in range(TURNS):
-            bandwidth = _C.measure_bandwidth(core_set, figures.bytes_per_step, SECONDS_PER_TURN)
-            for rows in ROWS:
-                times[rows].append(time_steps(executor, ids, rows))
-            step_shares.append(figures.bytes_per_step / times[1][-1] / bandwidth)
-            linear_shares.append(figures.bytes_per_step / executor.time_linears(1, 10) / bandwidth)
+    executor.forward(0, ids[:CONTEXT], 0, 1)
+    for _ in range(TURNS):
+        bandwidth = _C.measure_bandwidth(core_set, figures.bytes_per_step, SECONDS_PER_TURN)
+        for rows in ROWS:
+            times[rows].append(time_steps(executor, ids, rows))
+        step_shares.append(figures.bytes_per_step / times[1][-1] / bandwidth)
+        linear_shares.append(figures.bytes_per_step / executor.time_linears(1, 10) / bandwidth)
     medians = {rows: statistics.median(values) for rows, values in times.items()}
     return StepSpeed(
         figures.name,

@@ -231,7 +231,7 @@ void bind_coordinator(py::module_& m) {
 
   py::class_<CpuDevice, std::shared_ptr<CpuDevice>>(
       m, "Device",
-      "A set of cores and its one persistent thread, pinned to the first of them (none: not pinned).")
+      "A set of cores and its one persistent thread, which keeps to them (none: it runs where it may).")
       .def(py::init([](std::vector<int> cpus, int spin_us) {
              return std::make_shared<CpuDevice>(std::move(cpus), spin_from(spin_us));
            }),

@@ -79,9 +79,9 @@ void bind_executor(py::module_& m) {
       "Memory that can still be had without swapping; None: unknown. Tests bring files of their own.");
 
   py::class_<CoreSet, std::shared_ptr<CoreSet>>(m, "CoreSet")
-      .def(py::init<std::vector<int>>(), py::arg("cpus"))
+      .def(py::init<std::vector<int>, bool>(), py::arg("cpus"), py::arg("is_pinned") = false,
+           "One thread for each CPU, the caller's among them. is_pinned: they keep to these CPUs.")
       .def_property_readonly("cpus", method(&CoreSet::cpus))
-      .def("pin_calling_thread", method(&CoreSet::pin_calling_thread))
       .def("__len__", method(&CoreSet::size));
   m.def("measure_bandwidth", &measure_bandwidth, py::arg("core_set"), py::arg("bytes"), py::arg("seconds"),
         py::call_guard<WithoutGil>(), "Bytes per second that the cores read from a buffer of that size");

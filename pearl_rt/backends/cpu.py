@@ -236,10 +236,15 @@ class CpuLanes(Lanes):
         self.target_cores, self.draft_cores = list(cores), list(cores)
         if placement == "split":
             self.target_cores, self.draft_cores = split_cores(cores)
-        target_set, target_device = _C.CoreSet(self.target_cores), _C.Device(self.target_cores)
-        draft_set, draft_device = target_set, target_device
-        if placement == "split":
-            draft_set, draft_device = _C.CoreSet(self.draft_cores), _C.Device(self.draft_cores)
+        # On shared cores threads run where the system puts them: a pinned one waits behind a neighbour.
+        is_split = placement == "split"
+        target_set = draft_set = _C.CoreSet(self.target_cores, is_pinned=is_split)
+        target_device = draft_device = _C.Device(self.target_cores if is_split else [])
+        if is_split:
+            draft_set, draft_device = (
+                _C.CoreSet(self.draft_cores, is_pinned=True),
+                _C.Device(self.draft_cores),
+            )
         lanes = [_C.CpuLane("target", target.executor(target_set, num_slots, pool), target_device)]
         if draft is not None:
             lanes.append(_C.CpuLane("draft", draft.executor(draft_set, num_slots, pool), draft_device))

@@ -221,7 +221,7 @@ class CudaLanes(Lanes):
             cores = list(draft_cores)
             processors.kept_thresholds.fill_(-float("inf"))  # its rows come as they were sampled, cut already
             executor = draft.executor(cores, self._room.num_slots, self._sizes.pool)
-            lanes.append(_C.CpuLane("draft", executor, _C.Device(cores)))
+            lanes.append(_C.CpuLane("draft", executor, _C.Device()))
         room, draft_size = self._room, None
         if draft is not None:
             draft_size = draft.config.vocab_size if isinstance(draft, Model) else room.draft_vocab_size

@@ -26,7 +26,8 @@ from pearl_rt.errors import PearlError
 # What a call may raise; an executor that was asked for what it cannot do says IndexError or RuntimeError.
 EXPECTED = (PearlError, ValueError, TypeError, MemoryError, BufferError, IndexError, RuntimeError)
 
-ON_TRUST = ("grouped_linear", "unpacked")  # of _testing: they check nothing but what the matmul writes
+# Of _testing: they check nothing but what the matmul writes; or they hold threads until told otherwise.
+ON_TRUST = ("grouped_linear", "unpacked", "run_items", "stall_threads", "resume_threads")
 
 
 @dataclass

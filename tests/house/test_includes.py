@@ -19,7 +19,7 @@ BELOW: dict[str, tuple[str, ...]] = {
     "cpu/weights": ("core", "cpu/kernels", "cpu/machine"),
     "cpu/model": ("core", "cpu/kernels", "cpu/machine", "cpu/weights"),
     "drafters": ("core", "sampling", "coordinator"),
-    "cpu/lane": ("core", "sampling", "coordinator", "drafters"),
+    "cpu/lane": ("core", "sampling", "coordinator", "drafters", "cpu/machine"),
     "cuda/driver": ("core",),
     "cuda/memory": ("core", "sampling", "coordinator", "cuda/driver"),
     "cuda/lane": ("core", "sampling", "coordinator", "cuda/driver", "cuda/memory"),

@@ -99,8 +99,8 @@ def report_in_background(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[[], CompletedProcess[str]] | None]:
     """The report: minutes of compiling, at low priority, while the interpreter uses one core. Begins with the
-    first of the kernels' tests, if one will read it; what it yields waits for the end. Test processes that run
-    side by side share one report: the process that makes its folder begins it."""
+    first of the kernels' tests, if one will read it; what it yields waits for the end. Test processes side by
+    side share one report: the process that makes its folder begins it."""
     if not any(map(reads_report, request.session.items)):
         yield None
         return

@@ -10,6 +10,7 @@
 
 #include "core/failure.h"
 #include "core/thread.h"
+#include "cpu/machine/core_set.h"
 
 namespace pearl {
 
@@ -49,15 +50,18 @@ void CpuDevice::pin() {
 #ifdef __linux__
   pthread_setname_np(thread_.native_handle(), "pearl-lane");
   if (cpus_.empty()) return;
+  const std::vector<int> allowed = affinity_cpus();
   cpu_set_t set;
   CPU_ZERO(&set);
-  const int cpu = cpus_.front();
-  if (cpu >= 0 && cpu < CPU_SETSIZE) CPU_SET(cpu, &set);
-  if (pthread_setaffinity_np(thread_.native_handle(), sizeof(set), &set) != 0) {
-    throw Failure(FailureKind::kResource, "core " + std::to_string(cpu) +
-                                              " cannot be used by this process; choose among those of "
-                                              "os.sched_getaffinity(0)");
+  for (int cpu : cpus_) {
+    if (std::find(allowed.begin(), allowed.end(), cpu) == allowed.end()) {
+      throw Failure(FailureKind::kResource, "core " + std::to_string(cpu) +
+                                                " cannot be used by this process; choose among those of "
+                                                "os.sched_getaffinity(0)");
+    }
+    CPU_SET(cpu, &set);
   }
+  pthread_setaffinity_np(thread_.native_handle(), sizeof(set), &set);
 #endif
 }
 

@@ -23,9 +23,9 @@ class DeviceTask {
 
 class CpuDevice {
  public:
-  // cpus: the cores; the thread is pinned to the first, or not at all if there are none. spin: how long it
-  // polls for an event before it sleeps while it has a task (waking costs 25 us); without one it parks soon.
-  // Throws Failure(kResource) for a core that this process may not use, or if its thread cannot be had.
+  // cpus: the thread keeps to these, or runs where it may if there are none. spin: how long it polls for an
+  // event before it sleeps while it has a task (waking costs 25 us); without one it parks soon. Throws
+  // Failure(kResource) for a core that this process may not use, or if its thread cannot be had.
   CpuDevice(std::vector<int> cpus, std::chrono::microseconds spin);
   ~CpuDevice();
   CpuDevice(const CpuDevice&) = delete;

@@ -69,11 +69,13 @@ void rope_row(const AttentionStep& s, const AttentionScratch& scratch, const Pie
                 static_cast<int>(position % block_size), key, value);
 }
 
-// Query rows [first, first + rows) of a piece, where query row = token * heads per KV head + head.
+}  // namespace
+
 // A row has no part in the blocks that it does not see.
-void attend_rows(const AttentionStep& s, const AttentionScratch& scratch, const Piece& piece, int kv_head,
-                 int first, int rows) {
+void attend(const AttentionStep& s, const AttentionScratch& scratch, const AttentionItem& item) {
   const LlamaConfig& c = s.config;
+  const Piece& piece = *item.piece;
+  const int kv_head = item.kv_head, first = item.first, rows = item.last - item.first;
   const DType dtype = s.kernels.dtype;
   const int group = c.heads_per_kv_head(), dim = c.head_dim;
   int visible[kTileRows];
@@ -152,8 +154,6 @@ void attend_rows(const AttentionStep& s, const AttentionScratch& scratch, const 
   }
 }
 
-}  // namespace
-
 AttentionScratch::AttentionScratch(const LlamaConfig& config, DType dtype, int64_t max_model_len)
     : stride_(round_up(max_model_len, kLanes) +
               2 * kLanes) {  // not a power of two: rows fall into different sets
@@ -165,38 +165,35 @@ AttentionScratch::AttentionScratch(const LlamaConfig& config, DType dtype, int64
   buffer_ = HugeBuffer(elements_offset_ + 2 * padded_dim * size_of(dtype), "attention scratch");
 }
 
-void rope_and_store(const AttentionStep& step, const AttentionScratch& scratch, int index, int num_threads) {
-  int item = 0;
-  for (const Piece* piece = step.pieces; piece != step.pieces + step.num_pieces; ++piece) {
-    for (int offset = 0; offset < piece->num_rows;) {
-      // Up to a multiple of 16: two positions that share a word of the cache stay with one thread.
-      const int in_block = static_cast<int>((piece->start + offset) % kLanes);
-      const int end = std::min(offset + kLanes - in_block, piece->num_rows);
-      for (int kv_head = 0; kv_head < step.config.num_key_value_heads; ++kv_head) {
-        if (item++ % num_threads != index) continue;
-        for (int i = offset; i < end; ++i) rope_row(step, scratch, *piece, kv_head, i);
+void AttentionItems::plan(const std::vector<Piece>& pieces, const LlamaConfig& config, int num_threads) {
+  rope.clear();
+  attend.clear();
+  is_joint = true;
+  const int kv_heads = config.num_key_value_heads;
+  // Groups of 16 query rows, or smaller where there would be fewer than one for each thread.
+  const int units = static_cast<int>(pieces.size()) * kv_heads, wanted = (num_threads + units - 1) / units;
+  for (const Piece& piece : pieces) {
+    const int query_rows = piece.num_rows * config.heads_per_kv_head();
+    const int groups = std::max((query_rows + kTileRows - 1) / kTileRows, std::min(query_rows, wanted));
+    is_joint = is_joint && groups == 1;
+    for (int kv_head = 0; kv_head < kv_heads; ++kv_head) {
+      for (int offset = 0, end; offset < piece.num_rows; offset = end) {
+        const int in_block = static_cast<int>((piece.start + offset) % kLanes);
+        end = std::min(offset + kLanes - in_block, piece.num_rows);
+        rope.push_back({&piece, kv_head, offset, end});
       }
-      offset = end;
+      for (int group = 0; group < groups; ++group) {
+        const int first = static_cast<int>(int64_t{query_rows} * group / groups);
+        const int end = static_cast<int>(int64_t{query_rows} * (group + 1) / groups);
+        attend.push_back({&piece, kv_head, first, end});
+      }
     }
   }
 }
 
-void attend(const AttentionStep& step, const AttentionScratch& scratch, int index, int num_threads) {
-  const int kv_heads = step.config.num_key_value_heads;
-  int item = 0;
-  for (const Piece* piece = step.pieces; piece != step.pieces + step.num_pieces; ++piece) {
-    const int query_rows = piece->num_rows * step.config.heads_per_kv_head();
-    // Groups of 16, or smaller where there would be fewer than one for each thread.
-    const int wanted = (num_threads + step.num_pieces * kv_heads - 1) / (step.num_pieces * kv_heads);
-    const int groups = std::max((query_rows + kTileRows - 1) / kTileRows, std::min(query_rows, wanted));
-    for (int group = 0; group < groups; ++group) {
-      const int first = static_cast<int>(int64_t{query_rows} * group / groups);
-      const int end = static_cast<int>(int64_t{query_rows} * (group + 1) / groups);
-      for (int kv_head = 0; kv_head < kv_heads; ++kv_head) {
-        if (item++ % num_threads == index) attend_rows(step, scratch, *piece, kv_head, first, end - first);
-      }
-    }
-  }
+void rope_and_store(const AttentionStep& step, const AttentionScratch& scratch, const Piece& piece,
+                    int kv_head, int first, int last) {
+  for (int i = first; i < last; ++i) rope_row(step, scratch, piece, kv_head, i);
 }
 
 }  // namespace pearl

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "cpu/kernels/kernels.h"
 #include "cpu/model/kv_cache.h"
@@ -23,11 +24,9 @@ struct AttentionStep {
   const Kernels& kernels;
   const KvCache& cache;
   bool from_memory;    // as a MatmulArgs'
-  const void* next_w;  // this thread's part of the projection that follows
+  const void* next_w;  // what this thread reads of the projection that follows
   int64_t next_w_stride;
   int layer;
-  const Piece* pieces;
-  int num_pieces;
   int capacity;      // rows that the buffers hold
   const float* cos;  // [max_model_len, head_dim / 2]
   const float* sin;
@@ -57,13 +56,30 @@ class AttentionScratch {
   HugeBuffer buffer_;
 };
 
-// Queries with norm and rope, keys and values into the cache. This thread's share of (piece, KV head, 16
-// positions).
-void rope_and_store(const AttentionStep& step, const AttentionScratch& scratch, int index, int num_threads);
+// Consecutive rows of a piece, for one KV head.
+struct AttentionItem {
+  const Piece* piece;
+  int kv_head;
+  int first, last;  // tokens of the piece, or query rows: token * heads per KV head + head
+};
+
+// The items of a step, the same for each of its layers.
+struct AttentionItems {
+  // Up to 16 positions each: two that share a word of the cache are in one item.
+  std::vector<AttentionItem> rope;
+  std::vector<AttentionItem> attend;  // up to 16 query rows each
+  bool is_joint = false;              // both in one phase: an item of `attend` is all rows of a piece
+
+  // For so many threads.
+  void plan(const std::vector<Piece>& pieces, const LlamaConfig& config, int num_threads);
+};
+
+// Queries with norm and rope, keys and values into the cache, for the tokens [first, last) of a piece.
+void rope_and_store(const AttentionStep& step, const AttentionScratch& scratch, const Piece& piece,
+                    int kv_head, int first, int last);
 
 // softmax(q k^T / sqrt(head_dim)) v over positions <= the row's own, block by block, with the bits of a cache
-// in one piece. This thread's share of (piece, KV head,
-// up to 16 query rows). Every key and value of the step must have been stored.
-void attend(const AttentionStep& step, const AttentionScratch& scratch, int index, int num_threads);
+// in one piece. The keys and values that the item reads must have been stored.
+void attend(const AttentionStep& step, const AttentionScratch& scratch, const AttentionItem& item);
 
 }  // namespace pearl

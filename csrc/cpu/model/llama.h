@@ -1,5 +1,5 @@
-// The forward pass of a Llama-family model on a set of cores: rows in, logits out. Owns the KV cache and the
-// buffers of a step; knows nothing of sampling, strategies or lanes.
+// The forward pass of a Llama-family model on a set of cores: rows in, logits out. Owns the KV cache and cuts
+// what is fed into steps; knows nothing of sampling, strategies or lanes.
 #pragma once
 
 #include <cstdint>
@@ -9,8 +9,8 @@
 
 #include "core/executor.h"
 #include "cpu/machine/core_set.h"
-#include "cpu/model/attention.h"
 #include "cpu/model/kv_cache.h"
+#include "cpu/model/llama_step.h"
 #include "cpu/model/llama_weights.h"
 
 namespace pearl {
@@ -42,44 +42,10 @@ class LlamaExecutor : public Executor {
   double time_linears(int rows, int repeats);
 
  private:
-  // A matrix [rows, stride] of activations.
-  struct Rows {
-    void* data;
-    int64_t stride;  // elements
-  };
-  // A linear layer as one thread sees it.
-  struct Linear {
-    const PackedMatrix& matrix;
-    Rows x;
-    Epilogue epilogue;
-    Rows out;
-    const float* bias = nullptr;
-    float* const* out_rows = nullptr;
-    const PackedMatrix* next = nullptr;  // what this thread reads afterwards
-  };
-  // What one thread owns.
-  struct Worker {
-    AttentionScratch attention;
-    HugeBuffer normed;  // [16, hidden] elements: the normed row of a step of one row
-    HugeBuffer codes;   // kOwnRows rows of codes
-  };
-  struct TokenRow {
-    int32_t token_id;
-    float* logits;  // or null
-  };
-
   void check(const Segment* segments, int num_segments) const;
   void check_blocks(const Segment& segment, int index) const;
   const int32_t* block_table(const Segment& segment) const;
-  // is_whole: false for the linear layers alone, on whatever the buffers hold.
   void run_step(bool is_whole = true);
-  void step(int index, bool is_whole);
-  void attend_rows(int layer, int index);
-  void apply(const Linear& linear, int rows, int index);
-  void apply_grouped(const Linear& linear, int rows, int index, const MatmulArgs& out);
-  Rows norm(const float* weight, int index);
-  void share_of(const PackedMatrix& matrix, int index, int* first, int* count) const;
-  const void* start_of_share(const PackedMatrix& matrix, int index) const;
 
   std::shared_ptr<const LlamaWeights> weights_;
   std::shared_ptr<CoreSet> core_set_;
@@ -89,18 +55,7 @@ class LlamaExecutor : public Executor {
   KvCache cache_;
   std::vector<int32_t> own_blocks_;  // [num_slots, blocks of max_model_len] 0, 1, ..
   std::vector<float> cos_, sin_;
-  std::vector<Worker> workers_;
-  HugeBuffer buffer_;
-  // parts of buffer_, [kStepRows, ...]
-  Rows residual_, qkv_;                 // fp32
-  Rows normed_, attended_, activated_;  // elements
-  void* queries_;
-  char* codes_;  // kStepRows rows of codes, for matrices that have a form
-  // set by forward for one step
-  std::vector<Piece> pieces_;
-  std::vector<TokenRow> token_rows_;
-  std::vector<float*> logits_rows_;  // where logits are wanted
-  std::vector<int> wanted_rows_;     // of which rows
+  LlamaStep step_;
 };
 
 }  // namespace pearl

@@ -13,6 +13,7 @@ namespace py = pybind11;
 
 namespace pearl {
 void bind_blocks(py::module_& m);
+void bind_core_set(py::module_& m);
 void bind_grouped(py::module_& m);
 void bind_sampling(py::module_& m);
 void bind_scripted(py::module_& m);
@@ -25,6 +26,7 @@ PYBIND11_MODULE(_testing, m) {
   pearl::bind_sampling(m);
   pearl::bind_scripted(m);
   pearl::bind_blocks(m);
+  pearl::bind_core_set(m);
   pearl::bind_grouped(m);
   m.def(
       "emulated_weights",
