@@ -1,7 +1,7 @@
 """A peer whose answers come from a process of its own, which times them itself.
 
 Equal work: the same file, prompt ids, number of new tokens past any end of text, greedy, as many threads.
-Knows no library: llama_cpp.py and openvino.py do.
+Knows no library: llama_cpp.py and open_vino.py do.
 """
 
 from __future__ import annotations

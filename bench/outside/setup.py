@@ -8,7 +8,7 @@ from pathlib import Path
 from bench.harness.environment import ROOT
 from bench.harness.peers import Ids, Peer, first_words
 from bench.outside.llama_cpp import LlamaCpp
-from bench.outside.openvino import OpenVino
+from bench.outside.open_vino import OpenVino
 
 FOLDER = ROOT / ".venv-peers"
 TUNING_PROMPTS = 2

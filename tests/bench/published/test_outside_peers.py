@@ -12,7 +12,7 @@ import pytest
 
 from bench.harness import measure as m
 from bench.harness.peers import PeerGroup
-from bench.outside import llama_cpp, openvino, openvino_worker, setup
+from bench.outside import llama_cpp, open_vino, open_vino_worker, setup
 from bench.outside.process import OutsideError
 
 WORK = m.Workload([[1, 2, 3], [7, 8]], 6)
@@ -62,13 +62,13 @@ def test_a_server_that_ends_or_answers_no_more_says_so(llama: llama_cpp.LlamaCpp
 
 
 @pytest.fixture
-def vino() -> Iterator[openvino.OpenVino]:
-    peer = openvino.OpenVino(Path(sys.executable), FILE, 2, worker=WORKER)
+def vino() -> Iterator[open_vino.OpenVino]:
+    peer = open_vino.OpenVino(Path(sys.executable), FILE, 2, worker=WORKER)
     yield peer
     peer.close()
 
 
-def test_openvino_answers_in_lines(vino: openvino.OpenVino) -> None:
+def test_openvino_answers_in_lines(vino: open_vino.OpenVino) -> None:
     plain, lookup = vino.programs(4)
     assert (plain.strategy, lookup.strategy, lookup.gamma) == ("openvino", "openvino lookup", 4)
     [slow], [fast] = vino(plain, WORK, 0), vino(lookup, WORK, 0)
@@ -97,7 +97,7 @@ def test_what_cannot_run_is_said(tmp_path: Path) -> None:
     assert not found and absent["openvino"] == "does not start: its process ended with 7"
 
 
-def test_a_group_leaves_out_what_fails(llama: llama_cpp.LlamaCpp, vino: openvino.OpenVino) -> None:
+def test_a_group_leaves_out_what_fails(llama: llama_cpp.LlamaCpp, vino: open_vino.OpenVino) -> None:
     vino.workers["openvino"].close()
     group = PeerGroup({"llama.cpp": llama, "openvino": vino}, {"hf": "is not installed"})
     programs = group.programs(4)
@@ -112,7 +112,7 @@ def test_a_group_leaves_out_what_fails(llama: llama_cpp.LlamaCpp, vino: openvino
 
 def test_the_worker_imports_nothing_of_ours() -> None:
     """It runs in another Python, and each library only once it is needed."""
-    tree = ast.parse(Path(openvino_worker.__file__).read_text())
+    tree = ast.parse(Path(open_vino_worker.__file__).read_text())
     top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
     names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module for node in top if isinstance(node, ast.ImportFrom) and node.module}

@@ -1,4 +1,4 @@
-"""The process of one OpenVINO GenAI pipeline: `openvino_worker.py MODEL THREADS plain|lookup`.
+"""The process of one OpenVINO GenAI pipeline: `open_vino_worker.py MODEL THREADS plain|lookup`.
 
 Runs in the Python of `make peers`, and imports nothing of ours. Each line of its input is a JSON object with
 ids, count and gamma; each line of its output the new ids with ttft and seconds, or an error.

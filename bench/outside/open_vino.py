@@ -1,6 +1,6 @@
 """OpenVINO GenAI on the same GGUF file, in the Python of `make peers`: plain, and with its prompt lookup.
 
-Each row is a process of its own (bench/outside/openvino_worker.py), spoken to in lines of JSON.
+Each row is a process of its own (bench/outside/open_vino_worker.py), spoken to in lines of JSON.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bench.harness.measure import Program
 from bench.outside.process import Answer, Outside, OutsideError
 
 PLAIN, LOOKUP = "openvino", "openvino lookup"
-WORKER = Path(__file__).with_name("openvino_worker.py")
+WORKER = Path(__file__).with_name("open_vino_worker.py")
 
 
 class Worker:
@@ -24,7 +24,14 @@ class Worker:
 
     def __init__(self, python: Path, worker: Path, model: Path, num_threads: int, *, looks_up: bool) -> None:
         """Raises OutsideError if the library or the file does not load."""
-        command = [str(python), str(worker), str(model), str(num_threads), "lookup" if looks_up else "plain"]
+        command = [
+            str(python),
+            "-I",
+            str(worker),
+            str(model),
+            str(num_threads),
+            "lookup" if looks_up else "plain",
+        ]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
         )
