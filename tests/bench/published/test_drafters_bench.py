@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from tqdm import tqdm
 
 from bench import drafters
 from bench.harness import measure as m
+from bench.model_pairs.model_pair import open_pair
 from pearl_rt.types.metrics import RequestMetrics, TraceRow
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -98,6 +100,22 @@ def test_no_figures_over_other_tokens(liar: str, capsys: pytest.CaptureFixture[s
 def test_bad_options_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
         drafters.parse_arguments(arguments)
+
+
+def test_a_lookup_reads_no_answer_that_another_program_wrote() -> None:
+    """The same prompt again takes as many rounds; with a pool of earlier answers it takes fewer."""
+    options = drafters.parse_arguments(["--target", str(ROOT / "models/target"), "--num-prompts", "1"])
+    rounds = {}
+    for pool in (0, 65536):
+        pooled = {} if pool == 0 else {"lookup_pool": pool}
+        pair = open_pair(argparse.Namespace(**vars(options) | pooled))
+        with pair.engine:
+            work = m.Workload(pair.prompts, 24)
+            runs = [pair.run(m.Program("sd", "shared", 8), work, 0)[0] for _ in range(2)]
+        rounds[pool] = [run.metrics.rounds for run in runs if run.metrics]
+        assert runs[0].token_ids == runs[1].token_ids
+    first, again = rounds[0]
+    assert first == again == rounds[65536][0] > rounds[65536][1]
 
 
 @pytest.mark.slow
