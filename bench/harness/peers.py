@@ -154,16 +154,9 @@ class HuggingFace(Peer):
 
 
 def load_checkpoint(path: Path) -> Any:
-    """A model of transformers in bf16, on the CPU. The values of a GGUF file are fp32 where no instruction
-    multiplies bf16: that is faster there.
-    """
+    """A model of transformers in bf16, on the CPU."""
     import transformers
 
-    if path.suffix == ".gguf":
-        has_bf16 = "_bf16" in Path("/proc/cpuinfo").read_text()
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            str(path.parent), gguf_file=path.name, dtype=torch.bfloat16 if has_bf16 else torch.float32
-        ).eval()
     return transformers.AutoModelForCausalLM.from_pretrained(str(path), dtype=torch.bfloat16).eval()
 
 

@@ -33,7 +33,7 @@ from bench.model_pairs.planted import (
     make_pair,
     random_prompts,
 )
-from bench.model_pairs.weight_views import hugging_face_model, weight_views
+from bench.model_pairs.weight_views import hugging_face_file, hugging_face_model, weight_views
 from bench.rounds.steps import pinned_to
 from pearl_rt.backends.cpu import Model, choose_cores
 from pearl_rt.checkpoint.config import Environment, ModelConfig
@@ -169,7 +169,10 @@ class ModelPair:
             models = [hugging_face_model(*both) for both in zip(self.configs, self.views(), strict=True)]
             return HuggingFace(*models, compiled=compiled and self.is_gpu)
         if self.checkpoints is not None:
-            models = [load_checkpoint(path) for path in self.checkpoints]
+            models = [
+                hugging_face_file(path) if path.suffix == ".gguf" else load_checkpoint(path)
+                for path in self.checkpoints
+            ]
             models += [None] * (2 - len(models))
         else:
             assert isinstance(self.planting, PlantedPair)
