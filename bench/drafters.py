@@ -7,9 +7,10 @@
 A row is a kind of draft and its window: none (`ar`), lookup in prompt and answer, lookup in earlier answers
 too, the model of --draft, and what `auto` chooses. Columns: memory beside the target; tokens that a round
 makes final; of the drafts judged at each place of a window, the share that stood; milliseconds of a round to
-draft and to score and judge; and how many times faster than `ar` text is written behind its first token, over
-all prompts and over those of a task. All rows must write the tokens of `ar` (sampled: by judge `coupled`), or
-no figure is printed and the status is 1. The last line is the same as JSON.
+draft and to score and judge; and how many times faster than `ar` text is written behind its first token,
+over all prompts, and with the tokens a round over those of a task. All rows must write the tokens of `ar`
+(sampled: by judge `coupled`), or no figure is printed and the status is 1. The last line is the same as
+JSON.
 """
 
 from __future__ import annotations
@@ -51,10 +52,10 @@ PLACES = 5  # of a window that the table shows
 COLUMNS = (
     ("name", "draft", "s"),
     ("gamma", "gamma", "d"),
-    ("extra_mb", "MB", ".1f"),
+    ("extra_mb", "MB", ".2f"),
     ("tokens_per_round", "tok/round", ".2f"),
     ("accepted_at", "stood at place 1, 2, ..", "s"),
-    ("draft_ms", "draft ms", ".2f"),
+    ("draft_ms", "draft ms", ".3f"),
     ("verify_ms", "verify ms", ".2f"),
     ("x_ar", "x ar", ".2f"),
 )
@@ -164,8 +165,12 @@ def figures_of(result: Measured, ar: Measured, tasks: Sequence[str], extra_bytes
         "verify_ms": milliseconds(metrics, "target", ("score", "verify")),
         **over(everything),
         "by_task": by_task,
-        **{task: figures["x_ar"] for task, figures in by_task.items()},
     }
+
+
+def words_of(by_task: dict[str, dict[str, float]]) -> dict[str, str]:
+    """The cells of the tasks."""
+    return {task: f"{own['x_ar']:.2f}, {own['tokens_per_round']:.2f}" for task, own in by_task.items()}
 
 
 def section(
@@ -183,8 +188,9 @@ def section(
         for result in results:
             assert isinstance(result.program, Row)
             rows.append(figures_of(result, results[0], tasks, engines.extra_bytes(result.program)))
-        columns = [*COLUMNS, *((task, task, ".2f") for task in dict.fromkeys(tasks))]
-        lines += [format_table(rows, columns), "all rows wrote the tokens of ar; tasks: x ar"]
+        columns = [*COLUMNS, *((task, task, "s") for task in dict.fromkeys(tasks))]
+        lines += [format_table([row | words_of(row["by_task"]) for row in rows], columns)]
+        lines.append("all rows wrote the tokens of ar; of each task: x ar, tokens a round")
     else:
         lines.append(f"OUTPUTS DIFFER, so no figures: {difference}")
     tqdm.write("\n".join(lines), file=sys.stdout)
