@@ -176,7 +176,8 @@ class MainJob:
         """All of it, beside these."""
         options, pair = self.options, self.pair
         with tqdm(total=0, unit="run", file=sys.stderr, dynamic_ncols=True) as bar:
-            rows = 3 * len(options.peers) if peers and not pair.on_device else 0  # about
+            each = 0 if pair.on_device else 2  # rows of a peer, on a CPU among ours
+            rows = each * len(options.peers) + (each > 0 and pair.has_draft and "hf" in options.peers)
             count = partial(num_runs, repeats=options.repeats, num_peers=rows)
             counts = [count(menu, options.gammas, workload.at(at)) for at, menu in menus.items()]
             bar.total = len(alphas) * sum(counts)
