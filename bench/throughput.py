@@ -17,7 +17,6 @@ import gc
 import os
 import statistics
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,15 +31,16 @@ from bench.harness.measure import (
     Measured,
     Program,
     Workload,
+    by_position,
     first_difference,
     measure,
     pooled,
+    tokens_per_round,
     tokens_per_second,
 )
 from bench.harness.table import format_table
 from bench.model_pairs.model_pair import ModelPair, open_pair, report_environment
 from pearl_rt.strategy.engine_options import FORMS
-from pearl_rt.types.metrics import RequestMetrics
 
 COLUMNS = (
     ("strategy", "strategy", "s"),
@@ -56,16 +56,6 @@ COLUMNS = (
     ("tokens_per_round", "tok/round", ".2f"),
     ("accepted_per_position", "accepted by position", "s"),
 )
-
-
-def by_position(metrics: Sequence[RequestMetrics]) -> str:
-    """Of the drafts that were judged in each place of the window, the share that stood."""
-    judged: Counter[int] = Counter()
-    accepted: Counter[int] = Counter()
-    for one in metrics:
-        judged.update(dict(enumerate(one.judged_at)))
-        accepted.update(dict(enumerate(one.accepted_at)))
-    return " ".join(f"{accepted[place] / judged[place]:.2f}" for place in sorted(judged) if judged[place])
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -134,13 +124,8 @@ def row_of(result: Measured, rates: dict[tuple[str, int], float]) -> dict[str, A
         "tpot_p95_ms": float(np.percentile(tpots, 95)) if metrics else None,
         "acceptance": pooled(result, "accepted", "judged"),
         "tokens_per_round": tokens_per_round(metrics) if metrics else None,
-        "accepted_per_position": by_position(metrics) or None,
+        "accepted_per_position": " ".join(f"{share:.2f}" for share in by_position(metrics)) or None,
     }
-
-
-def tokens_per_round(metrics: Sequence[RequestMetrics]) -> float:
-    """Over all requests together."""
-    return sum(len(m.token_times) - 1 for m in metrics) / max(sum(m.rounds for m in metrics), 1)
 
 
 class Throughput:

@@ -15,13 +15,13 @@ from pearl_rt.checkpoint.shapes import WEIGHT_BITS
 from pearl_rt.errors import PearlError
 
 SHARED: dict[str, dict[str, Any]] = {
-    "target": {"type": Path, "help": "checkpoint directory (default: models/target)"},
-    "draft": {"type": Path, "help": "checkpoint directory (default: models/draft)"},
+    "target": {"type": Path, "help": "checkpoint directory or GGUF file; alone it drafts by lookup"},
+    "draft": {"type": Path, "help": "checkpoint directory or GGUF file, or lookup or none"},
     "pair": {"help": "planted:TARGET+DRAFT@ALPHA, as planted:88m+8m@0.8, instead of checkpoints"},
     "dtype": {"default": "auto", "choices": ("auto", "bfloat16", "float32")},
     "weights": {"default": "auto", "choices": tuple(WEIGHT_BITS), "help": "of the target's matrices"},
     "draft-weights": {"default": "auto", "choices": tuple(WEIGHT_BITS), "help": "of the draft's"},
-    "prompts": {"type": Path, "help": "text, or JSONL of HumanEval, GSM8K, MGSM or MT-bench"},
+    "prompts": {"type": Path, "help": "text, or JSONL of HumanEval, GSM8K, MGSM, MT-bench or Spec-Bench"},
     "num-prompts": {"type": int},
     "max-tokens": {"type": int},
     "repeats": {"type": int, "default": 1},

@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -240,6 +241,21 @@ def pooled(result: Measured, numerator: str, denominator: str) -> float | None:
     """Sum of one count over the sum of another, over all samples."""
     below = sum(getattr(m, denominator) for m in result.metrics)
     return sum(getattr(m, numerator) for m in result.metrics) / below if below else None
+
+
+def by_position(metrics: Sequence[RequestMetrics]) -> list[float]:
+    """Of the drafts that were judged in each place of the window, the share that stood."""
+    judged: Counter[int] = Counter()
+    accepted: Counter[int] = Counter()
+    for one in metrics:
+        judged.update(dict(enumerate(one.judged_at)))
+        accepted.update(dict(enumerate(one.accepted_at)))
+    return [accepted[place] / judged[place] for place in sorted(judged) if judged[place]]
+
+
+def tokens_per_round(metrics: Sequence[RequestMetrics]) -> float:
+    """Over all requests together."""
+    return sum(len(m.token_times) - 1 for m in metrics) / max(sum(m.rounds for m in metrics), 1)
 
 
 def row_of(result: Measured, ar: Measured | None, sd: Measured | None) -> dict[str, Any]:

@@ -52,6 +52,12 @@ def cpu_menu(*, split: bool = True, pearl_shared: bool = False) -> Menu:
     return Menu(tuple(plain), tuple(swept), Program("auto", "auto"))
 
 
+def lookup_menu() -> Menu:
+    """Without a draft model all cores are the target's. pearl has no wait to hide then."""
+    swept = Program("sd", "shared"), Program("pearl", "shared")
+    return Menu((Program("ar", "shared"),), swept, Program("auto", "auto"))
+
+
 def device_menu(forms: Sequence[str]) -> Menu:
     """Forms of launching take the place of placements; gamma is swept in the first."""
     first, *others = forms
@@ -87,17 +93,28 @@ def num_runs(
 
 
 def fit_workload(
-    workload: Workload, seconds_per_token: float, budget: float, num_runs: int, num_gammas: int
+    workload: Workload,
+    seconds_per_token: float,
+    budget: float,
+    num_runs: int,
+    num_gammas: int,
+    *,
+    seconds_per_prompt: float = 0.0,
+    num_kinds: int = 3,
+    num_programs: int = 8,
 ) -> Workload:
     """Fewer prompts, then fewer tokens, if the whole would take longer than the budget; in batches, fewer
-    of these: as if a batch took no longer than one prompt.
+    of these: as if a batch took no longer than one prompt. seconds_per_prompt: of prefill. num_kinds: whose
+    gamma is swept.
     """
     least = max(MIN_PROMPTS, workload.batch)
 
     def cost(prompts: int, tokens: int) -> float:
         part = workload.part(prompts, tokens)
-        swept = 3 * num_gammas * len(short_part(part).firsts()) * min(tokens, SWEEP_TOKENS)
-        return num_runs * seconds_per_token * (swept + 8 * len(part.firsts()) * tokens)
+        swept = num_kinds * num_gammas * len(short_part(part).firsts())
+        whole = num_programs * len(part.firsts())
+        decoded = swept * min(tokens, SWEEP_TOKENS) + whole * tokens
+        return num_runs * (seconds_per_token * decoded + seconds_per_prompt * (swept + whole))
 
     prompts, tokens = len(workload.prompts), workload.max_tokens
     while cost(prompts, tokens) > budget and (prompts > least or tokens > MIN_TOKENS):

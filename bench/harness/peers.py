@@ -1,12 +1,13 @@
 """Peers that write the same prompts: Hugging Face on the same weights, and whole engines if installed.
 
 Equal work: the same weights, prompt ids, number of new tokens, greedy, and on a CPU as many threads as we
-use. Rows: `hf ar`; `hf assisted` with the library's own schedule, and with our tuned window; on a GPU
-`hf compiled`, a static cache with torch.compile as the library does it. A call is timed as a whole, without a
-streamer, which would make the library wait for every token; the time to the first token is that of a call for
-one token. vLLM, SGLang and gpt-fast load checkpoints by themselves, so they run with --target only; a row
-says why one did not run. A peer's tokens may differ from ours, because its kernels round in another order:
-how far they agree is reported and not hidden. Knows nothing of our engine.
+use. Rows: `hf ar`; `hf assisted` with the library's own schedule, and with our tuned window, or without a
+draft `hf lookup`, its prompt lookup; on a GPU `hf compiled`, a static cache with torch.compile as the
+library does it. A call is timed as a whole, without a streamer, which would make the library wait for every
+token; the time to the first token is that of a call for one token. vLLM, SGLang and gpt-fast load
+checkpoints by themselves, so they run with --target only; a row says why one did not run. A peer's tokens
+may differ from ours, because its kernels round in another order: how far they agree is reported and not
+hidden. Knows nothing of our engine.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from bench.harness.measure import OWN, Measured, Program, Runner, Sample, Worklo
 
 ENGINES = {"vllm": "vllm", "sglang": "sglang", "gpt-fast": "gpt_fast"}  # row -> package
 MEMORY_SHARE = 0.5  # of what is free, for a peer that takes its memory at once
+OUTSIDE = ("llama.cpp", "openvino")  # in processes of their own: bench/outside
 PAD = 0  # masked
+LOOKUP = 10  # drafts of the library's prompt lookup where we have no tuned window
 REST = 0.3  # seconds: OpenMP threads spin on for a while, on the cores of the next program
 Ids = Sequence[Sequence[int]]
 
@@ -45,6 +48,9 @@ class Peer:
     def write(self, program: Program, prompts: Ids, count: int, length: int) -> list[list[int]]:
         """`count` new tokens for each prompt, with room for `length` positions."""
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Ends what it started."""
 
     def __call__(self, program: Program, workload: Workload, prompt: int) -> list[Sample]:
         numbers = workload.together(prompt)
@@ -75,7 +81,7 @@ def torch_threads(count: int | None) -> Any:
 
 
 class HuggingFace(Peer):
-    """Two models of transformers."""
+    """Two models of transformers, or one that looks up."""
 
     def __init__(
         self,
@@ -93,18 +99,21 @@ class HuggingFace(Peer):
         self.target, self.draft, self.num_threads = target, draft, num_threads
         self.compiled, self.may_compile = compiled, may_compile
         self.device = next(target.parameters()).device
-        own = draft.generation_config
-        self.schedule = (
-            own.num_assistant_tokens,
-            own.num_assistant_tokens_schedule,
-            own.assistant_confidence_threshold,
-        )
-        for model in (target, draft):  # as many new tokens as we write
+        if draft is not None:
+            own = draft.generation_config
+            self.schedule = (
+                own.num_assistant_tokens,
+                own.num_assistant_tokens_schedule,
+                own.assistant_confidence_threshold,
+            )
+        for model in (target, *([draft] if draft is not None else [])):  # as many new tokens as we write
             model.generation_config.eos_token_id = None
             model.generation_config.pad_token_id = PAD
 
     def programs(self, gamma: int) -> list[Program]:
         place = "eager" if self.num_threads is None else "shared"
+        if self.draft is None:
+            return [Program("hf ar", place), Program("hf lookup", place, gamma or LOOKUP)]
         found = [Program("hf ar", place), Program("hf assisted", place)]
         found += [Program("hf assisted", place, gamma)] if gamma else []
         return [*found, Program("hf compiled", "static")] if self.compiled else found
@@ -120,10 +129,13 @@ class HuggingFace(Peer):
 
     def write(self, program: Program, prompts: Ids, count: int, length: int) -> list[list[int]]:
         """Prompts of a batch are padded to the left."""
-        self.set_window(program.gamma)
         options: dict[str, Any] = {}
+        if self.draft is not None:
+            self.set_window(program.gamma)
         if program.strategy == "hf assisted":
             options["assistant_model"] = self.draft
+        elif program.strategy == "hf lookup":
+            options["prompt_lookup_num_tokens"] = program.gamma
         elif program.strategy == "hf compiled":
             options["cache_implementation"], options["max_cache_len"] = "static", length
             options["disable_compile"] = not self.may_compile
@@ -230,7 +242,7 @@ def engine_peers(target: Path | None) -> tuple[list[Peer], dict[str, str]]:
 
 @dataclass
 class Peers:
-    """The peers that run the same prompts behind ours, on a device. The target's own rows are kept: an
+    """The peers that run the same prompts, on a device behind ours. The target's own rows are kept: an
     agreement does not change them.
     """
 
@@ -239,6 +251,7 @@ class Peers:
     absent: dict[str, str] = field(default_factory=dict)
     num_prompts: int = 2
     kept: dict[Program, Measured] = field(default_factory=dict)
+    group: Any = None  # a PeerGroup: on a CPU they run among our programs
 
     def measure(self, gamma: int, workload: Workload) -> list[Measured]:
         """Every peer's rows over the first prompts."""
@@ -259,6 +272,43 @@ class Peers:
                     self.kept[program] = found
                 results.append(self.kept[program])
         return results
+
+
+class PeerGroup:
+    """Several peers as one, on a CPU. One that cannot run is left out, and `absent` says why."""
+
+    def __init__(self, peers: dict[str, Peer], absent: dict[str, str]) -> None:
+        """peers: by their name in `absent`."""
+        self.peers, self.absent = peers, absent
+        self.owner: dict[str, Peer] = {}  # of each strategy
+
+    def programs(self, gamma: int) -> list[Program]:
+        """All rows; each peer has written two tokens by each."""
+        found = []
+        for name, peer in self.peers.items():
+            try:
+                own = peer.programs(gamma)
+                for program in own:
+                    peer.write(program, [[1, 2, 3]], 2, 5)
+            except Exception as error:  # a peer's fault is no fault of this run
+                self.absent[name] = f"does not run: {first_words(error)}"
+                continue
+            self.owner |= {program.strategy: peer for program in own}
+            found += own
+        return found
+
+    def __call__(self, program: Program, workload: Workload, prompt: int) -> list[Sample]:
+        return self.owner[program.strategy](program, workload, prompt)
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Of those that run."""
+        return {name: peer.version for name, peer in self.peers.items() if peer in self.owner.values()}
+
+    def close(self) -> None:
+        """Ends the processes of peers that have one."""
+        for peer in self.peers.values():
+            peer.close()
 
 
 class Peered:

@@ -24,6 +24,7 @@ from bench.harness.measure import (
     first_difference,
     measure,
     rows_of,
+    speed_up,
     sweep,
 )
 from bench.harness.menu import Menu, cpu_menu, short_part
@@ -126,9 +127,12 @@ def run_programs(
     run = Run(workload.temperature, *counts, rates, workload.batch, menu.judge)
     run.difference = first_difference(results[:exact])
     run.rows = rows_of(results, equal=run.difference is None)
-    run.peers = {
-        "agreement": [peer_agreement(results[0], r) for r in results if r.program.strategy not in OWN]
-    }
+    others = [r for r in results if r.program.strategy not in OWN]
+    run.peers = {"agreement": [peer_agreement(results[0], r) for r in others]}
+    run.peers["absent"] = dict(getattr(peer, "absent", {}))
+    auto = next((r for r in results if r.program.strategy == "auto"), None)
+    if auto is not None and run.difference is None:
+        run.peers["auto_over"] = {str(r.program): speed_up(auto, r) for r in others}
     return run, results
 
 
@@ -157,6 +161,9 @@ def format_run(run: Run) -> str:
             f"common prefix {peer['mean_common_prefix']:.0f} tokens in the mean, "
             f"{peer['shortest_common_prefix']} at least"
         )
+    over = run.peers.get("auto_over", {})
+    lines += [f"auto is {factor:.2f} times as fast as {name}" for name, factor in over.items()]
+    lines += [f"{name}: {why}" for name, why in run.peers.get("absent", {}).items()]
     if run.difference is not None:
         lines.append(f"OUTPUTS DIFFER, so no speed-ups: {run.difference}")
     elif run.judge == "rejection":

@@ -1,5 +1,5 @@
 """What is measured: a pair of models with its prompts and an engine for it, from checkpoints or planted, on
-CPU cores, on a GPU, or in Triton's interpreter.
+CPU cores, on a GPU, or in Triton's interpreter. In place of a draft there may be a lookup.
 
 Knows how to run one program on one batch, how to have it timed, and which weights it runs; not in which order
 programs are run, nor what is printed.
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bench.harness.environment import ModelFigures, format_environment, measured_environment
+from bench.harness.environment import ROOT, ModelFigures, format_environment, measured_environment
 from bench.harness.measure import Program, Sample, Workload, timed
 from bench.harness.peers import HuggingFace, load_checkpoint
+from bench.model_pairs.model_prompts import name_of, prompts_for
 from bench.model_pairs.planted import (
     NUM_STEPS,
     PairPlan,
@@ -32,20 +33,17 @@ from bench.model_pairs.planted import (
     make_pair,
     random_prompts,
 )
-from bench.model_pairs.prompts import read_prompts
-from bench.model_pairs.weight_views import hugging_face_model, weight_views
+from bench.model_pairs.weight_views import hugging_face_file, hugging_face_model, weight_views
 from pearl_rt.backends.cpu import Model, choose_cores
 from pearl_rt.checkpoint.config import Environment, ModelConfig
-from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.device.model import DeviceModel, device_of
 from pearl_rt.engine import Engine
 from pearl_rt.errors import CheckpointError, ConfigError
 from pearl_rt.types.metrics import RequestMetrics
 from pearl_rt.types.sampling_params import SamplingParams
 
-ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = ROOT / "models" / "target", ROOT / "models" / "draft"
-HELD_OUT = ROOT / "models" / "heldout" / "prompts.jsonl"
+NO_DRAFTS = ("lookup", "none")  # what --draft may be besides a path
 EAGER = "eager"  # the only form of the interpreter, op by op
 PLANTED_PROMPT_LEN, INTERPRETED_PROMPT_LEN = 64, 8
 
@@ -56,16 +54,17 @@ class ModelPair:
 
     engine: Engine
     device: str  # cpu, interpret, cuda or cuda:N
-    names: tuple[str, str]
-    configs: tuple[ModelConfig, ModelConfig]
-    figures: tuple[ModelFigures, ModelFigures]
+    names: tuple[str, str]  # of target and draft, or of what drafts without one
+    configs: tuple[ModelConfig, ...]  # of the models
+    figures: tuple[ModelFigures, ...]
     prompts: list[list[int]]
     notes: list[str] = field(default_factory=list)  # lines for the report
     cores: list[int] = field(default_factory=list)  # on the CPU
     forms: tuple[str, ...] = ()  # of launching rounds, on a device; gamma is swept in the first
     planting: Planting | None = None  # of a planted pair, once it is calibrated
     plan: PairPlan | None = None  # on a device, of a planted pair
-    checkpoints: tuple[Path, Path] | None = None
+    checkpoints: tuple[Path, ...] | None = None
+    tasks: list[str] = field(default_factory=list)  # of each prompt
     host_us: dict[str, list[float]] = field(default_factory=dict)  # program -> host time a round, each run
 
     @property
@@ -76,6 +75,11 @@ class ModelPair:
     def on_device(self) -> bool:
         """Kernels run it, compiled or interpreted."""
         return self.device != "cpu"
+
+    @property
+    def has_draft(self) -> bool:
+        """A model drafts."""
+        return len(self.configs) > 1
 
     @property
     def name(self) -> str:
@@ -120,11 +124,14 @@ class ModelPair:
             for number, output in zip(numbers, outputs, strict=True)
         ]
 
-    def seconds_per_token(self) -> float:
-        """One decode step of ar, from a short run that also warms the engine."""
+    def measured_speed(self) -> tuple[float, float]:
+        """Seconds of one decode step of ar, and to a mean prompt's first token, from a short run that also
+        warms the engine.
+        """
         program = Program("ar", self.forms[0]) if self.on_device else Program("ar")
         [sample] = self.run(program, Workload(self.prompts[:1], 12), 0)
-        return max(sample.tpot, 1e-6)
+        mean = sum(map(len, self.prompts)) / len(self.prompts)
+        return max(sample.tpot, 1e-6), sample.ttft * mean / len(self.prompts[0])
 
     def timed_runs(self, program: Program, workload: Workload) -> list[RequestMetrics]:
         """The program over these prompts with timestamps around every step: not to time whole runs."""
@@ -161,7 +168,11 @@ class ModelPair:
             models = [hugging_face_model(*both) for both in zip(self.configs, self.views(), strict=True)]
             return HuggingFace(*models, compiled=compiled and self.is_gpu)
         if self.checkpoints is not None:
-            models = [load_checkpoint(path) for path in self.checkpoints]
+            models = [
+                hugging_face_file(path) if path.suffix == ".gguf" else load_checkpoint(path)
+                for path in self.checkpoints
+            ]
+            models += [None] * (2 - len(models))
         else:
             assert isinstance(self.planting, PlantedPair)
             made = zip(self.configs, self.planting.tensors, strict=True)
@@ -190,7 +201,9 @@ def weights_device(name: str) -> torch.device:
 
 
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
-    """The options of every engine. Each prompt is fed whole, however often it is measured."""
+    """The options of every engine. Each prompt is fed whole, however often it is measured: no blocks are
+    shared, and a lookup reads no earlier answers unless that is asked for, as it would read the very answer.
+    """
     shared = {
         "judge": "coupled",
         "prefix_caching": False,
@@ -200,7 +213,8 @@ def engine_options(options: argparse.Namespace) -> dict[str, Any]:
         },
     }
     if options.device == "cpu":
-        return shared | {"num_threads": options.threads, "isa": options.isa}
+        pool = getattr(options, "lookup_pool", 0)
+        return shared | {"num_threads": options.threads, "isa": options.isa, "lookup_pool": pool}
     if options.device == "interpret":
         return shared
     own = {"draft_device": options.draft_device} if options.draft_device else {}
@@ -214,10 +228,18 @@ def forms_of(options: argparse.Namespace) -> tuple[str, ...]:
 
 def figures_of(
     names: Sequence[str], configs: Sequence[ModelConfig], dtypes: Sequence[str], options: argparse.Namespace
-) -> tuple[ModelFigures, ModelFigures]:
+) -> tuple[ModelFigures, ...]:
     weights = options.weights, options.draft_weights
-    target, draft = (ModelFigures.of(*each) for each in zip(names, configs, dtypes, weights, strict=True))
-    return target, draft
+    return tuple(ModelFigures.of(*each) for each in zip(names, configs, dtypes, weights, strict=False))
+
+
+def packed_figures(figures: Sequence[ModelFigures], engine: Engine) -> tuple[ModelFigures, ...]:
+    """The same, with the bytes that the packed weights of the CPU have: a checkpoint may hold codes."""
+    models = zip(figures, (engine.target, engine.draft), strict=False)
+    return tuple(
+        replace(own, bytes_per_step=model.weights.weight_bytes) if isinstance(model, Model) else own
+        for own, model in models
+    )
 
 
 def cpu_dtype(options: argparse.Namespace) -> str:
@@ -283,38 +305,44 @@ def cores_of(options: argparse.Namespace) -> list[int]:
     return choose_cores(options.threads) if options.device == "cpu" else []
 
 
+def asked_models(options: argparse.Namespace) -> tuple[tuple[Path, ...], str]:
+    """The paths of --target and --draft, and what drafts without one: a target alone looks up. The shipped
+    pair if nothing is asked for.
+    """
+    drafts = str(options.draft) if options.draft is not None else "lookup" if options.target else ""
+    target = Path(options.target or SHIPPED[0])
+    if drafts in NO_DRAFTS:
+        return (target,), drafts
+    return (target, Path(drafts or SHIPPED[1])), ""
+
+
 def from_checkpoints(options: argparse.Namespace) -> ModelPair:
-    """The pair of --target and --draft, or the shipped one."""
-    paths = Path(options.target or SHIPPED[0]), Path(options.draft or SHIPPED[1])
+    """The models of --target and --draft, or the shipped pair."""
+    paths, drafts = asked_models(options)
     if not paths[0].exists():
         raise CheckpointError(
             f"there is no model in {paths[0]}: pass --target and --draft, or --pair planted:88m+8m@0.8"
         )
-    prompts = options.prompts or HELD_OUT
-    texts = read_prompts(prompts, options.num_prompts)
-    engine = Engine.from_pretrained(*paths, **engine_options(options))
-    assert engine.target is not None and engine.draft is not None
-    tokenizer = Tokenizer.from_pretrained(paths[0])
-    names = name_of(paths[0]), name_of(paths[1])
-    configs = ModelConfig.from_pretrained(paths[0]), ModelConfig.from_pretrained(paths[1])
+    prompts = prompts_for(paths[0], options.prompts, options.num_prompts)
+    draft = str(paths[1]) if len(paths) > 1 else drafts
+    engine = Engine.from_pretrained(paths[0], draft, **engine_options(options))
+    models = [model for model in (engine.target, engine.draft) if model is not None]
+    names = [name_of(path) for path in paths]
+    configs = tuple(ModelConfig.from_pretrained(path) for path in paths)
+    figures = figures_of(names, configs, [model.dtype for model in models], options)
     return ModelPair(
         engine,
         options.device,
-        names,
+        (names[0], names[1] if len(names) > 1 else drafts),
         configs,
-        figures_of(names, configs, [engine.target.dtype, engine.draft.dtype], options),
-        [tokenizer.encode(text) for text in texts],
-        [f"prompts: the first {len(texts)} of {name_of(prompts)}"],
+        packed_figures(figures, engine),
+        prompts.token_ids,
+        [prompts.note],
         cores_of(options),
         forms_of(options),
         checkpoints=paths,
+        tasks=prompts.tasks,
     )
-
-
-def name_of(path: Path) -> str:
-    """A path as a reader should see it: relative to the repository if inside it, else its last part."""
-    resolved = path.resolve()
-    return str(resolved.relative_to(ROOT)) if resolved.is_relative_to(ROOT) else resolved.name
 
 
 def open_pair(options: argparse.Namespace) -> ModelPair:

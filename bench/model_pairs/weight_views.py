@@ -1,4 +1,5 @@
-"""The weights that an engine on the kernels runs, under Hugging Face's names: views of them, not copies.
+"""The weights that an engine on the kernels runs, under Hugging Face's names: views of them, not copies; and
+those of a GGUF file.
 
 So other models can run on the very same memory, and a draft can be replanted while its engine stays. Knows
 how pearl_rt.model.llama packs its tensors, and nothing of speed.
@@ -6,11 +7,13 @@ how pearl_rt.model.llama packs its tensors, and nothing of speed.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.loader import load_tensors
 from pearl_rt.checkpoint.rope import rope_tables
 
 
@@ -56,6 +59,17 @@ def torch_model(config: ModelConfig, views: dict[str, torch.Tensor]) -> torch.nn
     tables = rope_tables(config, config.max_position_embeddings)
     model.model.cos, model.model.sin = (table.to(device) for table in tables)
     return model.eval()
+
+
+def hugging_face_file(path: Path) -> Any:
+    """transformers' model with the values of a GGUF file: its own reader needs one package more. In fp32
+    where no instruction multiplies bf16, which is faster there.
+    """
+    config = ModelConfig.from_pretrained(path)
+    tensors = load_tensors(path, config)
+    has_bf16 = "_bf16" in Path("/proc/cpuinfo").read_text()
+    dtype = torch.bfloat16 if has_bf16 else torch.float32
+    return hugging_face_model(config, {name: tensors.read(name, dtype) for name in tensors})
 
 
 def hugging_face_model(config: ModelConfig, views: dict[str, torch.Tensor]) -> Any:

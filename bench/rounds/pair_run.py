@@ -110,7 +110,7 @@ def run_pair(
         gammas=gammas,
         menu=menu,
         repeats=repeats,
-        peer=peers.hugging_face if peers is not None and not pair.on_device else None,
+        peer=peers.group if peers is not None else None,
         bar=bar,
         warm_tokens=0 if pair.device == "interpret" else WARM_TOKENS,
     )

@@ -260,6 +260,11 @@ class CpuLanes(Lanes):
             lanes, num_slots, pool, target.config.vocab_size, draft_size, draft_capacity
         )
 
+    @property
+    def drafter_bytes(self) -> int:
+        """Of a drafter without weights: the indices of a lookup. Between runs."""
+        return self._lookup.bytes if self._lookup is not None else 0
+
     def measure(self) -> StepTimes:
         """With whole windows, so that scores of many rows are timed."""
         if self._lookup is None:

@@ -179,6 +179,15 @@ def test_a_shorter_output_is_a_difference() -> None:
     assert difference is not None and difference.token_ids == (3, None)
 
 
+def test_the_programs_of_a_lookup_are_compared_on_all_cores() -> None:
+    speed = {"ar/shared": 0.010, "sd/shared": 0.005, "pearl/shared": 0.008, "auto/auto": 0.005}
+    found, _ = run.run_programs(FakeRunner(speed), WORK, gammas=(4, 8), menu=menu.lookup_menu())
+    rows = {row["strategy"]: row for row in found.rows}
+    assert list(rows) == ["ar", "sd", "pearl", "auto"] and found.difference is None
+    assert {row["placement"] for row in found.rows} == {"shared", "auto"}
+    assert rows["sd"]["gamma"] == 4 and rows["pearl"]["x_sd"] < 1
+
+
 class FakePeer(FakeRunner):
     def programs(self, gamma: int) -> list[m.Program]:
         return [m.Program("hf ar"), m.Program("hf assisted", "shared", gamma)]
@@ -192,6 +201,9 @@ def test_peers_are_rows_and_their_tokens_are_reported(monkeypatch: pytest.Monkey
     text = run.format_run(found)
     assert "hf ar/shared wrote our tokens in 3 of 4 prompts" in text
     assert next(r for r in found.rows if r["strategy"] == "hf ar")["acceptance"] is None
+    over = found.peers["auto_over"]
+    assert over["hf ar/shared"] == pytest.approx((0.5 + 39 * 0.028) / (0.5 + 39 * 0.007))
+    assert "auto is 2.06 times as fast as hf ar/shared" in text
 
 
 def test_progress_is_told_of_every_run() -> None:
@@ -207,6 +219,15 @@ def test_progress_is_told_of_every_run() -> None:
         told.clear()
         run.run_programs(FakeRunner(SPEED), work, gammas=(2, 4), bar=Bar())  # type: ignore[arg-type]
         assert len(told) == menu.num_runs(menu.cpu_menu(), (2, 4), work, 1)
+
+
+def test_prefill_counts_where_prompts_are_long() -> None:
+    work = m.Workload([[1]] * 48, 64)
+    counts = {"num_kinds": 2, "num_programs": 4}
+    short = menu.fit_workload(work, 0.005, 100.0, 2, 3, **counts)
+    long = menu.fit_workload(work, 0.005, 100.0, 2, 3, seconds_per_prompt=0.5, **counts)
+    spent = 2 * (0.005 * (12 * 48 + 4 * 12 * 64) + 0.5 * (12 + 4 * 12))
+    assert (len(short.prompts), len(long.prompts)) == (36, 12) and 96 < spent < 100
 
 
 @pytest.mark.parametrize(("seconds", "expected"), [(0.001, (8, 128)), (0.02, (3, 128)), (10.0, (3, 32))])
@@ -315,7 +336,14 @@ def test_bad_input_is_one_line(arguments: list[str], reason: str, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--max-tokens", "0"], ["--target", "a"], ["--pair", "x", "--draft", "y"]]
+    "arguments",
+    [
+        ["--max-tokens", "0"],
+        ["--num-prompts", "0"],
+        ["--draft", "a"],
+        ["--pair", "x", "--draft", "y"],
+        ["--device", "interpret", "--peers", "openvino"],
+    ],
 )
 def test_bad_options_are_refused(arguments: list[str]) -> None:
     from bench import latency

@@ -1,0 +1,251 @@
+"""What each kind of draft is worth on one target: for each task, greedy and sampled.
+
+    python bench/drafters.py                                          SmolLM2-135M-Instruct, which looks up
+    python bench/drafters.py --target models/target --draft models/draft       and a draft model of its own
+    python bench/drafters.py --prompts FILE                           prompts of Spec-Bench, HumanEval, ..
+
+A row is a kind of draft and its window: none (`ar`), lookup in prompt and answer, lookup in earlier answers
+too, the model of --draft, and what `auto` chooses. Columns: memory beside the target; tokens that a round
+makes final; of the drafts judged at each place of a window, the share that stood; milliseconds of a round to
+draft and to score and judge; and how many times faster than `ar` text is written behind its first token,
+over all prompts, and with the tokens a round over those of a task. All rows must write the tokens of `ar`
+(sampled: by judge `coupled`), or no figure is printed and the status is 1. The last line is the same as
+JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
+    sys.path[0] = os.path.dirname(sys.path[0])
+
+from tqdm import tqdm
+
+from bench.harness.command import add_shared, exit_code, finish, require_positive
+from bench.harness.measure import (
+    Measured,
+    Program,
+    Sample,
+    Workload,
+    by_position,
+    first_difference,
+    measure,
+    tokens_per_round,
+)
+from bench.harness.table import format_table
+from bench.model_pairs.model_pair import ModelPair, open_pair, report_environment
+from bench.model_pairs.published import UnreachableError, published_model
+from pearl_rt.errors import CheckpointError
+from pearl_rt.strategy.engine_options import EngineOptions
+from pearl_rt.types.metrics import RequestMetrics
+
+NONE, LOOKUP, EARLIER, MODEL, AUTO = "none", "lookup", "lookup, earlier answers", "model", "auto"
+GAMMAS = {LOOKUP: (4, 8, 15), MODEL: (2, 4, 8)}
+PLACES = 5  # of a window that the table shows
+COLUMNS = (
+    ("name", "draft", "s"),
+    ("gamma", "gamma", "d"),
+    ("extra_mb", "MB", ".2f"),
+    ("tokens_per_round", "tok/round", ".2f"),
+    ("accepted_at", "stood at place 1, 2, ..", "s"),
+    ("draft_ms", "draft ms", ".3f"),
+    ("verify_ms", "verify ms", ".2f"),
+    ("x_ar", "x ar", ".2f"),
+)
+
+
+@dataclass(frozen=True)
+class Row(Program):
+    """A program on the engine of one kind of draft."""
+
+    kind_of_draft: str = NONE  # whose engine runs it
+    name: str = NONE
+
+    def __str__(self) -> str:
+        return f"{self.name} gamma {self.gamma}" if self.gamma else self.name
+
+
+@dataclass
+class Engines:
+    """A pair for each kind of draft, on the same target and prompts."""
+
+    pairs: dict[str, ModelPair] = field(default_factory=dict)
+
+    def run(self, program: Program, workload: Workload, prompt: int) -> list[Sample]:
+        """A runner (see measure.Runner)."""
+        assert isinstance(program, Row)
+        return self.pairs[program.kind_of_draft].run(program, workload, prompt)
+
+    def extra_bytes(self, row: Row) -> int:
+        """Memory beside the target's weights: a draft's weights, or the indices of a lookup."""
+        pair = self.pairs[row.kind_of_draft]
+        if row.strategy == "ar":
+            return 0
+        if pair.engine.draft is not None:
+            return int(pair.engine.draft.weights.memory_bytes)  # type: ignore[attr-defined]
+        return sum(lanes.drafter_bytes for lanes in pair.lanes())
+
+
+def rows_of(options: argparse.Namespace) -> list[Row]:
+    """`ar` first, to which all are compared."""
+    rows = [Row("ar", kind_of_draft=LOOKUP, name=NONE)]
+
+    def add(kind: str, gamma: int) -> None:
+        rows.append(Row("sd", "shared", gamma, kind_of_draft=kind, name=kind))
+
+    for gamma in options.gammas or GAMMAS[LOOKUP]:
+        add(LOOKUP, gamma)
+    add(EARLIER, max(options.gammas or GAMMAS[LOOKUP]))
+    for gamma in (options.gammas or GAMMAS[MODEL]) if options.draft else ():
+        add(MODEL, gamma)
+    for kind in (LOOKUP, *([MODEL] if options.draft else [])):
+        rows.append(Row("auto", "auto", kind_of_draft=kind, name=f"auto, {kind}"))
+    return rows
+
+
+def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
+    """One for each kind: an engine has one drafter. Earlier answers are those of its own row alone."""
+    engines = Engines()
+    pool = EngineOptions().lookup_pool
+    kinds: dict[str, dict[str, Any]] = {
+        LOOKUP: {"draft": LOOKUP, "lookup_pool": 0},
+        EARLIER: {"draft": LOOKUP, "lookup_pool": pool},
+    }
+    if options.draft:
+        kinds[MODEL] = {"lookup_pool": 0}
+    for kind, own in kinds.items():
+        engines.pairs[kind] = open_pair(argparse.Namespace(**vars(options) | own))
+        stack.enter_context(engines.pairs[kind].engine)
+    return engines
+
+
+def decoding(result: Measured, prompts: Sequence[int]) -> float:
+    """Seconds behind the first tokens."""
+    return sum(s.tpot * (len(s.token_ids) - 1) for s in result.samples if s.prompt in prompts)
+
+
+def milliseconds(metrics: Sequence[RequestMetrics], lane: str, ops: Sequence[str]) -> float | None:
+    """Of these ops, a round."""
+    rounds = sum(m.rounds for m in metrics)
+    spent = sum(r.end_ns - r.begin_ns for m in metrics for r in m.trace if r.lane == lane and r.op in ops)
+    return spent * 1e-6 / rounds if rounds else None
+
+
+def figures_of(result: Measured, ar: Measured, tasks: Sequence[str], extra_bytes: int) -> dict[str, Any]:
+    """One row, all prompts and each task."""
+    everything = range(len(tasks))
+    places = {task: [n for n in everything if tasks[n] == task] for task in dict.fromkeys(tasks)}
+    metrics = result.metrics
+    shares = by_position(metrics)
+    row = result.program
+    assert isinstance(row, Row)
+
+    def over(prompts: Sequence[int]) -> dict[str, float]:
+        own = [s.metrics for s in result.samples if s.prompt in prompts and s.metrics is not None]
+        return {
+            "x_ar": decoding(ar, prompts) / decoding(result, prompts),
+            "tokens_per_round": tokens_per_round(own),
+        }
+
+    by_task = {task: over(prompts) for task, prompts in places.items()}
+    return {
+        "name": row.name,
+        "gamma": row.gamma or None,
+        "extra_mb": extra_bytes / 1e6,
+        "accepted_at": " ".join(f"{share:.2f}" for share in shares[:PLACES]) or None,
+        "accepted_per_position": shares,
+        "draft_ms": milliseconds(metrics, "draft", ("draft",)) if row.strategy != "ar" else None,
+        "verify_ms": milliseconds(metrics, "target", ("score", "verify")),
+        **over(everything),
+        "by_task": by_task,
+    }
+
+
+def words_of(by_task: dict[str, dict[str, float]]) -> dict[str, str]:
+    """The cells of the tasks."""
+    return {task: f"{own['x_ar']:.2f}, {own['tokens_per_round']:.2f}" for task, own in by_task.items()}
+
+
+def section(
+    options: argparse.Namespace, engines: Engines, workload: Workload, bar: tqdm[Any]
+) -> dict[str, Any]:
+    """All rows at one temperature: runs everything, compares tokens, and only then speeds."""
+    tasks = engines.pairs[LOOKUP].tasks
+    results = measure(engines.run, rows_of(options), workload, progress=lambda _: bar.update())
+    difference = first_difference(results)
+    how = "greedy" if workload.temperature == 0 else f"T = {workload.temperature:g}, coupled"
+    counts = f"{len(workload.prompts)} prompts x {workload.max_tokens} tokens, past any end of text"
+    lines = [f"\n{how}: {counts}"]
+    rows: list[dict[str, Any]] = []
+    if difference is None:
+        for result in results:
+            assert isinstance(result.program, Row)
+            rows.append(figures_of(result, results[0], tasks, engines.extra_bytes(result.program)))
+        columns = [*COLUMNS, *((task, task, "s") for task in dict.fromkeys(tasks))]
+        lines += [format_table([row | words_of(row["by_task"]) for row in rows], columns)]
+        lines.append("all rows wrote the tokens of ar; of each task: x ar, tokens a round")
+    else:
+        lines.append(f"OUTPUTS DIFFER, so no figures: {difference}")
+    tqdm.write("\n".join(lines), file=sys.stdout)
+    return {
+        "temperature": workload.temperature,
+        "num_prompts": len(workload.prompts),
+        "num_tokens": workload.max_tokens,
+        "rows": rows,
+        "difference": str(difference) if difference else None,
+    }
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="What each kind of draft is worth, by task.")
+    names = ("target", "draft", "dtype", "weights", "draft-weights", "prompts", "num-prompts", "max-tokens")
+    add_shared(parser, *names, "seed", "isa", "threads", "json-out", num_prompts=28, max_tokens=96)
+    parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
+    parser.add_argument(
+        "--gammas", type=int, nargs="+", help="windows of each kind (lookup: 4 8 15, model: 2 4 8)"
+    )
+    options = parser.parse_args(argv)
+    if options.draft and not options.target:
+        parser.error("--draft wants --target too")
+    require_positive(parser, options, "num-prompts", "max-tokens")
+    options.device, options.pair, options.forms, options.max_num_seqs = "cpu", None, [], 1
+    return options
+
+
+def measured(options: argparse.Namespace) -> dict[str, Any]:
+    """Everything: prints the tables, returns the figures."""
+    if options.target is None:
+        try:
+            options.target = published_model()
+        except UnreachableError as error:
+            shipped = "--target models/target --draft models/draft"
+            raise CheckpointError(f"{error}: pass {shipped} to measure the pair in models/") from None
+    sections = []
+    with tqdm(unit="run", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
+        for number, temperature in enumerate(options.temperature):
+            with ExitStack() as stack:  # of each temperature its own, so that no answer was written before
+                engines = open_engines(options, stack)
+                pair = engines.pairs[LOOKUP]
+                if number == 0:
+                    figures = report_environment(pair, options)
+                    print(*pair.notes, sep="\n", flush=True)
+                workload = Workload(pair.prompts, options.max_tokens, temperature, options.seed)
+                sections.append(section(options, engines, workload, bar))
+    equal = all(part["difference"] is None for part in sections)
+    return finish(figures | {"sections": sections, "outputs_equal": equal}, options.json_out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = parse_arguments(argv)
+    return exit_code("drafters", lambda: measured(options))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""The table of drafters: figures by task, and no figure over other tokens than those of `ar`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tqdm import tqdm
+
+from bench import drafters
+from bench.harness import measure as m
+from bench.model_pairs.model_pair import open_pair
+from pearl_rt.types.metrics import RequestMetrics, TraceRow
+
+ROOT = Path(__file__).resolve().parents[3]
+TASKS = ["maths", "code", "maths"]
+OPTIONS = SimpleNamespace(gammas=None, draft="draft")
+
+
+def metrics_of(row: m.Program, tokens_of_rounds: list[int], token_s: float) -> RequestMetrics:
+    """A first token at 1 s, then rounds of so many tokens; 2 ms of drafts and 3 + 1 ms of target a round."""
+    count = 1 + sum(tokens_of_rounds)
+    trace = []
+    for number in range(1, len(tokens_of_rounds) + 1):
+        t = number * 10_000_000
+        trace += [
+            TraceRow("draft", "draft", number, t, t + 2_000_000),
+            TraceRow("draft", "wait", number, t + 2_000_000, t + 9_000_000),
+            TraceRow("target", "score", number, t + 2_000_000, t + 5_000_000),
+            TraceRow("target", "verify", number, t + 5_000_000, t + 6_000_000),
+        ]
+    times = tuple(1.0 + i * token_s for i in range(count))
+    shape = row.strategy, row.gamma, row.placement, 4, 0, times, len(tokens_of_rounds)
+    return RequestMetrics(*shape, 3, 4, 1, judged_at=(3, 1), accepted_at=(2, 1), trace=tuple(trace))
+
+
+class FakeEngines(drafters.Engines):
+    """With a window of 8 maths is twice as fast as by `ar`, and code as fast; `liar` writes other tokens."""
+
+    def __init__(self, liar: str = "") -> None:
+        super().__init__({drafters.LOOKUP: SimpleNamespace(tasks=TASKS)})  # type: ignore[dict-item]
+        self.liar = liar
+
+    def run(self, program: m.Program, workload: m.Workload, prompt: int) -> list[m.Sample]:
+        assert isinstance(program, drafters.Row)
+        is_fast = program.gamma == 8 and TASKS[prompt] == "maths"
+        metrics = metrics_of(program, [4] * 2 if is_fast else [1] * 8, 0.01 / (2 if is_fast else 1))
+        ids = [prompt * 100 + i for i in range(9)]
+        if program.name == self.liar and prompt == 1:
+            ids[3] = -1
+        return [m.Sample(prompt, ids, metrics.token_times[-1], metrics.ttft, metrics.tpot, metrics)]
+
+    def extra_bytes(self, row: drafters.Row) -> int:
+        return 0 if row.strategy == "ar" else 2_500_000
+
+
+def run(engines: FakeEngines, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, object], str]:
+    work = m.Workload([[1]] * 3, 9)
+    with tqdm(disable=True) as bar:
+        found = drafters.section(OPTIONS, engines, work, bar)  # type: ignore[arg-type]
+    return found, capsys.readouterr().out
+
+
+def test_figures_are_of_each_task_and_of_all(capsys: pytest.CaptureFixture[str]) -> None:
+    found, text = run(FakeEngines(), capsys)
+    rows = {(row["name"], row["gamma"]): row for row in found["rows"]}  # type: ignore[attr-defined]
+    assert set(rows) == {
+        ("none", None),
+        *((drafters.LOOKUP, gamma) for gamma in (4, 8, 15)),
+        (drafters.EARLIER, 15),
+        *((drafters.MODEL, gamma) for gamma in (2, 4, 8)),
+        ("auto, lookup", None),
+        ("auto, model", None),
+    }
+    plain, fast = rows["none", None], rows[drafters.LOOKUP, 8]
+    assert plain["x_ar"] == 1 and plain["draft_ms"] is None and plain["extra_mb"] == 0
+    assert plain["verify_ms"] == pytest.approx(4)
+    assert [fast["by_task"][task]["x_ar"] for task in ("maths", "code")] == [
+        pytest.approx(2),
+        pytest.approx(1),
+    ]
+    assert "2.00, 4.00" in text and "1.00, 1.00" in text
+    assert fast["x_ar"] == pytest.approx(24 / 16), "24 tokens of 10 ms over 16 of 5 ms and 8 of 10"
+    assert fast["by_task"]["maths"]["tokens_per_round"] == pytest.approx(4)
+    assert fast["tokens_per_round"] == pytest.approx(24 / 12)
+    assert (fast["draft_ms"], fast["extra_mb"]) == (pytest.approx(2), 2.5)
+    assert fast["accepted_at"] == "0.67 1.00" and "0.67 1.00" in text and "maths" in text
+    assert "tokens of ar" in text and found["difference"] is None
+
+
+@pytest.mark.parametrize("liar", [drafters.MODEL, "auto, lookup"])
+def test_no_figures_over_other_tokens(liar: str, capsys: pytest.CaptureFixture[str]) -> None:
+    found, text = run(FakeEngines(liar), capsys)
+    assert found["rows"] == [] and "prompt 1, token 3" in str(found["difference"])
+    assert "OUTPUTS DIFFER" in text and "x ar" not in text
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--draft", "a"], ["--max-tokens", "0"], ["--target", "a", "--num-prompts", "0"]]
+)
+def test_bad_options_are_refused(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        drafters.parse_arguments(arguments)
+
+
+def test_a_lookup_reads_no_answer_that_another_program_wrote() -> None:
+    """The same prompt again takes as many rounds; with a pool of earlier answers it takes fewer."""
+    options = drafters.parse_arguments(["--target", str(ROOT / "models/target"), "--num-prompts", "1"])
+    rounds = {}
+    for pool in (0, 65536):
+        pooled = {} if pool == 0 else {"lookup_pool": pool}
+        pair = open_pair(argparse.Namespace(**vars(options) | pooled))
+        with pair.engine:
+            work = m.Workload(pair.prompts, 24)
+            runs = [pair.run(m.Program("sd", "shared", 8), work, 0)[0] for _ in range(2)]
+        rounds[pool] = [run.metrics.rounds for run in runs if run.metrics]
+        assert runs[0].token_ids == runs[1].token_ids
+    first, again = rounds[0]
+    assert first == again == rounds[65536][0] > rounds[65536][1]
+
+
+@pytest.mark.slow
+def test_the_pair_from_command_line_to_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """The shipped pair, a few tokens: every row runs, and writes the tokens of `ar`."""
+    models = f"--target {ROOT / 'models/target'} --draft {ROOT / 'models/draft'}"
+    command = f"{models} --num-prompts 2 --max-tokens 12 --gammas 4 --temperature 0 0.8"
+    assert drafters.main(command.split()) == 0
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert figures["outputs_equal"] and [s["temperature"] for s in figures["sections"]] == [0.0, 0.8]
+    for section in figures["sections"]:
+        rows = {row["name"]: row for row in section["rows"]}
+        assert set(rows) == {"none", "lookup", drafters.EARLIER, "model", "auto, lookup", "auto, model"}
+        assert rows["none"]["extra_mb"] == 0 and 3 < rows["model"]["extra_mb"] < 20
+        assert 0 < rows["lookup"]["extra_mb"] < rows["model"]["extra_mb"]
+        assert rows["model"]["draft_ms"] > rows["lookup"]["draft_ms"] > 0
+        assert all(row["verify_ms"] > 0 for row in rows.values())
