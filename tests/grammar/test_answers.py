@@ -146,7 +146,7 @@ def test_forced_text_is_drafted(engine: Engine) -> None:
         "x", params({"choice": ["a text of some length, of which there is one"]}), strategy="sd", gamma=5
     )
     metrics = output.metrics
-    assert 0.95 < metrics.acceptance_rate <= 1.0 and metrics.num_rounds < len(output.token_ids) / 4
+    assert 0.95 < metrics.acceptance_rate <= 1.0 and metrics.rounds < len(output.token_ids) / 4
 
 
 def test_log_probabilities_are_the_models_own(engine: Engine) -> None:
