@@ -190,7 +190,10 @@ class Request:
         adapts: bool = False,
         shares: bool = True,
         grammar: object = None,
-    ) -> None: ...
+    ) -> None:
+        """
+        grammar: of the answer, as pearl_rt.grammar.matcher.Form; lanes call its matcher.
+        """
 
 class Coordinator:
     """
