@@ -331,11 +331,7 @@ class Engine:
             "queue": self._scheduler.counts(),
             **self._batch.described(),
             "prefix_cache": {"is_on": self._kv_pool.prefix_caching, "hit_rate": hit_rate(figures["totals"])},
-            "dtype": {
-                name: model.dtype
-                for name, model in (("target", self.target), ("draft", self.draft))
-                if model is not None
-            },
+            "dtype": {n: m.dtype for n in ("target", "draft") if (m := getattr(self, n)) is not None},
             "weights": {"target": self._options.weights, "draft": self._options.draft_weights},
             "judge": self._options.judge,
             "max_model_len": self.max_model_len,

@@ -303,10 +303,15 @@ class CpuBackend(Backend):
 
     def capabilities(self, drafter: str) -> Capabilities:
         """Both placements, if there are cores for two devices."""
-        can = {"scores_prompts": True, "masks_tokens": True, "outlives_draft": True}
-        if len(self.cores) > 1:
-            return Capabilities(drafter, CORE_PLACEMENTS, **can)
-        return Capabilities(drafter, ("shared",), {"split": TOO_FEW_CORES.format(len(self.cores))}, **can)
+        splits = len(self.cores) > 1
+        return Capabilities(
+            drafter,
+            CORE_PLACEMENTS if splits else ("shared",),
+            {} if splits else {"split": TOO_FEW_CORES.format(len(self.cores))},
+            scores_prompts=True,
+            masks_tokens=True,
+            outlives_draft=True,
+        )
 
     def dtype(self, model: ModelSource) -> str:
         """Raises ConfigError for what the executor does not compute in."""

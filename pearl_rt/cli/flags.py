@@ -82,7 +82,7 @@ def given(options: argparse.Namespace, table: type) -> Json:
     """The parameters of a table that were given as flags. Raises RequestError for an ID=X that is none, and a
     file that cannot be read.
     """
-    found = {}
+    found: Json = {}
     for row in parameters(table):
         if isinstance(row.rule, Structured):
             if form := given(options, StructuredOutputsParams):

@@ -23,7 +23,6 @@ COUNTERS = {  # of totals
     "prefix_cache_queries": "Tokens of prompts that were looked for in the KV cache.",
     "prefix_cache_hits": "Of these, tokens that were found.",
 }
-VLLM = ("prefix_cache_queries", "prefix_cache_hits")  # also under vLLM's names
 SECONDS = {  # of totals["seconds"]
     "queue": "Seconds that requests waited for a slot.",
     "decode": "Seconds from first to last token, summed over requests.",
@@ -61,10 +60,6 @@ class _Stats(Collector):
         for name, text, value in counters:
             family = CounterMetricFamily(f"{PREFIX}_{name}", text, labels=names)
             family.add_metric(values, value)
-            yield family
-        for name in VLLM:
-            family = CounterMetricFamily(f"vllm:{name}", COUNTERS[name], labels=names)
-            family.add_metric(values, totals[name])
             yield family
         for name in ("judged_at", "accepted_at"):
             text = f"Draft tokens {name.removesuffix('_at')}, by their place in a window."
@@ -109,6 +104,8 @@ def _as_vllm(stats: Json, model: str) -> Iterator[Metric]:
         ("prompt_tokens", COUNTERS["prompt_tokens"], totals["prompt_tokens"]),
         ("generation_tokens", COUNTERS["generated_tokens"], totals["generated_tokens"]),
         ("spec_decode_num_accepted_tokens", COUNTERS["accepted"], totals["accepted"]),
+        ("prefix_cache_queries", COUNTERS["prefix_cache_queries"], totals["prefix_cache_queries"]),
+        ("prefix_cache_hits", COUNTERS["prefix_cache_hits"], totals["prefix_cache_hits"]),
     ):
         counted = CounterMetricFamily(f"{VLLM}:{counter}", text, labels=names)
         counted.add_metric(values, value)

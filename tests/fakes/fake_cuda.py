@@ -103,7 +103,9 @@ def build_scripted(sanitize: str = "") -> Path:
         "judge",
         "logprobs",
         "machine/memory",
+        "prefix_cache",
         "sampling",
+        "token_mask",
         "transform",
     )
     sources = [HERE / "scripted_device.cpp", HERE / "native" / "scripted_executor.cpp"]
