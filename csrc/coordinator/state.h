@@ -12,10 +12,10 @@
 
 #include "coordinator/request.h"
 #include "coordinator/ring.h"
-#include "core/block_pool.h"
+#include "cache/block_pool.h"
 #include "core/checks.h"
 #include "core/executor.h"
-#include "core/prefix_cache.h"
+#include "cache/prefix_cache.h"
 #include "sampling/judge.h"
 
 namespace pearl {

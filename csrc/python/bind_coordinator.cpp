@@ -7,12 +7,12 @@
 #include <variant>
 
 #include "coordinator/coordinator.h"
-#include "core/token_mask.h"
 #include "cpu/lane/cpu_lane.h"
 #include "cpu/machine/memory.h"
 #include "drafters/lookup_drafter.h"
 #include "python/arguments.h"
 #include "python/gil.h"
+#include "python/python_matcher.h"
 
 namespace py = pybind11;
 
@@ -119,68 +119,6 @@ py::array_t<float> forward(Executor& self, int slot, const std::vector<int32_t>&
   const WithoutGil release;
   self.forward(&segment, 1);
   return logits;
-}
-
-// The matcher of pearl_rt/grammar, called by the thread of a lane.
-class PythonMatcher : public FormMatcher {
-  // What Python raises becomes a plain exception while the GIL is held.
-  template <class Call>
-  static auto called(Call call) {
-    const WithGil hold;
-    try {
-      return call();
-    } catch (const py::error_already_set& error) {
-      throw std::runtime_error(py::str(error.value()).cast<std::string>());
-    } catch (const py::cast_error& error) {
-      throw std::runtime_error(error.what());
-    }
-  }
-
- public:
-  explicit PythonMatcher(py::object matcher) : matcher_(std::move(matcher)) {}
-  ~PythonMatcher() override {
-    const WithGil hold;
-    matcher_.release().dec_ref();
-  }
-
-  int64_t step(int64_t num_back, const int32_t* tokens, int64_t count, bool wants_mask, uint32_t* allowed,
-               int64_t num_words) override {
-    return called([&] {
-      py::list ids;
-      for (int64_t i = 0; i < count; ++i) ids.append(tokens[i]);
-      const py::object words = wants_mask
-                                   ? py::object(py::memoryview::from_memory(
-                                         allowed, num_words * static_cast<int64_t>(sizeof(uint32_t)), false))
-                                   : py::none();
-      const auto taken = matcher_.attr("step")(num_back, ids, words).cast<int64_t>();
-      check_between("tokens that the matcher took in", taken, 0, count);
-      return taken;
-    });
-  }
-  std::vector<int32_t> forced() override {
-    return called([&] { return matcher_.attr("forced")().cast<std::vector<int32_t>>(); });
-  }
-
- private:
-  py::object matcher_;
-};
-
-// Of a grammar, as pearl_rt.grammar.matcher.Form: each native request has a matcher of its own.
-std::shared_ptr<TokenMask> mask_from(const py::object& grammar) {
-  if (grammar.is_none()) return nullptr;
-  if (!py::hasattr(grammar, "matcher") || !py::hasattr(grammar, "vocab_size")) {
-    refuse("grammar is a " + py::str(py::type::of(grammar).attr("__name__")).cast<std::string>() +
-           "; it must have matcher() and vocab_size, as pearl_rt.grammar.matcher.Form");
-  }
-  int64_t vocab_size = 0;
-  try {
-    vocab_size = grammar.attr("vocab_size").cast<int64_t>();
-  } catch (const py::cast_error&) {
-    refuse("vocab_size of the grammar is no integer");
-  }
-  check_between("vocab_size of the grammar", vocab_size, 1, kMostIds);
-  return std::make_shared<TokenMask>(std::make_unique<PythonMatcher>(grammar.attr("matcher")()),
-                                     static_cast<int>(vocab_size));
 }
 
 using TraceTuple = std::tuple<std::string, std::string, int64_t, int64_t, int64_t>;

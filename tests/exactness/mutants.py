@@ -19,9 +19,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = ROOT / "tests" / "fakes"
 OTHER_SOURCES = (
-    *("bind_coordinator", "failures", "cpu_device", "cpu_lane", "cpu_steps"),
+    *("bind_coordinator", "cpu_device", "cpu_lane", "cpu_steps"),
     *("model_drafter", "lookup_drafter", "lookup_index"),
-    *("sampling", "judge", "filters", "transform", "logprobs", "memory"),
+    *("sampling", "judge", "filters", "transform", "logprobs", "memory", "prefix_cache", "token_mask"),
 )
 DOUBLES = ("bind_sampling", "bind_scripted", "scripted_executor")  # in tests/fakes/native
 MODULE = """

@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "core/block_pool.h"
+#include "cache/block_pool.h"
 #include "cpu/machine/memory.h"
 #include "cpu/model/llama_weights.h"
 

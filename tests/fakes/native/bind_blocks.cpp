@@ -7,7 +7,7 @@
 #include <optional>
 #include <vector>
 
-#include "core/block_pool.h"
+#include "cache/block_pool.h"
 #include "cpu/model/llama.h"
 #include "python/arguments.h"
 

@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <thread>
 
-#include "core/block_pool.h"
+#include "cache/block_pool.h"
 #include "core/checks.h"
 #include "core/event.h"
 #include "cpu/machine/memory.h"

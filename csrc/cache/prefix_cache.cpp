@@ -1,4 +1,4 @@
-#include "core/prefix_cache.h"
+#include "cache/prefix_cache.h"
 
 #include <algorithm>
 

@@ -7,7 +7,7 @@
 #include <unordered_map>
 #include <vector>
 
-#include "core/block_pool.h"
+#include "cache/block_pool.h"
 
 namespace pearl {
 
