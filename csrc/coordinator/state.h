@@ -10,12 +10,12 @@
 #include <string>
 #include <vector>
 
+#include "cache/block_pool.h"
+#include "cache/prefix_cache.h"
 #include "coordinator/request.h"
 #include "coordinator/ring.h"
-#include "cache/block_pool.h"
 #include "core/checks.h"
 #include "core/executor.h"
-#include "cache/prefix_cache.h"
 #include "sampling/judge.h"
 
 namespace pearl {
