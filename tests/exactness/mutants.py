@@ -168,15 +168,16 @@ BUGS = {
     "draft cache without the last accepted token": bug(
         "rounds_are_the_rules",
         RULES,
-        Edit.expression(DRAFT, "std::min(position - 2, s.draft_fed[b])", "position - 1"),
+        Edit.expression(DRAFT, "std::min(end - 2, s.draft_fed[b])", "end - 1"),
     ),
     "draft cache rolled back one too far": bug(
         "rounds_are_the_rules",
         RULES,
         Edit.statement(
             DRAFT,
-            "feeder_->push(b, s.window(b) + j - 1, 1, position - 1, 1, row);",
-            "feeder_->push(b, s.window(b) + j - 1, 1, position - 2 + (j > 1), 1, row);",
+            "feeder_->push(b, feed, position - start, start, 1, s.draft_row(b, position));",
+            "feeder_->push(b, feed, position - start, start - (drafted_[b] == 1), 1, "
+            "s.draft_row(b, position));",
         ),
     ),
     "target cache rolled back one too few": bug(
