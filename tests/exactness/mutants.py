@@ -19,7 +19,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = ROOT / "tests" / "fakes"
 OTHER_SOURCES = (
-    *("bind_coordinator", "cpu_device", "cpu_lane", "cpu_steps"),
+    *("bind_coordinator", "core_set", "cpu_device", "cpu_lane", "cpu_steps"),
     *("model_drafter", "lookup_drafter", "lookup_index"),
     *("sampling", "judge", "filters", "transform", "logprobs", "memory", "prefix_cache", "token_mask"),
 )
