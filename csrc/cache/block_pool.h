@@ -103,7 +103,7 @@ class BlockPool {
     count_free(freed);
   }
 
-  // Whether a block's rows are worth finding again: once nobody holds it, it is given out last.
+  // Whether a block's rows are worth finding again: once no sequence holds it, it is given out last.
   bool is_kept(int32_t id) const { return is_kept_[id]; }
   void set_kept(int32_t id, bool kept) {
     is_kept_[id] = kept;
@@ -134,7 +134,7 @@ class BlockPool {
   std::vector<int32_t> holders_;
   std::vector<Place> places_;
   std::vector<bool> is_kept_;
-  // A ring through entry num_blocks: kept blocks that nobody holds, the one released first behind it.
+  // A ring through entry num_blocks: kept blocks that no sequence holds, the one released first behind it.
   std::vector<int32_t> after_, before_;
   std::atomic<int> num_free_;
 };

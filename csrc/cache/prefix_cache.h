@@ -20,7 +20,7 @@ class PrefixCache {
     uint64_t id;  // what its rows are known by: that of these tokens behind these, never that of others
   };
 
-  // pool: outlives this. Of blocks that are full, and whose rows nobody writes again.
+  // pool: outlives this. Of blocks that are full, and whose rows are never written again.
   explicit PrefixCache(BlockPool* pool);
 
   // The block of block_size tokens behind the entry `parent`. needs_draft: with rows in the draft's cache
