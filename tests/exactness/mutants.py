@@ -21,7 +21,7 @@ FAKES = ROOT / "tests" / "fakes"
 OTHER_SOURCES = (
     *("bind_coordinator", "core_set", "cpu_device", "cpu_lane", "cpu_steps"),
     *("model_drafter", "lookup_drafter", "lookup_index"),
-    *("sampling", "judge", "filters", "transform", "logprobs", "memory", "prefix_cache", "token_mask"),
+    *("memory", "prefix_cache"),
 )
 DOUBLES = ("bind_sampling", "bind_scripted", "scripted_executor")  # in tests/fakes/native
 MODULE = """
@@ -278,6 +278,7 @@ def build() -> Path:
 
     coordinator = sorted((ROOT / "csrc" / "coordinator").glob("*.cpp"))
     others = [path for name in OTHER_SOURCES for path in (ROOT / "csrc").rglob(f"{name}.cpp")]
+    others += [path for room in ("core", "sampling") for path in (ROOT / "csrc" / room).glob("*.cpp")]
     doubles = [FAKES / "native" / f"{name}.cpp" for name in DOUBLES]
     files = [ROOT / "csrc" / "module.cpp", *coordinator, *others, *doubles]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
