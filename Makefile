@@ -18,7 +18,7 @@ TRITON = 3.6.0
 # A machine without an NVIDIA GPU takes the CPU wheel: from the configured index if it has one, else from PyTorch's.
 CPU_INDEX = https://download.pytorch.org/whl/cpu
 
-# WORKERS processes run the tests, a file each at a time. They need pytest-xdist, which VENV= does not ask for.
+# WORKERS processes run the tests: each a part of the list, and then half of what is left of the other's. They need pytest-xdist, which VENV= does not ask for.
 ifeq ($(strip $(VENV)),)
 PY := $(PYTHON)
 READY := build/.checked
@@ -35,14 +35,14 @@ PATHS = pearl_rt recipes bench tests kernels examples docs setup.py
 CPP = $(shell find csrc tests/fakes tests/ptx -name '*.cpp' -o -name '*.h')
 CLANG_FORMAT = $(firstword $(wildcard $(dir $(PY))clang-format) clang-format)
 RUN = PYTHONPATH=$(CURDIR) $(PY)
-TESTS = $(RUN) -m pytest $(if $(WORKERS),-n $(WORKERS) --dist loadfile)
+TESTS = $(RUN) -m pytest $(if $(WORKERS),-n $(WORKERS) --dist worksteal)
 
 LLAMA_CPP = 0.3.36
 OPENVINO = 2026.4.1.0
 PEERS = .venv-peers
 PEERS_READY := $(PEERS)/.ready-$(LLAMA_CPP)-$(OPENVINO)
 
-.PHONY: latency peers test test-slow test-all exactness schedules soak ptx check sanitize stubs map docs gpu gpu-latency build importable clean
+.PHONY: latency peers test test-slow test-long test-all exactness schedules soak ptx check sanitize stubs map docs gpu gpu-latency build importable clean
 .DELETE_ON_ERROR:
 
 latency: build
@@ -69,13 +69,17 @@ $(PEERS_READY):
 test: build
 	$(TESTS) -m "not slow" $(ARGS)
 
-# The tests that are marked slow; and those of the kernels that multiply, with a set of numpy's BLAS kernels that no
+# The tests that are marked slow and not long; and those of the kernels that multiply, with a set of numpy's BLAS kernels that no
 # processor with AVX chooses by itself: no bit of a kernel in the interpreter may depend on them.
 test-slow: build
-	$(TESTS) -m slow $(ARGS)
+	$(TESTS) -m "slow and not long" $(ARGS)
 	OPENBLAS_CORETYPE=Nehalem $(TESTS) tests/kernels/forward tests/kernels/tools/test_interpreter_dot.py $(ARGS)
 
-test-all: test test-slow
+# What compiles everything once more: each kernel for each chip, and the C++ of a release.
+test-long: build
+	$(TESTS) -m long $(ARGS)
+
+test-all: test test-slow test-long
 
 # The long form of tests/exactness: a thousand random cases of each kind.
 exactness: build

@@ -48,6 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("operators", nargs="*", help=f"of {', '.join(LAUNCHES)}; default: all")
     parser.add_argument("--arch", type=int, nargs="+", choices=SHARED_LIMITS, default=list(SHARED_LIMITS))
+    parser.add_argument(
+        "--in-turns", action="store_true", help="each configuration for one of the chips: a third of the time"
+    )
     parser.add_argument("--pdl", action="store_true", help="with dependent launches; from sm_90 on")
     options = parser.parse_args(arguments)
     if options.pdl and (without := [arch for arch in options.arch if arch < MIN_ARCH]):
@@ -64,6 +67,9 @@ def main(arguments: list[str] | None = None) -> int:
         for index in found
         for arch in options.arch
     ]
+    if options.in_turns:
+        turns = len(options.arch)
+        jobs = [job for at, job in enumerate(jobs) if at // turns % turns == at % turns]
     with ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("fork")) as pool:
         results = list(pool.map(run_job, jobs))
 

@@ -33,7 +33,6 @@ FOLDER = ROOT / "build" / "fake-cuda"
 COMPILER = os.environ.get("CXX", "g++")
 FLAGS = [
     "-std=c++20",
-    "-g",
     "-fPIC",
     "-Wall",
     "-Wextra",
@@ -41,7 +40,7 @@ FLAGS = [
     f"-I{HERE}",
     f"-I{HERE / 'driver'}",
 ]
-SANITIZERS = {"": ["-O2"], "thread": ["-O1", "-fsanitize=thread"], "address": ["-O1", "-fsanitize=address"]}
+SANITIZERS = {"": ["-O1"], "thread": ["-O1", "-g", "-fsanitize=thread"], "address": ["-O1", "-g", "-fsanitize=address"]}
 SANITIZE = os.environ.get("PEARL_SANITIZE", "")  # set by tests/sanitize.py
 HANDLES = ("fake_stream_create", "fake_graph_create", "fake_graph_add", "fake_graph_exec", "fake_alloc")
 SIZES = ("fake_violations", "fake_live_handles", "fake_num_calls")

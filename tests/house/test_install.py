@@ -71,6 +71,7 @@ def test_only_a_build_in_place_has_the_test_doubles(inplace: bool, modules: list
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)  # a C++ build, beside any other load
 def test_wheel_of_the_sdist_writes_text_elsewhere(sdist: Path, tmp_path: Path) -> None:
     """Compiles everything once more, as an installation does, into an environment without anything else."""

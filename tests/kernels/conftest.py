@@ -86,6 +86,10 @@ def reads_report(item: pytest.Item) -> bool:
     return "kernel_report" in getattr(item, "fixturenames", ())
 
 
+def reads_whole_report(item: pytest.Item) -> bool:
+    return reads_report(item) and item.get_closest_marker("long") is not None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that read the report come last of the kernels' tests."""
     places = [at for at, item in enumerate(items) if HERE in item.path.parents]
@@ -108,6 +112,8 @@ def report_in_background(
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if side_by_side else base) / "report"
     command = ["nice", "-n", "5", sys.executable, "-m", "pearl_rt.kernels.tools.report"]
+    if not any(map(reads_whole_report, request.session.items)):
+        command.append("--in-turns")
 
     def read() -> CompletedProcess[str]:
         while not (folder / "status").exists():
