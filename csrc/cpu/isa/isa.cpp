@@ -21,12 +21,12 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni");
 }
 
-// The CPU has bf16 tiles, the kernel saves them (XCR0), and it grants them to this process.
+// The CPU has tiles of bf16 and of bytes, the kernel saves them (XCR0), and it grants them to this process.
 bool has_amx() {
   unsigned eax, ebx, ecx, edx;
   if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx & (1u << 27))) return false;  // OSXSAVE
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return false;
-  const unsigned tiles = (1u << 22) | (1u << 24);  // AMX-BF16, AMX-TILE
+  const unsigned tiles = (1u << 22) | (1u << 24) | (1u << 25);  // AMX-BF16, AMX-TILE, AMX-INT8
   if ((edx & tiles) != tiles) return false;
   unsigned low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));

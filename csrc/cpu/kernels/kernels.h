@@ -6,7 +6,7 @@
 #include <cstdint>
 #include <string>
 
-#include "cpu/kernels/grouped.h"
+#include "cpu/kernels/grouped/form.h"
 
 namespace pearl {
 
@@ -57,7 +57,7 @@ struct MatmulArgs {
 struct GroupedMatmulArgs {
   GroupForm form;
   const char* x;     // [out.rows] rows as quantize_row writes them, 4-byte aligned; as many as the next
-                     // multiple of kCodeRows may be read
+                     // multiple of kCodeRows may be read, and of kTileRows if there are more than kCodeRows
   int64_t x_stride;  // bytes from row to row
   const char* w;     // [out.num_blocks][out.k / 64] records
   // Epilogue and outputs, with rows, k and blocks; x, w and `continues` are not read. next_w is fetched when

@@ -308,7 +308,7 @@ void convert(const float* x, float factor, int n, void* out) {
 
 #undef PEARL_OPAQUE
 
-#include "cpu/kernels/grouped_body.h"
+#include "cpu/kernels/grouped/matmul_body.h"
 
 // What the matmul of one row does to memory and nothing else: four streams of `lines` cache lines in all are
 // read while the same number after them is fetched. Returns the sum of their fp32 words.

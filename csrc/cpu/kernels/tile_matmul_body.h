@@ -1,8 +1,9 @@
 // The matmul over tile registers: included inside the anonymous namespace of a kernels_amx*.cpp, which has
-// defined tile_zero, tile_load, tile_store, tile_dot, prefetch, kIsa and base() (the table of everything
-// else). A tile has 16 rows of 64 bytes: 16 rows of 32 bf16 of x, 16 pairs of K by 16 columns of w, or 16 x
-// 16 fp32 sums. Always 16 rows, whatever the number of rows asked for: rows that are not there are computed
-// and dropped. (No #pragma once, no #include: it is a body.)
+// defined configure_tiles, tile_zero, tile_load, tile_store, tile_dot, prefetch, kIsa, base() (the table of
+// everything else), and what grouped/tile_matmul_body.h names. A tile has 16 rows of 64 bytes: 16 rows of 32
+// bf16 of x, 16 pairs of K by 16 columns of w, or 16 x 16 fp32 sums. Always 16 rows, whatever the number of
+// rows asked for: rows that are not there are computed and dropped. (No #pragma once, no #include: it is a
+// body.)
 
 constexpr int kDepth = 32;  // K of one tile
 constexpr int64_t kTileBytes = 1024;
@@ -111,10 +112,13 @@ void tile_matmul(const MatmulArgs& a) {
   }
 }
 
-Kernels with_tiles(void (*prepare_thread)()) {
+#include "cpu/kernels/grouped/tile_matmul_body.h"
+
+Kernels with_tiles() {
   Kernels table = base();
   table.isa = kIsa;
-  table.prepare_thread = prepare_thread;
+  table.prepare_thread = configure_tiles;
   table.matmul = tile_matmul;
+  table.grouped_matmul = tile_grouped_matmul;
   return table;
 }

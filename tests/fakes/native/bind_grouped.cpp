@@ -47,7 +47,7 @@ py::array_t<float> grouped_linear(const Array<float>& x, const std::vector<Sourc
   const Kernels& kernels = kernels_named(isa, type);
   const GroupedRow row{matrix.k, form->group};
   const int64_t stride = round_up(row.bytes(), 64) + 64, element = size_of(type);
-  std::vector<char> codes(num_rows * stride, static_cast<char>(0xFF));
+  std::vector<char> codes(round_up(num_rows, kTileRows) * stride, static_cast<char>(0xFF));
   std::vector<char> elements(k * element);
   for (int m = 0; m < num_rows; ++m) {
     kernels.convert(x.data() + int64_t{m} * k, 1.0f, k, elements.data());
@@ -63,6 +63,7 @@ py::array_t<float> grouped_linear(const Array<float>& x, const std::vector<Sourc
   a.out.epilogue = Epilogue::kStore;
   a.out.out = out.data();
   a.out.out_stride = n + 1;
+  if (kernels.prepare_thread != nullptr) kernels.prepare_thread();
   kernels.grouped_matmul(a);
   py::array_t<float> result({num_rows, n});
   for (int m = 0; m < num_rows; ++m) {

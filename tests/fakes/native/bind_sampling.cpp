@@ -185,7 +185,8 @@ void bind_sampling(py::module_& m) {
                                                repetition_penalty,
                                                frequency_penalty,
                                                presence_penalty,
-                                               {top_k, top_p, min_p}});
+                                               {top_k, top_p, min_p},
+                                               {}});
            }),
            py::kw_only(), py::arg("temperature") = 0.0f, py::arg("top_k") = 0, py::arg("top_p") = 1.0f,
            py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f, py::arg("presence_penalty") = 0.0f,
