@@ -40,7 +40,11 @@ FLAGS = [
     f"-I{HERE}",
     f"-I{HERE / 'driver'}",
 ]
-SANITIZERS = {"": ["-O1"], "thread": ["-O1", "-g", "-fsanitize=thread"], "address": ["-O1", "-g", "-fsanitize=address"]}
+SANITIZERS = {
+    "": ["-O1"],
+    "thread": ["-O1", "-g", "-fsanitize=thread"],
+    "address": ["-O1", "-g", "-fsanitize=address"],
+}
 SANITIZE = os.environ.get("PEARL_SANITIZE", "")  # set by tests/sanitize.py
 HANDLES = ("fake_stream_create", "fake_graph_create", "fake_graph_add", "fake_graph_exec", "fake_alloc")
 SIZES = ("fake_violations", "fake_live_handles", "fake_num_calls")
