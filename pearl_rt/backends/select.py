@@ -78,6 +78,11 @@ def drafter_name(options: EngineOptions, device: str, has_draft: bool, leaves_ea
     Raises ConfigError for one that cannot be.
     """
     kind: str = options.drafter
+    if options.skip_layers is not None and kind != "self":
+        raise ConfigError(
+            f"skip_layers {options.skip_layers} are layers that draft='self' leaves out, and the drafter is "
+            f"{kind!r}: pass draft='self', or drop them"
+        )
     if leaves_early and kind in ("auto", "model"):
         kind = "exit"
     elif kind == "auto":

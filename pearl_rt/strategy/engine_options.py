@@ -122,11 +122,6 @@ class EngineOptions:
                 raise ConfigError(f"{name} 'cuda:N' wants a number for N: pass 'cuda:0'")
         if self.draft_stop == "confidence:P":
             raise ConfigError("draft_stop 'confidence:P' wants a number for P: pass 'confidence:0.4'")
-        if self.skip_layers is not None and self.drafter != "self":
-            raise ConfigError(
-                f"skip_layers {self.skip_layers} are layers that draft='self' leaves out, and the drafter is "
-                f"{self.drafter!r}: pass draft='self', or drop them"
-            )
 
     @classmethod
     def of(cls, keywords: Json) -> "EngineOptions":

@@ -28,7 +28,7 @@ def test_the_layer_learns_and_the_target_does_not(
     target = small_model(3)
     before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
     settings = DistillSettings(
-        samples_from="text", text_length=64, tokens_per_step=256, lr=5e-3, schedule=Schedule(2, 0.5)
+        samples_from="text", text_length=64, tokens_per_step=128, lr=5e-3, schedule=Schedule(2, 0.5)
     )
     for minutes in (0.2, 0.4):
         draft = exit_model(target, 1)
