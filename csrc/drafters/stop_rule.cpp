@@ -88,6 +88,7 @@ void WindowStop::begin(State* state, int b) {
   learn(s.tokens(b), s.committed[b], s.pending[b]);
   is_on_final_ = s.pending[b] == 0;
   passes_ = 0;
+  is_last_ = false;
   chance_ = tokens_ = spent_ = 1;
 }
 
@@ -114,7 +115,7 @@ void WindowStop::learn(const int32_t* tokens, int64_t committed, int64_t pending
 }
 
 bool WindowStop::goes_on() {
-  if (rule_.kind != StopKind::kMarginal) return true;
+  if (rule_.kind != StopKind::kMarginal) return !is_last_;
   const double next = (kHoped + all_.stood) / (kHopedOf + all_.judged);
   bool is_worth_it = chance_ * next * spent_ > rule_.at * tokens_;
   if (passes_ > 0) return is_worth_it;
@@ -130,8 +131,13 @@ bool WindowStop::takes(const float* logits, int vocab, float temperature) {
   if (!scan.usable) return true;  // the caller says so
   const float inverse = temperature > 0.0f ? inverse_temperature(temperature) : 1.0f;
   const RowShape row = shape_of(logits, vocab, scan.max, inverse);
-  if (rule_.kind == StopKind::kConfidence) return row.top >= rule_.at;
-  if (rule_.kind == StopKind::kAdaEdl) return 1 - std::sqrt(kOfEntropy * row.entropy) >= threshold_;
+  if (rule_.kind != StopKind::kMarginal) {
+    const bool is_sure = rule_.kind == StopKind::kConfidence
+                             ? row.top >= rule_.at
+                             : 1 - std::sqrt(kOfEntropy * row.entropy) >= threshold_;
+    is_last_ = !is_sure;
+    return true;
+  }
   row_class_ = std::min(static_cast<int>(kClasses * row.top), kClasses - 1);
   ++passes_;
   spent_ += rule_.at;

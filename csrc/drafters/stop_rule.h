@@ -1,4 +1,4 @@
-// Where the window of a draft model ends, before gamma and down to nothing: by the draft's own rows, and by
+// Where the window of a draft model ends before gamma, even at nothing: by the draft's own rows, and by
 // how many of its drafts stood. numpy's twin: pearl_rt/reference/stops.py, which says why the law is kept.
 #pragma once
 
@@ -49,6 +49,7 @@ class WindowStop {
   std::vector<Drafted> drafted_;  // not judged yet
   // kAdaEdl
   double threshold_ = 0, acceptance_ = 0;
+  bool is_last_ = false;  // kConfidence too: the last row was doubtful, and the window ends behind it
   // kMarginal
   Rate all_, rates_[kClasses];
   int quiet_ = 0;                               // windows without a pass, since the last one

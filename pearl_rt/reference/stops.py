@@ -1,8 +1,8 @@
-"""Where the window of a draft model ends, before gamma and down to nothing. The definition that
+"""Where the window of a draft model ends before gamma, "marginal" down to nothing. The definition that
 csrc/drafters/stop_rule.cpp matches bit for bit.
 
-    confidence  before a row whose likeliest token has a probability below `at`
-    adaedl      before a row with 1 - sqrt(0.2 H) < threshold, H being its entropy in nats (AdaEDL, arXiv
+    confidence  behind a row whose likeliest token has a probability below `at`
+    adaedl      behind a row with 1 - sqrt(0.2 H) < threshold, H being its entropy in nats (AdaEDL, arXiv
                 2410.18351). The threshold begins as `at` and moves with each verdict: up by a thousandth
                 while fewer than 0.9 of the drafts stand, else down.
     marginal    before a pass that is worth less than it costs: the chance that all drafts up to the next one
@@ -10,8 +10,10 @@ csrc/drafters/stop_rule.cpp matches bit for bit.
                 step spent. Likewise before a row more, which costs 1/64. Chances are counted by the
                 probability of the row's likeliest token. Where no pass is worth it, every 16th window tries.
 
-The text keeps its law. A window ends before position i by the row of i, the drafts before it, and counts of
-verdicts; never by the token that would be drawn at i, and never by noise. So whether i is drafted is settled
+A row that was computed costs little to judge, so that the token of a doubtful one is the last of its window.
+
+The text keeps its law. Whether position i is drafted is decided by rows up to that of i, the drafts before i,
+and counts of verdicts; never by the token that would be drawn at i, and never by noise. So it is settled
 before the noise of i is looked at, and of the positions that are drafted nothing is known beforehand. For the
 same reason the counts are of drafts up to the first that fell: their positions are final. Those behind it are
 drafted again, with the noise that they had, and must not be told of. AdaEDL's own rate, accepted over
@@ -65,6 +67,7 @@ class Stop:
     drafted: list[tuple[int, int, int]] = field(default_factory=list)  # (position, token, class), not judged
     quiet: int = 0  # windows without a pass, since the last one
     is_on_final: bool = False
+    is_last: bool = False  # the last row was doubtful: the window ends behind it
     passes: int = 0
     row_class: int = 0
     chance: float = 1.0  # that all of the window stand
@@ -92,12 +95,13 @@ class Stop:
             self.threshold = min(max(kept, 0.0), 1.0)
         self.is_on_final = not num_pending
         self.passes = 0
+        self.is_last = False
         self.chance = self.tokens = self.spent = 1.0
 
     def goes_on(self) -> bool:
         """Before each pass of the draft for a token of the window: whether it is worth one."""
         if self.rule != "marginal":
-            return True
+            return not self.is_last
         following = (HOPED + self.every.stood) / (HOPED_OF + self.every.judged)
         is_worth_it = self.chance * following * self.spent > self.at * self.tokens
         if self.passes:
@@ -113,10 +117,11 @@ class Stop:
         if not usable(row):
             return True
         top, entropy = shape_of(row, self.temperature)
-        if self.rule == "confidence":
-            return top >= self.at
-        if self.rule == "adaedl":
-            return bool(1 - np.sqrt(OF_ENTROPY * entropy) >= self.threshold)
+        if self.rule != "marginal":
+            bound = 1 - np.sqrt(OF_ENTROPY * entropy)
+            is_sure = top >= self.at if self.rule == "confidence" else bound >= self.threshold
+            self.is_last = not is_sure
+            return True
         self.row_class = min(int(CLASSES * top), CLASSES - 1)
         self.passes += 1
         self.spent += self.at

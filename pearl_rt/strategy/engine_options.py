@@ -38,7 +38,7 @@ class EngineOptions:
                    "lookup" on the CPU, else "none"
     skip_layers    layers that drafter "self" leaves out; None: those that `python -m pearl_rt search-skip`
                    has found for this target
-    draft_stop     where a window of a draft model ends before gamma, on the CPU: "confidence:P" before a row
+    draft_stop     where a window of a draft model ends before gamma, on the CPU: "confidence:P" behind a row
                    whose likeliest token has less than P, as 0.4; "adaedl" (or "adaedl:L", L its first
                    threshold) by the entropy of a row; "marginal" (or "marginal:C") where a row is worth less
                    than it costs, C steps of the target (weights read, unless given); "none"

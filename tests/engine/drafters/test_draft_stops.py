@@ -13,6 +13,7 @@ from pearl_rt.types.outputs import RequestOutput
 STOPS = ["confidence:0.5", "adaedl", "adaedl:0.7", "marginal", "marginal:0.2"]
 PROMPTS = [[7], [3, 1, 4, 1, 5, 9, 2, 6], list(range(40, 73))]
 GREEDY, LOUD = SamplingParams(max_tokens=40), SamplingParams(temperature=0.5, max_tokens=40, seed=3)
+LEAST, MOST = "confidence:0.000001", "confidence:0.9999999"
 SHAPE: dict[str, Any] = {"max_model_len": 128, "num_threads": 2, "max_num_seqs": 4}
 
 
@@ -52,15 +53,15 @@ def test_a_seed_is_a_text(pair: Pair, stop: str) -> None:
         assert alone[::-1] == together == told(engine.generate(PROMPTS, LOUD, **program))
 
 
-def test_fewer_drafts_fall(pair: Pair) -> None:
-    rates = {}
-    for stop in ("none", "confidence:0.2", "confidence:0.9"):
+def test_windows_are_shorter(pair: Pair) -> None:
+    """From whole ones to those of one token."""
+    found = {}
+    for stop, gamma in (("none", 8), ("none", 1), (LEAST, 8), ("confidence:0.4", 8), (MOST, 8)):
         with pair.engine(**SHAPE, draft_stop=stop) as engine:
-            outputs = engine.generate(PROMPTS, LOUD, strategy="sd", gamma=8, judge="coupled")
-        judged, stood = (sum(getattr(o.metrics, name) for o in outputs) for name in ("judged", "accepted"))
-        rates[stop] = judged, stood / judged
-    assert rates["none"][0] > rates["confidence:0.2"][0] > rates["confidence:0.9"][0] > 0
-    assert rates["none"][1] < rates["confidence:0.2"][1] < rates["confidence:0.9"][1]
+            outputs = engine.generate(PROMPTS, LOUD, strategy="sd", gamma=gamma, judge="coupled")
+        found[stop, gamma] = sum(output.metrics.rounds for output in outputs)
+    assert found["none", 8] == found[LEAST, 8] < found["confidence:0.4", 8] < found[MOST, 8]
+    assert found[MOST, 8] == found["none", 1]
 
 
 def test_a_draft_that_is_never_right_is_left_alone() -> None:
