@@ -3,14 +3,16 @@
     python bench/drafters.py                                          SmolLM2-135M-Instruct, which looks up
     python bench/drafters.py --target models/target --draft models/draft       and a draft model of its own
     python bench/drafters.py --prompts FILE                           prompts of Spec-Bench, HumanEval, ..
+        --skip-layers 2 3 --exit models/exit --stops adaedl marginal  more rows
 
 A row is a kind of draft and its window: none (`ar`), lookup in prompt and answer, lookup in earlier answers
-too, the model of --draft, and what `auto` chooses. Columns: memory beside the target; tokens that a round
-makes final; of the drafts judged at each place of a window, the share that stood; milliseconds of a round to
-draft and to score and judge; and how many times faster than `ar` text is written behind its first token,
-over all prompts, and with the tokens a round over those of a task. All rows must write the tokens of `ar`
-(sampled: by judge `coupled`), or no figure is printed and the status is 1. The last line is the same as
-JSON.
+too, the model of --draft, with windows that end early by each of --stops too, the target without
+--skip-layers, the exit layer of --exit, and what `auto` chooses. Columns: memory beside the target; tokens
+that a round makes final; of the drafts judged at each place of a window, the share that stood; milliseconds
+of a round to draft and to score and judge; and how many times faster than `ar` text is written behind its
+first token, over all prompts, and with the tokens a round over those of a task. All rows must write the
+tokens of `ar` (sampled: by judge `coupled`), or no figure is printed and the status is 1. The last line is
+the same as JSON.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 if not __package__:  # run as a script: our modules are bench.*, and none of them may shadow another's
@@ -47,7 +50,9 @@ from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.types.metrics import RequestMetrics
 
 NONE, LOOKUP, EARLIER, MODEL, AUTO = "none", "lookup", "lookup, earlier answers", "model", "auto"
-GAMMAS = {LOOKUP: (4, 8, 15), MODEL: (2, 4, 8)}
+SELF, EXIT = "self", "exit"
+GAMMAS = {LOOKUP: (4, 8, 15), MODEL: (2, 4, 8), SELF: (2, 4), EXIT: (2, 4)}
+LONGEST = 15  # window of a draft that ends its windows itself
 PLACES = 5  # of a window that the table shows
 COLUMNS = (
     ("name", "draft", "s"),
@@ -103,11 +108,19 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     for gamma in options.gammas or GAMMAS[LOOKUP]:
         add(LOOKUP, gamma)
     add(EARLIER, max(options.gammas or GAMMAS[LOOKUP]))
-    for gamma in (options.gammas or GAMMAS[MODEL]) if options.draft else ():
-        add(MODEL, gamma)
+    for kind, is_asked in ((MODEL, options.draft), (SELF, options.skip_layers), (EXIT, options.exit)):
+        for gamma in (options.gammas or GAMMAS[kind]) if is_asked else ():
+            add(kind, gamma)
+    for stop in options.stops:
+        add(stopped(stop), max(options.gammas or [LONGEST]))
     for kind in (LOOKUP, *([MODEL] if options.draft else [])):
         rows.append(Row("auto", "auto", kind_of_draft=kind, name=f"auto, {kind}"))
     return rows
+
+
+def stopped(stop: str) -> str:
+    """The kind of a draft model whose windows end by a rule."""
+    return f"{MODEL}, {stop}"
 
 
 def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
@@ -120,6 +133,11 @@ def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
     }
     if options.draft:
         kinds[MODEL] = {"lookup_pool": 0}
+    if options.skip_layers:
+        kinds[SELF] = {"draft": SELF}
+    if options.exit:
+        kinds[EXIT] = {"draft": options.exit}
+    kinds |= {stopped(stop): {"draft_stop": stop} for stop in options.stops}
     for kind, own in kinds.items():
         engines.pairs[kind] = open_pair(argparse.Namespace(**vars(options) | own))
         stack.enter_context(engines.pairs[kind].engine)
@@ -211,9 +229,14 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--gammas", type=int, nargs="+", help="windows of each kind (lookup: 4 8 15, model: 2 4 8)"
     )
+    parser.add_argument("--stops", nargs="+", default=[], help="rules that end windows of --draft early")
+    parser.add_argument("--skip-layers", type=int, nargs="+", help="that the target leaves out as a draft")
+    parser.add_argument("--exit", type=Path, help="an exit layer of the target, which drafts")
     options = parser.parse_args(argv)
-    if options.draft and not options.target:
-        parser.error("--draft wants --target too")
+    if (options.draft or options.skip_layers or options.exit) and not options.target:
+        parser.error("--draft, --skip-layers and --exit want --target too")
+    if options.stops and not options.draft:
+        parser.error("--stops want --draft too")
     require_positive(parser, options, "num-prompts", "max-tokens")
     options.device, options.pair, options.forms, options.max_num_seqs = "cpu", None, [], 1
     return options

@@ -190,9 +190,11 @@ class Request:
         adapts: bool = False,
         shares: bool = True,
         grammar: object = None,
+        draft_stop: str = "none",
+        draft_stop_at: float = 0.0,
     ) -> None:
         """
-        grammar: of the answer, as pearl_rt.grammar.matcher.Form; lanes call its matcher.
+        grammar: of the answer, as pearl_rt.grammar.matcher.Form; lanes call its matcher. draft_stop: confidence, adaedl or marginal, with its number: pearl_rt/reference/stops.py.
         """
 
 class Coordinator:
@@ -311,6 +313,24 @@ class LlamaWeights:
         tensors: name -> (memory, dtype, shape), or (descriptor, path, offset, dtype, shape) of an open
         file, or (codes, scales, minimums or None, bits, group, shape) of Groups; memory: its bytes,
         row-major, with the buffer protocol. bits: 8 or 4, to which wider matrices are rounded; 0: none.
+        """
+    def view(
+        self,
+        layers: collections.abc.Sequence[int],
+        *,
+        num_own: int = 0,
+        intermediate_size: int | None = None,
+        tensors: collections.abc.Mapping[
+            str,
+            tuple[object, str, collections.abc.Sequence[int]]
+            | tuple[int, str, int, str, collections.abc.Sequence[int]]
+            | tuple[object, object, object, int, int, collections.abc.Sequence[int]],
+        ] = {},
+        bits: int = 0,
+    ) -> LlamaWeights:
+        """
+        A model of these layers of this one, not copied, then num_own layers of `tensors`, by the numbers
+        behind them, of an intermediate size of their own, with a final norm.
         """
     @property
     def isa(self) -> str: ...

@@ -20,8 +20,9 @@ from pearl_rt.backends.base import Lanes, PackedModel
 from pearl_rt.backends.select import backend
 from pearl_rt.checkpoint.compatibility import check_tokenizer, check_vocabularies, max_length
 from pearl_rt.checkpoint.config import ModelConfig
-from pearl_rt.checkpoint.source import load_pair, pair_sources
+from pearl_rt.checkpoint.source import load_draft_tokenizer, load_pair, pair_sources
 from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.checkpoint.views.exit_layer import ExitConfig
 from pearl_rt.errors import ConfigError
 from pearl_rt.lowlevel.round import Round
 from pearl_rt.lowlevel.round_graph import RoundGraph
@@ -61,7 +62,7 @@ class Engine:
         self,
         target_config: ModelConfig,
         target_tensors: "Mapping[str, torch.Tensor]",
-        draft_config: ModelConfig | None = None,
+        draft_config: ModelConfig | ExitConfig | None = None,
         draft_tensors: "Mapping[str, torch.Tensor] | None" = None,
         *,
         tokenizer: Tokenizer | None = None,
@@ -70,6 +71,8 @@ class Engine:
         gamma: int | None = None,
         judge: str = "rejection",
         drafter: str = "auto",
+        skip_layers: Sequence[int] | None = None,
+        draft_stop: str = "none",
         lookup_pool: int = 65536,
         device: str = "auto",
         draft_device: str | None = None,
@@ -90,30 +93,7 @@ class Engine:
         max_waiting: int = 256,
     ) -> None:
         """From tensors in memory, by their Hugging Face names. The tensors are packed, and may be dropped."""
-        options = EngineOptions(
-            strategy=strategy,
-            gamma=gamma,
-            judge=judge,
-            drafter=drafter,
-            lookup_pool=lookup_pool,
-            device=device,
-            draft_device=draft_device,
-            dtype=dtype,
-            weights=weights,
-            draft_weights=draft_weights,
-            placement=placement,
-            form=form,
-            rounds_ahead=rounds_ahead,
-            pdl=pdl,
-            max_memory=max_memory,
-            max_model_len=max_model_len,
-            num_threads=num_threads,
-            isa=isa,
-            max_num_seqs=max_num_seqs,
-            kv_cache_tokens=kv_cache_tokens,
-            prefix_caching=prefix_caching,
-            max_waiting=max_waiting,
-        )
+        options = EngineOptions.of(locals())
         sources = pair_sources(
             target_config,
             target_tensors,
@@ -122,33 +102,39 @@ class Engine:
             dtype=options.dtype,
             weights=options.weights,
             draft_weights=options.draft_weights,
+            drafter=options.drafter,
+            skip_layers=options.skip_layers,
         )
-        has_draft = len(sources) > 1
-        self._backend, self._drafter = backend(options, has_draft=has_draft)
+        leaves_early = isinstance(draft_config, ExitConfig)
+        self._backend, self._drafter = backend(
+            options, has_draft=draft_config is not None, leaves_early=leaves_early
+        )
         capabilities = self._backend.capabilities(self._drafter)
         self._choice = capabilities.narrowed(
             capabilities.everything, options.strategy, options.gamma, options.placement
         )
         self._options = options
         self._tokenizer = tokenizer and tokenizer.hiding(target_config.eos_token_ids)
-        if draft_config is not None:
+        if isinstance(draft_config, ModelConfig):
             check_vocabularies(target_config, draft_config, tokenizer, draft_tokenizer)
         check_tokenizer(target_config, tokenizer)
         followers = sources[:1] if capabilities.outlives_draft else sources
         self.max_model_len = max_length(options.max_model_len, [source.config for source in followers])
         lengths = [min(self.max_model_len, source.config.default_max_model_len) for source in sources[1:]]
         self._draft_max_model_len = lengths[0] if lengths else None
+        self._shared = sources[-1].shared  # the target's layers that the draft has; None: a model of its own
         self._kv_pool = kv_pool = self._backend.kv_pool(self.max_model_len)
         sources = [replace(source, dtype=self._backend.dtype(source)) for source in sources]
         self._backend.check_memory(sources, kv_pool, num_placements=len(self._choice.placements))
-        packed = [
-            self._backend.pack(source, length)
-            for source, length in zip(sources, [self.max_model_len, *lengths], strict=True)
+        target = self._backend.pack(sources[0], self.max_model_len)
+        drafts = [
+            self._backend.pack_beside(source, length, target)
+            for source, length in zip(sources[1:], lengths, strict=True)
         ]
-        self.target: PackedModel | None = packed[0]  # None: closed
-        self.draft = packed[1] if has_draft else None
+        self.target: PackedModel | None = target  # None: closed
+        self.draft = drafts[0] if drafts else None
         self._engine_lock = EngineLock()
-        self._batch = Batch(self._backend, packed[0], self.draft, pool=kv_pool, engine_lock=self._engine_lock)
+        self._batch = Batch(self._backend, target, self.draft, pool=kv_pool, engine_lock=self._engine_lock)
         self._intake = Intake(
             self._engine_lock,
             config=target_config,
@@ -174,18 +160,18 @@ class Engine:
     ) -> "Engine":
         """From checkpoint directories in the Hugging Face layout. `options` are those of Engine.
 
-        draft may also be "lookup" or "none": no directory, but what drafts. (A directory of that name is
-        "./lookup".)
+        draft may also be "self", "lookup" or "none": no directory, but what drafts. (A directory of that
+        name is "./lookup".)
 
         Raises CheckpointError for what cannot be read, ConfigError for what cannot be run, ResourceError for
         what this machine has not got.
         """
-        if draft in ("lookup", "none"):
+        if draft in ("self", "lookup", "none"):
             draft, options = None, {"drafter": draft, **options}
         made = cls(
             *load_pair(target, draft),
             tokenizer=Tokenizer.from_pretrained(target),
-            draft_tokenizer=None if draft is None else Tokenizer.from_pretrained(draft),
+            draft_tokenizer=load_draft_tokenizer(draft),
             **options,
         )
         made._chat_prompts = ChatPrompts(target, made.tokenizer)
@@ -326,7 +312,7 @@ class Engine:
         figures = self._batch.figures(self._choice)
         return {
             "strategy": self._options.strategy,
-            "drafter": {"kind": self._drafter, **worth(figures["totals"])},
+            "drafter": {"kind": self._drafter, "shared_layers": self._shared, **worth(figures["totals"])},
             **figures,
             "queue": self._scheduler.counts(),
             **self._batch.described(),

@@ -43,7 +43,7 @@ from pearl_rt.types.metrics import RequestMetrics
 from pearl_rt.types.sampling_params import SamplingParams
 
 SHIPPED = ROOT / "models" / "target", ROOT / "models" / "draft"
-NO_DRAFTS = ("lookup", "none")  # what --draft may be besides a path
+NO_DRAFTS = ("self", "lookup", "none")  # what --draft may be besides a path
 EAGER = "eager"  # the only form of the interpreter, op by op
 PLANTED_PROMPT_LEN, INTERPRETED_PROMPT_LEN = 64, 8
 
@@ -214,6 +214,9 @@ def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     }
     if options.device == "cpu":
         pool = getattr(options, "lookup_pool", 0)
+        if getattr(options, "draft", None) == "self":
+            shared["skip_layers"] = options.skip_layers
+        shared["draft_stop"] = getattr(options, "draft_stop", "none")
         return shared | {"num_threads": options.threads, "isa": options.isa, "lookup_pool": pool}
     if options.device == "interpret":
         return shared
@@ -328,7 +331,7 @@ def from_checkpoints(options: argparse.Namespace) -> ModelPair:
     engine = Engine.from_pretrained(paths[0], draft, **engine_options(options))
     models = [model for model in (engine.target, engine.draft) if model is not None]
     names = [name_of(path) for path in paths]
-    configs = tuple(ModelConfig.from_pretrained(path) for path in paths)
+    configs = tuple(model.config for model in models[: len(paths)])
     figures = figures_of(names, configs, [model.dtype for model in models], options)
     return ModelPair(
         engine,

@@ -9,6 +9,13 @@
 
 namespace pearl {
 
+// What ends a window of a draft model before gamma: drafters/stop_rule.h.
+enum class StopKind { kNone, kConfidence, kAdaEdl, kMarginal };
+struct StopRule {
+  StopKind kind = StopKind::kNone;
+  double at = 0;  // a probability; the first threshold; the cost of a draft's step, in steps of the target
+};
+
 struct Request {
   std::vector<int32_t> prompt_token_ids;
   int gamma = 0;
@@ -23,6 +30,7 @@ struct Request {
   int num_prompt_logprobs = -1;  // as num_logprobs, of the prompt's tokens from the second on
   bool shares = true;            // its answer may be looked up by later requests, and earlier answers by it
   bool adapts = false;           // its windows follow the run's table too, not its own gamma alone
+  StopRule stop = {};
 
   // What min_tokens forbids: end of text, ignored or not, and stop ids; each once.
   std::vector<int32_t> forbidden_ids() const {

@@ -38,6 +38,7 @@ struct State {
         gamma(num_slots),
         adapts(num_slots),
         shares(num_slots),
+        stop(num_slots),
         temperature(num_slots),
         seed(num_slots),
         stop_token_ids(num_slots),
@@ -188,6 +189,7 @@ struct State {
     gamma[slot] = request.gamma;
     adapts[slot] = request.adapts;
     shares[slot] = request.shares;
+    stop[slot] = request.stop;
     temperature[slot] = request.temperature;
     seed[slot] = request.seed;
     stop_token_ids[slot] = request.stop_token_ids;
@@ -275,6 +277,7 @@ struct State {
   std::vector<int32_t> gamma;          // [B] the longest window wanted
   std::vector<char> adapts;            // [B] whether `window_limit` is for this one too
   std::vector<char> shares;            // [B] whether drafters may mix it with other requests
+  std::vector<StopRule> stop;          // [B] of windows that a model drafts
   std::vector<float> temperature;      // [B] 0 = greedy
   std::vector<uint64_t> seed;          // [B]
   std::vector<std::vector<int32_t>> stop_token_ids;  // [B][] EOS ids (unless ignored) and stop ids

@@ -17,6 +17,7 @@ void ModelDrafter::start(State* state, Run* run) {
   feeder_.emplace(executor_.get(), state, run);
   transformer_.emplace(state->num_slots);
   window_len_.assign(state->num_slots, 0);
+  stops_.assign(state->num_slots, {});
   end_.assign(state->num_slots, 0);
   drafted_.assign(state->num_slots, 0);
   fed_.assign(state->num_slots, 0);
@@ -46,8 +47,8 @@ void ModelDrafter::draft() {
     s.draft_fed[b] = std::min(s.draft_fed[b], end - 1);  // what was rejected had been fed
     s.bad_draft[b] = -1;
     if (window_len_[b] > 0 && end - s.draft_fed[b] > Feeder::kChunk) push_missing(b, end);
-    if (window_len_[b] > 0) draft_forced(b);
-    drafts = drafts || drafted_[b] < window_len_[b];
+    stops_[b].begin(&s, b);
+    if (draft_forced(b)) drafts = true;
   }
   if (s.feeding >= 0) {
     const int b = s.feeding;
@@ -75,8 +76,8 @@ void ModelDrafter::draft() {
       }
       s.window(b)[drafted_[b]++] = token;
       s.set_certain(b, position, false);
-      draft_forced(b);
-      drafts = drafts || drafted_[b] < window_len_[b];
+      stops_[b].add(position, token);
+      if (draft_forced(b)) drafts = true;
     }
     feeder_->segments.clear();
   }
@@ -106,15 +107,18 @@ void ModelDrafter::push_last(int b) {
   feeder_->push(b, feed, position - start, start, 1, s.draft_row(b, position));
 }
 
-void ModelDrafter::draft_forced(int b) {
+bool ModelDrafter::draft_forced(int b) {
   State& s = *state_;
   TokenMask* mask = s.transform[b].mask.get();
-  if (mask == nullptr || drafted_[b] >= window_len_[b]) return;
-  const Prefix prefix{s.tokens(b), end_[b], s.prompt_len[b], s.window(b), drafted_[b]};
-  for (const int32_t token : mask->forced(prefix.answer(), window_len_[b] - drafted_[b])) {
-    s.window(b)[drafted_[b]] = token;
-    s.set_certain(b, end_[b] + drafted_[b]++, true);
+  if (mask != nullptr && drafted_[b] < window_len_[b]) {
+    const Prefix prefix{s.tokens(b), end_[b], s.prompt_len[b], s.window(b), drafted_[b]};
+    for (const int32_t token : mask->forced(prefix.answer(), window_len_[b] - drafted_[b])) {
+      s.window(b)[drafted_[b]] = token;
+      s.set_certain(b, end_[b] + drafted_[b]++, true);
+    }
   }
+  if (drafted_[b] < window_len_[b] && !stops_[b].goes_on()) window_len_[b] = drafted_[b];
+  return drafted_[b] < window_len_[b];
 }
 
 int32_t ModelDrafter::sample_draft(int b, int64_t position, int drafted, float* row, int vocab) {
@@ -124,6 +128,7 @@ int32_t ModelDrafter::sample_draft(int b, int64_t position, int drafted, float* 
     const Prefix prefix{s.tokens(b), position - drafted, s.prompt_len[b], s.window(b), drafted};
     transformer_->apply(s.transform[b], s.temperature[b], b, prefix, row, vocab);
   }
+  if (!stops_[b].takes(row, vocab, s.temperature[b])) return kNothing;
   const int32_t token = sample(row, vocab, s.temperature[b], s.seed[b], position, draft_purpose(s.judge));
   return token < 0 && could_draft ? kNothing : token;
 }

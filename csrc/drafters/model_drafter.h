@@ -10,6 +10,7 @@
 #include "coordinator/feeder.h"
 #include "core/executor.h"
 #include "drafters/drafter.h"
+#include "drafters/stop_rule.h"
 #include "sampling/transform.h"
 
 namespace pearl {
@@ -27,16 +28,18 @@ class ModelDrafter : public Drafter {
   // continues from: after a bonus token the cache lacks both, else one row is written again unchanged. A
   // cache that lacks more than a chunk, after rounds without drafts, is fed one, and the window stays empty.
   // The same pass feeds a chunk of the prompt of the slot that joins. Tokens that the form of an answer
-  // forces are certain, and are fed together.
+  // forces are certain, and are fed together. A request's StopRule may end its window before any row.
   void draft() override;
 
  private:
-  static constexpr int32_t kNothing = -2;  // the form of the answer allows no token of the draft's
+  // The window ends: its rule says so, or the form of the answer allows no token of the draft's.
+  static constexpr int32_t kNothing = -2;
 
   void push_missing(int slot, int64_t end);  // a chunk of what the cache lacks
   void push_last(int slot);                  // what the cache lacks, up to the last token of the window
-  // The window goes on with the tokens that the form of the answer has next anyway: they cost no pass.
-  void draft_forced(int slot);
+  // The window goes on with the tokens that the form of the answer has next anyway: they cost no pass. ->
+  // whether a pass follows.
+  bool draft_forced(int slot);
   // The token at a position whose logits are in `row`, which is transformed in place first: what was sampled
   // from is what is judged. `drafted` tokens of the window stand before it.
   int32_t sample_draft(int slot, int64_t position, int drafted, float* row, int vocab);
@@ -49,6 +52,7 @@ class ModelDrafter : public Drafter {
   std::optional<Feeder> feeder_;
   std::optional<Transformer> transformer_;
   std::vector<int32_t> window_len_;  // [B]
+  std::vector<WindowStop> stops_;    // [B]
   std::vector<int64_t> end_;         // [B] tokens before the window that is drafted
   std::vector<int32_t> drafted_;     // [B] tokens of the window so far
   std::vector<int64_t> fed_;         // [B] draft_fed once this op's passes are done; -1: its window says

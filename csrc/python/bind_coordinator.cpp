@@ -10,6 +10,7 @@
 #include "cpu/lane/cpu_lane.h"
 #include "cpu/machine/memory.h"
 #include "drafters/lookup_drafter.h"
+#include "drafters/stop_rule.h"
 #include "python/arguments.h"
 #include "python/gil.h"
 #include "python/python_matcher.h"
@@ -231,45 +232,48 @@ void bind_coordinator(py::module_& m) {
       .def_readonly("t_ns", &RoundResult::t_ns);
 
   py::class_<Request>(m, "Request", "One sequence to generate.")
-      .def(
-          py::init([](std::vector<int32_t> prompt, int gamma, float temperature, uint64_t seed,
-                      int64_t max_tokens, std::vector<int32_t> eos, std::vector<int32_t> stops,
-                      bool ignore_eos, int32_t top_k, float top_p, float min_p, float repetition_penalty,
-                      float presence_penalty, float frequency_penalty,
-                      std::vector<std::pair<int32_t, float>> logit_bias, int64_t min_tokens, int num_logprobs,
-                      int num_prompt_logprobs, bool adapts, bool shares, const py::object& grammar) {
-            Request request{std::move(prompt),
-                            gamma,
-                            temperature,
-                            seed,
-                            max_tokens,
-                            std::move(eos),
-                            std::move(stops),
-                            ignore_eos,
-                            {},
-                            num_logprobs,
-                            num_prompt_logprobs,
-                            shares,
-                            adapts};
-            request.transform = {min_tokens,
-                                 {},
-                                 std::move(logit_bias),
-                                 repetition_penalty,
-                                 frequency_penalty,
-                                 presence_penalty,
-                                 {top_k, top_p, min_p},
-                                 mask_from(grammar)};
-            return request;
-          }),
-          py::arg("prompt_ids"), py::kw_only(), py::arg("gamma") = 0, py::arg("temperature") = 0.0f,
-          py::arg("seed") = 0, py::arg("max_tokens") = 128, py::arg("eos_ids") = std::vector<int32_t>{},
-          py::arg("stop_ids") = std::vector<int32_t>{}, py::arg("ignore_eos") = false, py::arg("top_k") = 0,
-          py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f,
-          py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
-          py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
-          py::arg("num_logprobs") = -1, py::arg("num_prompt_logprobs") = -1, py::arg("adapts") = false,
-          py::arg("shares") = true, py::arg("grammar") = py::none(),
-          "grammar: of the answer, as pearl_rt.grammar.matcher.Form; lanes call its matcher.");
+      .def(py::init([](std::vector<int32_t> prompt, int gamma, float temperature, uint64_t seed,
+                       int64_t max_tokens, std::vector<int32_t> eos, std::vector<int32_t> stops,
+                       bool ignore_eos, int32_t top_k, float top_p, float min_p, float repetition_penalty,
+                       float presence_penalty, float frequency_penalty,
+                       std::vector<std::pair<int32_t, float>> logit_bias, int64_t min_tokens,
+                       int num_logprobs, int num_prompt_logprobs, bool adapts, bool shares,
+                       const py::object& grammar, const std::string& draft_stop, double draft_stop_at) {
+             Request request{std::move(prompt),
+                             gamma,
+                             temperature,
+                             seed,
+                             max_tokens,
+                             std::move(eos),
+                             std::move(stops),
+                             ignore_eos,
+                             {},
+                             num_logprobs,
+                             num_prompt_logprobs,
+                             shares,
+                             adapts};
+             request.transform = {min_tokens,
+                                  {},
+                                  std::move(logit_bias),
+                                  repetition_penalty,
+                                  frequency_penalty,
+                                  presence_penalty,
+                                  {top_k, top_p, min_p},
+                                  mask_from(grammar)};
+             request.stop = stop_from(draft_stop, draft_stop_at);
+             return request;
+           }),
+           py::arg("prompt_ids"), py::kw_only(), py::arg("gamma") = 0, py::arg("temperature") = 0.0f,
+           py::arg("seed") = 0, py::arg("max_tokens") = 128, py::arg("eos_ids") = std::vector<int32_t>{},
+           py::arg("stop_ids") = std::vector<int32_t>{}, py::arg("ignore_eos") = false, py::arg("top_k") = 0,
+           py::arg("top_p") = 1.0f, py::arg("min_p") = 0.0f, py::arg("repetition_penalty") = 1.0f,
+           py::arg("presence_penalty") = 0.0f, py::arg("frequency_penalty") = 0.0f,
+           py::arg("logit_bias") = std::vector<std::pair<int32_t, float>>{}, py::arg("min_tokens") = 0,
+           py::arg("num_logprobs") = -1, py::arg("num_prompt_logprobs") = -1, py::arg("adapts") = false,
+           py::arg("shares") = true, py::arg("grammar") = py::none(), py::arg("draft_stop") = "none",
+           py::arg("draft_stop_at") = 0.0,
+           "grammar: of the answer, as pearl_rt.grammar.matcher.Form; lanes call its matcher. draft_stop: "
+           "confidence, adaedl or marginal, with its number: pearl_rt/reference/stops.py.");
 
   py::class_<Coordinator, Owner>(m, "Coordinator",
                                  "Runs a program over a target's lane and a draft's, natively.")

@@ -98,6 +98,16 @@ void bind_executor(py::module_& m) {
            "tensors: name -> (memory, dtype, shape), or (descriptor, path, offset, dtype, shape) of an open\n"
            "file, or (codes, scales, minimums or None, bits, group, shape) of Groups; memory: its bytes,\n"
            "row-major, with the buffer protocol. bits: 8 or 4, to which wider matrices are rounded; 0: none.")
+      .def(
+          "view",
+          [](const std::shared_ptr<LlamaWeights>& self, const std::vector<int>& layers, int num_own,
+             std::optional<int> intermediate_size, const Sources& tensors,
+             int bits) { return view_from(self, layers, num_own, intermediate_size, tensors, bits); },
+          py::arg("layers"), py::kw_only(), py::arg("num_own") = 0, py::arg("intermediate_size") = py::none(),
+          py::arg("tensors") = Sources{}, py::arg("bits") = 0,
+          "A model of these layers of this one, not copied, then num_own layers of `tensors`, by the "
+          "numbers\n"
+          "behind them, of an intermediate size of their own, with a final norm.")
       .def_property_readonly("isa", [](const LlamaWeights& w) { return w.kernels().isa; })
       .def_property_readonly("weight_bytes", method(&LlamaWeights::step_bytes))
       .def_property_readonly("memory_bytes", method(&LlamaWeights::memory_bytes));

@@ -75,6 +75,17 @@ SourceTensor groups_from(const std::string& name, const GroupsTuple& tensor,
   return source;
 }
 
+void check_bits(int bits) {
+  if (bits != 0 && bits != 4 && bits != 8)
+    refuse("bits is " + std::to_string(bits) + "; it must be 0, 4 or 8");
+}
+
+LlamaWeights::Tensors tensors_from(const Sources& tensors, std::vector<std::unique_ptr<HostMemory>>* held) {
+  LlamaWeights::Tensors sources;
+  for (const auto& [name, tensor] : tensors) sources.emplace(name, source_from(name, tensor, held));
+  return sources;
+}
+
 }  // namespace
 
 SourceTensor source_from(const std::string& name, const Source& tensor,
@@ -98,14 +109,25 @@ DType dtype_from(const std::string& name) {
 std::shared_ptr<LlamaWeights> weights_from(const py::dict& config, const Sources& tensors,
                                            const Kernels& kernels, int bits,
                                            const LlamaWeights::Progress& progress) {
-  if (bits != 0 && bits != 4 && bits != 8)
-    refuse("bits is " + std::to_string(bits) + "; it must be 0, 4 or 8");
-  LlamaWeights::Tensors sources;
+  check_bits(bits);
   std::vector<std::unique_ptr<HostMemory>> held;
-  for (const auto& [name, tensor] : tensors) sources.emplace(name, source_from(name, tensor, &held));
+  const LlamaWeights::Tensors sources = tensors_from(tensors, &held);
   const LlamaConfig c = config_from(config);
   const WithoutGil released;
   return std::make_shared<LlamaWeights>(c, sources, kernels, bits, progress);
+}
+
+std::shared_ptr<LlamaWeights> view_from(const std::shared_ptr<LlamaWeights>& whole,
+                                        const std::vector<int>& layers, int num_own,
+                                        std::optional<int> intermediate_size, const Sources& tensors,
+                                        int bits) {
+  if (whole == nullptr) refuse("the weights are None; give a model's");
+  check_bits(bits);
+  std::vector<std::unique_ptr<HostMemory>> held;
+  const LlamaWeights::Tensors sources = tensors_from(tensors, &held);
+  const int inner = intermediate_size.value_or(whole->config().intermediate_size);
+  const WithoutGil released;
+  return std::make_shared<LlamaWeights>(whole, layers, num_own, inner, sources, bits);
 }
 
 }  // namespace pearl

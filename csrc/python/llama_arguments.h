@@ -5,6 +5,7 @@
 
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <tuple>
 #include <variant>
@@ -35,5 +36,10 @@ SourceTensor source_from(const std::string& name, const Source& tensor,
 std::shared_ptr<LlamaWeights> weights_from(const pybind11::dict& config, const Sources& tensors,
                                            const Kernels& kernels, int bits,
                                            const LlamaWeights::Progress& progress);
+// As the view's constructor. intermediate_size unset: the whole's.
+std::shared_ptr<LlamaWeights> view_from(const std::shared_ptr<LlamaWeights>& whole,
+                                        const std::vector<int>& layers, int num_own,
+                                        std::optional<int> intermediate_size, const Sources& tensors,
+                                        int bits);
 
 }  // namespace pearl

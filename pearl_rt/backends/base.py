@@ -171,6 +171,10 @@ class Backend(ABC):
     def pack(self, model: ModelSource, max_model_len: int) -> PackedModel:
         """A model's weights where they are to run."""
 
+    def pack_beside(self, model: ModelSource, max_model_len: int, target: PackedModel) -> PackedModel:
+        """A draft's weights, beside those of its target: of a view, what is not the target's."""
+        return self.pack(model, max_model_len)
+
     @abstractmethod
     def lanes(self, placement: str, target: PackedModel, draft: PackedModel | None, pool: KvPool) -> Lanes:
         """The lanes of one placement, over the KV blocks of a pool."""

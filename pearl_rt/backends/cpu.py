@@ -13,12 +13,14 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 import pearl_rt._C as _C
 from pearl_rt.backends.base import Backend, Lanes, PackedModel
+from pearl_rt.backends.cpu_lanes import TOO_FEW_CORES, CpuLanes
 from pearl_rt.backends.cpu_quota import cpu_quota
 from pearl_rt.checkpoint.compatibility import own_dtype
 from pearl_rt.checkpoint.config import SIZES, ModelConfig
@@ -30,7 +32,6 @@ from pearl_rt.checkpoint.stored_tensors import Place, StoredTensors
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ConfigError, PearlError, ResourceError, gib
 from pearl_rt.reference.groups import Groups
-from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.strategy.program import CORE_PLACEMENTS, MAX_GAMMA
 from pearl_rt.strategy.program_choice import Capabilities
 from pearl_rt.types.json import Json
@@ -42,10 +43,6 @@ if TYPE_CHECKING:
 
 Held: TypeAlias = tuple[object, str, list[int]] | tuple[object, object, object | None, int, int, list[int]]
 DTYPES = ("auto", "bfloat16", "float32")
-TOO_FEW_CORES = (
-    "placement 'split' needs 2 cores, one for the draft and the rest for the target; there is {}: pass "
-    "placement='shared', or more threads"
-)
 
 
 @contextmanager
@@ -106,6 +103,27 @@ class Model:
             tensors.check_unchanged()
         cos, sin = rope_tables(config, max_model_len)
         return cls(config, dtype, packed, cos.contiguous(), sin.contiguous())
+
+    def view(
+        self,
+        config: ModelConfig,
+        layers: Sequence[int],
+        tensors: "Mapping[str, torch.Tensor]" = MappingProxyType({}),
+        *,
+        max_model_len: int,
+        weights: str = "auto",
+    ) -> "Model":
+        """A model of these layers of this one, which are not copied, and behind them those of `tensors`."""
+        with native_errors():
+            packed = self.weights.view(
+                list(layers),
+                num_own=config.num_hidden_layers - len(layers),
+                intermediate_size=config.intermediate_size,
+                tensors={key: view_of(tensor) for key, tensor in tensors.items()},
+                bits=WEIGHT_BITS[weights],
+            )
+        cos, sin = (table[:max_model_len].contiguous() for table in (self.cos, self.sin))
+        return Model(config, self.dtype, packed, cos, sin)
 
     def executor(
         self, cores: Sequence[int] | _C.CoreSet, num_slots: int = 1, pool: KvPool | None = None
@@ -191,13 +209,6 @@ def choose_cores(num_threads: int | None) -> list[int]:
     return cores[:num_threads]
 
 
-def split_cores(cores: Sequence[int]) -> tuple[list[int], list[int]]:
-    """(target's cores, draft's core), disjoint. Raises ResourceError with fewer than two."""
-    if len(cores) < 2:
-        raise ResourceError(TOO_FEW_CORES.format(len(cores)))
-    return list(cores[:-1]), [cores[-1]]
-
-
 def available_memory() -> int | None:
     """Bytes that can be allocated without swapping: MemAvailable, or less where a cgroup allows less. None:
     unknown.
@@ -212,70 +223,6 @@ def kv_bytes(config: ModelConfig, dtype: str, num_tokens: int) -> int:
     return per_token * num_tokens * ITEM_BYTES[dtype]
 
 
-class CpuLanes(Lanes):
-    """Executors on their cores, and the coordinator that drives them."""
-
-    adapts = True
-
-    def __init__(
-        self,
-        placement: str,
-        cores: Sequence[int],
-        target: Model,
-        draft: Model | None,
-        num_slots: int,
-        pool: KvPool,
-        lookup_tokens: int | None = None,
-    ) -> None:
-        """pool: the KV blocks of all sequences. lookup_tokens: of earlier answers, for a drafter that looks
-        up; None: there is none.
-        """
-        super().__init__(placement, target.config, draft.config if draft is not None else None, pool)
-        self._lookup: _C.LookupDrafter | None = None
-        self.overlaps = placement == "split"
-        self.target_cores, self.draft_cores = list(cores), list(cores)
-        if placement == "split":
-            self.target_cores, self.draft_cores = split_cores(cores)
-        # On shared cores threads run where the system puts them: a pinned one waits behind a neighbour.
-        is_split = placement == "split"
-        target_set = draft_set = _C.CoreSet(self.target_cores, is_pinned=is_split)
-        target_device = draft_device = _C.Device(self.target_cores if is_split else [])
-        if is_split:
-            draft_set, draft_device = (
-                _C.CoreSet(self.draft_cores, is_pinned=True),
-                _C.Device(self.draft_cores),
-            )
-        lanes = [_C.CpuLane("target", target.executor(target_set, num_slots, pool), target_device)]
-        if draft is not None:
-            lanes.append(_C.CpuLane("draft", draft.executor(draft_set, num_slots, pool), draft_device))
-        elif lookup_tokens is not None:
-            self._lookup = _C.LookupDrafter(pool_tokens=lookup_tokens)
-            lanes.append(_C.CpuLane("draft", self._lookup, draft_device))
-            self.has_draft = True
-        drafting = target if self._lookup is not None else draft
-        draft_size = drafting.config.vocab_size if drafting is not None else None
-        draft_capacity = draft.cos.shape[0] if draft is not None else None
-        self.max_model_len = min(self.max_model_len, draft_capacity or self.max_model_len)
-        self.coordinator = self.coordinator_of(
-            lanes, num_slots, pool, target.config.vocab_size, draft_size, draft_capacity
-        )
-
-    @property
-    def drafter_bytes(self) -> int:
-        """Of a drafter without weights: the indices of a lookup. Between runs."""
-        return self._lookup.bytes if self._lookup is not None else 0
-
-    def measure(self) -> StepTimes:
-        """With whole windows, so that scores of many rows are timed."""
-        if self._lookup is None:
-            return super().measure()
-        self._lookup.set_fills(True)
-        try:
-            return super().measure()
-        finally:
-            self._lookup.set_fills(False)
-
-
 class CpuBackend(Backend):
     """What an engine asks of device="cpu": models packed for an instruction set, and lanes on cores."""
 
@@ -288,14 +235,15 @@ class CpuBackend(Backend):
         num_slots: int = 1,
         kv_cache_tokens: int | None = None,
         lookup_tokens: int | None = None,
+        draft_stop: str = "none",
         *,
         prefix_caching: bool = False,
     ) -> None:
-        """num_threads: cores to use; None: all. isa: None, or one that this machine has. lookup_tokens: see
-        CpuLanes. The others: see Backend.
+        """num_threads: cores to use; None: all. isa: None, or one that this machine has. lookup_tokens and
+        draft_stop: see CpuLanes. The others: see Backend.
         """
         super().__init__(num_slots, kv_cache_tokens, prefix_caching=prefix_caching)
-        self._lookup_tokens = lookup_tokens
+        self._drafting = lookup_tokens, draft_stop
         if isa is not None:
             choice("isa", isa, _C.available_isas(), ConfigError)
         self.cores = choose_cores(num_threads)
@@ -311,6 +259,7 @@ class CpuBackend(Backend):
             scores_prompts=True,
             masks_tokens=True,
             outlives_draft=True,
+            stops=self._drafting[1] != "none",
         )
 
     def dtype(self, model: ModelSource) -> str:
@@ -320,7 +269,7 @@ class CpuBackend(Backend):
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
         """Every placement has its own KV caches, of the pool's blocks, and logits."""
         available = available_memory()
-        weights = {model.name: weight_bytes(model.config, model.dtype, model.weights) for model in models}
+        weights = {model.name: model.weight_bytes for model in models}
         kept = sum(kv_bytes(model.config, model.dtype, pool.num_tokens) for model in models)
         widest = max(model.config.vocab_size for model in models)
         caches = num_placements * kept
@@ -356,10 +305,19 @@ class CpuBackend(Backend):
             weights=model.weights,
         )
 
+    def pack_beside(self, model: ModelSource, max_model_len: int, target: PackedModel) -> Model:
+        """A model of its own, or a view of the target."""
+        if model.shared is None:
+            return self.pack(model, max_model_len)
+        assert isinstance(target, Model)
+        return target.view(
+            model.config, model.shared, model.tensors, max_model_len=max_model_len, weights=model.weights
+        )
+
     def lanes(self, placement: str, target: PackedModel, draft: PackedModel | None, pool: KvPool) -> CpuLanes:
         """Lanes on these cores."""
         assert isinstance(target, Model) and isinstance(draft, Model | None)
-        return CpuLanes(placement, self.cores, target, draft, self.num_slots, pool, self._lookup_tokens)
+        return CpuLanes(placement, self.cores, target, draft, self.num_slots, pool, *self._drafting)
 
     def devices(self) -> dict[str, str]:
         """Both on the CPU."""

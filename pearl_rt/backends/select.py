@@ -10,7 +10,7 @@ from pearl_rt.backends.base import Backend
 from pearl_rt.backends.cpu import CpuBackend
 from pearl_rt.checkpoint.config import Environment
 from pearl_rt.errors import ConfigError
-from pearl_rt.strategy.engine_options import GPU_NAME, EngineOptions
+from pearl_rt.strategy.engine_options import GPU_NAME, MODEL_DRAFTERS, EngineOptions
 from pearl_rt.types.values import rule_of
 
 DEFAULT_NUM_SEQS = 8  # on the CPU
@@ -56,6 +56,11 @@ def draft_device_name(options: EngineOptions, device: str, has_draft: bool) -> s
 
 def check_weights(options: EngineOptions, device: str, draft_device: str | None, has_draft: bool) -> None:
     """Raises ConfigError for rounded weights where no kernels read them, or of a draft that is not there."""
+    if options.draft_weights != "auto" and options.drafter == "self":
+        raise ConfigError(
+            f"draft_weights {options.draft_weights!r} was given with draft 'self', whose weights are the "
+            "target's: pass weights=..., or drop it"
+        )
     if options.draft_weights != "auto" and not has_draft:
         raise ConfigError(
             f"draft_weights {options.draft_weights!r} was given without a draft: pass draft=..., or drop it"
@@ -68,31 +73,58 @@ def check_weights(options: EngineOptions, device: str, draft_device: str | None,
             )
 
 
-def drafter_name(options: EngineOptions, device: str, has_draft: bool) -> str:
-    """The kind of drafter that was asked for, "auto" decided. Raises ConfigError for one that cannot be."""
+def drafter_name(options: EngineOptions, device: str, has_draft: bool, leaves_early: bool = False) -> str:
+    """The kind of drafter that was asked for, "auto" decided. leaves_early: the draft is an exit layer.
+    Raises ConfigError for one that cannot be.
+    """
     kind: str = options.drafter
-    if kind == "auto":
+    if options.skip_layers is not None and kind != "self":
+        raise ConfigError(
+            f"skip_layers {options.skip_layers} are layers that draft='self' leaves out, and the drafter is "
+            f"{kind!r}: pass draft='self', or drop them"
+        )
+    if leaves_early and kind in ("auto", "model"):
+        kind = "exit"
+    elif kind == "auto":
         return "model" if has_draft else "lookup" if device == "cpu" else "none"
     if kind == "model" and not has_draft:
         raise ConfigError("drafter 'model' needs a draft model: pass draft=DIRECTORY, or draft='lookup'")
-    if kind != "model" and has_draft:
+    if kind not in ("model", "exit") and has_draft:
         raise ConfigError(f"drafter {kind!r} was asked for, and a draft model was given: drop one of them")
-    if kind == "lookup" and device != "cpu":
+    if kind in ("lookup", "self", "exit") and device != "cpu":
         raise ConfigError(
-            f"draft 'lookup' runs on the CPU only so far, and the target is on {device!r}: pass "
+            f"draft {kind!r} runs on the CPU only so far, and the target is on {device!r}: pass "
             "device='cpu', a draft model, or draft='none'"
         )
     return kind
 
 
-def backend(options: EngineOptions, *, has_draft: bool) -> tuple[Backend, str]:
-    """The back end that was asked for, and what drafts there: "model", "lookup" or "none". Raises ConfigError
-    for what makes no sense, ResourceError for what this machine has not got.
+def check_stop(options: EngineOptions, device: str, drafter: str) -> None:
+    """Raises ConfigError for windows that cannot end early."""
+    stop = options.draft_stop
+    if stop != "none" and drafter not in MODEL_DRAFTERS:
+        own = "which ends its windows by itself" if drafter == "lookup" else "which drafts nothing"
+        raise ConfigError(
+            f"draft_stop {stop!r} ends the windows of a draft model, and the drafter is {drafter!r}, {own}: "
+            "pass draft=DIRECTORY or draft='self', or drop it"
+        )
+    if stop != "none" and device != "cpu":
+        raise ConfigError(
+            f"draft_stop {stop!r} runs on the CPU only so far, and the target is on {device!r}, where a "
+            "window's steps are launched before its rows are known: pass device='cpu', or drop it"
+        )
+
+
+def backend(options: EngineOptions, *, has_draft: bool, leaves_early: bool = False) -> tuple[Backend, str]:
+    """The back end that was asked for, and what drafts there: "model", "self", "exit", "lookup" or "none".
+    leaves_early: the draft is an exit layer. Raises ConfigError for what makes no sense, ResourceError for
+    what this machine has not got.
     """
     environment = Environment.read()
     device = device_name(options, environment)
     draft_device = draft_device_name(options, device, has_draft)
-    drafter = drafter_name(options, device, has_draft)
+    drafter = drafter_name(options, device, has_draft, leaves_early)
+    check_stop(options, device, drafter)
     check_weights(options, device, draft_device, has_draft)
     if options.pdl and device == "cpu":
         raise ConfigError("pdl is how kernels are launched on a GPU, and the target is on 'cpu': drop it")
@@ -102,7 +134,7 @@ def backend(options: EngineOptions, *, has_draft: bool) -> tuple[Backend, str]:
     if device == "cpu":
         lookup_tokens = options.lookup_pool if drafter == "lookup" else None
         num_slots = num_slots or DEFAULT_NUM_SEQS
-        sizes = num_slots, kv_cache_tokens, lookup_tokens
+        sizes = num_slots, kv_cache_tokens, lookup_tokens, options.draft_stop
         return CpuBackend(num_threads, isa, *sizes, prefix_caching=options.prefix_caching), drafter
     if device == "interpret":
         Environment.interpret_kernels()

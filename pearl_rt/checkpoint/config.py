@@ -244,6 +244,11 @@ class Environment:
         return cls(isa, int(threads) if threads else None, shown, device, api_key)
 
     @staticmethod
+    def cache_folder() -> Path:
+        """Where what can be made again is kept: $XDG_CACHE_HOME/pearl_rt, or ~/.cache/pearl_rt."""
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pearl_rt"
+
+    @staticmethod
     def compiles_on_host() -> bool:
         """Whether Triton has a driver under which compiled kernels run on the host, as tests give it one."""
         triton = sys.modules.get("triton")

@@ -1,13 +1,18 @@
 """The models of a pair that is to run, before their weights are packed. Knows no device."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from pearl_rt.checkpoint.config import OF_WEIGHTS, ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors
+from pearl_rt.checkpoint.shapes import tensor_bytes, weight_bytes
 from pearl_rt.checkpoint.stored_tensors import StoredTensors
+from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.checkpoint.views.exit_layer import ExitConfig, check_exit, exit_shapes, is_exit, load_exit
+from pearl_rt.checkpoint.views.layers import kept_layers
+from pearl_rt.checkpoint.views.skip_cache import known_layers
 from pearl_rt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,29 +28,63 @@ class ModelSource:
     dtype: str  # "auto": its checkpoint's own, or what its device computes in
     tensors: "Mapping[str, torch.Tensor]"  # by their Hugging Face names; may be dropped once they are packed
     weights: str = "auto"  # or "int8", "int4": what wider matrices are rounded to
+    shared: tuple[int, ...] | None = None  # layers of the target that it begins with; `tensors` lack them
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weights that are its own."""
+        if self.shared is None:
+            return weight_bytes(self.config, self.dtype, self.weights)
+        shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
+        return sum(tensor_bytes(name, shape, self.dtype, self.weights) for name, shape in shapes.items())
 
 
 def pair_sources(
     target_config: ModelConfig,
     target_tensors: "Mapping[str, torch.Tensor]",
-    draft_config: ModelConfig | None,
+    draft_config: ModelConfig | ExitConfig | None,
     draft_tensors: "Mapping[str, torch.Tensor] | None",
     *,
     dtype: str,
     weights: str = "auto",
     draft_weights: str = "auto",
+    drafter: str = "auto",
+    skip_layers: Sequence[int] | None = None,
 ) -> list[ModelSource]:
-    """The target, and the draft if there is one. dtype, weights: as asked for. Raises ConfigError for half a
-    draft.
+    """The target, and the draft if there is one: a model, or a view of the target. dtype, weights, drafter
+    and skip_layers: as asked for. Raises ConfigError for half a draft, and for a view that does not fit.
     """
     target_config = _with_dtype(target_config, target_tensors)
     sources = [ModelSource("target", target_config, dtype, target_tensors, weights)]
-    if draft_config is not None and draft_tensors is not None:
+    if draft_config is None and draft_tensors is None:
+        if drafter == "self":
+            skipped = known_layers(target_config, target_tensors) if skip_layers is None else skip_layers
+            kept = kept_layers(target_config, skipped)
+            own = replace(target_config, num_hidden_layers=len(kept))
+            sources.append(_view(own, kept, dtype, {}, weights))
+    elif isinstance(draft_config, ExitConfig) and draft_tensors is not None:
+        own = draft_config.draft_config(target_config)
+        check_exit(draft_tensors, exit_shapes(own), "the draft")
+        sources.append(_view(own, range(draft_config.exit_layer), dtype, draft_tensors, draft_weights))
+    elif isinstance(draft_config, ModelConfig) and draft_tensors is not None:
         draft_config = _with_dtype(draft_config, draft_tensors)
         sources.append(ModelSource("draft", draft_config, dtype, draft_tensors, draft_weights))
-    elif draft_config is not None or draft_tensors is not None:
+    else:
         raise ConfigError("a draft is a configuration and tensors: pass both, or neither")
     return sources
+
+
+def _view(
+    config: ModelConfig,
+    shared: Sequence[int],
+    dtype: str,
+    tensors: "Mapping[str, torch.Tensor]",
+    weights: str,
+) -> ModelSource:
+    """A draft that begins with these layers of the target. It computes in what the target does."""
+    if config.torch_dtype == "float16":  # what that runs as, the target says
+        config = replace(config, torch_dtype="bfloat16")
+    return ModelSource("draft", config, dtype, tensors, weights, tuple(shared))
 
 
 def _with_dtype(config: ModelConfig, tensors: "Mapping[str, torch.Tensor]") -> ModelConfig:
@@ -60,11 +99,18 @@ def _with_dtype(config: ModelConfig, tensors: "Mapping[str, torch.Tensor]") -> M
 
 def load_pair(
     target: str | os.PathLike[str], draft: str | os.PathLike[str] | None
-) -> tuple[ModelConfig, StoredTensors, ModelConfig | None, StoredTensors | None]:
+) -> tuple[ModelConfig, StoredTensors, ModelConfig | ExitConfig | None, "Mapping[str, torch.Tensor] | None"]:
     """The arguments of pair_sources from checkpoint directories. Raises CheckpointError, ConfigError."""
     config = ModelConfig.from_pretrained(target)
+    if draft is not None and is_exit(draft):
+        return config, load_tensors(target, config), *load_exit(draft, config)
     draft_config = None if draft is None else ModelConfig.from_pretrained(draft)
     tensors = load_tensors(target, config)
     if draft is None or draft_config is None:
         return config, tensors, None, None
     return config, tensors, draft_config, load_tensors(draft, draft_config)
+
+
+def load_draft_tokenizer(draft: str | os.PathLike[str] | None) -> Tokenizer | None:
+    """Of a draft that has one of its own: an exit layer has its target's."""
+    return None if draft is None or is_exit(draft) else Tokenizer.from_pretrained(draft)

@@ -1,4 +1,4 @@
-"""The command line: `python -m pearl_rt generate`, `chat`, `serve`, `plan` and `info`.
+"""The command line: `python -m pearl_rt generate`, `chat`, `serve`, `plan`, `search-skip` and `info`.
 
 stdout carries the text and nothing else; summaries and errors, one line each, go to stderr. Exit codes: 0, 2
 for what cannot be run, 130 after Ctrl-C (with what was verified printed). Importing this loads no torch.
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from pearl_rt.checkpoint.config import Environment
 from pearl_rt.cli.flags import add_engine_flags, add_flags, open_engine, sampling_params, target_path
 from pearl_rt.cli.plan import Answer
+from pearl_rt.cli.search_skip import run_search
 from pearl_rt.errors import ConfigError, PearlError, RequestError
 from pearl_rt.types.sampling_params import SamplingParams
 from pearl_rt.types.values import Integer
@@ -101,6 +102,13 @@ def parser() -> argparse.ArgumentParser:
     plan.add_argument("--alpha", type=float, required=True, help="share of drafts that are accepted, 0 to 1")
     plan.add_argument("--json", action="store_true", help="print the answer as JSON")
     plan.set_defaults(run=run_plan)
+    search = commands.add_parser(
+        "search-skip", help="find the layers that --draft self leaves out, on text that the target writes"
+    )
+    add_engine_flags(search, is_alone=True)
+    search.add_argument("--tokens", type=int, default=512, help="of that text together; default 512")
+    search.add_argument("--prompt-file", metavar="FILE", help="how it begins; default: four short texts")
+    search.set_defaults(run=run_search)
     info = commands.add_parser("info", help="print the machine: instruction sets, cores, memory, bandwidth")
     info.set_defaults(run=run_info)
     return top

@@ -15,6 +15,7 @@ from pearl_rt.types.structured_outputs import Choices, Structured, StructuredOut
 from pearl_rt.types.values import (
     Boolean,
     Integer,
+    Layers,
     Number,
     NumbersById,
     Parameter,
@@ -45,7 +46,7 @@ def add_flags(parser: argparse.ArgumentParser, table: type, but: str = "") -> No
         options: Json = {"dest": row.name, "default": argparse.SUPPRESS}
         if isinstance(row.rule, Boolean):
             options["action"] = "store_false" if row.default is True else "store_true"
-        elif isinstance(row.rule, (Texts, Choices, TokenIds, NumbersById)):
+        elif isinstance(row.rule, (Texts, Choices, TokenIds, Layers, NumbersById)):
             options |= {"action": "append", "metavar": "X"}
         else:
             options["metavar"] = "X"
@@ -53,7 +54,7 @@ def add_flags(parser: argparse.ArgumentParser, table: type, but: str = "") -> No
             options["metavar"] = "FILE"
         elif isinstance(row.rule, NumbersById):
             options["metavar"] = "ID=X"
-        elif isinstance(row.rule, (Integer, TokenIds)):
+        elif isinstance(row.rule, (Integer, TokenIds, Layers)):
             options["type"] = int
         elif isinstance(row.rule, Number):
             options["type"] = float
@@ -64,17 +65,19 @@ def add_flags(parser: argparse.ArgumentParser, table: type, but: str = "") -> No
         parser.add_argument(flag_of(row), help=text, **options)
 
 
-def add_engine_flags(parser: argparse.ArgumentParser) -> None:
-    """The models, and EngineOptions."""
+def add_engine_flags(parser: argparse.ArgumentParser, *, is_alone: bool = False) -> None:
+    """The models, and EngineOptions. is_alone: no draft."""
     parser.add_argument(
         "--target", type=Path, help="the target: a directory (config.json, safetensors), or a GGUF file"
     )
-    parser.add_argument(
-        "--draft",
-        metavar="PATH|lookup|none",
-        help="a small model with the same tokenizer, likewise; lookup: repetitions of prompt and answer "
-        "are drafts; none: plain decoding; default: lookup, on the CPU",
-    )
+    if not is_alone:
+        parser.add_argument(
+            "--draft",
+            metavar="PATH|self|lookup|none",
+            help="a small model with the same tokenizer, likewise, or an exit layer of the target; self: the "
+            "target without --skip-layers; lookup: repetitions of prompt and answer are drafts; none: plain "
+            "decoding; default: lookup, on the CPU",
+        )
     add_flags(parser, EngineOptions, but="drafter")  # --draft says it
 
 

@@ -25,6 +25,7 @@ from pearl_rt.checkpoint.compatibility import check_vocabularies, max_length
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.source import load_pair, pair_sources
 from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.checkpoint.views.exit_layer import ExitConfig
 from pearl_rt.device.gpu import wait_for
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import (
@@ -177,10 +178,15 @@ class DevicePair:
         **options: Any,
     ) -> "DevicePair":
         """From checkpoint directories in the Hugging Face layout; options and errors as in from_tensors."""
-        parts = load_pair(target, draft)
+        target_config, target_tensors, draft_config, draft_tensors = load_pair(target, draft)
+        if isinstance(draft_config, ExitConfig):
+            raise ConfigError(
+                f"{draft} is an exit layer, which drafts on the CPU only so far: use an Engine with "
+                "device='cpu', or take a draft model"
+            )
         if draft is not None:
             Tokenizer.from_pretrained(target).check_draft(Tokenizer.from_pretrained(draft))
-        return cls.from_tensors(*parts, **options)
+        return cls.from_tensors(target_config, target_tensors, draft_config, draft_tensors, **options)
 
     @property
     def has_draft(self) -> bool:

@@ -140,6 +140,22 @@ class CertainDrafter(Protocol[Row_contra]):
         """
 
 
+class WindowStop(Protocol[Row_contra]):
+    """What ends the windows of a model before gamma: pearl_rt/reference/stops.py."""
+
+    def begin(self, committed: Sequence[int], num_pending: int) -> None:
+        """Before a window."""
+
+    def goes_on(self) -> bool:
+        """Whether one more row is worth a pass."""
+
+    def takes(self, logits: Row_contra, prefix: Sequence[int]) -> bool:
+        """Whether the window has a token of this row."""
+
+    def add(self, position: int, token: int) -> None:
+        """That token."""
+
+
 def decode(
     target_fn: LogitsFn[Row],
     draft_fn: "LogitsFn[Row] | CertainDrafter[Row] | None",
@@ -149,11 +165,12 @@ def decode(
     limits: Limits,
     judge: Judge[Row],
     forced: Callable[[Sequence[int]], Sequence[int]] = lambda prefix: (),
+    stop: WindowStop[Row] | None = None,
 ) -> list[RoundResult]:
     """A whole generation, round by round. draft_fn: a model, or a drafter that is certain; it may be None for
     "ar". prompt: at least one token, shorter than max_total_len. forced: prefix -> tokens that the form of
-    the answer has next, which a model need not draft. Raises ValueError where a judge finds logits that
-    cannot be used.
+    the answer has next, which a model need not draft. stop: ends a model's windows. Raises ValueError where a
+    judge finds logits that cannot be used.
     """
     if not 0 < len(prompt) < limits.max_total_len:
         raise ValueError(f"a prompt of {len(prompt)} tokens leaves nothing below {limits.max_total_len}")
@@ -188,6 +205,8 @@ def decode(
             candidates += drafter.window(tokens, pending, todo.window)
             candidate_logits += [None] * (len(candidates) - len(pending))
             todo = plan(strategy, state, len(candidates) - len(pending), limits.max_total_len)
+        if stop is not None:
+            stop.begin(tokens, len(pending))
         while drafter is None and len(candidates) - len(pending) < todo.window:
             seen = tokens + candidates
             if sure := list(forced(seen))[: todo.window - len(candidates) + len(pending)]:
@@ -195,11 +214,16 @@ def decode(
                 candidate_logits += [None] * len(sure)
                 continue
             assert callable(draft_fn), f"{strategy} needs a draft"
-            row = draft_fn(seen)
-            token = judge.draft_token(row, seen)
+            token = None
+            if stop is None or stop.goes_on():
+                row = draft_fn(seen)
+                if stop is None or stop.takes(row, seen):
+                    token = judge.draft_token(row, seen)
             if token is None:  # the window ends
                 todo = plan(strategy, state, len(candidates) - len(pending), limits.max_total_len)
                 break
+            if stop is not None:
+                stop.add(len(seen), token)
             candidate_logits.append(row)
             candidates.append(token)
         verdict = run(candidates, candidate_logits, todo)

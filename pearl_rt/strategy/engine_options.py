@@ -4,19 +4,23 @@ Engine takes them by keyword, the command line as flags. Knows names and ranges;
 can do what is asked is for the back end to say.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from pearl_rt.checkpoint.config import MODEL_LENGTH, MOST_TOKENS
 from pearl_rt.checkpoint.shapes import WEIGHT_BITS
 from pearl_rt.errors import ConfigError
 from pearl_rt.strategy.program import JUDGES, MAX_GAMMA, PLACEMENTS, STRATEGIES
-from pearl_rt.types.values import Boolean, Choice, Integer, Text, check_fields, parameter
+from pearl_rt.types.json import Json
+from pearl_rt.types.values import Boolean, Choice, Integer, Layers, Text, check_fields, parameter
 
 GPU_NAME = r"cuda(:\d{1,3})?"
 CAPTURED_FORMS = ("events", "graph")
 FORMS = (*CAPTURED_FORMS, "eager")
 DTYPES = ("auto", "bfloat16", "float32", "float16")
-DRAFTERS = ("auto", "model", "lookup", "none")
+DRAFTERS = ("auto", "model", "self", "lookup", "none")
+MODEL_DRAFTERS = ("model", "self", "exit")  # kinds that draft row by row, with a KV cache
+STOPS = ("none", "adaedl", "marginal", "confidence:P")
+STOP_AT = r"(confidence|adaedl|marginal):0?\.\d*[1-9]\d*"  # a number between 0 and 1
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,16 @@ class EngineOptions:
     gamma          drafts per window, 1 to 16; None: the planner's choice
     judge          at temperature > 0: "rejection" (highest acceptance) or "coupled" (tokens depend on the
                    seed and the target alone)
-    drafter        what drafts: "model" (a draft model was given), "lookup" (what followed the last tokens
-                   when they stood before in prompt or answer; no weights), "none"; "auto" is the draft model
-                   if one is given, else "lookup" on the CPU, else "none"
+    drafter        what drafts: "model" (a draft model was given), "self" (the target without skip_layers, on
+                   the CPU; no weights), "lookup" (what followed the last tokens when they stood before in
+                   prompt or answer; no weights), "none"; "auto" is the draft model if one is given, else
+                   "lookup" on the CPU, else "none"
+    skip_layers    layers that drafter "self" leaves out; None: those that `python -m pearl_rt search-skip`
+                   has found for this target
+    draft_stop     where a window of a draft model ends before gamma, on the CPU: "confidence:P" behind a row
+                   whose likeliest token has less than P, as 0.4; "adaedl" (or "adaedl:L", L its first
+                   threshold) by the entropy of a row; "marginal" (or "marginal:C") where a row is worth less
+                   than it costs, C steps of the target (weights read, unless given); "none"
     lookup_pool    tokens of earlier answers that lookup reads too, where drafts cannot change the text:
                    greedy or judge="coupled"; 0: none
     device         "cpu", "cuda", "cuda:N"; "auto": a GPU that the kernels run on, if there is one and nothing
@@ -73,6 +84,8 @@ class EngineOptions:
     )
     judge: str = parameter("rejection", Choice(JUDGES))
     drafter: str = parameter("auto", Choice(DRAFTERS))
+    skip_layers: tuple[int, ...] | None = parameter(None, Layers())
+    draft_stop: str = parameter("none", Choice(STOPS, STOP_AT))
     lookup_pool: int = parameter(65536, Integer(0, 2**24, words="0 for no earlier answers, to 16777216"))
     device: str = parameter("auto", Choice(("auto", "cpu", "cuda", "cuda:N", "interpret"), GPU_NAME))
     draft_device: str | None = parameter(None, Choice(("cpu", "cuda:N"), GPU_NAME, optional=True))
@@ -107,3 +120,10 @@ class EngineOptions:
         for name in ("device", "draft_device"):
             if getattr(self, name) == "cuda:N":
                 raise ConfigError(f"{name} 'cuda:N' wants a number for N: pass 'cuda:0'")
+        if self.draft_stop == "confidence:P":
+            raise ConfigError("draft_stop 'confidence:P' wants a number for P: pass 'confidence:0.4'")
+
+    @classmethod
+    def of(cls, keywords: Json) -> "EngineOptions":
+        """Those among the arguments of a function, by name."""
+        return cls(**{field.name: keywords[field.name] for field in fields(cls)})

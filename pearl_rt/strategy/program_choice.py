@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from pearl_rt.errors import ConfigError
-from pearl_rt.strategy.engine_options import EngineOptions
+from pearl_rt.strategy.engine_options import MODEL_DRAFTERS, EngineOptions
 from pearl_rt.strategy.planner import GAMMAS
 from pearl_rt.strategy.program import STRATEGIES
 from pearl_rt.types.values import Fault, rule_of
@@ -34,18 +34,19 @@ class ProgramChoice:
 class Capabilities:
     """What an engine can do: without a drafter there is only ar, and a device has placements of its own."""
 
-    drafter: str  # "model", "lookup" or "none"
+    drafter: str  # "model", "self", "exit", "lookup" or "none"
     placements: tuple[str, ...] = ("shared",)
     refused: Mapping[str, str] = field(default_factory=dict)  # placement -> why not, and the way out
     scores_prompts: bool = False  # log-probabilities of a prompt's tokens
     masks_tokens: bool = False  # answers may have a form
     outlives_draft: bool = False  # a sequence may be longer than the draft's: the target goes on alone
+    stops: bool = False  # a draft model's windows end where they become doubtful
 
     @property
     def everything(self) -> ProgramChoice:
         """All programs that can run."""
-        if self.drafter == "model":
-            return ProgramChoice(STRATEGIES, self.placements, GAMMAS)
+        if self.drafter in MODEL_DRAFTERS:
+            return ProgramChoice(STRATEGIES, self.placements, GAMMAS, is_selective=self.stops)
         if self.drafter == "lookup":  # it drafts at once: there is no wait for pearl to hide
             return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS, is_selective=True)
         return ProgramChoice(("ar",), self.placements[:1], GAMMAS)
@@ -70,7 +71,7 @@ class Capabilities:
                 f"strategy {strategy!r} needs a draft model, or draft='lookup': pass draft=..., or "
                 "strategy='ar'"
             )
-        if self.drafter != "model" and placement in ("split", "devices"):
+        if self.drafter not in MODEL_DRAFTERS and placement in ("split", "devices"):
             raise error(f"placement {placement!r} needs a draft model: pass draft=..., or placement='shared'")
         if placement not in (None, "auto", *self.placements):
             own = ", ".join(map(repr, self.placements))

@@ -115,6 +115,25 @@ class TokenIds(Rule):
 
 
 @dataclass(frozen=True)
+class Layers(Rule):
+    """A list of numbers of layers, each once. None: no list."""
+
+    def __call__(self, name: str, value: object, error: Fault = RequestError) -> tuple[int, ...] | None:
+        if value is None:
+            return None
+        found = listed(name, value, "a list of layers", error)
+        layers = tuple(integer(f"{name}[{place}]", layer, error) for place, layer in enumerate(found))
+        if not layers:
+            raise error(f"{name} is empty, which leaves nothing out: name layers, or leave {name} out")
+        for place, layer in enumerate(layers):
+            if layer < 0:
+                raise error(f"{name}[{place}] is {layer}: layers are numbered from 0 on")
+            if layer in layers[:place]:
+                raise error(f"{name} has {layer} twice: name each layer once")
+        return layers
+
+
+@dataclass(frozen=True)
 class Texts(Rule):
     """A text, or a list of them, none of them empty. None: no text."""
 

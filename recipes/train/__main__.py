@@ -1,4 +1,4 @@
-"""`python -m recipes.train COMMAND`: tokenizer, prompts, pretrain, prune, distill, evaluate, report.
+"""`python -m recipes.train COMMAND`: tokenizer, prompts, pretrain, prune, distill, exit, evaluate, report.
 
 Every training command can be killed and given again: it goes on. See docs/training.md.
 """
@@ -23,6 +23,7 @@ from recipes.train.data.tokenised_corpus import TokenisedCorpus, tokenise_corpus
 from recipes.train.distill import SOURCES, DistillSettings, distill
 from recipes.train.divergence import DIVERGENCES
 from recipes.train.evaluate import acceptance_report, text_loss
+from recipes.train.exit_layer import exit_model, write_exit
 from recipes.train.model.export import export
 from recipes.train.model.prune import best_pruned
 from recipes.train.model.session import Machine
@@ -126,6 +127,27 @@ def run_distill(arguments: argparse.Namespace) -> None:
     _finish(arguments, arguments.name, run)
 
 
+def run_exit(arguments: argparse.Namespace) -> None:
+    machine = _machine(arguments)
+    tokenised = _tokenised(arguments, arguments.target)
+    target = machine.load(arguments.target)
+    draft = exit_model(target, arguments.exit_layer)
+    schedule = Schedule(arguments.warmup_steps, arguments.decay)
+    settings = DistillSettings(**_given(DistillSettings, arguments, schedule=schedule))
+    run = distill(
+        target,
+        draft,
+        tokenised,
+        machine,
+        settings,
+        minutes=arguments.minutes,
+        run_directory=arguments.run,
+        out=arguments.out,
+        write=write_exit,
+    )
+    _finish(arguments, arguments.name, run)
+
+
 def run_evaluate(arguments: argparse.Namespace) -> None:
     machine = _machine(arguments)
     tokenised = _tokenised(arguments, arguments.target)
@@ -224,6 +246,17 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--text-share", type=float)
     sub.add_argument("--samples-from", choices=SOURCES)
     sub.add_argument("--sample-temperature", type=float)
+    sub.add_argument(
+        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
+    )
+    _add_training(sub)
+
+    sub = command("exit", run_exit, "teach one layer behind the target's first ones what it would say")
+    sub.add_argument("--target", type=Path, required=True)
+    sub.add_argument("--exit-layer", type=int, required=True, help="layers of the target in front of it")
+    sub.add_argument("--divergence", choices=DIVERGENCES)
+    sub.add_argument("--text-share", type=float)
+    sub.add_argument("--samples-from", choices=SOURCES)
     sub.add_argument(
         "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
     )

@@ -6,11 +6,13 @@ agree. Text keeps it from drifting; the target's own samples serve where no text
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
 
@@ -105,8 +107,11 @@ def distill(
     minutes: float,
     run_directory: Path,
     out: Path,
+    write: Callable[[LlamaForCausalLM, Tokenizer, Path], None] = export,
 ) -> Run:
-    """Trains `draft` in place, goes on with what `run_directory` holds, writes it to `out`."""
+    """Trains `draft` in place, but for what is frozen; goes on with what `run_directory` holds, and writes it
+    to `out` as write() does.
+    """
     check_pair(target, draft)
     target.requires_grad_(False)
     optimizers = Optimizers(draft, settings.lr, settings.embedding_lr)
@@ -145,7 +150,7 @@ def distill(
             bar.set_postfix_str(f"{name} {loss.item():.3f}", refresh=False)
             bar.update(min(run.seconds, run.budget) - bar.n)
             if run.save_if_due(draft, optimizers):
-                export(draft, tokenised.tokenizer, out)
+                write(draft, tokenised.tokenizer, out)
     run.save(draft, optimizers)
-    export(draft, tokenised.tokenizer, out)
+    write(draft, tokenised.tokenizer, out)
     return run

@@ -34,13 +34,17 @@ class Schedule:
 
 
 class Optimizers:
-    """The two optimisers of a model. `lr` is Muon's, in units of an AdamW step; `embedding_lr` is AdamW's."""
+    """The two optimisers of what is not frozen of a model. `lr` is Muon's, in units of an AdamW step;
+    `embedding_lr` is AdamW's.
+    """
 
     def __init__(self, model: LlamaForCausalLM, lr: float, embedding_lr: float) -> None:
         matrices: list[torch.nn.Parameter] = []
         tables: list[torch.nn.Parameter] = []
         vectors: list[torch.nn.Parameter] = []
         for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
             if parameter.dim() == 1:
                 vectors.append(parameter)
             else:

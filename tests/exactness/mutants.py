@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FAKES = ROOT / "tests" / "fakes"
 OTHER_SOURCES = (
     *("bind_coordinator", "core_set", "cpu_device", "cpu_lane", "cpu_steps"),
-    *("model_drafter", "lookup_drafter", "lookup_index"),
+    *("model_drafter", "stop_rule", "lookup_drafter", "lookup_index"),
     *("memory", "prefix_cache"),
 )
 DOUBLES = ("bind_sampling", "bind_scripted", "scripted_executor")  # in tests/fakes/native
@@ -83,9 +83,10 @@ class Bug:
 
 LAW = {"temperature": 0.8, "strategy": "sd", "gamma": 3, "runs": 20_000}
 RULES = {"first": 0, "runs": 40}
-STEPS, DRAFT, LOOKUP, NOISE, JUDGE, STATE = (
+STEPS, DRAFT, STOP, LOOKUP, NOISE, JUDGE, STATE = (
     "cpu/lane/cpu_steps.cpp",
     "drafters/model_drafter.cpp",
+    "drafters/stop_rule.cpp",
     "drafters/lookup_drafter.cpp",
     "core/noise.h",
     "sampling/judge.cpp",
@@ -212,6 +213,29 @@ BUGS = {
         "lookup_rounds_are_the_rules",
         RULES,
         Edit(LOOKUP, "at < s.committed[b]; ++at", "at < s.committed[b] + ON; ++at"),
+    ),
+    "a stop that looks at the judge's noise": bug(
+        "law_is_kept",
+        LAW | {"stop": 1},
+        Edit.expression(
+            DRAFT,
+            "stops_[b].takes(row, vocab, s.temperature[b])",
+            "stops_[b].takes(row, vocab, s.temperature[b]) && "
+            "uniform(noise_words(s.seed[b], position, Purpose::kAccept, 0).w[0]) < 0.7f",
+        ),
+    ),
+    "a stop that looks at the token it drew": bug(
+        "law_is_kept",
+        LAW | {"stop": 1},
+        Edit(
+            DRAFT,
+            "  return token < 0 && could_draft ? kNothing : token;",
+            "  if (ON && token >= 0 && row[token] < scan_row(row, vocab).max) return kNothing;\n"
+            "  return token < 0 && could_draft ? kNothing : token;",
+        ),
+    ),
+    "a stop that is not told of what fell": bug(
+        "rounds_are_the_rules", RULES, Edit(STOP, "all_.add(!fell)", "all_.add(ON || !fell)")
     ),
     "padded vocabulary chosen": bug(
         "tokens_are_those_of_ar",

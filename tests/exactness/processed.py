@@ -18,6 +18,7 @@ from pearl_rt.reference.judge import ReferenceJudge
 from pearl_rt.reference.lookup import Lookup
 from pearl_rt.reference.processors import Transform
 from pearl_rt.reference.round import Limits, decode
+from pearl_rt.reference.stops import Stop
 from pearl_rt.strategy.program import PLACEMENTS, STRATEGIES, program
 
 FILTERS = {"top_k": 6, "top_p": 0.93, "min_p": 0.02}
@@ -28,6 +29,15 @@ PENALTIES = {
     "logit_bias": [(2, 0.8), (5, -0.6)],
 }
 FIELDS = (*FILTERS, *PENALTIES, "min_tokens")
+
+
+STOPS: list[dict[str, Any]] = [
+    {},
+    {"draft_stop": "confidence", "draft_stop_at": 0.25},
+    {"draft_stop": "adaedl", "draft_stop_at": 0.45},
+    {"draft_stop": "marginal", "draft_stop_at": 0.3},
+    {"draft_stop": "marginal", "draft_stop_at": 0.9},
+]
 
 
 def random_request(rng: random.Random, vocab: int = VOCAB) -> dict[str, Any]:
@@ -52,7 +62,8 @@ def random_request(rng: random.Random, vocab: int = VOCAB) -> dict[str, Any]:
         "logit_bias": [[(rng.randrange(vocab), rng.uniform(-6, 6))], [(0, -100.0), (3, 2.5)]],
         "min_tokens": [1, 4, 12],
     }
-    return request | {name: rng.choice(values) for name, values in choices.items() if rng.random() < 0.45}
+    request |= {name: rng.choice(values) for name, values in choices.items() if rng.random() < 0.45}
+    return request | rng.choice(STOPS)
 
 
 def limits_of(request: dict[str, Any]) -> Limits:
@@ -69,6 +80,13 @@ def judge_of(request: dict[str, Any], kind: str) -> ReferenceJudge:
         prompt_len=len(request["prompt_ids"]),
     )
     return ReferenceJudge(kind, request["temperature"], request["seed"], transform=transform)
+
+
+def stop_of(request: dict[str, Any], judge: ReferenceJudge) -> Stop | None:
+    """The definition's end of a request's windows."""
+    if "draft_stop" not in request:
+        return None
+    return Stop(request["draft_stop"], request["draft_stop_at"], request["temperature"], judge.row)
 
 
 def random_models(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -160,7 +178,8 @@ def rounds_are_the_rules(first: int, runs: int) -> None:
         rules = logits_after(**target), logits_after(**draft)
         for slot, request in enumerate(requests):
             limits, judge = limits_of(request), judge_of(request, kind)
-            want = decode(*rules, request["prompt_ids"], strategy, request["gamma"], limits, judge)
+            stop = stop_of(request, judge)
+            want = decode(*rules, request["prompt_ids"], strategy, request["gamma"], limits, judge, stop=stop)
             assert rounds_of(results, slot) == want, (number, strategy, kind, slot, request)
 
 
@@ -213,8 +232,11 @@ def ragged_answers(
     judge: str = "rejection",
     first_seed: int = 0,
     drafter: str = "model",
+    stop: int = 0,
 ) -> np.ndarray:
-    """[runs, length]: slot b has windows of 1 + b % gamma tokens, but the first, which has gamma."""
+    """[runs, length]: slot b has windows of 1 + b % gamma tokens, but the first, which has gamma. stop: of
+    STOPS.
+    """
     coordinator = coordinator_of(case, slots, gamma, drafter)
     answers = np.zeros((runs, case.length), dtype=np.int64)
     for first in range(0, runs, slots):
@@ -226,6 +248,7 @@ def ragged_answers(
                 temperature=case.temperature,
                 seed=first_seed + first + slot,
                 **case.processors,
+                **STOPS[stop],
             )
             for slot in range(min(slots, runs - first))
         ]
@@ -248,12 +271,17 @@ def law_is_kept(
     slots: int = SLOTS,
     first_seed: int = 0,
     drafter: str = "model",
+    stop: int = 0,
 ) -> None:
-    """Jointly over three positions, and at each alone. A lookup finds every token in its prompt."""
+    """Jointly over three positions, and at each alone. A lookup finds every token in its prompt. stop: of
+    STOPS.
+    """
     case = processed_case(temperature)
     if drafter == "lookup":
         case = replace(case, prompt=(*range(case.vocab), 0))
-    answers = ragged_answers(case, strategy, gamma, runs, slots, first_seed=first_seed, drafter=drafter)
+    answers = ragged_answers(
+        case, strategy, gamma, runs, slots, first_seed=first_seed, drafter=drafter, stop=stop
+    )
     law = case.law().reshape((case.vocab,) * case.length)
     counts = np.zeros_like(law)
     np.add.at(counts, tuple(answers.T), 1)

@@ -31,7 +31,9 @@ class TestProgram:
 
     def test_documents_show_every_command(self) -> None:
         shown = {argv[0] for argv in documented_commands()}
-        assert shown == {"tokenizer", "pretrain", "prune", "distill", "evaluate", "prompts", "report"}
+        assert shown == {
+            *["tokenizer", "pretrain", "prune", "distill", "exit", "evaluate", "prompts", "report"]
+        }
 
     def test_readme_is_written_from_the_card(self) -> None:
         curve = {"minutes": 1.5, "tokens": 1000, "curve": [{"loss": 2.25}], "settings": {"stage": "pretrain"}}

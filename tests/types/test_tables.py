@@ -19,6 +19,7 @@ from pearl_rt.types.values import (
     Boolean,
     Choice,
     Integer,
+    Layers,
     Number,
     NumbersById,
     Parameter,
@@ -43,7 +44,7 @@ def right(row: Parameter) -> Any:
         return next(name for name in rule.names if name not in (row.default, "cuda:N"))
     if isinstance(rule, Structured):
         return StructuredOutputsParams(regex="x")
-    return {Text: "x", Texts: ("x", "y"), TokenIds: (3, 4), NumbersById: {3: 1.5}}[type(rule)]
+    return {Text: "x", Texts: ("x", "y"), TokenIds: (3, 4), Layers: (3, 4), NumbersById: {3: 1.5}}[type(rule)]
 
 
 def words(row: Parameter, value: Any) -> list[str]:

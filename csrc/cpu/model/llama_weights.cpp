@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <stdexcept>
+#include <utility>
 
 #include "core/checks.h"
 #include "cpu/weights/pack_grouped.h"
@@ -103,12 +104,35 @@ std::vector<SourceRow> interleaved_rows(const SourceTensor& even, const SourceTe
   return rows;
 }
 
+LlamaConfig config_of_view(const LlamaWeights& whole, const std::vector<int>& layers, int num_own,
+                           int intermediate_size) {
+  LlamaConfig config = whole.config();
+  check_between("layers of its own", num_own, 0, kMostLayers / 2);
+  check_between("layers that are shared", static_cast<int64_t>(layers.size()), 0, kMostLayers / 2);
+  for (const int layer : layers) {
+    if (layer >= 0 && layer < config.num_hidden_layers) continue;
+    throw std::invalid_argument("layer " + std::to_string(layer) + " is not in [0, " +
+                                std::to_string(config.num_hidden_layers) + ")");
+  }
+  config.num_hidden_layers = static_cast<int>(layers.size()) + num_own;
+  config.intermediate_size = intermediate_size;
+  return config;
+}
+
 }  // namespace
 
+LlamaWeights::LlamaWeights(std::shared_ptr<const LlamaWeights> whole, const std::vector<int>& layers,
+                           int num_own, int intermediate_size, const Tensors& tensors, int bits)
+    : LlamaWeights(config_of_view(*whole, layers, num_own, intermediate_size), tensors, whole->kernels(),
+                   bits, nullptr, whole, layers) {}
+
 LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, const Kernels& kernels,
-                           int bits, const Progress& progress)
-    : config_(config), kernels_(kernels) {
+                           int bits, const Progress& progress, std::shared_ptr<const LlamaWeights> whole,
+                           const std::vector<int>& shared)
+    : whole_(std::move(whole)), config_(config), kernels_(kernels) {
   check(config);
+  const auto first = static_cast<int>(shared.size());  // of its own layers
+  const bool has_own = first < config.num_hidden_layers;
   const LlamaConfig& c = config_;
   const DType dtype = kernels.dtype;
   const int64_t hidden = c.hidden_size, inter = c.intermediate_size, q = c.q_size(), kv = c.kv_size();
@@ -117,8 +141,8 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
   struct LayerParts {
     Parts qkv, o, gate_up, down;
   };
-  std::vector<LayerParts> layer_parts;
-  for (int i = 0; i < c.num_hidden_layers; ++i) {
+  std::vector<LayerParts> layer_parts(first);
+  for (int i = first; i < c.num_hidden_layers; ++i) {
     const auto part = [&](const char* name, int64_t n, int64_t k) {
       return &tensor_of(tensors, layer_name(i) + name + ".weight", {n, k});
     };
@@ -128,9 +152,12 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
                            {part("mlp.gate_proj", inter, hidden), part("mlp.up_proj", inter, hidden)},
                            {part("mlp.down_proj", hidden, inter)}});
   }
-  const SourceTensor& embedding = tensor_of(tensors, "model.embed_tokens.weight", {c.vocab_size, hidden});
-  const SourceTensor& head =
-      c.tie_word_embeddings ? embedding : tensor_of(tensors, "lm_head.weight", {c.vocab_size, hidden});
+  const bool is_view = whole_ != nullptr;
+  const auto wide = [&](const char* name) {  // [vocab, hidden]; a view has its whole's
+    return is_view ? nullptr : &tensor_of(tensors, name, {c.vocab_size, hidden});
+  };
+  const SourceTensor* const embedding = wide("model.embed_tokens.weight");
+  const SourceTensor* const head = c.tie_word_embeddings ? embedding : wide("lm_head.weight");
 
   // Places, in the order in which a step reads them.
   Plan plan;
@@ -139,21 +166,26 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
     matrix.offset = plan.take(matrix.bytes(dtype));
     return matrix;
   };
+  for (const int layer : shared) layers_.push_back(whole_->layers_[layer]);
   layers_.resize(c.num_hidden_layers);
-  for (int i = 0; i < c.num_hidden_layers; ++i) {
+  for (int i = first; i < c.num_hidden_layers; ++i) {
     LayerWeights& layer = layers_[i];
     layer.qkv = place(q + 2 * kv, hidden, layer_parts[i].qkv, bits);
     layer.o = place(hidden, q, layer_parts[i].o, bits);
     layer.gate_up = place(2 * round_up(inter, kLanes), hidden, layer_parts[i].gate_up, bits);
     layer.down = place(hidden, inter, layer_parts[i].down, bits);
+  }
+  lm_head_ = is_view ? whole_->lm_head_ : place(c.vocab_size, hidden, {head}, head_bits);
+  step_bytes_ = lm_head_.bytes(dtype);
+  for (const LayerWeights& layer : layers_) {
     for (const PackedMatrix* each : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
       step_bytes_ += each->bytes(dtype);
     }
   }
-  lm_head_ = place(c.vocab_size, hidden, {&head}, head_bits);
-  step_bytes_ += lm_head_.bytes(dtype);
-  if (!c.tie_word_embeddings && form_of({&embedding}, head_bits)) {
-    embedding_ = place(c.vocab_size, hidden, {&embedding}, head_bits);
+  if (is_view) {
+    // Embeddings are the whole's.
+  } else if (!c.tie_word_embeddings && form_of({embedding}, head_bits)) {
+    embedding_ = place(c.vocab_size, hidden, {embedding}, head_bits);
   } else if (!c.tie_word_embeddings) {
     embedding_offset_ = plan.take(int64_t{c.vocab_size} * hidden * size_of(dtype));
   }
@@ -162,8 +194,16 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
       2 * vector_bytes(hidden) + vector_bytes(q + 2 * kv) + 2 * vector_bytes(c.head_dim) +
       (c.output_bias ? vector_bytes(hidden) : 0) +
       (c.mlp_bias ? vector_bytes(hidden) + vector_bytes(2 * round_up(inter, kLanes)) : 0);
-  int64_t vectors = plan.take(c.num_hidden_layers * per_layer + vector_bytes(hidden));
-  buffer_ = HugeBuffer(plan.total(), "the packed model");
+  int64_t vectors = plan.take((c.num_hidden_layers - first) * per_layer + vector_bytes(hidden));
+  if (has_own || !is_view) buffer_ = HugeBuffer(plan.total(), "the packed model");
+  const auto lies_here = [&](PackedMatrix* matrix) { matrix->buffer = buffer_.as<char>(); };
+  for (int i = first; i < c.num_hidden_layers; ++i) {
+    for (PackedMatrix* each : {&layers_[i].qkv, &layers_[i].o, &layers_[i].gate_up, &layers_[i].down}) {
+      lies_here(each);
+    }
+  }
+  if (!is_view) lies_here(&lm_head_);
+  lies_here(&embedding_);
   in_memory_ = step_bytes_ + step_bytes_ / 4 >
                last_level_cache_bytes();  // a quarter is left to the KV cache and others
 
@@ -184,7 +224,7 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
     });
   };
 
-  for (int i = 0; i < c.num_hidden_layers; ++i) {
+  for (int i = first; i < c.num_hidden_layers; ++i) {
     LayerWeights& layer = layers_[i];
     const LayerParts& parts = layer_parts[i];
     const std::string prefix = layer_name(i), attention = prefix + "self_attn.";
@@ -225,26 +265,31 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
     if (progress) progress(i + 1, c.num_hidden_layers);
   }
 
-  pack(lm_head_, rows_of({&head}, head_bits), hidden);
-  final_norm_ = take_vector("model.norm.weight", hidden);
-  if (embedding_.form) pack(embedding_, rows_of({&embedding}, head_bits), hidden);
+  final_norm_ = has_own || !is_view ? take_vector("model.norm.weight", hidden) : whole_->final_norm_;
+  if (is_view) {
+    config_.intermediate_size = std::max(config_.intermediate_size, whole_->config_.intermediate_size);
+    return;
+  }
+  pack(lm_head_, rows_of({head}, head_bits), hidden);
+  if (embedding_.form) pack(embedding_, rows_of({embedding}, head_bits), hidden);
   if (embedding_offset_ >= 0) {
     char* out = buffer_.as<char>(embedding_offset_);
     in_parallel(c.vocab_size, [&](int first, int last) {
       RowReader own;
       for (int64_t i = first; i < last; i += kLanes) {
         const int64_t count = std::min<int64_t>(kLanes, last - i);
-        own.read(embedding, i, count, hidden, dtype, out + i * hidden * size_of(dtype), hidden);
+        own.read(*embedding, i, count, hidden, dtype, out + i * hidden * size_of(dtype), hidden);
       }
     });
   }
 }
 
 void LlamaWeights::embed(int token_id, float* out) const {
+  if (whole_ != nullptr) return whole_->embed(token_id, out);
   const int hidden = config_.hidden_size;
   if (embedding_offset_ < 0) {
-    unpack_row(embedding_.form ? embedding_ : lm_head_, dtype(), buffer(), token_id, hidden, out);
-    return;
+    const PackedMatrix& matrix = embedding_.form ? embedding_ : lm_head_;
+    return unpack_row(matrix, dtype(), matrix.buffer, token_id, hidden, out);
   }
   const int64_t first = int64_t{token_id} * hidden;
   const void* rows = buffer_.as<char>(embedding_offset_);

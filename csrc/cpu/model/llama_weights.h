@@ -1,9 +1,11 @@
-// The packed weights of one Llama-family model, immutable and shared by every executor that runs it.
+// The packed weights of one Llama-family model, immutable and shared by every executor that runs it; or a
+// view: some layers of another model's, which it keeps, and perhaps layers of its own behind these.
 #pragma once
 
 #include <cstdint>
 #include <functional>
 #include <map>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -55,7 +57,15 @@ class LlamaWeights {
   // std::invalid_argument for a config that cannot be run or a tensor that is missing or mis-shaped,
   // OutOfMemory (with the bytes) if it does not fit, Failure(kCheckpoint) for weights that have no code.
   LlamaWeights(const LlamaConfig& config, const Tensors& tensors, const Kernels& kernels, int bits,
-               const Progress& progress);
+               const Progress& progress)
+      : LlamaWeights(config, tensors, kernels, bits, progress, nullptr, {}) {}
+
+  // A view of `whole`: these layers of it, in this order, then num_own layers of `tensors`, which have the
+  // numbers behind them, an intermediate size of their own and a final norm. Embedding and head are the
+  // whole's, and its final norm if there are no own layers. Only what is its own takes memory. Throws as
+  // above, and std::invalid_argument for a layer that the whole has not got.
+  LlamaWeights(std::shared_ptr<const LlamaWeights> whole, const std::vector<int>& layers, int num_own,
+               int intermediate_size, const Tensors& tensors, int bits);
 
   const LlamaConfig& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
@@ -63,8 +73,9 @@ class LlamaWeights {
   const std::vector<LayerWeights>& layers() const { return layers_; }
   const PackedMatrix& lm_head() const { return lm_head_; }  // [vocab, hidden]
   const float* final_norm() const { return final_norm_; }
-  const void* buffer() const { return buffer_.as<char>(); }
-  const void* data(const PackedMatrix& matrix) const { return buffer_.as<char>(matrix.offset); }
+  const void* data(const PackedMatrix& matrix) const {
+    return static_cast<const char*>(matrix.buffer) + matrix.offset;
+  }
 
   // The embedding of a token: out[hidden_size] fp32.
   void embed(int token_id, float* out) const;
@@ -73,10 +84,16 @@ class LlamaWeights {
   bool in_memory() const {
     return in_memory_;
   }  // too large to stay in the last-level cache from step to step
-  int64_t memory_bytes() const { return buffer_.bytes(); }
+  int64_t memory_bytes() const { return buffer_.bytes(); }  // what is not another's
 
  private:
-  LlamaConfig config_;
+  // whole: null, or what a view begins with `shared` layers of.
+  LlamaWeights(const LlamaConfig& config, const Tensors& tensors, const Kernels& kernels, int bits,
+               const Progress& progress, std::shared_ptr<const LlamaWeights> whole,
+               const std::vector<int>& shared);
+
+  std::shared_ptr<const LlamaWeights> whole_;
+  LlamaConfig config_;  // intermediate_size: the largest of its layers
   const Kernels& kernels_;
   HugeBuffer buffer_;
   std::vector<LayerWeights> layers_;

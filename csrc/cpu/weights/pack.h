@@ -25,6 +25,7 @@ struct PackedMatrix {
   int num_blocks = 0;                                           // ceil(n / 16)
   int64_t offset = 0;                                           // bytes from the start of the buffer
   std::optional<GroupForm> form = {};                           // none: elements
+  const void* buffer = nullptr;                                 // that it lies in, once that is there
   int64_t block_stride() const { return int64_t{k} * kLanes; }  // elements of a block of elements
   int64_t block_bytes(DType dtype) const {
     return form ? k / kRecordDepth * form->record_bytes() : block_stride() * size_of(dtype);

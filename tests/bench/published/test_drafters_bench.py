@@ -17,7 +17,7 @@ from pearl_rt.types.metrics import RequestMetrics, TraceRow
 
 ROOT = Path(__file__).resolve().parents[3]
 TASKS = ["maths", "code", "maths"]
-OPTIONS = SimpleNamespace(gammas=None, draft="draft")
+OPTIONS = SimpleNamespace(gammas=None, draft="draft", exit="exit", skip_layers=[1], stops=["adaedl"])
 
 
 def metrics_of(row: m.Program, tokens_of_rounds: list[int], token_s: float) -> RequestMetrics:
@@ -72,6 +72,8 @@ def test_figures_are_of_each_task_and_of_all(capsys: pytest.CaptureFixture[str])
         *((drafters.LOOKUP, gamma) for gamma in (4, 8, 15)),
         (drafters.EARLIER, 15),
         *((drafters.MODEL, gamma) for gamma in (2, 4, 8)),
+        *((kind, gamma) for kind in (drafters.SELF, drafters.EXIT) for gamma in (2, 4)),
+        ("model, adaedl", 15),
         ("auto, lookup", None),
         ("auto, model", None),
     }
@@ -99,7 +101,14 @@ def test_no_figures_over_other_tokens(liar: str, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--draft", "a"], ["--max-tokens", "0"], ["--target", "a", "--num-prompts", "0"]]
+    "arguments",
+    [
+        ["--draft", "a"],
+        ["--skip-layers", "1"],
+        ["--target", "a", "--stops", "adaedl"],
+        ["--max-tokens", "0"],
+        ["--target", "a", "--num-prompts", "0"],
+    ],
 )
 def test_bad_options_are_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
@@ -126,13 +135,17 @@ def test_a_lookup_reads_no_answer_that_another_program_wrote() -> None:
 def test_the_pair_from_command_line_to_json(capsys: pytest.CaptureFixture[str]) -> None:
     """The shipped pair, a few tokens: every row runs, and writes the tokens of `ar`."""
     models = f"--target {ROOT / 'models/target'} --draft {ROOT / 'models/draft'}"
-    command = f"{models} --num-prompts 2 --max-tokens 12 --gammas 4 --temperature 0 0.8"
+    more = "--skip-layers 3 --stops adaedl marginal"
+    command = f"{models} --num-prompts 2 --max-tokens 12 --gammas 4 --temperature 0 0.8 {more}"
     assert drafters.main(command.split()) == 0
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert figures["outputs_equal"] and [s["temperature"] for s in figures["sections"]] == [0.0, 0.8]
     for section in figures["sections"]:
         rows = {row["name"]: row for row in section["rows"]}
-        assert set(rows) == {"none", "lookup", drafters.EARLIER, "model", "auto, lookup", "auto, model"}
+        early = {"model, adaedl", "model, marginal"}
+        autos = {"auto, lookup", "auto, model"}
+        assert set(rows) == {"none", "lookup", drafters.EARLIER, "model", "self"} | early | autos
+        assert rows["self"]["extra_mb"] == 0
         assert rows["none"]["extra_mb"] == 0 and 3 < rows["model"]["extra_mb"] < 20
         assert 0 < rows["lookup"]["extra_mb"] < rows["model"]["extra_mb"]
         assert rows["model"]["draft_ms"] > rows["lookup"]["draft_ms"] > 0

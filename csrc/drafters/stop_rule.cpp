@@ -1,0 +1,157 @@
+#include "drafters/stop_rule.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+
+#include "core/checks.h"
+#include "core/vector_math.h"
+#include "sampling/rows.h"
+#include "sampling/sampling.h"
+
+namespace pearl {
+
+namespace {
+
+constexpr double kOfEntropy = 0.2, kWanted = 0.9;  // AdaEDL: of the bound; the acceptance that is aimed at
+constexpr double kKeptAcceptance = 0.5, kKeptThreshold = 0.9, kStep = 0.01;
+constexpr double kRowCost = 1.0 / 64;        // of one more row that the target scores, in steps of the target
+constexpr int kMostCounts = 64;              // of a rate
+constexpr int kPrior = 8;                    // counts that the rate of a class begins with
+constexpr double kHoped = 7, kHopedOf = 10;  // those of all rows together
+constexpr int kLongestQuiet = 15;            // windows without a pass, before one that is not worth it
+
+struct RowShape {
+  double top;      // the probability of its likeliest token
+  double entropy;  // nats
+};
+
+// Of softmax((logits - max) * inverse).
+PEARL_CLONES RowShape shape_of(const float* logits, int vocab, float max, float inverse) {
+  BlockSum sum, product_sum;
+  float terms[kBlock], products[kBlock];
+  for (int first = 0; first < vocab; first += kBlock) {
+    const int count = vocab - first < kBlock ? vocab - first : kBlock;
+    for (int i = 0; i < count; ++i) {
+      const float x = (logits[first + i] - max) * inverse;
+      terms[i] = exp_f32(x);
+      products[i] = terms[i] > 0.0f ? terms[i] * x : 0.0f;
+    }
+    for (int i = count; i < kBlock; ++i) terms[i] = products[i] = 0.0f;
+    sum.add(terms);
+    product_sum.add(products);
+  }
+  const double total = sum.total();
+  const double entropy =
+      static_cast<double>(log_f32(static_cast<float>(total))) - product_sum.total() / total;
+  return {1.0 / total, std::max(entropy, 0.0)};
+}
+
+}  // namespace
+
+StopRule stop_from(const std::string& name, double at) {
+  StopRule rule{};
+  if (name == "none") return rule;
+  if (name == "confidence") {
+    rule.kind = StopKind::kConfidence;
+  } else if (name == "adaedl") {
+    rule.kind = StopKind::kAdaEdl;
+  } else if (name == "marginal") {
+    rule.kind = StopKind::kMarginal;
+  } else {
+    refuse("draft_stop '" + name + "' is not one of none, confidence, adaedl, marginal");
+  }
+  const double most = rule.kind == StopKind::kMarginal ? 1e9 : 1.0;
+  check_number("draft_stop_at", at, at > 0 && at <= most, "above 0, and a probability but for marginal");
+  rule.at = at;
+  return rule;
+}
+
+void WindowStop::Rate::add(bool stands) {
+  stood += stands ? 1 : 0;
+  if (++judged < kMostCounts) return;
+  stood /= 2;
+  judged /= 2;
+}
+
+void WindowStop::begin(State* state, int b) {
+  State& s = *state;
+  if (!is_used_ || request_id_ != s.request_id[b]) {
+    *this = WindowStop();
+    is_used_ = true;
+    request_id_ = s.request_id[b];
+    rule_ = s.stop[b];
+    threshold_ = rule_.at;
+    acceptance_ = kWanted;
+  }
+  if (rule_.kind == StopKind::kNone) return;
+  learn(s.tokens(b), s.committed[b], s.pending[b]);
+  is_on_final_ = s.pending[b] == 0;
+  passes_ = 0;
+  is_last_ = false;
+  chance_ = tokens_ = spent_ = 1;
+}
+
+void WindowStop::learn(const int32_t* tokens, int64_t committed, int64_t pending) {
+  int stood = 0;
+  bool fell = false;
+  size_t done = 0;
+  for (; !fell && done < drafted_.size() && drafted_[done].position < committed; ++done) {
+    const Drafted& one = drafted_[done];
+    fell = tokens[one.position] != one.token;
+    stood += fell ? 0 : 1;
+    all_.add(!fell);
+    rates_[one.row_class].add(!fell);
+  }
+  if (fell || pending == 0) {
+    drafted_.clear();
+  } else {
+    drafted_.erase(drafted_.begin(), drafted_.begin() + static_cast<ptrdiff_t>(done));
+  }
+  if (done == 0) return;
+  acceptance_ = kKeptAcceptance * acceptance_ + (1 - kKeptAcceptance) * (stood / static_cast<double>(done));
+  const double moved = acceptance_ < kWanted ? threshold_ + kStep : threshold_ - kStep;
+  threshold_ = std::clamp(kKeptThreshold * threshold_ + (1 - kKeptThreshold) * moved, 0.0, 1.0);
+}
+
+bool WindowStop::goes_on() {
+  if (rule_.kind != StopKind::kMarginal) return !is_last_;
+  const double next = (kHoped + all_.stood) / (kHopedOf + all_.judged);
+  bool is_worth_it = chance_ * next * spent_ > rule_.at * tokens_;
+  if (passes_ > 0) return is_worth_it;
+  is_worth_it = is_worth_it || quiet_ >= kLongestQuiet;
+  // What follows drafts that may fall is drafted again: it is not counted.
+  if (is_on_final_) quiet_ = is_worth_it ? 0 : quiet_ + 1;
+  return is_worth_it;
+}
+
+bool WindowStop::takes(const float* logits, int vocab, float temperature) {
+  if (rule_.kind == StopKind::kNone) return true;
+  const RowScan scan = scan_row(logits, vocab);
+  if (!scan.usable) return true;  // the caller says so
+  const float inverse = temperature > 0.0f ? inverse_temperature(temperature) : 1.0f;
+  const RowShape row = shape_of(logits, vocab, scan.max, inverse);
+  if (rule_.kind != StopKind::kMarginal) {
+    const bool is_sure = rule_.kind == StopKind::kConfidence
+                             ? row.top >= rule_.at
+                             : 1 - std::sqrt(kOfEntropy * row.entropy) >= threshold_;
+    is_last_ = !is_sure;
+    return true;
+  }
+  row_class_ = std::min(static_cast<int>(kClasses * row.top), kClasses - 1);
+  ++passes_;
+  spent_ += rule_.at;
+  const Rate& rate = rates_[row_class_];
+  const double stands = chance_ * ((rate.stood + row_class_ + 0.5) / (rate.judged + kPrior));
+  if (!(stands * spent_ > kRowCost * tokens_)) return false;
+  chance_ = stands;
+  tokens_ += stands;
+  spent_ += kRowCost;
+  return true;
+}
+
+void WindowStop::add(int64_t position, int32_t token) {
+  if (rule_.kind != StopKind::kNone) drafted_.push_back({position, token, row_class_});
+}
+
+}  // namespace pearl

@@ -1,0 +1,60 @@
+// Where the window of a draft model ends before gamma, even at nothing: by the draft's own rows, and by
+// how many of its drafts stood. numpy's twin: pearl_rt/reference/stops.py, which says why the law is kept.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "coordinator/request.h"
+#include "coordinator/state.h"
+
+namespace pearl {
+
+// The rule of that name. Throws Failure(kRequest) for a name or a number that none has.
+StopRule stop_from(const std::string& name, double at);
+
+// The windows of one slot. By counts only: no clock, and no noise. What is counted are drafts up to the first
+// that fell, whose positions are final; drafts behind it are not, for their positions are drafted again with
+// the noise that they had.
+class WindowStop {
+ public:
+  // Before a window: takes in the verdicts on earlier ones.
+  void begin(State* state, int slot);
+  // Before each pass of the draft for a token of the window: whether it is worth one.
+  bool goes_on();
+  // Behind it: whether the window has the token of this row, as it is sampled from. Else it ends before it.
+  bool takes(const float* logits /*[vocab]*/, int vocab, float temperature);
+  // That token, once it was drawn.
+  void add(int64_t position, int32_t token);
+
+ private:
+  static constexpr int kClasses = 8;  // of the likeliest token's probability
+  struct Rate {
+    int stood = 0, judged = 0;
+    void add(bool stands);
+  };
+  struct Drafted {
+    int64_t position;
+    int32_t token;
+    int row_class;
+  };
+
+  void learn(const int32_t* tokens, int64_t committed, int64_t pending);
+
+  uint64_t request_id_ = 0;
+  bool is_used_ = false;
+  StopRule rule_;
+  bool is_on_final_ = false;      // the window follows final tokens
+  std::vector<Drafted> drafted_;  // not judged yet
+  // kAdaEdl
+  double threshold_ = 0, acceptance_ = 0;
+  bool is_last_ = false;  // kConfidence too: the last row was doubtful, and the window ends behind it
+  // kMarginal
+  Rate all_, rates_[kClasses];
+  int quiet_ = 0;                               // windows without a pass, since the last one
+  int passes_ = 0, row_class_ = 0;              // of this window; of its last row
+  double chance_ = 1, tokens_ = 1, spent_ = 1;  // that all of it stand; expected of the round; its cost
+};
+
+}  // namespace pearl

@@ -1,0 +1,116 @@
+"""The native lanes of a pair on CPU cores: executors, their threads, and what drafts.
+
+Knows core sets, executors and drafters; not how models are packed, and not which placement is wanted.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import pearl_rt._C as _C
+from pearl_rt.backends.base import Lanes
+from pearl_rt.device.kv_pool import KvPool
+from pearl_rt.errors import ResourceError
+from pearl_rt.strategy.planner import StepTimes
+from pearl_rt.types.request import Request
+
+if TYPE_CHECKING:
+    from pearl_rt.backends.cpu import Model
+
+FIRST_THRESHOLD = 0.4  # of AdaEDL, before it moves
+TOO_FEW_CORES = (
+    "placement 'split' needs 2 cores, one for the draft and the rest for the target; there is {}: pass "
+    "placement='shared', or more threads"
+)
+
+
+def split_cores(cores: Sequence[int]) -> tuple[list[int], list[int]]:
+    """(target's cores, draft's core), disjoint. Raises ResourceError with fewer than two."""
+    if len(cores) < 2:
+        raise ResourceError(TOO_FEW_CORES.format(len(cores)))
+    return list(cores[:-1]), [cores[-1]]
+
+
+def _stop_of(asked: str, target: "Model", draft: "Model | None") -> tuple[str, float]:
+    """The rule that ends windows, and its number: of "marginal", what a draft's step costs in steps of the
+    target, counted in weights that they read and never in seconds, so that a seed stays a text.
+    """
+    rule, _, at = asked.partition(":")
+    if at:
+        return rule, float(at)
+    if rule == "marginal" and draft is not None:
+        return rule, draft.weights.weight_bytes / target.weights.weight_bytes
+    return rule, FIRST_THRESHOLD if rule == "adaedl" else 0.0
+
+
+class CpuLanes(Lanes):
+    """Executors on their cores, and the coordinator that drives them."""
+
+    adapts = True
+
+    def __init__(
+        self,
+        placement: str,
+        cores: Sequence[int],
+        target: "Model",
+        draft: "Model | None",
+        num_slots: int,
+        pool: KvPool,
+        lookup_tokens: int | None = None,
+        draft_stop: str = "none",
+    ) -> None:
+        """pool: the KV blocks of all sequences. lookup_tokens: of earlier answers, for a drafter that looks
+        up; None: there is none. draft_stop: of a draft model's windows, see EngineOptions.
+        """
+        super().__init__(placement, target.config, draft.config if draft is not None else None, pool)
+        self._lookup: _C.LookupDrafter | None = None
+        self._stop = _stop_of(draft_stop, target, draft)
+        self._measures = False  # whole windows
+        self.overlaps = placement == "split"
+        self.target_cores, self.draft_cores = list(cores), list(cores)
+        if placement == "split":
+            self.target_cores, self.draft_cores = split_cores(cores)
+        # On shared cores threads run where the system puts them: a pinned one waits behind a neighbour.
+        is_split = placement == "split"
+        target_set = draft_set = _C.CoreSet(self.target_cores, is_pinned=is_split)
+        target_device = draft_device = _C.Device(self.target_cores if is_split else [])
+        if is_split:
+            draft_set, draft_device = (
+                _C.CoreSet(self.draft_cores, is_pinned=True),
+                _C.Device(self.draft_cores),
+            )
+        lanes = [_C.CpuLane("target", target.executor(target_set, num_slots, pool), target_device)]
+        if draft is not None:
+            lanes.append(_C.CpuLane("draft", draft.executor(draft_set, num_slots, pool), draft_device))
+        elif lookup_tokens is not None:
+            self._lookup = _C.LookupDrafter(pool_tokens=lookup_tokens)
+            lanes.append(_C.CpuLane("draft", self._lookup, draft_device))
+            self.has_draft = True
+        drafting = target if self._lookup is not None else draft
+        draft_size = drafting.config.vocab_size if drafting is not None else None
+        draft_capacity = draft.cos.shape[0] if draft is not None else None
+        self.max_model_len = min(self.max_model_len, draft_capacity or self.max_model_len)
+        self.coordinator = self.coordinator_of(
+            lanes, num_slots, pool, target.config.vocab_size, draft_size, draft_capacity
+        )
+
+    @property
+    def drafter_bytes(self) -> int:
+        """Of a drafter without weights: the indices of a lookup. Between runs."""
+        return self._lookup.bytes if self._lookup is not None else 0
+
+    def native(self, request: Request) -> _C.Request:
+        """With what ends the windows of this draft."""
+        rule, at = ("none", 0.0) if self._measures else self._stop
+        return _C.Request(**vars(request), draft_stop=rule, draft_stop_at=at)
+
+    def measure(self) -> StepTimes:
+        """With whole windows, so that scores of many rows are timed."""
+        self._measures = True
+        if self._lookup is not None:
+            self._lookup.set_fills(True)
+        try:
+            return super().measure()
+        finally:
+            self._measures = False
+            if self._lookup is not None:
+                self._lookup.set_fills(False)

@@ -1,0 +1,40 @@
+"""A draft that leaves its target early: the target's first layers, which stay as they are, and one layer and
+norm behind them, which learn the target's next-token distribution. EESD (arXiv 2406.03853).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from pearl_rt.checkpoint.views.exit_layer import exit_shapes, save_exit
+from pearl_rt.errors import RequestError
+from recipes.train.model.llama import LlamaForCausalLM
+
+
+def exit_model(target: LlamaForCausalLM, exit_layer: int) -> LlamaForCausalLM:
+    """The draft to begin with: its own layer is the target's at that place, its norm the target's last. All
+    that it shares with the target is frozen. Raises RequestError for a layer that leaves none out.
+    """
+    layers = target.config.num_hidden_layers
+    if not 1 <= exit_layer < layers:
+        raise RequestError(
+            f"--exit-layer {exit_layer}: the target has {layers} layers, give 1 to {layers - 1}"
+        )
+    draft = LlamaForCausalLM(replace(target.config, num_hidden_layers=exit_layer + 1))
+    state = target.state_dict()
+    draft.load_state_dict({name: state[name] for name in draft.state_dict()})
+    own = exit_shapes(draft.config)
+    for name, parameter in draft.named_parameters():
+        parameter.requires_grad_(name in own)
+    return draft.to(next(target.parameters()).device)
+
+
+def write_exit(draft: LlamaForCausalLM, tokenizer: Tokenizer, directory: Path) -> None:
+    """What is its own, in bf16: as export() does a whole model. The tokenizer is the target's."""
+    state = draft.state_dict()
+    tensors = {name: state[name].detach().to(torch.bfloat16) for name in exit_shapes(draft.config)}
+    save_exit(directory, draft.config, tensors)

@@ -1,0 +1,68 @@
+"""An exit layer is trained, what it shares with its target stays as it is, and engines take it."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from train_models import MACHINE, small_model
+
+from pearl_rt import Engine, SamplingParams
+from pearl_rt.checkpoint.views.exit_layer import ExitConfig, load_exit
+from pearl_rt.errors import RequestError
+from recipes.train.data.tokenised_corpus import TokenisedCorpus
+from recipes.train.distill import DistillSettings, distill
+from recipes.train.exit_layer import exit_model, write_exit
+from recipes.train.model.export import export
+from recipes.train.optimizer import Schedule
+
+
+def test_the_layer_learns_and_the_target_does_not(
+    tokenised: TokenisedCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And goes on where it stopped."""
+    monkeypatch.setattr("recipes.train.run.time", SimpleNamespace(monotonic=count(1.0).__next__))
+    target = small_model(3)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    settings = DistillSettings(
+        samples_from="text", text_length=64, tokens_per_step=128, lr=5e-3, schedule=Schedule(2, 0.5)
+    )
+    for minutes in (0.2, 0.4):
+        draft = exit_model(target, 1)
+        run = distill(
+            target,
+            draft,
+            tokenised,
+            MACHINE,
+            settings,
+            minutes=minutes,
+            run_directory=tmp_path / "run",
+            out=tmp_path / "exit",
+            write=write_exit,
+        )
+    curve = [row["loss_text"] for row in run.curve()]
+    assert len(curve) > 20 and sum(curve[-3:]) < 0.9 * sum(curve[:3])
+    for name, tensor in draft.state_dict().items():
+        is_own = ".layers.1." in name or name == "model.norm.weight"
+        assert torch.equal(tensor, before[name]) != is_own, name
+    config, tensors = load_exit(tmp_path / "exit", target.config)
+    assert config == ExitConfig(
+        target.config.hidden_size, target.config.vocab_size, 1, config.intermediate_size
+    )
+    own = draft.state_dict()
+    assert all(torch.equal(tensor, own[name].to(torch.bfloat16)) for name, tensor in tensors.items())
+    export(target, tokenised.tokenizer, tmp_path / "target")
+    with Engine.from_pretrained(tmp_path / "target", tmp_path / "exit", max_model_len=64) as engine:
+        greedy = SamplingParams(max_tokens=24)
+        [want] = engine.generate([5, 6], greedy, strategy="ar")
+        [got] = engine.generate([5, 6], greedy, strategy="sd", gamma=3)
+    assert got.token_ids == want.token_ids and got.metrics.judged > 0
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_an_exit_that_leaves_nothing_out(layer: int) -> None:
+    with pytest.raises(RequestError, match=f"--exit-layer {layer}: the target has 3 layers"):
+        exit_model(small_model(3), layer)
