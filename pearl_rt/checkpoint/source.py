@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from pearl_rt.checkpoint.config import OF_WEIGHTS, ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors
+from pearl_rt.checkpoint.shapes import weight_bytes
 from pearl_rt.checkpoint.stored_tensors import StoredTensors
 from pearl_rt.errors import ConfigError
+from pearl_rt.reference.groups import GroupForm, Groups, Outline
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +25,19 @@ class ModelSource:
     dtype: str  # "auto": its checkpoint's own, or what its device computes in
     tensors: "Mapping[str, torch.Tensor]"  # by their Hugging Face names; may be dropped once they are packed
     weights: str = "auto"  # or "int8", "int4": what wider matrices are rounded to
+
+    def num_bytes(self, *, keeps_codes: bool = True) -> int:
+        """Of its weights, once they are packed. keeps_codes: whether codes stay codes that are not rounded."""
+        stored = stored_forms(self.tensors) if keeps_codes else None
+        return weight_bytes(self.config, self.dtype, self.weights, stored)
+
+
+def stored_forms(tensors: "Mapping[str, torch.Tensor | Groups | Outline]") -> dict[str, GroupForm]:
+    """The matrices of a model that have codes, by name. Nothing is read."""
+    if isinstance(tensors, StoredTensors):
+        forms = {name: tensors.form(name) for name in tensors}
+        return {name: form for name, form in forms.items() if form is not None}
+    return {name: tensor.form for name, tensor in tensors.items() if isinstance(tensor, Groups | Outline)}
 
 
 def pair_sources(
