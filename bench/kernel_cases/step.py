@@ -233,9 +233,7 @@ def step_spec(shape: ModelShape, rows: int, context: int, rounded: str = "auto")
         "step" if is_wide else "coded step",
         f"step {shape.name} T{rows} ctx{context}" + ("" if is_wide else f" {rounded}"),
         num_bytes,
-        lambda copies: step_job(
-            copies if num_bytes < SEVERAL else 1, shape, rows, context, rounded=rounded
-        ),
+        lambda copies: step_job(copies if num_bytes < SEVERAL else 1, shape, rows, context, rounded=rounded),
         {"shape": shape.name, "rows": rows, "context": context},
         quick=is_wide and (shape.name, rows, context) in QUICK,
     )

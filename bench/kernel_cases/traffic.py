@@ -67,7 +67,7 @@ def verify(batch: int, gamma: int, vocab: int, *, draft: bool = True) -> int:
 
 
 def matrix(n: int, k: int, name: str = "", rounded: str = "auto") -> int:
-    """A weight [n, k]: in half precision, or rounded to "int8" or "int4" as Hugging Face's tensor of that name."""
+    """A weight [n, k]: in half precision, or rounded to "int8" or "int4" as the tensor of that name is."""
     form = GroupForm.joined([None], bits_of(name, rounded))
     return n * k * HALF if form is None else form.num_bytes((n, k))
 

@@ -34,8 +34,18 @@ from ..base.checks import check, check_workspace
 from ..base.dependent import await_previous, dependent
 from ..base.library import operator
 from .linear import MAX_ROWS, OPTIONS, THIN, num_parts
-from .weight_tile import BLOCK_M, HALF, SLICES, UNIT, WeightForm
-from .weight_tile import check_operands, coded_pointers, load_coded_tiles, load_two_tiles, multiply_many_rows
+from .weight_tile import (
+    BLOCK_M,
+    HALF,
+    SLICES,
+    UNIT,
+    WeightForm,
+    check_operands,
+    coded_pointers,
+    load_coded_tiles,
+    load_two_tiles,
+    multiply_many_rows,
+)
 
 BLOCK_PRODUCT = 1024
 

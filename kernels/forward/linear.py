@@ -16,8 +16,8 @@ can outlast the memory), and the slices are added at the end. Steps are pipeline
 have a buffer and are on their way.
 SPLIT_K > 1: the sums go to the workspace, and a second kernel adds them in the order of their index.
 
-With scales the weight is codes of 8 or 4 bits (kernels/forward/weight_tile.py), which become values in registers,
-rounded to the dtype of x. A slice is a unit of 64 columns then, and the order of a sum is that of its halves.
+With scales the weight is codes of 8 or 4 bits (kernels/forward/weight_tile.py). They become values in
+registers, rounded to the dtype of x. A slice has a unit of 64 columns then, and adds its first half first.
 
 Shapes    x [T, K], weight [N, K], out [M, N], bias [N], residual [M, N]; with rows [M] row i is x[rows[i]],
           else M = T; M 1..64, above it torch.mm (codes have none: pass blocks of rows); squares
@@ -45,8 +45,18 @@ from ..base import interpreter  # noqa: F401
 from ..base.checks import check, check_workspace
 from ..base.dependent import await_previous, dependent
 from ..base.library import operator
-from .weight_tile import BLOCK_M, HALF, SLICES, UNIT, WeightForm
-from .weight_tile import check_operands, coded_pointers, load_coded_tiles, load_two_tiles, multiply_many_rows
+from .weight_tile import (
+    BLOCK_M,
+    HALF,
+    SLICES,
+    UNIT,
+    WeightForm,
+    check_operands,
+    coded_pointers,
+    load_coded_tiles,
+    load_two_tiles,
+    multiply_many_rows,
+)
 
 MAX_ROWS = 64  # of the kernel; more go to torch.mm
 BLOCK_REDUCE, REDUCE_WARPS = 256, 2  # one load of 16 bytes a thread
@@ -103,7 +113,7 @@ def config(N: int, K: int, element_size: int) -> Config:
 
 
 def coded_config(N: int, K: int, element_size: int, form: WeightForm) -> Config:
-    """Of a weight of codes: parts of N and K as config has them for elements of 16 bits; x of element_size."""
+    """Of a weight of codes, x of element_size: N and K are cut as config does it for elements of 16 bits."""
     cut = config(N, K, 2)
     programs = triton.cdiv(N, cut.block_n) * cut.split_k
     stages = form.num_stages(cut.block_n, K, element_size, programs)

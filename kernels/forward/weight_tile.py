@@ -11,12 +11,12 @@ in fp32, so that the sum is the only rounding before that one, with a fused mult
     weight  8 bits: int8 [N, 64 * units], in the order of the inputs
             4 bits: uint8 [N, 32 * units]; byte b of a unit holds input b in its low half, input 32 + b in
             its high half: both halves are used where they are unpacked, no lane hands a value to another
-    scales  int32 [units * words, N]: two fp16 each, the first one in the low half; without minimums the scales
-            of two groups side by side, with them scale and minimum of one. Rows side by side: the programs of
-            a tile read whole lines, and the 4 bytes that an asynchronous copy must have at least
+    scales  int32 [units * words, N]: two fp16 each, the first in the low half; without minimums the scales of
+            two groups side by side, with them scale and minimum of one. Rows side by side: the programs of a
+            tile read whole lines, and the 4 bytes that an asynchronous copy must have at least
 
-A tile of a slice is one unit, as two tiles of 32 inputs: 32 bytes a row, and one scale for each where the group
-is 32. Codes and scales pass through the same pipeline as weights that are elements.
+A tile of a slice is one unit, as two tiles of 32 inputs: 32 bytes a row, and one scale for each where groups
+have 32. Codes and scales pass through the same pipeline as weights that are elements.
 """
 # mypy: allow-untyped-defs
 
@@ -37,7 +37,10 @@ SLICES = 4  # of a step, one per warp
 UNIT = tl.constexpr(64)  # inputs of a row of codes that lie together: a step of a slice
 HALF = tl.constexpr(32)  # inputs of one of its two tiles
 GROUPS = (32, 16)  # inputs that may share a scale
-SHARED, SHARED_ALONE = 80 << 10, 128 << 10  # bytes for the steps of a program, if two fit a chip and if one does
+SHARED, SHARED_ALONE = (
+    80 << 10,
+    128 << 10,
+)  # bytes for a program's steps: two fit a chip, or one
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,9 @@ def form_of(op: str, weight: Tensor, scales: Tensor | None, group: int, K: int) 
     if group not in GROUPS:
         raise ValueError(f"{op}: group is {group}, expected 32 or 16 inputs that share a scale")
     if weight.dtype not in (torch.int8, torch.uint8):
-        raise ValueError(f"{op}: scales given for a weight of {weight.dtype}: they belong to int8 or uint8 codes")
+        raise ValueError(
+            f"{op}: scales given for a weight of {weight.dtype}: they belong to int8 or uint8 codes"
+        )
     bits, units = 8 if weight.dtype == torch.int8 else 4, -(-K // UNIT.value)
     plain, full = WeightForm(bits, group), WeightForm(bits, group, True)
     if bits == 4 and group != GROUPS[0]:
@@ -89,7 +94,9 @@ def form_of(op: str, weight: Tensor, scales: Tensor | None, group: int, K: int) 
     check(op, "weight", weight, (None, units * form.unit_bytes))
     check(op, "scales", scales, (units * form.words, weight.shape[0]), contiguous=False)
     if scales.shape[1] > 1 and scales.stride(1) != 1:
-        raise ValueError(f"{op}: scales has strides {scales.stride()}: rows of the weight must lie side by side")
+        raise ValueError(
+            f"{op}: scales has strides {scales.stride()}: rows of the weight must lie side by side"
+        )
     return form
 
 
@@ -168,7 +175,7 @@ def coded_pointers(
     K,
     FORM: tl.constexpr,
 ):
-    """(codes [SLICES, HALF, rows], the first HALF bytes of each unit; scales [SLICES, 1, rows], its first words)."""
+    """(codes [SLICES, HALF, rows]: the first bytes of a unit; scales [SLICES, 1, rows]: its first words)."""
     UNIT_BYTES: tl.constexpr = UNIT * FORM[0] // 8
     WORDS: tl.constexpr = UNIT // FORM[1] // (1 if FORM[2] else 2)
     rows = weight_ptr + n.to(tl.int64) * (tl.cdiv(K, UNIT) * UNIT_BYTES)

@@ -43,8 +43,13 @@ NAMES = {F32: "fp32", F16: "fp16", BF16: "bf16"}
 VOCABULARIES = sorted({shape.vocab for shape in SHAPES})
 LARGEST = VOCABULARIES[-1]
 EPS = 1e-5
+ELEMENTS = WeightForm()
 CODES_4, CODES_8 = WeightForm(4, 32, True), WeightForm(8)
-OTHER_CODES = WeightForm(8, 16), WeightForm(8, 32, True), WeightForm(8, 16, True)  # of files, and of their mixtures
+OTHER_CODES = (
+    WeightForm(8, 16),
+    WeightForm(8, 32, True),
+    WeightForm(8, 16, True),
+)  # of files, and of their mixtures
 
 
 def weight_of(N: int, K: int, dtype: torch.dtype, form: WeightForm) -> tuple[torch.Tensor, dict[str, Any]]:
@@ -60,7 +65,8 @@ def words_of(form: WeightForm) -> str:
     """Behind a configuration's name."""
     if not form.bits:
         return ""
-    return f" {form.bits} bits{' of 16' * (form.group == 16)}{' + minimums' * (form.has_minimums and form.bits == 8)}"
+    minimums = " + minimums" if form.has_minimums and form.bits == 8 else ""
+    return f" {form.bits} bits{' of 16' if form.group == 16 else ''}{minimums}"
 
 
 def dtypes_of(shape: ModelShape) -> tuple[torch.dtype, ...]:
@@ -94,7 +100,7 @@ def linear_launches(record: Recorder) -> None:
         live: bool = True,
         normed: bool = True,
         picked: bool = False,
-        form: WeightForm = WeightForm(),
+        form: WeightForm = ELEMENTS,
     ) -> None:
         def parts(size: int) -> torch.Tensor:
             return tensor(F32, 1, linear_kernels.num_parts(size))
@@ -143,7 +149,7 @@ def linear_launches(record: Recorder) -> None:
 def gate_up_silu_launches(record: Recorder) -> None:
     """Every shipped MLP, and the second half of the path for many rows. Of codes, those of 8B and 135M."""
 
-    def launch(T: int, shape: ModelShape, dtype: torch.dtype, form: WeightForm = WeightForm()) -> None:
+    def launch(T: int, shape: ModelShape, dtype: torch.dtype, form: WeightForm = ELEMENTS) -> None:
         I, K = shape.intermediate, shape.hidden  # noqa: E741
         weight, codes = weight_of(2 * I, K, dtype, form)
         gate_up_kernels.gate_up_silu(
@@ -210,8 +216,8 @@ def qkv_rope_store_launches(record: Recorder) -> None:
 
 
 def embedding_launches(record: Recorder) -> None:
-    """One for each dtype, with what the first layer reads and without; sizes are run-time arguments. Of codes,
-    one for each number of bits."""
+    """One for each dtype, with what the first layer reads and without; sizes are run-time arguments. Of
+    codes, one for each number of bits."""
     for dtype in (BF16, F16):
         table, out = tensor(dtype, 32000, 4096), tensor(F32, 1, 4096)
         norm = tensor(dtype, 4096), tensor(dtype, 1, 4096), tensor(F32, 1, linear_kernels.num_parts(4096))

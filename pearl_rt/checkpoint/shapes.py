@@ -58,8 +58,8 @@ def bits_of(name: str, weights: str) -> int:
 def tensor_bytes(
     name: str, shape: tuple[int, ...], dtype: str, weights: str = "auto", stored: GroupForm | None = None
 ) -> int:
-    """Bytes of one tensor of a model that computes in `dtype`, its matrices rounded as `weights` says. stored:
-    the codes that its checkpoint has.
+    """Bytes of one tensor of a model that computes in `dtype`, its matrices rounded as `weights` says.
+    stored: the codes that its checkpoint has.
     """
     form = GroupForm.joined([stored], bits_of(name, weights)) if len(shape) == 2 else None
     return prod(shape) * ITEM_BYTES[dtype] if form is None else form.num_bytes(shape)

@@ -27,7 +27,7 @@ class ModelSource:
     weights: str = "auto"  # or "int8", "int4": what wider matrices are rounded to
 
     def num_bytes(self, *, keeps_codes: bool = True) -> int:
-        """Of its weights, once they are packed. keeps_codes: whether codes stay codes that are not rounded."""
+        """Of its weights, once they are packed. keeps_codes: whether what has codes is packed as codes."""
         stored = stored_forms(self.tensors) if keeps_codes else None
         return weight_bytes(self.config, self.dtype, self.weights, stored)
 

@@ -1,4 +1,4 @@
-"""Matrices of codes on a device, as kernels read them: those of a checkpoint, or what is rounded to them here.
+"""Matrices of codes on a device, as kernels read them: a checkpoint's own, or rounded to them here.
 
 pearl_rt/reference/groups.py says what codes mean and how they are chosen, kernels/forward/weight_tile.py how
 they lie. All of it is computed on the device that the matrix is for. Knows no layers.
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
+from torch.nn.functional import pad
 
 from pearl_rt.errors import CheckpointError
 from pearl_rt.kernels.forward.weight_tile import UNIT, WeightForm
@@ -103,9 +104,11 @@ class Coding:
 
         def grouped(behind: float) -> Tensor:
             """[n, num_groups, GROUP], with a number behind the end of a row."""
-            return torch.nn.functional.pad(values, (0, num_groups * GROUP - k), value=behind).view(n, -1, GROUP)
+            return pad(values, (0, num_groups * GROUP - k), value=behind).view(n, -1, GROUP)
 
-        most = torch.tensor(float(MOST_CODE if bits == 8 else 15), device=values.device)  # no scalar: it is divided by
+        most = torch.tensor(
+            float(MOST_CODE if bits == 8 else 15), device=values.device
+        )  # no scalar: it is divided by
         minimums = None
         if bits == 8:
             offset, least = torch.zeros_like(values[:, :1, None]), -MOST_CODE
@@ -116,8 +119,8 @@ class Coding:
             scales = ((grouped(-torch.inf).amax(-1) - offset[..., 0]) / most).half().clamp_min(0)
         if not (scales.isfinite().all() and (minimums is None or minimums.isfinite().all())):
             raise CheckpointError(
-                f"tensor {name!r} has weights that are NaN, infinite or beyond fp16, which cannot have {bits} "
-                "bits: load it with weights='auto'"
+                f"tensor {name!r} has weights that are NaN, infinite or beyond fp16, which cannot have "
+                f"{bits} bits: load it with weights='auto'"
             )
         wide = scales.float()[..., None]
         steps = torch.where(wide > 0, (grouped(0.0) - offset) / wide, 0.0).round().clamp(least, int(most))
@@ -129,7 +132,7 @@ class Coding:
         n, k = self.codes.shape
         units = -(-k // UNIT.value)
         num_groups = units * UNIT.value // form.group
-        codes = torch.nn.functional.pad(self.codes, (0, units * UNIT.value - k))
+        codes = pad(self.codes, (0, units * UNIT.value - k))
         if form.bits == 4:
             halves = codes.view(n, units, 2, -1)
             codes = (halves[:, :, 0] | halves[:, :, 1] << 4).view(n, -1)
@@ -137,7 +140,7 @@ class Coding:
         def spread(numbers: Tensor) -> Tensor:
             """[n, num_groups]: of groups of the form."""
             repeated = numbers.repeat_interleave(self.group // form.group, dim=1)
-            return torch.nn.functional.pad(repeated, (0, num_groups - repeated.shape[1]))
+            return pad(repeated, (0, num_groups - repeated.shape[1]))
 
         pairs = spread(self.scales)
         if form.has_minimums:

@@ -46,8 +46,8 @@ class GroupForm:
 
     @classmethod
     def joined(cls, parts: "Sequence[GroupForm | None]", bits: int) -> "GroupForm | None":
-        """The form that holds all rows of some matrices, which are packed as one. parts: of each; None: it has
-        no codes. bits: 8 or 4, to which what is wider is rounded; 0: they stay as they are. None: no codes.
+        """The form that holds all rows of some matrices, which are packed as one; None: no codes. parts: of
+        each, None if it has no codes. bits: 8 or 4, to which what is wider is rounded; 0: nothing is.
         """
         kept = [part for part in parts if part is not None and part.keeps_codes(bits)]
         own = [part.bits for part in kept] + [bits] * (len(parts) - len(kept))

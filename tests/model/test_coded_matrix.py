@@ -1,4 +1,4 @@
-"""Matrices of codes as kernels read them: the values of any parts, rounding, sizes before anything is read."""
+"""Matrices of codes as kernels read them: the values of any parts, rounding, sizes before one is read."""
 
 from __future__ import annotations
 
@@ -142,8 +142,13 @@ def source(weights: str, forms: dict[str, GroupForm]) -> ModelSource:
 def test_memory_is_counted_in_packed_bytes(weights: str, stored: bool) -> None:
     matrices = [name for name, shape in tensor_shapes(source("auto", {}).config).items() if len(shape) == 2]
     one = source(weights, dict.fromkeys(matrices, Q4) if stored else {})
-    sizes = PairSizes.of(one.config, None, KvPool.of(None, num_slots=1, max_model_len=32, block_size=16),
-                         num_slots=1, prefill_chunk=16)
+    sizes = PairSizes.of(
+        one.config,
+        None,
+        KvPool.of(None, num_slots=1, max_model_len=32, block_size=16),
+        num_slots=1,
+        prefill_chunk=16,
+    )
     counted = one.num_bytes()
     assert sizes.memory([one])["the target's weights"] == counted
     wide = weight_bytes(one.config, "bfloat16")

@@ -1,4 +1,4 @@
-"""The values of a weight that is held as codes of 8 or 4 bits: see kernels/forward/weight_tile.py for its form."""
+"""The values of a weight that is held as codes of 8 or 4 bits, as kernels/forward/weight_tile.py has them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ UNIT = 64  # inputs
 
 def values_of(weight: torch.Tensor, scales: torch.Tensor | None, group: int, K: int) -> torch.Tensor:
     """weight: [N, K], or codes: int8 [N, 64 * units], uint8 [N, 32 * units]; scales: int32 [W, N], two fp16
-    each; group: inputs that share a scale -> [N, K], fp32 of codes: scale * code + minimum, not rounded further.
+    each; group: inputs that share a scale -> [N, K], of codes fp32: scale * code + minimum, rounded no more.
     """
     if scales is None:
         return weight

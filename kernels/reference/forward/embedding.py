@@ -16,8 +16,8 @@ def embedding(
     scales: torch.Tensor | None = None,
     group: int = 32,
 ) -> None:
-    """out = weight[input_ids], in fp32; ids out of range read the nearest row. With scales the weight is codes,
-    whose values are not rounded. The others as linear's."""
+    """out = weight[input_ids], in fp32; ids out of range read the nearest row. With scales the weight is
+    codes, whose values are not rounded. The others as linear's."""
     rows = input_ids.clamp(0, weight.shape[0] - 1).long()
     picked = None if scales is None else scales[:, rows]
     out.copy_(values_of(weight[rows], picked, group, out.shape[1]).float())

@@ -20,8 +20,8 @@ def gate_up_silu(
     group: int = 32,
 ) -> None:
     """x: [T, K]; weight: [2 * I, K], the gate's rows, then up's; out: [T, I]; num_live: [1], 0 leaves all as
-    it is, or None; squares: [T, P], of what x was scaled from, or None. With scales the weight is codes, whose
-    values are rounded to the dtype of x. The workspace is not used."""
+    it is, or None; squares: [T, P], of what x was scaled from, or None. With scales the weight is codes,
+    whose values are rounded to the dtype of x. The workspace is not used."""
     if num_live is not None and num_live.item() == 0:
         return
     product = x.float() @ values_of(weight, scales, group, x.shape[1]).to(x.dtype).float().t()

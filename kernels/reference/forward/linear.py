@@ -27,8 +27,8 @@ def linear(
     """x: [T, K]; weight: [N, K]; out: [M, N], overwritten, or None; bias: [N] or None; residual: [M, N] fp32,
     added to, or None; num_live: [1], 0 leaves all as it is, or None; rows: [M], those of x, or None: all.
     squares: [T, P], of what x was scaled from, or None; next_norm: [N], scaled: [M, N], next_squares: [M, Q],
-    both overwritten, or None. With scales the weight is codes, whose values are rounded to the dtype of x. The
-    workspace is not used."""
+    both overwritten, or None. With scales the weight is codes, whose values are rounded to the dtype of x.
+    The workspace is not used."""
     if num_live is not None and num_live.item() == 0:
         return
     picked = slice(None) if rows is None else rows.long()

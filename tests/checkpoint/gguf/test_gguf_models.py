@@ -135,7 +135,10 @@ def test_the_kernels_read_it_too(tmp_path: Path) -> None:
     values = write(file, WIDE, tensors_of(WIDE), kinds_in_turn(*MIXED))
     tensors = load_tensors(file, WIDE)
     packed = LlamaWeights.pack(WIDE, tensors, dtype=torch.float16, device=torch.device("cpu"))
-    matrices: list[tuple[list[str], Any]] = [(["lm_head"], packed.lm_head), (["model.embed_tokens"], packed.embed_tokens)]
+    matrices: list[tuple[list[str], Any]] = [
+        (["lm_head"], packed.lm_head),
+        (["model.embed_tokens"], packed.embed_tokens),
+    ]
     for i, layer in enumerate(packed.layers):
         attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
         matrices.append(([f"{attention}.{name}_proj" for name in "qkv"], layer.qkv_proj))

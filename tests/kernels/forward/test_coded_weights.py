@@ -1,4 +1,4 @@
-"""linear, gate_up_silu and embedding over codes of 8 and 4 bits: each value, definitions, rows, poison, refusals."""
+"""linear, gate_up_silu and embedding over codes of 8 and 4 bits: each value, definitions, rows, refusals."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAN = 0x7E007E00  # a word of two fp16
 
 
 def groups_of(name: str, n: int, k: int, seed: int = 0) -> Groups:
-    """Random codes, the most and the least among them; scales and minimums that differ from group to group."""
+    """Random codes, the most and the least among them; scales and minimums that differ by group."""
     form, rng = FORMS[name], np.random.default_rng(seed)
     low, high = (0, 16) if form.bits == 4 else (-128, 128)
     codes = rng.integers(low, high, (n, k)).astype(np.uint8 if form.bits == 4 else np.int8)
@@ -70,12 +70,12 @@ def poisoned(num_bytes: int, device: torch.device) -> torch.Tensor:
     return torch.full((num_bytes,), 255, dtype=torch.uint8, device=device)
 
 
-def run_linear(x: torch.Tensor, coded: Coded, function: Callable[..., None] = linear, **named: Any) -> torch.Tensor:
+def run_linear(x: torch.Tensor, coded: Coded, function: Callable[..., None] = linear) -> torch.Tensor:
     """[T, N] fp32, between two rows that must stay as they are."""
     T, N = x.shape[0], coded.weight.shape[0]
     whole = torch.full((T + 2, N), torch.nan, device=x.device)
     space = poisoned(workspace_size(T, N, x.shape[1]), x.device)
-    function(x, coded.weight, whole[1:-1], None, None, space, **named, **coded.form)
+    function(x, coded.weight, whole[1:-1], None, None, space, **coded.form)
     assert whole[[0, -1]].isnan().all(), "a row beside the output was written"
     return whole[1:-1]
 
@@ -98,7 +98,8 @@ def test_each_value_of_parts_that_are_added(name: str, device: torch.device) -> 
     """K in two parts, a column of each unit's halves, and of the last one."""
     K = 4168
     assert config(20, K, 2).split_k == 2
-    coded, columns = Coded.make(name, 20, K, device), torch.tensor([0, 33, 2303, 2304, 4095, 4127, 4160, K - 1])
+    coded = Coded.make(name, 20, K, device)
+    columns = torch.tensor([0, 33, 2303, 2304, 4095, 4127, 4160, K - 1])
     x = torch.zeros(len(columns), K, dtype=FP16, device=device)
     x[torch.arange(len(columns)), columns] = 1
     assert torch.equal(run_linear(x, coded), coded.values[:, columns].half().float().t())
@@ -135,7 +136,8 @@ def test_what_layers_hand_to_each_other(K: int, device: torch.device) -> None:
 
     def run(function: Callable[..., None]) -> list[torch.Tensor]:
         residual = torch.ones(T, N, device=device)
-        scaled, parts = torch.full_like(residual, torch.nan).half(), torch.zeros(T, num_parts(N), device=device)
+        scaled = torch.full_like(residual, torch.nan).half()
+        parts = torch.zeros(T, num_parts(N), device=device)
         out, space = torch.full((3, N), torch.nan, device=device), poisoned(workspace_size(T, N, K), device)
         written = {"next_norm": norm, "scaled": scaled, "next_squares": parts}
         function(x, coded.weight, None, None, residual, space, **written, **coded.form)
@@ -243,10 +245,10 @@ WORDS = torch.zeros(2, 8, dtype=torch.int32)
     ids=["no-scales", "elements", "codes", "bits", "words", "rows", "dtype", "strides", "group", "many-rows"],
 )
 def test_refuses(changes: dict[str, Any], message: str, device: torch.device) -> None:
-    given = {"x": X, "weight": CODES, "out": torch.zeros(2, 8), "scales": WORDS, "bias": None, "residual": None}
-    given = given | {"workspace": torch.zeros(4 * 65 * 8, dtype=torch.uint8), "group": 32} | changes
-    moved = {n: t.to(device) if isinstance(t, torch.Tensor) and n != "scales" else t for n, t in given.items()}
-    moved["scales"] = given["scales"] if device.type == "cpu" or given["scales"] is None else given["scales"].cuda()
+    given = {"x": X, "weight": CODES, "out": torch.zeros(2, 8), "bias": None, "residual": None}
+    given |= {"workspace": torch.zeros(4 * 65 * 8, dtype=torch.uint8), "scales": WORDS, "group": 32}
+    given |= changes
+    moved = {n: t.to(device) if isinstance(t, torch.Tensor) else t for n, t in given.items()}
     with pytest.raises(ValueError, match=message):
         linear(**moved)
 
@@ -254,7 +256,8 @@ def test_refuses(changes: dict[str, Any], message: str, device: torch.device) ->
 def test_codes_of_4_bits_in_groups_of_16_are_refused(device: torch.device) -> None:
     coded = Coded.make("q4", 8, 72, device)
     with pytest.raises(ValueError, match="group is 16, codes of 4 bits have groups of 32"):
-        run_linear(torch.zeros(1, 72, device=device), Coded(coded.values, coded.weight, coded.form | {"group": 16}))
+        other = Coded(coded.values, coded.weight, coded.form | {"group": 16})
+        run_linear(torch.zeros(1, 72, device=device), other)
 
 
 @pytest.mark.slow
