@@ -89,9 +89,11 @@ class Coding:
             minimums = None if part.minimums is None else part.minimums[rows]
             own = Groups(part.codes[rows], part.scales[rows], minimums, part.group)
             if own.form.keeps_codes(bits):
-                arrays = (own.codes, own.scales, own.minimums)
-                codes, scales, least = (None if a is None else torch.from_numpy(a).to(device) for a in arrays)
-                assert codes is not None and scales is not None
+                least = None if minimums is None else torch.from_numpy(minimums).to(device)
+                codes, scales = (
+                    torch.from_numpy(own.codes).to(device),
+                    torch.from_numpy(own.scales).to(device),
+                )
                 return cls(codes, scales, least, own.group)
             part, rows = own, slice(None)
         return cls.rounded(name, values_of(part)[rows].to(device, torch.float32), bits)

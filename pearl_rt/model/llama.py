@@ -20,7 +20,7 @@ torch.mm as one. Matrices of codes have blocks there too.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypedDict
 
 import torch
 
@@ -206,8 +206,15 @@ def workspace_bytes(config: ModelConfig, sizes: Sizes, *, vocab_size: int) -> in
     )
 
 
-def operands(weight: Matrix) -> tuple[Tensor, dict[str, Any]]:
-    """A weight as operators are given it, and what they are told of codes."""
+class Codes(TypedDict, total=False):
+    """What operators are told of a weight of codes; nothing of elements."""
+
+    scales: Tensor
+    group: int
+
+
+def operands(weight: Matrix) -> tuple[Tensor, Codes]:
+    """A weight as operators are given it."""
     if isinstance(weight, CodedMatrix):
         return weight.codes, {"scales": weight.scales, "group": weight.group}
     return weight, {}
@@ -237,8 +244,8 @@ class Llama:
         self.config = config
         self.vocab_size = min(config.vocab_size, vocab_size or config.vocab_size)
         head = weights.lm_head
-        is_coded = isinstance(head, CodedMatrix)
-        self._head = head.first_rows(self.vocab_size) if is_coded else head[: self.vocab_size]
+        rows = self.vocab_size
+        self._head: Matrix = head.first_rows(rows) if isinstance(head, CodedMatrix) else head[:rows]
         self.weights = weights
         self.sizes, self.pdl = sizes, pdl
         num_blocks = sizes.num_blocks
