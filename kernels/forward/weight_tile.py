@@ -11,9 +11,10 @@ in fp32, so that the sum is the only rounding before that one, with a fused mult
     weight  8 bits: int8 [N, 64 * units], in the order of the inputs
             4 bits: uint8 [N, 32 * units]; byte b of a unit holds input b in its low half, input 32 + b in
             its high half: both halves are used where they are unpacked, no lane hands a value to another
-    scales  int32 [units * words, N]: two fp16 each, the first in the low half; without minimums the scales of
-            two groups side by side, with them scale and minimum of one. Rows side by side: the programs of a
-            tile read whole lines, and the 4 bytes that an asynchronous copy must have at least
+    scales  int32 [units * words, N]: two fp16 each, the first in the low half: of a group scale and minimum;
+            without minimums the scales of a group of a unit's first half and of the same one of its second.
+            Rows side by side: the programs of a tile read whole lines, and the 4 bytes that an asynchronous
+            copy must have at least
 
 A tile of a slice is one unit, as two tiles of 32 inputs: 32 bytes a row, and one scale for each where groups
 have 32. Codes and scales pass through the same pipeline as weights that are elements.
@@ -185,6 +186,18 @@ def coded_pointers(
 
 
 @triton.jit
+def each(
+    numbers,  # [SLICES, 1 or 2, rows]: of the groups of HALF inputs
+    FORM: tl.constexpr,
+):
+    """For each input: as they are where one serves all of them, else [SLICES, HALF, rows]."""
+    if FORM[1] != HALF:
+        wide = tl.broadcast_to(numbers[:, :, None, :], numbers.shape[0], 2, FORM[1], numbers.shape[2])
+        numbers = tl.reshape(wide, numbers.shape[0], HALF, numbers.shape[2])
+    return numbers
+
+
+@triton.jit
 def load_coded_tiles(
     code_ptrs,
     scale_ptrs,
@@ -212,28 +225,16 @@ def load_coded_tiles(
     else:
         first = tl.load(code_ptrs, mask=keep, other=0).to(tl.float32)
         second = tl.load(code_ptrs + HALF, mask=keep, other=0).to(tl.float32)
+    if FORM[1] != HALF:  # the words of both groups of a half at once, and each for its inputs
+        scale_ptrs += (tl.arange(0, 2) * scales_stride)[None, :, None]
     word = tl.load(scale_ptrs, mask=keep, other=0)
-    if FORM[1] == HALF:
-        if FORM[2]:
-            word_2 = tl.load(scale_ptrs + scales_stride, mask=keep, other=0)
-            first = first * low_half(word) + high_half(word)
-            second = second * low_half(word_2) + high_half(word_2)
-        else:
-            first = first * low_half(word)
-            second = second * high_half(word)
+    if FORM[2]:
+        word_2 = tl.load(scale_ptrs + WORDS // 2 * scales_stride, mask=keep, other=0)
+        first = first * each(low_half(word), FORM) + each(high_half(word), FORM)
+        second = second * each(low_half(word_2), FORM) + each(high_half(word_2), FORM)
     else:
-        is_late = (tl.arange(0, HALF) >= FORM[1])[None, :, None]  # of the second group of a half
-        word_2 = tl.load(scale_ptrs + scales_stride, mask=keep, other=0)
-        if FORM[2]:
-            word_3 = tl.load(scale_ptrs + 2 * scales_stride, mask=keep, other=0)
-            word_4 = tl.load(scale_ptrs + 3 * scales_stride, mask=keep, other=0)
-            first_words = tl.where(is_late, word_2, word)
-            second_words = tl.where(is_late, word_4, word_3)
-            first = first * low_half(first_words) + high_half(first_words)
-            second = second * low_half(second_words) + high_half(second_words)
-        else:
-            first = first * tl.where(is_late, high_half(word), low_half(word))
-            second = second * tl.where(is_late, high_half(word_2), low_half(word_2))
+        first = first * each(low_half(word), FORM)
+        second = second * each(high_half(word), FORM)
     return first.to(dtype), second.to(dtype)
 
 
@@ -258,5 +259,6 @@ def load_coded_row(
     if FORM[2]:
         words = tl.load(scales_ptr + (k // FORM[1]).to(tl.int64) * scales_stride + row, mask=keep, other=0)
         return code.to(tl.float32) * low_half(words) + high_half(words)
-    words = tl.load(scales_ptr + (k // (2 * FORM[1])).to(tl.int64) * scales_stride + row, mask=keep, other=0)
-    return code.to(tl.float32) * tl.where(k // FORM[1] % 2 == 1, high_half(words), low_half(words))
+    word = k // UNIT * (HALF // FORM[1]) + k % HALF // FORM[1]
+    words = tl.load(scales_ptr + word.to(tl.int64) * scales_stride + row, mask=keep, other=0)
+    return code.to(tl.float32) * tl.where(k % UNIT >= HALF, high_half(words), low_half(words))

@@ -148,5 +148,7 @@ class Coding:
         if form.has_minimums:
             minimums = torch.zeros_like(self.scales) if self.minimums is None else self.minimums
             pairs = torch.stack([pairs, spread(minimums)], dim=-1)
+        else:  # of a group of each half of a unit
+            pairs = pairs.view(n, units, 2, -1).transpose(2, 3)
         words = pairs.reshape(n, -1, 2).contiguous().view(torch.int32)
         return codes.view(torch.int8) if form.bits == 8 else codes, words[..., 0].t()

@@ -20,9 +20,10 @@ def values_of(weight: torch.Tensor, scales: torch.Tensor | None, group: int, K: 
     words = scales.t().clone(memory_format=torch.contiguous_format)
     halves = words.view(torch.float16).float().view(N, -1)  # the low half of a word first
     num_groups = units * UNIT // group
-    has_minimums = halves.shape[1] == 2 * num_groups
-    parts = halves.view(N, num_groups, -1)
-    found = codes.float().view(N, num_groups, group) * parts[..., :1]
-    if has_minimums:
-        found += parts[..., 1:]
+    values = codes.float().view(N, num_groups, group)
+    if halves.shape[1] == 2 * num_groups:  # scale and minimum
+        scale, minimum = halves.view(N, num_groups, 2).chunk(2, dim=-1)
+        found = values * scale + minimum
+    else:  # scales of a unit's first half, each beside one of its second
+        found = values * halves.view(N, units, -1, 2).transpose(2, 3).reshape(N, num_groups, 1)
     return found.view(N, -1)[:, :K]
