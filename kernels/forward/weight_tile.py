@@ -186,6 +186,16 @@ def coded_pointers(
 
 
 @triton.jit
+def scaled(
+    codes,  # fp32
+    scales,
+    minimums,
+):
+    """codes * scales + minimums: the product is exact, so that it may be fused with the sum."""
+    return tl.fma(codes, tl.broadcast_to(scales, codes.shape), tl.broadcast_to(minimums, codes.shape))
+
+
+@triton.jit
 def each(
     numbers,  # [SLICES, 1 or 2, rows]: of the groups of HALF inputs
     FORM: tl.constexpr,
@@ -230,8 +240,8 @@ def load_coded_tiles(
     word = tl.load(scale_ptrs, mask=keep, other=0)
     if FORM[2]:
         word_2 = tl.load(scale_ptrs + WORDS // 2 * scales_stride, mask=keep, other=0)
-        first = first * each(low_half(word), FORM) + each(high_half(word), FORM)
-        second = second * each(low_half(word_2), FORM) + each(high_half(word_2), FORM)
+        first = scaled(first, each(low_half(word), FORM), each(high_half(word), FORM))
+        second = scaled(second, each(low_half(word_2), FORM), each(high_half(word_2), FORM))
     else:
         first = first * each(low_half(word), FORM)
         second = second * each(high_half(word), FORM)
