@@ -83,19 +83,18 @@ class Coding:
     group: int
 
     @classmethod
-    def of(cls, name: str, part: Part, rows: slice, bits: int, device: torch.device) -> "Coding":
+    def of(
+        cls, name: str, part: Part, rows: "slice[int, int, None]", bits: int, device: torch.device
+    ) -> "Coding":
         """Rows of a named part, rounded to so many bits if they are wider; 0: they are codes, and stay."""
         if isinstance(part, Groups):
             minimums = None if part.minimums is None else part.minimums[rows]
             own = Groups(part.codes[rows], part.scales[rows], minimums, part.group)
             if own.form.keeps_codes(bits):
                 least = None if minimums is None else torch.from_numpy(minimums).to(device)
-                codes, scales = (
-                    torch.from_numpy(own.codes).to(device),
-                    torch.from_numpy(own.scales).to(device),
-                )
-                return cls(codes, scales, least, own.group)
-            part, rows = own, slice(None)
+                scales = torch.from_numpy(own.scales).to(device)
+                return cls(torch.from_numpy(own.codes).to(device), scales, least, own.group)
+            part, rows = own, slice(0, own.shape[0])
         return cls.rounded(name, values_of(part)[rows].to(device, torch.float32), bits)
 
     @classmethod
