@@ -2,8 +2,9 @@
 
     python -m bench.expected          half a minute with a warm Triton cache, two minutes without
 
-Each case that a goal is about is launched on tensors without memory. Its launches are counted; each kernel is
-compiled for the GPU, and its instructions, registers and shared memory are read from the assembler's listing.
+Each case that a goal is about, and each step in 8 or 4 bits, is launched on tensors without memory. Launches
+are counted; each kernel is compiled for the GPU, and its instructions, registers and shared memory are read
+from the assembler's listing.
 The bytes are those of the kernel bench (bench/kernel_cases/traffic.py). Then
 
     time = bytes / (copy x streamed) + launches x launch + sum of instructions x cycles / clock x exposed
@@ -271,7 +272,7 @@ def predicted(json_out: Path | None) -> dict[str, Any]:
     )
     print(f"assumed: {asdict(chip)}")
     compiler = Compiler(chip)
-    cases = [compiler.expected(spec) for spec in specs_of(GOALS)]
+    cases = [compiler.expected(spec) for spec in [*specs_of(GOALS), *step.coded_specs()]]
     rows = [case.to_dict() for case in cases]
     print(format_table(rows, COLUMNS))
     found = [outlook(goal, cases) for goal in GOALS]

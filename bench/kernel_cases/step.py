@@ -20,11 +20,14 @@ from bench.kernel_cases.case import Job, Spec, Variant, rms, spoil
 from bench.kernel_cases.linear import BF16, EPS, random, workspace
 from bench.kernel_cases.peers import sdpa
 from bench.model_pairs.shapes import config_of
-from pearl_rt.kernels.base.shapes import SHAPES, ModelShape
+from pearl_rt.checkpoint.shapes import bits_of
+from pearl_rt.kernels.base.shapes import MODELS, SHAPES, ModelShape
+from pearl_rt.reference.groups import GroupForm
 
 ROWS = (1, 5, 8, 16)
 CONTEXTS = (256, 4096)
 QUICK = {("SmolLM-135M", 1, 256), ("Llama-3.2-1B", 1, 256), ("Llama-3.2-1B", 8, 256)}
+ROUNDED = ("int8", "int4")
 BLOCK_SIZE = 16
 SEVERAL = 1 << 30  # bytes of a step above which one copy is enough
 SLACK = 2.0  # times the error of plain torch in half precision
@@ -32,9 +35,15 @@ BONUS = 3  # the purpose of noise that a target draws alone
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
-def random_weights(shape: ModelShape, dtype: torch.dtype) -> Any:
-    """LlamaWeights whose activations stay of the size of one."""
-    llama = import_module("pearl_rt.model.llama")
+def random_weights(shape: ModelShape, dtype: torch.dtype, rounded: str) -> Any:
+    """LlamaWeights whose activations stay of the size of one. rounded: "auto", or "int8", "int4"."""
+    llama, coded = import_module("pearl_rt.model.llama"), import_module("pearl_rt.model.coded_matrix")
+
+    def matrix(n: int, k: int, scale: float, name: str = "") -> Any:
+        values, bits = random(n, k, dtype=dtype, scale=scale), bits_of(name, rounded)
+        form = GroupForm.joined([None], bits)
+        return values if form is None else coded.CodedMatrix.pack({name: values}, form, bits, values.device)
+
     hidden, q_size = shape.hidden, shape.heads * shape.head_dim
     kv_size = shape.kv_heads * shape.head_dim
     deep = (2 * shape.layers) ** -0.5
@@ -42,23 +51,31 @@ def random_weights(shape: ModelShape, dtype: torch.dtype) -> Any:
     def layer() -> Any:
         return llama.LayerWeights(
             input_layernorm=torch.ones(hidden, dtype=dtype),
-            qkv_proj=random(q_size + 2 * kv_size, hidden, dtype=dtype, scale=hidden**-0.5),
+            qkv_proj=matrix(q_size + 2 * kv_size, hidden, hidden**-0.5),
             qkv_bias=None,
             q_norm=None,
             k_norm=None,
-            o_proj=random(hidden, q_size, dtype=dtype, scale=deep * q_size**-0.5),
+            o_proj=matrix(hidden, q_size, deep * q_size**-0.5),
             post_attention_layernorm=torch.ones(hidden, dtype=dtype),
-            gate_up_proj=random(2 * shape.intermediate, hidden, dtype=dtype, scale=hidden**-0.5),
-            down_proj=random(hidden, shape.intermediate, dtype=dtype, scale=deep * shape.intermediate**-0.5),
+            gate_up_proj=matrix(2 * shape.intermediate, hidden, hidden**-0.5),
+            down_proj=matrix(hidden, shape.intermediate, deep * shape.intermediate**-0.5),
         )
 
-    embedding = random(shape.vocab, hidden, dtype=dtype)
-    head = random(shape.vocab, hidden, dtype=dtype, scale=hidden**-0.5)
+    embedding = matrix(shape.vocab, hidden, 1.0, "model.embed_tokens.weight")
+    head = matrix(shape.vocab, hidden, hidden**-0.5, "lm_head.weight")
     layers = tuple(layer() for _ in range(shape.layers))
     return llama.LlamaWeights(embedding, layers, torch.ones(hidden, dtype=dtype), head)
 
 
-def make_model(shape: ModelShape, rows: int, context: int, dtype: torch.dtype) -> Any:
+def values_of(weight: Any, dtype: torch.dtype) -> torch.Tensor:
+    """A matrix of a model as elements."""
+    if isinstance(weight, torch.Tensor):
+        return weight.to(dtype)
+    definition = import_module("pearl_rt.kernels.reference.forward.coded")
+    return definition.values_of(weight.codes, weight.scales, weight.group, weight.k).to(dtype)
+
+
+def make_model(shape: ModelShape, rows: int, context: int, dtype: torch.dtype, rounded: str) -> Any:
     """A Llama with a cache full of random keys and values."""
     llama = import_module("pearl_rt.model.llama")
     config = config_of(shape, max_position_embeddings=context)
@@ -70,7 +87,7 @@ def make_model(shape: ModelShape, rows: int, context: int, dtype: torch.dtype) -
         max_model_len=context,
         block_size=BLOCK_SIZE,
     )
-    model = llama.Llama(config, random_weights(shape, dtype), sizes)
+    model = llama.Llama(config, random_weights(shape, dtype, rounded), sizes)
     for pages in (*model.kv_cache.keys, *model.kv_cache.values):
         pages.normal_()
     return model
@@ -116,7 +133,7 @@ class PlainStep:
     def __call__(self) -> torch.Tensor:
         """Logits [T, V] fp32."""
         weights = self.weights
-        x = weights.embed_tokens[self.ids].to(self.dtype)
+        x = values_of(weights.embed_tokens, self.dtype)[self.ids]
         for layer, keys, values in zip(weights.layers, self.keys, self.values, strict=True):
             x = x + self.attention(self.norm(x, layer.input_layernorm), layer, keys, values)
             gate, up = self.linear(self.norm(x, layer.post_attention_layernorm), layer.gate_up_proj).chunk(
@@ -128,8 +145,8 @@ class PlainStep:
     def norm(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight.to(self.dtype), EPS)
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        return x @ weight.to(self.dtype).t()
+    def linear(self, x: torch.Tensor, weight: Any) -> torch.Tensor:
+        return x @ values_of(weight, self.dtype).t()
 
     def attention(
         self, x: torch.Tensor, layer: Any, keys: torch.Tensor, values: torch.Tensor
@@ -148,9 +165,11 @@ class PlainStep:
 class Step:
     """One model with one batch: our step, the plain one, and what both should give."""
 
-    def __init__(self, shape: ModelShape, rows: int, context: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, shape: ModelShape, rows: int, context: int, dtype: torch.dtype, rounded: str = "auto"
+    ) -> None:
         self.sampling = import_module("pearl_rt.kernels.sampling.sample")
-        self.model = make_model(shape, rows, context, dtype)
+        self.model = make_model(shape, rows, context, dtype, rounded)
         self.batch = make_batch(shape.vocab, rows, context)
         self.row_ids = torch.arange(rows, dtype=torch.int32)
         self.logits = torch.empty(rows, shape.vocab, dtype=torch.float32)
@@ -188,8 +207,16 @@ class Step:
         return f"logits are off by {error:.2e} rms (limit {limit:.2e}), logits {rms(self.exact):.2e} rms"
 
 
-def step_job(copies: int, shape: ModelShape, rows: int, context: int, *, dtype: torch.dtype = BF16) -> Job:
-    steps = [Step(shape, rows, context, dtype) for _ in range(copies)]
+def step_job(
+    copies: int,
+    shape: ModelShape,
+    rows: int,
+    context: int,
+    *,
+    dtype: torch.dtype = BF16,
+    rounded: str = "auto",
+) -> Job:
+    steps = [Step(shape, rows, context, dtype, rounded) for _ in range(copies)]
     return Job(
         Variant([step.ours for step in steps], lambda i: steps[i].logits),
         {"torch": Variant([step.theirs for step in steps], lambda i: steps[i].plain_logits)},
@@ -198,18 +225,26 @@ def step_job(copies: int, shape: ModelShape, rows: int, context: int, *, dtype: 
     )
 
 
-def step_spec(shape: ModelShape, rows: int, context: int) -> Spec:
-    num_bytes = traffic.decode_step(shape, 1, rows, context)
+def step_spec(shape: ModelShape, rows: int, context: int, rounded: str = "auto") -> Spec:
+    """rounded: to what weights are rounded; goals are about those that are not."""
+    num_bytes = traffic.decode_step(shape, 1, rows, context, rounded)
+    is_wide = rounded == "auto"
     return Spec(
-        "step",
-        f"step {shape.name} T{rows} ctx{context}",
+        "step" if is_wide else "coded step",
+        f"step {shape.name} T{rows} ctx{context}" + ("" if is_wide else f" {rounded}"),
         num_bytes,
-        lambda copies: step_job(copies if num_bytes < SEVERAL else 1, shape, rows, context),
+        lambda copies: step_job(copies if num_bytes < SEVERAL else 1, shape, rows, context, rounded=rounded),
         {"shape": shape.name, "rows": rows, "context": context},
-        quick=(shape.name, rows, context) in QUICK,
+        quick=is_wide and (shape.name, rows, context) in QUICK,
     )
+
+
+def coded_specs() -> list[Spec]:
+    """Of 8B in 8 and 4 bits."""
+    return [step_spec(MODELS["8b"], rows, CONTEXTS[0], rounded) for rounded in ROUNDED for rows in (1, 8)]
 
 
 def specs() -> list[Spec]:
     short = [step_spec(shape, rows, CONTEXTS[0]) for shape in SHAPES for rows in ROWS]
-    return [*short, *(step_spec(shape, rows, CONTEXTS[1]) for shape in SHAPES for rows in (1, 8))]
+    long = [step_spec(shape, rows, CONTEXTS[1]) for shape in SHAPES for rows in (1, 8)]
+    return [*short, *long, *coded_specs()]

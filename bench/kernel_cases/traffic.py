@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pearl_rt.checkpoint.shapes import bits_of
 from pearl_rt.kernels.base.shapes import ModelShape
+from pearl_rt.reference.groups import GroupForm
 
 HALF = 2  # bf16, fp16
 FLOAT = 4  # fp32
@@ -64,16 +66,23 @@ def verify(batch: int, gamma: int, vocab: int, *, draft: bool = True) -> int:
     return batch * (rows * vocab * FLOAT + (2 * gamma + 1) * INT)
 
 
-def weights(shape: ModelShape) -> int:
+def matrix(n: int, k: int, name: str = "", rounded: str = "auto") -> int:
+    """A weight [n, k]: in half precision, or rounded to "int8" or "int4" as the tensor of that name is."""
+    form = GroupForm.joined([None], bits_of(name, rounded))
+    return n * k * HALF if form is None else form.num_bytes((n, k))
+
+
+def weights(shape: ModelShape, rounded: str = "auto") -> int:
     """What a decode step reads of the weights: all but the embedding table, where it looks up rows."""
-    layer = sum(n * k for name, (n, k) in shape.linears.items() if name != "lm_head")
-    layer += 2 * shape.intermediate * shape.hidden + 2 * shape.hidden
-    return (shape.layers * layer + shape.hidden + shape.vocab * shape.hidden) * HALF
+    layer = sum(matrix(n, k, rounded=rounded) for name, (n, k) in shape.linears.items() if name != "lm_head")
+    layer += matrix(2 * shape.intermediate, shape.hidden, rounded=rounded) + 2 * shape.hidden * HALF
+    head = matrix(shape.vocab, shape.hidden, "lm_head.weight", rounded)
+    return shape.layers * layer + shape.hidden * HALF + head
 
 
-def decode_step(shape: ModelShape, batch: int, rows: int, context: int) -> int:
+def decode_step(shape: ModelShape, batch: int, rows: int, context: int, rounded: str = "auto") -> int:
     """A forward of `rows` tokens of each of `batch` sequences of `context` positions, logits written."""
     tokens = batch * rows
     kv_row = shape.layers * 2 * shape.kv_heads * shape.head_dim * HALF
     kv = batch * context * kv_row + tokens * kv_row
-    return weights(shape) + kv + tokens * (shape.hidden * HALF + shape.vocab * FLOAT)
+    return weights(shape, rounded) + kv + tokens * (shape.hidden * HALF + shape.vocab * FLOAT)

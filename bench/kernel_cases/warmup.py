@@ -20,14 +20,14 @@ from bench.kernel_cases.case import Spec
 
 MAX_WORKERS = 10
 NOT_TWICE = ("rows", "context", "compiles")  # tags in which cases differ that share most of their kernels
-SKIPPED = "step"  # whole models are large, and made of the other cases' kernels
+SKIPPED = ("step", "coded step")  # whole models are large, and made of the other cases' kernels
 
 
 def share(specs: Sequence[Spec], index: int, count: int) -> list[Spec]:
     """The cases of worker `index` of `count`: cases that share kernels go to the same one."""
     groups: dict[str, list[Spec]] = {}
     for spec in specs:
-        if spec.op != SKIPPED:
+        if spec.op not in SKIPPED:
             tags = {key: value for key, value in spec.all_tags.items() if key not in NOT_TWICE}
             groups.setdefault(str(sorted(tags.items())), []).append(spec)
     return [spec for group in list(groups.values())[index::count] for spec in group]

@@ -31,6 +31,8 @@ from .checks import check, check_device, check_rows
 DTYPES = {
     "float": (torch.float32, torch.float16, torch.bfloat16),
     "fp32": (torch.float32,),
+    "int8": (torch.int8,),
+    "uint8": (torch.uint8,),
     "int32": (torch.int32,),
     "int64": (torch.int64,),
 }

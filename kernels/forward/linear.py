@@ -16,10 +16,14 @@ can outlast the memory), and the slices are added at the end. Steps are pipeline
 have a buffer and are on their way.
 SPLIT_K > 1: the sums go to the workspace, and a second kernel adds them in the order of their index.
 
+With scales the weight is codes of 8 or 4 bits (kernels/forward/weight_tile.py). They become values in
+registers, rounded to the dtype of x. A slice has a unit of 64 columns then, and adds its first half first.
+
 Shapes    x [T, K], weight [N, K], out [M, N], bias [N], residual [M, N]; with rows [M] row i is x[rows[i]],
-          else M = T; M 1..64, above it torch.mm; squares [T, num_parts(K)], next_squares [M, num_parts(N)]
+          else M = T; M 1..64, above it torch.mm (codes have none: pass blocks of rows); squares
+          [T, num_parts(K)], next_squares [M, num_parts(N)]
 Dtypes    x, weight, bias, next_norm, scaled fp32, fp16 or bf16, all alike; sums and squares fp32; out fp32 or
-          like weight; residual fp32
+          like x; residual fp32
 Requires  rows of 16 * n bytes; x and weight aligned to 16 bytes; workspace_size bytes of workspace
 Mutates   out or residual, scaled, next_squares, workspace
 Live      num_live None, or [1] int32: at 0 nothing else is read, nothing written (torch.mm does not ask)
@@ -29,7 +33,7 @@ Rows      up to M = 64 the bits of a row depend on nothing but that row: the con
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -38,14 +42,24 @@ import triton.language as tl
 from torch import Tensor
 
 from ..base import interpreter  # noqa: F401
-from ..base.checks import check, check_computed_rightly, check_workspace
+from ..base.checks import check, check_workspace
 from ..base.dependent import await_previous, dependent
 from ..base.library import operator
+from .weight_tile import (
+    BLOCK_M,
+    HALF,
+    SLICES,
+    UNIT,
+    WeightForm,
+    check_operands,
+    coded_pointers,
+    load_coded_tiles,
+    load_two_tiles,
+    multiply_many_rows,
+)
 
 MAX_ROWS = 64  # of the kernel; more go to torch.mm
-BLOCK_M = tl.constexpr(16)
 BLOCK_REDUCE, REDUCE_WARPS = 256, 2  # one load of 16 bytes a thread
-SLICES = 4  # one per warp
 THIN = 2 << 20  # bytes of a weight that is bound by launches, not by memory
 # A row has the same bits in each specialisation: no multiply-adds that come and go with the code around them.
 OPTIONS = {"enable_fp_fusion": False}
@@ -98,6 +112,14 @@ def config(N: int, K: int, element_size: int) -> Config:
     return Config(block_n=16, slice_k=2 * columns, split_k=split_k, num_stages=5)  # one wave of one: 128 KiB
 
 
+def coded_config(N: int, K: int, element_size: int, form: WeightForm) -> Config:
+    """Of a weight of codes, x of element_size: N and K are cut as config does it for elements of 16 bits."""
+    cut = config(N, K, 2)
+    programs = triton.cdiv(N, cut.block_n) * cut.split_k
+    stages = form.num_stages(cut.block_n, K, element_size, programs)
+    return replace(cut, slice_k=UNIT.value, num_stages=stages)
+
+
 def part_width(N: int) -> int:
     """Columns whose squares are summed as one: what a program of linear has of a row of N."""
     return config(N, 1, 2).block_n
@@ -119,7 +141,8 @@ def workspace_size(T: int, N: int, K: int) -> int:
 @triton.jit(do_not_specialize=["M"])  # one binary for every number of rows
 def linear_kernel(
     x_ptr,  # [T, K]
-    weight_ptr,  # [N, K]
+    weight_ptr,  # [N, K], or codes
+    scales_ptr,  # [units * words, N] int32, or None
     out_ptr,  # [M, N], IS_RESIDUAL: the residual; SPLIT_K > 1: the workspace [SPLIT_K, M, N] fp32
     bias_ptr,  # [N] or None
     num_live_ptr,  # [1] int32 or None
@@ -133,6 +156,7 @@ def linear_kernel(
     K,
     num_parts,
     eps,
+    scales_stride,  # or None
     HAS_BIAS: tl.constexpr,
     IS_RESIDUAL: tl.constexpr,
     EVEN_K: tl.constexpr,  # K is a multiple of SPLIT_K * SLICES * SLICE_K
@@ -141,6 +165,7 @@ def linear_kernel(
     SLICE_K: tl.constexpr,
     SPLIT_K: tl.constexpr,
     PARTS: tl.constexpr,  # num_parts, up to a power of two
+    FORM: tl.constexpr,  # of a weight: see WeightForm
     PDL: tl.constexpr,
 ):
     await_previous(PDL)
@@ -169,25 +194,39 @@ def linear_kernel(
 
     steps = tl.cdiv(tl.cdiv(K, BLOCK_K), SPLIT_K)
     first = split * steps * BLOCK_K
-    k = tl.arange(0, SLICES)[:, None] * SLICE_K + tl.arange(0, SLICE_K)[None, :]
+    TILE: tl.constexpr = SLICE_K if FORM is None else HALF
+    k = tl.arange(0, SLICES)[:, None] * SLICE_K + tl.arange(0, TILE)[None, :]
 
-    x_ptrs = x_ptr + first + row[None, :, None] * K + k[:, None, :]  # [SLICES, BLOCK_M, SLICE_K]
-    weight_rows = weight_ptr + first + n.to(tl.int64) * K
-    weight_ptrs = weight_rows[None, None, :] + k[:, :, None]  # [SLICES, SLICE_K, BLOCK_N]
+    x_ptrs = x_ptr + first + row[None, :, None] * K + k[:, None, :]  # [SLICES, BLOCK_M, TILE]
+    if FORM is None:
+        weight_rows = weight_ptr + first + n.to(tl.int64) * K
+        weight_ptrs = weight_rows[None, None, :] + k[:, :, None]  # [SLICES, TILE, BLOCK_N]
+    else:
+        unit = first // SLICE_K + tl.arange(0, SLICES)
+        weight_ptrs, scale_ptrs = coded_pointers(weight_ptr, scales_ptr, scales_stride, n, unit, K, FORM)
+    dtype: tl.constexpr = x_ptr.dtype.element_ty
     is_row = (m < M)[None, :, None]
     is_weight = (n < N)[None, None, :]
     total = tl.zeros((SLICES, BLOCK_M, BLOCK_N), tl.float32)
     for step in range(steps):
-        if EVEN_K:
-            x = tl.load(x_ptrs, mask=is_row, other=0.0)
-            weight = tl.load(weight_ptrs, mask=is_weight, other=0.0)
+        left = K - first - step * BLOCK_K
+        if FORM is None:
+            if EVEN_K:
+                x = tl.load(x_ptrs, mask=is_row, other=0.0)
+                weight = tl.load(weight_ptrs, mask=is_weight, other=0.0)
+            else:
+                x = tl.load(x_ptrs, mask=is_row & (k < left)[:, None, :], other=0.0)
+                weight = tl.load(weight_ptrs, mask=is_weight & (k < left)[:, :, None], other=0.0)
+            total = tl.dot(x, weight, total, input_precision="ieee")
+            weight_ptrs += BLOCK_K
         else:
-            left = K - first - step * BLOCK_K
-            x = tl.load(x_ptrs, mask=is_row & (k < left)[:, None, :], other=0.0)
-            weight = tl.load(weight_ptrs, mask=is_weight & (k < left)[:, :, None], other=0.0)
-        total = tl.dot(x, weight, total, input_precision="ieee")
+            x, x_2 = load_two_tiles(x_ptrs, is_row, k, left, EVEN_K)
+            weight, weight_2 = load_coded_tiles(
+                weight_ptrs, scale_ptrs, scales_stride, step, is_weight, left, dtype, EVEN_K, SLICES, FORM
+            )
+            total = tl.dot(x, weight, total, input_precision="ieee")
+            total = tl.dot(x_2, weight_2, total, input_precision="ieee")
         x_ptrs += BLOCK_K
-        weight_ptrs += BLOCK_K
 
     sums = tl.sum(total, 0)
     if squares_ptr is not None:
@@ -260,67 +299,38 @@ def add_splits_kernel(
         tl.store(next_squares_ptr + m * next_parts + part, next_squares, mask=part < next_parts)
 
 
-@torch.no_grad()
-def multiply_many_rows(
-    x: torch.Tensor, weight: torch.Tensor, product: torch.Tensor, bias: torch.Tensor | None
-) -> None:
-    """product [T, N] = x @ weight.T + bias by torch, in the dtype of product."""
-    if product.dtype == x.dtype:
-        if bias is None:
-            torch.mm(x, weight.t(), out=product)
-        else:
-            torch.addmm(bias, x, weight.t(), out=product)
-        return
-    if x.is_cuda:
-        torch.mm(x, weight.t(), out_dtype=product.dtype, out=product)
-    else:  # torch has no product of two dtypes there
-        torch.mm(x.to(product.dtype), weight.to(product.dtype).t(), out=product)
-    if bias is not None:
-        product.add_(bias)
-
-
-def check_operands(op: str, x: Tensor, weight: Tensor) -> None:
-    """x [T, K] and weight [N, K] can be read by the kernels: in rows of 16 * n bytes."""
-    check_computed_rightly(op, "x", x)
-    row_bytes = x.shape[1] * x.element_size()
-    if row_bytes % 16 or row_bytes == 0:
-        raise ValueError(
-            f"{op}: K is {x.shape[1]}, rows have {row_bytes} bytes, expected a multiple of 16: pad K by zeros"
-        )
-    for name, tensor in (("x", x), ("weight", weight)):
-        if tensor.data_ptr() % 16:
-            raise ValueError(f"{op}: {name} starts at {tensor.data_ptr():#x}: align it to 16 bytes")
-
-
 @operator
 def linear(
     x: Annotated[Tensor, "float [T, K]"],
-    weight: Annotated[Tensor, "x [N, K]"],
-    out: Annotated[Tensor | None, "fp32|weight [M, N] out"],
-    bias: Annotated[Tensor | None, "weight [N]"],
+    weight: Annotated[Tensor, "x|int8|uint8 [N, B]"],
+    out: Annotated[Tensor | None, "fp32|x [M, N] out"],
+    bias: Annotated[Tensor | None, "x [N]"],
     residual: Annotated[Tensor | None, "fp32 [M, N] out"],
     workspace: Annotated[Tensor, "out"],
     num_live: Annotated[Tensor | None, "int32 [1]"] = None,
     rows: Annotated[Tensor | None, "int32 [M]"] = None,
     squares: Annotated[Tensor | None, "fp32 [T, P]"] = None,
     eps: float = 0.0,
-    next_norm: Annotated[Tensor | None, "weight [N]"] = None,
-    scaled: Annotated[Tensor | None, "weight [M, N] out"] = None,
+    next_norm: Annotated[Tensor | None, "x [N]"] = None,
+    scaled: Annotated[Tensor | None, "x [M, N] out"] = None,
     next_squares: Annotated[Tensor | None, "fp32 [M, Q] out"] = None,
     pdl: bool = False,
+    scales: Annotated[Tensor | None, "int32 [W, N] strided"] = None,
+    group: int = 32,
 ) -> None:
-    """x: [T, K]; weight: [N, K]; out: [M, N] fp32 or as weight, overwritten, and None if there is a residual;
+    """x: [T, K]; weight: [N, K]; out: [M, N] fp32 or as x, overwritten, and None if there is a residual;
     bias: [N] or None; residual: [M, N] fp32, added to, or None; workspace: uint8 [workspace_size(M, N, K)];
     num_live: [1] int32 or None; rows: [M] int32, rows of x, M at most 64, or None: all.
 
     squares, eps: what x was scaled from, fp32 [T, num_parts(K)], or None: x is as it is.
-    next_norm: [N]; scaled: [M, N] as weight and next_squares: [M, num_parts(N)] fp32, both overwritten: of
+    next_norm: [N]; scaled: [M, N] as x and next_squares: [M, num_parts(N)] fp32, both overwritten: of
     the residual, for the layer that reads it next. All three or none. pdl: see kernels/base/dependent.py.
+    scales, group: of a weight that is codes, see kernels/forward/weight_tile.py; M at most 64.
 
     x = [[1, 2, 3, 4]], weight = [[1, 0, 0, 0], [0, 1, 0, 1]], bias = [0, 10]: out = [[1, 16]].
     With squares = [[15]], eps = 0.25: the mean is 4, f 1 / 2, out = [[0.5, 13]].
     """
-    check_operands("linear", x, weight)
+    form = check_operands("linear", x, weight, scales, group)
     (T, K), N = x.shape, weight.shape[0]
     M = T if rows is None else rows.shape[0]
     if (out is None) == (residual is None):
@@ -339,8 +349,9 @@ def linear(
     for name, tensor, size in (("squares", squares, K), ("next_squares", next_squares, N)):
         if tensor is not None:
             check("linear", name, tensor, (None, num_parts(size)))
-    if M > MAX_ROWS and rows is not None:
-        raise ValueError(f"linear: {M} rows are picked of x, at most {MAX_ROWS}: pick them in blocks")
+    for what, is_given in (("are picked of x", rows is not None), ("for codes", scales is not None)):
+        if M > MAX_ROWS and is_given:
+            raise ValueError(f"linear: {M} rows {what}, at most {MAX_ROWS}: pick them in blocks")
     num_bytes = workspace_size(M, N, K)
     check_workspace("linear", workspace, num_bytes)
     sums = workspace[:num_bytes].view(torch.float32)
@@ -349,7 +360,8 @@ def linear(
         multiply_many_rows(x, weight, target, bias)
         return
     flags = {"HAS_BIAS": bias is not None, "IS_RESIDUAL": residual is not None}
-    cut = config(N, K, weight.element_size())
+    size = x.element_size()
+    cut = config(N, K, size) if scales is None else coded_config(N, K, size, form)
     is_split = cut.split_k > 1
     sources = rows, squares, next_norm, scaled, next_squares
     parts = {"PARTS": triton.next_power_of_2(num_parts(K)), **dependent("linear", pdl)}
@@ -358,10 +370,11 @@ def linear(
         num_live = None
     else:
         linear_kernel[(triton.cdiv(M, BLOCK_M.value), triton.cdiv(N, cut.block_n), cut.split_k)](
-            *(x, weight, sums if is_split else target, None if is_split else bias, num_live),
+            *(x, weight, scales, sums if is_split else target, None if is_split else bias, num_live),
             *((rows, None, None, None, None) if is_split else sources),
-            *(M, N, K, num_parts(K), eps),
+            *(M, N, K, num_parts(K), eps, None if scales is None else scales.stride(0)),
             **cut.constexprs(K),
+            FORM=form.constexpr,
             **(dict.fromkeys(flags, False) if is_split else flags),
             **parts,
             num_warps=SLICES,

@@ -14,7 +14,7 @@ import torch
 
 from pearl_rt.state import State
 
-from ..base.shapes import SHAPES, ModelShape
+from ..base.shapes import MODELS, SHAPES, ModelShape
 from ..forward import attention as attention_kernels
 from ..forward import feed as feed_kernels
 from ..forward import gate_up_silu as gate_up_kernels
@@ -24,6 +24,7 @@ from ..forward.attention_tile import PagedBatch
 from ..forward.embedding import embedding
 from ..forward.qkv_rope_store import qkv_rope_store
 from ..forward.rms_norm import rms_norm
+from ..forward.weight_tile import UNIT, WeightForm
 from ..sampling import filters as filters_kernels
 from ..sampling import logprobs as logprobs_kernels
 from ..sampling import penalties as penalties_kernels
@@ -42,6 +43,30 @@ NAMES = {F32: "fp32", F16: "fp16", BF16: "bf16"}
 VOCABULARIES = sorted({shape.vocab for shape in SHAPES})
 LARGEST = VOCABULARIES[-1]
 EPS = 1e-5
+ELEMENTS = WeightForm()
+CODES_4, CODES_8 = WeightForm(4, 32, True), WeightForm(8)
+OTHER_CODES = (
+    WeightForm(8, 16),
+    WeightForm(8, 32, True),
+    WeightForm(8, 16, True),
+)  # of files, and of their mixtures
+
+
+def weight_of(N: int, K: int, dtype: torch.dtype, form: WeightForm) -> tuple[torch.Tensor, dict[str, Any]]:
+    """A weight [N, K], and what operators are told of its codes."""
+    if not form.bits:
+        return tensor(dtype, N, K), {}
+    units = -(-K // UNIT.value)
+    codes = tensor(torch.int8 if form.bits == 8 else U8, N, units * form.unit_bytes)
+    return codes, {"scales": tensor(I32, units * form.words, N), "group": form.group}
+
+
+def words_of(form: WeightForm) -> str:
+    """Behind a configuration's name."""
+    if not form.bits:
+        return ""
+    minimums = " + minimums" if form.has_minimums and form.bits == 8 else ""
+    return f" {form.bits} bits{' of 16' if form.group == 16 else ''}{minimums}"
 
 
 def dtypes_of(shape: ModelShape) -> tuple[torch.dtype, ...]:
@@ -62,7 +87,8 @@ def rms_norm_launches(record: Recorder) -> None:
 def linear_launches(record: Recorder) -> None:
     """Every shipped layer as steps run it: with num_live, with squares where a norm is read, the head with
     rows too, and with the next norm where the residual is written. Of Qwen2.5-0.5B, a qkv_proj with a bias
-    and a down_proj that splits K, plain ones without num_live too.
+    and a down_proj that splits K, plain ones without num_live too. Of codes, the widest and the narrowest
+    programs of 8B and 135M, and the forms that files bring.
     """
 
     def launch(
@@ -74,6 +100,7 @@ def linear_launches(record: Recorder) -> None:
         live: bool = True,
         normed: bool = True,
         picked: bool = False,
+        form: WeightForm = ELEMENTS,
     ) -> None:
         def parts(size: int) -> torch.Tensor:
             return tensor(F32, 1, linear_kernels.num_parts(size))
@@ -84,10 +111,11 @@ def linear_launches(record: Recorder) -> None:
         elif normed:
             norm = {"squares": parts(K), "eps": EPS}
         words = f"{N}x{K} {NAMES[dtype]}{' + bias' if bias else ''}{' + residual' if out is None else ''}"
-        with record(words + ("" if live else " always") + ("" if normed else " plain")):
+        weight, codes = weight_of(N, K, dtype, form)
+        with record(words + ("" if live else " always") + ("" if normed else " plain") + words_of(form)):
             linear_kernels.linear(
                 tensor(dtype, 1, K),
-                tensor(dtype, N, K),
+                weight,
                 tensor(out, 1, N) if out else None,
                 tensor(dtype, N) if bias else None,
                 None if out else tensor(F32, 1, N),
@@ -95,6 +123,7 @@ def linear_launches(record: Recorder) -> None:
                 tensor(I32, 1) if live else None,
                 tensor(I32, 1) if picked else None,
                 **norm,
+                **codes,
             )
 
     for shape in SHAPES:
@@ -106,21 +135,31 @@ def linear_launches(record: Recorder) -> None:
     launch(1152, 896, BF16, BF16, bias=True, live=False, normed=False)
     launch(896, 4864, BF16, None, live=False, normed=False)
     launch(896, 4864, BF16, None)
+    launch(6144, 4096, BF16, F32, form=CODES_4)
+    launch(4096, 14336, BF16, None, form=CODES_4)
+    launch(576, 1536, F16, None, form=CODES_4)
+    for form in (CODES_4, CODES_8):
+        launch(128256, 4096, BF16, F32, picked=True, form=form)
+    launch(6144, 4096, BF16, F32, form=CODES_8)
+    for form in OTHER_CODES:
+        launch(6144, 4096, BF16, F32, form=form)
 
 
 def gate_up_silu_launches(record: Recorder) -> None:
-    """Every shipped MLP, and the second half of the path for many rows."""
+    """Every shipped MLP, and the second half of the path for many rows. Of codes, that of 8B."""
 
-    def launch(T: int, shape: ModelShape, dtype: torch.dtype) -> None:
+    def launch(T: int, shape: ModelShape, dtype: torch.dtype, form: WeightForm = ELEMENTS) -> None:
         I, K = shape.intermediate, shape.hidden  # noqa: E741
+        weight, codes = weight_of(2 * I, K, dtype, form)
         gate_up_kernels.gate_up_silu(
             tensor(dtype, T, K),
-            tensor(dtype, 2 * I, K),
+            weight,
             tensor(dtype, T, I),
             tensor(U8, gate_up_kernels.workspace_size(T, I, K)),
             tensor(I32, 1),
             tensor(F32, T, linear_kernels.num_parts(K)),
             EPS,
+            **codes,
         )
 
     for shape in SHAPES:
@@ -129,6 +168,10 @@ def gate_up_silu_launches(record: Recorder) -> None:
                 launch(1, shape, dtype)
     with record("of many rows bf16"):
         launch(linear_kernels.MAX_ROWS + 1, SHAPES[0], BF16)
+    shape = MODELS["8b"]
+    for form in (CODES_4, CODES_8):
+        with record(f"2x{shape.intermediate}x{shape.hidden} bf16{words_of(form)}"):
+            launch(1, shape, BF16, form)
 
 
 def attention_launches(record: Recorder, max_q_len: int = 1) -> None:
@@ -172,13 +215,19 @@ def qkv_rope_store_launches(record: Recorder) -> None:
 
 
 def embedding_launches(record: Recorder) -> None:
-    """One for each dtype, with what the first layer reads and without; sizes are run-time arguments."""
+    """One for each dtype, with what the first layer reads and without; sizes are run-time arguments. Of
+    codes, one for each number of bits."""
     for dtype in (BF16, F16):
         table, out = tensor(dtype, 32000, 4096), tensor(F32, 1, 4096)
         norm = tensor(dtype, 4096), tensor(dtype, 1, 4096), tensor(F32, 1, linear_kernels.num_parts(4096))
         for given in (norm, ()):
             with record(NAMES[dtype] + (" norm" if given else "")):
                 embedding(tensor(I32, 1), table, out, *given)
+    for form in (CODES_4, CODES_8):
+        table, codes = weight_of(32000, 4096, BF16, form)
+        norm = tensor(BF16, 4096), tensor(BF16, 1, 4096), tensor(F32, 1, linear_kernels.num_parts(4096))
+        with record(f"bf16 norm{words_of(form)}"):
+            embedding(tensor(I32, 1), table, tensor(F32, 1, 4096), *norm, **codes)
 
 
 def feed_launches(record: Recorder) -> None:
@@ -321,10 +370,18 @@ LAUNCHES: dict[str, Callable[[Recorder], None]] = {
     )
 }
 LOAD_BYTES = {"linear_kernel": 16, "gate_up_silu_kernel": 16}  # of weights
+SCALE_BYTES = 4  # likewise, where the narrowest copies are those of scales
+
+
+def load_bytes(case: CompileCase) -> int:
+    """How wide a case must read at least."""
+    wanted = LOAD_BYTES.get(case.kernel.__name__, 0)
+    names = list(case.signature)
+    return SCALE_BYTES if wanted and case.constants[(names.index("FORM"),)] is not None else wanted
 
 
 def cases_of(operator: str) -> list[CompileCase]:
     """Every configuration of an operator's kernels."""
     record = Recorder(operator)
     LAUNCHES[operator](record)
-    return [replace(case, load_bytes=LOAD_BYTES.get(case.kernel.__name__, 0)) for case in record.cases]
+    return [replace(case, load_bytes=load_bytes(case)) for case in record.cases]

@@ -269,7 +269,7 @@ class CpuBackend(Backend):
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
         """Every placement has its own KV caches, of the pool's blocks, and logits."""
         available = available_memory()
-        weights = {model.name: model.weight_bytes for model in models}
+        weights = {model.name: model.num_bytes(keeps_codes=model.dtype != "float32") for model in models}
         kept = sum(kv_bytes(model.config, model.dtype, pool.num_tokens) for model in models)
         widest = max(model.config.vocab_size for model in models)
         caches = num_placements * kept

@@ -93,6 +93,7 @@ class CudaBackend(Backend):
         for gpu, held in by_gpu.values():
             remedies = ["lower max_num_seqs"] if self.num_slots > 1 else []
             remedies += ["pass dtype='bfloat16'"] if any(m.dtype == "float32" for m in held) else []
+            remedies += ["pass weights='int8' or 'int4'"] if any(m.weights == "auto" for m in held) else []
             if len(held) > 1:
                 remedies.append("put the draft elsewhere with draft_device")
             check_gpu_memory(
@@ -108,7 +109,12 @@ class CudaBackend(Backend):
             return self._cpu.pack(model, max_model_len)
         device = self._gpu_of(model).device
         return DeviceModel.pack(
-            model.config, model.tensors, device=device, dtype=model.dtype, name=model.name
+            model.config,
+            model.tensors,
+            device=device,
+            dtype=model.dtype,
+            name=model.name,
+            weights=model.weights,
         )
 
     def lanes(

@@ -47,7 +47,12 @@ class InterpretBackend(Backend):
     def pack(self, model: ModelSource, max_model_len: int) -> DeviceModel:
         """Weights as the kernels read them."""
         return DeviceModel.pack(
-            model.config, model.tensors, device=self._gpu.device, dtype=model.dtype, name=model.name
+            model.config,
+            model.tensors,
+            device=self._gpu.device,
+            dtype=model.dtype,
+            name=model.name,
+            weights=model.weights,
         )
 
     def lanes(

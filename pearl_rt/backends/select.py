@@ -33,7 +33,6 @@ def device_name(options: EngineOptions, environment: Environment) -> str:
     if device != "auto":
         return device
     for_cores = options.num_threads is not None or options.isa is not None or options.placement == "split"
-    for_cores = for_cores or (options.weights, options.draft_weights) != ("auto", "auto")
     return "cuda" if not for_cores and gpu_can_run() else "cpu"
 
 
@@ -54,8 +53,8 @@ def draft_device_name(options: EngineOptions, device: str, has_draft: bool) -> s
     return own
 
 
-def check_weights(options: EngineOptions, device: str, draft_device: str | None, has_draft: bool) -> None:
-    """Raises ConfigError for rounded weights where no kernels read them, or of a draft that is not there."""
+def check_weights(options: EngineOptions, has_draft: bool) -> None:
+    """Raises ConfigError for rounded weights of a draft that is not there, or that the target holds."""
     if options.draft_weights != "auto" and options.drafter == "self":
         raise ConfigError(
             f"draft_weights {options.draft_weights!r} was given with draft 'self', whose weights are the "
@@ -65,12 +64,6 @@ def check_weights(options: EngineOptions, device: str, draft_device: str | None,
         raise ConfigError(
             f"draft_weights {options.draft_weights!r} was given without a draft: pass draft=..., or drop it"
         )
-    for name, where in (("weights", device), ("draft_weights", draft_device or device)):
-        if (value := getattr(options, name)) != "auto" and where != "cpu":
-            raise ConfigError(
-                f"{name} {value!r} is for a model on the CPU, and this one is on {where!r}: weights of "
-                f"8 and 4 bits run on the CPU; pass device='cpu', or {name}='auto'"
-            )
 
 
 def drafter_name(options: EngineOptions, device: str, has_draft: bool, leaves_early: bool = False) -> str:
@@ -125,7 +118,7 @@ def backend(options: EngineOptions, *, has_draft: bool, leaves_early: bool = Fal
     draft_device = draft_device_name(options, device, has_draft)
     drafter = drafter_name(options, device, has_draft, leaves_early)
     check_stop(options, device, drafter)
-    check_weights(options, device, draft_device, has_draft)
+    check_weights(options, has_draft)
     if options.pdl and device == "cpu":
         raise ConfigError("pdl is how kernels are launched on a GPU, and the target is on 'cpu': drop it")
     num_slots, kv_cache_tokens = options.max_num_seqs, options.kv_cache_tokens

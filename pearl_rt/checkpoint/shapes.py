@@ -1,12 +1,13 @@
 """Which tensors a Llama-family model has, by name and shape. Knows neither torch nor files."""
 
+from collections.abc import Mapping
 from math import prod
 
 from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.reference.groups import GroupForm
 
 ITEM_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 WEIGHT_BITS = {"auto": 0, "int8": 8, "int4": 4}  # to which matrices are rounded; 0: they stay as they are
-GROUP_BYTES = {8: 34, 4: 20}  # of 32 weights with their scale, and with 4 bits their minimum
 HEADS = ("model.embed_tokens.weight", "lm_head.weight")  # never below 8 bits
 
 
@@ -48,14 +49,25 @@ def num_weights(config: ModelConfig) -> int:
     return sum(prod(shape) for shape in tensor_shapes(config).values())
 
 
-def tensor_bytes(name: str, shape: tuple[int, ...], dtype: str, weights: str = "auto") -> int:
-    """Bytes of one tensor of a model that computes in `dtype`, its matrices rounded as `weights` says."""
-    if weights == "auto" or len(shape) == 1:
-        return prod(shape) * ITEM_BYTES[dtype]
-    bits = 8 if name in HEADS else WEIGHT_BITS[weights]
-    return prod(shape) * GROUP_BYTES[bits] // 32
+def bits_of(name: str, weights: str) -> int:
+    """To how many bits `weights` rounds a matrix; 0: it stays as it is."""
+    bits = WEIGHT_BITS[weights]
+    return 8 if bits and name in HEADS else bits
 
 
-def weight_bytes(config: ModelConfig, dtype: str, weights: str = "auto") -> int:
-    """Bytes of a model's weights."""
-    return sum(tensor_bytes(name, shape, dtype, weights) for name, shape in tensor_shapes(config).items())
+def tensor_bytes(
+    name: str, shape: tuple[int, ...], dtype: str, weights: str = "auto", stored: GroupForm | None = None
+) -> int:
+    """Bytes of one tensor of a model that computes in `dtype`, its matrices rounded as `weights` says.
+    stored: the codes that its checkpoint has.
+    """
+    form = GroupForm.joined([stored], bits_of(name, weights)) if len(shape) == 2 else None
+    return prod(shape) * ITEM_BYTES[dtype] if form is None else form.num_bytes(shape)
+
+
+def weight_bytes(
+    config: ModelConfig, dtype: str, weights: str = "auto", stored: Mapping[str, GroupForm] | None = None
+) -> int:
+    """Bytes of a model's weights. stored: the codes that its checkpoint has, by name."""
+    shapes = tensor_shapes(config).items()
+    return sum(tensor_bytes(name, shape, dtype, weights, (stored or {}).get(name)) for name, shape in shapes)

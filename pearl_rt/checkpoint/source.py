@@ -14,6 +14,7 @@ from pearl_rt.checkpoint.views.exit_layer import ExitConfig, check_exit, exit_sh
 from pearl_rt.checkpoint.views.layers import kept_layers
 from pearl_rt.checkpoint.views.skip_cache import known_layers
 from pearl_rt.errors import ConfigError
+from pearl_rt.reference.groups import GroupForm, Groups, Outline
 
 if TYPE_CHECKING:
     import torch
@@ -30,13 +31,25 @@ class ModelSource:
     weights: str = "auto"  # or "int8", "int4": what wider matrices are rounded to
     shared: tuple[int, ...] | None = None  # layers of the target that it begins with; `tensors` lack them
 
-    @property
-    def weight_bytes(self) -> int:
-        """Bytes of the weights that are its own."""
+    def num_bytes(self, *, keeps_codes: bool = True) -> int:
+        """Of the weights that are its own, once they are packed. keeps_codes: whether what has codes is packed
+        as codes.
+        """
+        stored = stored_forms(self.tensors) if keeps_codes else {}
         if self.shared is None:
-            return weight_bytes(self.config, self.dtype, self.weights)
+            return weight_bytes(self.config, self.dtype, self.weights, stored)
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
-        return sum(tensor_bytes(name, shape, self.dtype, self.weights) for name, shape in shapes.items())
+        return sum(
+            tensor_bytes(name, shape, self.dtype, self.weights, stored.get(name)) for name, shape in shapes.items()
+        )
+
+
+def stored_forms(tensors: "Mapping[str, torch.Tensor | Groups | Outline]") -> dict[str, GroupForm]:
+    """The matrices of a model that have codes, by name. Nothing is read."""
+    if isinstance(tensors, StoredTensors):
+        forms = {name: tensors.form(name) for name in tensors}
+        return {name: form for name, form in forms.items() if form is not None}
+    return {name: tensor.form for name, tensor in tensors.items() if isinstance(tensor, Groups | Outline)}
 
 
 def pair_sources(

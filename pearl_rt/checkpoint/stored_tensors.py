@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from pearl_rt.checkpoint.open_file import OpenFile
 from pearl_rt.errors import CheckpointError
-from pearl_rt.reference.groups import Groups
+from pearl_rt.reference.groups import GroupForm, Groups
 from pearl_rt.types.json import Json
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -35,6 +35,10 @@ class Stored(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def form(self) -> GroupForm | None:
+        """Of what groups() gives, which is not read."""
 
     @property
     def place(self) -> Place | None:
@@ -59,6 +63,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     begin: int
     end: int
+    form: None = None  # there are no codes
 
     def read(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         tensor = torch.empty(self.shape, dtype=(DTYPES | _CODES)[self.dtype])
@@ -141,6 +146,10 @@ class StoredTensors(Mapping[str, torch.Tensor]):
     def groups(self, name: str) -> Groups | None:
         """The codes of a quantised matrix; None for any other."""
         return self._stored[name].groups()
+
+    def form(self, name: str) -> GroupForm | None:
+        """Which codes it has, before they are read."""
+        return self._stored[name].form
 
     def dtype_of(self, name: str) -> str:
         """Of one tensor, which is not read; bfloat16 of what is computed."""

@@ -14,10 +14,12 @@ import torch
 from pearl_rt.checkpoint.config import OF_WEIGHTS, Environment, ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.checkpoint.shapes import weight_bytes
+from pearl_rt.checkpoint.source import stored_forms
 from pearl_rt.errors import ConfigError, ResourceError, gib
 from pearl_rt.types.values import choice
 
 if TYPE_CHECKING:
+    from pearl_rt.model.coded_matrix import Part
     from pearl_rt.model.llama import LlamaWeights
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -114,13 +116,16 @@ class DeviceModel:
     def pack(
         cls,
         config: ModelConfig,
-        tensors: Mapping[str, torch.Tensor],
+        tensors: "Mapping[str, Part]",
         *,
         device: torch.device,
         dtype: str = "auto",
         name: str = "model",
+        weights: str = "auto",
     ) -> "DeviceModel":
-        """`tensors`, by their Hugging Face names, may be dropped then. `name` labels the progress bar."""
+        """`tensors`, by their Hugging Face names, may be dropped then. `name` labels the progress bar.
+        weights: what wider matrices are rounded to.
+        """
         if config.output_bias or config.mlp_bias:
             raise ConfigError(
                 f"the {name} has a bias on o_proj or in its MLP (output_bias={config.output_bias}, "
@@ -130,8 +135,10 @@ class DeviceModel:
         prepare_kernels(device)
         from pearl_rt.model.llama import LlamaWeights
 
-        size = weight_bytes(config, chosen)
+        size = weight_bytes(config, chosen, weights, stored_forms(tensors))
         need = f"{gib(size)} of the {name}'s weights"
         with memory_errors(device, need), loading_bar(f"packing the {name}", size) as advance:
-            weights = LlamaWeights.pack(config, tensors, dtype=DTYPES[chosen], device=device, advance=advance)
-        return cls(config, chosen, weights)
+            packed = LlamaWeights.pack(
+                config, tensors, dtype=DTYPES[chosen], device=device, weights=weights, advance=advance
+            )
+        return cls(config, chosen, packed)

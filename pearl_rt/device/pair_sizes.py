@@ -12,7 +12,7 @@ import torch
 
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.shapes import tensor_shapes
-from pearl_rt.checkpoint.source import ModelSource
+from pearl_rt.checkpoint.source import ModelSource, stored_forms
 from pearl_rt.device.gpu import Gpu
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.logits_processors import LogitsProcessors
@@ -22,6 +22,7 @@ from pearl_rt.device.state import DeviceState, StateSizes
 from pearl_rt.device.steps import DraftSteps, LaneSteps, TargetSteps
 from pearl_rt.errors import ResourceError, gib
 from pearl_rt.model.llama import Llama, LlamaWeights, Sizes
+from pearl_rt.reference.groups import Outline
 from pearl_rt.strategy.program import MAX_GAMMA
 
 Steps = TypeVar("Steps", bound=LaneSteps)
@@ -111,11 +112,14 @@ class PairSizes:
         buffers: list[object] = []
         for model in models:
             name, config, own = model.name, model.config, DTYPES[model.dtype]
+            forms = stored_forms(model.tensors)
             tensors = {
-                key: torch.empty(shape, dtype=own, device=META)
+                key: Outline((shape[0], shape[1]), forms[key])
+                if key in forms
+                else torch.empty(shape, dtype=own, device=META)
                 for key, shape in tensor_shapes(config).items()
             }
-            weights = LlamaWeights.pack(config, tensors, dtype=own, device=META)
+            weights = LlamaWeights.pack(config, tensors, dtype=own, device=META, weights=model.weights)
             parts[f"the {name}'s weights"] = held_bytes(weights)
             kind = TargetSteps if name == "target" else DraftSteps
             steps = self.steps(kind, DeviceModel(config, model.dtype, weights), state)

@@ -23,6 +23,7 @@ import torch
 
 from pearl_rt.checkpoint.compatibility import check_vocabularies, max_length
 from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.shapes import WEIGHT_BITS
 from pearl_rt.checkpoint.source import load_pair, pair_sources
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.checkpoint.views.exit_layer import ExitConfig
@@ -147,6 +148,8 @@ class DevicePair:
         *,
         device: str = "auto",
         dtype: str = "auto",
+        weights: str = "auto",
+        draft_weights: str = "auto",
         max_model_len: int | None = None,
         **sizes: Any,
     ) -> "DevicePair":
@@ -154,17 +157,27 @@ class DevicePair:
 
         device    "auto" (a GPU if there is one, else "cpu"), "cuda", "cuda:N", or "cpu", interpreted
         dtype     "auto": each checkpoint's own, and float32 on "cpu"
+        weights, draft_weights   "int8", "int4": what wider matrices are rounded to; "auto": none is
         sizes     those of of_models; max_model_len None: as an engine chooses it
 
         Raises ConfigError, or ResourceError for what this machine has not got.
         """
         where = device_of(device)
-        sources = pair_sources(target_config, target_tensors, draft_config, draft_tensors, dtype=dtype)
+        for name, value in (("weights", weights), ("draft_weights", draft_weights)):
+            choice(name, value, tuple(WEIGHT_BITS), ConfigError)
+        given = target_config, target_tensors, draft_config, draft_tensors
+        sources = pair_sources(*given, dtype=dtype, weights=weights, draft_weights=draft_weights)
         if draft_config is not None:
             check_vocabularies(target_config, draft_config, None, None)
         length = max_length(max_model_len, [source.config for source in sources])
         packed = [
-            DeviceModel.pack(source.config, source.tensors, device=where, dtype=dtype, name=source.name)
+            DeviceModel.pack(
+                *(source.config, source.tensors),
+                device=where,
+                dtype=dtype,
+                name=source.name,
+                weights=source.weights,
+            )
             for source in sources
         ]
         draft = packed[1] if len(packed) > 1 else None

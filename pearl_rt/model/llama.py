@@ -15,16 +15,20 @@ sums of its squares. The layer that reads it multiplies its own sums by the row'
 The residual stream is fp32, and so are the sums of every kernel; in between, activations are the weights'
 dtype. The bits of a row do not depend on the other rows: a pass of more than MAX_ROWS rows runs its linear
 layers over blocks of MAX_ROWS, but for a prefill chunk, which always has the same number of rows and goes to
-torch.mm as one.
+torch.mm as one. Matrices of codes have blocks there too.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeAlias, TypedDict
 
 import torch
 
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.rope import rope_tables
+from pearl_rt.checkpoint.shapes import bits_of
+from pearl_rt.checkpoint.source import stored_forms
+from pearl_rt.checkpoint.stored_tensors import StoredTensors
 from pearl_rt.kernels.forward.attention import MAX_Q_LEN
 from pearl_rt.kernels.forward.attention import workspace_size as attention_workspace
 from pearl_rt.kernels.forward.embedding import embedding
@@ -34,10 +38,13 @@ from pearl_rt.kernels.forward.linear import MAX_ROWS, linear, num_parts
 from pearl_rt.kernels.forward.linear import workspace_size as linear_workspace
 from pearl_rt.kernels.forward.qkv_rope_store import qkv_rope_store
 from pearl_rt.model.attention_backends import attention_backend
+from pearl_rt.model.coded_matrix import CodedMatrix, Part, values_of
 from pearl_rt.model.forward_batch import ForwardBatch
 from pearl_rt.model.kv_cache import CacheShape, PagedKVCache
+from pearl_rt.reference.groups import GroupForm
 
 Tensor = torch.Tensor
+Matrix: TypeAlias = Tensor | CodedMatrix
 
 
 @dataclass(frozen=True)
@@ -45,73 +52,90 @@ class LayerWeights:
     """One decoder layer. Linear weights are [out, in]."""
 
     input_layernorm: Tensor  # [H]
-    qkv_proj: Tensor  # [(Hq + 2 * Hkv) * D, H]: q rows, then k, then v
+    qkv_proj: Matrix  # [(Hq + 2 * Hkv) * D, H]: q rows, then k, then v
     qkv_bias: Tensor | None  # [(Hq + 2 * Hkv) * D]
     q_norm: Tensor | None  # [D]
     k_norm: Tensor | None  # [D]
-    o_proj: Tensor  # [H, Hq * D]
+    o_proj: Matrix  # [H, Hq * D]
     post_attention_layernorm: Tensor  # [H]
-    gate_up_proj: Tensor  # [2 * I, H]: gate rows, then up rows
-    down_proj: Tensor  # [H, I]
+    gate_up_proj: Matrix  # [2 * I, H]: gate rows, then up rows
+    down_proj: Matrix  # [H, I]
 
 
 @dataclass(frozen=True)
 class LlamaWeights:
-    """A model's tensors on their device, in one dtype, packed as kernels read them. Immutable."""
+    """A model's tensors on their device, in one dtype or as codes, packed as kernels read them. Immutable."""
 
-    embed_tokens: Tensor  # [V, H]
+    embed_tokens: Matrix  # [V, H]
     layers: tuple[LayerWeights, ...]
     norm: Tensor  # [H]
-    lm_head: Tensor  # [V, H]; the embedding's own memory if the head is tied
+    lm_head: Matrix  # [V, H]; the embedding's own memory if the head is tied
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.embed_tokens.dtype
+        """Of activations, and of all that is not codes."""
+        return self.norm.dtype
 
     @property
     def device(self) -> torch.device:
-        return self.embed_tokens.device
+        return self.norm.device
 
     @classmethod
     def pack(
         cls,
         config: ModelConfig,
-        tensors: Mapping[str, Tensor],
+        tensors: Mapping[str, Part],
         *,
         dtype: torch.dtype,
         device: torch.device,
+        weights: str = "auto",
         advance: Callable[[int], object] = lambda _: None,
     ) -> "LlamaWeights":
-        """From Hugging Face's tensors, which may be dropped afterwards.
+        """From Hugging Face's tensors, which may be dropped afterwards. What has codes keeps them; rows that
+        are packed as one have one form, or none if one of them has none.
 
-        advance: called with the bytes of each layer once the layer is there.
+        weights: what wider matrices are rounded to. advance: called with the bytes of each layer once the
+        layer is there. Raises CheckpointError for weights that cannot be rounded.
         """
+        forms = stored_forms(tensors)
+
+        def part(name: str, bits: int) -> Part:
+            if isinstance(tensors, StoredTensors) and name in forms and forms[name].keeps_codes(bits):
+                return tensors.groups(name) or tensors[name]
+            return tensors[name]
 
         def tensor(*names: str) -> Tensor:
-            parts = [tensors[name].detach().to(device, dtype) for name in names]
+            parts = [values_of(tensors[name]).to(device, dtype) for name in names]
             return (torch.cat(parts) if len(parts) > 1 else parts[0].clone()).contiguous()
+
+        def matrix(*names: str) -> Matrix:
+            bits = bits_of(names[0], weights)
+            form = GroupForm.joined([forms.get(name) for name in names], bits)
+            if form is None:
+                return tensor(*names)
+            return CodedMatrix.pack({name: part(name, bits) for name in names}, form, bits, device)
 
         def layer(index: int) -> LayerWeights:
             prefix = f"model.layers.{index}"
             projections = [f"{prefix}.self_attn.{name}_proj" for name in "qkv"]
-            weights = LayerWeights(
+            packed = LayerWeights(
                 input_layernorm=tensor(f"{prefix}.input_layernorm.weight"),
-                qkv_proj=tensor(*(f"{name}.weight" for name in projections)),
+                qkv_proj=matrix(*(f"{name}.weight" for name in projections)),
                 qkv_bias=tensor(*(f"{name}.bias" for name in projections)) if config.attention_bias else None,
                 q_norm=tensor(f"{prefix}.self_attn.q_norm.weight") if config.qk_norm else None,
                 k_norm=tensor(f"{prefix}.self_attn.k_norm.weight") if config.qk_norm else None,
-                o_proj=tensor(f"{prefix}.self_attn.o_proj.weight"),
+                o_proj=matrix(f"{prefix}.self_attn.o_proj.weight"),
                 post_attention_layernorm=tensor(f"{prefix}.post_attention_layernorm.weight"),
-                gate_up_proj=tensor(f"{prefix}.mlp.gate_proj.weight", f"{prefix}.mlp.up_proj.weight"),
-                down_proj=tensor(f"{prefix}.mlp.down_proj.weight"),
+                gate_up_proj=matrix(f"{prefix}.mlp.gate_proj.weight", f"{prefix}.mlp.up_proj.weight"),
+                down_proj=matrix(f"{prefix}.mlp.down_proj.weight"),
             )
-            advance(sum(t.nbytes for t in vars(weights).values() if t is not None))
-            return weights
+            advance(sum(t.nbytes for t in vars(packed).values() if t is not None))
+            return packed
 
-        embed_tokens = tensor("model.embed_tokens.weight")
+        embed_tokens = matrix("model.embed_tokens.weight")
         advance(embed_tokens.nbytes)
         layers = tuple(layer(index) for index in range(config.num_hidden_layers))
-        lm_head = embed_tokens if config.tie_word_embeddings else tensor("lm_head.weight")
+        lm_head = embed_tokens if config.tie_word_embeddings else matrix("lm_head.weight")
         return cls(embed_tokens, layers, tensor("model.norm.weight"), lm_head)
 
 
@@ -182,6 +206,20 @@ def workspace_bytes(config: ModelConfig, sizes: Sizes, *, vocab_size: int) -> in
     )
 
 
+class Codes(TypedDict, total=False):
+    """What operators are told of a weight of codes; nothing of elements."""
+
+    scales: Tensor
+    group: int
+
+
+def operands(weight: Matrix) -> tuple[Tensor, Codes]:
+    """A weight as operators are given it."""
+    if isinstance(weight, CodedMatrix):
+        return weight.codes, {"scales": weight.scales, "group": weight.group}
+    return weight, {}
+
+
 def row_blocks(num_rows: int) -> "list[slice[int, int, None]]":
     """Rows in blocks that the linear kernel takes: it computes more than MAX_ROWS with other bits."""
     return [slice(at, min(at + MAX_ROWS, num_rows)) for at in range(0, num_rows, MAX_ROWS)]
@@ -205,7 +243,9 @@ class Llama:
         """
         self.config = config
         self.vocab_size = min(config.vocab_size, vocab_size or config.vocab_size)
-        self._head = weights.lm_head[: self.vocab_size]
+        head = weights.lm_head
+        rows = self.vocab_size
+        self._head: Matrix = head.first_rows(rows) if isinstance(head, CodedMatrix) else head[:rows]
         self.weights = weights
         self.sizes, self.pdl = sizes, pdl
         num_blocks = sizes.num_blocks
@@ -239,29 +279,37 @@ class Llama:
         residual, qkv, q = own.residual[:rows], own.qkv[:rows], own.q[:rows]
         attended, activated = own.attended[:rows], own.activated[:rows]
         flat, scaled, squares = attended.view(rows, -1), own.scaled[:rows], own.squares[:rows]
-        blocks = [slice(0, rows)] if batch.max_q_len > MAX_ROWS else row_blocks(rows)
+        is_chunk = batch.max_q_len > MAX_ROWS
         norms = [*(layer.input_layernorm for layer in weights.layers), weights.norm]
 
-        def read(weight: Tensor, out: Tensor, bias: Tensor | None) -> None:
-            for block in blocks:
+        def blocks(weight: Matrix) -> "list[slice[int, int, None]]":
+            return [slice(0, rows)] if is_chunk and isinstance(weight, Tensor) else row_blocks(rows)
+
+        def read(weight: Matrix, out: Tensor, bias: Tensor | None) -> None:
+            held, form = operands(weight)
+            for block in blocks(weight):
                 linear(
-                    *(scaled[block], weight, out[block], bias, None, own.workspace, num_live),
+                    *(scaled[block], held, out[block], bias, None, own.workspace, num_live),
                     squares=squares[block],
                     eps=eps,
                     pdl=self.pdl,
+                    **form,
                 )
 
-        def add(x: Tensor, weight: Tensor, next_norm: Tensor) -> None:
-            for block in blocks:
+        def add(x: Tensor, weight: Matrix, next_norm: Tensor) -> None:
+            held, form = operands(weight)
+            for block in blocks(weight):
                 linear(
-                    *(x[block], weight, None, None, residual[block], own.workspace, num_live),
+                    *(x[block], held, None, None, residual[block], own.workspace, num_live),
                     next_norm=next_norm,
                     scaled=scaled[block],
                     next_squares=squares[block],
                     pdl=self.pdl,
+                    **form,
                 )
 
-        embedding(batch.input_ids, weights.embed_tokens, residual, norms[0], scaled, squares, self.pdl)
+        held, form = operands(weights.embed_tokens)
+        embedding(batch.input_ids, held, residual, norms[0], scaled, squares, self.pdl, **form)
         for layer, next_norm, k_cache, v_cache in zip(
             weights.layers, norms[1:], self.kv_cache.keys, self.kv_cache.values, strict=True
         ):
@@ -282,12 +330,14 @@ class Llama:
             )
             self._attention(q, k_cache, v_cache, batch, attended, own.workspace, own.counters)
             add(flat, layer.o_proj, layer.post_attention_layernorm)
-            for block in blocks:
+            held, form = operands(layer.gate_up_proj)
+            for block in blocks(layer.gate_up_proj):
                 gate_up_silu(
-                    *(scaled[block], layer.gate_up_proj, activated[block], own.workspace, num_live),
+                    *(scaled[block], held, activated[block], own.workspace, num_live),
                     squares=squares[block],
                     eps=eps,
                     pdl=self.pdl,
+                    **form,
                 )
             add(activated, layer.down_proj, next_norm)
         return residual
@@ -295,10 +345,12 @@ class Llama:
     def logits(self, rows: Tensor, out: Tensor, num_live: Tensor | None = None) -> None:
         """out [R, V] fp32 = the head of rows `rows` [R] int32 of the last pass; num_live as above."""
         own = self.buffers
+        held, form = operands(self._head)
         for block in row_blocks(rows.shape[0]):
             linear(
-                *(own.scaled, self._head, out[block], None, None, own.workspace, num_live, rows[block]),
+                *(own.scaled, held, out[block], None, None, own.workspace, num_live, rows[block]),
                 squares=own.squares,
                 eps=self.config.rms_norm_eps,
                 pdl=self.pdl,
+                **form,
             )

@@ -9,7 +9,9 @@ Files of quantised weights become Groups, and so do wider weights that an engine
 Knows no file format and no packing.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TypeAlias
 
 import numpy as np
@@ -25,6 +27,50 @@ GROUP = 32  # inputs to a scale, where nothing else is given
 BITS = (8, 4)
 MOST_CODE = 127  # of 8 bits, when we round: -127..127
 LEAST_MAXIMUM = np.float32(2.0**-100)  # of a group of activations that is not all zeros
+
+
+@dataclass(frozen=True)
+class GroupForm:
+    """Which codes a matrix has, whatever they are."""
+
+    bits: int  # 8 or 4
+    group: int = GROUP  # inputs that share a scale
+    has_minimums: bool = False
+
+    @classmethod
+    def packed(cls, bits: int, group: int, has_minimums: bool) -> "GroupForm | None":
+        """Of codes in groups of so many inputs, as they are packed; None if no packed form has them."""
+        if group % GROUP == 0:
+            return cls(bits, GROUP, has_minimums)
+        return cls(bits, group, has_minimums) if (bits, group) == (8, GROUP // 2) else None
+
+    @classmethod
+    def joined(cls, parts: "Sequence[GroupForm | None]", bits: int) -> "GroupForm | None":
+        """The form that holds all rows of some matrices, which are packed as one; None: no codes. parts: of
+        each, None if it has no codes. bits: 8 or 4, to which what is wider is rounded; 0: nothing is.
+        """
+        kept = [part for part in parts if part is not None and part.keeps_codes(bits)]
+        own = [part.bits for part in kept] + [bits] * (len(parts) - len(kept))
+        if 0 in own:
+            return None
+        group = min((part.group for part in kept), default=GROUP)
+        return cls(max(own), group, 4 in own or any(part.has_minimums for part in kept))
+
+    def keeps_codes(self, bits: int) -> bool:
+        """Whether a matrix of this form stays as it is where wider ones are rounded to so many bits."""
+        return bits == 0 or self.bits <= bits
+
+    def num_bytes(self, shape: Sequence[int]) -> int:
+        """Of a matrix [n, k] with its scales and minimums."""
+        return prod(shape) * (self.bits * self.group + 16 * (1 + self.has_minimums)) // (8 * self.group)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A matrix of codes before it is read: for sizes."""
+
+    shape: tuple[int, int]
+    form: GroupForm
 
 
 @dataclass(frozen=True)
@@ -77,6 +123,11 @@ class Groups:
     def bits(self) -> int:
         """8 or 4: which packed form these codes have."""
         return 8 if self.codes.dtype == np.int8 else 4
+
+    @property
+    def form(self) -> GroupForm:
+        """Codes of 4 bits are packed with a minimum each."""
+        return GroupForm(self.bits, self.group, self.bits == 4 or self.minimums is not None)
 
     @classmethod
     def with_wide_groups(cls, codes: Codes, scales: Reals, minimums: Reals | None, group: int) -> "Groups":

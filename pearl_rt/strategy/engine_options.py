@@ -49,7 +49,7 @@ class EngineOptions:
     draft_device   for the draft of a target on a GPU: another GPU ("cuda:N") or "cpu"; None: the target's
     dtype          of weights and KV cache; "auto" is each checkpoint's own, but bfloat16 for float16 on
                    the CPU (and float32 on "interpret")
-    weights        of the target's matrices, on the CPU: "int8" or "int4" rounds what is wider to 8 or 4 bits
+    weights        of the target's matrices: "int8" or "int4" rounds what is wider to 8 or 4 bits
                    in groups of 32, embedding and head to 8; "auto" keeps what the checkpoint has
     draft_weights  the same of the draft: fewer bits cost acceptance, never correctness
     placement      "shared" (both models on all cores, or on one GPU), "split" (one core for the

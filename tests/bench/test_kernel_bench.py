@@ -253,7 +253,7 @@ def test_every_case_but_whole_steps_is_compiled_by_one_worker() -> None:
     specs = kernels.all_specs()
     shares = [kernel_warmup.share(specs, index, 10) for index in range(10)]
     names = [spec.name for part in shares for spec in part]
-    assert sorted(names) == sorted(spec.name for spec in specs if spec.op != "step")
+    assert sorted(names) == sorted(spec.name for spec in specs if not spec.op.endswith("step"))
     assert max(map(len, shares)) < 3 * min(map(len, shares))
     [heads] = {index for index, part in enumerate(shares) for spec in part if "1B lm_head" in spec.name}
     assert sum("1B lm_head" in spec.name for spec in shares[heads]) == 4, "rows alone make no new kernel"

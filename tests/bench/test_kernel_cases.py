@@ -54,6 +54,7 @@ JOBS: dict[str, Callable[[], Job]] = {
     "verify-rejection": lambda: verify_cases.verify_job(COPIES, 2, 2, 111, "rejection"),
     "verify-coupled": lambda: verify_cases.verify_job(COPIES, 2, 2, 111, "coupled"),
     "step": lambda: step_cases.step_job(1, TINY, 3, 40, dtype=HALF),
+    "step-int4": lambda: step_cases.step_job(1, TINY, 3, 40, dtype=HALF, rounded="int4"),
 }
 
 

@@ -187,7 +187,9 @@ def test_values_are_those_that_the_format_means(
     assert tensors.keys() == values.keys()
     for name, value in values.items():
         assert torch.equal(tensors[name].float(), value), name
-        if (groups := tensors.groups(name)) is not None:  # whose scales are fp16, where a file's may be bf16
+        groups = tensors.groups(name)
+        assert tensors.form(name) == (None if groups is None else groups.form), name
+        if groups is not None:  # whose scales are fp16, where a file's may be bf16
             found = torch.from_numpy(groups.dequantize())
             assert (found - value).abs().max() <= 1e-3 * value.abs().max(), name
 

@@ -26,6 +26,10 @@ OPERATORS = [
     f"{KERNELS}/forward/test_linear.py::test_errs_no_more_than_torch[8-896-4864-bf16]",
     f"{KERNELS}/forward/test_gate_up_silu.py::test_is_the_definition[17-40-576-to-fp16]",
     f"{KERNELS}/forward/test_gate_up_silu.py::test_errs_no_more_than_torch_in_bf16[9-1536-576]",
+    f"{KERNELS}/forward/test_coded_weights.py::test_each_value_compiled[q4-bf16]",
+    f"{KERNELS}/forward/test_coded_weights.py::test_each_value_compiled[q8-fp16]",
+    f"{KERNELS}/forward/test_coded_weights.py::test_gate_up_silu_is_the_definition[17-63-200-q4]",
+    f"{KERNELS}/forward/test_coded_weights.py::test_embedding_has_each_value[q8-63]",
     f"{KERNELS}/forward/test_rms_norm.py::test_rounds_bf16_once[576]",
     *(
         f"{KERNELS}/forward/test_attention.py::test_matches_the_definition_in_bf16[{q_len}-(9, 3, 64)-63]"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from .coded import values_of
+
 
 def linear(
     x: torch.Tensor,
@@ -19,15 +21,19 @@ def linear(
     next_norm: torch.Tensor | None = None,
     scaled: torch.Tensor | None = None,
     next_squares: torch.Tensor | None = None,
+    scales: torch.Tensor | None = None,
+    group: int = 32,
 ) -> None:
     """x: [T, K]; weight: [N, K]; out: [M, N], overwritten, or None; bias: [N] or None; residual: [M, N] fp32,
     added to, or None; num_live: [1], 0 leaves all as it is, or None; rows: [M], those of x, or None: all.
     squares: [T, P], of what x was scaled from, or None; next_norm: [N], scaled: [M, N], next_squares: [M, Q],
-    both overwritten, or None. The workspace is not used."""
+    both overwritten, or None. With scales the weight is codes, whose values are rounded to the dtype of x.
+    The workspace is not used."""
     if num_live is not None and num_live.item() == 0:
         return
     picked = slice(None) if rows is None else rows.long()
-    product = x[picked].float() @ weight.float().t()
+    values = values_of(weight, scales, group, x.shape[1]).to(x.dtype)
+    product = x[picked].float() @ values.float().t()
     if squares is not None:
         product *= torch.rsqrt(squares[picked].sum(-1, keepdim=True) / x.shape[1] + eps)
     if bias is not None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from pearl_rt.checkpoint.gguf.types import SIZES
 from pearl_rt.checkpoint.quantised.coded import Bytes, Coded, Codes, Floats
+from pearl_rt.reference.groups import GroupForm
 
 _SIZES = {kind.name: kind for kind in SIZES.values()}
 
@@ -29,6 +30,14 @@ def decoded(type_name: str, raw: Bytes, columns: int) -> Coded | Floats:
         group,
         4 if type_name.startswith("Q4") else 8,
     )
+
+
+def form_of(type_name: str) -> GroupForm | None:
+    """Of the codes of a type, as they are packed; None: it has none. Codes of 4 bits have minimums there."""
+    if type_name in _PLAIN:
+        return None
+    has_minimums = type_name[:2] == "Q4" or type_name in ("Q5_1", "Q5_K")
+    return GroupForm(4 if type_name[:2] == "Q4" else 8, 16 if type_name == "Q6_K" else 32, has_minimums)
 
 
 def _bf16(raw: Bytes) -> Floats:

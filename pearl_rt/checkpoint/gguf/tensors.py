@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pearl_rt.checkpoint.config import ModelConfig
-from pearl_rt.checkpoint.gguf.blocks import decoded
+from pearl_rt.checkpoint.gguf.blocks import decoded, form_of
 from pearl_rt.checkpoint.gguf.header import TensorEntry
 from pearl_rt.checkpoint.gguf.model import FACTORS, GgufModel
 from pearl_rt.checkpoint.quantised.coded import Coded, ComputedTensor, Floats
@@ -93,4 +93,5 @@ def _stored(entry: TensorEntry, head_dim: int) -> Stored:
             raw = np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(raw.shape)
         return decoded(entry.type, raw, columns)
 
-    return ComputedTensor(entry.file, entry.name, entry.shape, rows, head_dim)
+    form = form_of(entry.type) if len(entry.shape) == 2 else None
+    return ComputedTensor(entry.file, entry.name, entry.shape, rows, head_dim, form)

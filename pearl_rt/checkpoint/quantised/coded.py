@@ -14,7 +14,7 @@ import torch
 
 from pearl_rt.checkpoint.open_file import OpenFile
 from pearl_rt.errors import CheckpointError
-from pearl_rt.reference.groups import GROUP, Groups
+from pearl_rt.reference.groups import GROUP, GroupForm, Groups
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Codes: TypeAlias = npt.NDArray[np.int8] | npt.NDArray[np.uint8]
@@ -83,6 +83,7 @@ class ComputedTensor:
     shape: tuple[int, ...]  # [n, k], or [n]
     rows: Rows  # rows(first, last): these rows, [last - first, k], as codes or as fp32 values
     unit: int = 1  # first and last are multiples of it
+    form: GroupForm | None = None  # of groups(); None: it has none
     place: None = None
 
     def read(self, dtype: torch.dtype | None = None) -> torch.Tensor:

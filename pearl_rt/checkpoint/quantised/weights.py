@@ -14,6 +14,7 @@ from pearl_rt.checkpoint.quantised.coded import Bytes, Coded, ComputedTensor, Fl
 from pearl_rt.checkpoint.quantised.scheme import Scheme
 from pearl_rt.checkpoint.stored_tensors import Stored, StoredTensor
 from pearl_rt.errors import CheckpointError, ConfigError
+from pearl_rt.reference.groups import GroupForm
 
 # What only activations and the KV cache would need.
 _DROPPED = ("input_scale", "input_zero_point", "output_scale", "q_scale", "k_scale", "v_scale")
@@ -47,9 +48,11 @@ class _Layer:
             )
         return found
 
-    def computed(self, part: str, shape: tuple[int, int], rows: Rows, unit: int) -> ComputedTensor:
-        """The weight, from what lies beside that part."""
-        return ComputedTensor(self._parts[part].file, f"{self.name}.{part}", shape, rows, unit)
+    def computed(
+        self, part: str, shape: tuple[int, int], rows: Rows, form: GroupForm | None = None
+    ) -> ComputedTensor:
+        """The weight, from what lies beside that part, all rows at once."""
+        return ComputedTensor(self._parts[part].file, f"{self.name}.{part}", shape, rows, shape[0], form)
 
 
 def widened(entries: Mapping[str, StoredTensor], scheme: Scheme) -> dict[str, Stored]:
@@ -133,7 +136,7 @@ def _gptq(layer: _Layer, scheme: Scheme) -> ComputedTensor:
             np.ascontiguousarray(signed.T), np.ascontiguousarray(_floats(scales).T), None, group, bits
         )
 
-    return layer.computed("qweight", (outputs, inputs), rows, outputs)
+    return layer.computed("qweight", (outputs, inputs), rows, GroupForm.packed(bits, group, bits == 4))
 
 
 def _awq(layer: _Layer, _: Scheme) -> ComputedTensor:
@@ -153,7 +156,7 @@ def _awq(layer: _Layer, _: Scheme) -> ComputedTensor:
         minimums = -(columns(zeros).T * scale)
         return Coded(np.ascontiguousarray(columns(packed).T), scale, minimums, group, 4)
 
-    return layer.computed("qweight", (outputs, inputs), rows, outputs)
+    return layer.computed("qweight", (outputs, inputs), rows, GroupForm.packed(4, group, True))
 
 
 def _packed(layer: _Layer) -> ComputedTensor:
@@ -190,7 +193,8 @@ def _packed(layer: _Layer) -> ComputedTensor:
         signed = np.ascontiguousarray(codes - middle).view(np.int8)
         return Coded(signed, scale, -((zero - middle).view(np.int8) * scale), group, bits)
 
-    return layer.computed("weight_packed", (outputs, inputs), rows, outputs)
+    form = GroupForm.packed(bits, group, bits == 4 or zeros is not None)
+    return layer.computed("weight_packed", (outputs, inputs), rows, form)
 
 
 def _scaled(layer: _Layer, scheme: Scheme) -> ComputedTensor:
@@ -221,4 +225,4 @@ def _scaled(layer: _Layer, scheme: Scheme) -> ComputedTensor:
             values = values - spread(zeros)
         return values * spread(stored)
 
-    return layer.computed("weight", (outputs, inputs), rows, outputs)
+    return layer.computed("weight", (outputs, inputs), rows)

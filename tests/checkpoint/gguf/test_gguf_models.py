@@ -19,8 +19,12 @@ from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors, save_checkpoint
 from pearl_rt.checkpoint.rope import rope_tables
 from pearl_rt.checkpoint.rope_scaling import RopeScaling
+from pearl_rt.checkpoint.shapes import weight_bytes
+from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.cli import commands as cli
+from pearl_rt.kernels.reference.forward.coded import values_of
+from pearl_rt.model.coded_matrix import CodedMatrix
 from pearl_rt.model.llama import LlamaWeights
 
 WIDE = replace(
@@ -91,6 +95,7 @@ def test_codes_are_those_of_the_file(tmp_path: Path, kind: str) -> None:
     for name, value in values.items():
         groups = tensors.groups(name)
         assert (groups is None) == (value.dim() == 1)
+        assert tensors.form(name) == (None if groups is None else groups.form)
         if groups is not None:
             assert groups.bits == (4 if kind.startswith("Q4") else 8), name
             assert groups.group == (16 if kind == "Q6_K" else 32)
@@ -125,14 +130,40 @@ def test_the_codes_run_as_they_are(tmp_path: Path) -> None:
 
 
 def test_the_kernels_read_it_too(tmp_path: Path) -> None:
+    """Its codes, but in matrices that have a part without."""
     file = tmp_path / "model.gguf"
     values = write(file, WIDE, tensors_of(WIDE), kinds_in_turn(*MIXED))
     tensors = load_tensors(file, WIDE)
     packed = LlamaWeights.pack(WIDE, tensors, dtype=torch.float16, device=torch.device("cpu"))
-    prefix = "model.layers.1.self_attn"
-    qkv = torch.cat([values[f"{prefix}.{name}_proj.weight"].half() for name in "qkv"])
-    assert torch.equal(packed.layers[1].qkv_proj, qkv)
-    assert torch.equal(packed.lm_head, values["lm_head.weight"].half())
+    matrices: list[tuple[list[str], Any]] = [
+        (["lm_head"], packed.lm_head),
+        (["model.embed_tokens"], packed.embed_tokens),
+    ]
+    for i, layer in enumerate(packed.layers):
+        attention, mlp = f"model.layers.{i}.self_attn", f"model.layers.{i}.mlp"
+        matrices.append(([f"{attention}.{name}_proj" for name in "qkv"], layer.qkv_proj))
+        matrices.append(([f"{attention}.o_proj"], layer.o_proj))
+        matrices.append(([f"{mlp}.gate_proj", f"{mlp}.up_proj"], layer.gate_up_proj))
+        matrices.append(([f"{mlp}.down_proj"], layer.down_proj))
+    kinds = set()
+    for names, matrix in matrices:
+        expected = torch.cat([values[f"{name}.weight"] for name in names])
+        kinds.add(type(matrix))
+        if isinstance(matrix, CodedMatrix):
+            found = values_of(matrix.codes, matrix.scales, matrix.group, matrix.k)
+            assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
+        else:
+            assert torch.equal(matrix, expected.half())
+    assert kinds == {CodedMatrix, torch.Tensor}
+
+
+def test_its_bytes_are_counted_as_they_are_packed(tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    write(file, WIDE, tensors_of(WIDE), kinds_in_turn("Q4_0"))
+    one = ModelSource("target", WIDE, "bfloat16", load_tensors(file, WIDE))
+    wide, norms = weight_bytes(WIDE, "bfloat16"), 2 * 5 * WIDE.hidden_size
+    assert one.num_bytes() - norms == (wide - norms) * 20 // 64
+    assert one.num_bytes(keeps_codes=False) == wide
 
 
 def test_a_draft_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

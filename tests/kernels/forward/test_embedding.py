@@ -46,7 +46,7 @@ def test_refusals_name_the_argument(device: torch.device) -> None:
     weight, out = torch.zeros(4, 8, device=device), torch.zeros(3, 8, device=device)
     with pytest.raises(ValueError, match=r"embedding: input_ids is torch.int64, expected torch.int32"):
         embedding(ids.long(), weight, out)
-    with pytest.raises(ValueError, match=r"embedding: out has shape \[2, 8\], expected \[3, 8\]"):
+    with pytest.raises(ValueError, match=r"embedding: out has shape \[2, 8\], expected \[3, \*\]"):
         embedding(ids, weight, out[:2])
     with pytest.raises(ValueError, match=r"embedding: weight has strides"):
         embedding(ids, weight.t().contiguous().t(), out)

@@ -39,7 +39,10 @@ def lines_of(run: CompletedProcess[str]) -> list[dict[str, Any]]:
         assert line["shared"] <= SHARED_LIMITS[line["arch"]], line
     weights = [line for line in lines if line["kernel"] in ("linear_kernel", "gate_up_silu_kernel")]
     assert weights
-    assert {line["narrowest_copy"] for line in weights} == {16}
+    of_codes = [line for line in weights if " bits" in line["names"][0]]
+    assert {line["narrowest_copy"] for line in weights if line not in of_codes} == {16}
+    assert {line["narrowest_copy"] for line in of_codes} <= {4, 8}, "scales are copied ahead, as codes are"
+    assert {line["widest_load"] for line in of_codes} == {16}
     return lines
 
 
