@@ -74,7 +74,7 @@ void ModelDrafter::draft() {
         continue;
       }
       s.window(b)[drafted_[b]++] = token;
-      s.set_certain(b, position, false);
+      s.kind(b, position) = DraftKind::kSampled;
       draft_forced(b);
       drafts = drafts || drafted_[b] < window_len_[b];
     }
@@ -113,7 +113,7 @@ void ModelDrafter::draft_forced(int b) {
   const Prefix prefix{s.tokens(b), end_[b], s.prompt_len[b], s.window(b), drafted_[b]};
   for (const int32_t token : mask->forced(prefix.answer(), window_len_[b] - drafted_[b])) {
     s.window(b)[drafted_[b]] = token;
-    s.set_certain(b, end_[b] + drafted_[b]++, true);
+    s.kind(b, end_[b] + drafted_[b]++) = DraftKind::kForced;
   }
 }
 

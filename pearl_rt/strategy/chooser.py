@@ -79,6 +79,14 @@ class Chooser:
         known = self._slowdowns.get((strategy, placement), 1.0)
         self._slowdowns[strategy, placement] = known + LEARNING_RATE * (slowdown - known)
 
+    def plain_tpot(self) -> float | None:
+        """Seconds a token of plain decoding of one sequence, in the placement where it is fastest; None where
+        no step was measured.
+        """
+        times = {name: known for name, known in self.times.items() if known.is_measured}
+        found = plans(times, 0.0, strategies=("ar",), slowdowns=self._slowdowns)
+        return found[0].seconds_per_round if found else None
+
     def described(self, candidates: ProgramChoice) -> Json:
         """What ran last, what would run next, and every figure behind it. Times are in seconds."""
         expected = self._plans(candidates, self._last[1] if self._last else "greedy")

@@ -6,7 +6,7 @@ Knows lanes by what they can start and what they say that they did; not devices,
 import math
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import pearl_rt._C as _C
@@ -18,7 +18,7 @@ from pearl_rt.types.request import Request
 MEASURED_GAMMAS = (1, 4, 8, 15)
 POLL_MS = 50  # how long a wait may keep Python from seeing Ctrl-C
 # Of lanes whose own times say nothing of a device: a pass of the target takes as long as five of the draft.
-NOMINAL_TIMES = StepTimes.constant(1.0, 0.2, overlaps=False)
+NOMINAL_TIMES = replace(StepTimes.constant(1.0, 0.2, overlaps=False), is_measured=False)
 
 
 class TimedLanes(Protocol):
