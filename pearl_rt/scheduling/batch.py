@@ -231,7 +231,8 @@ class Batch:
         elif has_slot:
             lanes.cancel(number)
         with self._figures:
-            output = job.finish(trace, self._chooser.plain_tpot() if job.is_alone else None)
+            plain = self._chooser.plain_tpot(job.plan, job.rounds, trace) if job.is_alone else None
+            output = job.finish(trace, plain)
             self._chooser.learn(job.plan, job.regime, output.metrics, is_alone=job.is_alone)
             self._totals.add(output)
         return output

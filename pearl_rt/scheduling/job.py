@@ -63,6 +63,11 @@ class Job:
         """The kind of sampling, as the chooser distinguishes them."""
         return self.judge if self.params.temperature > 0 else "greedy"
 
+    @property
+    def rounds(self) -> Sequence[_C.RoundResult]:
+        """So far."""
+        return self._rounds
+
     def ask(self) -> None:
         """The request's clock starts."""
         self._asked_ns = self._begun_ns = time.monotonic_ns()

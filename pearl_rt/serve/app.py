@@ -32,11 +32,11 @@ from pearl_rt.serve.completion_request import (
 from pearl_rt.serve.faults import HttpError, error_response
 from pearl_rt.serve.fields import FieldError, clean
 from pearl_rt.serve.guard import Guard, json_body
+from pearl_rt.serve.page.files import page_routes
 from pearl_rt.serve.parsing.forms import Forms
 from pearl_rt.serve.prometheus import CONTENT_TYPE, prometheus_text
 from pearl_rt.serve.responses.request import read_responses
 from pearl_rt.serve.responses.shape import ResponsesShape
-from pearl_rt.serve.page.files import page_routes
 from pearl_rt.serve.shapes import CompletionShape, Shape
 from pearl_rt.serve.speculation.report import Report, finite
 from pearl_rt.serve.tokens.request import TokenizeRequest, read_tokens

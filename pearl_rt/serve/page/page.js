@@ -206,7 +206,7 @@ class Answer {
     const parts = [count(this.tokens, "token")];
     if (this.perRound !== null) parts.push(`${few(this.perRound)} a round`);
     if (this.speed !== null) parts.push(`${few(this.speed)} tokens/s`);
-    if (this.ended === "length") parts.push("cut at the most tokens");
+    if (this.ended === "length") parts.push("cut at the limit");
     if (this.ended === "stopped") parts.push("stopped");
     return parts.join(" · ");
   }
@@ -320,7 +320,7 @@ function draw() {
     shown.caption.textContent = shown.told();
     drawWorth(shown);
     if (shown.figures) drawPlaces(shown.figures);
-    if (shown.figures?.trace?.rows.length) drawLanes(shown.figures.trace.rows);
+    if (shown.figures?.rounds && shown.figures.trace?.rows.length) drawLanes(shown.figures.trace.rows);
   });
 }
 
@@ -378,7 +378,7 @@ function drawSpeeds(answer) {
   let note = "";
   if (!answer.figures) note = "Counted from the tokens that came, by this browser's clock.";
   else if (plain !== null && answer.speed !== null && !isPlain) {
-    note = `${few(answer.speed / plain)} times plain decoding, which is what the engine measured for one token a step.`;
+    note = `${few(answer.speed / plain)} times plain decoding, by the step of one token that the engine measured.`;
   }
   at("speed-note").textContent = note;
 }
@@ -526,7 +526,8 @@ async function start() {
   at("served").textContent = `${model.id}, up to ${model.max_model_len.toLocaleString("en")} tokens`;
   if (!model.has_chat_template) {
     document.body.classList.add("continues");
-    at("question-label").textContent = "Text to go on from (this model has no chat template)";
+    at("served").textContent += "; no chat template: it goes on from your text";
+    at("question-label").textContent = "Text to go on from";
     at("send").textContent = "Go on";
     at("system-field").hidden = true;
   }

@@ -95,7 +95,9 @@ def test_the_policy_breaks_nothing() -> None:
 
 
 def test_text_of_a_model_is_never_html() -> None:
-    forbidden = r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|setHTML|createContextualFragment"
+    forbidden = (
+        r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|setHTML|createContextualFragment"
+    )
     assert not re.search(forbidden, PROGRAM)
     assert PROGRAM.count("textContent") > 10
 

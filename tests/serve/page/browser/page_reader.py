@@ -29,7 +29,11 @@ class Reader:
         """Fields of the settings by their names."""
         self.page.locator("#settings").evaluate("own => { own.open = true; }")
         for name, value in fields.items():
-            self.page.locator(f"[data-field={name}], [data-how={name}], #{name}").fill(str(value))
+            place = self.page.locator(f"[data-field={name}], [data-how={name}], #{name}")
+            if place.evaluate("own => own.tagName") == "SELECT":
+                place.select_option(str(value))
+            else:
+                place.fill(str(value))
 
     def number(self, selector: str) -> int:
         return int(self.page.locator(selector).inner_text().replace(",", ""))

@@ -38,7 +38,7 @@ def colour(own: Reader, selector: str, name: str) -> list[int]:
 
 
 def talked(own: Reader, **fields: Any) -> Reader:
-    own.set(**{"max_tokens": 60, "temperature": 0, **fields})
+    own.set(**{"max_tokens": 60, "temperature": 0, "strategy": "pearl", "gamma": 3, **fields})
     own.ask("Hello")
     own.wait_for_answers(1)
     return own
@@ -50,7 +50,7 @@ def test_a_narrow_screen(reader: Read, served: Served) -> None:
     assert wide[0] <= wide[1] == 360
     for selector in ("#send", "#again", "#dark"):
         box = own.page.locator(selector).bounding_box()
-        assert box["height"] >= 44 and 0 <= box["x"] and box["x"] + box["width"] <= 360
+        assert box["height"] >= 44 and box["x"] >= 0 and box["x"] + box["width"] <= 360
     expect(own.page.locator("#send")).to_be_in_viewport()
     own.page.locator("#settings summary").scroll_into_view_if_needed()
     sizes = own.page.locator("input, select, textarea").evaluate_all(
@@ -96,7 +96,12 @@ def test_colours_follow_the_reader_and_can_be_told_apart(reader: Read, served: S
     own = talked(reader(served, color_scheme=scheme))
     paper = colour(own, "body", "backgroundColor")
     assert (luminance(paper) > 0.5) == (scheme == "light")
-    for ground, words in (("body", ".answer"), ("body", "#keys"), ("aside", "#speed-note"), ("aside", "#why")):
+    for ground, words in (
+        ("body", ".answer"),
+        ("body", "#keys"),
+        ("aside", "#speed-note"),
+        ("aside", "#why"),
+    ):
         back = colour(own, ground, "backgroundColor")
         assert contrast(back, colour(own, words, "color")) >= 4.5, words
     lines = {}

@@ -19,7 +19,7 @@ Read = Callable[..., Reader]
 
 def test_two_turns(reader: Read, served: Served) -> None:
     own = reader(served)
-    own.set(max_tokens=60, temperature=0, system="Be short.")
+    own.set(max_tokens=60, temperature=0, strategy="sd", gamma=3, system="Be short.")
     for turn, question in enumerate(("Hello there", "And again"), 1):
         own.ask(question)
         own.wait_for_answers(turn)
@@ -45,8 +45,7 @@ def test_two_turns(reader: Read, served: Served) -> None:
 
 def test_the_figures_are_the_servers(reader: Read, served: Served) -> None:
     own = reader(served)
-    own.set(max_tokens=80, temperature=0, gamma=4)
-    own.page.locator("[data-how=strategy]").select_option("pearl")
+    own.set(max_tokens=80, temperature=0, strategy="pearl", gamma=4)
     own.ask("x")
     own.wait_for_answers(1)
     whole = {**own.bodies[-1], "stream": False}
@@ -61,7 +60,9 @@ def test_the_figures_are_the_servers(reader: Read, served: Served) -> None:
         own.page.locator("#trace").click()
     events = json.loads(Path(waiting.value.path()).read_text())["traceEvents"]
     assert {event["args"]["name"] for event in events if event["ph"] == "M"} == {"draft", "target"}
-    assert sum(event["ph"] == "X" and event["name"].startswith("score") for event in events) > told["rounds"] / 2
+    assert (
+        sum(event["ph"] == "X" and event["name"].startswith("score") for event in events) > told["rounds"] / 2
+    )
 
 
 def test_a_stop(reader: Read, served: Served) -> None:
@@ -79,21 +80,22 @@ def test_a_stop(reader: Read, served: Served) -> None:
         expect(own.page.locator("#stop")).to_be_hidden()
         count = own.number("#total")
         assert 30 < count < 30000 and sum(own.legend().values()) == sum(own.coloured().values()) == count
-    assert own.bodies[-1]["messages"][1]["content"].startswith(own.bodies[0]["messages"][0]["content"]) is False
+    assert (
+        own.bodies[-1]["messages"][1]["content"].startswith(own.bodies[0]["messages"][0]["content"]) is False
+    )
     assert len(own.bodies[-1]["messages"]) == 3  # what a stop left is a turn
 
 
 def test_errors_are_told_and_nothing_is_lost(reader: Read, served: Served) -> None:
     own = reader(served, expected=("400",))
-    own.set(max_tokens=8)
-    own.page.locator("#form").select_option("regex")
+    own.set(max_tokens=8, form="regex")
     own.page.locator("#form-text").fill("(")
     own.ask("a question")
     problem = own.page.get_by_role("alert")
-    expect(problem).to_contain_text("guided_regex")
+    expect(problem).to_contain_text("structured_outputs.regex")
     expect(own.page.locator("#turns li")).to_have_count(0)
     expect(own.page.locator("#question")).to_have_value("a question")
-    own.page.locator("#form").select_option("")
+    own.set(form="")
     own.page.locator("#question").press("Enter")
     own.wait_for_answers(1)
     expect(problem).to_be_hidden()
@@ -136,7 +138,10 @@ def test_markup_of_a_model_is_text(reader: Read, served: Served) -> None:
     own.page.route("**/v1/chat/completions", lambda r: r.fulfill(body=body, content_type="text/event-stream"))
     own.ask(text)
     own.wait_for_answers(1)
-    assert own.page.locator(".answer, .said").evaluate_all("all => all.map(own => own.textContent)") == [text] * 2
+    assert (
+        own.page.locator(".answer, .said").evaluate_all("all => all.map(own => own.textContent)")
+        == [text] * 2
+    )
     expect(own.page.locator("#turns img, #turns script, #turns b")).to_have_count(0)
     assert own.page.title() == "tiny · pearl_rt"
 
@@ -163,7 +168,7 @@ def test_a_key(reader: Read, engine: Engine) -> None:
 def test_a_model_without_a_template_goes_on(reader: Read, engine: Engine) -> None:
     with serving(engine, Settings("tiny")) as served:
         own = reader(served)
-        expect(own.page.locator("#question-label")).to_contain_text("no chat template")
+        expect(own.page.locator("#served")).to_contain_text("no chat template")
         own.set(max_tokens=12, temperature=0)
         expect(own.page.locator("#system")).to_be_hidden()
         for turn, text in enumerate(("once", " and then"), 1):
@@ -178,8 +183,7 @@ def test_a_model_without_a_template_goes_on(reader: Read, engine: Engine) -> Non
 
 def test_a_form(reader: Read, served: Served) -> None:
     own = reader(served)
-    own.set(max_tokens=80)
-    own.page.locator("#form").select_option("schema")
+    own.set(max_tokens=80, strategy="sd", form="schema")
     schema = {"type": "object", "properties": {"answer": {"enum": ["yes", "no"]}}, "required": ["answer"]}
     own.page.locator("#form-text").fill(json.dumps({**schema, "additionalProperties": False}))
     own.ask("x")
