@@ -94,7 +94,7 @@ class Job:
         return StreamChunk(ids[:taken], text, reason, _logprobs(results, taken), came)
 
     def finish(self, trace: Iterable[TraceRow] = (), plain_tpot: float | None = None) -> RequestOutput:
-        """The whole answer. One that nothing ended was interrupted, or cancelled. plain_tpot: of its metrics."""
+        """The whole answer. One that nothing ended was interrupted, or cancelled. plain_tpot: of metrics."""
         # Ctrl-C may have hit between a read of the ring and add(): what follows the gap is no answer.
         rounds = [record for place, record in enumerate(self._rounds) if record.round == place]
         ids = [token_id for record in rounds for token_id in record.token_ids]

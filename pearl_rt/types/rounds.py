@@ -1,5 +1,5 @@
-"""What a coordinator says of a round, and how each of its tokens came: as an accepted draft, recovered, a bonus,
-forced by the form of the answer, or by plain decoding.
+"""What a coordinator says of a round, and how each of its tokens came: as an accepted draft, recovered, a
+bonus, forced by the form of the answer, or by plain decoding.
 
 Knows rounds by their fields; not what made them.
 """

@@ -23,7 +23,7 @@ class Round:
 
 
 def steps(*seconds: float) -> list[TraceRow]:
-    """A score of so many seconds in each round from 0 on, a quarter of which is its verdict; and a long draft."""
+    """A score of so many seconds in each round from 0 on, a quarter of them its verdict; and a long draft."""
     rows = []
     for number, spent in enumerate(seconds):
         cuts = [0, round(0.75e9 * spent), round(1e9 * spent)]

@@ -12,6 +12,7 @@ const ORIGINS = {
 };
 const ROUNDS_SHOWN = 56;
 const LANE_ROUNDS = 12;
+const FRAME_MS = 80;    /* between frames while an answer grows: a long text takes a while to lay out */
 
 const at = (id) => document.getElementById(id);
 /* What was said, as messages; and all of it as one text, for a model without a chat template. */
@@ -20,6 +21,7 @@ let model = null;       /* of /v1/models */
 let running = null;     /* the AbortController of the answer that grows */
 let shown = null;       /* the answer whose figures are shown */
 let drawing = 0;        /* a frame that is asked for */
+let drawn = 0;          /* when the last one was */
 
 function make(tag, className, text) {
   const made = document.createElement(tag);
@@ -145,6 +147,7 @@ class Answer {
     this.caption = caption;
     this.text = "";          /* what the next turn repeats */
     this.tokens = 0;
+    this.waiting = [];       /* tokens that are not in the text yet */
     this.origins = Object.fromEntries(Object.keys(ORIGINS).map((kind) => [kind, 0]));
     this.rounds = [];        /* by round: the origins of its tokens */
     this.first = null;       /* of the first event with tokens: when, and how many */
@@ -172,14 +175,21 @@ class Answer {
     const span = make("span", "token", token.text);
     span.dataset.origin = token.origin;
     span.title = `${ORIGINS[token.origin] ?? token.origin}, ` + (token.round ? `round ${token.round}` : "from the prompt");
-    this.place.append(span);
+    this.waiting.push(span);
     this.tokens += 1;
     this.origins[token.origin] = (this.origins[token.origin] ?? 0) + 1;
     (this.rounds[token.round] ??= []).push(token.origin);
   }
 
+  show() {
+    this.place.append(...this.waiting);
+    this.waiting = [];
+    this.caption.textContent = this.told();
+  }
+
   finish(reason) {
     this.ended = reason;
+    this.show();
     const last = this.place.lastElementChild;
     if (reason === "stop" && last && last.textContent === "") {
       last.classList.add("end");
@@ -271,18 +281,18 @@ async function ask() {
     const options = { method: "POST", body: JSON.stringify(body), signal: running.signal };
     const response = await call(path, { ...options, headers: { "content-type": "application/json" } });
     for await (const event of events(response)) {
-      const scrolls = isAtEnd();
       answer.take(event);
-      draw();
-      follow(scrolls);
+      if (performance.now() - drawn > FRAME_MS) draw();
     }
   } catch (error) {
     if (error.name === "AbortError") answer.ended = "stopped";
     else failure = error;
   }
   running = null;
+  answer.show();
   place.removeAttribute("aria-busy");
   busy(false);
+  follow(isAtEnd());
   if (failure) {
     problem(failure instanceof Refused ? failure.message : `The server cannot be reached (${failure.message}).`);
   }
@@ -314,13 +324,16 @@ function startAgain() {
 function draw() {
   drawing ||= requestAnimationFrame(() => {
     drawing = 0;
+    drawn = performance.now();
+    const scrolls = isAtEnd();
+    shown?.show();
     drawTokens(shown);
     for (const id of ["figures", "places-section", "lanes-section"]) at(id).hidden = true;
     if (!shown) return;
-    shown.caption.textContent = shown.told();
     drawWorth(shown);
     if (shown.figures) drawPlaces(shown.figures);
     if (shown.figures?.rounds && shown.figures.trace?.rows.length) drawLanes(shown.figures.trace.rows);
+    if (running) follow(scrolls);
   });
 }
 

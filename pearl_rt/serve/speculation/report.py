@@ -40,8 +40,8 @@ class Report:
         return self.taken(index)
 
     def _add(self, index: int, token_ids: Sequence[int], origins: Sequence[Origin], *, is_last: bool) -> None:
-        """The text of a token is what it adds to the answer: "" for a special one, and for a part of a character
-        that a later one completes. The last one has what none completes.
+        """The text of a token is what it adds to the answer: "" for a special one, and for a part of a
+        character that a later one completes. The last one has what none completes.
         """
         for token_id, origin in zip(token_ids, origins, strict=True):
             text = self._decoders[index].push([token_id])
@@ -106,8 +106,8 @@ def _sums(counts: Sequence[Sequence[int]]) -> list[int]:
 
 
 def _trace(metrics: RequestMetrics) -> Json:
-    """Rows [lane, op, round, begin, end], in microseconds from when the request was asked for. None of a request
-    that ran beside others.
+    """Rows [lane, op, round, begin, end], in microseconds from when the request was asked for. None of a
+    request that ran beside others.
     """
     rows = [
         [row.lane, row.op, row.round, *((at - metrics.start_ns) / 1e3 for at in (row.begin_ns, row.end_ns))]

@@ -1,4 +1,4 @@
-"""The page's files, without a browser: what they are served with, what they load, and that each name is there."""
+"""The page's files, without a browser: what they are served with, what they load, and the names in them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""`speculative.report`: each token with its text and how it came, whole and streamed; sums that agree with the
-usage and the engine's own figures.
-"""
+"""`speculative.report`: each token with its text and how it came, whole and streamed, with sums that agree."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ from pearl_rt.serve.speculation.report import finite
 from pearl_rt.types.rounds import ORIGINS
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
-ASKED = {"model": "tiny", "prompt": "hé", "temperature": 0, "max_tokens": 41}
+ASKED = {"model": "tiny", "prompt": "hé", "temperature": 0, "max_tokens": 41, "ignore_eos": True}
 PERSON = {
     "type": "object",
     "properties": {"name": {"enum": ["Ann", "Bob"]}, "old": {"type": "boolean"}},
@@ -151,7 +149,13 @@ def test_several_answers_are_summed(served: Served) -> None:
 
 @pytest.mark.parametrize(("strategy", "gamma"), [("sd", 4), ("pearl", 3), ("ar", None)])
 def test_what_a_form_forces(served: Served, strategy: str, gamma: int | None) -> None:
-    body = {**ASKED, "max_tokens": 60, "guided_json": PERSON, "speculative": how(strategy, gamma)}
+    body = {
+        **ASKED,
+        "max_tokens": 60,
+        "ignore_eos": False,
+        "guided_json": PERSON,
+        "speculative": how(strategy, gamma),
+    }
     events = streamed(served, COMPLETIONS, body)
     tokens = tokens_of(events)
     text = "".join(token["text"] for token in tokens)
@@ -180,13 +184,20 @@ def test_by_lookup(tmp_path_factory: pytest.TempPathFactory) -> None:
             events = streamed(served, COMPLETIONS, {**body, "temperature": temperature})
             came = Counter(token["origin"] for token in tokens_of(events))
             assert came.total() == 60 and came["forced"] == 0
-        events = streamed(served, COMPLETIONS, {**body, "guided_json": PERSON})
+        events = streamed(served, COMPLETIONS, {**body, "ignore_eos": False, "guided_json": PERSON})
         assert Counter(token["origin"] for token in tokens_of(events))["forced"] > 15
 
 
 def test_tokens_without_text_are_told(served: Served) -> None:
     """The end of text, and bytes that are no character: their tokens count, with the text that they add."""
-    body = {**ASKED, "max_tokens": 200, "temperature": 1.5, "seed": 3, "speculative": how("sd", 2)}
+    body = {
+        **ASKED,
+        "ignore_eos": False,
+        "max_tokens": 200,
+        "temperature": 1.5,
+        "seed": 3,
+        "speculative": how("sd", 2),
+    }
     events = streamed(served, COMPLETIONS, body | {"stop": None, "logit_bias": {"256": 6.0}})
     tokens = tokens_of(events)
     assert events[-2]["choices"][0]["finish_reason"] == "stop"

@@ -1,4 +1,4 @@
-"""Chats on the page: turns, marks that add up, a stop, errors, a key, forms, and a model without a template."""
+"""Chats on the page: turns, marks that add up, a stop, errors, a key, forms, a model without a template."""
 
 from __future__ import annotations
 
