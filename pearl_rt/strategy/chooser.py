@@ -84,9 +84,9 @@ class Chooser:
     def plain_tpot(
         self, chosen: Plan, rounds: Sequence[_C.RoundResult], trace: Sequence[TraceRow]
     ) -> float | None:
-        """Seconds a token that plain decoding would have taken for a request that ran alone: the measured step
-        of one token, in the placement where it is fastest, times the drift of the request's own steps. None
-        where no step was measured, or nothing ran.
+        """Seconds a token that plain decoding would have taken for a request that ran alone: the measured
+        step of one token, in the placement where it is fastest, times the drift of the request's own steps.
+        None where no step was measured, or nothing ran.
         """
         times = {name: known for name, known in self.times.items() if known.is_measured}
         if chosen.placement not in times:

@@ -32,9 +32,9 @@ class RequestMetrics:
     `judged` counts the drafts that were looked at: those accepted, and the first one rejected in a round.
     Drafts behind a rejection are discarded unjudged, so `acceptance_rate` compares across gamma and
     strategies. `trace` is () for a request that ran beside others or was cancelled: reading it would keep the
-    slot for many rounds. draft_busy and target_busy are then 0. `plain_tpot` is what plain decoding would have
-    taken: the measured step of one token, times how much longer the request's own steps took than measured.
-    None for a request that ran beside others, or without measurements.
+    slot for many rounds. draft_busy and target_busy are then 0. `plain_tpot` is what plain decoding would
+    have taken: the measured step of one token, times how much longer the request's own steps took
+    than measured. None for a request that ran beside others, or without measurements.
     """
 
     strategy: str

@@ -1,4 +1,4 @@
-"""`speculative.report`: each token with its text and how it came, whole and streamed, with sums that agree."""
+"""`speculative.report`: each token with its text and how it came, whole and streamed; sums that agree."""
 
 from __future__ import annotations
 
