@@ -239,6 +239,13 @@ struct State {
   DraftKind& kind(int slot, int64_t position) {
     return draft_kind[static_cast<size_t>(slot) * 2 * gamma_max + position % (2 * gamma_max)];
   }
+  // Of the first `count` tokens behind the committed ones, drafts: the places of those that were forced.
+  void find_forced(int slot, int64_t count, std::vector<int32_t>* places) {
+    places->clear();
+    for (int32_t i = 0; i < count; ++i) {
+      if (kind(slot, committed[slot] + i) == DraftKind::kForced) places->push_back(i);
+    }
+  }
   // What the draft of a position was drawn from; nullptr: it was certain.
   const float* judged_row(int slot, int64_t position) {
     return kind(slot, position) == DraftKind::kSampled ? draft_row(slot, position) : nullptr;

@@ -175,10 +175,6 @@ void CpuSteps::judge_slot(int b) {
   result_.accept_len = verdict.accept_len;
   result_.num_judged = num_draft;
   result_.pending_before = pending;
-  result_.forced.clear();
-  for (int i = 0; i < verdict.accept_len; ++i) {
-    if (s.kind(b, base + i) == DraftKind::kForced) result_.forced.push_back(i);
-  }
   if (verdict.next_token >= 0) {  // recovered or bonus: the window ends here
     tokens[verdict.accept_len] = verdict.next_token;
     commit(b, base + verdict.accept_len + 1, 0);
@@ -224,7 +220,7 @@ void CpuSteps::commit(int b, int64_t committed, int64_t pending) {
   }
   if (reason == FinishReason::kRunning && end == s.max_total_len[b]) reason = FinishReason::kLength;
   result_.token_ids.assign(tokens + s.committed[b], tokens + end);
-  while (!result_.forced.empty() && result_.forced.back() >= end - s.committed[b]) result_.forced.pop_back();
+  s.find_forced(b, std::min<int64_t>(end - s.committed[b], result_.accept_len), &result_.forced);
   result_.logprobs.clear();
   for (int64_t row = 0; s.num_logprobs[b] >= 0 && row < end - s.committed[b]; ++row) {
     append_logprobs(s.target_rows(b) + row * s.vocab_size, s.vocab_size, result_.token_ids[row],
