@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from itertools import groupby
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,11 @@ from tiny_pairs import Pair
 
 from pearl_rt import Engine, SamplingParams
 from pearl_rt.checkpoint.chat_template import ChatTemplate
+from pearl_rt.scheduling.handle import RequestHandle
 from pearl_rt.serve.app import Settings
 from pearl_rt.serve.speculation.report import finite
+from pearl_rt.types.metrics import measure
+from pearl_rt.types.outputs import RequestOutput, StreamChunk
 from pearl_rt.types.rounds import ORIGINS
 
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"
@@ -254,6 +258,22 @@ def test_chunks_of_a_cancelled_answer_have_origins(served: Served) -> None:
     output = handle.result(30)
     assert [one for chunk in chunks for one in chunk.origins] == list(output.metrics.origins)
     assert len(output.token_ids) == len(output.metrics.origins)
+
+
+def test_the_last_chunk_has_the_origins_that_no_other_had() -> None:
+    shape = {"pending_before": 0, "forced": (), "num_cached_tokens": -1, "t_ns": 0}
+    rounds = [
+        SimpleNamespace(token_ids=[1], accept_len=0, num_judged=0, **shape),
+        SimpleNamespace(token_ids=[2, 3], accept_len=1, num_judged=3, **shape),
+    ]
+    figures = measure(rounds, start_ns=0, num_prompt_tokens=1, strategy="sd", gamma=3, placement="shared")
+    handle = RequestHandle(0, lambda _: None, lambda: None)
+    handle.push(StreamChunk([1], "a", None, None, figures.origins[:1]))
+    handle.finish(RequestOutput(None, [7], [1, 2, 3], "abc", "abort", figures))
+    first, last = handle
+    assert (last.token_ids, last.text) == ([2, 3], "bc")
+    assert [origin.kind for origin in last.origins] == ["accepted", "recovered"]
+    assert [origin.kind for origin in first.origins] == ["plain"]
 
 
 def test_stats_are_json(served: Served) -> None:
