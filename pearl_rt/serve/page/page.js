@@ -383,7 +383,7 @@ function drawSpeeds(answer) {
   const most = Math.max(...rows.map((row) => row[1]));
   at("speeds").replaceChildren(...rows.flatMap(([name, speed, className]) => {
     const bar = make("span", `bar ${className}`);
-    bar.style.width = `${(58 * speed) / most}%`;
+    bar.style.width = `${(100 * speed) / most}%`;
     const value = make("dd");
     value.append(bar, make("span", "number", `${few(speed)} tokens/s`));
     return [make("dt", "", name), value];
