@@ -1,5 +1,5 @@
 # make latency | make test | make test-all | make check | make docs | make peers: each sets up what it needs; so do
-# make exactness | make schedules | make soak | make sanitize | make ptx, which take longer.
+# make exactness | make schedules | make soak | make sanitize | make ptx, which take longer, and make test-page.
 #   make test PYTHON=python3 VENV=     use the installed Python, torch and build tools; no network
 #   make build                         only builds: then the Python of VENV imports pearl_rt from any directory
 #   make gpu [RESULTS_DIR=DIR]         with a GPU: builds, tests and measures with what is installed; no network
@@ -37,12 +37,13 @@ CLANG_FORMAT = $(firstword $(wildcard $(dir $(PY))clang-format) clang-format)
 RUN = PYTHONPATH=$(CURDIR) $(PY)
 TESTS = $(RUN) -m pytest $(if $(WORKERS),-n $(WORKERS) --dist worksteal)
 
+PLAYWRIGHT = 1.65.2
 LLAMA_CPP = 0.3.36
 OPENVINO = 2026.4.1.0
 PEERS = .venv-peers
 PEERS_READY := $(PEERS)/.ready-$(LLAMA_CPP)-$(OPENVINO)
 
-.PHONY: latency peers test test-slow test-long test-all exactness schedules soak ptx check sanitize stubs map docs gpu gpu-latency build importable clean
+.PHONY: latency peers test test-slow test-long test-all test-page exactness schedules soak ptx check sanitize stubs map docs gpu gpu-latency build importable clean
 .DELETE_ON_ERROR:
 
 latency: build
@@ -69,8 +70,8 @@ $(PEERS_READY):
 test: build
 	$(TESTS) -m "not slow" $(ARGS)
 
-# The tests that are marked slow and not long; and those of the kernels that multiply, with a set of numpy's BLAS kernels that no
-# processor with AVX chooses by itself: no bit of a kernel in the interpreter may depend on them.
+# The tests that are marked slow and not long; and those of the kernels that multiply, with a set of numpy's BLAS
+# kernels that no processor with AVX chooses by itself: no bit of a kernel in the interpreter may depend on them.
 test-slow: build
 	$(TESTS) -m "slow and not long" $(ARGS)
 	OPENBLAS_CORETYPE=Nehalem $(TESTS) tests/kernels/forward tests/kernels/tools/test_interpreter_dot.py $(ARGS)
@@ -80,6 +81,14 @@ test-long: build
 	$(TESTS) -m long $(ARGS)
 
 test-all: test test-slow test-long
+
+# The page that the server has at /, in a headless browser: the first of these on the PATH, or BROWSER=PROGRAM.
+BROWSER ?= $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
+test-page: build
+	@test -n "$(BROWSER)" || { echo "make test-page drives Chromium, and none is on the PATH: install one" \
+	  "(apt-get install chromium), or name yours (BROWSER=/path/to/chrome)"; exit 2; }
+	@$(PY) -c "import playwright" 2>/dev/null || $(PY) -m pip install -q playwright==$(PLAYWRIGHT)
+	$(RUN) -m pytest tests/serve/page --browser $(BROWSER) $(ARGS)
 
 # The long form of tests/exactness: a thousand random cases of each kind.
 exactness: build

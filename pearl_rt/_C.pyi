@@ -141,6 +141,8 @@ class RoundResult:
     @property
     def finish_reason(self) -> str: ...
     @property
+    def forced(self) -> list[int]: ...
+    @property
     def logprobs(self) -> list[list[tuple[int, float, int]]] | None:
         """
         For each token its own and the k likeliest, as (id, logprob, rank); None unless asked for.

@@ -25,9 +25,11 @@ PTX_DRIVER = pytest.StashKey[Any]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """--long: of tests that draw random cases, as many as `make exactness` runs. --schedules: of each program
-    in test_cuda_lane. --ptx: kernels are compiled for that GPU, and run on the host.
+    """--browser: the program that tests of the server's page drive. --long: of tests that draw random
+    cases, as many as `make exactness` runs. --schedules: of each program in test_cuda_lane. --ptx: kernels
+    are compiled for that GPU, and run on the host.
     """
+    parser.addoption("--browser", metavar="PROGRAM", help="run the tests of the page in this browser")
     parser.addoption("--ptx", metavar="ARCH", help="run compiled kernels on the host: sm_80 or sm_90")
     parser.addoption("--long", action="store_true", help="run random tests for longer")
     parser.addoption("--schedules", type=int, default=120, help="random schedules of each program")

@@ -20,6 +20,10 @@
 
 namespace pearl {
 
+// How a draft came: from a row; as one token and no distribution; or so, since the form of the answer has no
+// other text there.
+enum class DraftKind : uint8_t { kSampled, kCertain, kForced };
+
 struct State {
   // num_blocks, block_size: of the KV caches. has_prefixes: whether blocks are found again by their tokens.
   State(int num_slots, int gamma_max, int64_t capacity, int vocab_size, int draft_vocab_size, int num_blocks,
@@ -55,7 +59,7 @@ struct State {
         num_draft_tokens(num_slots),
         draft_fed(num_slots),
         bad_draft(num_slots, -1),
-        certain(static_cast<size_t>(num_slots) * 2 * gamma_max),
+        draft_kind(static_cast<size_t>(num_slots) * 2 * gamma_max),
         num_rows(num_slots),
         prompt_logprobs(num_slots),
         bad_prompt(num_slots, -1),
@@ -233,15 +237,20 @@ struct State {
     return draft_logits_.get() + row * draft_vocab_size;
   }
 
-  // Whether the draft of a position was one token and no distribution: set beside it, by draft.
-  void set_certain(int slot, int64_t position, bool value) {
-    certain[static_cast<size_t>(slot) * 2 * gamma_max + position % (2 * gamma_max)] = value;
+  // How the draft of a position came: set beside it, by draft.
+  DraftKind& kind(int slot, int64_t position) {
+    return draft_kind[static_cast<size_t>(slot) * 2 * gamma_max + position % (2 * gamma_max)];
+  }
+  // Of the first `count` tokens behind the committed ones, drafts: the places of those that were forced.
+  void find_forced(int slot, int64_t count, std::vector<int32_t>* places) {
+    places->clear();
+    for (int32_t i = 0; i < count; ++i) {
+      if (kind(slot, committed[slot] + i) == DraftKind::kForced) places->push_back(i);
+    }
   }
   // What the draft of a position was drawn from; nullptr: it was certain.
   const float* judged_row(int slot, int64_t position) {
-    const bool is_certain =
-        certain[static_cast<size_t>(slot) * 2 * gamma_max + position % (2 * gamma_max)] != 0;
-    return is_certain ? nullptr : draft_row(slot, position);
+    return kind(slot, position) == DraftKind::kSampled ? draft_row(slot, position) : nullptr;
   }
   int32_t* own_words(int slot) {  // [gamma_max + 1]
     return own_words_.data() + static_cast<size_t>(slot) * (gamma_max + 1);
@@ -300,7 +309,7 @@ struct State {
   std::vector<int64_t> draft_fed;         // [B] tokens that the draft's cache holds, beginning with the first
   std::vector<int64_t> bad_draft;         // [B] the position whose logits could not be used, or -1
 
-  std::vector<char> certain;  // [B, 2 * gamma_max] by position, as draft_row
+  std::vector<DraftKind> draft_kind;  // [B, 2 * gamma_max] by position, as draft_row
 
   // Set by score.
   std::vector<int32_t> num_rows;  // [B] rows of target_rows; row r is for position committed + r

@@ -155,6 +155,7 @@ int LookupDrafter::propose(int b, int room, bool reads_pool) {
   while (count < room) {
     if (mask != nullptr) {  // what the form of the answer has next anyway
       for (const int32_t token : mask->forced(answer(), room - count)) {
+        s.kind(b, end + count) = DraftKind::kForced;
         s.window(b)[count++] = token;
         tail_.push_back(token);
         search = nullptr;
@@ -178,6 +179,7 @@ int LookupDrafter::propose(int b, int room, bool reads_pool) {
     chance = chance * next.chance / kOne;
     const bool is_doubtful = chance < kLeast;
     if (is_doubtful && (count > 0 || slot.quiet < slot.rest)) break;
+    s.kind(b, end + count) = DraftKind::kCertain;
     s.window(b)[count] = next.token;
     slot.drafted.push_back({end + count, next.token, search->source, next.length_class});
     tail_.push_back(next.token);
@@ -194,7 +196,10 @@ int LookupDrafter::propose(int b, int room, bool reads_pool) {
     if (next.chance == 0) search = nullptr;
   }
   slot.quiet = count > 0 ? 0 : slot.quiet + 1;
-  while (fills_ && count < room) s.window(b)[count++] = s.tokens(b)[end - 1];
+  while (fills_ && count < room) {
+    s.kind(b, end + count) = DraftKind::kCertain;
+    s.window(b)[count++] = s.tokens(b)[end - 1];
+  }
   return count;
 }
 
@@ -206,7 +211,6 @@ void LookupDrafter::draft() {
     const bool is_free = !(s.temperature[b] > 0.0f) || s.judge == JudgeKind::kCoupled;
     const int room = s.window_room(b);
     const int count = room > 0 ? propose(b, room, slots_[b].shares && pool_tokens_ > 0 && is_free) : 0;
-    for (int i = 0; i < count; ++i) s.set_certain(b, s.committed[b] + s.pending[b] + i, true);
     s.num_draft_tokens[b] = count;
   }
 }

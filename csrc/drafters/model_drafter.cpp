@@ -75,7 +75,7 @@ void ModelDrafter::draft() {
         continue;
       }
       s.window(b)[drafted_[b]++] = token;
-      s.set_certain(b, position, false);
+      s.kind(b, position) = DraftKind::kSampled;
       stops_[b].add(position, token);
       if (draft_forced(b)) drafts = true;
     }
@@ -114,7 +114,7 @@ bool ModelDrafter::draft_forced(int b) {
     const Prefix prefix{s.tokens(b), end_[b], s.prompt_len[b], s.window(b), drafted_[b]};
     for (const int32_t token : mask->forced(prefix.answer(), window_len_[b] - drafted_[b])) {
       s.window(b)[drafted_[b]] = token;
-      s.set_certain(b, end_[b] + drafted_[b]++, true);
+      s.kind(b, end_[b] + drafted_[b]++) = DraftKind::kForced;
     }
   }
   if (drafted_[b] < window_len_[b] && !stops_[b].goes_on()) window_len_[b] = drafted_[b];

@@ -101,7 +101,7 @@ Owner make_coordinator(std::vector<std::shared_ptr<Lane>> lanes, int num_slots, 
           (prefix_caching ? PrefixCache::bytes(static_cast<double>(blocks), size) : 0.0) +
           24.0 * static_cast<double>(blocks) +
           static_cast<double>(std::max<size_t>(ring_capacity, 2 * static_cast<size_t>(num_slots))) *
-              (sizeof(RoundResult) + 4.0 * (gamma_max + 1)),
+              (sizeof(RoundResult) + 8.0 * (gamma_max + 1)),
       "a coordinator of " + std::to_string(num_slots) + " slots");
   auto state = std::make_unique<State>(num_slots, gamma_max, capacity, vocab_size,
                                        draft_vocab_size.value_or(vocab_size), static_cast<int>(blocks), size,
@@ -218,6 +218,7 @@ void bind_coordinator(py::module_& m) {
       .def_readonly("accept_len", &RoundResult::accept_len)
       .def_readonly("num_judged", &RoundResult::num_judged)
       .def_readonly("pending_before", &RoundResult::pending_before)
+      .def_readonly("forced", &RoundResult::forced)
       .def_readonly("num_cached_tokens", &RoundResult::num_cached_tokens)
       .def_property_readonly(
           "logprobs", [](const RoundResult& r) { return rows_of(r.logprobs, r.token_ids.size()); },

@@ -189,7 +189,9 @@ def run_serve(options: argparse.Namespace) -> int:
                 drain_seconds=options.drain_seconds,
                 keep_alive_seconds=options.keep_alive,
                 on_listening=lambda: print(
-                    f"[{settings.model} at {address}/v1; Ctrl-C stops]", file=sys.stderr, flush=True
+                    f"[{settings.model} at {address}/v1; Ctrl-C stops]\n[a page to try it: {address}/]",
+                    file=sys.stderr,
+                    flush=True,
                 ),
             ).serve_until_stopped(bound)
     return 0

@@ -230,8 +230,9 @@ class Batch:
             trace = lanes.trace() if job.is_alone and is_traced else ()
         elif has_slot:
             lanes.cancel(number)
-        output = job.finish(trace)
         with self._figures:
+            plain = self._chooser.plain_tpot(job.plan, job.rounds, trace) if job.is_alone else None
+            output = job.finish(trace, plain)
             self._chooser.learn(job.plan, job.regime, output.metrics, is_alone=job.is_alone)
             self._totals.add(output)
         return output

@@ -119,7 +119,8 @@ class RequestHandle:
         num_characters = sum(len(chunk.text) for chunk in self._chunks)
         logprobs = None if output.logprobs is None else output.logprobs[num_tokens:]
         rest = output.token_ids[num_tokens:], output.text[num_characters:]
-        self._chunks.append(StreamChunk(*rest, output.finish_reason, logprobs))
+        origins = output.metrics.origins[num_tokens:]
+        self._chunks.append(StreamChunk(*rest, output.finish_reason, logprobs, origins))
 
     def _outcome(self) -> RequestOutput:
         if self._error is not None:

@@ -16,6 +16,7 @@ from pearl_rt.strategy.program_choice import ProgramChoice
 from pearl_rt.types.metrics import TraceRow, measure
 from pearl_rt.types.outputs import RequestOutput, StreamChunk, TokenLogprobs
 from pearl_rt.types.request import Request
+from pearl_rt.types.rounds import origins
 from pearl_rt.types.sampling_params import SamplingParams
 
 NOT_RUN = Plan("", 0, "", 0.0, 0.0)  # the program of a job that was cancelled before it ran
@@ -62,6 +63,11 @@ class Job:
         """The kind of sampling, as the chooser distinguishes them."""
         return self.judge if self.params.temperature > 0 else "greedy"
 
+    @property
+    def rounds(self) -> Sequence[_C.RoundResult]:
+        """So far."""
+        return self._rounds
+
     def ask(self) -> None:
         """The request's clock starts."""
         self._asked_ns = self._begun_ns = time.monotonic_ns()
@@ -84,10 +90,11 @@ class Job:
         self._texts.append(text)
         self.is_ended = reason is not None
         taken = self._stream.num_tokens - before
-        return StreamChunk(ids[:taken], text, reason, _logprobs(results, taken))
+        came = origins(results, results[0].round)[:taken]
+        return StreamChunk(ids[:taken], text, reason, _logprobs(results, taken), came)
 
-    def finish(self, trace: Iterable[TraceRow] = ()) -> RequestOutput:
-        """The whole answer. One that nothing ended was interrupted, or cancelled."""
+    def finish(self, trace: Iterable[TraceRow] = (), plain_tpot: float | None = None) -> RequestOutput:
+        """The whole answer. One that nothing ended was interrupted, or cancelled. plain_tpot: of metrics."""
         # Ctrl-C may have hit between a read of the ring and add(): what follows the gap is no answer.
         rounds = [record for place, record in enumerate(self._rounds) if record.round == place]
         ids = [token_id for record in rounds for token_id in record.token_ids]
@@ -117,6 +124,7 @@ class Job:
                 trace=trace,
                 num_tokens=len(ids),
                 queue_time=(self._begun_ns - self._asked_ns) * 1e-9,
+                plain_tpot=plain_tpot,
             ),
             logprobs=_logprobs(rounds, len(ids)),
             prompt_logprobs=self._prompt_logprobs(),

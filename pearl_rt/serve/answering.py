@@ -16,6 +16,7 @@ from pearl_rt.errors import EngineClosedError
 from pearl_rt.scheduling.handle import RequestHandle
 from pearl_rt.serve.faults import described
 from pearl_rt.serve.shapes import Shape, usage_of
+from pearl_rt.serve.speculation.report import Report
 from pearl_rt.types.json import Json
 from pearl_rt.types.outputs import RequestOutput, StreamChunk
 
@@ -91,8 +92,11 @@ class EventStream(Response):
         has_usage: bool,
         num_answers: int,
         prompt_lengths: Sequence[int] | None = None,
+        report: Report | None = None,
     ) -> None:
-        """prompt_lengths: of each answer's prompt, if every chunk has the usage of its answer so far."""
+        """prompt_lengths: of each answer's prompt, if every chunk has the usage of its answer so far. report:
+        chunks tell how their tokens came, and usage what drafts were worth.
+        """
         # The second is for proxies of nginx, which would keep events back until there are many.
         super().__init__(b"", headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
@@ -101,6 +105,7 @@ class EventStream(Response):
         self._has_usage = has_usage
         self._num_answers = num_answers
         self._prompt_lengths = prompt_lengths
+        self._report = report
         self._counts = [0] * len(handles)  # tokens of each answer so far
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -133,16 +138,24 @@ class EventStream(Response):
         async with aclosing(merged(self._handles)) as chunks:
             async for index, chunk in chunks:
                 self._counts[index] += len(chunk.token_ids)
+                if self._report is not None:
+                    self._report.add(index, chunk)
                 if not (chunk.text or chunk.finish_reason or chunk.logprobs):
                     continue  # half a character
                 stop_reason = None
                 if chunk.finish_reason is not None:
                     stop_reason = (await self._handles[index]).stop_reason
-                for event in self._shape.chunk(index, chunk, stop_reason):
+                events = self._shape.chunk(index, chunk, stop_reason)
+                if self._report is not None and events:
+                    events[0]["choices"][0]["speculation"] = self._report.taken(index)
+                for event in events:
                     yield event | blank | self._usage_so_far(index)
         if self._has_usage:
             outputs = await outputs_of(self._handles)
-            yield self._shape.closing(outputs, self._num_answers)
+            closing = self._shape.closing(outputs, self._num_answers)
+            if self._report is not None:
+                closing["usage"]["speculation"] = self._report.figures(outputs)
+            yield closing
 
     def _line(self, content: Json) -> bytes:
         name = f"event: {content['type']}\n".encode() if self._shape.names_events else b""

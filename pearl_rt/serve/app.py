@@ -32,11 +32,13 @@ from pearl_rt.serve.completion_request import (
 from pearl_rt.serve.faults import HttpError, error_response
 from pearl_rt.serve.fields import FieldError, clean
 from pearl_rt.serve.guard import Guard, json_body
+from pearl_rt.serve.page.files import page_routes
 from pearl_rt.serve.parsing.forms import Forms
 from pearl_rt.serve.prometheus import CONTENT_TYPE, prometheus_text
 from pearl_rt.serve.responses.request import read_responses
 from pearl_rt.serve.responses.shape import ResponsesShape
 from pearl_rt.serve.shapes import CompletionShape, Shape
+from pearl_rt.serve.speculation.report import Report, finite
 from pearl_rt.serve.tokens.request import TokenizeRequest, read_tokens
 from pearl_rt.types.json import Json
 from pearl_rt.types.request import check_prompt_length
@@ -156,6 +158,7 @@ class Service:
             "created": self._created,
             "owned_by": "pearl_rt",
             "max_model_len": self._engine.max_model_len,
+            "has_chat_template": self._prompting is not None,
         }
         return JSONResponse(model if asked else {"object": "list", "data": [model]})
 
@@ -163,6 +166,10 @@ class Service:
         """GET /health: 503 once the engine is closed."""
         self._engine.check_open()
         return JSONResponse({"status": "ok"})
+
+    async def stats(self, _: Request) -> Response:
+        """GET /stats: Engine.stats(), with null for what is no number."""
+        return _json_response(await run_in_threadpool(lambda: encoded(finite(self._engine.stats()))))
 
     async def metrics(self, _: Request) -> Response:
         """GET /metrics, for Prometheus."""
@@ -214,6 +221,10 @@ class Service:
             check_prompt_length(len(prompt), self._engine.max_model_len)
         self._check_reported(prompts, asked.params)
         num_answers = asked.params.n
+        report = None
+        if asked.is_reported:
+            each = [prompt for prompt in prompts for _ in range(num_answers)]
+            report = Report(self._tokenizer, each, has_trace=asked.has_trace)
         handles = await self._submitted(prompts, asked)
         if asked.is_streamed:
             counted = [len(prompt) for prompt in prompts for _ in range(num_answers)]
@@ -223,10 +234,20 @@ class Service:
                 has_usage=asked.has_usage,
                 num_answers=num_answers,
                 prompt_lengths=counted if asked.counts_usage else None,
+                report=report,
             )
         async with watched(request.receive, handles):
             outputs = await outputs_of(handles)
-        return _json_response(await run_in_threadpool(lambda: encoded(shape.whole(outputs, num_answers))))
+
+        def whole() -> bytes:
+            told = shape.whole(outputs, num_answers)
+            if report is not None:
+                for index, (choice, output) in enumerate(zip(told["choices"], outputs, strict=True)):
+                    choice["speculation"] = report.tokens(index, output)
+                told["usage"]["speculation"] = report.figures(outputs)
+            return encoded(told)
+
+        return _json_response(await run_in_threadpool(whole))
 
     def _check_reported(self, prompts: list[list[int]], params: SamplingParams) -> None:
         """Raises FieldError for more log-probabilities than one answer may have."""
@@ -284,6 +305,8 @@ def build_app(engine: Engine, settings: Settings) -> Starlette:
         Route("/v1/models/{model:path}", service.models),
         Route("/health", service.health),
         Route("/metrics", service.metrics),
+        Route("/stats", service.stats),
+        *page_routes(),
     ]
     pages = Middleware(
         CORSMiddleware,

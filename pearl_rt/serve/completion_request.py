@@ -50,6 +50,8 @@ class CompletionRequest:
     is_scored     max_tokens is 0: answers are their prompts alone; a token is generated, and dropped
     tool_use      None: there is nothing to call
     speculative   arguments of Engine.submit: strategy, gamma, judge; empty: the engine's own
+    is_reported   answers tell how each token came, and usage what drafts were worth
+    has_trace     and what the lanes did, for a single answer
     """
 
     model: str
@@ -65,6 +67,8 @@ class CompletionRequest:
     tool_use: ToolUse | None = None
     shows_reasoning: bool = True
     speculative: Json = field(default_factory=dict)
+    is_reported: bool = False
+    has_trace: bool = False
 
     @property
     def num_logprobs(self) -> int | None:
@@ -101,6 +105,8 @@ def read_completion(body: object, defaults: Json = OPENAI_DEFAULTS) -> Completio
     logprobs = fields.integer("logprobs")
     max_tokens = fields.integer("max_tokens", defaults.get("max_tokens", COMPLETION_MAX_TOKENS))
     is_scored = echoes and max_tokens == 0
+    if is_scored and fields.inside("speculative").boolean("report"):
+        raise FieldError("speculative", "speculative.report needs tokens: pass max_tokens 1 or more")
     if echoes and logprobs is not None and fields.boolean("stream"):
         raise FieldError("stream", "echo with logprobs is answered as a whole: pass stream false")
     made = _request(
@@ -182,9 +188,21 @@ def _request(
         "gamma": inside.integer("gamma"),
         "judge": inside.text("judge"),
     }
+    is_reported, has_trace = inside.boolean("report"), inside.boolean("trace")
     inside.end()
     fields.end(IGNORED)
-    return CompletionRequest(model, params, is_streamed, has_usage, counts_usage, speculative=how)
+    if has_trace and not is_reported:
+        raise FieldError("speculative", "speculative.trace is a part of the report: pass report true too")
+    return CompletionRequest(
+        model,
+        params,
+        is_streamed,
+        has_usage,
+        counts_usage,
+        speculative=how,
+        is_reported=is_reported,
+        has_trace=has_trace,
+    )
 
 
 def _forced(params: SamplingParams, tool_use: ToolUse | None) -> SamplingParams:

@@ -17,8 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from pearl_rt.errors import EngineClosedError
 from pearl_rt.serve.faults import HttpError, error_response
 from pearl_rt.serve.fields import clean
+from pearl_rt.serve.page.files import PAGE_FILES
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/health", *PAGE_FILES})  # the page asks for the key itself
 BODY_SECONDS = 30.0  # in which a body must have come
 
 

@@ -4,13 +4,15 @@ Holds measured step times, acceptance by kind of sampling, and how far requests 
 the arithmetic is the planner's. Knows nothing of lanes, and of requests only their figures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
-from pearl_rt.strategy.planner import Acceptance, Plan, StepTimes, plan, plans
+import pearl_rt._C as _C
+from pearl_rt.strategy.planner import Acceptance, Plan, StepTimes, plan, plans, seconds
 from pearl_rt.strategy.program_choice import ProgramChoice
+from pearl_rt.strategy.step_timing import drift, target_steps
 from pearl_rt.types.json import Json
-from pearl_rt.types.metrics import RequestMetrics
+from pearl_rt.types.metrics import RequestMetrics, TraceRow
 
 MIN_TOKENS_TO_LEARN = 16  # shorter answers time little but noise
 LEARNING_RATE = 0.3
@@ -78,6 +80,20 @@ class Chooser:
         slowdown = min(max(expected.tokens_per_second / metrics.tokens_per_second, 0.5), 2.0)
         known = self._slowdowns.get((strategy, placement), 1.0)
         self._slowdowns[strategy, placement] = known + LEARNING_RATE * (slowdown - known)
+
+    def plain_tpot(
+        self, chosen: Plan, rounds: Sequence[_C.RoundResult], trace: Sequence[TraceRow]
+    ) -> float | None:
+        """Seconds a token that plain decoding would have taken for a request that ran alone: the measured
+        step of one token, in the placement where it is fastest, times the drift of the request's own steps.
+        None where no step was measured, or nothing ran.
+        """
+        times = {name: known for name, known in self.times.items() if known.is_measured}
+        if chosen.placement not in times:
+            return None
+        steps = target_steps(chosen.strategy, rounds, trace)
+        drifted = drift(chosen.strategy, steps, times[chosen.placement])
+        return drifted * min(seconds(known.target, 1) for known in times.values())
 
     def described(self, candidates: ProgramChoice) -> Json:
         """What ran last, what would run next, and every figure behind it. Times are in seconds."""

@@ -37,6 +37,7 @@ class StepTimes:
     window: Mapping[int, float] | None = None  # gamma -> seconds to draft a window; None: no draft
     beside_target: Mapping[int, float] | None = None
     beside_window: Mapping[int, float] | None = None
+    is_measured: bool = True  # False: the figures stand for a device that was not timed
 
     @classmethod
     def constant(cls, target: float, draft: float, *, overlaps: bool = True) -> "StepTimes":

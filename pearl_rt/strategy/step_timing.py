@@ -5,8 +5,8 @@ Knows lanes by what they can start and what they say that they did; not devices,
 
 import math
 import statistics
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import pearl_rt._C as _C
@@ -18,7 +18,7 @@ from pearl_rt.types.request import Request
 MEASURED_GAMMAS = (1, 4, 8, 15)
 POLL_MS = 50  # how long a wait may keep Python from seeing Ctrl-C
 # Of lanes whose own times say nothing of a device: a pass of the target takes as long as five of the draft.
-NOMINAL_TIMES = StepTimes.constant(1.0, 0.2, overlaps=False)
+NOMINAL_TIMES = replace(StepTimes.constant(1.0, 0.2, overlaps=False), is_measured=False)
 
 
 class TimedLanes(Protocol):
@@ -40,6 +40,35 @@ class TimedLanes(Protocol):
     def trace(self) -> list[TraceRow]: ...
 
 
+def _seconds(row: TraceRow) -> float:
+    return (row.end_ns - row.begin_ns) * 1e-9
+
+
+def target_steps(
+    strategy: str, results: Sequence[_C.RoundResult], trace: Sequence[TraceRow]
+) -> dict[int, tuple[int, float]]:
+    """Round -> (tokens that its score fed, seconds of score and verify), of one sequence alone."""
+    rows = {
+        result.round: result.num_judged + 1 if strategy == "sd" else result.pending_before + 1
+        for result in results
+        if result.round > 0
+    }
+    spent: dict[int, float] = dict.fromkeys(rows, 0.0)
+    for row in trace:
+        if row.round in rows and row.op in ("score", "verify"):
+            spent[row.round] += _seconds(row)
+    return {number: (count, spent[number]) for number, count in rows.items()}
+
+
+def drift(strategy: str, steps: Mapping[int, tuple[int, float]], times: StepTimes) -> float:
+    """How many times as long the target's steps of an answer took as when they were measured: for its longer
+    text, and what else the machine did. 1 where they left no times.
+    """
+    table = times.target if strategy != "pearl" else times.beside_target or times.target
+    expected = sum(seconds(table, count) for count, spent in steps.values() if spent > 0)
+    return sum(spent for _, spent in steps.values()) / expected if expected else 1.0
+
+
 @dataclass(frozen=True)
 class Sample:
     """Median step times of one short run."""
@@ -49,23 +78,11 @@ class Sample:
 
     @classmethod
     def read(cls, strategy: str, results: Sequence[_C.RoundResult], trace: Sequence[TraceRow]) -> "Sample":
-        rows: dict[int, int] = {}  # round -> tokens that its score fed
-        for result in results:
-            if result.round > 0:
-                rows[result.round] = result.num_judged + 1 if strategy == "sd" else result.pending_before + 1
-        spent: dict[int, float] = dict.fromkeys(rows, 0.0)
-        windows: list[float] = []
-        for row in trace:
-            duration = (row.end_ns - row.begin_ns) * 1e-9
-            if row.round not in rows:
-                continue
-            if row.op in ("score", "verify"):
-                spent[row.round] += duration
-            elif row.op == "draft":
-                windows.append(duration)
+        steps = target_steps(strategy, results, trace)
+        windows = [_seconds(row) for row in trace if row.op == "draft" and row.round in steps]
         by_rows: dict[int, list[float]] = {}
-        for number, count in rows.items():
-            by_rows.setdefault(count, []).append(spent[number])
+        for count, spent in steps.values():
+            by_rows.setdefault(count, []).append(spent)
         # The first round of a run still warms caches up.
         target = {count: statistics.median(times[1:] or times) for count, times in by_rows.items()}
         return cls(target, statistics.median(windows[1:] or windows) if windows else math.nan)

@@ -10,24 +10,9 @@ next (the MAT of PEARL, arXiv 2408.11850, which may pass gamma).
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
-
-class RoundRecord(Protocol):
-    """What a coordinator says of a round: tokens it made final, drafts it judged, when it ended."""
-
-    @property
-    def token_ids(self) -> Sequence[int]: ...
-    @property
-    def accept_len(self) -> int: ...
-    @property
-    def num_judged(self) -> int: ...
-    @property
-    def pending_before(self) -> int: ...
-    @property
-    def num_cached_tokens(self) -> int: ...
-    @property
-    def t_ns(self) -> int: ...
+from pearl_rt.types.rounds import Origin, RoundRecord, origins
 
 
 class TraceRow(NamedTuple):
@@ -47,7 +32,9 @@ class RequestMetrics:
     `judged` counts the drafts that were looked at: those accepted, and the first one rejected in a round.
     Drafts behind a rejection are discarded unjudged, so `acceptance_rate` compares across gamma and
     strategies. `trace` is () for a request that ran beside others or was cancelled: reading it would keep the
-    slot for many rounds. draft_busy and target_busy are then 0.
+    slot for many rounds. draft_busy and target_busy are then 0. `plain_tpot` is what plain decoding would
+    have taken: the measured step of one token, times how much longer the request's own steps took
+    than measured. None for a request that ran beside others, or without measurements.
     """
 
     strategy: str
@@ -65,6 +52,8 @@ class RequestMetrics:
     num_cached_tokens: int | None = None  # of the prompt, found in the KV cache; None: not looked for
     queue_time: float = 0.0  # seconds that a submitted request waited for a slot; part of ttft
     trace: tuple[TraceRow, ...] = ()
+    origins: tuple[Origin, ...] = ()  # [generated] how each token came
+    plain_tpot: float | None = None
 
     @property
     def ttft(self) -> float:
@@ -146,6 +135,7 @@ def measure(
     trace: Iterable[TraceRow] = (),
     num_tokens: int | None = None,
     queue_time: float = 0.0,
+    plain_tpot: float | None = None,
 ) -> RequestMetrics:
     """The figures of one request from its rounds in order, the first of which is prefill (one token, none
     judged).
@@ -176,6 +166,8 @@ def measure(
         else None,
         queue_time=queue_time,
         trace=tuple(trace),
+        origins=tuple(origins(rounds)[:num_tokens]),
+        plain_tpot=plain_tpot,
     )
 
 

@@ -3,10 +3,12 @@
 Knows nothing of how they were made. Every token in here is verified.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pearl_rt.reference.logprobs import Logprob
 from pearl_rt.types.metrics import RequestMetrics
+from pearl_rt.types.rounds import Origin
 
 TokenLogprobs = dict[int, Logprob]  # by token id: the token itself first, then the likeliest, best first
 
@@ -18,13 +20,14 @@ class StreamChunk:
     `text` may be empty, or lag behind `token_ids`, while a UTF-8 character is still half written or a stop
     string may have begun; the texts of all chunks together are the text of the output. `finish_reason` is
     None but in the last chunk.
-    `logprobs` has an entry for each of token_ids if they were asked for.
+    `logprobs` has an entry for each of token_ids if they were asked for. `origins` say how each of them came.
     """
 
     token_ids: list[int]
     text: str
     finish_reason: str | None = None
     logprobs: list[TokenLogprobs] | None = None
+    origins: Sequence[Origin] = ()
 
 
 @dataclass(frozen=True)

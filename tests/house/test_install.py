@@ -17,6 +17,7 @@ import pytest
 import pearl_rt
 
 ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "pearl_rt" / "serve" / "page"
 # What a shell has in which nothing of pearl_rt was set, and no make runs.
 PLAIN = {"PATH": os.environ["PATH"]}
 ELSEWHERE = ("models", "bench", "tests", "recipes", "docs", "examples")  # what a checkout has, and no release
@@ -52,6 +53,17 @@ def test_sdist_has_what_the_build_reads(sdist: Path) -> None:
         assert tracked and not {name for name in tracked if (ROOT / name).exists()} - names
     assert names >= {"CMakeLists.txt", "pyproject.toml", "setup.py", "README.md", "LICENSE"}
     assert not [name for name in names if name.startswith(tuple(f"{room}/" for room in ELSEWHERE))]
+
+
+def test_package_has_the_page(sdist: Path, tmp_path: Path) -> None:
+    """The files that are no Python, in what a wheel is made of."""
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    [tree] = tmp_path.iterdir()
+    run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", tmp_path / "lib"], tree)
+    page = tmp_path / "lib" / "pearl_rt" / "serve" / "page"
+    assert {path.name for path in page.iterdir()} == set(run(["git", "ls-files", "."], PAGE).split())
+    assert {"index.html", "page.css", "page.js"} <= {path.name for path in page.iterdir()}
 
 
 def test_release_has_the_version_of_the_package(sdist: Path) -> None:

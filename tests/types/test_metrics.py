@@ -10,6 +10,7 @@ import pytest
 
 from pearl_rt.errors import RequestError
 from pearl_rt.types.metrics import TraceRow, measure
+from pearl_rt.types.rounds import ORIGINS, origins
 from pearl_rt.types.sampling_params import SamplingParams
 
 
@@ -19,6 +20,7 @@ class Round:
     accept_len: int = 0
     num_judged: int = 0
     pending_before: int = 0
+    forced: tuple[int, ...] = ()
     num_cached_tokens: int = -1
     t_ns: int = 0
 
@@ -127,3 +129,26 @@ def test_parameters_accepted() -> None:
     assert SamplingParams(stop=None).stop == ()
     assert SamplingParams(stop=["a", "b"]).stop == ("a", "b")
     assert str(SamplingParams(temperature=-0.0).temperature) == "0.0"
+
+
+def test_origins_by_hand() -> None:
+    rounds = [
+        Round([1]),  # of the prompt's pass
+        Round([2, 3, 4], 3, 3, 2, forced=(1,)),  # all accepted: no token of the target's own
+        Round([5, 6], 1, 3, 2),  # a rejection
+        Round([7, 8, 9], 2, 2, forced=(0, 1)),  # all stood, and a bonus
+        Round([10]),  # nothing was drafted
+        Round([11], 0, 1),
+        Round([12, 13], 3, 4),  # cut in the middle of what stood
+    ]
+    told = origins(rounds, 5)
+    assert [origin.kind for origin in told] == [
+        *("plain", "accepted", "forced", "accepted", "accepted", "recovered"),
+        *("forced", "forced", "bonus", "plain", "recovered", "accepted", "accepted"),
+    ]
+    assert [origin.round for origin in told] == [5, 6, 6, 6, 7, 7, 8, 8, 8, 9, 10, 11, 11]
+    assert {origin.kind for origin in told} == set(ORIGINS)
+    m = measure(
+        rounds, start_ns=0, num_prompt_tokens=1, strategy="sd", gamma=3, placement="shared", num_tokens=12
+    )
+    assert [origin.round for origin in m.origins] == [origin.round - 5 for origin in told[:12]]

@@ -58,6 +58,10 @@ def read_responses(body: object, defaults: Json = OPENAI_DEFAULTS) -> ResponsesR
         messages.insert(0, {"role": "system", "content": instructions})
     fields.end(_IGNORED)
     chat = read_chat({**given, "messages": messages}, defaults)
+    if chat.is_reported:
+        raise FieldError(
+            "speculative", "speculative.report is told by chats and completions: ask there", UNSUPPORTED
+        )
     repeated = {
         "instructions": instructions,
         "max_output_tokens": most,
