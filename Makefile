@@ -89,7 +89,7 @@ schedules: build
 published: build
 	$(TESTS) -q tests/serve/published --published $(ARGS)
 
-# Files of checkpoints, chat templates, forms and bodies of requests, mutated: 10^5 of each, in hours. A failure names its
+# Files of checkpoints, chat templates, forms and bodies of requests, mutated: 10^5 of each. A failure names its
 # case, and build/fuzz the last one of each target: `make fuzz ARGS="-k http --fuzz-seed 7 --cases 2000"`.
 fuzz: build
 	$(TESTS) -q tests/fuzz --cases 100000 --timeout 86400 $(ARGS)
