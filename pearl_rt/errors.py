@@ -68,6 +68,14 @@ def shown(value: object, most: int = 100) -> str:
     return text if len(text) <= most else f"{text[: most - 20]}... ({len(text)} characters)"
 
 
+def one_line(told: object, most: int = 300) -> str:
+    """What a file or a library says, as messages repeat it: in one line, cut where it is long, without what
+    cannot be shown.
+    """
+    text = " ".join(str(told).split())[:most]
+    return "".join(each if each.isprintable() else "?" for each in text) or type(told).__name__
+
+
 def gib(size: int) -> str:
     """Bytes, as messages give them."""
     return f"{size / 2**30:.2f} GiB"

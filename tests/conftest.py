@@ -27,12 +27,17 @@ PTX_DRIVER = pytest.StashKey[Any]()
 def pytest_addoption(parser: pytest.Parser) -> None:
     """--browser: the program that tests of the server's page drive. --long: of tests that draw random
     cases, as many as `make exactness` runs. --schedules: of each program in test_cuda_lane. --ptx: kernels
-    are compiled for that GPU, and run on the host.
+    are compiled for that GPU, and run on the host. --cases, --first-case and --fuzz-seed: of each fuzzer
+    (tests/fuzz). --published: tests over a model that pip fetches.
     """
     parser.addoption("--browser", metavar="PROGRAM", help="run the tests of the page in this browser")
     parser.addoption("--ptx", metavar="ARCH", help="run compiled kernels on the host: sm_80 or sm_90")
     parser.addoption("--long", action="store_true", help="run random tests for longer")
     parser.addoption("--schedules", type=int, default=120, help="random schedules of each program")
+    parser.addoption("--published", action="store_true", help="run tests over a published model, too")
+    parser.addoption("--cases", type=int, help="cases of each fuzzer; default: some hundred")
+    parser.addoption("--first-case", type=int, default=0, help="the number of the first one")
+    parser.addoption("--fuzz-seed", type=int, default=0, help="what the cases are drawn with")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,16 +1,18 @@
 """Requests of every kind for many minutes: joins, cancels, readers that fail, NaN; no wrong token, no growth.
 
-    make soak                               20 minutes
+    make soak                               20 minutes of clients, and then 5 of requests that are submitted
     python tests/soak.py --minutes 1 --seed 7
 
-Four threads submit to one engine, with a strategy and parameters of their own each time; another engine says
-what the target alone writes. Exit status 1 at the first answer that differs, or if memory has grown.
+First 200 clients ask a server (tests/soak_clients.py). Then four threads submit to one engine, with a
+strategy and parameters of their own each time; another engine says what the target alone writes. Exit status
+1 at the first answer that differs, or if memory has grown.
 """
 
 import argparse
 import random
 import resource
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
@@ -21,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), *map(str, (ROOT / "tests", ROOT / "tests" / "support"))]
 
+from soak_clients import ClientsSoak  # noqa: E402
 from tiny_pairs import Pair  # noqa: E402
 
 from pearl_rt import Engine, NumericsError, RequestOutput, SamplingParams  # noqa: E402
@@ -153,10 +156,21 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Requests of every kind for many minutes.")
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--clients", type=int, default=200)
     options = parser.parse_args(argv)
+
+    def report(line: str) -> None:
+        print(f"\r{line}", end="", file=sys.stderr)
+
+    with tempfile.TemporaryDirectory() as folder:
+        clients = ClientsSoak(Path(folder), options.seed, num_clients=options.clients)
+        fine = clients.run(options.minutes * 60, report, resident)
+    fine_words = "all answers as alone, memory flat"
+    print(f"\n{options.clients} clients, {dict(clients.counts)}: {clients.wrong or fine_words}")
+    print(clients.tail())
     soak = Soak(options.seed)
-    fine = soak.run(options.minutes * 60, lambda line: print(f"\r{line}", end="", file=sys.stderr))
-    print(f"\n{dict(soak.counts)}: {soak.wrong or 'all answers as alone, memory flat'}")
+    fine &= soak.run(options.minutes * 15, report)
+    print(f"\n{dict(soak.counts)}: {soak.wrong or fine_words}")
     return 0 if fine else 1
 
 

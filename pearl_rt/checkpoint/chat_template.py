@@ -24,7 +24,7 @@ from jinja2.utils import Namespace
 
 from pearl_rt.checkpoint.config import check_file, model_directory, read_json
 from pearl_rt.checkpoint.gguf.model import GgufModel
-from pearl_rt.errors import CheckpointError, ConfigError, RequestError
+from pearl_rt.errors import CheckpointError, ConfigError, RequestError, one_line
 from pearl_rt.types.json import Json
 
 _MARK = "\ue000end of the final message\ue001"
@@ -53,7 +53,7 @@ class ChatTemplate:
             self.names_tools = any(name.name == "tools" for name in parsed.find_all(nodes.Name))
         except Exception as error:  # TemplateError, or what Python's compiler says of what Jinja made of it
             raise CheckpointError(
-                f"the chat template is not valid Jinja ({error}): fetch it again"
+                f"the chat template is not valid Jinja ({one_line(error)}): fetch it again"
             ) from error
 
     @classmethod
@@ -70,7 +70,7 @@ class ChatTemplate:
                     f"{gguf.path} has no chat template (tokenizer.chat_template): it is no chat model; give "
                     "a template with --chat-template FILE, or use completions"
                 )
-            return cls(own, gguf.named_tokens())
+            return cls._of(gguf.path if file is None else str(file), own, gguf.named_tokens())
         directory = model_directory(path)
         settings_file = directory / "tokenizer_config.json"
         settings = read_json(settings_file) if settings_file.exists() else {}
@@ -81,10 +81,19 @@ class ChatTemplate:
                 "tokenizer_config.json): it is no chat model; give a template with --chat-template FILE, or "
                 "use completions"
             )
-        made = cls(source, tokens := _special_tokens(directory, settings))
+        place = str(directory if file is None else file)
+        made = cls._of(place, source, tokens := _special_tokens(directory, settings))
         if file is None and (tools := _find(directory, settings, "tool_use")) is not None:
-            made.for_tools = cls(tools, tokens)
+            made.for_tools = cls._of(place, tools, tokens)
         return made
+
+    @classmethod
+    def _of(cls, place: str, source: str, special_tokens: Mapping[str, str]) -> "ChatTemplate":
+        """Raises CheckpointError, which names the place that it is from."""
+        try:
+            return cls(source, special_tokens)
+        except CheckpointError as error:
+            raise CheckpointError(f"{place}: {error}") from error
 
     @property
     def whole_source(self) -> str:
@@ -195,7 +204,8 @@ def _find(directory: Path, settings: Json, name: str = "default") -> str | None:
         return _read(file)
     found = settings.get("chat_template")
     if isinstance(found, list):  # [{"name": ..., "template": ...}]
-        found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
+        named = [item for item in found if isinstance(item, dict) and isinstance(item.get("name"), str)]
+        found = {item["name"]: item.get("template") for item in named}
     if isinstance(found, dict):
         found = found.get(name)
     elif name != "default":

@@ -15,7 +15,7 @@ from pearl_rt.checkpoint.gguf.model import GgufModel
 from pearl_rt.checkpoint.open_file import OpenFile
 from pearl_rt.checkpoint.quantised.scheme import read_scheme
 from pearl_rt.checkpoint.rope_scaling import RopeScaling, read_rope
-from pearl_rt.errors import CheckpointError, ConfigError, shown
+from pearl_rt.errors import CheckpointError, ConfigError, one_line, shown
 from pearl_rt.types.config_keys import check_keys
 from pearl_rt.types.json import Json
 from pearl_rt.types.values import Integer
@@ -307,7 +307,9 @@ def read_json(path: Path) -> Json:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # JSONDecodeError, UnicodeDecodeError
-        raise CheckpointError(f"{path} is not valid JSON ({error}): fetch the file again") from error
+        raise CheckpointError(
+            f"{path} is not valid JSON ({one_line(error)}): fetch the file again"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} holds a {type(content).__name__}, not an object: fetch the file again")
     return content
@@ -327,7 +329,7 @@ def _refuse_unsupported(d: Json) -> None:
     architectures = d.get("architectures") or [ARCHITECTURES[model_type]]
     if ARCHITECTURES[model_type] not in architectures:
         raise ConfigError(
-            f"architecture {_listing(architectures)[:200]} is not supported: "
+            f"architecture {one_line(_listing(architectures), 200)} is not supported: "
             f"a {model_type} model for text generation ({ARCHITECTURES[model_type]}) is needed"
         )
     read_scheme(d)
@@ -347,7 +349,8 @@ def _read_sliding_window(d: Json) -> int | None:
         if not d.get("use_sliding_window", False):
             return None
         layer_types = d.get("layer_types")
-        if layer_types is None and d.get("max_window_layers", 28) >= d["num_hidden_layers"]:
+        full = d.get("max_window_layers")
+        if layer_types is None and (28 if full is None else full) >= d["num_hidden_layers"]:
             return None
         if layer_types is not None and "sliding_attention" not in layer_types:
             return None

@@ -23,7 +23,7 @@ from pearl_rt.checkpoint.quantised.scheme import read_scheme
 from pearl_rt.checkpoint.quantised.weights import widened
 from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.checkpoint.stored_tensors import DTYPES, Stored, StoredTensor, StoredTensors, TensorFile
-from pearl_rt.errors import CheckpointError
+from pearl_rt.errors import CheckpointError, shown
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -128,15 +128,17 @@ def _read_entries(directory: Path) -> dict[str, StoredTensor]:
     entries: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
         if Path(file).name != file or len(file.encode(errors="replace")) > 255:
-            raise CheckpointError(f"{directory / INDEX} names {file!r}, which is not a file in {directory}")
+            raise CheckpointError(
+                f"{directory / INDEX} names {shown(file)}, which is not a file in {directory}"
+            )
         if not (directory / file).is_file():
-            raise CheckpointError(f"{directory / INDEX} names {file}, which is not there: fetch it")
+            raise CheckpointError(f"{directory / INDEX} names {shown(file)}, which is not there: fetch it")
         header = TensorFile(directory / file).tensors()
         entries |= {name: e for name, e in header.items() if weight_map.get(name, file) == file}
     for name, file in weight_map.items():
         if name not in entries:
             raise CheckpointError(
-                f"{directory / INDEX} places tensor {name!r} in {file}, which does not hold it"
+                f"{directory / INDEX} places tensor {shown(name)} in {file}, which does not hold it"
             )
     return entries
 
@@ -179,14 +181,14 @@ def _check(entries: Mapping[str, Stored], expected: Mapping[str, tuple[int, ...]
             )
         if entry.shape != shape:
             raise CheckpointError(
-                f"tensor {name!r} in {entry.file.path} has shape {list(entry.shape)}, expected {list(shape)} "
-                "from config.json: the two do not belong together"
+                f"tensor {name!r} in {entry.file.path} has shape {shown(list(entry.shape))}, expected "
+                f"{list(shape)} from config.json: the two do not belong together"
             )
     for name, entry in entries.items():
         if name not in expected and not _is_harmless(name):
             raise CheckpointError(
-                f"tensor {name!r} {list(entry.shape)} in {entry.file.path} has no place in this model, "
-                "expected no such tensor: config.json does not describe these weights"
+                f"tensor {shown(name)} {shown(list(entry.shape))} in {entry.file.path} has no place in this "
+                "model, expected no such tensor: config.json does not describe these weights"
             )
 
 
@@ -194,7 +196,7 @@ def _missing(name: str, shape: tuple[int, ...], entries: Mapping[str, Stored]) -
     what = f"tensor {name!r} {list(shape)} is missing from the checkpoint"
     if name == "lm_head.weight" and "model.embed_tokens.weight" in entries:
         return f"{what}: if its head is the embedding, set tie_word_embeddings to true in config.json"
-    return f"{what}, which holds {len(entries)} tensors, the first {next(iter(entries), 'none')!r}"
+    return f"{what}, which holds {len(entries)} tensors, the first {shown(next(iter(entries), 'none'))}"
 
 
 def _is_harmless(name: str) -> bool:

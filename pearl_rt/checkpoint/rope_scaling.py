@@ -6,7 +6,7 @@ Knows transformers' names for them, old and new; not files, nor what the tables 
 from dataclasses import asdict, dataclass, fields
 
 from pearl_rt.errors import ConfigError, shown
-from pearl_rt.types.config_keys import is_number
+from pearl_rt.types.config_keys import LARGEST, SMALLEST, is_number
 from pearl_rt.types.json import Json
 
 
@@ -37,12 +37,12 @@ class RopeScaling:
                 f"rope type {shown(self.rope_type)} is not supported (default, linear, llama3 and yarn are): "
                 "use a checkpoint with one of these"
             )
-        wanted = {"linear": (), "yarn": ("original_max_position_embeddings",)}.get(
+        wanted = {"linear": (), "yarn": ("original_max_position_embeddings", "beta_fast", "beta_slow")}.get(
             self.rope_type, ("original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
         )
         for name in ("factor", *wanted):
             value = getattr(self, name)
-            if not is_number(value) or value <= 0:
+            if not is_number(value) or not SMALLEST <= value <= LARGEST:
                 raise ConfigError(f"rope type {self.rope_type!r} needs a positive {name}, got {shown(value)}")
         if self.rope_type == "llama3" and not self.low_freq_factor < self.high_freq_factor:  # type: ignore[operator]
             raise ConfigError(
@@ -76,5 +76,9 @@ def read_rope(d: Json, max_position_embeddings: int) -> tuple[float, RopeScaling
     if rope_type == "yarn":
         given = {k: v for k, v in given.items() if v or k not in ("beta_fast", "beta_slow")}
         given.setdefault("factor", max_position_embeddings / given["original_max_position_embeddings"])
+        if theta == 1:
+            raise ConfigError(
+                "rope type 'yarn' needs a rope_theta other than 1, which turns all dimensions alike"
+            )
     given.setdefault("factor", None)
     return theta, RopeScaling(**given)

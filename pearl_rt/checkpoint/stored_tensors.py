@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from pearl_rt.checkpoint.open_file import OpenFile
-from pearl_rt.errors import CheckpointError
+from pearl_rt.errors import CheckpointError, one_line, shown
 from pearl_rt.reference.groups import GroupForm, Groups
 from pearl_rt.types.json import Json
 
@@ -109,8 +109,8 @@ class TensorFile(OpenFile):
         except (SafetensorError, ValueError) as error:
             self.check_no_pointer()
             raise CheckpointError(
-                f"{path}, of {self.size} bytes, is truncated, damaged or not a safetensors file ({error}): "
-                "fetch it again"
+                f"{path}, of {self.size} bytes, is truncated, damaged or not a safetensors file "
+                f"({one_line(error)}): fetch it again"
             ) from None
         header.pop("__metadata__", None)
         self._header, self._begin = header, 8 + length
@@ -189,5 +189,5 @@ def _unique(pairs: Sequence[tuple[str, object]]) -> Json:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} stands twice in its header")
+        raise ValueError(f"{shown(twice)} stands twice in its header")
     return found

@@ -11,13 +11,14 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 
 import tokenizers
 
 from pearl_rt.checkpoint.config import check_file, model_directory, read_json
 from pearl_rt.checkpoint.gguf.model import GgufModel
 from pearl_rt.checkpoint.gguf.vocabulary import read_vocabulary
-from pearl_rt.errors import CheckpointError, ConfigError, PromptTooLongError, RequestError, shown
+from pearl_rt.errors import CheckpointError, ConfigError, PromptTooLongError, RequestError, one_line, shown
 from pearl_rt.types.json import Json
 
 _REPLACEMENT = "\ufffd"  # what bytes that are no UTF-8, or not yet, decode to
@@ -70,20 +71,28 @@ class Tokenizer:
             )
         check_file(file)
         try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(file))
+            return cls._from_file(file, read_json(directory / "config.json").get("vocab_size"))
+        except CheckpointError:
+            raise
         except BaseException as error:  # the library raises no narrower type
             _check_refusal(error)
-            raise CheckpointError(f"{file} is not a readable tokenizer ({error}): fetch it again") from error
-        file_of_settings = directory / "tokenizer_config.json"
+            raise CheckpointError(
+                f"{file} is not a readable tokenizer ({one_line(error)}): fetch it again"
+            ) from error
+
+    @classmethod
+    def _from_file(cls, file: Path, rows: object) -> "Tokenizer":
+        """With the settings beside it. rows: of the model, as config.json has them."""
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        file_of_settings = file.parent / "tokenizer_config.json"
         settings = read_json(file_of_settings) if file_of_settings.exists() else {}
         _add_listed(tokenizer, settings)
         bos = _named(settings, "bos_token") if settings.get("add_bos_token") else None
         bos_token_id = None if bos is None else tokenizer.token_to_id(bos)
         if bos is not None and bos_token_id is None:
             raise CheckpointError(
-                f"{file_of_settings} asks for the first token {bos!r}, which {file.name} does not have"
+                f"{file_of_settings} asks for the first token {shown(bos)}, which {file.name} does not have"
             )
-        rows = read_json(directory / "config.json").get("vocab_size")
         whole = cls(tokenizer, vocab_size=rows if isinstance(rows, int) else 0, bos_token_id=bos_token_id)
         eos = _named(settings, "eos_token")
         eos_token_id = None if eos is None else tokenizer.token_to_id(eos)
@@ -116,7 +125,7 @@ class Tokenizer:
             return self._prefix + encoding.ids if add_special_tokens else encoding.ids
         except BaseException as error:
             _check_refusal(error)
-            raise RequestError(f"prompt {shown(text)} cannot be encoded: {error}") from error
+            raise RequestError(f"prompt {shown(text)} cannot be encoded: {one_line(error)}") from error
 
     def check_length(self, text: str, max_tokens: int) -> None:
         """Raises PromptTooLongError for a text that has over max_tokens of the longest token: that is known
@@ -135,7 +144,7 @@ class Tokenizer:
         prompt), keeps it where it belongs. Raises RequestError for an id that is out of range.
         """
         if not after:
-            return self._tokenizer.decode(self._visible(token_ids), skip_special_tokens=False)
+            return self._decoded(self._visible(token_ids))
         decoder = self.decoder(after=after)
         return decoder.push(token_ids) + decoder.finish()
 
@@ -152,7 +161,7 @@ class Tokenizer:
             own = [self._bytes_of.get(character) for character in token]
             return token.encode() if None in own else bytes(byte for byte in own if byte is not None)
         if self._spaces is None:
-            return self._tokenizer.decode([token_id], skip_special_tokens=False).encode()
+            return self._decoded([token_id]).encode()
         if byte := re.fullmatch("<0x([0-9A-Fa-f]{2})>", token):
             return bytes.fromhex(byte[1])
         return token.replace(self._spaces, " ").encode()
@@ -190,6 +199,16 @@ class Tokenizer:
             f"in {first}: {mine.get(first)!r} for the target, {theirs.get(first)!r} for the draft. Take a "
             "draft of the target's family, or distil one: `python -m recipes.train`, in a checkout"
         )
+
+    def _decoded(self, token_ids: Sequence[int]) -> str:
+        """Raises RequestError for what the library cannot decode."""
+        try:
+            return str(self._tokenizer.decode(token_ids, skip_special_tokens=False))
+        except BaseException as error:
+            _check_refusal(error)
+            raise RequestError(
+                f"the tokenizer cannot decode ids {shown(list(token_ids))}: {one_line(error)}"
+            ) from error
 
     def _tokens(self) -> dict[int, str]:
         return {i: token for token, i in self._tokenizer.get_vocab(with_added_tokens=True).items()}
@@ -248,7 +267,7 @@ class IncrementalDecoder:
         return piece
 
     def _text(self) -> str:
-        return self._tokenizer._tokenizer.decode(self._window, skip_special_tokens=False)
+        return self._tokenizer._decoded(self._window)
 
 
 def _add_listed(tokenizer: tokenizers.Tokenizer, settings: Json) -> None:
@@ -296,5 +315,7 @@ def _named(settings: Json, name: str) -> str | None:
     token = settings.get(name)
     token = token.get("content") if isinstance(token, dict) else token
     if token is not None and not isinstance(token, str):
-        raise CheckpointError(f"{name} of tokenizer_config.json is {token!r}, not text: fetch the file again")
+        raise CheckpointError(
+            f"{name} of tokenizer_config.json is {shown(token)}, not text: fetch the file again"
+        )
     return token

@@ -87,6 +87,19 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="another name for a server without a key: of a proxy, or a container's host; may be repeated",
     )
+    serve.add_argument(
+        "--proxy-headers",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="of a proxy, or its network, whose X-Forwarded-For and -Proto are believed; may be repeated",
+    )
+    serve.add_argument(
+        "--root-path",
+        default="",
+        metavar="PATH",
+        help="what a proxy takes from the front of each path; default: none",
+    )
     serve.add_argument("--chat-template", type=Path, metavar="FILE", help="Jinja; default: the checkpoint's")
     for flag, what in (("--tool-call-parser", "calls of tools"), ("--reasoning-parser", "reasoning")):
         serve.add_argument(
@@ -157,9 +170,10 @@ def run_serve(options: argparse.Namespace) -> int:
         from pearl_rt.serve.app import Settings, build_app
         from pearl_rt.serve.completion_request import sampling_defaults
         from pearl_rt.serve.parsing.forms import Forms
-        from pearl_rt.serve.server import Server, allowed_hosts, bound_socket, check_address
+        from pearl_rt.serve.server import Server, allowed_hosts, bound_socket, check_address, check_proxies
     api_key = options.api_key or Environment.read().api_key
     check_address(options.host, api_key)
+    check_proxies(options.proxy_headers, options.root_path)
     for name, least in (("max_body", 1), ("drain_seconds", 0), ("keep_alive", 0)):
         Integer(least, 2**31 - 1)(f"--{name.replace('_', '-')}", getattr(options, name), ConfigError)
     target = target_path(options)
@@ -188,6 +202,8 @@ def run_serve(options: argparse.Namespace) -> int:
                 build_app(engine, settings),
                 drain_seconds=options.drain_seconds,
                 keep_alive_seconds=options.keep_alive,
+                proxies=options.proxy_headers,
+                root_path=options.root_path,
                 on_listening=lambda: print(
                     f"[{settings.model} at {address}/v1; Ctrl-C stops]\n[a page to try it: {address}/]",
                     file=sys.stderr,

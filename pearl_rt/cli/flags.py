@@ -41,7 +41,7 @@ def add_flags(parser: argparse.ArgumentParser, table: type, but: str = "") -> No
     """One flag for each row of a table, but one; those that are not given keep the row's default."""
     for row in (row for row in parameters(table) if row.name != but):
         if isinstance(row.rule, Structured):
-            add_flags(parser, StructuredOutputsParams)  # a flag for each form
+            add_flags(parser, StructuredOutputsParams, but="reasoning")  # a flag for each form
             continue
         options: Json = {"dest": row.name, "default": argparse.SUPPRESS}
         if isinstance(row.rule, Boolean):

@@ -8,7 +8,7 @@ import math
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.errors import ConfigError, QueueFullError, RequestError
 from pearl_rt.grammar.matcher import Form, first_line
-from pearl_rt.grammar.schema import endless_reference
+from pearl_rt.grammar.schema import MOST_REFERENCES, endless_reference, references
 from pearl_rt.grammar.vocabulary import NEEDED, Vocabulary, native_vocabulary
 from pearl_rt.types.structured_outputs import StructuredOutputsParams
 
@@ -75,6 +75,9 @@ class Forms:
         except ImportError:
             raise ConfigError(NEEDED) from None
         grammar = _grammar(asked)
+        if asked.reasoning:
+            special = {name: token_id for token_id, name in self._tokenizer.hidden.items()}
+            grammar = _behind_reasoning(grammar, asked.reasoning, special)
         if self._vocabulary is None:
             vocabulary = Vocabulary(self._tokenizer, self._vocab_size, self._end_ids)
             self._vocabulary = vocabulary, native_vocabulary(vocabulary, self._end_ids)
@@ -122,6 +125,10 @@ def _grammar(asked: StructuredOutputsParams) -> str:
 
     if asked.json is not None:
         schema = json.loads(asked.json)
+        if len(references(schema)) > MOST_REFERENCES:
+            raise RequestError(
+                f"structured_outputs.json has more than {MOST_REFERENCES} different $ref: use fewer"
+            )
         if (ref := endless_reference(schema)) is not None:
             raise RequestError(
                 f"structured_outputs.json needs {ref!r} inside itself without end: let it be left out, or be "
@@ -149,6 +156,25 @@ def _grammar(asked: StructuredOutputsParams) -> str:
             f"structured_outputs.grammar is neither Lark (which has a rule `start`) nor GBNF: "
             f"{first_line(str(error))}"
         ) from None
+
+
+def _behind_reasoning(grammar: str, marks: Sequence[str], special: Mapping[str, int]) -> str:
+    """The form behind a block of free text between marks; the begin may be missing, where the prompt has it.
+    special: ids of the tokens that no text spells, by name.
+    """
+    begin, end = marks[0], marks[-1]
+
+    def literal(mark: str) -> str:
+        return f"<[{special[mark]}]>" if mark in special else json.dumps(mark, ensure_ascii=False)
+
+    if end in special:
+        block = f"block: /(?s:.*)/ {literal(end)}"
+    else:
+        block = f"block[suffix={literal(end)}]: /(?s:.*)/"
+    start = "block space?" if len(marks) == 1 else f"({literal(begin)} block space?)?"
+    head = {"lark_grammar": f"start: {start} @answer\n{block}\nspace: /[ \\t\\r\\n]{{1,16}}/"}
+    [answer] = json.loads(grammar)["grammars"]
+    return json.dumps({"grammars": [head, {**answer, "name": "answer"}]})
 
 
 def _refusal(form: str, error: str) -> str:

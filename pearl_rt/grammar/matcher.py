@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pearl_rt.errors import one_line
 from pearl_rt.grammar.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -110,4 +111,4 @@ class Form:
 
 def first_line(text: str) -> str:
     """What llguidance says, short: states and grammars follow in further lines."""
-    return text.strip().split("\n")[0][:300]
+    return one_line(text.strip().split("\n")[0])

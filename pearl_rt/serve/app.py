@@ -194,8 +194,13 @@ class Service:
             raise HttpError(404, message, "model_not_found")
 
     def _prepared(self, asked: CompletionRequest) -> tuple[CompletionRequest, ChatPrompt, list[int]]:
-        """A chat's prompt and its ids, and the request as it runs: marks of the answer's form are shown."""
+        """A chat's prompt and its ids, and the request as it runs: marks of the answer's form are shown, and
+        a form begins behind the reasoning.
+        """
         prompt = self._chat_prompt(asked)
+        if (form := asked.params.structured_outputs) is not None and prompt.block:
+            form = replace(form, reasoning=prompt.block)
+            asked = replace(asked, params=replace(asked.params, structured_outputs=form))
         if any(mark in self._tokenizer.hidden.values() for mark in prompt.marks):
             asked = replace(asked, params=replace(asked.params, skip_special_tokens=False))
         return asked, prompt, self._encoded(prompt.text, add_special_tokens=False)

@@ -21,6 +21,7 @@ from pearl_rt.serve.page.files import PAGE_FILES
 
 OPEN_PATHS = frozenset({"/health", *PAGE_FILES})  # the page asks for the key itself
 BODY_SECONDS = 30.0  # in which a body must have come
+MAX_DEPTH = 128  # of arrays and objects in a body: twice what a schema may have
 
 
 class Guard:
@@ -42,7 +43,8 @@ class Guard:
             body = _Body(Headers(scope=scope), receive, send)
             receive, send = body.receive, body.send
             try:
-                self._check(scope["path"], Headers(scope=scope))
+                path = scope["path"].removeprefix(scope.get("root_path", ""))
+                self._check(path, Headers(scope=scope))
             except HttpError as error:
                 await error_response(error)(scope, receive, send)
                 return
@@ -117,7 +119,20 @@ async def json_body(request: Request, max_bytes: int) -> object:
         content: object = json.loads(bytes(body), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise HttpError(400, f"the body is not valid JSON: {clean(str(error))}") from None
+    if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_deep(content):
+        raise HttpError(400, f"the body has arrays and objects of more than {MAX_DEPTH} levels: send fewer")
     return content
+
+
+def _is_deep(content: object) -> bool:
+    """Whether it has more levels than any reader is to follow."""
+    level = [content]
+    for _ in range(MAX_DEPTH + 1):
+        inside = [each for each in level if isinstance(each, (dict, list))]
+        if not inside:
+            return False
+        level = [item for each in inside for item in (each.values() if isinstance(each, dict) else each)]
+    return True
 
 
 def _refuse_constant(name: str) -> NoReturn:

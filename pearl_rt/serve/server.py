@@ -56,6 +56,22 @@ def allowed_hosts(host: str, api_key: str | None, others: Sequence[str] = ()) ->
     return (*LOOPBACK_NAMES, own, *(name.lower() for name in others))
 
 
+def check_proxies(addresses: Sequence[str], root_path: str = "") -> None:
+    """Raises ConfigError for what is neither an address nor a network, and for what is no path."""
+    for address in addresses:
+        try:
+            ipaddress.ip_network(address)
+        except ValueError as error:
+            raise ConfigError(
+                f"--proxy-headers {address!r} is no address and no network ({error}): pass one as 127.0.0.1 "
+                "or 10.0.0.0/8"
+            ) from None
+    if root_path and (not root_path.startswith("/") or root_path.endswith("/")):
+        raise ConfigError(
+            f"--root-path {root_path!r} must begin with / and not end with it: pass one as /models/a"
+        )
+
+
 def bound_socket(host: str, port: int) -> socket.socket:
     """A socket at the address; port 0 is any free one. Raises ResourceError if it cannot be had, ConfigError
     for what is no port.
@@ -85,11 +101,16 @@ class Server(uvicorn.Server):
         *,
         drain_seconds: float | None = DRAIN_SECONDS,
         keep_alive_seconds: int = KEEP_ALIVE_SECONDS,
+        proxies: Sequence[str] = (),
+        root_path: str = "",
         on_listening: Callable[[], None] = lambda: None,
     ) -> None:
         """drain_seconds: how long answers in flight may take once it stops; None: as long as they need.
-        keep_alive_seconds: how long an idle connection is kept.
+        keep_alive_seconds: how long an idle connection is kept. proxies: addresses and networks whose
+        X-Forwarded-For and X-Forwarded-Proto say who asks, and how. root_path: what a proxy takes from the
+        front of each path.
         """
+        check_proxies(proxies, root_path)
         super().__init__(
             uvicorn.Config(
                 app,
@@ -97,6 +118,9 @@ class Server(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 timeout_keep_alive=keep_alive_seconds,
+                proxy_headers=bool(proxies),
+                forwarded_allow_ips=list(proxies),
+                root_path=root_path,
                 lifespan="off",
                 http=Connection,
                 ws="none",

@@ -12,6 +12,7 @@ from pearl_rt.errors import ConfigFileError, shown
 MOST = 2**31 - 1  # sizes and ids are 32-bit integers where they are used
 MOST_LAYERS = 4096
 LARGEST = 1e30  # of a number, which has room to multiply in fp32
+SMALLEST = 1e-30  # of one that has to be positive, likewise
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def _size(high: int = MOST, *, is_needed: bool = True) -> Kind:
 
 def _number(low: float) -> Kind:
     words = "a positive number" if low == 0 else "a number"
-    return Kind(words, lambda value: is_number(value) and low < float(value) <= LARGEST)  # type: ignore[arg-type]
+    least = SMALLEST if low == 0 else low
+    return Kind(words, lambda value: is_number(value) and least <= float(value) <= LARGEST)  # type: ignore[arg-type]
 
 
 def _is_ids(value: object) -> bool:

@@ -76,6 +76,8 @@ class StructuredOutputsParams:
     regex        a regular expression that the whole answer matches (Rust's syntax, without look-around)
     choice       the texts of which the answer is one
     grammar      a grammar in Lark's syntax, or in GBNF
+    reasoning    marks of a block of free text that may come before the form: its begin and its end, or the
+                 end alone, where the prompt has begun it and it must come
     """
 
     json: str | None = parameter(None, Schema())
@@ -83,6 +85,7 @@ class StructuredOutputsParams:
     regex: str | None = parameter(None, FormText())
     choice: tuple[str, ...] = parameter((), Choices())
     grammar: str | None = parameter(None, FormText())
+    reasoning: tuple[str, ...] = parameter((), Texts())
 
     def __post_init__(self) -> None:
         check_fields(self, RequestError)
@@ -91,6 +94,11 @@ class StructuredOutputsParams:
             raise RequestError(
                 f"structured_outputs takes exactly one of {', '.join(FORMS)}; "
                 f"got {' and '.join(given) or 'none'}"
+            )
+        if len(self.reasoning) > 2:
+            raise RequestError(
+                f"structured_outputs.reasoning has {len(self.reasoning)} marks: pass a begin and an end, or "
+                "an end"
             )
 
     @property

@@ -188,6 +188,11 @@ def test_what_is_no_template(tmp_path: Path) -> None:
         ChatTemplate.from_pretrained(saved(tmp_path / "a", 5))
     with pytest.raises(ConfigError, match=r"has no chat template.*--chat-template"):
         ChatTemplate.from_pretrained(saved(tmp_path / "b", None))
+    with pytest.raises(CheckpointError, match="/c: the chat template is not valid Jinja") as caught:
+        ChatTemplate.from_pretrained(saved(tmp_path / "c", "{% " + "x\n" * 900 + " %}"))
+    assert len(str(caught.value)) < 600 and str(caught.value).isprintable()
+    named = [{"name": ["default"], "template": "a"}, 5, {"name": "default", "template": "b"}]
+    assert ChatTemplate.from_pretrained(saved(tmp_path / "d", named)).source == "b"
 
 
 def test_a_conversation_is_the_template_of_all_that_was_said(tmp_path: Path) -> None:

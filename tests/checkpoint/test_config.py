@@ -172,6 +172,7 @@ YARN_QWEN = LLAMA | {
     "sliding_window": 64,
     "rope_scaling": {"type": "yarn", "factor": 4.0},
 }
+COMPRESSED = {"quant_method": "compressed-tensors", "format": "pack-quantized"}
 QUANTISED = {"quantization_config": {"quant_method": "gptq", "bits": 2}}
 
 
@@ -206,6 +207,19 @@ QUANTISED = {"quantization_config": {"quant_method": "gptq", "bits": 2}}
         ({"rms_norm_eps": 0}, "rms_norm_eps must be a positive number, got 0"),
         ({"rope_theta": float("nan")}, "rope_theta must be a positive number, got nan"),
         ({"eos_token_id": "</s>"}, "eos_token_id.*'</s>'"),
+        ({"rope_scaling": YARN | {"beta_fast": -1}}, "positive beta_fast, got -1"),
+        ({"rope_scaling": YARN | {"beta_slow": 1e-320}}, "positive beta_slow, got 1e-320"),
+        ({"rope_scaling": YARN, "rope_theta": 1}, "'yarn' needs a rope_theta other than 1"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 1e-320}}, "factor, got 1e-320"),
+        ({"rope_theta": 1e-320}, "rope_theta must be a positive number, got 1e-320"),
+        ({"architectures": ["\ud800\nGPT" * 300]}, r"architecture \? GPT"),
+        ({"quantization_config": COMPRESSED | {"config_groups": {"a": 5}}}, "config_groups with 'a': 5"),
+        ({"quantization_config": COMPRESSED | {"config_groups": {"a": {"weights": [1]}}}}, "with 'a'"),
+        (
+            {"quantization_config": {"quant_method": "fp8", "weight_block_size": [0, 8]}},
+            "two positive integers",
+        ),
+        ({"quantization_config": {"quant_method": "awq", "version": "x" * 9000}}, "awq of None bits"),
     ],
     ids=lambda p: json.dumps(p) if isinstance(p, dict) else "",
 )
@@ -214,6 +228,7 @@ def test_refused_by_name(tmp_path: Path, change: dict[str, Any], named: str) -> 
     with pytest.raises(ConfigError, match=named) as caught:
         ModelConfig.from_pretrained(tmp_path)
     assert str(tmp_path / "config.json") in str(caught.value)
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 1000
 
 
 ODD: list[Any] = [
@@ -308,6 +323,7 @@ SLIDING = QWEN2 | {"sliding_window": 64, "use_sliding_window": True}
         (SLIDING | {"use_sliding_window": False}, None),
         (SLIDING, 64),
         (SLIDING | {"max_window_layers": 2}, None),
+        (SLIDING | {"max_window_layers": None}, None),
         (SLIDING | {"layer_types": ["full_attention"] * 2}, None),
         (SLIDING | {"layer_types": ["sliding_attention"] * 2}, 64),
     ],

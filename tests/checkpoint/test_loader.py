@@ -141,7 +141,7 @@ def test_shards(tmp_path: Path) -> None:
 def test_shards_that_do_not_fit_their_index(tmp_path: Path) -> None:
     path, weight_map = sharded(tmp_path / "a")
     (path / weight_map["lm_head.weight"]).unlink()
-    refused(path, "index.json names model-00002-of-00002.safetensors, which is not there: fetch it")
+    refused(path, "index.json names 'model-00002-of-00002.safetensors', which is not there: fetch it")
     path, weight_map = sharded(tmp_path / "b")
     write_index(path, weight_map | {"ghost": weight_map[Q_PROJ]})
     refused(path, "places tensor 'ghost' in model-00001-of-00002.safetensors, which does not hold it")

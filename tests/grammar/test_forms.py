@@ -148,6 +148,39 @@ def test_choices_are_taken_as_they_are(kind: tuple[Forms, Tokenizer, int], text:
     assert matcher.step(0, [by_bytes[b"x"]], None) == 0
 
 
+def test_a_form_behind_reasoning(kind: tuple[Forms, Tokenizer, int]) -> None:
+    """Free text up to a mark, and then the form alone; a block that is not open may be left out."""
+    forms, tokenizer, end = kind
+    by_bytes = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
+
+    def ids(text: str) -> list[int]:
+        return [by_bytes[bytes([byte])] for byte in text.encode()]
+
+    def form(*marks: str) -> Matcher:
+        return forms.form(StructuredOutputsParams(regex="ab{2}", reasoning=marks)).matcher()
+
+    opened = form(")")
+    found = allowed(opened) or []
+    assert {*ids("a)x\n{"), by_bytes[b"\xc3"]} <= set(found) and end not in found
+    assert end not in (allowed(opened, ids("so (a, é")) or [end])
+    assert set(allowed(opened, ids(")")) or ()) >= {*ids("a \n")} and not {*ids("bx)")} & set(
+        allowed(opened) or ()
+    )
+    assert opened.step(0, ids("x"), None) == 0
+    assert end in (allowed(opened, ids("\nabb")) or ()) and allowed(opened, ids("b")) is None
+    found = allowed(opened, (), num_back=5) or []  # the mark, a line end and the form are taken back
+    assert {*ids("ab)x")} <= set(found) and end not in found
+
+    begun = form("((", "))")
+    assert {by_bytes[b"("], *ids("a")} <= set(allowed(begun) or ()) and not {*ids("bx) ")} & set(
+        allowed(begun) or ()
+    )
+    assert end in (allowed(begun, ids("((a ) b))abb")) or ())
+    assert end in (allowed(form("((", "))"), ids("abb")) or ())
+    with pytest.raises(RequestError, match="reasoning has 3 marks"):
+        form("a", "b", "c")
+
+
 GRAMMARS = {
     "lark": 'start: greeting " " NAME\ngreeting: "hi" | "bye"\nNAME: /[a-z]{2,3}/',
     "gbnf": 'root ::= greeting " " name\ngreeting ::= "hi" | "bye"\nname ::= [a-z] [a-z] [a-z]?',

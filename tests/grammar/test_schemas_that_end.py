@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+from time import process_time
 from typing import Any
 
 import pytest
@@ -55,10 +57,33 @@ def test_schemas_without_references_end() -> None:
     assert not any(endless_reference(schema(seed)) for seed in range(200))
 
 
-def test_a_long_chain_of_references_is_followed() -> None:
-    """In bounded time: each round ends one of them."""
-    chain: dict[str, Any] = {f"s{i}": {"$ref": f"#/$defs/s{i + 1}"} for i in range(150)}
-    chain["s150"] = {"type": "null"}
-    assert endless_reference({"$ref": "#/$defs/s0", "$defs": chain}) is None
-    chain["s150"] = {"$ref": "#/$defs/s0"}
-    assert endless_reference({"$ref": "#/$defs/s0", "$defs": chain}) is not None
+@pytest.mark.parametrize("is_backwards", [False, True])
+def test_a_long_chain_of_references_is_followed(is_backwards: bool) -> None:
+    """In any order, and each twice at most."""
+    names = [f"s{i:04}" for i in range(2000)]
+    names = names[::-1] if is_backwards else names
+    first = {"$ref": f"#/$defs/{names[0]}"}
+    chain: dict[str, Any] = {a: {"$ref": f"#/$defs/{b}"} for a, b in pairwise(names)}
+    chain[names[-1]] = {"type": "null"}
+    began = process_time()
+    assert endless_reference({**first, "$defs": chain}) is None
+    chain[names[-1]] = first
+    assert endless_reference({**first, "$defs": chain}) is not None
+    assert process_time() - began < 2
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": []},
+        {"type": [{}]},
+        {"type": "object", "required": [[], {}, None, "a"]},
+        {"$ref": "#/anyOf/²", "anyOf": [{}]},
+        {"$ref": "#/anyOf/" + "9" * 5000, "anyOf": [{}]},
+        {"anyOf": [], "allOf": [None]},
+        {"type": "array", "minItems": 10**400},
+    ],
+    ids=lambda schema: str(schema)[:40],
+)
+def test_schemas_that_are_none_are_left_to_others(schema: Any) -> None:
+    assert endless_reference(schema) is None

@@ -40,12 +40,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(served: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=served.url, api_key="none", max_retries=0, timeout=60) as made:
-        yield made
-
-
 def test_a_schema(client: openai.OpenAI) -> None:
     for seed in range(5):
         answer = client.chat.completions.create(**BODY, response_format=FORMAT, seed=seed, temperature=1.5)

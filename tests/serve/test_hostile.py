@@ -199,6 +199,8 @@ def test_huge_numbers_are_the_clients_fault(served: Served, name: str) -> None:
         b'{"prompt":[[[1]]]}',
         b'{"prompt":[1, true]}',
         b'{"prompt":[1.5]}',
+        b'{"prompt":"a","metadata":' + b"[" * 200 + b"]" * 200 + b"}",
+        b'{"prompt":"a","metadata":' + b'{"a":' * 600 + b"1" + b"}" * 600 + b"}",
         b'{"prompt":"\\ud800"}',
         b'{"prompt":"a","logit_bias":{"\\ud800":1}}',
         b'{"prompt":"a","x":"' + b"y" * 100000 + b'"}',
@@ -214,6 +216,13 @@ def test_bodies_that_would_cost_are_refused(served: Served, body: bytes) -> None
     assert told["error"]["type"] in ("invalid_request_error", "not_found_error")
     assert len(json.dumps(told)) < 3000
     assert goes_on(served)
+
+
+def test_bodies_may_be_deep_and_wide(served: Served) -> None:
+    """Not deeper than any reader follows."""
+    for metadata in ([[[1]] * 5000, json.loads("[" * 100 + "]" * 100)], {"a": {}}):
+        body = {"prompt": "a", "max_tokens": 1, "metadata": metadata}
+        assert served.call("POST", COMPLETIONS, body)[0] == 200
 
 
 @pytest.mark.parametrize("name", ["self", "messages", "tools", "add_generation_prompt", "", "a b"])

@@ -42,12 +42,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(served: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=served.url, api_key="none", max_retries=0, timeout=60) as made:
-        yield made
-
-
 def both(client: openai.OpenAI, **fields: Any) -> tuple[Any, list[Any]]:
     """The response, the same at the end of a stream; and the events."""
     asked = {"model": "m", "temperature": 0, "max_output_tokens": 20, **fields}

@@ -30,12 +30,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(served: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=served.url, api_key="none", max_retries=0, timeout=60) as made:
-        yield made
-
-
 def expected(served: Served, prompt: object, **params: object) -> list[str]:
     """The texts that the engine gives for these parameters."""
     sampling = SamplingParams(**params)  # type: ignore[arg-type]

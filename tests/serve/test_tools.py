@@ -72,12 +72,6 @@ def served(engine: Engine) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def client(served: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=served.url, api_key="none", max_retries=0, timeout=60) as made:
-        yield made
-
-
 def asked(letter: str, **fields: Any) -> dict[str, Any]:
     said = [{"role": "user", "content": letter}]
     return {"model": "m", "messages": said, "temperature": 0, "max_tokens": 40, **fields}
@@ -141,9 +135,20 @@ def test_an_answer_that_is_cut_in_a_call(client: openai.OpenAI) -> None:
 NAMED_LOOK = {"type": "function", "function": {"name": "look"}}
 
 
+@pytest.fixture(scope="module")
+def plain_client(engine: Engine) -> Iterator[openai.OpenAI]:
+    """Of a server whose template has no reasoning."""
+    with (
+        over(engine, HERMES) as running,
+        openai.OpenAI(base_url=running.url, api_key="none", max_retries=0, timeout=60) as made,
+    ):
+        yield made
+
+
 @pytest.mark.parametrize("choice", ["required", NAMED_LOOK], ids=("required", "named"))
-def test_calls_that_must_be(client: openai.OpenAI, choice: Any) -> None:
+def test_calls_that_must_be(plain_client: openai.OpenAI, choice: Any) -> None:
     """The model would write something else."""
+    client = plain_client
     where: Any = {"type": "object", "properties": {"at": {"enum": ["sea", "sky"]}}, "required": ["at"]}
     where["additionalProperties"] = False
     look = {"type": "function", "function": {"name": "look", "parameters": where}}

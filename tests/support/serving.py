@@ -52,13 +52,17 @@ class Served:
 
 
 @contextmanager
-def serving(engine: Engine, settings: Settings, drain_seconds: int | None = 10) -> Iterator[Served]:
-    """The engine is the caller's."""
+def serving(
+    engine: Engine, settings: Settings, drain_seconds: int | None = 10, **options: Any
+) -> Iterator[Served]:
+    """The engine is the caller's. options: those of Server."""
     listening = threading.Event()
     bound: socket.socket = bound_socket("127.0.0.1", 0)
     if settings.hosts is None and settings.api_key is None:
         settings = Settings(**{**vars(settings), "hosts": allowed_hosts("127.0.0.1", None)})
-    server = Server(build_app(engine, settings), drain_seconds=drain_seconds, on_listening=listening.set)
+    server = Server(
+        build_app(engine, settings), drain_seconds=drain_seconds, on_listening=listening.set, **options
+    )
     thread = threading.Thread(target=server.serve_until_stopped, args=(bound,))
     thread.start()
     assert listening.wait(30)

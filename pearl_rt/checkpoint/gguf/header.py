@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pearl_rt.checkpoint.gguf.types import SIZES, UNSUPPORTED
 from pearl_rt.checkpoint.open_file import OpenFile
-from pearl_rt.errors import CheckpointError
+from pearl_rt.errors import CheckpointError, one_line, shown
 
 Value = int | float | bool | str
 MAGIC = b"GGUF"
@@ -127,7 +127,7 @@ class GgufHeader:
 
     def damaged(self, what: str) -> CheckpointError:
         """An error that names the file, to be raised."""
-        return CheckpointError(f"{self.file.path}: {what}: fetch the file again")
+        return CheckpointError(f"{self.file.path}: {one_line(what, 500)}: fetch the file again")
 
     def _array(self, key: str, expected: str) -> _Array | None:
         value = self._values.get(key)
@@ -179,9 +179,9 @@ class GgufHeader:
                 raise self.damaged(f"tensor {name!r} stands twice in it")
             if number in UNSUPPORTED:
                 raise CheckpointError(
-                    f"{self.file.path}: tensor {name!r} is {UNSUPPORTED[number]}, which is not supported "
-                    f"({', '.join(kind.name for kind in SIZES.values())} are): take a file of one of these, "
-                    "for instance Q4_K_M, Q5_K_M, Q6_K or Q8_0"
+                    f"{self.file.path}: tensor {shown(name)} is {UNSUPPORTED[number]}, which is not "
+                    f"supported ({', '.join(kind.name for kind in SIZES.values())} are): take a file of one "
+                    "of these, for instance Q4_K_M, Q5_K_M, Q6_K or Q8_0"
                 )
             if number not in SIZES:
                 raise self.damaged(f"tensor {name!r} is of type {number}, which is unknown")
@@ -197,8 +197,8 @@ class GgufHeader:
             begin = begin_of_data + offset
             if begin + size > self.file.size:
                 raise CheckpointError(
-                    f"{self.file.path} is truncated: tensor {name!r} needs bytes {begin} to {begin + size}, "
-                    f"the file has {self.file.size}: fetch it again"
+                    f"{self.file.path} is truncated: tensor {shown(name)} needs bytes {begin} to "
+                    f"{begin + size}, the file has {self.file.size}: fetch it again"
                 )
             entries[name] = TensorEntry(self.file, name, kind.name, shape, begin, size)
         return entries
@@ -263,8 +263,8 @@ class GgufHeader:
     def _check_room(self, what: str, count: int, least: int, at: int) -> None:
         if count * least > self.file.size - at:
             raise CheckpointError(
-                f"{self.file.path} says that it has {count} {what}, for which its {self.file.size} bytes "
-                "have no room: it is truncated or damaged: fetch it again"
+                f"{self.file.path} says that it has {count} {one_line(what)}, for which its "
+                f"{self.file.size} bytes have no room: it is truncated or damaged: fetch it again"
             )
 
     def _bytes(self, at: int, count: int) -> bytearray:

@@ -11,7 +11,7 @@ from math import isclose, pi
 
 from pearl_rt.checkpoint.gguf.header import GgufHeader, TensorEntry
 from pearl_rt.checkpoint.gguf.location import gguf_files
-from pearl_rt.errors import CheckpointError, ConfigError
+from pearl_rt.errors import CheckpointError, ConfigError, shown
 from pearl_rt.types.json import Json
 
 ARCHITECTURES = ("llama", "mistral", "qwen2", "qwen3")
@@ -84,7 +84,7 @@ class GgufModel:
             raise self.metadata.damaged("it has no general.architecture")
         if name not in ARCHITECTURES:
             raise ConfigError(
-                f"{self.path}: architecture {name!r} is not supported ({', '.join(ARCHITECTURES)} are): "
+                f"{self.path}: architecture {shown(name)} is not supported ({', '.join(ARCHITECTURES)} are): "
                 "take a model of one of these"
             )
         return name
@@ -187,8 +187,8 @@ class GgufModel:
             if value is not None and value not in neutral:
                 what = "mixtures of experts are" if key.startswith("expert") else "it is"
                 raise ConfigError(
-                    f"{self.path}: {name}.{key} is {value!r}: {what} not supported: take a dense model of "
-                    f"{', '.join(ARCHITECTURES)}"
+                    f"{self.path}: {name}.{key} is {shown(value)}: {what} not supported: take a dense model "
+                    f"of {', '.join(ARCHITECTURES)}"
                 )
 
     def _rope_scaling(self, name: str, head_dim: int | None, context: int) -> Json | None:
@@ -199,14 +199,16 @@ class GgufModel:
             factor = self.metadata.number(f"{name}.rope.scale_linear")
         if FACTORS in self.tensors:
             if kind not in (None, "none"):
-                raise ConfigError(f"{self.path}: rope scaling {kind!r} beside {FACTORS} is not supported")
+                raise ConfigError(
+                    f"{self.path}: rope scaling {shown(kind)} beside {FACTORS} is not supported"
+                )
             return self._llama3_scaling(name, head_dim or 0)
         if kind in (None, "none", "linear"):
             stretched = factor not in (None, 0, 1) and (kind == "linear" or kind is None)
             return {"rope_type": "linear", "factor": factor} if stretched else None
         if kind != "yarn":
             raise ConfigError(
-                f"{self.path}: {name}.rope.scaling.type {kind!r} is not supported (linear and yarn are)"
+                f"{self.path}: {name}.rope.scaling.type {shown(kind)} is not supported (linear and yarn are)"
             )
         original = self.metadata.integer(f"{name}.rope.scaling.original_context_length", context)
         found: Json = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}

@@ -15,7 +15,7 @@ from pearl_rt.checkpoint.gguf.model import FACTORS, GgufModel
 from pearl_rt.checkpoint.quantised.coded import Coded, ComputedTensor, Floats
 from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.checkpoint.stored_tensors import Stored, StoredTensor, StoredTensors
-from pearl_rt.errors import CheckpointError
+from pearl_rt.errors import CheckpointError, shown
 
 _NAMES = {
     "model.embed_tokens": "token_embd",
@@ -67,7 +67,7 @@ def _check(model: GgufModel, expected: Mapping[str, tuple[int, ...]]) -> None:
             continue
         if name not in expected:
             raise CheckpointError(
-                f"{entry.file.path}: tensor {name!r} {list(entry.shape)} has no place in the "
+                f"{entry.file.path}: tensor {shown(name)} {list(entry.shape)} has no place in the "
                 f"{model.architecture} model of {len(expected)} tensors that its metadata describes, and is "
                 "not supported: take another model"
             )

@@ -7,12 +7,13 @@ otherwise than in training would be other tokens, silently.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from pearl_rt.checkpoint.gguf.model import CONTROL, GgufModel
-from pearl_rt.errors import CheckpointError, ConfigError
+from pearl_rt.errors import CheckpointError, ConfigError, one_line, shown
 
 _NORMAL, _UNKNOWN, _USER_DEFINED = 1, 2, 4  # types of a token
 _KEYS = "tokenizer.ggml."
@@ -90,10 +91,13 @@ def read_vocabulary(model: GgufModel) -> Vocabulary:
         raise metadata.damaged(f"it has no tokenizer: {missing} is missing")
     if kind not in ("gpt2", "llama"):
         raise ConfigError(
-            f"{model.path}: tokenizer {kind!r} is not supported (gpt2, byte-level BPE, and llama, "
+            f"{model.path}: tokenizer {shown(kind)} is not supported (gpt2, byte-level BPE, and llama, "
             "SentencePiece, are): take a model with one of these"
         )
-    types = [int(number) for number in metadata.numbers(f"{_KEYS}token_type") or [_NORMAL] * len(tokens)]
+    kinds = metadata.numbers(f"{_KEYS}token_type") or [_NORMAL] * len(tokens)
+    if odd := [number for number in kinds if not isfinite(number)]:
+        raise metadata.damaged(f"{_KEYS}token_type has {odd[0]}, expected integers")
+    types = [int(number) for number in kinds]
     if len(types) != len(tokens):
         raise metadata.damaged(f"{_KEYS}token_type has {len(types)} entries for {len(tokens)} tokens")
     if len(tokens) > model.vocab_size:
@@ -114,7 +118,7 @@ def read_vocabulary(model: GgufModel) -> Vocabulary:
     except (CheckpointError, ConfigError):
         raise
     except Exception as error:  # the library raises no narrower type
-        raise metadata.damaged(f"its vocabulary and merges make no tokenizer ({error})") from error
+        raise metadata.damaged(f"its vocabulary and merges make no tokenizer ({one_line(error)})") from error
     asked = metadata.flag(f"{_KEYS}add_bos_token")
     bos_token_id = metadata.integer(f"{_KEYS}bos_token_id")
     puts_bos = adds_bos if asked is None else asked
@@ -138,8 +142,8 @@ def _byte_level(model: GgufModel, ids: dict[str, int]) -> tuple[tokenizers.Token
     pre_tokenizer = _PRE_TOKENIZERS.get(name or "")
     if pre_tokenizer is None:
         raise ConfigError(
-            f"{model.path}: pre-tokenizer {name!r} is not supported ({', '.join(_PRE_TOKENIZERS)} are): take "
-            "the model in the Hugging Face layout, or a file that a newer converter wrote"
+            f"{model.path}: pre-tokenizer {shown(name)} is not supported ({', '.join(_PRE_TOKENIZERS)} are): "
+            "take the model in the Hugging Face layout, or a file that a newer converter wrote"
         )
     merges = _merges(model)
     if merges is None:

@@ -27,11 +27,14 @@ class ChatPrompt:
     """A prompt, and how its answers are read.
 
     marks  that must be in the text of an answer, also where they are special tokens
+    block  of these, the marks of reasoning that may come before an answer with a form: its begin and its end,
+           the end alone where the prompt has begun it, none where the prompt has ended it
     """
 
     text: str
     reading: Reading
     marks: tuple[str, ...] = ()
+    block: tuple[str, ...] = ()
 
 
 class _Template:
@@ -77,22 +80,24 @@ class Prompting:
         text = template.renderer.render(messages, variables)
         is_parallel = tool_use is None or tool_use.is_parallel
         call_id = (calls or MarkedCalls).call_id
-        if tool_use is not None and tool_use.choice != "auto":
-            forced = partial(ForcedCall, tool_use.name) if tool_use.choice == "named" else ForcedCalls
-            return ChatPrompt(text, Reading(forced, call_id, is_parallel))
         inner: Callable[[], Parser] = PlainText
         marks: tuple[str, ...] = ()
-        if tool_use is not None and calls is not None:
+        if tool_use is not None and tool_use.choice != "auto":
+            inner = partial(ForcedCall, tool_use.name) if tool_use.choice == "named" else ForcedCalls
+        elif tool_use is not None and calls is not None:
             inner, marks = partial(calls, tool_use.names), calls.marks
         think = self._forms.reasoning
         if think is None:
             return ChatPrompt(text, Reading(inner, call_id, is_parallel), marks)
-        is_open = text.rstrip().endswith(think[0])
+        is_open, is_closed = (text.rstrip().endswith(mark) for mark in think)
+        block = () if is_closed else think[is_open:]
 
         def parser() -> Parser:
             return ThinkBlock(think, inner(), is_open=is_open)
 
-        return ChatPrompt(text, Reading(parser, call_id, is_parallel, shows_reasoning), (*marks, *think))
+        return ChatPrompt(
+            text, Reading(parser, call_id, is_parallel, shows_reasoning), (*marks, *think), block
+        )
 
     def _calls(self, tool_use: ToolUse | None) -> type[MarkedCalls] | None:
         """The form of calls; None for one that is not known."""

@@ -215,6 +215,11 @@ BAD = {
     "other-pre": (change("pre", "poro-chat", STRING), ConfigError, r"pre-tokenizer 'poro-chat' is not"),
     "no-pre": (drop("pre"), ConfigError, r"pre-tokenizer None is not supported \(gpt-2, "),
     "types": (change("token_type", [1, 2, 3], ARRAY), CheckpointError, "has 3 entries for 257 tokens"),
+    "types-nan": (
+        change("token_type", [1.0] * 256 + [float("nan")], ARRAY),
+        CheckpointError,
+        "token_type has nan, expected integers",
+    ),
     "twice": (change("tokens", ["a"] * 257, ARRAY), CheckpointError, "token 'a' stands twice"),
     "many": (
         change("tokens", [f"t{i}" for i in range(300)], ARRAY),
