@@ -32,15 +32,14 @@ class ModelSource:
     shared: tuple[int, ...] | None = None  # layers of the target that it begins with; `tensors` lack them
 
     def num_bytes(self, *, keeps_codes: bool = True) -> int:
-        """Of the weights that are its own, once they are packed. keeps_codes: whether what has codes is packed
-        as codes.
-        """
+        """Of the weights that are its own, once packed. keeps_codes: whether codes are packed as codes."""
         stored = stored_forms(self.tensors) if keeps_codes else {}
         if self.shared is None:
             return weight_bytes(self.config, self.dtype, self.weights, stored)
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         return sum(
-            tensor_bytes(name, shape, self.dtype, self.weights, stored.get(name)) for name, shape in shapes.items()
+            tensor_bytes(name, shape, self.dtype, self.weights, stored.get(name))
+            for name, shape in shapes.items()
         )
 
 
