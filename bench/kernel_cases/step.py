@@ -28,6 +28,7 @@ ROWS = (1, 5, 8, 16)
 CONTEXTS = (256, 4096)
 QUICK = {("SmolLM-135M", 1, 256), ("Llama-3.2-1B", 1, 256), ("Llama-3.2-1B", 8, 256)}
 ROUNDED = ("int8", "int4")
+QUICK_ROUNDED = ("int4", 1)
 BLOCK_SIZE = 16
 SEVERAL = 1 << 30  # bytes of a step above which one copy is enough
 SLACK = 2.0  # times the error of plain torch in half precision
@@ -235,7 +236,7 @@ def step_spec(shape: ModelShape, rows: int, context: int, rounded: str = "auto")
         num_bytes,
         lambda copies: step_job(copies if num_bytes < SEVERAL else 1, shape, rows, context, rounded=rounded),
         {"shape": shape.name, "rows": rows, "context": context},
-        quick=is_wide and (shape.name, rows, context) in QUICK,
+        quick=(shape.name, rows, context) in QUICK if is_wide else (rounded, rows) == QUICK_ROUNDED,
     )
 
 

@@ -232,7 +232,7 @@ REFUSED: dict[str, tuple[object, str]] = {
     "marlin": (GPTQ | {"checkpoint_format": "marlin"}, "checkpoint_format 'marlin'"),
     "awq-gemv": (AWQ | {"version": "gemv"}, "awq of version 'gemv'"),
     "sparse": (groups_of("int", 4, "marlin-24"), "format 'marlin-24'"),
-    "fp4": (groups_of("float", 4, "float-quantized"), r"of 4 bits \(float\)"),
+    "fp4": (groups_of("float", 4, "float-quantized"), r"of 4 bits \('float'\)"),
     "ct-act-order": (groups_of("int", 4, "pack-quantized", actorder="group"), "actorder 'group'"),
     "block": (FP8 | {"weight_block_size": 128}, "weight_block_size 128"),
 }

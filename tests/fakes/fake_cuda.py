@@ -14,6 +14,7 @@ tests/fakes/driver/fake_cuda.h.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import functools
 import gc
 import hashlib
@@ -41,7 +42,7 @@ FLAGS = [
     f"-I{HERE / 'driver'}",
 ]
 SANITIZERS = {
-    "": ["-O1"],
+    "": ["-O1", "-Wl,--no-undefined"],
     "thread": ["-O1", "-g", "-fsanitize=thread"],
     "address": ["-O1", "-g", "-fsanitize=address"],
 }
@@ -56,22 +57,26 @@ KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
 def compiled(name: str, sources: list[Path], flags: list[str]) -> Path:
-    """FOLDER / name-HASH, made from the .cpp among sources unless it is there; all of sources are hashed."""
+    """FOLDER / name-HASH, made from the .cpp among sources unless it is there; all of sources are hashed. Of
+    test processes side by side one compiles and the others wait.
+    """
     digest = hashlib.sha256(" ".join([COMPILER, *flags]).encode())
     for source in sorted(sources):
         digest.update(source.read_bytes())
     stem, suffix = os.path.splitext(name)
     output = FOLDER / f"{stem}-{digest.hexdigest()[:16]}{suffix}"
-    if not output.exists():
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        unfinished = output.with_name(f"{output.name}.{os.getpid()}")
-        files = [s for s in sorted(sources) if s.suffix == ".cpp"]
-        libraries = [f for f in flags if f.endswith(".so")]
-        flags = [f for f in flags if f not in libraries]
-        subprocess.run(
-            [COMPILER, *flags, *files, *libraries, "-o", unfinished, "-ldl", "-lpthread"], check=True
-        )
-        unfinished.replace(output)
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    with open(output.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            unfinished = output.with_name(f"{output.name}.unfinished")
+            files = [s for s in sorted(sources) if s.suffix == ".cpp"]
+            libraries = [f for f in flags if f.endswith(".so")]
+            flags = [f for f in flags if f not in libraries]
+            subprocess.run(
+                [COMPILER, *flags, *files, *libraries, "-o", unfinished, "-ldl", "-lpthread"], check=True
+            )
+            unfinished.replace(output)
     return output
 
 
@@ -99,7 +104,15 @@ def build_scripted(sanitize: str = "") -> Path:
     """tests/fakes/scripted_device.cpp with the steps of the CPU: kernels that compute, for
     scripted_cuda.py."""
     csrc = ROOT / "csrc"
-    names = ("cpu_steps", "model_drafter", "machine/memory", "prefix_cache", "core/*", "sampling/*")
+    names = (
+        "cpu_steps",
+        "model_drafter",
+        "stop_rule",
+        "machine/memory",
+        "prefix_cache",
+        "core/*",
+        "sampling/*",
+    )
     sources = [HERE / "scripted_device.cpp", HERE / "native" / "scripted_executor.cpp"]
     sources += [path for name in names for path in csrc.rglob(f"{name}.cpp")]
     flags = [*FLAGS, *SANITIZERS[sanitize], "-ffp-contract=off", "-shared", "-fvisibility=hidden"]
