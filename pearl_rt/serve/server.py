@@ -107,8 +107,8 @@ class Server(uvicorn.Server):
     ) -> None:
         """drain_seconds: how long answers in flight may take once it stops; None: as long as they need.
         keep_alive_seconds: how long an idle connection is kept. proxies: addresses and networks whose
-        X-Forwarded-For and X-Forwarded-Proto say who asks, and how. root_path: what a proxy takes from the
-        front of each path.
+        X-Forwarded-For and X-Forwarded-Proto name the client's address and scheme. root_path: what a proxy
+        takes from the front of each path.
         """
         check_proxies(proxies, root_path)
         super().__init__(

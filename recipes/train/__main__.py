@@ -108,7 +108,9 @@ def run_distill(arguments: argparse.Namespace) -> None:
     machine = _machine(arguments)
     tokenised = _tokenised(arguments, arguments.target)
     target = machine.load(arguments.target)
-    if arguments.draft:
+    if arguments.command == "exit":
+        draft = exit_model(target, arguments.exit_layer)
+    elif arguments.draft:
         draft = machine.load(arguments.draft)
     else:
         draft = new_model(draft_config(arguments.size, target.config), machine.device)
@@ -123,27 +125,7 @@ def run_distill(arguments: argparse.Namespace) -> None:
         minutes=arguments.minutes,
         run_directory=arguments.run,
         out=arguments.out,
-    )
-    _finish(arguments, arguments.name, run)
-
-
-def run_exit(arguments: argparse.Namespace) -> None:
-    machine = _machine(arguments)
-    tokenised = _tokenised(arguments, arguments.target)
-    target = machine.load(arguments.target)
-    draft = exit_model(target, arguments.exit_layer)
-    schedule = Schedule(arguments.warmup_steps, arguments.decay)
-    settings = DistillSettings(**_given(DistillSettings, arguments, schedule=schedule))
-    run = distill(
-        target,
-        draft,
-        tokenised,
-        machine,
-        settings,
-        minutes=arguments.minutes,
-        run_directory=arguments.run,
-        out=arguments.out,
-        write=write_exit,
+        write=write_exit if arguments.command == "exit" else export,
     )
     _finish(arguments, arguments.name, run)
 
@@ -251,7 +233,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     _add_training(sub)
 
-    sub = command("exit", run_exit, "teach one layer behind the target's first ones what it would say")
+    sub = command("exit", run_distill, "teach one layer behind the target's first ones what it would say")
     sub.add_argument("--target", type=Path, required=True)
     sub.add_argument("--exit-layer", type=int, required=True, help="layers of the target in front of it")
     sub.add_argument("--divergence", choices=DIVERGENCES)
