@@ -10,7 +10,6 @@ namespace {
 constexpr int kOne = 4096;         // a chance of 1
 constexpr int kLeast = kOne / 16;  // a window ends before it stands with less
 constexpr int kMostWords = 512;    // tokens of rejected rows that are kept, of a request
-constexpr int kMostCounts = 64;    // of a rate
 constexpr int kLongestRest = 32;   // rounds
 constexpr int kPrior = 8;          // counts that a rate begins with
 // Of kPrior: how many stood, by class of length.
@@ -24,13 +23,6 @@ int64_t LookupDrafter::bytes() const {
   int64_t sum = pool_.bytes();
   for (const Slot& slot : slots_) sum += slot.text.bytes() + slot.words.bytes();
   return sum;
-}
-
-void LookupDrafter::Rate::add(bool stands) {
-  stood += stands ? 1 : 0;
-  if (++judged < kMostCounts) return;
-  stood /= 2;
-  judged /= 2;
 }
 
 int LookupDrafter::class_of(int length) {

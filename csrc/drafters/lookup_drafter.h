@@ -10,6 +10,7 @@
 
 #include "drafters/drafter.h"
 #include "drafters/lookup_index.h"
+#include "drafters/rate.h"
 
 namespace pearl {
 
@@ -35,11 +36,6 @@ class LookupDrafter : public Drafter {
   enum Source { kText, kWords, kPool, kNumSources };
   static constexpr int kClasses = 6;  // of lengths of matches: 1, 2, 3, 4 and 5, 6 to 8, longer
 
-  // How often drafts of a source and a length stood. Half of the counts go when there are 64.
-  struct Rate {
-    int stood = 0, judged = 0;
-    void add(bool stands);
-  };
   struct Drafted {
     int64_t position;
     int32_t token;

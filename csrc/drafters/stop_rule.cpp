@@ -16,7 +16,6 @@ namespace {
 constexpr double kOfEntropy = 0.2, kWanted = 0.9;  // AdaEDL: of the bound; the acceptance that is aimed at
 constexpr double kKeptAcceptance = 0.5, kKeptThreshold = 0.9, kStep = 0.01;
 constexpr double kRowCost = 1.0 / 64;        // of one more row that the target scores, in steps of the target
-constexpr int kMostCounts = 64;              // of a rate
 constexpr int kPrior = 8;                    // counts that the rate of a class begins with
 constexpr double kHoped = 7, kHopedOf = 10;  // those of all rows together
 constexpr int kLongestQuiet = 15;            // windows without a pass, before one that is not worth it
@@ -65,13 +64,6 @@ StopRule stop_from(const std::string& name, double at) {
   check_number("draft_stop_at", at, at > 0 && at <= most, "above 0, and a probability but for marginal");
   rule.at = at;
   return rule;
-}
-
-void WindowStop::Rate::add(bool stands) {
-  stood += stands ? 1 : 0;
-  if (++judged < kMostCounts) return;
-  stood /= 2;
-  judged /= 2;
 }
 
 void WindowStop::begin(State* state, int b) {

@@ -8,6 +8,7 @@
 
 #include "coordinator/request.h"
 #include "coordinator/state.h"
+#include "drafters/rate.h"
 
 namespace pearl {
 
@@ -30,10 +31,6 @@ class WindowStop {
 
  private:
   static constexpr int kClasses = 8;  // of the likeliest token's probability
-  struct Rate {
-    int stood = 0, judged = 0;
-    void add(bool stands);
-  };
   struct Drafted {
     int64_t position;
     int32_t token;

@@ -1,0 +1,20 @@
+// How often drafts of a kind stood. Half of the counts go when there are 64: the last ones count most.
+#pragma once
+
+namespace pearl {
+
+struct Rate {
+  int stood = 0, judged = 0;
+
+  void add(bool stands) {
+    stood += stands ? 1 : 0;
+    if (++judged < kMost) return;
+    stood /= 2;
+    judged /= 2;
+  }
+
+ private:
+  static constexpr int kMost = 64;
+};
+
+}  // namespace pearl
