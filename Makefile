@@ -147,7 +147,7 @@ gpu gpu-latency:
 	@$(PY) -c "import torch, triton" || { echo "make $@ uses what $(PYTHON) has installed: torch and triton"; exit 2; }
 	RESULTS_DIR=$(RESULTS_DIR) $(RUN) bench/gpu.py $(if $(filter gpu-latency,$@),--long) $(ARGS)
 
-build: $(READY)
+build: $(READY) pearl_rt/kernels
 	$(PY) setup.py -q build_ext --inplace
 ifneq ($(strip $(VENV)),)
 	@$(MAKE) --no-print-directory importable

@@ -138,7 +138,7 @@ def race(strategy: str, lane: str, placement: str) -> None:
 
 def handles(mode: str) -> None:
     """tests/fakes/cuda_handles.cpp: clean, but for what it leaves out on purpose."""
-    command = fake_cuda.program("cuda_handles.cpp", fake_cuda.DRIVER, mode)
+    command = fake_cuda.program("cuda_handles.cpp", mode)
     env = {**os.environ, **OPTIONS[mode]}
     for scenario in fake_cuda.SCENARIOS + (fake_cuda.RACES if mode == "thread" else ()):
         for seed in range(1 if scenario in fake_cuda.RACES else 10):
@@ -167,10 +167,9 @@ def calls(env: dict[str, str], home: Path) -> None:
 def main(modes: list[str]) -> None:
     """Stops at the first mode that fails, with its status."""
     for mode in modes:
-        handles(mode)
-        fake_cuda.build(mode)  # here: the tests' own compiler would run under the sanitizer
-        fake_cuda.build_scripted(mode)
         home = build(mode)
+        handles(mode)
+        fake_cuda.build_scripted(mode)  # here: the tests' own compiler would run under the sanitizer
         env = environment(mode, home)
         tests = [path for name in TESTS for path in (ROOT / "tests").rglob(f"test_{name}.py")]
         command = [sys.executable, "-m", "pytest", *tests, "-q", "-p", "no:cacheprovider", "--schedules=40"]

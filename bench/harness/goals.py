@@ -17,7 +17,7 @@ from pearl_rt.errors import ConfigError
 
 Tags = Mapping[str, Any]
 GOALS_FILE = Path(__file__).resolve().parents[1] / "goals.toml"
-FIGURES = re.compile(r"share|of_model|of_best|different|us|\w+_us|x:.+")
+FIGURES = re.compile(r"share|of_model|of_best|different|us|\w+_us|cpu_s|x:.+")
 KEYS = {"name", "where", "figure", "at_least", "at_most", "prediction"}
 
 
@@ -65,7 +65,7 @@ def read_goals(path: Path = GOALS_FILE) -> dict[str, tuple[Goal, ...]]:
 
 _READ = read_goals()
 GOALS, ROUND_GOALS, EQUALITY_GOALS = _READ["kernels"], _READ["rounds"], _READ["equality"]
-TIMED_GOALS = _READ["timed"]
+TIMED_GOALS, COMPILE_GOALS = _READ["timed"], _READ["compile"]
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,8 @@ def written(figure: str, value: float | None) -> str:
         return f"{value:.0f}"
     if figure in ("share", "of_model"):
         return f"{value:.0%}"
+    if figure.endswith("_s"):
+        return f"{value:.2f} s"
     return f"{value:.1f} us" if figure.endswith("us") else f"{value:.2f}x"
 
 

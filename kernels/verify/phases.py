@@ -109,7 +109,8 @@ def launch(
     total, draft_top, draft_total = others[:3] if rejection else (None, None, None)
     scans = Scans(top, at, total, draft_top, draft_total, num_ended)
     scanned = draft if rejection else draft_logits_of(None, None, draft.vocab)
-    judge_scan_kernel[(triton.cdiv(sizes.rows, shape.rows), sizes.tiles, 1 if scanned.logits is None else 2)](
+    scans_of = 1 if scanned.logits is None or K == 0 else 2  # rows of the target, and those of the draft
+    judge_scan_kernel[(triton.cdiv(sizes.rows, shape.rows), sizes.tiles, scans_of)](
         *(windows, target, scanned, temperature, scans, sizes.rows, K, S, sizes.vocab, sizes.tiles),
         SCALED=target_is_scaled,
         ROWS=shape.rows,

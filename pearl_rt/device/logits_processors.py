@@ -136,7 +136,7 @@ class LogitsProcessors:
 
     def drafted(self, gamma: int) -> Tensor | None:
         """The thresholds of the draft's rows, [B, 2 * gamma], if any are on."""
-        if not self.filters or gamma == 0:
+        if not self.filters or self.state.sizes.gamma_max == 0:
             return None
         return self._kept(gamma)
 

@@ -135,7 +135,7 @@ class TargetSteps(LaneSteps):
         thresholds = processors.target(gamma, joining=joining) if processors is not None else None
         verify(  # type: ignore[call-arg]
             state.target_logits,
-            state.draft_logits if gamma > 0 else None,
+            state.draft_logits if self.state.sizes.gamma_max > 0 else None,  # one kernel for every gamma
             *state.verify_arguments()[2:],  # type: ignore[arg-type]  # all tensors before kind
             judge,
             self.workspace,

@@ -136,6 +136,7 @@ print(json.dumps([asked, [[launch.instructions, launch.programs, launch.threads]
 """
 
 
+@pytest.mark.slow
 def test_launches_of_a_case_are_recorded_without_memory() -> None:
     """Verify is two launches over many programs; each kernel is compiled once."""
     env = {n: v for n, v in os.environ.items() if n != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT)}

@@ -329,6 +329,7 @@ def test_a_half_or_part_that_is_none_is_refused(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_half_begins_without_make_and_git(tmp_path: Path) -> None:
     """From another folder, with nothing on the PATH: it comes as far as the question for a GPU."""
     env = {"PATH": "", "COMMIT": "abc1234", "CUDA_VISIBLE_DEVICES": ""}

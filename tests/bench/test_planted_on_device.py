@@ -76,6 +76,7 @@ def test_lazy_tensors_are_the_planted_ones() -> None:
     assert lazy["model.layers.0.self_attn.o_proj.weight"].float().std() == pytest.approx(2 * scale, rel=0.1)
 
 
+@pytest.mark.slow
 def test_an_agreement_is_planted_and_changed_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """4 standard errors of the difference of two samples (false alarm 1 in 16,000 each; fixed seed)."""
     for name, shape in TINY_PAIR.items():

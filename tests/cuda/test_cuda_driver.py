@@ -208,7 +208,7 @@ def test_importing_asks_for_no_driver() -> None:
 
 @pytest.fixture(scope="module")
 def handles() -> list[str]:
-    return fake_cuda.program("cuda_handles.cpp", fake_cuda.DRIVER)
+    return fake_cuda.program("cuda_handles.cpp")
 
 
 @pytest.mark.slow

@@ -130,6 +130,7 @@ def test_sampled_tokens_of_a_serial_loop_are_those_of_sd(judge: str) -> None:
     assert answers(shared_pair(), [request], sd, judge) == [expected(request, "sd", judge)]
 
 
+@pytest.mark.slow
 def test_slots_are_as_they_are_alone() -> None:
     """Three slots, of which one stays idle; windows differ."""
     requests = [Request(LONG[:5], gamma=4, max_tokens=3), Request(ONE, gamma=2, max_tokens=7)]
@@ -354,6 +355,7 @@ def test_what_is_not_there() -> None:
         own_pair(dtype="bfloat16")
 
 
+@pytest.mark.slow
 def test_from_checkpoints(tmp_path: Path) -> None:
     own = Pair.make("half-right", **SMALL | {"vocab_size": 288})
     target, draft = own.save(tmp_path)

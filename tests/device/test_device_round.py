@@ -127,6 +127,7 @@ def test_no_round_while_a_request_runs(interpreted: Engine) -> None:
     own.run()
 
 
+@pytest.mark.slow
 def test_a_request_asks_for_a_shorter_window_only(interpreted: Engine) -> None:
     pair = interpreted.lanes["shared"].pair
     own = Round(pair, "sd", 3, greedy=True)

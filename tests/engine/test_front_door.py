@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_an_engine_on_the_cpu_needs_no_triton() -> None:
     """Nor does any name of the front door: device="interpret" sets Triton up later."""
     code = (

@@ -8,6 +8,7 @@ process forks one more for every bug: `python tests/exactness/mutants.py MODULE.
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -18,14 +19,12 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = ROOT / "tests" / "fakes"
-OTHER_SOURCES = (
-    *("bind_coordinator", "core_set", "cpu_device", "cpu_lane", "cpu_steps"),
-    *("model_drafter", "stop_rule", "lookup_drafter", "lookup_index"),
-    *("memory", "prefix_cache"),
-)
 DOUBLES = ("bind_sampling", "bind_scripted", "scripted_executor")  # in tests/fakes/native
+PYBIND = """
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+"""
 MODULE = """
-#include <pybind11/pybind11.h>
 #include "python/failures.h"
 namespace pearl {
 void bind_coordinator(pybind11::module_& m);
@@ -47,7 +46,7 @@ inline bool pearl_bug(const char* name) {
   return on != nullptr && std::strcmp(on, name) == 0;
 }
 """
-FLAGS = ("-std=c++20", "-O1", "-w", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread")
+FLAGS = ("-std=c++20", "-w", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off", "-pthread")
 
 
 Case = tuple[str, str, dict[str, Any]]  # a bug, the name of a check of processed.py, the check's arguments
@@ -272,42 +271,63 @@ def sources() -> dict[str, str]:
     return {place: f"#include <pearl_bug.h>\n{text}" for place, text in changed.items()}
 
 
+def includes(source: Path) -> set[str]:
+    """Every header of csrc that it includes, and itself, below csrc."""
+    csrc, found, todo = ROOT / "csrc", set(), [source]
+    while todo:
+        text = todo.pop().read_text()
+        new = {name for name in re.findall(r'^#include "(.+)"', text, re.M) if (csrc / name).exists()} - found
+        found |= new
+        todo += [csrc / name for name in new]
+    return found | {str(source.relative_to(csrc))}
+
+
 def build() -> Path:
-    """Compiles the coordinator with the bugs -> the module. Kept until a source is newer."""
+    """Compiles what the bugs change, and links it with the rest of csrc as the build made it -> the module.
+    Kept until a source is newer.
+    """
+    import fake_cuda
     import pybind11  # only needed to build
 
     home = ROOT / "build" / "mutants"
     module = home / "_C.so"
+    rest = fake_cuda.native_library()
     newest = max(
-        p.stat().st_mtime for p in (*ROOT.glob("csrc/**/*.[ch]*"), *FAKES.glob("native/*"), Path(__file__))
+        p.stat().st_mtime
+        for p in (*ROOT.glob("csrc/**/*.[ch]*"), *FAKES.glob("native/*"), Path(__file__), rest)
     )
     if module.exists() and module.stat().st_mtime > newest:
         return module
-    for place, text in {**sources(), "pearl_bug.h": f"#pragma once{SWITCH}", "module.cpp": MODULE}.items():
+    changed = sources()
+    bindings = {"pearl_bug.h": f"#pragma once{SWITCH}", "pybind.h": PYBIND, "module.cpp": MODULE}
+    for place, text in (changed | bindings).items():
         path = home / "csrc" / place
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     compiler = os.environ.get("CXX", "c++")
     folders = (home / "csrc", ROOT / "csrc", FAKES, pybind11.get_include(), sysconfig.get_path("include"))
+    command = [compiler, *FLAGS, "-DPEARL_NO_CLONES", *(f"-I{folder}" for folder in folders)]
+    header = home / "csrc" / "pybind.h"  # parsed once for all bindings
+    subprocess.run([*command, "-O0", "-x", "c++-header", header, "-o", f"{header}.gch"], check=True)
 
     def compile_one(source: Path) -> Path:
-        changed = home / source.relative_to(ROOT)
+        edited = home / source.relative_to(ROOT)
         target = home / f"{source.stem}.o"
-        includes = [f"-I{folder}" for folder in folders]
-        path = changed if changed.exists() else source
-        subprocess.run(
-            [compiler, *FLAGS, "-DPEARL_NO_CLONES", *includes, "-c", path, "-o", target], check=True
-        )
+        flags = ["-O0", "-include", header] if source in bound else ["-O1"]
+        path = edited if edited.exists() else source
+        subprocess.run([*command, *flags, "-c", path, "-o", target], check=True)
         return target
 
-    coordinator = sorted((ROOT / "csrc" / "coordinator").glob("*.cpp"))
-    others = [path for name in OTHER_SOURCES for path in (ROOT / "csrc").rglob(f"{name}.cpp")]
-    others += [path for room in ("core", "sampling") for path in (ROOT / "csrc" / room).glob("*.cpp")]
-    doubles = [FAKES / "native" / f"{name}.cpp" for name in DOUBLES]
-    files = [ROOT / "csrc" / "module.cpp", *coordinator, *others, *doubles]
+    rooms = [
+        room for room in (ROOT / "csrc").iterdir() if room.is_dir() and room.name not in ("cuda", "python")
+    ]
+    candidates = sorted(path for room in rooms for path in room.rglob("*.cpp"))
+    native = [path for path in candidates if includes(path) & changed.keys()]
+    bound = [ROOT / "csrc" / "python" / "bind_coordinator.cpp", ROOT / "csrc" / "module.cpp"]
+    bound += [FAKES / "native" / f"{name}.cpp" for name in DOUBLES]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        objects = list(pool.map(compile_one, files))
-    subprocess.run([compiler, "-shared", "-pthread", *objects, "-o", module], check=True)
+        objects = list(pool.map(compile_one, [*bound, *native]))
+    subprocess.run([compiler, "-shared", "-pthread", *objects, rest, "-o", module, "-ldl"], check=True)
     return module
 
 

@@ -21,6 +21,7 @@ import hashlib
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,19 +50,28 @@ SANITIZERS = {
 SANITIZE = os.environ.get("PEARL_SANITIZE", "")  # set by tests/sanitize.py
 HANDLES = ("fake_stream_create", "fake_graph_create", "fake_graph_add", "fake_graph_exec", "fake_alloc")
 SIZES = ("fake_violations", "fake_live_handles", "fake_num_calls")
-# tests/fakes/cuda_handles.cpp: what it is built from, what it runs, and what ThreadSanitizer must report.
-DRIVER = ("cuda/driver/driver.cpp", "cuda/driver/handles.cpp")
+# tests/fakes/cuda_handles.cpp: what it runs, and what ThreadSanitizer must report.
 SCENARIOS = ("events", "graph", "owners", "shutdown", "faults")
 RACES = ("events without the target's wait", "events without the draft's wait", "graph without an edge")
 KERNEL = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
+def native_library(sanitize: str = "") -> Path:
+    """csrc/ without its bindings, as the build made it: for the mode of tests/sanitize.py, or none."""
+    folder = f"sanitize-{sanitize}/cmake" if sanitize else f"cmake-{sys.implementation.cache_tag}"
+    library = ROOT / "build" / folder / "libpearl_native.a"
+    if not library.exists():
+        raise FileNotFoundError(f"{library} is missing: build first (make build)")
+    return library
+
+
 def compiled(name: str, sources: list[Path], flags: list[str]) -> Path:
-    """FOLDER / name-HASH, made from the .cpp among sources unless it is there; all of sources are hashed. Of
-    test processes side by side one compiles and the others wait.
+    """FOLDER / name-HASH, made from the .cpp among sources and the libraries among flags unless it is there;
+    all of these are hashed. Of test processes side by side one compiles and the others wait.
     """
+    libraries = [f for f in flags if f.endswith((".so", ".a"))]
     digest = hashlib.sha256(" ".join([COMPILER, *flags]).encode())
-    for source in sorted(sources):
+    for source in [*sorted(sources), *map(Path, libraries)]:
         digest.update(source.read_bytes())
     stem, suffix = os.path.splitext(name)
     output = FOLDER / f"{stem}-{digest.hexdigest()[:16]}{suffix}"
@@ -71,7 +81,6 @@ def compiled(name: str, sources: list[Path], flags: list[str]) -> Path:
         if not output.exists():
             unfinished = output.with_name(f"{output.name}.unfinished")
             files = [s for s in sorted(sources) if s.suffix == ".cpp"]
-            libraries = [f for f in flags if f.endswith(".so")]
             flags = [f for f in flags if f not in libraries]
             subprocess.run(
                 [COMPILER, *flags, *files, *libraries, "-o", unfinished, "-ldl", "-lpthread"], check=True
@@ -89,39 +98,27 @@ def build(sanitize: str = "") -> Path:
     return compiled(f"libfake_cuda{'-' + sanitize if sanitize else ''}.so", headers + sources, flags)
 
 
-def program(source: str, csrc: tuple[str, ...], sanitize: str = "") -> list[str]:
-    """Builds a C++ program in tests/fakes with these files of csrc/ -> its command, with the library to
+def program(source: str, sanitize: str = "") -> list[str]:
+    """Builds a C++ program in tests/fakes with what it calls of csrc/ -> its command, with the library to
     open."""
     library = build(sanitize)
-    files = [HERE / source, *(ROOT / "csrc" / name for name in csrc)]
     headers = [*(ROOT / "csrc").rglob("*.h"), HERE / "driver" / "fake_cuda.h"]
-    flags = [*FLAGS, *SANITIZERS[sanitize], str(library), f"-Wl,-rpath,{library.parent}"]
+    flags = [*FLAGS, *SANITIZERS[sanitize], str(native_library(sanitize)), str(library)]
     name = f"{Path(source).stem}{'-' + sanitize if sanitize else ''}"
-    return [str(compiled(name, files + headers, flags)), str(library)]
+    rpath = f"-Wl,-rpath,{library.parent}"
+    return [str(compiled(name, [HERE / source, *headers], [*flags, rpath])), str(library)]
 
 
 def build_scripted(sanitize: str = "") -> Path:
     """tests/fakes/scripted_device.cpp with the steps of the CPU: kernels that compute, for
     scripted_cuda.py."""
-    csrc = ROOT / "csrc"
-    names = (
-        "cpu_steps",
-        "model_drafter",
-        "stop_rule",
-        "machine/memory",
-        "prefix_cache",
-        "core/*",
-        "sampling/*",
-    )
     sources = [HERE / "scripted_device.cpp", HERE / "native" / "scripted_executor.cpp"]
-    sources += [path for name in names for path in csrc.rglob(f"{name}.cpp")]
+    headers = [*(ROOT / "csrc").rglob("*.h"), *(HERE / "native").glob("*.h")]
     flags = [*FLAGS, *SANITIZERS[sanitize], "-ffp-contract=off", "-shared", "-fvisibility=hidden"]
     if sanitize:
         flags.append("-DPEARL_SANITIZED=1")
     name = f"libscripted_device{'-' + sanitize if sanitize else ''}.so"
-    return compiled(
-        name, [*sources, *csrc.rglob("*.h"), *(HERE / "native").glob("*.h")], [*flags, "-Wl,-Bsymbolic"]
-    )
+    return compiled(name, [*sources, *headers], [*flags, "-Wl,-Bsymbolic", str(native_library(sanitize))])
 
 
 def has_compiler() -> bool:

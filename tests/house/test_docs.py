@@ -75,6 +75,7 @@ def help_of(script: str) -> str:
     return run([sys.executable, script, "--help"]).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python bench")])
 def test_readme_bench_flags_are_known(command: str) -> None:
     _, script, *words = shlex.split(command)
@@ -82,6 +83,7 @@ def test_readme_bench_flags_are_known(command: str) -> None:
     assert flags and all(re.search(rf"{flag}(?![\w-])", help_of(script)) for flag in flags), command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PAGES)
 def test_python_blocks_of_a_page_run(name: str) -> None:
     code = "\n".join(blocks(PAGES[name], "python"))

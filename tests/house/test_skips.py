@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TESTS = """
 import pytest
 @pytest.mark.gpu
@@ -26,6 +28,7 @@ def run(directory: Path, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=directory, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_line_per_file_for_gpus_and_one_for_each_other(tmp_path: Path) -> None:
     found = run(tmp_path)
     assert found.returncode == 0, found.stdout
@@ -36,6 +39,7 @@ def test_a_line_per_file_for_gpus_and_one_for_each_other(tmp_path: Path) -> None
     assert not any("no card" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_others_fail_if_there_may_be_none(tmp_path: Path) -> None:
     found = run(tmp_path, "--no-skips", "--continue-on-collection-errors")
     assert found.returncode == 1

@@ -52,6 +52,7 @@ def trained(
     return run_directory, out, run
 
 
+@pytest.mark.slow
 class TestTraining:
     """A few steps of each stage; the loss must fall and a run must go on where it stopped."""
 

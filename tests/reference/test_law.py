@@ -42,6 +42,7 @@ def test_the_coordinator_keeps_the_law(case: Case, strategy: str, gamma: int) ->
     assert p_value(counts, case.law() * RUNS) > FALSE_ALARM
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["rejection", "coupled"])
 @pytest.mark.parametrize(("strategy", "gamma"), [("sd", 2), ("pearl", 2)], ids=lambda v: str(v))
 def test_the_decoder_keeps_the_law(strategy: str, gamma: int, kind: str) -> None:

@@ -142,6 +142,7 @@ def test_in_the_child_of_a_fork_an_engine_says_so_and_is_harmless(tmp_path: Path
     assert found == 0, said
 
 
+@pytest.mark.slow
 def test_closing_from_anywhere(tmp_path: Path) -> None:
     """In the scheduler's thread, as a finalizer may, in a handler of a signal, in several threads at once."""
     in_the_scheduler = """

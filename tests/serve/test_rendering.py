@@ -25,6 +25,7 @@ def test_as_in_this_process() -> None:
         renderer.render([], {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "source",
     [

@@ -284,6 +284,7 @@ def test_what_chat_cannot_answer(client: openai.OpenAI, changes: dict, said: str
         client.chat.completions.create(**{"model": "tiny", "messages": TALK, **changes})
 
 
+@pytest.mark.slow
 def test_two_hundred_at_once(served: Served) -> None:
     prompts = [f"prompt {n}" for n in range(200)]
     params = {"temperature": 0.8, "max_tokens": 8}

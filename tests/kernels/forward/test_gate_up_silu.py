@@ -85,6 +85,7 @@ def test_gates_far_from_zero(device: torch.device) -> None:
     assert run(x, weight, FP32).tolist() == [[0.0, 8000.0]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("I", [40, 4300])
 def test_a_row_has_the_same_bits_in_any_company(I: int, device: torch.device) -> None:  # noqa: E741
     rows = among_nan(64, 72, dtype=FP16, device=device, seed=1)

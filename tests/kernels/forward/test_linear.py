@@ -169,6 +169,7 @@ def test_rows_that_are_picked_have_the_bits_of_the_same_rows_alone(K: int, devic
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("T", "N", "K"), [(5, 50, 136), (5, 300, 4096), (3, 4300, 24), (MAX_ROWS + 1, 48, 64)], ids=str
 )

@@ -200,6 +200,7 @@ def test_a_request_that_asks_for_more_than_the_run_was_made_for_waits_for_the_ne
     lanes.close()
 
 
+@pytest.mark.slow
 def test_cancel_ends_one_request(executor: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that runs, one whose prompt is being fed, one that waits; the others are whole."""
     gate, lanes = Gate(monkeypatch, "verify"), lanes_of()

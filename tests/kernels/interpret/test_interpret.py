@@ -142,6 +142,7 @@ def test_a_stop_id_inside_a_window(strategy: str) -> None:
     assert text_of(answer("interpret", ONE, params, strategy=strategy, gamma=4)) == (free[:end], "stop")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["sd", "pearl"])
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_limits_inside_a_window(strategy: str, limit: int) -> None:

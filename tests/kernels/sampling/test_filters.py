@@ -89,6 +89,7 @@ def test_vocabularies_of_several_tiles(vocab: int, dtype: torch.dtype, device: t
     assert torch.equal(run(kernel, logits, *args), run(reference, logits, *args))
 
 
+@pytest.mark.slow
 def test_rows_with_more_candidates_than_a_list_holds(device: torch.device) -> None:
     """Flat rows: top_p and top_k keep most of them. The last one's list is full to an entry."""
     vocab = kernel.LIST + 600

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from subprocess import CompletedProcess
 
+import pytest
+
 PROGRAM = """
 import json
 from typing import Any
@@ -43,6 +45,7 @@ LAYER = [
 ]
 
 
+@pytest.mark.slow
 def test_a_layer_is_six_launches(compiled_python: Callable[..., CompletedProcess[str]]) -> None:
     """Of one row, of nine and of forty."""
     run = compiled_python(PROGRAM)

@@ -22,6 +22,7 @@ from pearl_rt.kernels.tools.cases import LAUNCHES
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.slow
 def test_one_import_registers_every_operator() -> None:
     """In a process that imports nothing else of pearl_rt."""
     files = sorted((ROOT / "kernels").rglob("*.py"))

@@ -110,6 +110,7 @@ def test_rows_of_nan_stay_in_range(temperature: float, device: torch.device) -> 
     assert (num_sampled == 1).all() and (sampled[:, 0] >= 0).all() and (sampled[:, 0] < 9000).all()
 
 
+@pytest.mark.slow
 def test_placeholders_end_a_window(device: torch.device, trials: Callable[[int], int]) -> None:
     """Nothing at or behind one stands; what follows has the target's law, which a residual would not give."""
     target = normal(16, 8)
@@ -180,6 +181,7 @@ def gumbel(logits: torch.Tensor, count: int, device: torch.device, **more: Any) 
     )
 
 
+@pytest.mark.slow
 def test_gumbel_sample(device: torch.device) -> None:
     """Its law; zero probabilities; one token only; greedy; a noise of its own for drafts; reproducible."""
     counts = torch.tensor([5.0, 0.0, 1.0, 2.0, 0.0, 8.0] + [1.0] * 31)
@@ -208,6 +210,7 @@ def test_gumbel_sample(device: torch.device) -> None:
     assert int(gumbel_sample(rows, padding, heat, seed, pos, True, False)[0]) == 5
 
 
+@pytest.mark.slow
 def test_tokens_far_below_the_first_are_drawn_as_often_as_they_should(device: torch.device) -> None:
     """One of e^10 against 40 of 1 each: their noise must reach that far, for drafts too."""
     logits = torch.zeros(41)
@@ -247,6 +250,7 @@ def test_gumbel_sample_keeps_the_logits_as_they_came(
     assert torch.equal(cache[2, 1, :33], source[0])
 
 
+@pytest.mark.slow
 def test_tokens_of_many_rounds_have_the_targets_law(device: torch.device) -> None:
     """Windows that begin where the last one ended, over kept draft logits: positions are visited again after
     a rejection, and their noise must not know why."""
