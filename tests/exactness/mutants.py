@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = ROOT / "tests" / "fakes"
-DOUBLES = ("bind_sampling", "bind_scripted", "scripted_executor")  # in tests/fakes/native
+NATIVE = FAKES / "native"
 PYBIND = """
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
@@ -323,8 +323,9 @@ def build() -> Path:
     ]
     candidates = sorted(path for room in rooms for path in room.rglob("*.cpp"))
     native = [path for path in candidates if includes(path) & changed.keys()]
+    native.append(NATIVE / "scripted_executor.cpp")
     bound = [ROOT / "csrc" / "python" / "bind_coordinator.cpp", ROOT / "csrc" / "module.cpp"]
-    bound += [FAKES / "native" / f"{name}.cpp" for name in DOUBLES]
+    bound += [NATIVE / "bind_sampling.cpp", NATIVE / "bind_scripted.cpp"]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(compile_one, [*bound, *native]))
     subprocess.run([compiler, "-shared", "-pthread", *objects, rest, "-o", module, "-ldl"], check=True)

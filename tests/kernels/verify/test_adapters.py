@@ -110,7 +110,6 @@ def test_rows_of_nan_stay_in_range(temperature: float, device: torch.device) -> 
     assert (num_sampled == 1).all() and (sampled[:, 0] >= 0).all() and (sampled[:, 0] < 9000).all()
 
 
-@pytest.mark.slow
 def test_placeholders_end_a_window(device: torch.device, trials: Callable[[int], int]) -> None:
     """Nothing at or behind one stands; what follows has the target's law, which a residual would not give."""
     target = normal(16, 8)
@@ -181,7 +180,6 @@ def gumbel(logits: torch.Tensor, count: int, device: torch.device, **more: Any) 
     )
 
 
-@pytest.mark.slow
 def test_gumbel_sample(device: torch.device) -> None:
     """Its law; zero probabilities; one token only; greedy; a noise of its own for drafts; reproducible."""
     counts = torch.tensor([5.0, 0.0, 1.0, 2.0, 0.0, 8.0] + [1.0] * 31)
