@@ -15,7 +15,8 @@ time, and makes no tl.device_assert. Both follow triton.knobs.runtime.debug (TRI
 in compiled kernels: off, or an AssertionError.
 
 It patches triton.language anew for every launch and every call of a device function, a third of the time of a
-small kernel, and restores after a launch a part of it. Here what is patched stays so.
+small kernel, and restores after a launch a part of it. Here what is patched stays so. What else takes its
+time is mended in interpreter_pace.py.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ import triton
 from triton.runtime import interpreter
 
 from .checks import interpreting
+from .interpreter_pace import quicken
 
 
 def mend_scalars() -> None:
@@ -88,3 +90,4 @@ if interpreting():
     dot_in_order()
     follow_debug()
     patch_once()
+    quicken()
