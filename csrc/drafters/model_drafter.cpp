@@ -102,7 +102,7 @@ void ModelDrafter::push_last(int b) {
 bool ModelDrafter::take_rows(const Segment& segment, int vocab) {
   State& s = *state_;
   const int b = segment.slot, rows = segment.num_logits;
-  const int64_t first = segment.start + segment.num_tokens - (rows - 1);  // position of the first row
+  const int64_t first = end_[b] + drafted_[b];  // position of the first row
   s.draft_fed[b] = first;
   while (drafted_[b] < window_len_[b]) {
     const int64_t position = end_[b] + drafted_[b];

@@ -42,7 +42,7 @@ class WindowStop {
   uint64_t request_id_ = 0;
   bool is_used_ = false;
   StopRule rule_;
-  bool is_on_final_ = false;      // the window follows final tokens
+  bool is_on_final_ = false;  // the window follows final tokens
   bool at_once_ = false;
   std::vector<Drafted> drafted_;  // not judged yet
   // kAdaEdl

@@ -35,12 +35,13 @@ def mask_rows(length: int, masks: int, keep: float, least: float, generator: tor
     .. masks. A place that has a d-th mask has those before it.
     """
     order = torch.randperm(length, generator=generator)
-    places, depths = [], []
-    for depth in range(1, masks + 1):
-        chosen = order[: max(1, int(length * max(keep**depth, least)))]
-        chosen = chosen[chosen + depth < length]
+    places: list[Tensor] = []
+    depths: list[Tensor] = []
+    for number in range(1, masks + 1):
+        chosen = order[: max(1, int(length * max(keep**number, least)))]
+        chosen = chosen[chosen + number < length]
         places.append(chosen)
-        depths.append(torch.full_like(chosen, depth))
+        depths.append(torch.full_like(chosen, number))
     text = torch.arange(length)
     # A token of the text is a row without masks before it, at a place of its own.
     place = torch.cat((text, *places))

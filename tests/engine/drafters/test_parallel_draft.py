@@ -81,8 +81,8 @@ def test_arrivals(pair: Pair) -> None:
         asked = []
         for number in range(60):
             prompt = [*range(50, 50 + rng.choice([1, 2, 17, 63])), number]
-            params = replace(rng.choice([GREEDY, LOUD, SHAPED]), max_tokens=rng.choice([1, 2, 9, 30]))
-            params = replace(params, min_tokens=0, seed=number)
+            params = replace(rng.choice([GREEDY, LOUD, SHAPED]), min_tokens=0, seed=number)
+            params = replace(params, max_tokens=rng.choice([1, 2, 9, 30]))
             strategy, gamma = rng.choice(["ar", "sd", "pearl", None, None]), rng.choice([None, 1, 3, 8])
             asked.append((prompt, params, several.submit(prompt, params, strategy=strategy, gamma=gamma)))
             if rng.random() < 0.3:  # until some request has got on
@@ -126,7 +126,7 @@ def test_one_pass_fills_a_window(one_word: tuple[Pair, int]) -> None:
             assert output.token_ids == [word] * 40 and output.metrics.acceptance_rate == 1.0
             found[name] = output.metrics.rounds
             assert own.stats()["drafter"]["kind"] == name
-        assert found["parallel"] == found["model"] == 1 + 5
+        assert found["parallel"] == found["model"] == 5
         times = engine.stats()["step_times"]["shared"]
         assert times["drafts_at_once"] and not by_token.stats()["step_times"]["shared"]["drafts_at_once"]
 
@@ -138,7 +138,7 @@ def test_a_target_that_is_its_own_parallel_draft(one_word: tuple[Pair, int]) -> 
     shape = {"max_model_len": 64, "num_threads": 1, "max_num_seqs": 2}
     with Engine(config, pair.target, drafter="self", judge="coupled", **shape) as engine:
         [output] = engine.generate([word], SamplingParams(max_tokens=40), strategy="sd", gamma=7)
-        assert output.token_ids == [word] * 40 and output.metrics.rounds == 1 + 5
+        assert output.token_ids == [word] * 40 and output.metrics.rounds == 5
         want = texts(engine.generate([[3], [9, 2]], LOUD, strategy="ar"))
         assert texts(engine.generate([[3], [9, 2]], LOUD, strategy="pearl", gamma=4)) == want
         assert engine.stats()["drafter"] | {"shared_layers": (0,)} == engine.stats()["drafter"]
