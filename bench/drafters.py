@@ -4,15 +4,16 @@
     python bench/drafters.py --target models/target --draft models/draft       and a draft model of its own
     python bench/drafters.py --prompts FILE                           prompts of Spec-Bench, HumanEval, ..
         --skip-layers 2 3 --exit models/exit --stops adaedl marginal  more rows
+        --parallel models/parallel                                    a draft that fills windows in one pass
 
 A row is a kind of draft and its window: none (`ar`), lookup in prompt and answer, lookup in earlier answers
 too, the model of --draft, with windows that end early by each of --stops too, the target without
---skip-layers, the exit layer of --exit, and what `auto` chooses. Columns: memory beside the target; tokens
-that a round makes final; of the drafts judged at each place of a window, the share that stood; milliseconds
-of a round to draft and to score and judge; and how many times faster than `ar` text is written behind its
-first token, over all prompts, and with the tokens a round over those of a task. All rows must write the
-tokens of `ar` (sampled: by judge `coupled`), or no figure is printed and the status is 1. The last line is
-the same as JSON.
+--skip-layers, the exit layer of --exit, the draft of --parallel, and what `auto` chooses. Columns: memory
+beside the target; tokens that a round makes final; of the drafts judged at each place of a window, the share
+that stood; milliseconds of a round to draft and to score and judge; and how many times faster than `ar` text
+is written behind its first token, over all prompts, and with the tokens a round over those of a task. All
+rows must write the tokens of `ar` (sampled: by judge `coupled`), or no figure is printed and the status is 1.
+The last line is the same as JSON.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.types.metrics import RequestMetrics
 
 NONE, LOOKUP, EARLIER, MODEL, AUTO = "none", "lookup", "lookup, earlier answers", "model", "auto"
-SELF, EXIT = "self", "exit"
-GAMMAS = {LOOKUP: (4, 8, 15), MODEL: (2, 4, 8), SELF: (2, 4), EXIT: (2, 4)}
+SELF, EXIT, PARALLEL = "self", "exit", "parallel"
+GAMMAS = {LOOKUP: (4, 8, 15), MODEL: (2, 4, 8), SELF: (2, 4), EXIT: (2, 4), PARALLEL: (4, 8, 12)}
 LONGEST = 15  # window of a draft that ends its windows itself
 PLACES = 5  # of a window that the table shows
 COLUMNS = (
@@ -108,7 +109,8 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     for gamma in options.gammas or GAMMAS[LOOKUP]:
         add(LOOKUP, gamma)
     add(EARLIER, max(options.gammas or GAMMAS[LOOKUP]))
-    for kind, is_asked in ((MODEL, options.draft), (SELF, options.skip_layers), (EXIT, options.exit)):
+    asked = {MODEL: options.draft, SELF: options.skip_layers, EXIT: options.exit, PARALLEL: options.parallel}
+    for kind, is_asked in asked.items():
         for gamma in (options.gammas or GAMMAS[kind]) if is_asked else ():
             add(kind, gamma)
     for stop in options.stops:
@@ -137,6 +139,8 @@ def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
         kinds[SELF] = {"draft": SELF}
     if options.exit:
         kinds[EXIT] = {"draft": options.exit}
+    if options.parallel:
+        kinds[PARALLEL] = {"draft": options.parallel}
     kinds |= {stopped(stop): {"draft_stop": stop} for stop in options.stops}
     for kind, own in kinds.items():
         engines.pairs[kind] = open_pair(argparse.Namespace(**vars(options) | own))
@@ -232,9 +236,10 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stops", nargs="+", default=[], help="rules that end windows of --draft early")
     parser.add_argument("--skip-layers", type=int, nargs="+", help="that the target leaves out as a draft")
     parser.add_argument("--exit", type=Path, help="an exit layer of the target, which drafts")
+    parser.add_argument("--parallel", type=Path, help="a draft model with a pard_token")
     options = parser.parse_args(argv)
-    if (options.draft or options.skip_layers or options.exit) and not options.target:
-        parser.error("--draft, --skip-layers and --exit want --target too")
+    if any((options.draft, options.skip_layers, options.exit, options.parallel)) and not options.target:
+        parser.error("--draft, --skip-layers, --exit and --parallel want --target too")
     if options.stops and not options.draft:
         parser.error("--stops want --draft too")
     require_positive(parser, options, "num-prompts", "max-tokens")

@@ -27,6 +27,7 @@ __all__: list[str] = [
     "LlamaExecutor",
     "LlamaWeights",
     "LookupDrafter",
+    "ModelDrafter",
     "Request",
     "RoundResult",
     "available_bytes",
@@ -114,6 +115,15 @@ class LookupDrafter(Drafter):
     def bytes(self) -> int:
         """
         Of all indices; between runs.
+        """
+
+class ModelDrafter(Drafter):
+    """
+    Drafts by a model, with a KV cache of its own.
+    """
+    def __init__(self, executor: Executor, *, mask_token: int | None = None) -> None:
+        """
+        mask_token: of a model that fills a window in one pass; None: token by token.
         """
 
 class CpuLane(Lane):

@@ -73,6 +73,7 @@ class Engine:
         drafter: str = "auto",
         skip_layers: Sequence[int] | None = None,
         draft_stop: str = "none",
+        draft_parallel: bool = True,
         lookup_pool: int = 65536,
         device: str = "auto",
         draft_device: str | None = None,
@@ -104,10 +105,15 @@ class Engine:
             draft_weights=options.draft_weights,
             drafter=options.drafter,
             skip_layers=options.skip_layers,
+            draft_parallel=options.draft_parallel,
         )
         leaves_early = isinstance(draft_config, ExitConfig)
+        is_parallel = sources[-1].name == "draft" and sources[-1].config.pard_token is not None
         self._backend, self._drafter = backend(
-            options, has_draft=draft_config is not None, leaves_early=leaves_early
+            options,
+            has_draft=draft_config is not None,
+            leaves_early=leaves_early,
+            is_parallel=is_parallel,
         )
         capabilities = self._backend.capabilities(self._drafter)
         self._choice = capabilities.narrowed(

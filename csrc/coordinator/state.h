@@ -236,6 +236,10 @@ struct State {
     const size_t row = static_cast<size_t>(slot) * 2 * gamma_max + position % (2 * gamma_max);
     return draft_logits_.get() + row * draft_vocab_size;
   }
+  // Rows from that of a position to the end of the ring, behind which it goes on with position 0's.
+  int rows_to_wrap(int64_t position) const {
+    return 2 * gamma_max - static_cast<int>(position % (2 * gamma_max));
+  }
 
   // How the draft of a position came: set beside it, by draft.
   DraftKind& kind(int slot, int64_t position) {

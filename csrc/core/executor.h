@@ -20,6 +20,14 @@ struct Segment {
   const int32_t* block_table =
       nullptr;  // [num_blocks] the sequence's KV blocks in order; null: the slot's own
   int num_blocks = 0;
+  int num_here = 0;       // rows that lie at `logits`, where `rest` has the others
+  float* rest = nullptr;  // null: all lie at `logits`
+
+  // Where the logits of the i-th of the tokens that are wanted go.
+  float* row(int i, int vocab_size) const {
+    const bool is_here = rest == nullptr || i < num_here;
+    return is_here ? logits + int64_t{i} * vocab_size : rest + int64_t{i - num_here} * vocab_size;
+  }
 };
 
 // The place for one thread in an executor; a second one is refused at once.

@@ -47,7 +47,7 @@ void ModelDrafter::draft() {
     s.draft_fed[b] = std::min(s.draft_fed[b], end - 1);  // what was rejected had been fed
     s.bad_draft[b] = -1;
     if (window_len_[b] > 0 && end - s.draft_fed[b] > Feeder::kChunk) push_missing(b, end);
-    stops_[b].begin(&s, b);
+    stops_[b].begin(&s, b, mask_token_.has_value());
     if (draft_forced(b)) drafts = true;
   }
   if (s.feeding >= 0) {
@@ -65,19 +65,7 @@ void ModelDrafter::draft() {
     drafts = false;
     for (const Segment& segment : feeder_->segments) {
       if (segment.num_logits == 0) continue;  // a prompt's chunk
-      const int b = segment.slot;
-      const int64_t position = segment.start + segment.num_tokens;
-      s.draft_fed[b] = position;
-      const int32_t token = sample_draft(b, position, drafted_[b], segment.logits, vocab);
-      if (token < 0) {
-        if (token != kNothing) s.bad_draft[b] = position;
-        window_len_[b] = drafted_[b];  // nothing is fed behind it
-        continue;
-      }
-      s.window(b)[drafted_[b]++] = token;
-      s.kind(b, position) = DraftKind::kSampled;
-      stops_[b].add(position, token);
-      if (draft_forced(b)) drafts = true;
+      drafts = take_rows(segment, vocab) || drafts;
     }
     feeder_->segments.clear();
   }
@@ -101,16 +89,44 @@ void ModelDrafter::push_last(int b) {
   const int64_t end = end_[b], position = end + drafted_[b];
   // The first pass of a window feeds two tokens at least.
   const int64_t start = s.draft_fed[b] < end ? std::min(end - 2, s.draft_fed[b]) : s.draft_fed[b];
+  const int rows = mask_token_ ? window_len_[b] - drafted_[b] : 1;
+  const int64_t stop = position + rows - 1;
   int32_t* feed = feed_.data() + b * (Feeder::kChunk + s.gamma_max);
-  for (int64_t i = start; i < position; ++i)
-    feed[i - start] = i < end ? s.tokens(b)[i] : s.window(b)[i - end];
-  feeder_->push(b, feed, position - start, start, 1, s.draft_row(b, position));
+  for (int64_t i = start; i < stop; ++i)
+    feed[i - start] = i < end ? s.tokens(b)[i] : i < position ? s.window(b)[i - end] : *mask_token_;
+  feeder_->push(b, feed, stop - start, start, rows, s.draft_row(b, position));
+  feeder_->segments.back().num_here = s.rows_to_wrap(position);
+  feeder_->segments.back().rest = s.draft_row(b, 0);
+}
+
+bool ModelDrafter::take_rows(const Segment& segment, int vocab) {
+  State& s = *state_;
+  const int b = segment.slot, rows = segment.num_logits;
+  const int64_t first = end_[b] + drafted_[b];  // position of the first row
+  s.draft_fed[b] = first;
+  while (drafted_[b] < window_len_[b]) {
+    const int64_t position = end_[b] + drafted_[b];
+    if (position >= first + rows) return true;
+    const int32_t token = sample_draft(b, position, drafted_[b], s.draft_row(b, position), vocab);
+    if (token < 0) {
+      if (token != kNothing) s.bad_draft[b] = position;
+      window_len_[b] = drafted_[b];  // nothing is fed behind it
+      break;
+    }
+    s.window(b)[drafted_[b]++] = token;
+    s.kind(b, position) = DraftKind::kSampled;
+    stops_[b].add(position, token);
+    draft_forced(b);
+  }
+  return false;
 }
 
 bool ModelDrafter::draft_forced(int b) {
   State& s = *state_;
   TokenMask* mask = s.transform[b].mask.get();
-  if (mask != nullptr && drafted_[b] < window_len_[b]) {
+  // The form may tell a part of them: until it has no more.
+  for (int before = -1; mask != nullptr && before < drafted_[b] && drafted_[b] < window_len_[b];) {
+    before = drafted_[b];
     const Prefix prefix{s.tokens(b), end_[b], s.prompt_len[b], s.window(b), drafted_[b]};
     for (const int32_t token : mask->forced(prefix.answer(), window_len_[b] - drafted_[b])) {
       s.window(b)[drafted_[b]] = token;

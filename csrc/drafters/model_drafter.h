@@ -1,5 +1,5 @@
-// The kind `model`: a small model with a KV cache of its own drafts a window token by token, and keeps the
-// rows that it sampled from.
+// The kinds `model` and `parallel`: a small model with a KV cache of its own drafts a window token by token,
+// or in one pass whose last rows are of mask tokens, and keeps the rows that it sampled from.
 #pragma once
 
 #include <memory>
@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "coordinator/feeder.h"
+#include "core/checks.h"
 #include "core/executor.h"
 #include "drafters/drafter.h"
 #include "drafters/stop_rule.h"
@@ -17,7 +18,12 @@ namespace pearl {
 
 class ModelDrafter : public Drafter {
  public:
-  explicit ModelDrafter(std::shared_ptr<Executor> executor) : executor_(std::move(executor)) {}
+  // mask_token: of a model that was trained to fill a window in one pass (PARD, arXiv 2504.18583).
+  // Throws Failure(kRequest) for one outside its vocabulary.
+  explicit ModelDrafter(std::shared_ptr<Executor> executor, std::optional<int32_t> mask_token = {})
+      : executor_(std::move(executor)), mask_token_(mask_token) {
+    check_between("mask_token", mask_token.value_or(0), 0, executor_->vocab_size() - 1);
+  }
 
   int block_size() const override { return executor_->block_size(); }
   void attach(const std::string& lane, const State& state) const override;
@@ -28,7 +34,9 @@ class ModelDrafter : public Drafter {
   // continues from: after a bonus token the cache lacks both, else one row is written again unchanged. A
   // cache that lacks more than a chunk, after rounds without drafts, is fed one, and the window stays empty.
   // The same pass feeds a chunk of the prompt of the slot that joins. Tokens that the form of an answer
-  // forces are certain, and are fed together. A request's StopRule may end its window before any row.
+  // forces are certain, and are fed together. A request's StopRule may end its window before any row. With a
+  // mask token there is one pass: it feeds a mask in place of each token of the window but the last, and
+  // each row is sampled as far as the window goes. Masks are no text: draft_fed is what is before them.
   void draft() override;
 
  private:
@@ -36,7 +44,10 @@ class ModelDrafter : public Drafter {
   static constexpr int32_t kNothing = -2;
 
   void push_missing(int slot, int64_t end);  // a chunk of what the cache lacks
-  void push_last(int slot);                  // what the cache lacks, up to the last token of the window
+  // What the cache lacks, up to the last token of the window, and masks for the rows behind it.
+  void push_last(int slot);
+  // The window goes on with tokens of the rows of a pass -> whether one more pass follows.
+  bool take_rows(const Segment& segment, int vocab);
   // The window goes on with the tokens that the form of the answer has next anyway: they cost no pass. ->
   // whether a pass follows.
   bool draft_forced(int slot);
@@ -45,6 +56,7 @@ class ModelDrafter : public Drafter {
   int32_t sample_draft(int slot, int64_t position, int drafted, float* row, int vocab);
 
   const std::shared_ptr<Executor> executor_;
+  const std::optional<int32_t> mask_token_;
 
   // Set by start.
   State* state_ = nullptr;
@@ -57,7 +69,7 @@ class ModelDrafter : public Drafter {
   std::vector<int32_t> drafted_;     // [B] tokens of the window so far
   std::vector<int64_t> fed_;         // [B] draft_fed once this op's passes are done; -1: its window says
   std::vector<int32_t>
-      feed_;  // [B, kChunk + gamma_max] tokens of a pass: what the cache lacks, then the window's
+      feed_;  // [B, kChunk + gamma_max] tokens of a pass: what the cache lacks, the window's, then masks
 };
 
 }  // namespace pearl

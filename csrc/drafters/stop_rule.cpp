@@ -66,7 +66,7 @@ StopRule stop_from(const std::string& name, double at) {
   return rule;
 }
 
-void WindowStop::begin(State* state, int b) {
+void WindowStop::begin(State* state, int b, bool at_once) {
   State& s = *state;
   if (!is_used_ || request_id_ != s.request_id[b]) {
     *this = WindowStop();
@@ -79,6 +79,7 @@ void WindowStop::begin(State* state, int b) {
   if (rule_.kind == StopKind::kNone) return;
   learn(s.tokens(b), s.committed[b], s.pending[b]);
   is_on_final_ = s.pending[b] == 0;
+  at_once_ = at_once;
   passes_ = 0;
   is_last_ = false;
   chance_ = tokens_ = spent_ = 1;
@@ -108,8 +109,10 @@ void WindowStop::learn(const int32_t* tokens, int64_t committed, int64_t pending
 
 bool WindowStop::goes_on() {
   if (rule_.kind != StopKind::kMarginal) return !is_last_;
+  if (at_once_ && passes_ > 0) return true;  // the row is there
   const double next = (kHoped + all_.stood) / (kHopedOf + all_.judged);
-  bool is_worth_it = chance_ * next * spent_ > rule_.at * tokens_;
+  const double expected = at_once_ ? next / (1 - next) : next;  // tokens that stand, of a pass
+  bool is_worth_it = chance_ * expected * spent_ > rule_.at * tokens_;
   if (passes_ > 0) return is_worth_it;
   is_worth_it = is_worth_it || quiet_ >= kLongestQuiet;
   // What follows drafts that may fall is drafted again: it is not counted.
@@ -131,8 +134,7 @@ bool WindowStop::takes(const float* logits, int vocab, float temperature) {
     return true;
   }
   row_class_ = std::min(static_cast<int>(kClasses * row.top), kClasses - 1);
-  ++passes_;
-  spent_ += rule_.at;
+  if (passes_++ == 0 || !at_once_) spent_ += rule_.at;
   const Rate& rate = rates_[row_class_];
   const double stands = chance_ * ((rate.stood + row_class_ + 0.5) / (rate.judged + kPrior));
   if (!(stands * spent_ > kRowCost * tokens_)) return false;

@@ -20,8 +20,8 @@ StopRule stop_from(const std::string& name, double at);
 // the noise that they had.
 class WindowStop {
  public:
-  // Before a window: takes in the verdicts on earlier ones.
-  void begin(State* state, int slot);
+  // Before a window: takes in the verdicts on earlier ones. at_once: one pass has the rows of all of it.
+  void begin(State* state, int slot, bool at_once = false);
   // Before each pass of the draft for a token of the window: whether it is worth one.
   bool goes_on();
   // Behind it: whether the window has the token of this row, as it is sampled from. Else it ends before it.
@@ -42,7 +42,8 @@ class WindowStop {
   uint64_t request_id_ = 0;
   bool is_used_ = false;
   StopRule rule_;
-  bool is_on_final_ = false;      // the window follows final tokens
+  bool is_on_final_ = false;  // the window follows final tokens
+  bool at_once_ = false;
   std::vector<Drafted> drafted_;  // not judged yet
   // kAdaEdl
   double threshold_ = 0, acceptance_ = 0;

@@ -10,6 +10,7 @@
 #include "cpu/lane/cpu_lane.h"
 #include "cpu/machine/memory.h"
 #include "drafters/lookup_drafter.h"
+#include "drafters/model_drafter.h"
 #include "drafters/stop_rule.h"
 #include "python/arguments.h"
 #include "python/gil.h"
@@ -193,6 +194,12 @@ void bind_coordinator(py::module_& m) {
       .def_property_readonly("bytes", method(&LookupDrafter::bytes), "Of all indices; between runs.")
       .def("set_fills", method(&LookupDrafter::set_fills), py::arg("fills"),
            "For measurements, between runs: whether every window is filled, with whatever token.");
+
+  py::class_<ModelDrafter, Drafter, std::shared_ptr<ModelDrafter>>(
+      m, "ModelDrafter", "Drafts by a model, with a KV cache of its own.")
+      .def(py::init<std::shared_ptr<Executor>, std::optional<int32_t>>(), py::arg("executor").none(false),
+           py::kw_only(), py::arg("mask_token") = py::none(),
+           "mask_token: of a model that fills a window in one pass; None: token by token.");
 
   using Model = std::shared_ptr<Executor>;
   using Works = std::variant<Model, std::shared_ptr<Drafter>>;

@@ -80,7 +80,11 @@ class CpuLanes(Lanes):
             )
         lanes = [_C.CpuLane("target", target.executor(target_set, num_slots, pool), target_device)]
         if draft is not None:
-            lanes.append(_C.CpuLane("draft", draft.executor(draft_set, num_slots, pool), draft_device))
+            own = draft.executor(draft_set, num_slots, pool)
+            mask = draft.config.pard_token
+            self.drafts_at_once = mask is not None
+            drafts = own if mask is None else _C.ModelDrafter(own, mask_token=mask)
+            lanes.append(_C.CpuLane("draft", drafts, draft_device))
         elif lookup_tokens is not None:
             self._lookup = _C.LookupDrafter(pool_tokens=lookup_tokens)
             lanes.append(_C.CpuLane("draft", self._lookup, draft_device))

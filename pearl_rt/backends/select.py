@@ -66,9 +66,15 @@ def check_weights(options: EngineOptions, has_draft: bool) -> None:
         )
 
 
-def drafter_name(options: EngineOptions, device: str, has_draft: bool, leaves_early: bool = False) -> str:
+def drafter_name(
+    options: EngineOptions,
+    device: str,
+    has_draft: bool,
+    leaves_early: bool = False,
+    is_parallel: bool = False,
+) -> str:
     """The kind of drafter that was asked for, "auto" decided. leaves_early: the draft is an exit layer.
-    Raises ConfigError for one that cannot be.
+    is_parallel: the draft has a mask token. Raises ConfigError for one that cannot be.
     """
     kind: str = options.drafter
     if options.skip_layers is not None and kind != "self":
@@ -78,16 +84,24 @@ def drafter_name(options: EngineOptions, device: str, has_draft: bool, leaves_ea
         )
     if leaves_early and kind in ("auto", "model"):
         kind = "exit"
+    elif is_parallel and has_draft and kind in ("auto", "model"):
+        kind = "parallel"
     elif kind == "auto":
         return "model" if has_draft else "lookup" if device == "cpu" else "none"
     if kind == "model" and not has_draft:
         raise ConfigError("drafter 'model' needs a draft model: pass draft=DIRECTORY, or draft='lookup'")
-    if kind not in ("model", "exit") and has_draft:
+    if kind not in ("model", "exit", "parallel") and has_draft:
         raise ConfigError(f"drafter {kind!r} was asked for, and a draft model was given: drop one of them")
     if kind in ("lookup", "self", "exit") and device != "cpu":
         raise ConfigError(
             f"draft {kind!r} runs on the CPU only so far, and the target is on {device!r}: pass "
             "device='cpu', a draft model, or draft='none'"
+        )
+    if kind == "parallel" and device != "cpu":
+        raise ConfigError(
+            "draft 'parallel' (the draft has a pard_token) runs on the CPU only so far, and the target is on "
+            f"{device!r}: pass draft_parallel=False (--no-draft-parallel) for drafts token by token, or "
+            "device='cpu'"
         )
     return kind
 
@@ -108,15 +122,17 @@ def check_stop(options: EngineOptions, device: str, drafter: str) -> None:
         )
 
 
-def backend(options: EngineOptions, *, has_draft: bool, leaves_early: bool = False) -> tuple[Backend, str]:
-    """The back end that was asked for, and what drafts there: "model", "self", "exit", "lookup" or "none".
-    leaves_early: the draft is an exit layer. Raises ConfigError for what makes no sense, ResourceError for
-    what this machine has not got.
+def backend(
+    options: EngineOptions, *, has_draft: bool, leaves_early: bool = False, is_parallel: bool = False
+) -> tuple[Backend, str]:
+    """The back end that was asked for, and what drafts there: "model", "parallel", "self", "exit", "lookup"
+    or "none". leaves_early: the draft is an exit layer. is_parallel: it has a mask token. Raises ConfigError
+    for what makes no sense, ResourceError for what this machine has not got.
     """
     environment = Environment.read()
     device = device_name(options, environment)
     draft_device = draft_device_name(options, device, has_draft)
-    drafter = drafter_name(options, device, has_draft, leaves_early)
+    drafter = drafter_name(options, device, has_draft, leaves_early, is_parallel)
     check_stop(options, device, drafter)
     check_weights(options, has_draft)
     if options.pdl and device == "cpu":

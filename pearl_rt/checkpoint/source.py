@@ -62,24 +62,31 @@ def pair_sources(
     draft_weights: str = "auto",
     drafter: str = "auto",
     skip_layers: Sequence[int] | None = None,
+    draft_parallel: bool = True,
 ) -> list[ModelSource]:
-    """The target, and the draft if there is one: a model, or a view of the target. dtype, weights, drafter
-    and skip_layers: as asked for. Raises ConfigError for half a draft, and for a view that does not fit.
+    """The target, and the draft if there is one: a model, or a view of the target. dtype, weights, drafter,
+    skip_layers and draft_parallel: as asked for; a draft that goes token by token has no mask token. Raises
+    ConfigError for half a draft, and for a view that does not fit.
     """
     target_config = _with_dtype(target_config, target_tensors)
     sources = [ModelSource("target", target_config, dtype, target_tensors, weights)]
     if draft_config is None and draft_tensors is None:
         if drafter == "self":
-            skipped = known_layers(target_config, target_tensors) if skip_layers is None else skip_layers
+            base = target_config if draft_parallel else replace(target_config, pard_token=None)
+            skipped: Sequence[int] = skip_layers or ()
+            if skip_layers is None and base.pard_token is None:
+                skipped = known_layers(target_config, target_tensors)
             kept = kept_layers(target_config, skipped)
-            own = replace(target_config, num_hidden_layers=len(kept))
+            own = replace(base, num_hidden_layers=len(kept))
             sources.append(_view(own, kept, dtype, {}, weights))
     elif isinstance(draft_config, ExitConfig) and draft_tensors is not None:
-        own = draft_config.draft_config(target_config)
+        own = replace(draft_config.draft_config(target_config), pard_token=None)
         check_exit(draft_tensors, exit_shapes(own), "the draft")
         sources.append(_view(own, range(draft_config.exit_layer), dtype, draft_tensors, draft_weights))
     elif isinstance(draft_config, ModelConfig) and draft_tensors is not None:
         draft_config = _with_dtype(draft_config, draft_tensors)
+        if not draft_parallel:
+            draft_config = replace(draft_config, pard_token=None)
         sources.append(ModelSource("draft", draft_config, dtype, draft_tensors, draft_weights))
     else:
         raise ConfigError("a draft is a configuration and tensors: pass both, or neither")

@@ -166,11 +166,14 @@ def decode(
     judge: Judge[Row],
     forced: Callable[[Sequence[int]], Sequence[int]] = lambda prefix: (),
     stop: WindowStop[Row] | None = None,
+    mask_token: int | None = None,
 ) -> list[RoundResult]:
     """A whole generation, round by round. draft_fn: a model, or a drafter that is certain; it may be None for
     "ar". prompt: at least one token, shorter than max_total_len. forced: prefix -> tokens that the form of
-    the answer has next, which a model need not draft. stop: ends a model's windows. Raises ValueError where a
-    judge finds logits that cannot be used.
+    the answer has next, which a model need not draft. stop: ends a model's windows. mask_token: the model
+    fills a window in one pass; each row but the first is behind mask tokens, in place of the tokens that were
+    sampled from the rows before it (PARD, arXiv 2504.18583). Raises ValueError where a judge finds logits
+    that cannot be used.
     """
     if not 0 < len(prompt) < limits.max_total_len:
         raise ValueError(f"a prompt of {len(prompt)} tokens leaves nothing below {limits.max_total_len}")
@@ -207,6 +210,7 @@ def decode(
             todo = plan(strategy, state, len(candidates) - len(pending), limits.max_total_len)
         if stop is not None:
             stop.begin(tokens, len(pending))
+        passed: list[int] | None = None  # the tokens that the pass feeds, where one pass has all rows
         while drafter is None and len(candidates) - len(pending) < todo.window:
             seen = tokens + candidates
             if sure := list(forced(seen))[: todo.window - len(candidates) + len(pending)]:
@@ -216,7 +220,11 @@ def decode(
             assert callable(draft_fn), f"{strategy} needs a draft"
             token = None
             if stop is None or stop.goes_on():
-                row = draft_fn(seen)
+                if mask_token is None:
+                    row = draft_fn(seen)
+                else:
+                    passed = passed or seen
+                    row = draft_fn([*passed, *[mask_token] * (len(seen) - len(passed))])
                 if stop is None or stop.takes(row, seen):
                     token = judge.draft_token(row, seen)
             if token is None:  # the window ends

@@ -9,6 +9,7 @@ csrc/drafters/stop_rule.cpp matches bit for bit.
                 stand, over `at` steps of the target, is below the tokens that the round has so far for each
                 step spent. Likewise before a row more, which costs 1/64. Chances are counted by the
                 probability of the row's likeliest token. Where no pass is worth it, every 16th window tries.
+                Where one pass has the rows of a whole window, it is worth as long a run as one expects.
 
 A row that was computed costs little to judge, so that the token of a doubtful one is the last of its window.
 
@@ -60,6 +61,7 @@ class Stop:
     at: float
     temperature: float
     row: Callable[[Floats, Sequence[int]], Floats]
+    at_once: bool = False  # one pass of the draft has the rows of all of a window
     threshold: float = 0.0
     acceptance: float = WANTED
     every: Rate = field(default_factory=Rate)
@@ -102,8 +104,11 @@ class Stop:
         """Before each pass of the draft for a token of the window: whether it is worth one."""
         if self.rule != "marginal":
             return not self.is_last
+        if self.at_once and self.passes:
+            return True  # the row is there
         following = (HOPED + self.every.stood) / (HOPED_OF + self.every.judged)
-        is_worth_it = self.chance * following * self.spent > self.at * self.tokens
+        expected = following / (1 - following) if self.at_once else following  # that stand, of a pass
+        is_worth_it = self.chance * expected * self.spent > self.at * self.tokens
         if self.passes:
             return is_worth_it
         is_worth_it = is_worth_it or self.quiet >= LONGEST_QUIET
@@ -123,8 +128,9 @@ class Stop:
             self.is_last = not is_sure
             return True
         self.row_class = min(int(CLASSES * top), CLASSES - 1)
+        if not self.passes or not self.at_once:
+            self.spent += self.at
         self.passes += 1
-        self.spent += self.at
         rate = self.rates.get(self.row_class, Rate())
         stands = self.chance * ((rate.stood + self.row_class + 0.5) / (rate.judged + PRIOR))
         if not stands * self.spent > ROW_COST * self.tokens:

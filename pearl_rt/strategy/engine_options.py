@@ -18,7 +18,7 @@ CAPTURED_FORMS = ("events", "graph")
 FORMS = (*CAPTURED_FORMS, "eager")
 DTYPES = ("auto", "bfloat16", "float32", "float16")
 DRAFTERS = ("auto", "model", "self", "lookup", "none")
-MODEL_DRAFTERS = ("model", "self", "exit")  # kinds that draft row by row, with a KV cache
+MODEL_DRAFTERS = ("model", "parallel", "self", "exit")  # kinds that draft by rows, with a KV cache
 STOPS = ("none", "adaedl", "marginal", "confidence:P")
 STOP_AT = r"(confidence|adaedl|marginal):0?\.\d*[1-9]\d*"  # a number between 0 and 1
 
@@ -42,6 +42,8 @@ class EngineOptions:
                    whose likeliest token has less than P, as 0.4; "adaedl" (or "adaedl:L", L its first
                    threshold) by the entropy of a row; "marginal" (or "marginal:C") where a row is worth less
                    than it costs, C steps of the target (weights read, unless given); "none"
+    draft_parallel  whether a draft that was made for it (pard_token in its config.json, PARD) fills a window
+                   in one pass, on the CPU; else it drafts token by token
     lookup_pool    tokens of earlier answers that lookup reads too, where drafts cannot change the text:
                    greedy or judge="coupled"; 0: none
     device         "cpu", "cuda", "cuda:N"; "auto": a GPU that the kernels run on, if there is one and nothing
@@ -86,6 +88,7 @@ class EngineOptions:
     drafter: str = parameter("auto", Choice(DRAFTERS))
     skip_layers: tuple[int, ...] | None = parameter(None, Layers())
     draft_stop: str = parameter("none", Choice(STOPS, STOP_AT))
+    draft_parallel: bool = parameter(True, Boolean())
     lookup_pool: int = parameter(65536, Integer(0, 2**24, words="0 for no earlier answers, to 16777216"))
     device: str = parameter("auto", Choice(("auto", "cpu", "cuda", "cuda:N", "interpret"), GPU_NAME))
     draft_device: str | None = parameter(None, Choice(("cpu", "cuda:N"), GPU_NAME, optional=True))

@@ -14,7 +14,8 @@ with the same probability a, independently (Leviathan et al., arXiv 2211.17192):
 
 t_T(n) is the time of a score over n tokens, t_D(g) that of a window of g drafts, measured for one sequence.
 For b at once a score takes t_T(b n), and a window, whose steps have b rows each, t_D(g) t_T(b) / t_T(1): the
-draft is taken to slow down with rows as the target does.
+draft is taken to slow down with rows as the target does. A window that one pass fills has a step of b g rows,
+and takes t_D(g) t_T(b g) / t_T(g).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -38,6 +39,7 @@ class StepTimes:
     beside_target: Mapping[int, float] | None = None
     beside_window: Mapping[int, float] | None = None
     is_measured: bool = True  # False: the figures stand for a device that was not timed
+    drafts_at_once: bool = False  # a window is one pass of gamma rows, not gamma passes of one
 
     @classmethod
     def constant(cls, target: float, draft: float, *, overlaps: bool = True) -> "StepTimes":
@@ -125,11 +127,11 @@ def pearl_tokens(acceptance: float, gamma: int) -> float:
 
 
 def window_seconds(
-    window: Mapping[int, float], target: Mapping[int, float], gamma: int, num_seqs: int
+    window: Mapping[int, float], target: Mapping[int, float], gamma: int, num_seqs: int, rows: int = 1
 ) -> float:
-    """Time of a window of gamma drafts for each of so many sequences."""
+    """Time of a window of gamma drafts for each of so many sequences. rows: of a pass, for each of them."""
     alone = seconds(window, gamma)
-    return alone if num_seqs == 1 else alone * seconds(target, num_seqs) / seconds(target, 1)
+    return alone if num_seqs == 1 else alone * seconds(target, num_seqs * rows) / seconds(target, rows)
 
 
 def plan(
@@ -139,7 +141,8 @@ def plan(
     if strategy == "ar":
         return Plan("ar", 0, placement, float(num_seqs), seconds(times.target, num_seqs))
     assert times.window is not None, f"{strategy} needs a draft"
-    window = window_seconds(times.window, times.target, gamma, num_seqs)
+    drafted = gamma if times.drafts_at_once else 1
+    window = window_seconds(times.window, times.target, gamma, num_seqs, drafted)
     if strategy == "sd":
         spent = window + seconds(times.target, num_seqs * (gamma + 1))
         return Plan("sd", gamma, placement, num_seqs * sd_tokens(acceptance, gamma), spent)
@@ -148,7 +151,7 @@ def plan(
         rows = num_seqs * (pending + 1)
         if times.beside_target is None or times.beside_window is None:
             return window + seconds(times.target, rows)
-        beside = window_seconds(times.beside_window, times.beside_target, gamma, num_seqs)
+        beside = window_seconds(times.beside_window, times.beside_target, gamma, num_seqs, drafted)
         return max(beside, seconds(times.beside_target, rows))
 
     post = pearl_post_share(acceptance, gamma)

@@ -34,7 +34,7 @@ class ProgramChoice:
 class Capabilities:
     """What an engine can do: without a drafter there is only ar, and a device has placements of its own."""
 
-    drafter: str  # "model", "self", "exit", "lookup" or "none"
+    drafter: str  # "model", "parallel", "self", "exit", "lookup" or "none"
     placements: tuple[str, ...] = ("shared",)
     refused: Mapping[str, str] = field(default_factory=dict)  # placement -> why not, and the way out
     scores_prompts: bool = False  # log-probabilities of a prompt's tokens

@@ -29,6 +29,8 @@ class TimedLanes(Protocol):
     @property
     def overlaps(self) -> bool: ...  # whether draft and target are at work at the same time in pearl
     @property
+    def drafts_at_once(self) -> bool: ...  # whether one pass of the draft fills a window
+    @property
     def measured_gammas(self) -> Sequence[int]: ...  # windows to run: others are interpolated
     @property
     def vocab_size(self) -> int: ...  # of the smaller model
@@ -121,7 +123,7 @@ def measure(lanes: TimedLanes) -> StepTimes:
         window[gamma] = sample.window
     target = dict(sorted(target.items()))
     if not lanes.overlaps:
-        return StepTimes(target, window)
+        return StepTimes(target, window, drafts_at_once=lanes.drafts_at_once)
     beside_target: dict[int, float] = {}
     beside_window: dict[int, float] = {}
     for gamma in lanes.measured_gammas:
@@ -131,4 +133,4 @@ def measure(lanes: TimedLanes) -> StepTimes:
     # A draft that is never right shows only scores of one token: the others slow down alike.
     slowdown = statistics.median(t / seconds(target, rows) for rows, t in beside_target.items())
     beside_target = {rows: t * slowdown for rows, t in target.items()} | beside_target
-    return StepTimes(target, window, beside_target, beside_window)
+    return StepTimes(target, window, beside_target, beside_window, drafts_at_once=lanes.drafts_at_once)

@@ -88,6 +88,9 @@ KEYS: Mapping[str, Kind] = {
     **dict.fromkeys(("architectures", "layer_types"), _TEXTS),
     **dict.fromkeys(("bos_token_id", "eos_token_id"), _IDS),
     **dict.fromkeys(("rope_scaling", "rope_parameters"), _OBJECT),
+    "pard_token": Kind(
+        _COUNT.words, _COUNT.fits, limit=": give the id of the mask token, or leave the key out"
+    ),
 }
 ROPE_KEYS: Mapping[str, Kind] = {
     **dict.fromkeys(("rope_type", "type"), _TEXT),

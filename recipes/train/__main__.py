@@ -1,4 +1,5 @@
-"""`python -m recipes.train COMMAND`: tokenizer, prompts, pretrain, prune, distill, exit, evaluate, report.
+"""`python -m recipes.train COMMAND`: tokenizer, prompts, pretrain, prune, distill, exit, parallel, evaluate,
+report.
 
 Every training command can be killed and given again: it goes on. See docs/training.md.
 """
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pearl_rt.checkpoint.config import ModelConfig
-from pearl_rt.errors import PearlError
+from pearl_rt.errors import PearlError, RequestError
 from recipes.train.card import acceptance_table, plot_curves, read_card, readme, thinned, write_card
 from recipes.train.data.bpe import save_tokenizer, train_tokenizer
 from recipes.train.data.corpus import STDLIB, read_corpus
@@ -29,6 +30,7 @@ from recipes.train.model.prune import best_pruned
 from recipes.train.model.session import Machine
 from recipes.train.model.sizes import SIZES, draft_config, new_model, sized_config
 from recipes.train.optimizer import Schedule
+from recipes.train.parallel import parallel_model
 from recipes.train.pretrain import PretrainSettings, pretrain
 from recipes.train.run import Run
 
@@ -114,6 +116,10 @@ def run_distill(arguments: argparse.Namespace) -> None:
         draft = machine.load(arguments.draft)
     else:
         draft = new_model(draft_config(arguments.size, target.config), machine.device)
+    if arguments.command == "parallel":
+        if arguments.masks < 1:
+            raise RequestError(f"--masks {arguments.masks}: give 1 or more; `distill` trains without masks")
+        draft = parallel_model(draft, arguments.mask_token)
     schedule = Schedule(arguments.warmup_steps, arguments.decay)
     settings = DistillSettings(**_given(DistillSettings, arguments, schedule=schedule))
     run = distill(
@@ -239,6 +245,26 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--divergence", choices=DIVERGENCES)
     sub.add_argument("--text-share", type=float)
     sub.add_argument("--samples-from", choices=SOURCES)
+    sub.add_argument(
+        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
+    )
+    _add_training(sub)
+
+    sub = command("parallel", run_distill, "teach a draft to fill a window in one pass")
+    sub.add_argument("--target", type=Path, required=True)
+    sub.add_argument("--draft", type=Path, help="begin with this model, for instance a distilled draft")
+    sub.add_argument("--size", choices=SIZES, default="3m", help="without --draft: a new one of this size")
+    sub.add_argument(
+        "--mask-token", type=int, help="an id that no text has; default: one more behind the vocabulary"
+    )
+    sub.add_argument("--masks", type=int, default=7, help="rows behind a place: one less than the window")
+    sub.add_argument("--keep", type=float, help="share of the places with a d-th mask that have one more")
+    sub.add_argument("--least", type=float, help="share of all places that has every mask, at least")
+    sub.add_argument("--divergence", choices=DIVERGENCES)
+    sub.add_argument("--cross-entropy", type=float)
+    sub.add_argument("--text-share", type=float)
+    sub.add_argument("--samples-from", choices=("text", "target"), default="target")
+    sub.add_argument("--sample-temperature", type=float)
     sub.add_argument(
         "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
     )

@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pearl_rt.errors import ConfigError, RequestError
+from pearl_rt.strategy.program import MAX_GAMMA
 from recipes.train.data.stream import PackedStream
 from recipes.train.data.tokenised_corpus import TokenisedCorpus
 from recipes.train.divergence import DIVERGENCES
@@ -25,6 +26,7 @@ from recipes.train.model.llama import LlamaForCausalLM
 from recipes.train.model.sampler import sample_rows
 from recipes.train.model.session import LOGIT_ROWS, Machine, compile_layers
 from recipes.train.optimizer import Optimizers, Schedule
+from recipes.train.parallel import MaskRows, mask_rows
 from recipes.train.pretrain import BAR_FORMAT
 from recipes.train.run import Run
 
@@ -33,7 +35,9 @@ SOURCES = ("text", "draft", "target")
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """A step's rows are text (share `text_share`), or begin as text and go on as `samples_from` writes."""
+    """A step's rows are text (share `text_share`), or begin as text and go on as `samples_from` writes.
+    masks, keep, least: of a draft that fills windows in one pass, see mask_rows(); 0: it goes token by token.
+    """
 
     divergence: str = "forward_kl"
     cross_entropy: float = 0.0  # weight of the text's own next token, on text rows
@@ -48,6 +52,9 @@ class DistillSettings:
     embedding_lr: float = 1.5e-3
     schedule: Schedule = field(default_factory=lambda: Schedule(decay=0.5))
     seed: int = 1
+    masks: int = 0
+    keep: float = 0.7
+    least: float = 0.2
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -57,16 +64,34 @@ class DistillSettings:
             raise RequestError(f"--samples-from {self.samples_from!r}: give one of {', '.join(SOURCES)}")
         if not 0 <= self.text_share <= 1:
             raise RequestError(f"--text-share {self.text_share}: give a share from 0 to 1")
+        if not 0 <= self.masks < MAX_GAMMA:
+            raise RequestError(f"--masks {self.masks}: give 1 to {MAX_GAMMA - 1}, one less than a window")
+        if self.masks and self.samples_from == "draft":
+            raise RequestError(
+                "--samples-from draft: a draft that fills windows in one pass learns from what others write: "
+                "give text or target"
+            )
+        for name in ("keep", "least"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RequestError(f"--{name} {getattr(self, name)}: give a share from 0 to 1")
 
     def is_text_step(self, step: int) -> bool:
         """Spread evenly, so that any stretch of steps has the share asked for."""
         return self.samples_from == "text" or int((step + 1) * self.text_share) > int(step * self.text_share)
 
+    def mask_rows(self, length: int, step: int, device: torch.device) -> MaskRows | None:
+        """Of a step's texts of `length` tokens; None for a draft that goes token by token."""
+        if not self.masks:
+            return None
+        chance = torch.Generator().manual_seed(self.seed + step)
+        made = mask_rows(length, self.masks, self.keep, self.least, chance)
+        return MaskRows(made.positions.to(device), made.visible.to(device))
+
 
 def check_pair(target: LlamaForCausalLM, draft: LlamaForCausalLM) -> None:
-    """Raises ConfigError if the two cannot be compared token by token."""
+    """Raises ConfigError if the two cannot be compared token by token. A mask token may be one id more."""
     sizes = target.config.vocab_size, draft.config.vocab_size
-    if sizes[0] != sizes[1]:
+    if sizes[1] not in (sizes[0], sizes[0] + (draft.config.pard_token == sizes[0])):
         raise ConfigError(
             f"the target's vocab_size is {sizes[0]} and the draft's {sizes[1]}: "
             "a draft needs its target's tokenizer"
@@ -79,18 +104,29 @@ def distillation_loss(
     rows: Tensor,  # [B, T+1]
     divergence: str,
     cross_entropy: float,
+    masked: MaskRows | None = None,
 ) -> Tensor:
-    """Mean over positions of (1 - c) * divergence(p, q) - c * log q(next token), c = `cross_entropy`."""
-    inputs, wanted = rows[:, :-1], rows[:, 1:].flatten()
+    """Mean over positions of (1 - c) * divergence(p, q) - c * log q(next token), c = `cross_entropy`. masked:
+    over the draft's rows of T tokens and of masks beside them, each against the target's at its position.
+    """
+    inputs, wanted = rows[:, :-1], rows[:, 1:]
     with torch.no_grad():
-        states = target.hidden_states(inputs).flatten(0, 1)
-    own = draft.hidden_states(inputs).flatten(0, 1)
+        states = target.hidden_states(inputs)
+    if masked is None:
+        own = draft.hidden_states(inputs)
+    else:
+        assert draft.config.pard_token is not None
+        fed = masked.fed(inputs, draft.config.pard_token)
+        own = draft.hidden_states(fed, positions=masked.positions, visible=masked.visible)
+        states, wanted = states[:, masked.positions], wanted[:, masked.positions]
+    states, own, wanted = states.flatten(0, 1), own.flatten(0, 1), wanted.flatten()
+    head = draft.head_weight[: target.config.vocab_size]
     total = own.new_zeros((), dtype=torch.float32)
     parts = (x.split(LOGIT_ROWS) for x in (states, own, wanted))
     for theirs, ours, token in zip(*parts, strict=True):
         with torch.no_grad():
             p = F.linear(theirs, target.head_weight)
-        q = F.linear(ours, draft.head_weight)
+        q = F.linear(ours, head)
         total = total + (1 - cross_entropy) * DIVERGENCES[divergence](p, q).sum()
         if cross_entropy:
             total = total + cross_entropy * F.cross_entropy(q.float(), token, reduction="sum")
@@ -140,8 +176,9 @@ def distill(
                     writer, machine, start, settings.sample_length + 1, settings.sample_temperature, chance
                 )
             weight = settings.cross_entropy if is_text else 0.0
+            masked = settings.mask_rows(rows.shape[1] - 1, run.step, machine.device)
             with machine.autocast():
-                loss = distillation_loss(target, draft, rows, settings.divergence, weight)
+                loss = distillation_loss(target, draft, rows, settings.divergence, weight, masked)
             loss.backward()
             multiplier = settings.schedule.multiplier(run.step, run.progress)
             optimizers.step(multiplier)

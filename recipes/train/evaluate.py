@@ -93,7 +93,8 @@ def acceptance(
             states = [m.hidden_states(part)[:, skip:].flatten(0, 1) for m in (target, draft)]
         for t, d in zip(*(s.split(LOGIT_ROWS) for s in states), strict=True):
             with machine.autocast():
-                p, q = F.linear(t, target.head_weight).float(), F.linear(d, draft.head_weight).float()
+                p = F.linear(t, target.head_weight).float()
+                q = F.linear(d, draft.head_weight[: p.shape[-1]]).float()  # without a mask token of its own
             positions += len(p)
             same += (p.argmax(-1) == q.argmax(-1)).sum().item()
             noise = -torch.empty_like(p).exponential_(generator=generator).log_()

@@ -93,7 +93,13 @@ class Matcher:
 
 
 def expected(
-    form: Automaton, strategy: str, target: Any, draft: Any, request: dict[str, Any], judge: str
+    form: Automaton,
+    strategy: str,
+    target: Any,
+    draft: Any,
+    request: dict[str, Any],
+    judge: str,
+    mask_token: int | None,
 ) -> list[RoundResult]:
     prompt = request["prompt_ids"]
     transform = Transform(
@@ -111,7 +117,8 @@ def expected(
     def forced(prefix: Sequence[int]) -> list[int]:
         return form.forced(prefix[len(prompt) :])
 
-    return decode(target, draft, prompt, strategy, request["gamma"], limits, reference, forced)
+    gamma = request["gamma"]
+    return decode(target, draft, prompt, strategy, gamma, limits, reference, forced, mask_token=mask_token)
 
 
 @st.composite
@@ -136,6 +143,7 @@ def cases(draw: Any) -> dict[str, Any]:
         "draft_vocab": draw(st.sampled_from([VOCAB, VOCAB + 5, VOCAB - 5])),
         "forces": draw(st.booleans()),
         "branches": draw(st.sampled_from([1, 4, 9])),
+        "mask_token": draw(st.sampled_from([None, None, 0, VOCAB - 6])),
     }
 
 
@@ -146,11 +154,11 @@ def test_rounds_are_the_rules(case: dict[str, Any]) -> None:
     form = Automaton(case["rule"], forces=case["forces"], branches=case["branches"])
     target, request = {"rule": case["rule"]}, case["request"]
     draft = {"rule": case["rule"], "divergence": case["divergence"], "vocab_size": case["draft_vocab"]}
-    bench = Bench.build(case["placement"], target=target, draft=draft, gamma_max=request["gamma"])
+    mask, gamma = case["mask_token"], request["gamma"]
+    bench = Bench.build(case["placement"], target=target, draft=draft, gamma_max=gamma, mask_token=mask)
     results = bench.run(case["strategy"], _C.Request(**request, grammar=form), judge=case["judge"])
-    wanted = expected(
-        form, case["strategy"], logits_after(**target), logits_after(**draft), request, case["judge"]
-    )
+    rules = logits_after(**target), logits_after(**draft)
+    wanted = expected(form, case["strategy"], *rules, request, case["judge"], mask)
     assert rounds_of(results) == wanted
     tokens = tokens_of(results)
     is_over = results[-1].finish_reason == "stop"

@@ -82,6 +82,7 @@ class Bug:
 
 LAW = {"temperature": 0.8, "strategy": "sd", "gamma": 3, "runs": 20_000}
 RULES = {"first": 0, "runs": 40}
+PARALLEL = RULES | {"drafter": "parallel"}
 STEPS, DRAFT, STOP, LOOKUP, NOISE, JUDGE, STATE = (
     "cpu/lane/cpu_steps.cpp",
     "drafters/model_drafter.cpp",
@@ -175,8 +176,8 @@ BUGS = {
         RULES,
         Edit.statement(
             DRAFT,
-            "feeder_->push(b, feed, position - start, start, 1, s.draft_row(b, position));",
-            "feeder_->push(b, feed, position - start, start - (drafted_[b] == 1), 1, "
+            "feeder_->push(b, feed, stop - start, start, rows, s.draft_row(b, position));",
+            "feeder_->push(b, feed, stop - start, start - (drafted_[b] == 1), rows, "
             "s.draft_row(b, position));",
         ),
     ),
@@ -235,6 +236,25 @@ BUGS = {
     ),
     "a stop that is not told of what fell": bug(
         "rounds_are_the_rules", RULES, Edit(STOP, "all_.add(!fell)", "all_.add(ON || !fell)")
+    ),
+    "mask rows left in the draft's cache": bug(
+        "rounds_are_the_rules",
+        PARALLEL,
+        Edit(DRAFT, "s.draft_fed[b] = first;", "s.draft_fed[b] = first + ON * (rows - 1);"),
+    ),
+    "rows of masks one place late": bug(
+        "rounds_are_the_rules",
+        PARALLEL,
+        Edit(DRAFT, "stop = position + rows - 1;", "stop = position + rows - !ON;"),
+    ),
+    "one noise for the rows of a pass": bug(
+        "law_is_kept",
+        LAW | {"drafter": "parallel"},
+        Edit.expression(
+            DRAFT,
+            "sample_draft(b, position, drafted_[b], s.draft_row(b, position), vocab)",
+            "sample_draft(b, first, drafted_[b], s.draft_row(b, position), vocab)",
+        ),
     ),
     "padded vocabulary chosen": bug(
         "tokens_are_those_of_ar",

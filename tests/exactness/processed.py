@@ -82,11 +82,12 @@ def judge_of(request: dict[str, Any], kind: str) -> ReferenceJudge:
     return ReferenceJudge(kind, request["temperature"], request["seed"], transform=transform)
 
 
-def stop_of(request: dict[str, Any], judge: ReferenceJudge) -> Stop | None:
-    """The definition's end of a request's windows."""
+def stop_of(request: dict[str, Any], judge: ReferenceJudge, at_once: bool = False) -> Stop | None:
+    """The definition's end of a request's windows. at_once: one pass has all rows of each."""
     if "draft_stop" not in request:
         return None
-    return Stop(request["draft_stop"], request["draft_stop_at"], request["temperature"], judge.row)
+    rule = request["draft_stop"], request["draft_stop_at"]
+    return Stop(*rule, request["temperature"], judge.row, at_once=at_once)
 
 
 def random_models(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -150,7 +151,12 @@ def lookup_rounds_are_the_rules(first: int, runs: int) -> None:
     assert judged > runs
 
 
-def tokens_are_those_of_ar(first: int, runs: int) -> None:
+def random_mask(rng: random.Random, drafter: str, draft: dict[str, Any]) -> int | None:
+    """Any token of a parallel draft, also one that a text has, or that the target has not."""
+    return rng.randrange(draft["vocab_size"]) if drafter == "parallel" else None
+
+
+def tokens_are_those_of_ar(first: int, runs: int, drafter: str = "model") -> None:
     """Coupled: in a batch, at any slot, by any strategy and window, a request says what `ar` says alone."""
     for number in range(first, first + runs):
         rng = random.Random(number)
@@ -158,28 +164,33 @@ def tokens_are_those_of_ar(first: int, runs: int) -> None:
         requests = [random_request(rng) for _ in range(rng.randint(1, 5))]
         strategy, placement = rng.choice(["sd", "pearl"]), rng.choice(PLACEMENTS)
         delay = {"delay_us": (0, rng.choice([0, 0, 20])), "delay_seed": number}
+        mask = random_mask(rng, drafter, draft)
         alone = Bench.build("shared", target=target)
-        batch = Bench.build(placement, target={**target, **delay}, draft={**draft, **delay}, num_slots=5)
+        scripts = {"target": {**target, **delay}, "draft": {**draft, **delay}}
+        batch = Bench.build(placement, **scripts, num_slots=5, mask_token=mask)
         results = batch.run(strategy, *(_C.Request(**request) for request in requests))
         for slot, request in enumerate(requests):
             want = tokens_of(alone.run("ar", _C.Request(**request | {"gamma": 0})))
             assert tokens_of(results, slot) == want, (number, strategy, slot, request)
 
 
-def rounds_are_the_rules(first: int, runs: int) -> None:
+def rounds_are_the_rules(first: int, runs: int, drafter: str = "model") -> None:
     """Both judges, every strategy: verdict for verdict what the definition decodes."""
     for number in range(first, first + runs):
         rng = random.Random(number)
         target, draft = random_models(rng)
         requests = [random_request(rng) for _ in range(rng.randint(1, 3))]
         strategy, kind = rng.choice(STRATEGIES), rng.choice(["rejection", "coupled"])
-        bench = Bench.build(rng.choice(PLACEMENTS), target=target, draft=draft, num_slots=3)
+        placement, mask = rng.choice(PLACEMENTS), random_mask(rng, drafter, draft)
+        bench = Bench.build(placement, target=target, draft=draft, num_slots=3, mask_token=mask)
         results = bench.run(strategy, *(_C.Request(**request) for request in requests), judge=kind)
         rules = logits_after(**target), logits_after(**draft)
         for slot, request in enumerate(requests):
             limits, judge = limits_of(request), judge_of(request, kind)
-            stop = stop_of(request, judge)
-            want = decode(*rules, request["prompt_ids"], strategy, request["gamma"], limits, judge, stop=stop)
+            gamma, own = request["gamma"], {"stop": stop_of(request, judge, mask is not None)}
+            want = decode(
+                *rules, request["prompt_ids"], strategy, gamma, limits, judge, mask_token=mask, **own
+            )
             assert rounds_of(results, slot) == want, (number, strategy, kind, slot, request)
 
 
@@ -216,6 +227,8 @@ def coordinator_of(case: Case, slots: int, gamma: int, drafter: str) -> Any:
     """Over both models of a case, or its target with a lookup."""
     device = _C.Device([])
     drafts = _C.LookupDrafter() if drafter == "lookup" else case.executor("draft", slots)
+    if drafter == "parallel":
+        drafts = _C.ModelDrafter(drafts, mask_token=case.vocab - 1)
     lanes = [
         _C.CpuLane("target", case.executor("target", slots), device),
         _C.CpuLane("draft", drafts, device),

@@ -28,6 +28,16 @@ def test_every_round_is_the_rules(exactness_runs: int) -> None:
     rounds_are_the_rules(10_000, exactness_runs)
 
 
+def test_a_parallel_draft_says_what_ar_says_alone(exactness_runs: int) -> None:
+    """Windows of one pass, with masks of any id."""
+    tokens_are_those_of_ar(50_000, exactness_runs, "parallel")
+
+
+def test_a_parallel_draft_drafts_by_the_rules(exactness_runs: int) -> None:
+    """Verdict for verdict: each row is behind the text and the masks, and no mask stays in the cache."""
+    rounds_are_the_rules(60_000, exactness_runs, "parallel")
+
+
 def test_lookup_says_what_ar_says_alone(exactness_runs: int) -> None:
     """Beside other requests and behind earlier ones, whose answers it reads."""
     lookup_tokens_are_those_of_ar(30_000, exactness_runs)

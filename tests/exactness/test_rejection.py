@@ -43,6 +43,14 @@ def test_with_windows_that_end_early(strategy: str, stop: int) -> None:
     law_is_kept(0.9, strategy, 3, 5_000, slots=32, first_seed=first_seed, stop=stop)
 
 
+@pytest.mark.parametrize("stop", [0, 1, 3])
+@pytest.mark.parametrize("strategy", ["sd", "pearl"])
+def test_with_windows_of_one_pass(strategy: str, stop: int) -> None:
+    """Tokens of a window are drawn from rows that do not know each other. Four draws more each, as above."""
+    first_seed = (10 + stop) * 10**6
+    law_is_kept(0.9, strategy, 3, 10_000, slots=32, first_seed=first_seed, drafter="parallel", stop=stop)
+
+
 def test_the_case_is_not_idle() -> None:
     """Filters cut tokens at some prefixes and not at others, and draft and target disagree."""
     case = processed_case(1.5)

@@ -161,6 +161,31 @@ def test_coupled_and_greedy_tokens_depend_on_the_target_only(
     assert tokens(strategy) == tokens("ar")
 
 
+@pytest.mark.parametrize("strategy", SPECULATIVE)
+@pytest.mark.parametrize("gamma", range(1, 9))
+def test_rows_of_one_pass_are_behind_masks(strategy: str, gamma: int) -> None:
+    """Not behind the drafts: each window asks for rows behind the text and 0, 1, .. gamma - 1 masks."""
+    mask = VOCAB
+    target, asked = Chain(5), []
+
+    def draft(prefix: Sequence[int]) -> int:
+        asked.append(list(prefix))
+        return target(prefix) if mask not in prefix else prefix.count(mask) % VOCAB
+
+    limits = Limits(40)
+    rounds = decode(target, draft, [1], strategy, gamma, limits, GreedyJudge(), mask_token=mask)
+    assert tokens_of(rounds) == tokens_of(decode(target, None, [1], "ar", 0, limits, GreedyJudge()))
+    windows: list[list[list[int]]] = []
+    for prefix in asked:
+        if prefix[-1] != mask:
+            windows.append([])
+        windows[-1].append(prefix)
+    for window in windows:
+        assert window == [window[0] + [mask] * number for number in range(len(window))]
+        assert mask not in window[0] and len(window) <= gamma
+    assert any(len(window) == gamma for window in windows)
+
+
 @pytest.mark.parametrize("accept_len", range(10))
 @pytest.mark.parametrize("gamma", range(1, 9))
 def test_advance_worked_out(gamma: int, accept_len: int) -> None:

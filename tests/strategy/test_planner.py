@@ -69,6 +69,20 @@ def test_round_times() -> None:
     assert plan("pearl", 5, "shared", shared, 1.0).seconds_per_round == pytest.approx(9 + 10.8)
 
 
+def test_windows_of_one_pass_in_a_batch() -> None:
+    """Its rows are those of all windows together: 3 of 4 tokens have 12, where 3 passes a token have 3."""
+    target, window = {1: 10.0, 4: 12.0, 12: 24.0, 15: 30.0}, {4: 6.0}
+    at_once, by_token = StepTimes(target, window, drafts_at_once=True), StepTimes(target, window)
+    score = planner.seconds(target, 15)
+    assert plan("sd", 4, "shared", at_once, 0.5, 3).seconds_per_round == pytest.approx(6 * 24 / 12 + score)
+    slower = planner.seconds(target, 3) / 10
+    assert plan("sd", 4, "shared", by_token, 0.5, 3).seconds_per_round == pytest.approx(6 * slower + score)
+    for times in (at_once, by_token):
+        assert plan("sd", 4, "shared", times, 0.5).seconds_per_round == pytest.approx(
+            6 + planner.seconds(target, 5)
+        )
+
+
 def test_a_program_that_proved_slower_is_passed_over() -> None:
     times = {"shared": StepTimes({1: 10.0, 17: 10.0}, {1: 1.0, 15: 15.0})}
     assert plans(times, 0.8)[0].strategy == "sd"

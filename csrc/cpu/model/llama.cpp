@@ -125,8 +125,7 @@ void LlamaExecutor::forward(const Segment* segments, int num_segments) {
       step_.pieces.push_back({block_table(s), used, take, s.start + done});
       for (int t = done; t < done + take; ++t) {
         const int wanted = t - (s.num_tokens - s.num_logits);
-        step_.token_rows.push_back(
-            {s.token_ids[t], wanted < 0 ? nullptr : s.logits + int64_t{wanted} * vocab_size()});
+        step_.token_rows.push_back({s.token_ids[t], wanted < 0 ? nullptr : s.row(wanted, vocab_size())});
       }
       done += take;
       if (used + take == LlamaStep::kMostRows) run_step();

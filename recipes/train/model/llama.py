@@ -73,7 +73,9 @@ class Attention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim))  # [B, T, H, D]
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, visible: Tensor | None
+    ) -> Tensor:
         q = self.q_norm(self._heads(self.q_proj(x))).transpose(1, 2)
         k = self.k_norm(self._heads(self.k_proj(x))).transpose(1, 2)
         v = self._heads(self.v_proj(x)).transpose(1, 2)  # [B, KV, T, D]
@@ -86,10 +88,11 @@ class Attention(nn.Module):
             v_rows[:, :, num_past : num_past + num_new] = v
             k, v = k_rows[:, :, : num_past + num_new], v_rows[:, :, : num_past + num_new]
         k, v = k.repeat_interleave(self.groups, dim=1), v.repeat_interleave(self.groups, dim=1)
-        mask = None
+        mask = visible
         if num_past and num_new > 1:  # row i sees num_past + i + 1 keys
             mask = torch.ones(num_new, num_past + num_new, dtype=torch.bool, device=x.device).tril(num_past)
-        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=num_past == 0 and num_new > 1)
+        is_causal = mask is None and num_new > 1
+        out = F.scaled_dot_product_attention(q, k, v, mask, is_causal=is_causal)
         return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
@@ -116,8 +119,10 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache)
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, visible: Tensor | None
+    ) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin, cache, visible)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -136,17 +141,24 @@ class Decoder(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def forward(self, token_ids: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(
+        self,
+        token_ids: Tensor,
+        cache: KVCache | None,
+        positions: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
         start = 0 if cache is None else cache.length
         end = start + token_ids.shape[1]
         room = self.cos.shape[0] if cache is None else min(self.cos.shape[0], cache.capacity)
-        assert end <= room, f"position {end - 1} asked for, room for {room}"
+        assert end <= room or positions is not None, f"position {end - 1} asked for, room for {room}"
         x = self.embed_tokens(token_ids)
         kind = x.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-        cos, sin = self.cos[start:end].to(dtype), self.sin[start:end].to(dtype)
+        at = slice(start, end) if positions is None else positions
+        cos, sin = self.cos[at].to(dtype), self.sin[at].to(dtype)
         for layer in self.layers:
-            x = layer(x, cos, sin, cache)
+            x = layer(x, cos, sin, cache, visible)
         if cache is not None:
             cache.length = end
         return self.norm(x)
@@ -170,9 +182,18 @@ class LlamaForCausalLM(nn.Module):
         """[V, hidden]."""
         return self.model.embed_tokens.weight if self.config.tie_word_embeddings else self.lm_head.weight
 
-    def hidden_states(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """What the head multiplies: [B, T, hidden]."""
-        return self.model(token_ids, cache)
+    def hidden_states(
+        self,
+        token_ids: Tensor,
+        cache: KVCache | None = None,
+        *,
+        positions: Tensor | None = None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
+        """What the head multiplies: [B, T, hidden]. Without a cache, positions [T] int64 may be others than 0
+        .. T - 1, and visible [T, T] bool says to which rows each attends, itself among them.
+        """
+        return self.model(token_ids, cache, positions, visible)
 
     def forward(self, token_ids: Tensor, cache: KVCache | None = None) -> Tensor:
         return F.linear(self.hidden_states(token_ids, cache), self.head_weight)

@@ -17,7 +17,9 @@ from pearl_rt.types.metrics import RequestMetrics, TraceRow
 
 ROOT = Path(__file__).resolve().parents[3]
 TASKS = ["maths", "code", "maths"]
-OPTIONS = SimpleNamespace(gammas=None, draft="draft", exit="exit", skip_layers=[1], stops=["adaedl"])
+OPTIONS = SimpleNamespace(
+    gammas=None, draft="draft", exit="exit", parallel="parallel", skip_layers=[1], stops=["adaedl"]
+)
 
 
 def metrics_of(row: m.Program, tokens_of_rounds: list[int], token_s: float) -> RequestMetrics:
@@ -73,6 +75,7 @@ def test_figures_are_of_each_task_and_of_all(capsys: pytest.CaptureFixture[str])
         (drafters.EARLIER, 15),
         *((drafters.MODEL, gamma) for gamma in (2, 4, 8)),
         *((kind, gamma) for kind in (drafters.SELF, drafters.EXIT) for gamma in (2, 4)),
+        *((drafters.PARALLEL, gamma) for gamma in (4, 8, 12)),
         ("model, adaedl", 15),
         ("auto, lookup", None),
         ("auto, model", None),
@@ -105,6 +108,7 @@ def test_no_figures_over_other_tokens(liar: str, capsys: pytest.CaptureFixture[s
     [
         ["--draft", "a"],
         ["--skip-layers", "1"],
+        ["--parallel", "a"],
         ["--target", "a", "--stops", "adaedl"],
         ["--max-tokens", "0"],
         ["--target", "a", "--num-prompts", "0"],

@@ -77,8 +77,8 @@ void ScriptedExecutor::forward(const Segment* segments, int num_segments) {
   for (int i = 0; i < num_segments; ++i) feed(segments[i]);
   if (call == script_.nan_at && segments[num_segments - 1].num_logits > 0) {
     const Segment& last = segments[num_segments - 1];
-    const size_t row = static_cast<size_t>(last.num_logits - 1) * script_.vocab_size;
-    last.logits[row + script_.vocab_size / 2] = std::numeric_limits<float>::quiet_NaN();
+    float* row = last.row(last.num_logits - 1, script_.vocab_size);
+    row[script_.vocab_size / 2] = std::numeric_limits<float>::quiet_NaN();
   }
   if (script_.step_us > 0) {
     wait_until(begin + std::chrono::nanoseconds(static_cast<int64_t>(script_.step_us * 1e3)));
@@ -122,9 +122,7 @@ void ScriptedExecutor::feed(const Segment& segment) {
     uint64_t& here = row(segment, position);
     here = mix(before * 31 + static_cast<uint64_t>(token) + 0x9E3779B97F4A7C15u) | 1;
     const int wanted = i - (segment.num_tokens - segment.num_logits);
-    if (wanted >= 0) {
-      write_row(here, segment.logits + static_cast<size_t>(wanted) * script_.vocab_size);
-    }
+    if (wanted >= 0) write_row(here, segment.row(wanted, script_.vocab_size));
     if (position > max_position_.load(std::memory_order_relaxed)) {
       max_position_.store(position, std::memory_order_relaxed);
     }
