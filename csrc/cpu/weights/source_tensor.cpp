@@ -67,8 +67,10 @@ int64_t place_of(const SourceTensor& tensor, int64_t row) {
 
 void check_scales(const SourceTensor& tensor, int64_t row, bool usable) {
   if (usable) return;
-  refuse(tensor, " has a scale that is NaN or infinite, or beyond fp16, in row " + std::to_string(row) +
-                     ": the file is damaged: fetch it again");
+  throw Failure(FailureKind::kCheckpoint,
+                tensor.path + ": tensor '" + tensor.name +
+                    "' has a scale that is NaN or infinite, or beyond fp16, in row " + std::to_string(row) +
+                    ": the file is damaged: fetch it again");
 }
 
 bool same(const std::optional<GroupForm>& a, const std::optional<GroupForm>& b) {
