@@ -314,7 +314,13 @@ class LlamaWeights:
             str,
             tuple[object, str, collections.abc.Sequence[int]]
             | tuple[int, str, int, str, collections.abc.Sequence[int]]
-            | tuple[object, object, object, int, int, collections.abc.Sequence[int]],
+            | tuple[object, object, object, int, int, collections.abc.Sequence[int]]
+            | tuple[int, str, int, str, collections.abc.Sequence[int], str, int, bool]
+            | tuple[
+                collections.abc.Callable[[], object],
+                collections.abc.Sequence[int],
+                tuple[int, int, bool] | None,
+            ],
         ],
         dtype: str,
         isa: str | None = None,
@@ -324,7 +330,10 @@ class LlamaWeights:
         """
         tensors: name -> (memory, dtype, shape), or (descriptor, path, offset, dtype, shape) of an open
         file, or (codes, scales, minimums or None, bits, group, shape) of Groups; memory: its bytes,
-        row-major, with the buffer protocol. bits: 8 or 4, to which wider matrices are rounded; 0: none.
+        row-major, with the buffer protocol. Or (descriptor, path, offset, type, shape, name, head_rows,
+        keeps_codes) of a GGUF file's blocks, or (function, shape, (bits, group, has_minimums) or None):
+        the function gives the tensor in memory when its turn comes.
+        bits: 8 or 4, to which wider matrices are rounded; 0: none.
         """
     def view(
         self,
@@ -336,7 +345,13 @@ class LlamaWeights:
             str,
             tuple[object, str, collections.abc.Sequence[int]]
             | tuple[int, str, int, str, collections.abc.Sequence[int]]
-            | tuple[object, object, object, int, int, collections.abc.Sequence[int]],
+            | tuple[object, object, object, int, int, collections.abc.Sequence[int]]
+            | tuple[int, str, int, str, collections.abc.Sequence[int], str, int, bool]
+            | tuple[
+                collections.abc.Callable[[], object],
+                collections.abc.Sequence[int],
+                tuple[int, int, bool] | None,
+            ],
         ] = {},
         bits: int = 0,
     ) -> LlamaWeights:

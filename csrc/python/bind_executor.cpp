@@ -87,17 +87,21 @@ void bind_executor(py::module_& m) {
         py::call_guard<WithoutGil>(), "Bytes per second that the cores read from a buffer of that size");
 
   py::class_<LlamaWeights, std::shared_ptr<LlamaWeights>>(m, "LlamaWeights")
-      .def(py::init([](const py::typing::Dict<py::str, py::object>& config, const Sources& tensors,
-                       const std::string& dtype, const std::optional<std::string>& isa,
-                       const std::optional<LlamaWeights::Progress>& progress, int bits) {
-             const Kernels& kernels = kernels_of(isa.value_or(""), dtype_from(dtype));
-             return weights_from(config, tensors, kernels, bits, progress.value_or(nullptr));
-           }),
-           py::arg("config"), py::arg("tensors"), py::arg("dtype"), py::arg("isa") = py::none(),
-           py::arg("progress") = py::none(), py::arg("bits") = 0,
-           "tensors: name -> (memory, dtype, shape), or (descriptor, path, offset, dtype, shape) of an open\n"
-           "file, or (codes, scales, minimums or None, bits, group, shape) of Groups; memory: its bytes,\n"
-           "row-major, with the buffer protocol. bits: 8 or 4, to which wider matrices are rounded; 0: none.")
+      .def(
+          py::init([](const py::typing::Dict<py::str, py::object>& config, const Sources& tensors,
+                      const std::string& dtype, const std::optional<std::string>& isa,
+                      const std::optional<LlamaWeights::Progress>& progress, int bits) {
+            const Kernels& kernels = kernels_of(isa.value_or(""), dtype_from(dtype));
+            return weights_from(config, tensors, kernels, bits, progress.value_or(nullptr));
+          }),
+          py::arg("config"), py::arg("tensors"), py::arg("dtype"), py::arg("isa") = py::none(),
+          py::arg("progress") = py::none(), py::arg("bits") = 0,
+          "tensors: name -> (memory, dtype, shape), or (descriptor, path, offset, dtype, shape) of an open\n"
+          "file, or (codes, scales, minimums or None, bits, group, shape) of Groups; memory: its bytes,\n"
+          "row-major, with the buffer protocol. Or (descriptor, path, offset, type, shape, name, head_rows,\n"
+          "keeps_codes) of a GGUF file's blocks, or (function, shape, (bits, group, has_minimums) or None):\n"
+          "the function gives the tensor in memory when its turn comes.\n"
+          "bits: 8 or 4, to which wider matrices are rounded; 0: none.")
       .def(
           "view",
           [](const std::shared_ptr<LlamaWeights>& self, const std::vector<int>& layers, int num_own,

@@ -46,14 +46,21 @@ SourceTensor::Type type_from(const std::string& name, const std::string& type) {
   throw std::invalid_argument("tensor '" + name + "' is " + type + ", not one of float32, bfloat16, float16");
 }
 
-SourceTensor groups_from(const std::string& name, const GroupsTuple& tensor,
-                         std::vector<std::unique_ptr<HostMemory>>* held) {
-  const auto& [codes, scales, minimums, bits, group, shape] = tensor;
+void check_form(const std::string& name, int bits, int group, const std::vector<int64_t>& shape) {
   const bool packed = (bits == 8 && (group == 32 || group == 16)) || (bits == 4 && group == 32);
   if (!packed || shape.size() != 2) {
     refuse("tensor '" + name + "' has " + std::to_string(bits) + " bits in groups of " +
            std::to_string(group) + "; a matrix of 8 bits has groups of 32 or 16, one of 4 bits of 32");
   }
+  constexpr int kMostSide = 1 << 30;
+  check_between("rows of a matrix of codes", shape[0], 0, kMostSide);
+  check_between("columns of a matrix of codes", shape[1], 1, kMostSide);
+}
+
+SourceTensor groups_from(const std::string& name, const GroupsTuple& tensor,
+                         std::vector<std::unique_ptr<HostMemory>>* held) {
+  const auto& [codes, scales, minimums, bits, group, shape] = tensor;
+  check_form(name, bits, group, shape);
   const auto memory = [&](const py::object& object, const char* part, int64_t wanted) {
     const HostMemory& own = *held->emplace_back(std::make_unique<HostMemory>(object, false));
     if (static_cast<int64_t>(own.size()) != wanted) {
@@ -67,11 +74,69 @@ SourceTensor groups_from(const std::string& name, const GroupsTuple& tensor,
   check_between("columns of a matrix of codes", shape[1], 1, kMostSide);
   const int64_t entries = shape[0] * ((shape[1] + group - 1) / group);
   SourceTensor source{SourceTensor::Type::kFloat32, shape, nullptr, 0, -1, 0, name, ""};
-  source.groups = SourceGroups{bits, group, memory(codes, "codes", shape[0] * shape[1]),
-                               static_cast<const uint16_t*>(memory(scales, "scales", 2 * entries)), nullptr};
+  source.form = GroupForm{bits, group, bits == 4 || !minimums.is_none()};
+  source.groups = {static_cast<const uint8_t*>(memory(codes, "codes", shape[0] * shape[1])),
+                   static_cast<const uint16_t*>(memory(scales, "scales", 2 * entries)), nullptr};
   if (!minimums.is_none()) {
-    source.groups->minimums = static_cast<const uint16_t*>(memory(minimums, "minimums", 2 * entries));
+    source.groups.minimums = static_cast<const uint16_t*>(memory(minimums, "minimums", 2 * entries));
   }
+  return source;
+}
+
+SourceTensor blocks_from(const std::string& name, const BlocksTuple& tensor) {
+  const auto& [descriptor, path, offset, type, shape, own_name, head_rows, keeps_codes] = tensor;
+  constexpr int kMostSide = 1 << 30;
+  if (shape.size() != 2) refuse("tensor '" + name + "' of blocks is no matrix");
+  check_between("rows of a matrix of blocks", shape[0], 0, kMostSide);
+  check_between("columns of a matrix of blocks", shape[1], 1, kMostSide);
+  check_between("rows of a head", head_rows, 1, kMostSide);
+  if (head_rows > 1 && (head_rows % 2 != 0 || shape[0] % head_rows != 0)) {
+    refuse("tensor '" + name + "' has " + std::to_string(shape[0]) + " rows and heads of " +
+           std::to_string(head_rows));
+  }
+  SourceTensor source{SourceTensor::Type::kFloat32, shape, nullptr, 0, descriptor, offset, own_name, path};
+  source.head_rows = head_rows;
+  source.blocks = block_type(type);
+  if (source.blocks == nullptr) {
+    source.type = type_from(name, type);
+    return source;
+  }
+  if (shape[1] % source.blocks->values != 0) {
+    refuse("tensor '" + name + "' has " + std::to_string(shape[1]) + " columns, no whole blocks of " + type);
+  }
+  if (keeps_codes) source.form = source.blocks->form;
+  return source;
+}
+
+// A tensor that Python made, with the memory that it lies in.
+struct Made {
+  std::vector<std::unique_ptr<HostMemory>> held;
+  SourceTensor tensor;
+};
+
+SourceTensor made_from(const std::string& name, const MadeTuple& tensor) {
+  const auto& [make, shape, form] = tensor;
+  SourceTensor source{SourceTensor::Type::kFloat32, shape, nullptr, 0, -1, 0, name, ""};
+  if (form) {
+    const auto& [bits, group, has_minimums] = *form;
+    check_form(name, bits, group, shape);
+    source.form = GroupForm{bits, group, bits == 4 || has_minimums};
+  }
+  // A pointer: the caller's tuple keeps the function, and copies of `source` are made without the GIL.
+  source.make = [name, function = make.ptr()]() -> std::shared_ptr<const SourceTensor> {
+    const WithGil held;
+    const std::shared_ptr<Made> made(new Made, [](Made* it) {
+      const WithGil held_too;
+      delete it;
+    });
+    const py::object result = py::reinterpret_borrow<py::function>(function)();
+    try {
+      made->tensor = source_from(name, result.cast<Source>(), &made->held);
+    } catch (const py::cast_error&) {
+      refuse("what was made for tensor '" + name + "' is no tensor in memory");
+    }
+    return {made, &made->tensor};
+  };
   return source;
 }
 
@@ -91,6 +156,8 @@ LlamaWeights::Tensors tensors_from(const Sources& tensors, std::vector<std::uniq
 SourceTensor source_from(const std::string& name, const Source& tensor,
                          std::vector<std::unique_ptr<HostMemory>>* held) {
   if (const auto* groups = std::get_if<GroupsTuple>(&tensor)) return groups_from(name, *groups, held);
+  if (const auto* blocks = std::get_if<BlocksTuple>(&tensor)) return blocks_from(name, *blocks);
+  if (const auto* made = std::get_if<MadeTuple>(&tensor)) return made_from(name, *made);
   if (const auto* in_memory = std::get_if<TensorTuple>(&tensor)) {
     const auto& [object, type, shape] = *in_memory;
     const HostMemory& memory = *held->emplace_back(std::make_unique<HostMemory>(object, false));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/typing.h>
 
 #include <map>
 #include <memory>
@@ -23,7 +24,16 @@ using PlaceTuple = std::tuple<int, std::string, int64_t, std::string, std::vecto
 // A matrix of codes: memory of codes, of fp16 scales, of fp16 minimums or None; bits, group, shape.
 using GroupsTuple =
     std::tuple<pybind11::object, pybind11::object, pybind11::object, int, int, std::vector<int64_t>>;
-using Source = std::variant<TensorTuple, PlaceTuple, GroupsTuple>;
+// A matrix of a GGUF file: an open file's descriptor and path, an offset into it, the type of its elements or
+// blocks, shape, its name there, the rows of a head whose halves alternate or 1, and whether blocks stay
+// codes.
+using BlocksTuple =
+    std::tuple<int, std::string, int64_t, std::string, std::vector<int64_t>, std::string, int64_t, bool>;
+// A tensor that is made when its turn comes: a function without arguments that gives a TensorTuple or a
+// GroupsTuple; its shape, and bits, group and has_minimums if it will have codes.
+using MadeTuple = std::tuple<pybind11::typing::Callable<pybind11::object()>, std::vector<int64_t>,
+                             std::optional<std::tuple<int, int, bool>>>;
+using Source = std::variant<TensorTuple, PlaceTuple, GroupsTuple, BlocksTuple, MadeTuple>;
 using Sources = std::map<std::string, Source>;
 
 // Throws std::invalid_argument for a dtype that no kernels have.

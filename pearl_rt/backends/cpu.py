@@ -10,7 +10,7 @@ Knows core sets and executors; not prompts, text, or which program is wanted. A 
 
 import math
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -28,7 +28,7 @@ from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.checkpoint.rope import rope_tables
 from pearl_rt.checkpoint.shapes import ITEM_BYTES, WEIGHT_BITS, weight_bytes
 from pearl_rt.checkpoint.source import ModelSource
-from pearl_rt.checkpoint.stored_tensors import Place, StoredTensors
+from pearl_rt.checkpoint.stored_tensors import BlockPlace, Place, StoredTensors
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ConfigError, PearlError, ResourceError, gib
 from pearl_rt.reference.groups import Groups
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     import torch
 
 Held: TypeAlias = tuple[object, str, list[int]] | tuple[object, object, object | None, int, int, list[int]]
+Made: TypeAlias = tuple[Callable[[], Held], list[int], tuple[int, int, bool] | None]
+Source: TypeAlias = Place | BlockPlace | Held | Made
 DTYPES = ("auto", "bfloat16", "float32")
 
 
@@ -83,12 +85,11 @@ class Model:
         """Packs `tensors` (HF names) once; they may be dropped afterwards. `name` labels the progress bar.
         weights: what wider matrices are rounded to.
         """
-        views: dict[str, Place | Held] = {}
-        held = tensors
+        views: Mapping[str, Source]
         if isinstance(tensors, StoredTensors):
-            views |= tensors.places()
-            held = computed(tensors, views.keys(), dtype, name)
-        views |= {key: view_of(tensor) for key, tensor in held.items()}
+            views = sources_of(tensors, dtype)
+        else:
+            views = {key: view_of(tensor) for key, tensor in tensors.items()}
         size = weight_bytes(config, dtype, weights)
         with native_errors(), loading_bar(f"packing the {name}", size) as advance:
             packed = _C.LlamaWeights(
@@ -149,22 +150,31 @@ class Model:
             )
 
 
-def computed(
-    tensors: StoredTensors, placed: Collection[str], dtype: str, name: str
-) -> "dict[str, torch.Tensor | Groups]":
-    """Those that native code cannot read as they lie: the codes of quantised matrices, or in float32, and for
-    what no packed form holds, their values. `name` labels the progress bar.
+def sources_of(tensors: StoredTensors, dtype: str) -> dict[str, Source]:
+    """Tensors of files as _C takes them: where they lie, if it can read them there; else a function each that
+    computes one, which is called when its turn comes. In float32 codes become the values of the file.
+    """
+    places = tensors.places(keeps_codes=dtype != "float32")
+    return {key: places.get(key) or made(tensors, key, dtype) for key in tensors}
+
+
+def made(tensors: StoredTensors, key: str, dtype: str) -> Made:
+    """A tensor that native code cannot read as it lies: as codes; in float32, and for what no packed form
+    holds, as values.
     """
     import torch
 
-    wanted = [key for key in tensors if key not in placed]
-    held: dict[str, torch.Tensor | Groups] = {}
-    with loading_bar(f"reading the {name}", len(wanted), unit=" tensors") as advance:
-        for key in wanted:
-            groups = None if dtype == "float32" else tensors.groups(key)
-            held[key] = tensors.read(key, getattr(torch, dtype)) if groups is None else groups
-            advance(1)
-    return held
+    form = None if dtype == "float32" else tensors.form(key)
+
+    def make() -> Held:
+        if form is None:
+            return view_of(tensors.read(key, getattr(torch, dtype)))
+        groups = tensors.groups(key)
+        assert groups is not None, f"{key} has {form}, and no codes"
+        return view_of(groups)
+
+    codes = None if form is None else (form.bits, form.group, form.has_minimums)
+    return make, list(tensors.shape(key)), codes
 
 
 def bytes_of(tensor: "torch.Tensor") -> "npt.NDArray[np.uint8]":

@@ -25,6 +25,9 @@ _CHUNK = 1 << 24  # bytes that are compared at once
 
 # How a tensor is handed to the executor: a file descriptor, its path, an offset in bytes, dtype and shape.
 Place = tuple[int, str, int, str, list[int]]
+# A matrix of a GGUF file: as above, with the type of its blocks for dtype; then its name in the file, the
+# rows of a head whose halves alternate there or 1, and whether blocks stay codes.
+BlockPlace = tuple[int, str, int, str, list[int], str, int, bool]
 
 
 class Stored(Protocol):
@@ -43,6 +46,9 @@ class Stored(Protocol):
     @property
     def place(self) -> Place | None:
         """Where it lies, for native code that reads the file itself; None if it has to be computed."""
+
+    def block_place(self, *, keeps_codes: bool) -> BlockPlace | None:
+        """Where blocks lie that native code decodes; None if it cannot. keeps_codes: else it takes values."""
 
     def read(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """A copy in memory, in its own dtype, or rounded once to `dtype`.
@@ -74,6 +80,9 @@ class StoredTensor:
 
     def groups(self) -> None:
         """There are no codes."""
+
+    def block_place(self, *, keeps_codes: bool) -> None:
+        """There are no blocks."""
 
     def equals(self, other: "StoredTensor") -> bool:
         """Whether both hold the same bytes, as tensors of one dtype and shape."""
@@ -151,16 +160,23 @@ class StoredTensors(Mapping[str, torch.Tensor]):
         """Which codes it has, before they are read."""
         return self._stored[name].form
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of one tensor, which is not read."""
+        return self._stored[name].shape
+
     def dtype_of(self, name: str) -> str:
         """Of one tensor, which is not read; bfloat16 of what is computed."""
         place = self._stored[name].place
         return "bfloat16" if place is None else place[3]
 
-    def places(self) -> dict[str, Place]:
-        """Where each lies that need not be computed, for native code that reads them itself and then calls
-        check_unchanged().
+    def places(self, *, keeps_codes: bool = True) -> dict[str, Place | BlockPlace]:
+        """Where each lies that need not be computed here, for native code that reads them itself and then
+        calls check_unchanged(). keeps_codes: blocks of codes stay codes; else they are read as values.
         """
-        places = ((name, stored.place) for name, stored in self._stored.items())
+        places = (
+            (name, stored.place or stored.block_place(keeps_codes=keeps_codes))
+            for name, stored in self._stored.items()
+        )
         return {name: place for name, place in places if place is not None}
 
     def check_unchanged(self) -> None:

@@ -65,6 +65,8 @@ def test_largest_codes_do_not_saturate(isa: str) -> None:
     for code in (-128, 127):
         groups = Groups(np.full((16, 96), code, np.int8), np.ones((16, 3), np.float16))
         assert same_bits(computed(x, [groups], isa), linear(x, groups))
+    halves = Groups(np.full((16, 96), 15, np.uint8), *[np.ones((16, 3), np.float16)] * 2)
+    assert same_bits(computed(x, [halves], isa), linear(x, halves))
 
 
 @pytest.mark.parametrize("isa", ISAS)

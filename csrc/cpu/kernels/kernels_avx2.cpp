@@ -100,8 +100,9 @@ struct Ints {  // 16 int32 lanes
 };
 using Codes = Ints;
 inline Vec fused(Vec a, Vec b, Vec c) { return fma(a, b, c); }
-inline Ints no_ints() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-inline Ints from_offset(int32_t) { return no_ints(); }  // dot_of_bytes takes signed codes
+inline Ints from_offset(int32_t) {  // dot_of_bytes takes signed codes
+  return {_mm256_setzero_si256(), _mm256_setzero_si256()};
+}
 inline Codes load_codes(const char* p) {
   const __m256i* at = reinterpret_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(at), _mm256_loadu_si256(at + 1)};
@@ -116,23 +117,36 @@ inline __m256i four_of(const char* x) {
   __builtin_memcpy(&four, x, sizeof four);
   return _mm256_set1_epi32(four);
 }
-inline __m256i sums_of_four(__m256i sum, __m256i without_sign, __m256i x) {
-  const __m256i pairs = _mm256_maddubs_epi16(without_sign, x);
-  return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+// The sum is added to here and now. Left free, gcc joins the sums of all steps into trees, and 16 registers
+// then hold neither their parts nor the sums.
+inline __m256i in_order(__m256i sum) {
+#if defined(__GNUC__)
+  __asm__ volatile("" : "+x"(sum));
+#endif
+  return sum;
 }
+inline __m256i pairs_to_ints(__m256i pairs) { return _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)); }
 // Magnitudes of w times x with w's sign: no sum of two passes 2 * 128 * 127, which int16 holds.
 inline __m256i signed_sums(__m256i sum, __m256i stored, __m256i x) {
   const __m256i w = _mm256_xor_si256(stored, _mm256_set1_epi8(static_cast<char>(0x80)));
-  return sums_of_four(sum, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+  return in_order(_mm256_add_epi32(sum, pairs_to_ints(pairs)));
 }
 inline Ints dot_of_bytes(const Ints& sum, const Codes& w, const char* x) {
   const __m256i four = four_of(x);
-  return {signed_sums(sum.low, w.low, four), signed_sums(sum.high, w.high, four)};
+  const __m256i low = signed_sums(sum.low, w.low, four);
+  return {low, signed_sums(sum.high, w.high, four)};
 }
-inline Ints dot_of_halves(const Ints& sum, const Codes& w, const char* x) {
+struct HalfSums {  // 32 int16 lanes
+  __m256i low, high;
+};
+inline HalfSums no_half_sums() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
+inline HalfSums with_products(const HalfSums& sum, const Codes& w, const char* x) {
   const __m256i four = four_of(x);
-  return {sums_of_four(sum.low, w.low, four), sums_of_four(sum.high, w.high, four)};
+  const __m256i low = in_order(_mm256_add_epi16(sum.low, _mm256_maddubs_epi16(w.low, four)));
+  return {low, in_order(_mm256_add_epi16(sum.high, _mm256_maddubs_epi16(w.high, four)))};
 }
+inline Ints ints_of(const HalfSums& a) { return {pairs_to_ints(a.low), pairs_to_ints(a.high)}; }
 inline Vec to_floats(const Ints& a) { return {_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)}; }
 inline Vec load_half(const char* p) {
   const __m128i* at = reinterpret_cast<const __m128i*>(p);

@@ -53,7 +53,6 @@ constexpr int kGroupedRows = 8;
 using Ints = __m512i;
 using Codes = __m512i;
 inline Vec fused(Vec a, Vec b, Vec c) { return fma(a, b, c); }
-inline Ints no_ints() { return _mm512_setzero_si512(); }
 inline Ints from_offset(int32_t offset) { return _mm512_set1_epi32(offset); }
 inline Codes load_codes(const char* p) { return _mm512_loadu_si512(p); }
 inline Codes low_halves(Codes a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
@@ -63,7 +62,10 @@ inline Ints dot_of_bytes(Ints sum, Codes w, const char* x) {
   __builtin_memcpy(&four, x, sizeof four);
   return _mm512_dpbusd_epi32(sum, w, _mm512_set1_epi32(four));
 }
-inline Ints dot_of_halves(Ints sum, Codes w, const char* x) { return dot_of_bytes(sum, w, x); }
+using HalfSums = Ints;  // dpbusd adds four products at once
+inline HalfSums no_half_sums() { return _mm512_setzero_si512(); }
+inline HalfSums with_products(HalfSums sum, Codes w, const char* x) { return dot_of_bytes(sum, w, x); }
+inline Ints ints_of(HalfSums a) { return a; }
 inline Vec to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
 inline Vec load_half(const char* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));

@@ -126,7 +126,6 @@ inline Vec fused(const Vec& a, const Vec& b, const Vec& c) {
   PEARL_EACH r.lane[i] = __builtin_fmaf(a.lane[i], b.lane[i], c.lane[i]);
   return r;
 }
-inline Ints no_ints() { return {}; }
 inline Ints from_offset(int32_t offset) {
   Ints r;
   PEARL_EACH r.lane[i] = offset;
@@ -153,7 +152,12 @@ inline Codes high_halves(Codes a) {
   }
   return sum;
 }
-inline Ints dot_of_halves(const Ints& sum, const Codes& w, const char* x) { return dot_of_bytes(sum, w, x); }
+using HalfSums = Ints;
+inline HalfSums no_half_sums() { return {}; }
+inline HalfSums with_products(const HalfSums& sum, const Codes& w, const char* x) {
+  return dot_of_bytes(sum, w, x);
+}
+inline Ints ints_of(const HalfSums& a) { return a; }
 inline Vec to_floats(const Ints& a) {
   Vec r;
   PEARL_EACH r.lane[i] = static_cast<float>(a.lane[i]);

@@ -31,7 +31,7 @@ const SourceTensor& tensor_of(const LlamaWeights::Tensors& tensors, const std::s
     throw std::invalid_argument("tensor '" + name + "' has shape " + text_of(found->second.shape) +
                                 ", expected " + text_of(shape));
   }
-  if (found->second.groups) return found->second;  // checked where it came in
+  if (found->second.form || found->second.make) return found->second;  // checked where it came in
   if (found->second.data == nullptr && found->second.descriptor >= 0) return found->second;  // as it is read
   double wanted = size_of(found->second.type);
   for (const int64_t n : shape) wanted *= static_cast<double>(n);
@@ -83,6 +83,22 @@ class Plan {
 
 std::string layer_name(int i) { return "model.layers." + std::to_string(i) + "."; }
 
+// The tensors of a matrix, which are there while it is packed: those that are made no longer.
+class Present {
+ public:
+  explicit Present(const Parts& parts) {
+    for (const SourceTensor* part : parts) tensors_.push_back(present(*part));
+  }
+  Parts parts() const {
+    Parts found;
+    for (const auto& tensor : tensors_) found.push_back(tensor.get());
+    return found;
+  }
+
+ private:
+  std::vector<std::shared_ptr<const SourceTensor>> tensors_;
+};
+
 // The rows of some tensors, one below the other.
 std::vector<SourceRow> rows_of(const Parts& parts, int bits) {
   std::vector<SourceRow> rows;
@@ -92,11 +108,12 @@ std::vector<SourceRow> rows_of(const Parts& parts, int bits) {
   return rows;
 }
 
-std::vector<SourceRow> interleaved_rows(const SourceTensor& even, const SourceTensor& odd, int bits) {
+// Those of two tensors, 16 of each in turn.
+std::vector<SourceRow> interleaved_rows(const Parts& parts, int bits) {
   std::vector<SourceRow> rows;
-  const int64_t n = even.shape[0];
+  const int64_t n = parts[0]->shape[0];
   for (int64_t first = 0; first < n; first += kLanes) {
-    for (const SourceTensor* tensor : {&even, &odd}) {
+    for (const SourceTensor* tensor : parts) {
       for (int64_t i = first; i < first + kLanes; ++i)
         rows.push_back(i < n ? SourceRow{tensor, i, bits} : SourceRow{});
     }
@@ -209,7 +226,7 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
 
   RowReader reader;
   const auto read_vector = [&](const std::string& name, int64_t n, float* out) {
-    reader.read(tensor_of(tensors, name, {n}), 0, 1, n, DType::kFloat32, out, n);
+    reader.read(*present(tensor_of(tensors, name, {n})), 0, 1, n, DType::kFloat32, out, n);
   };
   const auto take_vector = [&](const std::string& name, int64_t n) {
     float* out = buffer_.as<float>(vectors);
@@ -217,7 +234,11 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
     read_vector(name, n, out);
     return out;
   };
-  const auto pack = [&](const PackedMatrix& matrix, std::vector<SourceRow> rows, int64_t source_k) {
+  using Arrange = std::vector<SourceRow> (*)(const Parts&, int);
+  const auto pack = [&](const PackedMatrix& matrix, const Parts& parts, int own_bits, int64_t source_k,
+                        Arrange arrange = rows_of) {
+    const Present there(parts);
+    std::vector<SourceRow> rows = arrange(there.parts(), own_bits);
     rows.resize(int64_t{matrix.num_blocks} * kLanes);
     in_parallel(matrix.num_blocks, [&](int first, int last) {
       pack_blocks(matrix, rows, source_k, dtype, first, last, buffer_.as<char>());
@@ -228,10 +249,10 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
     LayerWeights& layer = layers_[i];
     const LayerParts& parts = layer_parts[i];
     const std::string prefix = layer_name(i), attention = prefix + "self_attn.";
-    pack(layer.qkv, rows_of(parts.qkv, bits), hidden);
-    pack(layer.o, rows_of(parts.o, bits), q);
-    pack(layer.gate_up, interleaved_rows(*parts.gate_up[0], *parts.gate_up[1], bits), hidden);
-    pack(layer.down, rows_of(parts.down, bits), inter);
+    pack(layer.qkv, parts.qkv, bits, hidden);
+    pack(layer.o, parts.o, bits, q);
+    pack(layer.gate_up, parts.gate_up, bits, hidden, interleaved_rows);
+    pack(layer.down, parts.down, bits, inter);
     layer.input_norm = take_vector(prefix + "input_layernorm.weight", hidden);
     layer.post_attention_norm = take_vector(prefix + "post_attention_layernorm.weight", hidden);
     layer.qkv_bias = layer.q_norm = layer.k_norm = nullptr;
@@ -270,15 +291,16 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
     config_.intermediate_size = std::max(config_.intermediate_size, whole_->config_.intermediate_size);
     return;
   }
-  pack(lm_head_, rows_of({head}, head_bits), hidden);
-  if (embedding_.form) pack(embedding_, rows_of({embedding}, head_bits), hidden);
+  pack(lm_head_, {head}, head_bits, hidden);
+  if (embedding_.form) pack(embedding_, {embedding}, head_bits, hidden);
   if (embedding_offset_ >= 0) {
+    const auto there = present(*embedding);
     char* out = buffer_.as<char>(embedding_offset_);
     in_parallel(c.vocab_size, [&](int first, int last) {
       RowReader own;
       for (int64_t i = first; i < last; i += kLanes) {
         const int64_t count = std::min<int64_t>(kLanes, last - i);
-        own.read(*embedding, i, count, hidden, dtype, out + i * hidden * size_of(dtype), hidden);
+        own.read(*there, i, count, hidden, dtype, out + i * hidden * size_of(dtype), hidden);
       }
     });
   }

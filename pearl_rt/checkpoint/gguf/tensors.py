@@ -12,9 +12,9 @@ from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.gguf.blocks import decoded, form_of
 from pearl_rt.checkpoint.gguf.header import TensorEntry
 from pearl_rt.checkpoint.gguf.model import FACTORS, GgufModel
-from pearl_rt.checkpoint.quantised.coded import Coded, ComputedTensor, Floats
+from pearl_rt.checkpoint.quantised.coded import Blocks, Coded, ComputedTensor, Floats
 from pearl_rt.checkpoint.shapes import tensor_shapes
-from pearl_rt.checkpoint.stored_tensors import Stored, StoredTensor, StoredTensors
+from pearl_rt.checkpoint.stored_tensors import DTYPES, Stored, StoredTensor, StoredTensors
 from pearl_rt.errors import CheckpointError, shown
 
 _NAMES = {
@@ -29,7 +29,6 @@ _NAMES = {
     **{f"mlp.{name}_proj": f"ffn_{name}" for name in ("gate", "up", "down")},
 }
 _PAIRED = ("llama", "mistral")  # architectures whose rotary pairs lie side by side, and not in halves
-_PLAIN = ("F32", "F16", "BF16")
 
 
 def load_gguf(model: GgufModel, config: ModelConfig) -> StoredTensors:
@@ -80,7 +79,7 @@ def _check(model: GgufModel, expected: Mapping[str, tuple[int, ...]]) -> None:
 
 def _stored(entry: TensorEntry, head_dim: int) -> Stored:
     """head_dim: rows of a head whose pairs lie side by side; 1: rows stay where they are."""
-    if entry.type in _PLAIN and head_dim == 1:
+    if entry.type in DTYPES and head_dim == 1:
         return StoredTensor(entry.file, entry.type, entry.shape, entry.begin, entry.begin + entry.size)
     n, columns = entry.shape if len(entry.shape) == 2 else (1, entry.shape[0])
     row_bytes = entry.size // n
@@ -93,5 +92,9 @@ def _stored(entry: TensorEntry, head_dim: int) -> Stored:
             raw = np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(raw.shape)
         return decoded(entry.type, raw, columns)
 
-    form = form_of(entry.type) if len(entry.shape) == 2 else None
-    return ComputedTensor(entry.file, entry.name, entry.shape, rows, head_dim, form)
+    if len(entry.shape) != 2:
+        return ComputedTensor(entry.file, entry.name, entry.shape, rows, head_dim)
+    dtype = DTYPES.get(entry.type)
+    kind = entry.type if dtype is None else str(dtype).removeprefix("torch.")
+    blocks = Blocks(kind, entry.begin, head_dim)
+    return ComputedTensor(entry.file, entry.name, entry.shape, rows, head_dim, form_of(entry.type), blocks)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from pearl_rt.checkpoint.open_file import OpenFile
+from pearl_rt.checkpoint.stored_tensors import BlockPlace
 from pearl_rt.errors import CheckpointError
 from pearl_rt.reference.groups import GROUP, GroupForm, Groups
 
@@ -75,6 +76,15 @@ class Coded:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """Rows of a GGUF file's blocks, or of its elements, which native code decodes too."""
+
+    type: str  # as llama.cpp has it: "Q4_K"; or a dtype of torch: "float16"
+    begin: int  # bytes into the file
+    head_rows: int  # of a head whose two halves alternate in the file; 1: rows lie in order
+
+
+@dataclass(frozen=True)
 class ComputedTensor:
     """A tensor whose rows are computed from a file's bytes, some at a time."""
 
@@ -84,7 +94,15 @@ class ComputedTensor:
     rows: Rows  # rows(first, last): these rows, [last - first, k], as codes or as fp32 values
     unit: int = 1  # first and last are multiples of it
     form: GroupForm | None = None  # of groups(); None: it has none
+    blocks: Blocks | None = None  # from which `rows` computes; None: from something else
     place: None = None
+
+    def block_place(self, *, keeps_codes: bool) -> BlockPlace | None:
+        """See Stored."""
+        if self.blocks is None:
+            return None
+        where = self.file.descriptor, str(self.file.path), self.blocks.begin, self.blocks.type
+        return *where, list(self.shape), self.name, self.blocks.head_rows, keeps_codes
 
     def read(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """In fp32, or rounded once to `dtype`. Raises CheckpointError for NaN and infinity in a scale, and if
@@ -105,6 +123,8 @@ class ComputedTensor:
                 return None
             parts.append(rows.packable())
         self.file.check_unchanged()
+        if len(parts) == 1:
+            return parts[0]
         minimums = [part.minimums for part in parts if part.minimums is not None]
         return Groups(
             np.concatenate([part.codes for part in parts]),

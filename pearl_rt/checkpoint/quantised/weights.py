@@ -81,10 +81,11 @@ def widened(entries: Mapping[str, StoredTensor], scheme: Scheme) -> dict[str, St
 
 
 def _unpacked(words: torch.Tensor, bits: int) -> Bytes:
-    """int32 [...] -> uint8 [..., 32 / bits], the lowest bits first."""
-    shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    fields = words.numpy().view(np.uint32)[..., None] >> shifts & np.uint32((1 << bits) - 1)
-    return fields.astype(np.uint8)
+    """int32 [...] -> uint8 [..., 32 / bits], the lowest bits first. bits: 8 or 4."""
+    octets = words.contiguous().numpy().astype("<i4", copy=False).view(np.uint8).reshape(*words.shape, 4)
+    if bits == 8:
+        return octets
+    return np.stack((octets & 15, octets >> 4), axis=-1).reshape(*words.shape, 8)
 
 
 def _floats(stored: StoredTensor) -> Floats:

@@ -29,10 +29,12 @@ py::array_t<float> grouped_linear(const Array<float>& x, const std::vector<Sourc
   std::vector<SourceTensor> tensors;
   for (const Source& source : sources) tensors.push_back(source_from("weight", source, &held));
   std::vector<const SourceTensor*> parts;
+  std::vector<std::shared_ptr<const SourceTensor>> there;
   std::vector<SourceRow> rows;
   for (const SourceTensor& tensor : tensors) {
     parts.push_back(&tensor);
-    for (int64_t i = 0; i < tensor.shape[0]; ++i) rows.push_back({&tensor, i, bits});
+    there.push_back(present(tensor));
+    for (int64_t i = 0; i < tensor.shape[0]; ++i) rows.push_back({there.back().get(), i, bits});
   }
   const int n = static_cast<int>(rows.size()), k = static_cast<int>(x.shape(1));
   const int num_rows = static_cast<int>(x.shape(0));
@@ -79,7 +81,8 @@ py::array_t<float> unpacked(const Source& source, int64_t k, int bits) {
   const int64_t n = tensor.shape[0];
   const PackedMatrix matrix = packed_shape(n, k, form_of({&tensor}, bits));
   std::vector<SourceRow> rows(int64_t{matrix.num_blocks} * kLanes);
-  for (int64_t i = 0; i < n; ++i) rows[i] = {&tensor, i, bits};
+  const auto there = present(tensor);
+  for (int64_t i = 0; i < n; ++i) rows[i] = {there.get(), i, bits};
   HugeBuffer packed(matrix.bytes(DType::kFloat32), "a test");
   pack_blocks(matrix, rows, k, DType::kFloat32, 0, matrix.num_blocks, packed.as<char>());
   py::array_t<float> out({n, k});

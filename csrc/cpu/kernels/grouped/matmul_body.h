@@ -1,6 +1,7 @@
 // The matmul over weights in groups, once for every instruction set: included by kernels_body.h. The file
-// around it has defined Ints (16 int32 sums), Codes (4 inputs of 16 columns) and their arithmetic, and
-// kGroupedRows. (No #pragma once, no #include: it is a body.)
+// around it has defined Ints (16 int32 sums), Codes (4 inputs of 16 columns) and their arithmetic, HalfSums
+// (sums over a group of 32 with codes of 4 bits, which int16 holds two inputs at a time: 8 steps of at most
+// 2 * 15 * 127), and kGroupedRows. (No #pragma once, no #include: it is a body.)
 
 static_assert(kCodeRows % kGroupedRows == 0 && (kGroupedRows & (kGroupedRows - 1)) == 0);
 
@@ -38,10 +39,9 @@ void grouped_block(const GroupedBlock& a) {
       const int group = from / GROUP + g;
       const char* x = a.x + from + g * GROUP;
       Ints dots[ROWS];
-#pragma GCC unroll 8
-      for (int m = 0; m < ROWS; ++m)
-        dots[m] = BITS == 8 ? from_offset(offsets[m * apart + group]) : no_ints();
       if constexpr (BITS == 8) {
+#pragma GCC unroll 8
+        for (int m = 0; m < ROWS; ++m) dots[m] = from_offset(offsets[m * apart + group]);
 #pragma GCC unroll 8
         for (int step = 0; step < GROUP / 4; ++step) {
           const Codes codes = load_codes(w + (g * (GROUP / 4) + step) * 64);
@@ -50,16 +50,22 @@ void grouped_block(const GroupedBlock& a) {
             dots[m] = dot_of_bytes(dots[m], codes, x + m * a.x_stride + 4 * step);
         }
       } else {
+        HalfSums halves[ROWS];
+#pragma GCC unroll 8
+        for (int m = 0; m < ROWS; ++m) halves[m] = no_half_sums();
 #pragma GCC unroll 4
         for (int step = 0; step < 4; ++step) {
           const Codes both = load_codes(w + (g * 4 + step) * 64);
           const Codes low = low_halves(both), high = high_halves(both);
 #pragma GCC unroll 8
-          for (int m = 0; m < ROWS; ++m) {
-            const char* at = x + m * a.x_stride + 4 * step;
-            dots[m] = dot_of_halves(dot_of_halves(dots[m], low, at), high, at + 16);
-          }
+          for (int m = 0; m < ROWS; ++m)
+            halves[m] = with_products(halves[m], low, x + m * a.x_stride + 4 * step);
+#pragma GCC unroll 8
+          for (int m = 0; m < ROWS; ++m)
+            halves[m] = with_products(halves[m], high, x + m * a.x_stride + 4 * step + 16);
         }
+#pragma GCC unroll 8
+        for (int m = 0; m < ROWS; ++m) dots[m] = ints_of(halves[m]);
       }
       const Vec scale = load_half(w + form.scales_offset() + 32 * g);
 #pragma GCC unroll 8
