@@ -156,6 +156,8 @@ struct State {
   // have to be computed.
   bool looks(int slot) const { return prefixes && shares[slot] && num_prompt_logprobs[slot] < 0; }
   int64_t found_tokens(int slot) const { return num_found[slot] * int64_t{blocks.block_size()}; }
+  // As results say it; -1: not looked for.
+  int64_t cached_tokens(int slot) const { return looks(slot) ? found_tokens(slot) : -1; }
   // Before the first chunk of a prompt that joins: what other slots have fed since its blocks were reserved.
   void find_more(int slot) {
     if (!looks(slot)) return;
@@ -166,8 +168,9 @@ struct State {
 
   // Verify, and start for the last run: blocks of a slot that are full, whose tokens are final and whose rows
   // are written, and never again, in each cache that the slot uses, can be found by others. A score writes
-  // from the last committed token on, a window from the one before it.
-  void make_known(int slot) {
+  // from the last committed token on, a window from the one before it. moves: the slot goes on with the
+  // blocks that others find, where these are not its own. On a device its table stays as it was copied.
+  void make_known(int slot, bool moves = true) {
     if (!prefixes || num_held[slot] == 0 || !shares[slot]) return;
     if (finish_reason[slot] == FinishReason::kError) return;
     const bool is_judged = committed[slot] > prompt_len[slot];  // else the prompt may not be fed
@@ -179,8 +182,13 @@ struct State {
       const int32_t* first = tokens(slot) + known * int64_t{blocks.block_size()};
       const PrefixCache::Entry entry = prefixes->enter(last_known[slot], first, *block, has_draft);
       last_known[slot] = entry.id;
-      replace(block, entry.block);
+      if (moves) replace(block, entry.block);
     }
+  }
+  // Between runs: the rows of all blocks are void.
+  void forget_prefixes() {
+    for (int slot = 0; slot < num_slots; ++slot) release(slot);
+    if (prefixes) prefixes->clear();
   }
 
   // A request takes a slot that is idle. is_fed: the program's prologue feeds its prompt, not the rounds.
