@@ -263,11 +263,19 @@ struct State {
   int32_t* own_words(int slot) {  // [gamma_max + 1]
     return own_words_.data() + static_cast<size_t>(slot) * (gamma_max + 1);
   }
-  // The longest window that a slot which runs may have now.
+  // The longest window that a slot which runs may have now, but for tokens that the form of its answer
+  // forces.
   int32_t window_room(int slot) const {
-    const int64_t room = std::min(max_total_len[slot], draft_capacity) - committed[slot] - pending[slot];
     const int32_t wanted = adapts[slot] ? std::min(gamma[slot], window_limit) : gamma[slot];
-    return static_cast<int32_t>(std::clamp<int64_t>(room, 0, wanted));
+    return static_cast<int32_t>(std::clamp<int64_t>(room(slot), 0, wanted));
+  }
+  // And with these, which cost the drafter nothing. One less than there is place for: the target then feeds
+  // as many rows as share a pass over its weights.
+  int32_t forced_room(int slot) const {
+    const int32_t drafted = window_room(slot);
+    return drafted == 0 ? 0
+                        : static_cast<int32_t>(
+                              std::clamp<int64_t>(room(slot), drafted, std::max(gamma_max - 1, drafted)));
   }
 
   const int num_slots;  // B
@@ -346,6 +354,9 @@ struct State {
   std::vector<uint64_t> last_known;  // [B] the entry of the last of them
 
  private:
+  int64_t room(int slot) const {
+    return std::min(max_total_len[slot], draft_capacity) - committed[slot] - pending[slot];
+  }
   // Whether a draft with a cache of its own follows a sequence with such a prompt.
   bool draft_reads(int64_t length) const { return draft_caches && length - 1 < draft_capacity; }
   // Blocks at the front of a prompt, behind those that the slot knows: the last token is always fed.

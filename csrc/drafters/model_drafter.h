@@ -37,8 +37,8 @@ class ModelDrafter : public Drafter {
 
   void push_missing(int slot, int64_t end);  // a chunk of what the cache lacks
   void push_last(int slot);                  // what the cache lacks, up to the last token of the window
-  // The window goes on with the tokens that the form of the answer has next anyway: they cost no pass. ->
-  // whether a pass follows.
+  // The window goes on with the tokens that the form of the answer has next anyway: they cost no pass, and so
+  // come on top of its length. -> whether a pass follows.
   bool draft_forced(int slot);
   // The token at a position whose logits are in `row`, which is transformed in place first: what was sampled
   // from is what is judged. `drafted` tokens of the window stand before it.
@@ -52,6 +52,7 @@ class ModelDrafter : public Drafter {
   std::optional<Feeder> feeder_;
   std::optional<Transformer> transformer_;
   std::vector<int32_t> window_len_;  // [B]
+  std::vector<int32_t> most_;        // [B] of it, with forced tokens
   std::vector<WindowStop> stops_;    // [B]
   std::vector<int64_t> end_;         // [B] tokens before the window that is drafted
   std::vector<int32_t> drafted_;     // [B] tokens of the window so far

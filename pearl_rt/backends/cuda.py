@@ -40,9 +40,9 @@ class CudaBackend(Backend):
         pdl: bool = False,
         prefix_caching: bool = False,
     ) -> None:
-        """cpu: of a draft on the CPU, beside which no blocks are found again. num_slots: sequences at a time, in
-        steps for the next of BATCHES. kv_cache_tokens, prefix_caching: see Backend. gamma: the one window that
-        is in use; None: many. pdl: of all kernels.
+        """cpu: of a draft on the CPU, beside which no blocks are found again. num_slots: sequences at a
+        time, in steps for the next of BATCHES. kv_cache_tokens, prefix_caching: see Backend. gamma: the one
+        window that is in use; None: many. pdl: of all kernels.
         """
         super().__init__(num_slots, kv_cache_tokens, prefix_caching=prefix_caching and cpu is None)
         self.block_size = self.block_size if cpu is None else cpu.block_size

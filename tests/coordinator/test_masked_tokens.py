@@ -93,7 +93,7 @@ class Matcher:
 
 
 def expected(
-    form: Automaton, strategy: str, target: Any, draft: Any, request: dict[str, Any], judge: str
+    form: Automaton, strategy: str, target: Any, draft: Any, request: dict[str, Any], judge: str, longest: int
 ) -> list[RoundResult]:
     prompt = request["prompt_ids"]
     transform = Transform(
@@ -111,7 +111,9 @@ def expected(
     def forced(prefix: Sequence[int]) -> list[int]:
         return form.forced(prefix[len(prompt) :])
 
-    return decode(target, draft, prompt, strategy, request["gamma"], limits, reference, forced)
+    return decode(
+        target, draft, prompt, strategy, request["gamma"], limits, reference, forced, longest=longest
+    )
 
 
 @st.composite
@@ -135,6 +137,7 @@ def cases(draw: Any) -> dict[str, Any]:
         "divergence": draw(st.sampled_from([0.0, 0.1, 0.5])),
         "draft_vocab": draw(st.sampled_from([VOCAB, VOCAB + 5, VOCAB - 5])),
         "forces": draw(st.booleans()),
+        "more": draw(st.sampled_from([0, 1, 2, 7])),
         "branches": draw(st.sampled_from([1, 4, 9])),
     }
 
@@ -146,11 +149,11 @@ def test_rounds_are_the_rules(case: dict[str, Any]) -> None:
     form = Automaton(case["rule"], forces=case["forces"], branches=case["branches"])
     target, request = {"rule": case["rule"]}, case["request"]
     draft = {"rule": case["rule"], "divergence": case["divergence"], "vocab_size": case["draft_vocab"]}
-    bench = Bench.build(case["placement"], target=target, draft=draft, gamma_max=request["gamma"])
+    longest = request["gamma"] + case["more"]  # windows with tokens that are forced
+    bench = Bench.build(case["placement"], target=target, draft=draft, gamma_max=longest)
     results = bench.run(case["strategy"], _C.Request(**request, grammar=form), judge=case["judge"])
-    wanted = expected(
-        form, case["strategy"], logits_after(**target), logits_after(**draft), request, case["judge"]
-    )
+    rules = logits_after(**target), logits_after(**draft)
+    wanted = expected(form, case["strategy"], *rules, request, case["judge"], longest)
     assert rounds_of(results) == wanted
     tokens = tokens_of(results)
     is_over = results[-1].finish_reason == "stop"
@@ -188,6 +191,46 @@ def test_all_drafters_give_the_same_bits(placement: str, temperature: float, for
         )
         answers.add(tuple(tokens_of(bench.run(strategy, request))))
     assert len(answers) == 1
+
+
+class Counted(Matcher):
+    masks = 0
+
+    def step(self, num_back: int, tokens: Sequence[int], words: memoryview | None) -> int:
+        Counted.masks += words is not None
+        return super().step(num_back, tokens, words)
+
+
+class Everything(Automaton):
+    """Every text without the end of text."""
+
+    def __init__(self) -> None:
+        super().__init__(0, forces=False)
+        self.next = [dict.fromkeys(range(1, VOCAB), 0)]
+        self.ends = set()
+
+    def matcher(self) -> Matcher:
+        return Counted(self)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_masks_are_made_where_they_are_needed(strategy: str) -> None:
+    """Not where the token that a row has anyway is of the form; everywhere for the odds of a rejection."""
+    scripts: dict[str, Any] = {"target": {"rule": 5}, "draft": {"rule": 5, "divergence": 0.3}}
+    for temperature, judge in ((0.0, "rejection"), (0.9, "coupled"), (0.9, "rejection")):
+        asked: dict[str, Any] = {"gamma": 3, "max_tokens": 40, "temperature": temperature, "seed": 3}
+        asked["logit_bias"] = ()
+        free = tokens_of(Bench.build(**scripts).run(strategy, _C.Request([1], **asked), judge=judge))
+        Counted.masks = 0
+        bench = Bench.build(**scripts)
+        told = tokens_of(bench.run(strategy, _C.Request([1], **asked, grammar=Everything()), judge=judge))
+        changed = next((i for i, token in enumerate(free) if token == EOS), 40)
+        assert told[:changed] == free[:changed]
+        ends = sum(token == EOS for token in free)
+        if temperature == 0.0:
+            assert Counted.masks <= 10 + 10 * ends
+        elif judge == "rejection" and strategy != "ar":
+            assert Counted.masks >= 20
 
 
 def test_batches_beside_free_text() -> None:

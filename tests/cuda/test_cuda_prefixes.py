@@ -1,5 +1,5 @@
-"""Prompts begin in pages that hold their tokens, on CUDA lanes over the fake driver: the verdicts are those of a
-request that feeds all of its prompt, whatever joins, leaves or is in flight beside it.
+"""Prompts begin in pages that hold their tokens, on CUDA lanes over the fake driver: the verdicts are those
+of a request that feeds all of its prompt, whatever joins, leaves or is in flight beside it.
 
 A scripted row is a hash of all tokens up to it, so that a row of other tokens changes what follows.
 """
