@@ -85,27 +85,6 @@ bool TokenMask::apply(const Generated& before, float* logits, int vocab) {
   return true;
 }
 
-bool TokenMask::leaves(const Generated& before, int32_t token) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (!error_.empty()) return false;
-  const int64_t same = shared(before), size = before.size();
-  if (same == size) {
-    if (static_cast<int64_t>(path_.size()) > size && path_[size] == token) return true;
-    const Kept& known = kept(size);
-    if (known.mask_place == size) {
-      const int64_t word = token / kWordBits;
-      return word < num_words_ && (known.allowed[word] >> token % kWordBits & 1) != 0;
-    }
-  }
-  try {
-    const int64_t taken = take(same, before, &token, 1, false);
-    return taken != size - same;
-  } catch (const std::exception& error) {
-    error_ = error.what();
-    return false;
-  }
-}
-
 int64_t TokenMask::num_allowed(const Generated& before, const int32_t* tokens, int64_t count) {
   const std::lock_guard<std::mutex> lock(mutex_);
   if (!error_.empty()) return 0;

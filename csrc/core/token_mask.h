@@ -47,10 +47,6 @@ class TokenMask {
   // counts.
   bool apply(const Generated& before, float* logits /*[vocab]*/, int vocab);
 
-  // Whether `token` is known to keep its logit behind `before`, as all do where apply() changes nothing: by
-  // the matcher, which takes it in, and without a mask. False for the end of the text.
-  bool leaves(const Generated& before, int32_t token);
-
   // How many of `tokens` may follow `before`, one behind the other. The end of the text is none of them.
   int64_t num_allowed(const Generated& before, const int32_t* tokens, int64_t count);
 

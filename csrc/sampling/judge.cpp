@@ -96,16 +96,6 @@ int32_t own_token(const JudgeArgs& args, const float* logits, const RowScan& sca
                         args.position + row, target_purpose(args.kind));
 }
 
-// The same, where no mask is needed; else -1.
-int32_t unmasked_token(const JudgeArgs& args, int row) {
-  const TransformedRows* rows = args.transformed;
-  if (rows == nullptr) return kPlaceholderTokenId;
-  const Prefix prefix{rows->tokens, args.position + row, rows->prompt_len};
-  return sample_unmasked(*rows->transform, prefix,
-                         args.target_logits + static_cast<int64_t>(row) * args.vocab, args.vocab,
-                         args.temperature, args.seed, target_purpose(args.kind));
-}
-
 // The target's row as it is judged.
 const float* target_row(const JudgeArgs& args, int row) {
   const float* logits = args.target_logits + static_cast<int64_t>(row) * args.vocab;
@@ -138,22 +128,16 @@ Verdict judge(const JudgeArgs& args) {
   const int draft_vocab = args.draft_vocab > 0 ? args.draft_vocab : args.vocab;
   const bool by_ratio = args.kind == JudgeKind::kRejection && args.temperature > 0.0f;
   for (int row = 0; row < args.num_draft + (args.has_bonus ? 1 : 0); ++row) {
-    const bool by_own = !by_ratio || row == args.num_draft;
-    int32_t own = by_own ? unmasked_token(args, row) : kPlaceholderTokenId;
-    const float* logits = nullptr;
-    RowScan scan{};
-    if (own == kPlaceholderTokenId) {
-      logits = target_row(args, row);
-      scan = scan_row(logits, args.vocab);
-      if (!scan.usable) return {row, kPlaceholderTokenId, row};
-      if (by_own) own = own_token(args, logits, scan, row);
-    }
-    if (row == args.num_draft) return {row, own, -1};
+    const float* logits = target_row(args, row);
+    const RowScan scan = scan_row(logits, args.vocab);
+    if (!scan.usable) return {row, kPlaceholderTokenId, row};
+    if (row == args.num_draft) return {row, own_token(args, logits, scan, row), -1};
 
     const int32_t candidate = args.draft_token_ids[row];
     if (candidate < 0 || candidate >= args.vocab) return {row, kPlaceholderTokenId, row};
     if (!by_ratio) {
-      if (own != candidate) return {row, own, -1};
+      const int32_t token = own_token(args, logits, scan, row);
+      if (token != candidate) return {row, token, -1};
       continue;
     }
 

@@ -78,21 +78,6 @@ void Transformer::penalise(const Transform& transform, TokenCounts* counts, cons
   }
 }
 
-int32_t sample_unmasked(const Transform& transform, const Prefix& prefix, const float* logits, int vocab,
-                        float temperature, uint64_t seed, Purpose purpose) {
-  if (!transform.only_masks(temperature, prefix.generated())) return kPlaceholderTokenId;
-  const RowScan scan = scan_row(logits, vocab);
-  if (!scan.usable) return kPlaceholderTokenId;
-  const Generated answer = prefix.answer();
-  int32_t token = scan.argmax;
-  if (temperature > 0.0f) {
-    token = sample_scanned(logits, vocab, scan, inverse_temperature(temperature), seed,
-                           prefix.length + prefix.window_len, purpose);
-    if (token != scan.argmax && !transform.mask->leaves(answer, scan.argmax)) return kPlaceholderTokenId;
-  }
-  return transform.mask->leaves(answer, token) ? token : kPlaceholderTokenId;
-}
-
 const float* Transformer::copy(const Transform& transform, float temperature, int slot, const Prefix& prefix,
                                const float* logits, int vocab) {
   row_.assign(logits, logits + vocab);

@@ -11,7 +11,6 @@
 
 #include "core/token_mask.h"
 #include "sampling/filters.h"
-#include "sampling/sampling.h"
 #include "sampling/token_counts.h"
 
 namespace pearl {
@@ -30,11 +29,6 @@ struct Transform {
 
   bool penalises() const {
     return repetition_penalty != 1.0f || frequency_penalty != 0.0f || presence_penalty != 0.0f;
-  }
-  // Whether the mask alone changes a row that has so many tokens of the answer before it.
-  bool only_masks(float temperature, int64_t generated) const {
-    return mask != nullptr && generated >= min_tokens && logit_bias.empty() && !penalises() &&
-           !(temperature > 0.0f && filters.any());
   }
   // Whether any row may come out changed.
   bool any(float temperature) const {
@@ -67,12 +61,6 @@ class Transformer {
   std::vector<float> row_;
   FilterScratch scratch_;
 };
-
-// The token of a row that a mask alone changes, where it can be told without the mask: the one that sample()
-// takes from the row as it is, if the form allows it, and the row's likeliest token too. The masked row then
-// has the same maximum, and no key above that token's. Else -1: apply() and sample() say which it is.
-int32_t sample_unmasked(const Transform& transform, const Prefix& prefix, const float* logits /*[vocab]*/,
-                        int vocab, float temperature, uint64_t seed, Purpose purpose);
 
 // The target's rows of one window, as its judge reads them: row r sees the candidates before it.
 struct TransformedRows {

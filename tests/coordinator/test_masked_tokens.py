@@ -193,46 +193,6 @@ def test_all_drafters_give_the_same_bits(placement: str, temperature: float, for
     assert len(answers) == 1
 
 
-class Counted(Matcher):
-    masks = 0
-
-    def step(self, num_back: int, tokens: Sequence[int], words: memoryview | None) -> int:
-        Counted.masks += words is not None
-        return super().step(num_back, tokens, words)
-
-
-class Everything(Automaton):
-    """Every text without the end of text."""
-
-    def __init__(self) -> None:
-        super().__init__(0, forces=False)
-        self.next = [dict.fromkeys(range(1, VOCAB), 0)]
-        self.ends = set()
-
-    def matcher(self) -> Matcher:
-        return Counted(self)
-
-
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_masks_are_made_where_they_are_needed(strategy: str) -> None:
-    """Not where the token that a row has anyway is of the form; everywhere for the odds of a rejection."""
-    scripts: dict[str, Any] = {"target": {"rule": 5}, "draft": {"rule": 5, "divergence": 0.3}}
-    for temperature, judge in ((0.0, "rejection"), (0.9, "coupled"), (0.9, "rejection")):
-        asked: dict[str, Any] = {"gamma": 3, "max_tokens": 40, "temperature": temperature, "seed": 3}
-        asked["logit_bias"] = ()
-        free = tokens_of(Bench.build(**scripts).run(strategy, _C.Request([1], **asked), judge=judge))
-        Counted.masks = 0
-        bench = Bench.build(**scripts)
-        told = tokens_of(bench.run(strategy, _C.Request([1], **asked, grammar=Everything()), judge=judge))
-        changed = next((i for i, token in enumerate(free) if token == EOS), 40)
-        assert told[:changed] == free[:changed]
-        ends = sum(token == EOS for token in free)
-        if temperature == 0.0:
-            assert Counted.masks <= 10 + 10 * ends
-        elif judge == "rejection" and strategy != "ar":
-            assert Counted.masks >= 20
-
-
 def test_batches_beside_free_text() -> None:
     """Each sequence has the tokens that it has alone; those without a form are not touched."""
     forms = [Automaton(seed, forces=True) if seed % 3 else None for seed in range(6)]
