@@ -238,6 +238,11 @@ class Coordinator:
         """
         Ends a request within a round -> True if it had no slot yet, and nothing follows. Any thread.
         """
+    def forget_prefixes(self) -> None:
+        """
+        Others have written to the KV caches: no prompt begins in what was there before. RequestError
+        while a run goes on.
+        """
     def has_place(self, request: Request) -> bool:
         """
         Whether a request would get its KV blocks now, behind those that wait, and the run that goes

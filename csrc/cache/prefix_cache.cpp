@@ -45,6 +45,11 @@ void PrefixCache::forget(int32_t block) {
   if (at != blocks_.end() && at->second == block) blocks_.erase(at);
 }
 
+void PrefixCache::clear() {
+  for (int block = 0; block < pool_->num_blocks(); ++block) pool_->set_kept(block, false);
+  blocks_.clear();
+}
+
 PrefixCache::Entry PrefixCache::enter(uint64_t parent, const int32_t* tokens, int32_t block, bool has_draft) {
   const uint64_t key = key_of(parent, tokens);
   const int32_t before = known(key, parent, tokens);

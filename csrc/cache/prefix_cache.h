@@ -32,6 +32,9 @@ class PrefixCache {
   // another one if they were known, unless has_draft is new. Both have the same rows, bit for bit.
   Entry enter(uint64_t parent, const int32_t* tokens, int32_t block, bool has_draft);
 
+  // No block is found any more. Their ids are not used again.
+  void clear();
+
   // Of memory, beside the pool's.
   static double bytes(double num_blocks, double block_size) { return num_blocks * (4 * block_size + 128); }
 

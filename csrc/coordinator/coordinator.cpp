@@ -243,6 +243,13 @@ std::optional<uint64_t> Coordinator::submit(const Request& request) {
   return id;
 }
 
+void Coordinator::forget_prefixes() {
+  const OneCaller one_caller(&called_);
+  if (running()) refuse("a request is running; call stop() or read next() to its end first");
+  join_lanes();
+  state_->forget_prefixes();
+}
+
 bool Coordinator::has_place(const Request& request) {
   return run_.admission.has_place(request, [&](const std::deque<Admission::Waiting>& waiting) {
     int64_t needed = state_->blocks_needed(request);

@@ -40,6 +40,10 @@ class Coordinator {
   // less. Throws Failure(kRequest) for what cannot be run.
   std::optional<uint64_t> submit(const Request& request);
 
+  // Others have written to the KV caches: no prompt begins in what was there before. Throws Failure(kRequest)
+  // while a run goes on.
+  void forget_prefixes();
+
   // Whether a request would get its KV blocks now, behind those that wait, and the run that goes on, if one
   // does, was made for it. From any thread.
   bool has_place(const Request& request);

@@ -156,6 +156,8 @@ struct State {
   // have to be computed.
   bool looks(int slot) const { return prefixes && shares[slot] && num_prompt_logprobs[slot] < 0; }
   int64_t found_tokens(int slot) const { return num_found[slot] * int64_t{blocks.block_size()}; }
+  // As results say it; -1: not looked for.
+  int64_t cached_tokens(int slot) const { return looks(slot) ? found_tokens(slot) : -1; }
   // Before the first chunk of a prompt that joins: what other slots have fed since its blocks were reserved.
   void find_more(int slot) {
     if (!looks(slot)) return;
@@ -166,8 +168,9 @@ struct State {
 
   // Verify, and start for the last run: blocks of a slot that are full, whose tokens are final and whose rows
   // are written, and never again, in each cache that the slot uses, can be found by others. A score writes
-  // from the last committed token on, a window from the one before it.
-  void make_known(int slot) {
+  // from the last committed token on, a window from the one before it. moves: the slot goes on with the
+  // blocks that others find, where these are not its own. On a device its table stays as it was copied.
+  void make_known(int slot, bool moves = true) {
     if (!prefixes || num_held[slot] == 0 || !shares[slot]) return;
     if (finish_reason[slot] == FinishReason::kError) return;
     const bool is_judged = committed[slot] > prompt_len[slot];  // else the prompt may not be fed
@@ -179,8 +182,13 @@ struct State {
       const int32_t* first = tokens(slot) + known * int64_t{blocks.block_size()};
       const PrefixCache::Entry entry = prefixes->enter(last_known[slot], first, *block, has_draft);
       last_known[slot] = entry.id;
-      replace(block, entry.block);
+      if (moves) replace(block, entry.block);
     }
+  }
+  // Between runs: the rows of all blocks are void.
+  void forget_prefixes() {
+    for (int slot = 0; slot < num_slots; ++slot) release(slot);
+    if (prefixes) prefixes->clear();
   }
 
   // A request takes a slot that is idle. is_fed: the program's prologue feeds its prompt, not the rounds.
@@ -259,11 +267,19 @@ struct State {
   int32_t* own_words(int slot) {  // [gamma_max + 1]
     return own_words_.data() + static_cast<size_t>(slot) * (gamma_max + 1);
   }
-  // The longest window that a slot which runs may have now.
+  // The longest window that a slot which runs may have now, but for tokens that the form of its answer
+  // forces.
   int32_t window_room(int slot) const {
-    const int64_t room = std::min(max_total_len[slot], draft_capacity) - committed[slot] - pending[slot];
     const int32_t wanted = adapts[slot] ? std::min(gamma[slot], window_limit) : gamma[slot];
-    return static_cast<int32_t>(std::clamp<int64_t>(room, 0, wanted));
+    return static_cast<int32_t>(std::clamp<int64_t>(room(slot), 0, wanted));
+  }
+  // And with these, which cost the drafter nothing. One less than there is place for: the target then feeds
+  // as many rows as share a pass over its weights.
+  int32_t forced_room(int slot) const {
+    const int32_t drafted = window_room(slot);
+    return drafted == 0 ? 0
+                        : static_cast<int32_t>(
+                              std::clamp<int64_t>(room(slot), drafted, std::max(gamma_max - 1, drafted)));
   }
 
   const int num_slots;  // B
@@ -342,6 +358,9 @@ struct State {
   std::vector<uint64_t> last_known;  // [B] the entry of the last of them
 
  private:
+  int64_t room(int slot) const {
+    return std::min(max_total_len[slot], draft_capacity) - committed[slot] - pending[slot];
+  }
   // Whether a draft with a cache of its own follows a sequence with such a prompt.
   bool draft_reads(int64_t length) const { return draft_caches && length - 1 < draft_capacity; }
   // Blocks at the front of a prompt, behind those that the slot knows: the last token is always fed.

@@ -57,18 +57,23 @@ class TokenMask {
   std::string error() const;
 
  private:
-  static constexpr int64_t kKept = 64;  // masks: of two windows and what lies between, at the least
+  static constexpr int64_t kKept = 64;  // places: of two windows and what lies between, at the least
 
+  // What was found behind so many tokens of path_; -1: nothing.
   struct Kept {
-    int64_t place = -1;             // tokens before it
+    int64_t mask_place = -1, forced_place = -1;
     std::vector<uint32_t> allowed;  // [num_words]
+    std::vector<int32_t> forced;
   };
 
-  // Whether `before` is the beginning of a text of the form, or all of it. Its mask is then kept, and the
-  // matcher stands behind it, or further on.
-  bool sync(const Generated& before);
-  bool stand(const Generated& before);  // the same, and the matcher stands there
-  void move(int64_t same, const Generated& before);
+  // Tokens at the front of `before` that the matcher has taken in.
+  int64_t shared(const Generated& before) const;
+  // The matcher goes back to the first `same` tokens of `before`, and takes in the others and then `more`, as
+  // many as may stand -> how many of them. wants_mask: of the place behind all of them.
+  int64_t take(int64_t same, const Generated& before, const int32_t* more, int64_t count, bool wants_mask);
+  // Whether `before` is the beginning of a text of the form, or all of it, and its mask is kept.
+  bool keep_mask(const Generated& before);
+  Kept& kept(int64_t place) { return kept_[place % kKept]; }
 
   const std::unique_ptr<FormMatcher> matcher_;
   const int64_t num_words_;

@@ -144,17 +144,22 @@ int LookupDrafter::propose(int b, int room, bool reads_pool) {
   int count = 0;
   TokenMask* const mask = s.transform[b].mask.get();
   const auto answer = [&] { return Prefix{s.tokens(b), end, s.prompt_len[b], s.window(b), count}.answer(); };
-  while (count < room) {
-    if (mask != nullptr) {  // what the form of the answer has next anyway
-      for (const int32_t token : mask->forced(answer(), room - count)) {
+  const int most = s.forced_room(b);
+  for (;;) {
+    if (mask != nullptr && count < most) {  // what the form of the answer has next anyway, on top of the room
+      const std::vector<int32_t> tokens = mask->forced(answer(), most - count);
+      for (const int32_t token : tokens) {
         s.kind(b, end + count) = DraftKind::kForced;
         s.window(b)[count++] = token;
         tail_.push_back(token);
+      }
+      room = std::min(room + static_cast<int>(tokens.size()), most);
+      if (!tokens.empty()) {
         search = nullptr;
         next = {LookupIndex::kGap, 0, 0};
       }
-      if (count == room) break;
     }
+    if (count >= room) break;
     if (search == nullptr) {  // the source that is likeliest to be right
       for (Search& one : searches) {
         if (one.source == kPool && !reads_pool) continue;

@@ -17,6 +17,7 @@ void ModelDrafter::start(State* state, Run* run) {
   feeder_.emplace(executor_.get(), state, run);
   transformer_.emplace(state->num_slots);
   window_len_.assign(state->num_slots, 0);
+  most_.assign(state->num_slots, 0);
   stops_.assign(state->num_slots, {});
   end_.assign(state->num_slots, 0);
   drafted_.assign(state->num_slots, 0);
@@ -39,7 +40,7 @@ void ModelDrafter::draft() {
   bool drafts = false;
   feeder_->segments.clear();
   for (int b = 0; b < s.num_slots; ++b) {
-    window_len_[b] = drafted_[b] = 0;
+    window_len_[b] = most_[b] = drafted_[b] = 0;
     fed_[b] = -1;
     if (!s.running(b)) continue;
     const int64_t end = end_[b] = s.committed[b] + s.pending[b];
@@ -47,6 +48,7 @@ void ModelDrafter::draft() {
     s.draft_fed[b] = std::min(s.draft_fed[b], end - 1);  // what was rejected had been fed
     s.bad_draft[b] = -1;
     if (window_len_[b] > 0 && end - s.draft_fed[b] > Feeder::kChunk) push_missing(b, end);
+    if (window_len_[b] > 0) most_[b] = s.forced_room(b);
     stops_[b].begin(&s, b, mask_token_.has_value());
     if (draft_forced(b)) drafts = true;
   }
@@ -125,13 +127,15 @@ bool ModelDrafter::draft_forced(int b) {
   State& s = *state_;
   TokenMask* mask = s.transform[b].mask.get();
   // The form may tell a part of them: until it has no more.
-  for (int before = -1; mask != nullptr && before < drafted_[b] && drafted_[b] < window_len_[b];) {
+  for (int before = -1; mask != nullptr && before < drafted_[b] && drafted_[b] < most_[b];) {
     before = drafted_[b];
     const Prefix prefix{s.tokens(b), end_[b], s.prompt_len[b], s.window(b), drafted_[b]};
-    for (const int32_t token : mask->forced(prefix.answer(), window_len_[b] - drafted_[b])) {
+    const std::vector<int32_t> tokens = mask->forced(prefix.answer(), most_[b] - drafted_[b]);
+    for (const int32_t token : tokens) {
       s.window(b)[drafted_[b]] = token;
       s.kind(b, end_[b] + drafted_[b]++) = DraftKind::kForced;
     }
+    window_len_[b] = std::min(window_len_[b] + static_cast<int32_t>(tokens.size()), most_[b]);
   }
   if (drafted_[b] < window_len_[b] && !stops_[b].goes_on()) window_len_[b] = drafted_[b];
   return drafted_[b] < window_len_[b];

@@ -48,8 +48,8 @@ class ModelDrafter : public Drafter {
   void push_last(int slot);
   // The window goes on with tokens of the rows of a pass -> whether one more pass follows.
   bool take_rows(const Segment& segment, int vocab);
-  // The window goes on with the tokens that the form of the answer has next anyway: they cost no pass. ->
-  // whether a pass follows.
+  // The window goes on with the tokens that the form of the answer has next anyway: they cost no pass, and so
+  // come on top of its length. -> whether a pass follows.
   bool draft_forced(int slot);
   // The token at a position whose logits are in `row`, which is transformed in place first: what was sampled
   // from is what is judged. `drafted` tokens of the window stand before it.
@@ -64,6 +64,7 @@ class ModelDrafter : public Drafter {
   std::optional<Feeder> feeder_;
   std::optional<Transformer> transformer_;
   std::vector<int32_t> window_len_;  // [B]
+  std::vector<int32_t> most_;        // [B] of it, with forced tokens
   std::vector<WindowStop> stops_;    // [B]
   std::vector<int64_t> end_;         // [B] tokens before the window that is drafted
   std::vector<int32_t> drafted_;     // [B] tokens of the window so far

@@ -324,6 +324,9 @@ void bind_coordinator(py::module_& m) {
            "Raises the run's error once, after the results before it.")
       .def("stop", method(&Coordinator::stop), py::call_guard<WithoutGil>(),
            "Ends the run within a round. What was verified before can still be had from next().")
+      .def("forget_prefixes", method(&Coordinator::forget_prefixes), py::call_guard<WithoutGil>(),
+           "Others have written to the KV caches: no prompt begins in what was there before. RequestError\n"
+           "while a run goes on.")
       .def("has_place", method(&Coordinator::has_place), py::arg("request"), py::call_guard<WithoutGil>(),
            "Whether a request would get its KV blocks now, behind those that wait, and the run that goes\n"
            "on, if one does, was made for it. Any thread.")

@@ -38,11 +38,13 @@ class CudaBackend(Backend):
         kv_cache_tokens: int | None = None,
         gamma: int | None = None,
         pdl: bool = False,
+        prefix_caching: bool = False,
     ) -> None:
-        """cpu: of a draft on the CPU. num_slots: sequences at a time, in steps for the next of BATCHES.
-        kv_cache_tokens: see Backend. gamma: the one window that is in use; None: many. pdl: of all kernels.
+        """cpu: of a draft on the CPU, beside which no blocks are found again. num_slots: sequences at a
+        time, in steps for the next of BATCHES. kv_cache_tokens, prefix_caching: see Backend. gamma: the one
+        window that is in use; None: many. pdl: of all kernels.
         """
-        super().__init__(num_slots, kv_cache_tokens)
+        super().__init__(num_slots, kv_cache_tokens, prefix_caching=prefix_caching and cpu is None)
         self.block_size = self.block_size if cpu is None else cpu.block_size
         self._gpu = find_gpu(device)
         self._draft_gpu = self._gpu

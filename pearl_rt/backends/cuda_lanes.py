@@ -95,6 +95,7 @@ class CudaLanes(Lanes):
         if self.pair is not None and not self.coordinator.running:
             if self.pair.claims != self._claim:  # other calls have used the slots, on other streams
                 self._synchronize()
+                self.coordinator.forget_prefixes()  # and the pages
             self._claim = self.pair.claim()
         chosen = program(strategy, self.placement)
         if not self.coordinator.running:  # else start() says that it is

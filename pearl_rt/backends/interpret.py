@@ -23,13 +23,20 @@ from pearl_rt.types.json import Json
 class InterpretBackend(Backend):
     """What an engine asks of device="interpret"."""
 
-    def __init__(self, num_slots: int = 1, kv_cache_tokens: int | None = None, *, pdl: bool = False) -> None:
+    def __init__(
+        self,
+        num_slots: int = 1,
+        kv_cache_tokens: int | None = None,
+        *,
+        pdl: bool = False,
+        prefix_caching: bool = False,
+    ) -> None:
         """See Backend. pdl: as on a GPU; it does nothing in the interpreter."""
         self._gpu, self._pdl = HostGpu(), pdl
         prepare_kernels(self._gpu.device)
         if pdl:
             check_dependent_launches(self._gpu)
-        super().__init__(num_slots, kv_cache_tokens)
+        super().__init__(num_slots, kv_cache_tokens, prefix_caching=prefix_caching)
 
     def capabilities(self, drafter: str) -> Capabilities:
         """Both placements, which differ in the order of their prefills only."""

@@ -158,7 +158,8 @@ def backend(
         if device == "interpret":
             from pearl_rt.backends.interpret import InterpretBackend
 
-            return InterpretBackend(num_slots or 1, kv_cache_tokens, pdl=options.pdl), drafter
+            given = {"pdl": options.pdl, "prefix_caching": options.prefix_caching}
+            return InterpretBackend(num_slots or 1, kv_cache_tokens, **given), drafter
         from pearl_rt.backends.cuda import CudaBackend
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -176,5 +177,6 @@ def backend(
         cpu=CpuBackend(num_threads, isa, num_slots or 1, kv_cache_tokens) if draft_device == "cpu" else None,
         num_slots=num_slots or 1,
         kv_cache_tokens=kv_cache_tokens,
+        prefix_caching=options.prefix_caching,
     )
     return on_gpu, drafter

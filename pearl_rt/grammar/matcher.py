@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 
 LONGEST_FORCED = 64  # bytes: a form may force text without end
-MOST_SPELLINGS = 64  # tokens that a forced text may begin with
 
 
 class Matcher:
@@ -29,24 +28,25 @@ class Matcher:
         self._matcher = matcher
         self._vocabulary = vocabulary
         self._end_ids = end_ids
-        self._words = np.zeros(-(-self.vocab_size // 32), np.uint32)  # what may follow, if _is_filled
-        self._is_filled = False
 
     def step(self, num_back: int, tokens: Sequence[int], words: memoryview | None) -> int:
         """Takes tokens back, then takes in those of `tokens` that may stand, up to one that may not or that
         ends the text -> how many. If all were taken, fills words, uint32 [ceil(vocab_size / 32)]: bit i of
         them is 1 where token i may follow. Raises ValueError if the form became too complex.
         """
+        matcher, taken = self._matcher, 0
         if num_back:
-            self._matcher.rollback(num_back)
-        self._is_filled = False
-        first_end = next((place for place, token in enumerate(tokens) if self._is_end(token)), len(tokens))
-        plain = list(tokens[:first_end])
-        taken = self._matcher.try_consume_tokens(plain) if plain else 0
+            matcher.rollback(num_back)
+        if tokens:
+            plain = list(tokens)
+            for place, token in enumerate(plain):
+                if token in self._end_ids or token >= self.vocab_size:
+                    del plain[place:]
+                    break
+            taken = matcher.try_consume_tokens(plain) if plain else 0
         if words is not None and taken == len(tokens):
-            self._fill()
-            np.frombuffer(words, np.uint32)[:] = self._words
-            self._is_filled = True
+            view = np.frombuffer(words, np.uint32)
+            matcher.unsafe_compute_mask_ptr(view.ctypes.data, view.nbytes)
         self._check()
         return taken
 
@@ -54,37 +54,28 @@ class Matcher:
         """Tokens that stand next in every text of the form, as the tokenizer cuts them. Not the last of them,
         if it may be cut in another way with what follows.
         """
-        found, taken, is_sure = b"", 0, False
-        tokens, first_bytes = self._vocabulary.tokens, self._vocabulary.first_bytes
-        while len(found) < LONGEST_FORCED:
-            if taken or not self._is_filled:
-                self._fill()
-            ids = np.flatnonzero(np.unpackbits(self._words.view(np.uint8), bitorder="little"))
-            if len(ids) == 0 or any(token in self._end_ids for token in ids[:MOST_SPELLINGS]):
-                is_sure = taken > 0
-                break
-            if (first_bytes[ids] != first_bytes[ids[0]]).any():
-                break
-            longest = max(ids[:MOST_SPELLINGS], key=lambda token: len(tokens[token]))
-            is_sure = len(ids) == 1
-            if len(ids) > MOST_SPELLINGS or not all(tokens[longest].startswith(tokens[i]) for i in ids):
-                found += tokens[longest][:1]
-                break
-            found += tokens[longest]
-            taken += self._matcher.try_consume_tokens([int(longest)])
+        matcher = self._matcher
+        found = matcher.compute_ff_bytes()
+        if not found:
+            self._check()
+            return []
+        cut = self._vocabulary.cut(found[:LONGEST_FORCED])
+        taken = matcher.try_consume_tokens(cut) if cut else 0
+        is_sure = taken == len(cut) and len(found) <= LONGEST_FORCED and self._is_sure(cut)
         if taken:
-            self._matcher.rollback(taken)
-            self._is_filled = False
+            matcher.rollback(taken)
         self._check()
-        cut = self._vocabulary(found) if found else []
-        cut = cut if is_sure else cut[:-1]
-        return cut[: self._matcher.validate_tokens(cut)] if cut else cut
+        return list(cut[:taken] if is_sure or taken < len(cut) else cut[:-1])
 
-    def _fill(self) -> None:
-        self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
-
-    def _is_end(self, token: int) -> bool:
-        return token in self._end_ids or token >= self.vocab_size
+    def _is_sure(self, cut: Sequence[int]) -> bool:
+        """Whether the last of these tokens, which were taken in, is itself whatever follows."""
+        matcher = self._matcher
+        if not cut or self._vocabulary.is_whole(cut[-1]) or matcher.is_accepting():
+            return True
+        matcher.rollback(1)
+        bits = int.from_bytes(matcher.compute_bitmask(), "little")
+        matcher.try_consume_tokens(cut[-1:])
+        return bits.bit_count() == 1
 
     def _check(self) -> None:
         if self._matcher.is_error():

@@ -4,9 +4,8 @@ Knows Tokenizer by its calls, and so checkpoints of every kind; not grammars.
 """
 
 from collections.abc import Collection
+from itertools import pairwise
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.errors import ConfigError
@@ -14,6 +13,7 @@ from pearl_rt.errors import ConfigError
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
+MOST_CUTS = 4096
 NEEDED = "structured_outputs needs the package llguidance: pip install 'pearl_rt[structured]'"
 
 
@@ -35,9 +35,24 @@ class Vocabulary:
         for token_id, own in enumerate(self.tokens):
             if token_id not in special and self._ids.get(own) != token_id:
                 self.tokens[token_id] = b""
-        # [ids] int16; -1: no bytes
-        self.first_bytes = np.array([own[0] if own else -1 for own in self.tokens], np.int16)
         self._longest = max(map(len, self._ids), default=1)
+        ordered = sorted(self._ids)  # what goes on from a token stands behind it
+        self._goes_on = {self._ids[own] for own, after in pairwise(ordered) if after.startswith(own)}
+        self._cuts: dict[bytes, list[int]] = {}
+
+    def is_whole(self, token_id: int) -> bool:
+        """Whether no other token begins with this one's bytes."""
+        return token_id not in self._goes_on
+
+    def cut(self, text: bytes) -> list[int]:
+        """As a call, which is remembered: forms force few texts. Not to be changed."""
+        found = self._cuts.get(text)
+        if found is None:
+            found = self(text)
+            if len(self._cuts) >= MOST_CUTS:
+                self._cuts.clear()
+            self._cuts[text] = found
+        return found
 
     def __call__(self, text: str | bytes) -> list[int]:
         """The tokenizer's ids where they spell the text, as they do unless it adds a space; else the longest

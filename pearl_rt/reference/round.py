@@ -166,14 +166,15 @@ def decode(
     judge: Judge[Row],
     forced: Callable[[Sequence[int]], Sequence[int]] = lambda prefix: (),
     stop: WindowStop[Row] | None = None,
+    longest: int = 0,
     mask_token: int | None = None,
 ) -> list[RoundResult]:
     """A whole generation, round by round. draft_fn: a model, or a drafter that is certain; it may be None for
     "ar". prompt: at least one token, shorter than max_total_len. forced: prefix -> tokens that the form of
-    the answer has next, which a model need not draft. stop: ends a model's windows. mask_token: the model
-    fills a window in one pass; each row but the first is behind mask tokens, in place of the tokens that were
-    sampled from the rows before it (PARD, arXiv 2504.18583). Raises ValueError where a judge finds logits
-    that cannot be used.
+    the answer has next, which a model need not draft: they come on top of gamma, as long as a window is
+    shorter than `longest`. stop: ends a model's windows. mask_token: the model fills a window in one pass;
+    each row but the first is behind mask tokens, in place of the tokens that were sampled from the rows
+    before it (PARD, arXiv 2504.18583). Raises ValueError where a judge finds logits that cannot be used.
     """
     if not 0 < len(prompt) < limits.max_total_len:
         raise ValueError(f"a prompt of {len(prompt)} tokens leaves nothing below {limits.max_total_len}")
@@ -207,33 +208,36 @@ def decode(
         if drafter is not None and strategy != "ar":
             candidates += drafter.window(tokens, pending, todo.window)
             candidate_logits += [None] * (len(candidates) - len(pending))
-            todo = plan(strategy, state, len(candidates) - len(pending), limits.max_total_len)
         if stop is not None:
             stop.begin(tokens, len(pending))
-        passed: list[int] | None = None  # the tokens that the pass feeds, where one pass has all rows
-        while drafter is None and len(candidates) - len(pending) < todo.window:
+        room = limits.max_total_len - len(tokens) - len(pending)
+        window_len, most = todo.window, max(todo.window, min(longest - 1, room))
+        passed, behind = tokens, 0  # with masks: what a pass feeds before them, and the place behind its rows
+        while drafter is None and todo.window > 0:
             seen = tokens + candidates
-            if sure := list(forced(seen))[: todo.window - len(candidates) + len(pending)]:
+            if sure := list(forced(seen))[: most - len(candidates) + len(pending)]:
                 candidates += sure
                 candidate_logits += [None] * len(sure)
+                window_len = min(window_len + len(sure), most)
                 continue
+            if len(candidates) - len(pending) == window_len:
+                break
             assert callable(draft_fn), f"{strategy} needs a draft"
             token = None
             if stop is None or stop.goes_on():
-                if mask_token is None:
-                    row = draft_fn(seen)
-                else:
-                    passed = passed or seen
-                    row = draft_fn([*passed, *[mask_token] * (len(seen) - len(passed))])
+                if len(seen) >= behind:
+                    passed, behind = seen, len(tokens) + len(pending) + window_len
+                masks = [mask_token] * (len(seen) - len(passed)) if mask_token is not None else []
+                row = draft_fn([*passed, *masks] if masks else seen)
                 if stop is None or stop.takes(row, seen):
                     token = judge.draft_token(row, seen)
             if token is None:  # the window ends
-                todo = plan(strategy, state, len(candidates) - len(pending), limits.max_total_len)
                 break
             if stop is not None:
                 stop.add(len(seen), token)
             candidate_logits.append(row)
             candidates.append(token)
+        todo = plan(strategy, state, len(candidates) - len(pending), limits.max_total_len)
         verdict = run(candidates, candidate_logits, todo)
         after = advance(state, todo, verdict.accept_len)
         pending = candidates[len(candidates) - after.pending :]

@@ -69,8 +69,9 @@ class EngineOptions:
     max_num_seqs   sequences that run at once; None: 8 on the CPU, 1 elsewhere
     kv_cache_tokens  tokens of KV cache for all sequences together, of each model: a request waits for as much
                    as its prompt and max_tokens may need; None: max_num_seqs times max_model_len
-    prefix_caching  whether a prompt begins in the KV cache of earlier ones, as far as they agree, on the CPU;
-                   the same bits either way. What no sequence holds is kept until its blocks are needed
+    prefix_caching  whether a prompt begins in the KV cache of earlier ones, as far as they agree, but for a
+                   target on a GPU beside a draft on the CPU; the same bits either way. What no sequence holds
+                   is kept until its blocks are needed
     max_waiting    submitted requests that may wait while others run
     """
 

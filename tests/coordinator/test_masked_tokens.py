@@ -99,6 +99,7 @@ def expected(
     draft: Any,
     request: dict[str, Any],
     judge: str,
+    longest: int,
     mask_token: int | None,
 ) -> list[RoundResult]:
     prompt = request["prompt_ids"]
@@ -117,8 +118,8 @@ def expected(
     def forced(prefix: Sequence[int]) -> list[int]:
         return form.forced(prefix[len(prompt) :])
 
-    gamma = request["gamma"]
-    return decode(target, draft, prompt, strategy, gamma, limits, reference, forced, mask_token=mask_token)
+    rules = target, draft, prompt, strategy, request["gamma"], limits, reference, forced
+    return decode(*rules, longest=longest, mask_token=mask_token)
 
 
 @st.composite
@@ -142,6 +143,7 @@ def cases(draw: Any) -> dict[str, Any]:
         "divergence": draw(st.sampled_from([0.0, 0.1, 0.5])),
         "draft_vocab": draw(st.sampled_from([VOCAB, VOCAB + 5, VOCAB - 5])),
         "forces": draw(st.booleans()),
+        "more": draw(st.sampled_from([0, 1, 2, 7])),
         "branches": draw(st.sampled_from([1, 4, 9])),
         "mask_token": draw(st.sampled_from([None, None, 0, VOCAB - 6])),
     }
@@ -154,11 +156,11 @@ def test_rounds_are_the_rules(case: dict[str, Any]) -> None:
     form = Automaton(case["rule"], forces=case["forces"], branches=case["branches"])
     target, request = {"rule": case["rule"]}, case["request"]
     draft = {"rule": case["rule"], "divergence": case["divergence"], "vocab_size": case["draft_vocab"]}
-    mask, gamma = case["mask_token"], request["gamma"]
-    bench = Bench.build(case["placement"], target=target, draft=draft, gamma_max=gamma, mask_token=mask)
+    mask, longest = case["mask_token"], request["gamma"] + case["more"]  # windows with tokens that are forced
+    bench = Bench.build(case["placement"], target=target, draft=draft, gamma_max=longest, mask_token=mask)
     results = bench.run(case["strategy"], _C.Request(**request, grammar=form), judge=case["judge"])
     rules = logits_after(**target), logits_after(**draft)
-    wanted = expected(form, case["strategy"], *rules, request, case["judge"], mask)
+    wanted = expected(form, case["strategy"], *rules, request, case["judge"], longest, mask)
     assert rounds_of(results) == wanted
     tokens = tokens_of(results)
     is_over = results[-1].finish_reason == "stop"

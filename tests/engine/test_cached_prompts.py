@@ -88,6 +88,34 @@ def test_n_answers_feed_their_prompt_once(pair: Pair) -> None:
         assert [one.num_cached_tokens for one in engine.generate(prompt, params)] == [0, 64, 64]
 
 
+@pytest.mark.parametrize("strategy", ["ar", "sd", "pearl"])
+def test_on_the_kernels(pair: Pair, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A chat of three turns: the same bits, and passes for what is new alone."""
+    from pearl_rt.device.steps import LaneSteps
+
+    passes: list[int] = []
+    own = LaneSteps.prefill_chunk
+    monkeypatch.setattr(LaneSteps, "prefill_chunk", lambda self: (passes.append(1), own(self))[1])
+    options = {"device": "interpret", "max_model_len": 128, "judge": "coupled", "strategy": strategy}
+    with pair.engine(**options) as engine, pair.engine(**options, prefix_caching=False) as without:
+        text = [(7 * place) % 256 for place in range(40)]
+        params = SamplingParams(max_tokens=4, temperature=0.9, seed=5, logprobs=1)
+        for turn in range(3):
+            fed = []
+            outputs = []
+            for one in (engine, without):
+                passes.clear()
+                outputs += one.generate(text, params)
+                fed.append(len(passes))
+            got, want = outputs
+            assert (got.token_ids, got.logprobs) == (want.token_ids, want.logprobs)
+            assert got.num_cached_tokens == (0 if turn == 0 else (len(text) - 1) // 16 * 16)
+            assert want.num_cached_tokens is None
+            assert fed[0] == fed[1] if turn == 0 else fed[0] <= (1 if strategy == "ar" else 2) < fed[1]
+            text = text + got.token_ids + [3, 2, 1]
+        assert engine.stats()["prefix_cache"]["is_on"] and not without.stats()["prefix_cache"]["is_on"]
+
+
 def test_measuring_leaves_nothing_behind(pair: Pair) -> None:
     """The prompt of the timing is known to no request."""
     made_up = [(7 * place + 1) % 288 for place in range(16)]

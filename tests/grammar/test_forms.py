@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
+from random_schemas import schema
 from tiny_pairs import byte_tokenizer
 
 from pearl_rt import ConfigError, RequestError, StructuredOutputsParams
@@ -124,6 +126,39 @@ def test_forced_tokens_are_those_of_the_tokenizer(shipped: tuple[Forms, Tokenize
     assert matcher.forced() == []
     matcher.step(0, ids("}"), None)
     assert matcher.forced() == [] and allowed(matcher) == [end]
+
+
+@pytest.mark.parametrize("number", range(0, 60, 4))
+def test_what_is_forced(kind: tuple[Forms, Tokenizer, int], number: int) -> None:
+    """Whatever may follow begins with it, or is its beginning; and to ask changes no mask, with tokens that
+    are taken back or not.
+    """
+    forms, tokenizer, end = kind
+    rng = random.Random(number)
+    form = forms.form(StructuredOutputsParams(json=schema(number)))
+    asked, plain = form.matcher(), form.matcher()
+    path: list[int] = []
+    for _ in range(40):
+        found = allowed(asked)
+        assert found == allowed(plain)
+        forced = asked.forced() if rng.random() < 0.7 else []
+        text = b"".join(map(tokenizer.token_bytes, forced))
+        assert not forced or end not in (found or ())
+        for token in (found or ()) if text else ():
+            own = tokenizer.token_bytes(token)
+            assert own.startswith(text) or text.startswith(own)
+        open_ids = [token for token in found or () if token != end]
+        if forced and rng.random() < 0.5:
+            taken = forced
+        elif open_ids:
+            taken = [rng.choice(open_ids)]
+        else:
+            taken = []
+        back = rng.randint(0, len(path)) if not taken or rng.random() < 0.2 else 0
+        taken = [] if back else taken
+        for matcher in (asked, plain):
+            assert matcher.step(back, taken, None) == len(taken)
+        path = path[: len(path) - back] + taken
 
 
 def test_forced_text_is_bounded(kind: tuple[Forms, Tokenizer, int]) -> None:

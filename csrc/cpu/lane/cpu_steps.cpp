@@ -252,7 +252,7 @@ void CpuSteps::publish(int b) {
   result_.round = s.round[b]++;
   result_.slot = b;
   result_.finish_reason = s.finish_reason[b];
-  result_.num_cached_tokens = s.looks(b) ? s.found_tokens(b) : -1;
+  result_.num_cached_tokens = s.cached_tokens(b);
   result_.t_ns = now_ns();
   run_->ring.push(result_);
 }

@@ -265,9 +265,11 @@ void CudaLane::compute(const Resolved& next, InFlight* in_flight) {
 }
 
 void CudaLane::prefill(bool with_last, InFlight* in_flight) {
-  std::vector<int64_t> lengths = in_flight->state()->prompt_len;
-  for (int64_t& length : lengths) length = std::max<int64_t>(0, length - (with_last ? 0 : 1));
-  for (const DeviceArrays::Pass& pass : arrays_->prefill(lengths)) {
+  const State& state = *in_flight->state();
+  std::vector<int64_t> starts, ends = state.prompt_len;
+  for (int64_t& end : ends) end = std::max<int64_t>(0, end - (with_last ? 0 : 1));
+  for (int b = 0; b < state.num_slots; ++b) starts.push_back(state.found_tokens(b));
+  for (const DeviceArrays::Pass& pass : arrays_->prefill(starts, ends)) {
     if (in_flight->halted()) return;
     copy(pass.copies);
     launch(*prefill_chunk_);

@@ -37,6 +37,8 @@ class CudaLane : public Lane {
   void join() override;
   bool admits() const override { return true; }
   int block_size() const override { return arrays_->sizes().block_size; }
+  // Beside a draft on the host each prompt is fed whole.
+  bool finds_prefixes() const override { return !has_host_peer_; }
   Admission::Terms terms(const LaneProgram& program, const State& state) const override;
   void check_joiner(const Request& request) const override {
     arrays_->check_request(request, name_);

@@ -66,6 +66,15 @@ void InFlight::join(int slot) {
   slots_[slot].request = RequestState::kRunning;
   slots_[slot].offset = queued_rounds_ - 1;  // its round 0 is queued
   slots_[slot].committed = state_->prompt_len[slot];
+  keep_prompt(slot);
+}
+
+// All passes of the prompt are queued, and prompts that begin in its blocks are fed behind them.
+void InFlight::keep_prompt(int slot) {
+  State& s = *state_;
+  if (!s.prefixes) return;
+  s.fed[slot] = s.draft_fed[slot] = s.prompt_len[slot] - 1;  // the first window writes the last one again
+  s.make_known(slot, false);
 }
 
 void InFlight::leave(int slot) {
@@ -133,6 +142,7 @@ void InFlight::end_slot(int slot) {
   result_.token_ids.clear();
   result_.logprobs.clear();
   result_.accept_len = result_.num_judged = result_.pending_before = 0;
+  result_.num_cached_tokens = state_->cached_tokens(slot);
   result_.finish_reason = FinishReason::kAbort;
   result_.t_ns = now_ns();
   vacate(slot);
@@ -153,6 +163,7 @@ void InFlight::read_slot(int slot) {
   const VerdictEntry entry = ring_.read(round, slot);
   if (entry.finish_reason == FinishReason::kError) result_.error = bad_logits(slot, entry, round);
   if (host_lanes_) apply(slot, entry, round);
+  if (state_->prefixes) keep(slot, entry);
   slots_[slot].committed += entry.num_new;
   result_.request_id = state_->request_id[slot];
   result_.round = static_cast<int32_t>(round);
@@ -165,6 +176,7 @@ void InFlight::read_slot(int slot) {
   result_.accept_len = entry.accept_len;
   result_.num_judged = entry.num_judged;
   result_.pending_before = entry.pending_before;
+  result_.num_cached_tokens = state_->cached_tokens(slot);
   result_.finish_reason = entry.finish_reason;
   result_.t_ns = now_ns();
   if (result_.finish_reason != FinishReason::kRunning) vacate(slot);
@@ -185,6 +197,19 @@ void InFlight::apply(int slot, const VerdictEntry& entry, int64_t round) {
   s.pending[slot] =
       follows || reason != FinishReason::kRunning ? 0 : entry.pending_before + window_len - entry.num_judged;
   s.finish_reason[slot] = reason;
+}
+
+// What is final can be found by others: its rows are written, in both caches where a draft has windows, and
+// rounds in flight write from the last token but one on. Whoever finds them reads them behind these rounds,
+// on the same streams.
+void InFlight::keep(int slot, const VerdictEntry& entry) {
+  State& s = *state_;
+  if (entry.finish_reason == FinishReason::kError) return;
+  std::copy_n(entry.token_ids, entry.num_new, s.tokens(slot) + s.committed[slot]);
+  s.committed[slot] += entry.num_new;
+  s.fed[slot] = s.prompt_len[slot];
+  s.draft_fed[slot] = s.gamma[slot] > 0 ? s.committed[slot] : s.draft_prompt(slot);
+  s.make_known(slot, false);
 }
 
 std::string InFlight::bad_logits(int slot, const VerdictEntry& entry, int64_t round) const {

@@ -124,6 +124,8 @@ class InFlight {
   void vacate(int slot);  // the slot is free, and so are its KV blocks
   void count_read_rounds();
   void apply(int slot, const VerdictEntry& entry, int64_t round);
+  void keep_prompt(int slot);
+  void keep(int slot, const VerdictEntry& entry);
   std::string bad_logits(int slot, const VerdictEntry& entry, int64_t round) const;
 
   State* const state_;

@@ -51,6 +51,10 @@ struct ArraySizes {
     const int64_t size = std::max(block_size, 1);  // one that no cache can have is refused later
     return static_cast<size_t>((capacity + size - 1) / size);
   }
+  // Where the pass of a prompt that begins with token `start` ends.
+  int64_t pass_end(int64_t start, int64_t length) const {
+    return std::min((start / prefill_chunk + 1) * prefill_chunk, length);
+  }
   size_t max_masked() const { return 2 * static_cast<size_t>(num_stop_ids); }  // ids that min_tokens forbids
 };
 

@@ -202,27 +202,28 @@ std::vector<Copy> DeviceArrays::upload(const State& state, bool processed) {
 
 void DeviceArrays::share_upload() { staging_.clear(); }
 
-std::vector<DeviceArrays::Pass> DeviceArrays::prefill(const std::vector<int64_t>& lengths) {
-  const int64_t size = sizes_.prefill_chunk;
+std::vector<DeviceArrays::Pass> DeviceArrays::prefill(const std::vector<int64_t>& starts,
+                                                      const std::vector<int64_t>& ends) {
   int64_t total = 0;
-  for (const int64_t length : lengths) total += passes(length, size);
+  for (const int64_t end : ends) total += passes(end, sizes_.prefill_chunk);  // at the most
   int32_t* const nothing = staging_.take<int32_t>(2);
   nothing[0] = nothing[1] = 0;
   int32_t* range = staging_.take<int32_t>(2 * static_cast<size_t>(total));
   std::vector<Pass> result;
   // Every row but the pass's own is empty.
   std::vector<Copy> before;
-  for (size_t b = 0; b < lengths.size(); ++b) before.push_back({at_.chunk + b * 8, address(nothing), 8});
-  for (size_t b = 0; b < lengths.size(); ++b) {
+  for (size_t b = 0; b < ends.size(); ++b) before.push_back({at_.chunk + b * 8, address(nothing), 8});
+  for (size_t b = 0; b < ends.size(); ++b) {
     const CUdeviceptr row = at_.chunk + b * 8;
-    for (int64_t start = 0; start < lengths[b]; start += size, range += 2) {
+    for (int64_t start = starts[b]; start < ends[b]; start = range[1], range += 2) {
+      const int64_t end = sizes_.pass_end(start, ends[b]);
       range[0] = static_cast<int32_t>(start);
-      range[1] = static_cast<int32_t>(std::min(start + size, lengths[b]));
+      range[1] = static_cast<int32_t>(end);
       before.push_back({row, address(range), 8});
-      result.push_back({static_cast<int>(b), range[1] == lengths[b], std::move(before)});
+      result.push_back({static_cast<int>(b), end == ends[b], std::move(before)});
       before.clear();
     }
-    if (lengths[b] > 0) before.push_back({row, address(nothing), 8});
+    if (starts[b] < ends[b]) before.push_back({row, address(nothing), 8});
   }
   return result;
 }

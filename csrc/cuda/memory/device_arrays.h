@@ -44,8 +44,8 @@ class DeviceArrays {
     bool last;  // of its slot
     std::vector<Copy> copies;
   };
-  // lengths: [B] tokens to feed of each slot, 0 for none. Once for each upload.
-  std::vector<Pass> prefill(const std::vector<int64_t>& lengths);
+  // Of each slot tokens [starts[b], ends[b]), if there are any. Once for each upload.
+  std::vector<Pass> prefill(const std::vector<int64_t>& starts, const std::vector<int64_t>& ends);
 
   // The window of the run from another device's arrays, or from the host's state; with its logits if kept,
   // which on a device have thresholds if they are processed.

@@ -24,8 +24,8 @@ class JoinCopies {
   // memory.
   std::vector<Copy> begin(const State& state, int slot, int block, bool with_rows, bool processed);
 
-  // The next prefill pass feeds tokens [start, end) of this slot, and none of the others. start is a multiple
-  // of the chunk.
+  // The next prefill pass feeds tokens [start, end) of this slot, and none of the others. No two
+  // passes of a prompt begin in one chunk.
   std::vector<Copy> pass(int slot, int block, int64_t start, int64_t end);
 
   // The next step "join" judges this slot, as "verify" judges the slots that run.

@@ -127,7 +127,7 @@ bool GpuAdmission::admit(bool in_one_stream) {
   if (!has_passed || slot_ < 0) return false;
   in_flight_->begin_prefill(slot_);
   block_ = block;
-  fed_ = 0;
+  fed_ = state->found_tokens(slot_);
   const bool processed = target_->is_processed();
   if (draft_ != nullptr) target_->wait_for(draft_);  // it may still feed tokens of the slot's last request
   is_settled_ = true;
@@ -142,7 +142,7 @@ bool GpuAdmission::admit(bool in_one_stream) {
 
 bool GpuAdmission::feed() {
   const int64_t length = in_flight_->state()->prompt_len[slot_];
-  const int64_t end = std::min(length, fed_ + target_->arrays().sizes().prefill_chunk);
+  const int64_t end = target_->arrays().sizes().pass_end(fed_, length);
   if (is_last_pass() && !may_judge()) return false;
   const int64_t context = std::min(end, length - 1);  // the first window feeds the last token
   if (draft_ != nullptr && fed_ < context) draft_->feed(copies_[1].pass(slot_, block_, fed_, context));
@@ -153,7 +153,8 @@ bool GpuAdmission::feed() {
 }
 
 bool GpuAdmission::is_last_pass() const {
-  return in_flight_->state()->prompt_len[slot_] - fed_ <= target_->arrays().sizes().prefill_chunk;
+  const int64_t length = in_flight_->state()->prompt_len[slot_];
+  return target_->arrays().sizes().pass_end(fed_, length) == length;
 }
 
 // Room for two results: the first verdict follows the last pass at once, and a round's verdict follows it. A
