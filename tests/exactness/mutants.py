@@ -234,6 +234,21 @@ BUGS = {
             "  return token < 0 && could_draft ? kNothing : token;",
         ),
     ),
+    "a stop by chance that looks at the judge's noise": bug(
+        "law_is_kept",
+        LAW | {"stop": 5},
+        Edit.expression(STOP, "Purpose::kStop", "Purpose::kAccept"),
+    ),
+    "a stop by chance that looks at the draft's noise": bug(
+        "law_is_kept",
+        LAW | {"stop": 5},
+        Edit.expression(NOISE, PURPOSE, ONE_COUNTER.format("kStop")),
+    ),
+    "a chance of what fell": bug(
+        "rounds_are_the_rules",
+        RULES,
+        Edit.expression(STOP, "words + 1 + rate.stood", "words + count - 1 - rate.stood"),
+    ),
     "a stop that is not told of what fell": bug(
         "rounds_are_the_rules", RULES, Edit(STOP, "all_.add(!fell)", "all_.add(ON || !fell)")
     ),

@@ -37,6 +37,7 @@ STOPS: list[dict[str, Any]] = [
     {"draft_stop": "adaedl", "draft_stop_at": 0.45},
     {"draft_stop": "marginal", "draft_stop_at": 0.3},
     {"draft_stop": "marginal", "draft_stop_at": 0.9},
+    {"draft_stop": "thompson"},
 ]
 
 
@@ -86,7 +87,8 @@ def stop_of(request: dict[str, Any], judge: ReferenceJudge) -> Stop | None:
     """The definition's end of a request's windows."""
     if "draft_stop" not in request:
         return None
-    return Stop(request["draft_stop"], request["draft_stop_at"], request["temperature"], judge.row)
+    at, seed = request.get("draft_stop_at", 0.0), request["seed"]
+    return Stop(request["draft_stop"], at, request["temperature"], judge.row, seed)
 
 
 def random_models(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
