@@ -46,7 +46,7 @@ def test_with_windows_that_end_early(strategy: str, stop: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["sd", "pearl"])
 def test_with_windows_that_end_by_chance(strategy: str) -> None:
-    """As many runs as show a chance that is no stranger to the noise which draws or judges: mutants.py."""
+    """So many runs show a chance that is drawn from the noise of drafts or of the judge: mutants.py."""
     law_is_kept(0.3, strategy, 2, 60_000, slots=64, first_seed=20 * 10**6, stop=5)
 
 
