@@ -206,7 +206,7 @@ class Request:
         draft_stop_at: float = 0.0,
     ) -> None:
         """
-        grammar: of the answer, as pearl_rt.grammar.matcher.Form; lanes call its matcher. draft_stop: confidence, adaedl or marginal, with its number: pearl_rt/reference/stops.py.
+        grammar: of the answer, as pearl_rt.grammar.matcher.Form; lanes call its matcher. draft_stop: confidence, adaedl or marginal, with its number, or thompson: pearl_rt/reference/stops.py.
         """
 
 class Coordinator:

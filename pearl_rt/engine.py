@@ -117,7 +117,7 @@ class Engine:
         )
         capabilities = self._backend.capabilities(self._drafter)
         self._choice = capabilities.narrowed(
-            capabilities.everything, options.strategy, options.gamma, options.placement
+            capabilities.everything, options.strategy, options.gamma, options.placement, options.draft_stop
         )
         self._options = options
         self._tokenizer = tokenizer and tokenizer.hiding(target_config.eos_token_ids)

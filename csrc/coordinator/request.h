@@ -10,10 +10,11 @@
 namespace pearl {
 
 // What ends a window of a draft model before gamma: drafters/stop_rule.h.
-enum class StopKind { kNone, kConfidence, kAdaEdl, kMarginal };
+enum class StopKind { kNone, kConfidence, kAdaEdl, kMarginal, kThompson };
 struct StopRule {
   StopKind kind = StopKind::kNone;
-  double at = 0;  // a probability; the first threshold; the cost of a draft's step, in steps of the target
+  double at = 0;  // a probability; the first threshold; the cost of a draft's step, in steps of the target;
+                  // kThompson has none
 };
 
 struct Request {
@@ -28,7 +29,7 @@ struct Request {
   Transform transform;           // masked_ids are filled in where a slot is
   int num_logprobs = -1;         // likeliest tokens reported with each token; -1: nothing
   int num_prompt_logprobs = -1;  // as num_logprobs, of the prompt's tokens from the second on
-  bool shares = true;            // its answer may be looked up by later requests, and earlier answers by it
+  bool shares = true;            // text and KV blocks with later requests, and theirs with it
   bool adapts = false;           // its windows follow the run's table too, not its own gamma alone
   StopRule stop = {};
 

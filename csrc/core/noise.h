@@ -22,6 +22,7 @@ enum class Purpose : uint32_t {
   kBonus = 3,     // sampled from the target alone: ar, first token, bonus  (rejection)
   kTarget = 4,    // shared by draft and target on purpose       (coupled)
   kSample = 5,    // the seed of one of n answers                (pearl_rt/reference/noise.py)
+  kStop = 6,      // whether a window goes on, by chance         (drafters/stop_rule.cpp)
 };
 
 struct PhiloxWords {

@@ -4,6 +4,7 @@
 namespace pearl {
 
 struct Rate {
+  static constexpr int kMost = 64;  // more than it ever counts
   int stood = 0, judged = 0;
 
   void add(bool stands) {
@@ -12,9 +13,6 @@ struct Rate {
     stood /= 2;
     judged /= 2;
   }
-
- private:
-  static constexpr int kMost = 64;
 };
 
 }  // namespace pearl

@@ -5,6 +5,7 @@
 #include <cstddef>
 
 #include "core/checks.h"
+#include "core/noise.h"
 #include "core/vector_math.h"
 #include "sampling/rows.h"
 #include "sampling/sampling.h"
@@ -46,6 +47,21 @@ PEARL_CLONES RowShape shape_of(const float* logits, int vocab, float max, float 
   return {1.0 / total, std::max(entropy, 0.0)};
 }
 
+// With probability theta, drawn from Beta(1 + stood, 1 + fell): the (1 + stood)-th smallest of 1 + judged
+// uniforms (Devroye, "Non-Uniform Random Variate Generation", 1986). Words are compared instead, so that
+// nothing is rounded. position: of the draft that would be next.
+bool goes_on_by_chance(uint64_t seed, int64_t position, const Rate& rate) {
+  uint32_t words[Rate::kMost + 4];  // that of index 0 is compared with theta, which the others give
+  const int count = rate.judged + 2;
+  for (int first = 0; first < count; first += 4) {
+    const PhiloxWords four = noise_words(seed, position, Purpose::kStop, static_cast<uint32_t>(first / 4));
+    std::copy_n(four.w, 4, words + first);
+  }
+  uint32_t* const theta = words + 1 + rate.stood;
+  std::nth_element(words + 1, theta, words + count);
+  return words[0] < *theta;
+}
+
 }  // namespace
 
 StopRule stop_from(const std::string& name, double at) {
@@ -57,8 +73,11 @@ StopRule stop_from(const std::string& name, double at) {
     rule.kind = StopKind::kAdaEdl;
   } else if (name == "marginal") {
     rule.kind = StopKind::kMarginal;
+  } else if (name == "thompson") {
+    rule.kind = StopKind::kThompson;
+    return rule;
   } else {
-    refuse("draft_stop '" + name + "' is not one of none, confidence, adaedl, marginal");
+    refuse("draft_stop '" + name + "' is not one of none, confidence, adaedl, marginal, thompson");
   }
   const double most = rule.kind == StopKind::kMarginal ? 1e9 : 1.0;
   check_number("draft_stop_at", at, at > 0 && at <= most, "above 0, and a probability but for marginal");
@@ -73,6 +92,7 @@ void WindowStop::begin(State* state, int b, bool at_once) {
     is_used_ = true;
     request_id_ = s.request_id[b];
     rule_ = s.stop[b];
+    seed_ = s.seed[b];
     threshold_ = rule_.at;
     acceptance_ = kWanted;
   }
@@ -121,7 +141,7 @@ bool WindowStop::goes_on() {
 }
 
 bool WindowStop::takes(const float* logits, int vocab, float temperature) {
-  if (rule_.kind == StopKind::kNone) return true;
+  if (rule_.kind == StopKind::kNone || rule_.kind == StopKind::kThompson) return true;
   const RowScan scan = scan_row(logits, vocab);
   if (!scan.usable) return true;  // the caller says so
   const float inverse = temperature > 0.0f ? inverse_temperature(temperature) : 1.0f;
@@ -145,7 +165,9 @@ bool WindowStop::takes(const float* logits, int vocab, float temperature) {
 }
 
 void WindowStop::add(int64_t position, int32_t token) {
-  if (rule_.kind != StopKind::kNone) drafted_.push_back({position, token, row_class_});
+  if (rule_.kind == StopKind::kNone) return;
+  drafted_.push_back({position, token, row_class_});
+  if (rule_.kind == StopKind::kThompson) is_last_ = !goes_on_by_chance(seed_, position + 1, all_);
 }
 
 }  // namespace pearl

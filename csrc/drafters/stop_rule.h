@@ -1,5 +1,6 @@
-// Where the window of a draft model ends before gamma, even at nothing: by the draft's own rows, and by
-// how many of its drafts stood. numpy's twin: pearl_rt/reference/stops.py, which says why the law is kept.
+// Where the window of a draft model ends before gamma, even at nothing: by the draft's own rows, by how
+// many of its drafts stood, and by chance. numpy's twin: pearl_rt/reference/stops.py, which says why the law
+// is kept.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +16,9 @@ namespace pearl {
 // The rule of that name. Throws Failure(kRequest) for a name or a number that none has.
 StopRule stop_from(const std::string& name, double at);
 
-// The windows of one slot. By counts only: no clock, and no noise. What is counted are drafts up to the first
-// that fell, whose positions are final; drafts behind it are not, for their positions are drafted again with
-// the noise that they had.
+// The windows of one slot. By counts only: no clock, and no noise but that of Purpose::kStop, which decides
+// nothing else. What is counted are drafts up to the first that fell, whose positions are final; drafts
+// behind it are not, for their positions are drafted again with the noise that they had.
 class WindowStop {
  public:
   // Before a window: takes in the verdicts on earlier ones. at_once: one pass has the rows of all of it.
@@ -39,7 +40,7 @@ class WindowStop {
 
   void learn(const int32_t* tokens, int64_t committed, int64_t pending);
 
-  uint64_t request_id_ = 0;
+  uint64_t request_id_ = 0, seed_ = 0;
   bool is_used_ = false;
   StopRule rule_;
   bool is_on_final_ = false;  // the window follows final tokens
@@ -47,9 +48,11 @@ class WindowStop {
   std::vector<Drafted> drafted_;  // not judged yet
   // kAdaEdl
   double threshold_ = 0, acceptance_ = 0;
-  bool is_last_ = false;  // kConfidence too: the last row was doubtful, and the window ends behind it
+  // kConfidence and kThompson too: the last row was doubtful, or chance says so; the window ends behind it
+  bool is_last_ = false;
+  Rate all_;  // kThompson too
   // kMarginal
-  Rate all_, rates_[kClasses];
+  Rate rates_[kClasses];
   int quiet_ = 0;                               // windows without a pass, since the last one
   int passes_ = 0, row_class_ = 0;              // of this window; of its last row
   double chance_ = 1, tokens_ = 1, spent_ = 1;  // that all of it stand; expected of the round; its cost

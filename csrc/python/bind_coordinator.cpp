@@ -281,7 +281,7 @@ void bind_coordinator(py::module_& m) {
            py::arg("shares") = true, py::arg("grammar") = py::none(), py::arg("draft_stop") = "none",
            py::arg("draft_stop_at") = 0.0,
            "grammar: of the answer, as pearl_rt.grammar.matcher.Form; lanes call its matcher. draft_stop: "
-           "confidence, adaedl or marginal, with its number: pearl_rt/reference/stops.py.");
+           "confidence, adaedl or marginal, with its number, or thompson: pearl_rt/reference/stops.py.");
 
   py::class_<Coordinator, Owner>(m, "Coordinator",
                                  "Runs a program over a target's lane and a draft's, natively.")

@@ -99,8 +99,8 @@ class Lanes:
         return self.coordinator.has_place(self.native(request))
 
     def native(self, request: Request) -> _C.Request:
-        """A request as the coordinator takes it."""
-        return _C.Request(**vars(request))
+        """As the coordinator takes it. These lanes end no windows early; a request that asks was refused."""
+        return _C.Request(**vars(request) | {"draft_stop": "none"})
 
     def set_windows(self, windows: Sequence[int]) -> None:
         """Other windows from the next round on, for requests that adapt. Any thread."""

@@ -245,15 +245,15 @@ class CpuBackend(Backend):
         num_slots: int = 1,
         kv_cache_tokens: int | None = None,
         lookup_tokens: int | None = None,
-        draft_stop: str = "none",
+        stop: str = "none",
         *,
         prefix_caching: bool = False,
     ) -> None:
-        """num_threads: cores to use; None: all. isa: None, or one that this machine has. lookup_tokens and
-        draft_stop: see CpuLanes. The others: see Backend.
+        """num_threads: cores to use; None: all. isa: None, or one that this machine has. lookup_tokens, stop:
+        see CpuLanes. The others: see Backend.
         """
         super().__init__(num_slots, kv_cache_tokens, prefix_caching=prefix_caching)
-        self._drafting = lookup_tokens, draft_stop
+        self._drafting = lookup_tokens, stop
         if isa is not None:
             choice("isa", isa, _C.available_isas(), ConfigError)
         self.cores = choose_cores(num_threads)
@@ -269,7 +269,7 @@ class CpuBackend(Backend):
             scores_prompts=True,
             masks_tokens=True,
             outlives_draft=True,
-            stops=self._drafting[1] != "none",
+            ends_windows=True,
         )
 
     def dtype(self, model: ModelSource) -> str:

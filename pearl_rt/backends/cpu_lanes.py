@@ -11,12 +11,12 @@ from pearl_rt.backends.base import Lanes
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ResourceError
 from pearl_rt.strategy.planner import StepTimes
+from pearl_rt.types import draft_stop
 from pearl_rt.types.request import Request
 
 if TYPE_CHECKING:
     from pearl_rt.backends.cpu import Model
 
-FIRST_THRESHOLD = 0.4  # of AdaEDL, before it moves
 TOO_FEW_CORES = (
     "placement 'split' needs 2 cores, one for the draft and the rest for the target; there is {}: pass "
     "placement='shared', or more threads"
@@ -28,18 +28,6 @@ def split_cores(cores: Sequence[int]) -> tuple[list[int], list[int]]:
     if len(cores) < 2:
         raise ResourceError(TOO_FEW_CORES.format(len(cores)))
     return list(cores[:-1]), [cores[-1]]
-
-
-def _stop_of(asked: str, target: "Model", draft: "Model | None") -> tuple[str, float]:
-    """The rule that ends windows, and its number: of "marginal", what a draft's step costs in steps of the
-    target, counted in weights that they read and never in seconds, so that a seed stays a text.
-    """
-    rule, _, at = asked.partition(":")
-    if at:
-        return rule, float(at)
-    if rule == "marginal" and draft is not None:
-        return rule, draft.weights.weight_bytes / target.weights.weight_bytes
-    return rule, FIRST_THRESHOLD if rule == "adaedl" else 0.0
 
 
 class CpuLanes(Lanes):
@@ -56,14 +44,18 @@ class CpuLanes(Lanes):
         num_slots: int,
         pool: KvPool,
         lookup_tokens: int | None = None,
-        draft_stop: str = "none",
+        stop: str = "none",
     ) -> None:
         """pool: the KV blocks of all sequences. lookup_tokens: of earlier answers, for a drafter that looks
-        up; None: there is none. draft_stop: of a draft model's windows, see EngineOptions.
+        up; None: there is none. stop: of a draft model's windows, draft_stop of EngineOptions, where a
+        request has none of its own.
         """
         super().__init__(placement, target.config, draft.config if draft is not None else None, pool)
         self._lookup: _C.LookupDrafter | None = None
-        self._stop = _stop_of(draft_stop, target, draft)
+        self._stop = stop
+        # Counted in weights that are read and never in seconds, so that a seed stays a text.
+        read = 0 if draft is None else draft.weights.weight_bytes
+        self._draft_cost = read / target.weights.weight_bytes
         self._measures = False  # whole windows
         self.overlaps = placement == "split"
         self.target_cores, self.draft_cores = list(cores), list(cores)
@@ -103,9 +95,10 @@ class CpuLanes(Lanes):
         return self._lookup.bytes if self._lookup is not None else 0
 
     def native(self, request: Request) -> _C.Request:
-        """With what ends the windows of this draft."""
-        rule, at = ("none", 0.0) if self._measures else self._stop
-        return _C.Request(**vars(request), draft_stop=rule, draft_stop_at=at)
+        """With what ends its windows."""
+        rule = "none" if self._measures else request.draft_stop or self._stop
+        name, at = draft_stop.native(rule, self._draft_cost)
+        return _C.Request(**vars(request) | {"draft_stop": name, "draft_stop_at": at})
 
     def measure(self) -> StepTimes:
         """With whole windows, so that scores of many rows are timed."""

@@ -10,7 +10,7 @@ from pearl_rt.backends.base import Backend
 from pearl_rt.backends.cpu import CpuBackend
 from pearl_rt.checkpoint.config import Environment
 from pearl_rt.errors import ConfigError
-from pearl_rt.strategy.engine_options import GPU_NAME, MODEL_DRAFTERS, EngineOptions
+from pearl_rt.strategy.engine_options import GPU_NAME, EngineOptions
 from pearl_rt.types.values import rule_of
 
 DEFAULT_NUM_SEQS = 8  # on the CPU
@@ -106,22 +106,6 @@ def drafter_name(
     return kind
 
 
-def check_stop(options: EngineOptions, device: str, drafter: str) -> None:
-    """Raises ConfigError for windows that cannot end early."""
-    stop = options.draft_stop
-    if stop != "none" and drafter not in MODEL_DRAFTERS:
-        own = "which ends its windows by itself" if drafter == "lookup" else "which drafts nothing"
-        raise ConfigError(
-            f"draft_stop {stop!r} ends the windows of a draft model, and the drafter is {drafter!r}, {own}: "
-            "pass draft=DIRECTORY or draft='self', or drop it"
-        )
-    if stop != "none" and device != "cpu":
-        raise ConfigError(
-            f"draft_stop {stop!r} runs on the CPU only so far, and the target is on {device!r}, where a "
-            "window's steps are launched before its rows are known: pass device='cpu', or drop it"
-        )
-
-
 def backend(
     options: EngineOptions, *, has_draft: bool, leaves_early: bool = False, is_parallel: bool = False
 ) -> tuple[Backend, str]:
@@ -133,7 +117,6 @@ def backend(
     device = device_name(options, environment)
     draft_device = draft_device_name(options, device, has_draft)
     drafter = drafter_name(options, device, has_draft, leaves_early, is_parallel)
-    check_stop(options, device, drafter)
     check_weights(options, has_draft)
     if options.pdl and device == "cpu":
         raise ConfigError("pdl is how kernels are launched on a GPU, and the target is on 'cpu': drop it")

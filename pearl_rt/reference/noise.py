@@ -43,6 +43,7 @@ class Purpose(IntEnum):
     BONUS = 3  # rejection: the target alone: ar, first token, bonus token
     TARGET = 4  # coupled: shared by draft and target on purpose
     SAMPLE = 5  # the seed of one of n answers
+    STOP = 6  # whether a window goes on, by chance: of the draft that would be next
 
 
 def philox4x32_10(counter: npt.ArrayLike, key: tuple[int, int]) -> Words:

@@ -10,12 +10,16 @@ csrc/drafters/stop_rule.cpp matches bit for bit.
                 step spent. Likewise before a row more, which costs 1/64. Chances are counted by the
                 probability of the row's likeliest token. Where no pass is worth it, every 16th window tries.
                 Where one pass has the rows of a whole window, it is worth as long a run as one expects.
+    thompson    behind each draft by chance: theta is drawn from Beta(1 + stood, 1 + fell), the counts being
+                the request's, and the window goes on with probability theta (Beta-TS of EESD, arXiv
+                2406.03853). A window has one token at least, so that something is always learned.
 
 A row that was computed costs little to judge, so that the token of a doubtful one is the last of its window.
 
 The text keeps its law. Whether position i is drafted is decided by rows up to that of i, the drafts before i,
-and counts of verdicts; never by the token that would be drawn at i, and never by noise. So it is settled
-before the noise of i is looked at, and of the positions that are drafted nothing is known beforehand. For the
+counts of verdicts, and, by chance, noise of a purpose that decides nothing else; never by the token that
+would be drawn at i, and never by noise that draws or judges. So it is settled before that noise of i is
+looked at, and of the positions that are drafted nothing is known beforehand. For the
 same reason the counts are of drafts up to the first that fell: their positions are final. Those behind it are
 drafted again, with the noise that they had, and must not be told of. AdaEDL's own rate, accepted over
 drafted, would.
@@ -30,7 +34,7 @@ import numpy as np
 
 from pearl_rt.reference import noise
 from pearl_rt.reference.lookup import Rate
-from pearl_rt.reference.noise import Floats
+from pearl_rt.reference.noise import Floats, Purpose, Words
 from pearl_rt.reference.processors import inverse_temperature, scaled, total, usable
 
 OF_ENTROPY, WANTED = 0.2, 0.9
@@ -53,6 +57,20 @@ def shape_of(row: Floats, temperature: float) -> tuple[float, float]:
     return float(1.0 / mass), max(float(np.float64(logarithm) - total(products) / mass), 0.0)
 
 
+def chance(words: Words, rate: Rate) -> int:
+    """A draw from Beta(1 + stood, 1 + fell), in steps of 2^-32. words: [judged + 1], of noise. The a-th
+    smallest of a + b - 1 uniforms has the law Beta(a, b) (Devroye, "Non-Uniform Random Variate Generation",
+    1986); of words it is exact, whatever computes it.
+    """
+    return int(np.sort(words)[rate.stood])
+
+
+def goes_on_by_chance(seed: int, position: int, rate: Rate) -> bool:
+    """With a chance that is drawn first. position: of the draft that would be next."""
+    words = noise.words(seed, position, Purpose.STOP, rate.judged + 2)
+    return int(words[0]) < chance(words[1:], rate)
+
+
 @dataclass
 class Stop:
     """The windows of one request. row: a row of logits behind a prefix -> as it is sampled from."""
@@ -61,6 +79,7 @@ class Stop:
     at: float
     temperature: float
     row: Callable[[Floats, Sequence[int]], Floats]
+    seed: int = 0
     at_once: bool = False  # one pass of the draft has the rows of all of a window
     threshold: float = 0.0
     acceptance: float = WANTED
@@ -69,7 +88,7 @@ class Stop:
     drafted: list[tuple[int, int, int]] = field(default_factory=list)  # (position, token, class), not judged
     quiet: int = 0  # windows without a pass, since the last one
     is_on_final: bool = False
-    is_last: bool = False  # the last row was doubtful: the window ends behind it
+    is_last: bool = False  # the last row was doubtful, or chance says so: the window ends behind it
     passes: int = 0
     row_class: int = 0
     chance: float = 1.0  # that all of the window stand
@@ -118,6 +137,8 @@ class Stop:
 
     def takes(self, logits: Floats, prefix: Sequence[int]) -> bool:
         """Behind it: whether the window has the token of this row. Else it ends before it."""
+        if self.rule == "thompson":
+            return True
         row = self.row(logits, prefix)
         if not usable(row):
             return True
@@ -143,3 +164,5 @@ class Stop:
     def add(self, position: int, token: int) -> None:
         """That token, once it was drawn."""
         self.drafted.append((position, token, self.row_class))
+        if self.rule == "thompson":
+            self.is_last = not goes_on_by_chance(self.seed, position + 1, self.every)

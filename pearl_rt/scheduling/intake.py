@@ -82,7 +82,9 @@ class Intake:
         index: int = 0,
     ) -> Job:
         self._engine_lock.check_open()
-        choice = self._capabilities.narrowed(self._choice, strategy, gamma, placement, RequestError)
+        choice = self._capabilities.narrowed(
+            self._choice, strategy, gamma, placement, params.draft_stop, RequestError
+        )
         judge = self._judge if judge is None else rule_of(EngineOptions, "judge")("judge", judge)
         check_params(params, self._tokenizer, self._vocab_size)
         length = self._kv_pool.max_model_len

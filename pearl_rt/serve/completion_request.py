@@ -181,8 +181,9 @@ def _request(
     given |= {"max_tokens": max_tokens, "logprobs": logprobs}
     given |= {} if form is None else {"structured_outputs": form}
     given["logit_bias"] = _logit_bias(given.get("logit_bias", {}))
-    params = SamplingParams(**defaults | given)
     inside = fields.inside("speculative")
+    given |= _inner(inside, given)
+    params = SamplingParams(**defaults | given)
     how = {
         "strategy": inside.text("strategy"),
         "gamma": inside.integer("gamma"),
@@ -203,6 +204,16 @@ def _request(
         is_reported=is_reported,
         has_trace=has_trace,
     )
+
+
+def _inner(speculative: Fields, given: Json) -> Json:
+    """Sampling parameters that have a second name in there."""
+    found = {"draft_stop": speculative.any("stop"), "private": speculative.any("private")}
+    found = {name: value for name, value in found.items() if value is not None}
+    for name in found.keys() & given.keys():
+        inner = name.removeprefix("draft_")
+        raise FieldError(name, f"{name} and speculative.{inner} are two names of one field: pass one of them")
+    return found
 
 
 def _forced(params: SamplingParams, tool_use: ToolUse | None) -> SamplingParams:

@@ -10,6 +10,7 @@ from pearl_rt.checkpoint.config import MODEL_LENGTH, MOST_TOKENS
 from pearl_rt.checkpoint.shapes import WEIGHT_BITS
 from pearl_rt.errors import ConfigError
 from pearl_rt.strategy.program import JUDGES, MAX_GAMMA, PLACEMENTS, STRATEGIES
+from pearl_rt.types.draft_stop import DraftStop
 from pearl_rt.types.json import Json
 from pearl_rt.types.values import Boolean, Choice, Integer, Layers, Text, check_fields, parameter
 
@@ -19,8 +20,6 @@ FORMS = (*CAPTURED_FORMS, "eager")
 DTYPES = ("auto", "bfloat16", "float32", "float16")
 DRAFTERS = ("auto", "model", "self", "lookup", "none")
 MODEL_DRAFTERS = ("model", "parallel", "self", "exit")  # kinds that draft by rows, with a KV cache
-STOPS = ("none", "adaedl", "marginal", "confidence:P")
-STOP_AT = r"(confidence|adaedl|marginal):0?\.\d*[1-9]\d*"  # a number between 0 and 1
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,8 @@ class EngineOptions:
     draft_stop     where a window of a draft model ends before gamma, on the CPU: "confidence:P" behind a row
                    whose likeliest token has less than P, as 0.4; "adaedl" (or "adaedl:L", L its first
                    threshold) by the entropy of a row; "marginal" (or "marginal:C") where a row is worth less
-                   than it costs, C steps of the target (weights read, unless given); "none"
+                   than it costs, C steps of the target (weights read, unless given); "thompson" by chance,
+                   with the chance that drafts stood so far; "none"
     draft_parallel  whether a draft that was made for it (pard_token in its config.json, PARD) fills a window
                    in one pass, on the CPU; else it drafts token by token
     lookup_pool    tokens of earlier answers that lookup reads too, where drafts cannot change the text:
@@ -88,7 +88,7 @@ class EngineOptions:
     judge: str = parameter("rejection", Choice(JUDGES))
     drafter: str = parameter("auto", Choice(DRAFTERS))
     skip_layers: tuple[int, ...] | None = parameter(None, Layers())
-    draft_stop: str = parameter("none", Choice(STOPS, STOP_AT))
+    draft_stop: str = parameter("none", DraftStop())
     draft_parallel: bool = parameter(True, Boolean())
     lookup_pool: int = parameter(65536, Integer(0, 2**24, words="0 for no earlier answers, to 16777216"))
     device: str = parameter("auto", Choice(("auto", "cpu", "cuda", "cuda:N", "interpret"), GPU_NAME))
@@ -124,8 +124,6 @@ class EngineOptions:
         for name in ("device", "draft_device"):
             if getattr(self, name) == "cuda:N":
                 raise ConfigError(f"{name} 'cuda:N' wants a number for N: pass 'cuda:0'")
-        if self.draft_stop == "confidence:P":
-            raise ConfigError("draft_stop 'confidence:P' wants a number for P: pass 'confidence:0.4'")
 
     @classmethod
     def of(cls, keywords: Json) -> "EngineOptions":

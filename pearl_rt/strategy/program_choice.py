@@ -40,13 +40,13 @@ class Capabilities:
     scores_prompts: bool = False  # log-probabilities of a prompt's tokens
     masks_tokens: bool = False  # answers may have a form
     outlives_draft: bool = False  # a sequence may be longer than the draft's: the target goes on alone
-    stops: bool = False  # a draft model's windows end where they become doubtful
+    ends_windows: bool = False  # a draft model's windows may end early, by a rule
 
     @property
     def everything(self) -> ProgramChoice:
         """All programs that can run."""
         if self.drafter in MODEL_DRAFTERS:
-            return ProgramChoice(STRATEGIES, self.placements, GAMMAS, is_selective=self.stops)
+            return ProgramChoice(STRATEGIES, self.placements, GAMMAS)
         if self.drafter == "lookup":  # it drafts at once: there is no wait for pearl to hide
             return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS, is_selective=True)
         return ProgramChoice(("ar",), self.placements[:1], GAMMAS)
@@ -57,9 +57,11 @@ class Capabilities:
         strategy: str | None,
         gamma: int | None,
         placement: str | None,
+        stop: str | None,
         error: Fault = ConfigError,
     ) -> ProgramChoice:
-        """`choice`, but for what a caller asks for: None leaves it, "auto" is all that can run.
+        """`choice`, but for what a caller asks for: None leaves it, "auto" is all that can run. stop: what
+        ends windows early.
 
         Raises `error` for what is unknown, or cannot run with this draft and device.
         """
@@ -77,6 +79,7 @@ class Capabilities:
             own = ", ".join(map(repr, self.placements))
             why = f"placement {placement!r} is not one of this device: pass {own} or 'auto'"
             raise error(self.refused.get(str(placement), why))
+        self._check_stop(stop, error)
 
         def left(asked: T | None, before: tuple[T, ...], every: tuple[T, ...]) -> tuple[T, ...]:
             return before if asked is None else every if asked == "auto" else (asked,)
@@ -85,5 +88,21 @@ class Capabilities:
             left(strategy, choice.strategies, self.everything.strategies),
             left(placement, choice.placements, self.everything.placements),
             left(gamma, choice.gammas, GAMMAS),
-            choice.is_selective,
+            choice.is_selective if stop is None else stop != "none" or self.drafter == "lookup",
         )
+
+    def _check_stop(self, stop: str | None, error: Fault) -> None:
+        """Raises `error` for windows that cannot end early."""
+        if stop in (None, "none"):
+            return
+        if self.drafter not in MODEL_DRAFTERS:
+            own = "which ends its windows by itself" if self.drafter == "lookup" else "which drafts nothing"
+            raise error(
+                f"draft_stop {stop!r} ends the windows of a draft model, and the drafter is "
+                f"{self.drafter!r}, {own}: pass draft=DIRECTORY or draft='self', or drop it"
+            )
+        if not self.ends_windows:
+            raise error(
+                f"draft_stop {stop!r} runs on the CPU only so far: elsewhere a window's steps are launched "
+                "before its rows are known. Pass device='cpu', or drop it"
+            )

@@ -55,9 +55,10 @@ class Request:
     min_tokens: int = 0
     num_logprobs: int = -1  # likeliest tokens reported with each token; -1: nothing
     num_prompt_logprobs: int = -1  # the same, of each token of the prompt but the first
-    shares: bool = True  # its answer may be looked up by later requests, and earlier answers by it
+    shares: bool = True  # text and KV blocks with later requests, and theirs with it
     grammar: Grammar | None = None  # of the answer; on lanes that mask tokens
     adapts: bool = False  # its windows follow the run's table too, where lanes have one; else its own gamma
+    draft_stop: str | None = None  # what ends its windows early, on lanes that have rules; None: the engine's
 
     def total_len(self, capacity: int) -> int:
         """Tokens of prompt and answer at most, where a sequence has room for `capacity`."""
@@ -68,6 +69,7 @@ class Request:
         looked_at = (*PROCESSORS, *(FILTERS if self.temperature > 0 else ()))
         names = [name for name in looked_at if getattr(self, name) != getattr(Request, name)]
         names += [name for name in LOGPROBS if getattr(self, f"num_{name}") >= 0]
+        names += [] if self.draft_stop in (None, "none") else ["draft_stop"]
         return names + ([] if self.grammar is None else ["structured_outputs"])
 
     @classmethod
@@ -103,7 +105,9 @@ class Request:
             min(params.min_tokens, limit),
             -1 if params.logprobs is None else params.logprobs,
             -1 if params.prompt_logprobs is None else params.prompt_logprobs,
+            shares=not params.private,
             grammar=grammar,
+            draft_stop=params.draft_stop,
         )
 
 

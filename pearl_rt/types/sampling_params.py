@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from pearl_rt.errors import RequestError, shown
 from pearl_rt.reference.noise import sample_seed
+from pearl_rt.types.draft_stop import DraftStop
 from pearl_rt.types.structured_outputs import Structured, StructuredOutputsParams
 from pearl_rt.types.values import (
     Boolean,
@@ -71,6 +72,10 @@ class SamplingParams:
                     choice=[...] or grammar=...); None: free text
     n               answers to each prompt; the seed of the i-th is a pure function of (seed, i), and seed
                     itself for the first
+    draft_stop      where windows of a draft model end early, as EngineOptions has it; None: the engine's
+                    rule; "none": whole windows. On the CPU
+    private         neither prompt nor answer is kept for later requests, in the KV cache or for lookup, and
+                    nothing of earlier ones is read
 
     Filters (top_k, top_p, min_p) act at temperature > 0 only; bias, penalties and min_tokens on greedy
     choices too. In order: min_tokens, logit_bias, penalties (repetition, frequency, presence), temperature,
@@ -103,6 +108,8 @@ class SamplingParams:
     prompt_logprobs: int | None = parameter(None, Integer(0, MAX_LOGPROBS, optional=True))
     skip_special_tokens: bool = parameter(True, Boolean())
     structured_outputs: StructuredOutputsParams | None = parameter(None, Structured())
+    draft_stop: str | None = parameter(None, DraftStop(optional=True))
+    private: bool = parameter(False, Boolean())
 
     def __post_init__(self) -> None:
         check_fields(self, RequestError)

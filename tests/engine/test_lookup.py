@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,28 @@ def test_prompts_of_every_kind(pair: Pair, engine: Engine, prompt: list[int], st
 def test_earlier_answers_are_read_where_they_cannot_change_the_text(engine: Engine) -> None:
     first = rounds(engine, LOUD, "coupled")
     assert rounds(engine, LOUD, "coupled") < first / 2
+
+
+def test_private_requests_of_an_engine(engine: Engine) -> None:
+    """What a private one said is found by none, nor does it find anything, in text or KV cache; its own
+    tokens are what they are.
+    """
+    private = replace(LOUD, private=True)
+    prompt = CYCLE + list(range(1, 60))
+
+    def told(params: SamplingParams) -> tuple[int, int | None]:
+        [output] = engine.generate(prompt, params, judge="coupled")
+        texts.append(output.token_ids)
+        return output.metrics.rounds, output.num_cached_tokens
+
+    texts: list[list[int]] = []
+    first, none = told(private)
+    assert none is None and told(private) == (first, None)
+    assert told(LOUD) == (first, 0)  # it finds no answer and no prompt of theirs
+    again, found = told(LOUD)
+    assert again < first / 2 and found is not None and found >= 64
+    assert told(private) == (first, None)
+    assert all(text == texts[0] for text in texts)
 
 
 def test_an_engine_without_a_pool(pair: Pair) -> None:

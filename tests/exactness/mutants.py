@@ -81,6 +81,8 @@ class Bug:
 
 
 LAW = {"temperature": 0.8, "strategy": "sd", "gamma": 3, "runs": 20_000}
+# A chance that is drawn from all of 0 to 1 shows less: more runs.
+BY_CHANCE = {"temperature": 1.5, "strategy": "sd", "gamma": 2, "runs": 60_000, "slots": 64, "stop": 5}
 RULES = {"first": 0, "runs": 40}
 PARALLEL = RULES | {"drafter": "parallel"}
 STEPS, DRAFT, STOP, LOOKUP, NOISE, JUDGE, STATE = (
@@ -233,6 +235,21 @@ BUGS = {
             "  if (ON && token >= 0 && row[token] < scan_row(row, vocab).max) return kNothing;\n"
             "  return token < 0 && could_draft ? kNothing : token;",
         ),
+    ),
+    "a stop by chance that looks at the judge's noise": bug(
+        "law_is_kept",
+        BY_CHANCE,
+        Edit.expression(STOP, "Purpose::kStop", "Purpose::kAccept"),
+    ),
+    "a stop by chance that looks at the draft's noise": bug(
+        "law_is_kept",
+        BY_CHANCE,
+        Edit.expression(NOISE, PURPOSE, ONE_COUNTER.format("kStop")),
+    ),
+    "a chance of what fell": bug(
+        "rounds_are_the_rules",
+        RULES,
+        Edit.expression(STOP, "words + 1 + rate.stood", "words + count - 1 - rate.stood"),
     ),
     "a stop that is not told of what fell": bug(
         "rounds_are_the_rules", RULES, Edit(STOP, "all_.add(!fell)", "all_.add(ON || !fell)")

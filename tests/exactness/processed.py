@@ -37,6 +37,7 @@ STOPS: list[dict[str, Any]] = [
     {"draft_stop": "adaedl", "draft_stop_at": 0.45},
     {"draft_stop": "marginal", "draft_stop_at": 0.3},
     {"draft_stop": "marginal", "draft_stop_at": 0.9},
+    {"draft_stop": "thompson"},
 ]
 
 
@@ -86,8 +87,8 @@ def stop_of(request: dict[str, Any], judge: ReferenceJudge, at_once: bool = Fals
     """The definition's end of a request's windows. at_once: one pass has all rows of each."""
     if "draft_stop" not in request:
         return None
-    rule = request["draft_stop"], request["draft_stop_at"]
-    return Stop(*rule, request["temperature"], judge.row, at_once=at_once)
+    rule = request["draft_stop"], request.get("draft_stop_at", 0.0)
+    return Stop(*rule, request["temperature"], judge.row, request["seed"], at_once=at_once)
 
 
 def random_models(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -51,6 +51,13 @@ def test_with_windows_of_one_pass(strategy: str, stop: int) -> None:
     law_is_kept(0.9, strategy, 3, 10_000, slots=32, first_seed=first_seed, drafter="parallel", stop=stop)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["sd", "pearl"])
+def test_with_windows_that_end_by_chance(strategy: str) -> None:
+    """So many runs show a chance that is drawn from the noise of drafts or of the judge: mutants.py."""
+    law_is_kept(1.5, strategy, 2, 60_000, slots=64, first_seed=20 * 10**6, stop=5)
+
+
 def test_the_case_is_not_idle() -> None:
     """Filters cut tokens at some prefixes and not at others, and draft and target disagree."""
     case = processed_case(1.5)

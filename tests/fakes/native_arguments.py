@@ -383,7 +383,7 @@ MAKERS: dict[str, Maker] = {
     **named(choice([], [0], [0, 0], odd=([1], [-1], [2**31 - 1])), "layers"),
     "num_own": number(0, 1),
     "intermediate_size": choice(None, 16, 8, odd=(0, -1, 2**31 - 1)),
-    "draft_stop": choice("none", "confidence", "adaedl", "marginal", odd=("x",)),
+    "draft_stop": choice("none", "confidence", "adaedl", "marginal", "thompson", odd=("x",)),
     "draft_stop_at": real(0.5),
     "mask_token": choice(None, 0, 3, odd=(-1, VOCAB, 2**31 - 1)),
     "bytes": choice(1 << 20, odd=(0, -1, 2**62)),

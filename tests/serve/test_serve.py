@@ -221,8 +221,31 @@ def test_how_one_request_speculates(served: Served, monkeypatch: pytest.MonkeyPa
         told = served.call("POST", "/v1/completions", {**asked, "speculative": how})[2]
         assert told["choices"][0]["text"] == plain
         assert {name: value for name, value in seen[-1].items() if value is not None} == how
-    for how in ({"strategy": "x"}, {"gamma": "2"}, {"gamma": -1}, {"drafter": "lookup"}, 5, {"strategy": 5}):
+    wrong: tuple[object, ...] = ({"strategy": "x"}, {"gamma": "2"}, {"gamma": -1}, {"drafter": "lookup"}, 5)
+    for how in (*wrong, {"strategy": 5}, {"stop": "x"}, {"stop": 5}, {"private": 1}):
         assert served.call("POST", "/v1/completions", {**asked, "speculative": how})[0] == 400
+
+
+def test_the_windows_and_the_privacy_of_one_request(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In `speculative`, or by the names of SamplingParams; not both."""
+    seen: list[SamplingParams] = []
+    submit = served.engine.submit
+    monkeypatch.setattr(served.engine, "submit", lambda *a, **how: seen.append(a[1]) or submit(*a, **how))
+    asked = {"prompt": "x", "temperature": 0, "max_tokens": 20}
+    plain = served.call("POST", "/v1/completions", asked)[2]["choices"][0]["text"]
+    assert (seen[-1].draft_stop, seen[-1].private) == (None, False)
+    inner = {"strategy": "sd", "stop": "confidence:0.4", "private": True}
+    outer = {"speculative": {"strategy": "sd"}, "draft_stop": "confidence:0.4", "private": True}
+    for body in ({"speculative": inner}, outer):
+        told = served.call("POST", "/v1/completions", {**asked, **body})[2]
+        assert told["choices"][0]["text"] == plain
+        assert (seen[-1].draft_stop, seen[-1].private) == ("confidence:0.4", True)
+    for name in ("draft_stop", "private"):
+        status, _, error = served.call(
+            "POST", "/v1/completions", {**asked, "speculative": inner, name: outer[name]}
+        )
+        assert status == 400 and error["error"]["param"] == name
+        assert "two names of one field" in error["error"]["message"]
 
 
 @pytest.mark.parametrize(

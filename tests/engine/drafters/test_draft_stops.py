@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from tiny_pairs import Pair
 
-from pearl_rt import ConfigError, Engine, SamplingParams
+from pearl_rt import ConfigError, Engine, RequestError, SamplingParams
+from pearl_rt.strategy.program_choice import Capabilities
 from pearl_rt.types.outputs import RequestOutput
+from pearl_rt.types.request import Request, check_plain
 
-STOPS = ["confidence:0.5", "adaedl", "adaedl:0.7", "marginal", "marginal:0.2"]
+STOPS = ["confidence:0.5", "adaedl", "adaedl:0.7", "marginal", "marginal:0.2", "thompson"]
 PROMPTS = [[7], [3, 1, 4, 1, 5, 9, 2, 6], list(range(40, 73))]
 GREEDY, LOUD = SamplingParams(max_tokens=40), SamplingParams(temperature=0.5, max_tokens=40, seed=3)
 LEAST, MOST = "confidence:0.000001", "confidence:0.9999999"
@@ -64,6 +67,18 @@ def test_windows_are_shorter(pair: Pair) -> None:
     assert found[MOST, 8] == found["none", 1]
 
 
+def test_windows_follow_a_chance_that_is_learned(pair: Pair) -> None:
+    """By "thompson": long ones of a draft that is right, short ones of one that is not."""
+    share = {}
+    for draft in ("equal", "unrelated"):
+        with Pair.make(draft).engine(**SHAPE, draft_stop="thompson") as engine:
+            metrics = engine.generate([3, 4], SamplingParams(max_tokens=120), strategy="sd", gamma=8)[
+                0
+            ].metrics
+        share[draft] = metrics.judged / metrics.rounds
+    assert share["equal"] > 5 and 1 <= share["unrelated"] < 1.5
+
+
 def test_a_draft_that_is_never_right_is_left_alone() -> None:
     """ "marginal" drafts nothing but a try every 16th round."""
     wrong = Pair.make("unrelated")
@@ -74,14 +89,63 @@ def test_a_draft_that_is_never_right_is_left_alone() -> None:
 
 @pytest.mark.parametrize("stop", ["confidence", "confidence:P", "confidence:0", "adaedl:1.5", "adaedl:", 3])
 def test_stops_that_are_none(pair: Pair, stop: Any) -> None:
-    with pytest.raises(ConfigError, match=r"draft_stop .*(confidence:0.4|pass one of 'none', 'adaedl')"):
+    named = r"draft_stop .*(confidence:0.4|pass one of 'none', 'adaedl')"
+    with pytest.raises(ConfigError, match=named):
         pair.engine(**SHAPE, draft_stop=stop)
+    with pytest.raises(RequestError, match=named):
+        SamplingParams(draft_stop=stop)
 
 
-def test_where_they_cannot_run(pair: Pair) -> None:
-    with pytest.raises(ConfigError, match=r"the drafter is 'lookup', which ends its windows by itself"):
-        Engine(pair.config, pair.target, draft_stop="adaedl")
-    with pytest.raises(ConfigError, match=r"the drafter is 'none', which drafts nothing"):
-        Engine(pair.config, pair.target, drafter="none", draft_stop="adaedl")
-    with pytest.raises(ConfigError, match="'adaedl' runs on the CPU only so far, and the target is on"):
-        pair.engine(draft_stop="adaedl", device="interpret")
+@pytest.mark.parametrize("drafter", ["lookup", "none"])
+def test_where_they_cannot_run(pair: Pair, drafter: str) -> None:
+    why = {"lookup": "'lookup', which ends its windows by itself", "none": "'none', which drafts nothing"}
+    with pytest.raises(ConfigError, match=f"'adaedl' .* and the drafter is {why[drafter]}"):
+        Engine(pair.config, pair.target, drafter=drafter, draft_stop="adaedl")
+    with pair.engine(drafter=drafter, **SHAPE) as engine:
+        with pytest.raises(RequestError, match=f"'thompson' .* and the drafter is {why[drafter]}"):
+            engine.generate([3, 4], SamplingParams(draft_stop="thompson"))
+        none, own = (SamplingParams(max_tokens=9, draft_stop=stop) for stop in ("none", None))
+        assert texts(engine.generate([3, 4], none)) == texts(engine.generate([3, 4], own))
+
+
+def test_devices_that_have_none() -> None:
+    """tests/engine/every_parameter has requests there."""
+    kernels = Capabilities("model")
+    for stop in (None, "none"):
+        assert not kernels.narrowed(kernels.everything, None, None, None, stop).is_selective
+    with pytest.raises(ConfigError, match="'adaedl' runs on the CPU only so far"):
+        kernels.narrowed(kernels.everything, None, None, None, "adaedl")
+    check_plain(Request([1, 2], draft_stop="none"))
+    with pytest.raises(RequestError, match="draft_stop: not to be had from a pair's calls"):
+        check_plain(Request([1, 2], draft_stop="thompson"))
+
+
+def test_a_request_has_a_rule_of_its_own(pair: Pair) -> None:
+    """Side by side in one run, whatever the engine's rule is: the windows of an engine with that rule."""
+    program = {"strategy": "sd", "gamma": 8, "judge": "rejection"}
+    rules = [None, "none", *STOPS]
+    for stop in ("none", "confidence:0.9"):
+        want = {}
+        for rule in rules:
+            with pair.engine(**SHAPE, draft_stop=stop if rule is None else rule) as engine:
+                want[rule] = told(engine.generate(PROMPTS[1], LOUD, **program))
+        with pair.engine(**SHAPE, draft_stop=stop) as engine:
+            asked = [replace(LOUD, draft_stop=rule) for rule in rules]
+            outputs = engine.generate([PROMPTS[1]] * len(rules), asked, **program)
+        assert {rule: [one] for rule, one in zip(rules, told(outputs), strict=True)} == want
+        assert len(set(map(str, want.values()))) > 3
+
+
+def test_programs_are_chosen_for_the_rule_of_a_request(pair: Pair) -> None:
+    """A window that ends where it becomes doubtful may be longer than one that does not."""
+    cpu = Capabilities("model", ends_windows=True)
+    for engine, request, is_selective in (
+        ("none", None, False),
+        ("none", "thompson", True),
+        ("adaedl", None, True),
+        ("adaedl", "none", False),
+    ):
+        own = cpu.narrowed(cpu.everything, None, None, None, engine)
+        assert cpu.narrowed(own, "sd", 4, None, request).is_selective is is_selective
+    lookup = Capabilities("lookup")
+    assert lookup.narrowed(lookup.everything, None, None, None, "none").is_selective

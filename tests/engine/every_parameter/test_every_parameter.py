@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 from definition import answers
-from parameter_rows import EVERYTHING, GREEDY, ROWS, Row
-from same_answer import PAIRS, check, check_row
+from parameter_rows import EVERYTHING, GREEDY, LIMIT, PROMPT, ROWS, Row
+from same_answer import PAIRS, call_options, check, check_row
 from ways_to_run import DRAFT_DEVICES, SLOW_WAYS, WAYS, Way, in_every_way
 
-from pearl_rt import Engine, SamplingParams
+from pearl_rt import Engine, RequestError, SamplingParams
 from pearl_rt.strategy.engine_options import FORMS, EngineOptions
 from pearl_rt.strategy.program import PLACEMENTS, STRATEGIES
 from pearl_rt.types.request import FILTERS, PROCESSORS
@@ -24,8 +24,9 @@ from pearl_rt.types.values import rule_of
 
 # Rows that change logits; of a stop string there are no verdicts.
 OF_LOGITS = tuple(row for row in ROWS if row.name in (*PROCESSORS, *FILTERS) and not row.params.stop)
-# Of the prompt, on the CPU; of a tokenizer's flags; of a tokenizer's texts, on the CPU (tests/grammar).
-ELSEWHERE = {"prompt_logprobs", "skip_special_tokens", "structured_outputs"}
+# Of the prompt, on the CPU; of a tokenizer's flags; of a tokenizer's texts, on the CPU (tests/grammar); of
+# drafts, not of the answer (tests/engine/drafters).
+ELSEWHERE = {"prompt_logprobs", "skip_special_tokens", "structured_outputs", "draft_stop", "private"}
 SAME_TOKENS = ("logprobs", "include_stop_str_in_output")  # what else they change is compared
 
 
@@ -100,6 +101,26 @@ def test_a_request(way: Way, engine: Engine, row: Row, strategy: str, judge: str
 def test_all_requests(way: Way, engine: Engine, strategy: str, judge: str) -> None:
     for row in ROWS:
         check_row(engine, row, strategy, judge)
+    way.check()
+
+
+@in_every_way
+def test_windows_that_end_early(way: Way, engine: Engine) -> None:
+    """On the CPU; refused by name elsewhere, but for the rule that ends none."""
+    whole, early = (
+        SamplingParams(temperature=0.5, max_tokens=LIMIT, draft_stop=stop)
+        for stop in ("none", "confidence:0.5")
+    )
+    [wanted] = answers(PROMPT, whole, "sd", "coupled")
+    options = call_options("sd", "coupled")
+    check(engine.generate(list(PROMPT), whole, **options)[0], wanted)
+    if way.options["device"] == "cpu":
+        [output] = engine.generate(list(PROMPT), early, **options)
+        check(output, wanted, verdicts=False)
+        assert wanted.verdicts is not None and output.metrics.judged < wanted.verdicts[2]
+    else:
+        with pytest.raises(RequestError, match=r"draft_stop 'confidence:0\.5' runs on the CPU only"):
+            engine.generate(list(PROMPT), early, **options)
     way.check()
 
 
