@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <string>
 
-#include "cpu/kernels/grouped/form.h"
+#include "cpu/kernels/kernels.h"
 
 namespace pearl {
 
