@@ -88,6 +88,7 @@ def test_n_answers_feed_their_prompt_once(pair: Pair) -> None:
         assert [one.num_cached_tokens for one in engine.generate(prompt, params)] == [0, 64, 64]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ar", "sd", "pearl"])
 def test_on_the_kernels(pair: Pair, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A chat of three turns: the same bits, and passes for what is new alone."""
