@@ -1,28 +1,29 @@
-"""Bugs put in on purpose are caught, each by the check that is named beside it in mutants.py.
+"""Bugs put in on purpose are caught, each by the check that is named beside it in bugs.py.
 
 The checks are those of test_coupled.py and test_rejection.py, with fewer runs.
 """
 
+import bugs
 import mutants
 import pytest
 
 pytestmark = pytest.mark.slow
 NONE = "none of them"
-CHECKS = {bug.check: bug.arguments for bug in mutants.BUGS.values()}
+CHECKS = {bug.check: bug.arguments for bug in bugs.BUGS.values()}
 
 
 @pytest.fixture(scope="module")
 def said() -> dict[tuple[str, str], str]:
     """(bug, check) -> what the check said, of all of them at once."""
-    cases = [(name, bug.check, bug.arguments) for name, bug in mutants.BUGS.items()]
+    cases = [(name, bug.check, bug.arguments) for name, bug in bugs.BUGS.items()]
     cases += [(NONE, check, arguments) for check, arguments in CHECKS.items()]
     found = mutants.caught(mutants.build(), cases)
     return {(bug, check): text for (bug, check, _), text in zip(cases, found, strict=True)}
 
 
-@pytest.mark.parametrize("name", mutants.BUGS)
+@pytest.mark.parametrize("name", bugs.BUGS)
 def test_the_bug_is_caught(said: dict[tuple[str, str], str], name: str) -> None:
-    check = mutants.BUGS[name].check
+    check = bugs.BUGS[name].check
     assert said[name, check], f"{check} did not notice: {name}"
 
 

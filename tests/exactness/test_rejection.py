@@ -36,7 +36,7 @@ def test_with_drafts_that_are_certain(strategy: str, temperature: float) -> None
 @pytest.mark.parametrize("stop", range(1, len(STOPS)))
 @pytest.mark.parametrize("strategy", ["sd", "pearl"])
 def test_with_windows_that_end_early(strategy: str, stop: int) -> None:
-    """A rule that looked at the noise which judges would be seen here: mutants.py has such ones. Four draws
+    """A rule that looked at the noise which judges would be seen here: bugs.py has such ones. Four draws
     more each that would be false alarms as often, had their seeds not been fixed.
     """
     first_seed = (4 + stop) * 10**6
@@ -54,7 +54,7 @@ def test_with_windows_of_one_pass(strategy: str, stop: int) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["sd", "pearl"])
 def test_with_windows_that_end_by_chance(strategy: str) -> None:
-    """So many runs show a chance that is drawn from the noise of drafts or of the judge: mutants.py."""
+    """So many runs show a chance that is drawn from the noise of drafts or of the judge: bugs.py."""
     law_is_kept(1.5, strategy, 2, 60_000, slots=64, first_seed=20 * 10**6, stop=5)
 
 
