@@ -1,4 +1,4 @@
-"""Bugs of this field as edits of the coordinator's C++, each with the check of processed.py that catches it."""
+"""Bugs of this field as edits of the coordinator's C++, each with the check of processed.py that sees it."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
