@@ -46,13 +46,14 @@ SourceTensor::Type type_from(const std::string& name, const std::string& type) {
   throw std::invalid_argument("tensor '" + name + "' is " + type + ", not one of float32, bfloat16, float16");
 }
 
+constexpr int64_t kMostSide = 1 << 30, kMostOffset = int64_t{1} << 62;
+
 void check_form(const std::string& name, int bits, int group, const std::vector<int64_t>& shape) {
   const bool packed = (bits == 8 && (group == 32 || group == 16)) || (bits == 4 && group == 32);
   if (!packed || shape.size() != 2) {
     refuse("tensor '" + name + "' has " + std::to_string(bits) + " bits in groups of " +
            std::to_string(group) + "; a matrix of 8 bits has groups of 32 or 16, one of 4 bits of 32");
   }
-  constexpr int kMostSide = 1 << 30;
   check_between("rows of a matrix of codes", shape[0], 0, kMostSide);
   check_between("columns of a matrix of codes", shape[1], 1, kMostSide);
 }
@@ -69,9 +70,6 @@ SourceTensor groups_from(const std::string& name, const GroupsTuple& tensor,
     }
     return own.data();
   };
-  constexpr int64_t kMostSide = 1 << 30;
-  check_between("rows of a matrix of codes", shape[0], 0, kMostSide);
-  check_between("columns of a matrix of codes", shape[1], 1, kMostSide);
   const int64_t entries = shape[0] * ((shape[1] + group - 1) / group);
   SourceTensor source{SourceTensor::Type::kFloat32, shape, nullptr, 0, -1, 0, name, ""};
   source.form = GroupForm{bits, group, bits == 4 || !minimums.is_none()};
@@ -85,11 +83,11 @@ SourceTensor groups_from(const std::string& name, const GroupsTuple& tensor,
 
 SourceTensor blocks_from(const std::string& name, const BlocksTuple& tensor) {
   const auto& [descriptor, path, offset, type, shape, own_name, head_rows, keeps_codes] = tensor;
-  constexpr int kMostSide = 1 << 30;
   if (shape.size() != 2) refuse("tensor '" + name + "' of blocks is no matrix");
   check_between("rows of a matrix of blocks", shape[0], 0, kMostSide);
   check_between("columns of a matrix of blocks", shape[1], 1, kMostSide);
   check_between("rows of a head", head_rows, 1, kMostSide);
+  check_between("bytes of a file before a tensor", offset, 0, kMostOffset);
   if (head_rows > 1 && (head_rows % 2 != 0 || shape[0] % head_rows != 0)) {
     refuse("tensor '" + name + "' has " + std::to_string(shape[0]) + " rows and heads of " +
            std::to_string(head_rows));
@@ -164,6 +162,7 @@ SourceTensor source_from(const std::string& name, const Source& tensor,
     return {type_from(name, type), shape, memory.data(), memory.size(), -1, 0, name, ""};
   }
   const auto& [descriptor, path, offset, type, shape] = std::get<PlaceTuple>(tensor);
+  check_between("bytes of a file before a tensor", offset, 0, kMostOffset);
   return {type_from(name, type), shape, nullptr, 0, descriptor, offset, name, path};
 }
 

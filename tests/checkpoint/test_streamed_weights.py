@@ -158,6 +158,9 @@ def test_what_a_maker_raises_comes_out(tmp_path: Path) -> None:
         packed((lambda: 5, shape, form))
     with pytest.raises(ValueError, match="not of the shape and form"):
         packed((lambda: (make, shape, form), shape, form))
+    short = np.ones(10, np.float32), "float32", shape
+    with pytest.raises(ValueError, match=f"'{name}' has 40 bytes, which are not those of shape"):
+        packed((lambda: short, shape, None))
     with pytest.raises(ValueError, match="has 4 bits in groups of 16"):
         packed((make, shape, (4, 16, True)))
     packed((make, shape, form))
@@ -170,6 +173,7 @@ def test_what_a_maker_raises_comes_out(tmp_path: Path) -> None:
         ({4: [256, 100]}, "has 100 columns, no whole blocks of Q4_K"),
         ({4: [256]}, "of blocks is no matrix"),
         ({4: [-1, 256]}, "rows of a matrix of blocks"),
+        ({2: -1}, "bytes of a file before a tensor"),
         ({6: 0}, "rows of a head"),
         ({6: 7}, "has 256 rows and heads of 7"),
     ],

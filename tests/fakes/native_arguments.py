@@ -26,8 +26,8 @@ POOL = 4  # objects of each class
 VOCAB, LENGTH, SLOTS = 12, 64, 2
 CONFIG = {
     "vocab_size": VOCAB,
-    "hidden_size": 16,
-    "intermediate_size": 16,
+    "hidden_size": 32,
+    "intermediate_size": 32,
     "num_hidden_layers": 1,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
@@ -129,13 +129,13 @@ class World:
         self.graph = fake.graph(lambda: None)
         self.addresses = {name: fake.array((4096,), np.uint8, -1).ctypes.data for name in (*NAMES, "chunk")}
         rng = np.random.default_rng(0)
-        hidden, q, kv = 16, 16, 8
+        hidden, q, kv = 32, 16, 8
         layer = "model.layers.0."
         shapes = {"model.embed_tokens.weight": (VOCAB, hidden), "model.norm.weight": (hidden,)}
         shapes |= {f"{layer}{n}_layernorm.weight": (hidden,) for n in ("input", "post_attention")}
         projections = {"q": (q, hidden), "k": (kv, hidden), "v": (kv, hidden), "o": (hidden, q)}
         shapes |= {f"{layer}self_attn.{n}_proj.weight": shape for n, shape in projections.items()}
-        shapes |= {f"{layer}mlp.{n}_proj.weight": (16, 16) for n in ("gate", "up", "down")}
+        shapes |= {f"{layer}mlp.{n}_proj.weight": (32, 32) for n in ("gate", "up", "down")}
         self.tensors = {
             name: (rng.standard_normal(shape, np.float32), "float32", list(shape))
             for name, shape in shapes.items()
@@ -382,7 +382,7 @@ MAKERS: dict[str, Maker] = {
     "ordinal": number(0, 1),
     **named(choice([], [0], [0, 0], odd=([1], [-1], [2**31 - 1])), "layers"),
     "num_own": number(0, 1),
-    "intermediate_size": choice(None, 16, 8, odd=(0, -1, 2**31 - 1)),
+    "intermediate_size": choice(None, 32, 8, odd=(0, -1, 2**31 - 1)),
     "draft_stop": choice("none", "confidence", "adaedl", "marginal", "thompson", odd=("x",)),
     "draft_stop_at": real(0.5),
     "mask_token": choice(None, 0, 3, odd=(-1, VOCAB, 2**31 - 1)),

@@ -32,7 +32,17 @@ class TestProgram:
     def test_documents_show_every_command(self) -> None:
         shown = {argv[0] for argv in documented_commands()}
         assert shown == {
-            *["tokenizer", "pretrain", "prune", "distill", "exit", "evaluate", "prompts", "report"]
+            *[
+                "tokenizer",
+                "pretrain",
+                "prune",
+                "distill",
+                "exit",
+                "parallel",
+                "evaluate",
+                "prompts",
+                "report",
+            ]
         }
 
     def test_readme_is_written_from_the_card(self) -> None:

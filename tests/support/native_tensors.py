@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,11 +25,44 @@ def codes(w: World, name: str) -> tuple[Any, ...]:
     return tuple(matrix)
 
 
+@cache
+def zeros() -> int:
+    """An open file that has as many zeros as one reads."""
+    return os.open("/dev/zero", os.O_RDONLY)
+
+
+def blocks(w: World, name: str) -> tuple[Any, ...]:
+    """A matrix of a GGUF file in place of this one; or nearly. A block of another type may not fill a row."""
+    kind = w.rng.choice(["Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q4_K", "Q5_K", "Q6_K", "float16"])
+    shape, head_rows = w.tensors[name][2], w.rng.choice([1, 1, 2, 8])
+    matrix = [zeros(), "/dev/zero", 0, kind, shape, name, head_rows, w.rng.random() < 0.7]
+    if w.rng.random() < w.oddness:
+        odd = [-1, 0, 3, 2**40, 2**62, 2**63 - 1, "Q9", "float64", [], [-1, 32], [2**40, 32], None]
+        matrix[w.rng.randrange(8)] = w.rng.choice(odd)
+    return tuple(matrix)
+
+
+def made(w: World, name: str) -> tuple[Any, ...]:
+    """A function that makes this matrix when its turn comes; or nearly."""
+    data, dtype, shape = w.tensors[name]
+    if w.rng.random() < 0.5:
+        matrix = codes(w, name)
+        form = (matrix[3], matrix[4], matrix[2] is not None)
+    else:
+        matrix, form = (data, dtype, shape), None
+    if w.rng.random() < w.oddness:
+        nested = (lambda: matrix, shape, form)
+        others = (data, dtype, [1, 1]), (data.ravel()[1:], dtype, shape), blocks(w, name), nested, None, 5
+        given = w.rng.choice(others)
+        return (lambda: given, shape, w.rng.choice([form, (8, 32, False), (3, 32, True), None]))
+    return (lambda: matrix, shape, form)
+
+
 def tensors(w: World) -> Any:
     changed: dict[str, Any] = dict(w.tensors)
     if w.rng.random() < 0.3:
         name = w.rng.choice([name for name, (_, _, shape) in w.tensors.items() if len(shape) == 2])
-        changed[name] = codes(w, name)
+        changed[name] = w.rng.choice([codes, blocks, made])(w, name)
         return changed
     if w.rng.random() < w.oddness:
         name = w.rng.choice(list(changed))

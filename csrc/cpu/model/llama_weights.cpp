@@ -17,12 +17,6 @@ constexpr int64_t kLine = 64;
 constexpr int64_t kMostRows = 1 << 30;
 constexpr int64_t kMostLayers = 1 << 16;
 
-std::string text_of(const std::vector<int64_t>& shape) {
-  std::string text;
-  for (int64_t n : shape) text += (text.empty() ? "" : ", ") + std::to_string(n);
-  return "[" + text + "]";
-}
-
 const SourceTensor& tensor_of(const LlamaWeights::Tensors& tensors, const std::string& name,
                               const std::vector<int64_t>& shape) {
   const auto found = tensors.find(name);
@@ -31,14 +25,7 @@ const SourceTensor& tensor_of(const LlamaWeights::Tensors& tensors, const std::s
     throw std::invalid_argument("tensor '" + name + "' has shape " + text_of(found->second.shape) +
                                 ", expected " + text_of(shape));
   }
-  if (found->second.form || found->second.make) return found->second;  // checked where it came in
-  if (found->second.data == nullptr && found->second.descriptor >= 0) return found->second;  // as it is read
-  double wanted = size_of(found->second.type);
-  for (const int64_t n : shape) wanted *= static_cast<double>(n);
-  if (static_cast<double>(found->second.num_bytes) != wanted) {
-    throw std::invalid_argument("tensor '" + name + "' has " + std::to_string(found->second.num_bytes) +
-                                " bytes, which are not those of shape " + text_of(shape));
-  }
+  check_memory(found->second);
   return found->second;
 }
 

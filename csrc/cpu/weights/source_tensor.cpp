@@ -93,12 +93,30 @@ uint16_t half_of(float x) {
   return static_cast<uint16_t>(sign | magnitude >> 13);
 }
 
+std::string text_of(const std::vector<int64_t>& shape) {
+  std::string text;
+  for (const int64_t n : shape) text += (text.empty() ? "" : ", ") + std::to_string(n);
+  return "[" + text + "]";
+}
+
+void check_memory(const SourceTensor& tensor) {
+  if (tensor.form || tensor.make) return;                        // checked where it came in
+  if (tensor.data == nullptr && tensor.descriptor >= 0) return;  // as it is read
+  double wanted = static_cast<double>(size_of(tensor.type));
+  for (const int64_t n : tensor.shape) wanted *= static_cast<double>(n);
+  if (static_cast<double>(tensor.num_bytes) != wanted) {
+    throw std::invalid_argument("tensor '" + tensor.name + "' has " + std::to_string(tensor.num_bytes) +
+                                " bytes, which are not those of shape " + text_of(tensor.shape));
+  }
+}
+
 std::shared_ptr<const SourceTensor> present(const SourceTensor& tensor) {
   if (!tensor.make) return {std::shared_ptr<const void>(), &tensor};  // the caller keeps it
   std::shared_ptr<const SourceTensor> made = tensor.make();
   if (made->make || made->shape != tensor.shape || !same(made->form, tensor.form)) {
     throw std::invalid_argument("tensor '" + tensor.name + "' is not of the shape and form that were said");
   }
+  check_memory(*made);
   return made;
 }
 

@@ -74,8 +74,13 @@ inline float element_of(SourceTensor::Type type, const void* data, int64_t index
   }
 }
 
+std::string text_of(const std::vector<int64_t>& shape);
+
+// Throws std::invalid_argument for elements in memory that are more or fewer bytes than the shape says.
+void check_memory(const SourceTensor& tensor);
+
 // The tensor, made if it is one that is made: it lives as long as the result. Throws what its maker throws,
-// and std::invalid_argument if that gives another shape or form than was said.
+// and std::invalid_argument if that gives another shape or form than was said, or memory of another size.
 std::shared_ptr<const SourceTensor> present(const SourceTensor& tensor);
 
 // Reads rows of tensors that are present; what it reads of a file lies in a buffer that is used again.
