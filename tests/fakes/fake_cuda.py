@@ -45,7 +45,7 @@ FLAGS = [
 SANITIZERS = {
     "": ["-O1", "-Wl,--no-undefined"],
     "thread": ["-O1", "-g", "-fsanitize=thread"],
-    "address": ["-O1", "-g", "-fsanitize=address"],
+    "address": ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
 }
 SANITIZE = os.environ.get("PEARL_SANITIZE", "")  # set by tests/sanitize.py
 HANDLES = ("fake_stream_create", "fake_graph_create", "fake_graph_add", "fake_graph_exec", "fake_alloc")
