@@ -200,8 +200,8 @@ void InFlight::apply(int slot, const VerdictEntry& entry, int64_t round) {
 }
 
 // What is final can be found by others: its rows are written, in both caches where a draft has windows, and
-// rounds in flight write from the last token but one on. Whoever finds them reads them behind these rounds,
-// on the same streams.
+// rounds in flight write from the last token but one on. A prompt that begins in them is fed behind these
+// rounds, on the same streams.
 void InFlight::keep(int slot, const VerdictEntry& entry) {
   State& s = *state_;
   if (entry.finish_reason == FinishReason::kError) return;
