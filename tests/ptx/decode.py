@@ -239,6 +239,8 @@ class Decoder:
         name = canonical(opcode)
         if name.startswith("ld.param"):
             return self._load_param(opcode, operands)
+        if name.startswith("ld."):
+            return self._widened(name, opcode.rpartition(".")[2], operands[0]), operands
         if name.startswith("st.param"):
             return name.replace("st.param", "mov"), [operands[0].strip("[] "), operands[1]]
         if name.startswith("mov.b") and operands[0].startswith("{"):
@@ -265,6 +267,15 @@ class Decoder:
     def _spare_predicate(self) -> str:
         self.text.registers["%spare"] = "pred"
         return "%spare"
+
+    def _widened(self, name: str, kind: str, registers: str) -> str:
+        """A load into registers that are wider than its values has a name that says how they are extended."""
+        register = self.text.register_type(registers.strip("{} ").split(",")[0])
+        if kind == "s16" and register in TYPES["w"]:
+            return name.removesuffix("b16") + "s16"
+        if kind[1:] == "32" and register in TYPES["q"]:
+            return name.removesuffix("b32") + ("s32" if kind == "s32" else "u32")
+        return name
 
     def _load_param(self, opcode: str, operands: list[str]) -> tuple[str, list[str]]:
         """The value of a parameter is a constant of the launch."""

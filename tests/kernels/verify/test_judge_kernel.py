@@ -320,6 +320,8 @@ def test_the_law_at_every_position(
     law = np.exp(target) / np.exp(target).sum()
     for place in range(k + 1):
         got = tokens_at(args, verdicts, place)
+        if len(got) < 100 and runs < 12_000:
+            break  # of fewer runs too few come so far
         assert p_value(np.bincount(got, minlength=16), law * len(got)) > FALSE_ALARM, place
     q = np.exp(drafted) / np.exp(drafted).sum()
     rate = np.minimum(law, q).sum()
@@ -328,10 +330,10 @@ def test_the_law_at_every_position(
 
 
 @pytest.mark.slow
-def test_shared_noise_would_be_seen(device: torch.device, trials: Callable[[int], int]) -> None:
-    """The same test with drafts drawn under the purpose of the residual fails, as it must."""
+def test_shared_noise_would_be_seen(device: torch.device) -> None:
+    """The same test with drafts drawn under the purpose of the residual fails, as it must. Fewer runs show less."""
     target = np.random.default_rng(1).normal(0, 1, 16)
-    runs = trials(12_000)
+    runs = 12_000
     args = fixed_rows(target, -target, 1, runs, device)
     ids = torch.zeros(runs, dtype=torch.int32, device=device)
     space = poisoned(sampling.workspace_size(runs, 16), device)

@@ -42,6 +42,26 @@ def test_signed_bytes() -> None:
     same(out, a.astype("i2"))
 
 
+@pytest.mark.parametrize(("kind", "bits"), [("s16", 32), ("u16", 32), ("s32", 64), ("u32", 64), ("b32", 64)])
+@pytest.mark.parametrize("space", ["global", "shared"])
+def test_loads_into_wider_registers(space: str, kind: str, bits: int) -> None:
+    """By its sign if the type has one; a pair of values too."""
+    size = int(kind[1:]) // 8
+    a = integers(f"i{size}")[:64].copy() if kind[0] == "s" else integers(f"u{size}")[:64].copy()
+    out = np.zeros(64, f"{a.dtype.kind}{bits // 8}")
+    one, other = f"{PREFIX[bits]}10", f"{PREFIX[bits]}11"
+    body = addresses([2 * size, bits // 4])
+    place = "[%q0]"
+    if space == "shared":
+        body += THREAD.format(size=2 * size) + f"ld.global.b{16 * size} {PREFIX[16 * size]}12, [%q0];"
+        body += f"st.shared.b{16 * size} [%r2], {PREFIX[16 * size]}12;"
+        place = "[%r2]"
+    body += f"ld.{space}.v2.{kind} {{{one}, {other}}}, {place};"
+    body += f"st.global.v2.b{bits} [%q1], {{{one}, {other}}};"
+    launch(body, a, out, shared=64 * size)
+    same(out, a.astype(out.dtype))
+
+
 @pytest.mark.parametrize(
     ("name", "dtype", "step"),
     [

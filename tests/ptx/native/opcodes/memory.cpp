@@ -1,6 +1,5 @@
 // Loads, stores and atomics, and copies from global to shared memory that are waited for later.
 #include <algorithm>
-#include <type_traits>
 
 #include "ptx/native/opcodes/lanes.h"
 
@@ -50,8 +49,9 @@ void for_lanes(Machine& machine, Warp& warp, const uint64_t* addresses, uint32_t
   }
 }
 
-// n, n registers, an address. T as it lies in memory; L of a register.
-template <typename T, typename L, bool is_shared>
+// n, n registers, an address. T as it lies in memory, L as the executor keeps a register; Register as wide as the
+// register itself, to which a signed T is extended by its sign.
+template <typename T, typename L, bool is_shared, typename Register = T>
 void load(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask) {
   const int count = in[0];
   const auto size = static_cast<uint32_t>(sizeof(T)) * count;
@@ -62,10 +62,7 @@ void load(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask) {
       machine, warp, addresses, mask, size, [&](int lane, const std::byte* place, uint64_t, Shadows*) {
         T values[8];
         std::memcpy(values, place, size);
-        using Extended = std::conditional_t<std::is_signed_v<T>, int16_t, T>;
-        for (int i = 0; i < count; ++i) {
-          out[i][lane] = static_cast<std::make_unsigned_t<Extended>>(static_cast<Extended>(values[i]));
-        }
+        for (int i = 0; i < count; ++i) out[i][lane] = static_cast<L>(static_cast<Register>(values[i]));
       });
   for (int i = 0; i < count; ++i) warp.put(in[1 + i], out[i], mask);
 }
@@ -215,10 +212,14 @@ template <bool is_shared>
 void add_space(Opcodes* table, const std::string& space) {
   const std::string load_from = "ld." + space, store_to = "st." + space;
   table->push_back({load_from + ".b8", "X+a", load<uint8_t, uint32_t, is_shared>});
-  table->push_back({load_from + ".s8", "H+a", load<int8_t, uint32_t, is_shared>});
+  table->push_back({load_from + ".s8", "H+a", load<int8_t, uint32_t, is_shared, uint16_t>});
   table->push_back({load_from + ".b16", "X+a", load<uint16_t, uint32_t, is_shared>});
   table->push_back({load_from + ".b32", "W+a", load<uint32_t, uint32_t, is_shared>});
   table->push_back({load_from + ".b64", "Q+a", load<uint64_t, uint64_t, is_shared>});
+  // Into a register that is wider than the value: see decode.py.
+  table->push_back({load_from + ".s16", "W+a", load<int16_t, uint32_t, is_shared, uint32_t>});
+  table->push_back({load_from + ".s32", "Q+a", load<int32_t, uint64_t, is_shared, uint64_t>});
+  table->push_back({load_from + ".u32", "Q+a", load<uint32_t, uint64_t, is_shared, uint64_t>});
   table->push_back({store_to + ".b8", "ax+", store<uint8_t, uint32_t, is_shared>});
   table->push_back({store_to + ".b16", "ax+", store<uint16_t, uint32_t, is_shared>});
   table->push_back({store_to + ".b32", "aw+", store<uint32_t, uint32_t, is_shared>});
