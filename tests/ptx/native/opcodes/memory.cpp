@@ -49,8 +49,8 @@ void for_lanes(Machine& machine, Warp& warp, const uint64_t* addresses, uint32_t
   }
 }
 
-// n, n registers, an address. T as it lies in memory, L as the executor keeps a register; Register as wide as the
-// register itself, to which a signed T is extended by its sign.
+// n, n registers, an address. T as it lies in memory, L as the executor keeps a register; Register as wide as
+// the register itself, to which a signed T is extended by its sign.
 template <typename T, typename L, bool is_shared, typename Register = T>
 void load(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask) {
   const int count = in[0];
@@ -58,12 +58,13 @@ void load(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask) {
   uint64_t addresses[kLanes];
   (is_shared ? shared_addresses : global_addresses)(warp, in, count + 1, addresses);
   L out[8][kLanes];
-  for_lanes<is_shared, Access::kRead>(
-      machine, warp, addresses, mask, size, [&](int lane, const std::byte* place, uint64_t, Shadows*) {
-        T values[8];
-        std::memcpy(values, place, size);
-        for (int i = 0; i < count; ++i) out[i][lane] = static_cast<L>(static_cast<Register>(values[i]));
-      });
+  for_lanes<is_shared, Access::kRead>(machine, warp, addresses, mask, size,
+                                      [&](int lane, const std::byte* place, uint64_t, Shadows*) {
+                                        T values[8];
+                                        std::memcpy(values, place, size);
+                                        for (int i = 0; i < count; ++i)
+                                          out[i][lane] = static_cast<L>(static_cast<Register>(values[i]));
+                                      });
   for (int i = 0; i < count; ++i) warp.put(in[1 + i], out[i], mask);
 }
 
