@@ -91,7 +91,7 @@ def test_n_answers_feed_their_prompt_once(pair: Pair) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ar", "pearl"])
 def test_on_the_kernels(pair: Pair, strategy: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A chat of three turns: the same bits, and passes for what is new alone."""
+    """A chat of two turns: the same bits, and passes for what is new alone."""
     from pearl_rt.device.steps import LaneSteps
 
     passes: list[int] = []
@@ -101,7 +101,7 @@ def test_on_the_kernels(pair: Pair, strategy: str, monkeypatch: pytest.MonkeyPat
     with pair.engine(**options) as engine, pair.engine(**options, prefix_caching=False) as without:
         text = [(7 * place) % 256 for place in range(40)]
         params = SamplingParams(max_tokens=4, temperature=0.9, seed=5, logprobs=1)
-        for turn in range(3):
+        for turn in range(2):
             fed = []
             outputs = []
             for one in (engine, without):
