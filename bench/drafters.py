@@ -52,7 +52,7 @@ from pearl_rt.types.metrics import RequestMetrics
 
 NONE, LOOKUP, EARLIER, MODEL, AUTO = "none", "lookup", "lookup, earlier answers", "model", "auto"
 SELF, EXIT, PARALLEL = "self", "exit", "parallel"
-GAMMAS = {LOOKUP: (4, 8, 15), MODEL: (2, 4, 8), SELF: (2, 4), EXIT: (2, 4), PARALLEL: (4, 8, 12)}
+GAMMAS = {LOOKUP: (3, 7, 15), MODEL: (2, 4, 8), SELF: (2, 4), EXIT: (2, 4), PARALLEL: (4, 8, 12)}
 LONGEST = 15  # window of a draft that ends its windows itself
 PLACES = 5  # of a window that the table shows
 COLUMNS = (
@@ -231,7 +231,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add_shared(parser, *names, "seed", "isa", "threads", "json-out", num_prompts=28, max_tokens=96)
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
     parser.add_argument(
-        "--gammas", type=int, nargs="+", help="windows of each kind (lookup: 4 8 15, model: 2 4 8)"
+        "--gammas", type=int, nargs="+", help="windows of each kind (lookup: 3 7 15, model: 2 4 8)"
     )
     parser.add_argument("--stops", nargs="+", default=[], help="rules that end windows of --draft early")
     parser.add_argument("--skip-layers", type=int, nargs="+", help="that the target leaves out as a draft")

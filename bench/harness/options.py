@@ -14,7 +14,7 @@ from bench.harness.peers import OUTSIDE
 from pearl_rt.strategy.engine_options import CAPTURED_FORMS, FORMS
 
 FOR_PAIR = {"num_prompts": 8, "max_tokens": 128, "gammas": GAMMAS}
-FOR_LOOKUP = {"num_prompts": 48, "max_tokens": 64, "gammas": (4, 8, 15)}  # its windows are limits
+FOR_LOOKUP = {"num_prompts": 48, "max_tokens": 64, "gammas": (3, 7, 15)}  # its windows are limits
 LOOKUP = (Path("lookup"),)
 
 

@@ -40,7 +40,7 @@ def metrics_of(row: m.Program, tokens_of_rounds: list[int], token_s: float) -> R
 
 
 class FakeEngines(drafters.Engines):
-    """With a window of 8 maths is twice as fast as by `ar`, and code as fast; `liar` writes other tokens."""
+    """With a window of 7 maths is twice as fast as by `ar`, and code as fast; `liar` writes other tokens."""
 
     def __init__(self, liar: str = "") -> None:
         super().__init__({drafters.LOOKUP: SimpleNamespace(tasks=TASKS)})  # type: ignore[dict-item]
@@ -48,7 +48,7 @@ class FakeEngines(drafters.Engines):
 
     def run(self, program: m.Program, workload: m.Workload, prompt: int) -> list[m.Sample]:
         assert isinstance(program, drafters.Row)
-        is_fast = program.gamma == 8 and TASKS[prompt] == "maths"
+        is_fast = program.gamma == 7 and TASKS[prompt] == "maths"
         metrics = metrics_of(program, [4] * 2 if is_fast else [1] * 8, 0.01 / (2 if is_fast else 1))
         ids = [prompt * 100 + i for i in range(9)]
         if program.name == self.liar and prompt == 1:
@@ -71,7 +71,7 @@ def test_figures_are_of_each_task_and_of_all(capsys: pytest.CaptureFixture[str])
     rows = {(row["name"], row["gamma"]): row for row in found["rows"]}  # type: ignore[attr-defined]
     assert set(rows) == {
         ("none", None),
-        *((drafters.LOOKUP, gamma) for gamma in (4, 8, 15)),
+        *((drafters.LOOKUP, gamma) for gamma in (3, 7, 15)),
         (drafters.EARLIER, 15),
         *((drafters.MODEL, gamma) for gamma in (2, 4, 8)),
         *((kind, gamma) for kind in (drafters.SELF, drafters.EXIT) for gamma in (2, 4)),
@@ -80,7 +80,7 @@ def test_figures_are_of_each_task_and_of_all(capsys: pytest.CaptureFixture[str])
         ("auto, lookup", None),
         ("auto, model", None),
     }
-    plain, fast = rows["none", None], rows[drafters.LOOKUP, 8]
+    plain, fast = rows["none", None], rows[drafters.LOOKUP, 7]
     assert plain["x_ar"] == 1 and plain["draft_ms"] is None and plain["extra_mb"] == 0
     assert plain["verify_ms"] == pytest.approx(4)
     assert [fast["by_task"][task]["x_ar"] for task in ("maths", "code")] == [

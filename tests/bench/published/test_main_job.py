@@ -49,7 +49,7 @@ def test_the_published_model_is_measured_in_4_and_8_bits(
 ) -> None:
     assert latency.main(["--device", "cpu", "--trace", "t.json"]) == 0
     assert [str(options.target) for options in asked] == ["a.gguf", "b.gguf"]
-    assert {(o.num_prompts, o.max_tokens, tuple(o.gammas)) for o in asked} == {(48, 64, (4, 8, 15))}
+    assert {(o.num_prompts, o.max_tokens, tuple(o.gammas)) for o in asked} == {(48, 64, (3, 7, 15))}
     assert [options.trace for options in asked] == [Path("t.json"), None]
     found = figures(capsys)
     assert [(s["model"], s["temperature"]) for s in found["sections"]] == [
@@ -99,8 +99,8 @@ def test_a_damaged_download_is_no_reason_to_measure_another_model(
 @pytest.mark.parametrize(
     ("words", "counts"),
     [
-        (["--target", "f.gguf"], (48, 64, (4, 8, 15))),
-        (["--target", "f.gguf", "--draft", "lookup"], (48, 64, (4, 8, 15))),
+        (["--target", "f.gguf"], (48, 64, (3, 7, 15))),
+        (["--target", "f.gguf", "--draft", "lookup"], (48, 64, (3, 7, 15))),
         (["--target", "f", "--draft", "d"], (8, 128, GAMMAS)),
         (["--device", "interpret"], (8, 128, GAMMAS)),
     ],

@@ -5,7 +5,7 @@
 
 static_assert(kCodeRows % kGroupedRows == 0 && (kGroupedRows & (kGroupedRows - 1)) == 0);
 
-constexpr int64_t kFetchAhead = 4096;  // bytes between what is used and what is fetched
+constexpr int64_t kFetchAhead = 16384;  // bytes between what is used and what is fetched
 
 // One column block of some rows, and what is fetched meanwhile.
 struct GroupedBlock {
