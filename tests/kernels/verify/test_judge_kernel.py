@@ -331,7 +331,7 @@ def test_the_law_at_every_position(
 
 @pytest.mark.slow
 def test_shared_noise_would_be_seen(device: torch.device) -> None:
-    """The same test with drafts drawn under the purpose of the residual fails, as it must, with so many runs."""
+    """The same test with drafts drawn under the purpose of the residual fails, as it must."""
     target = np.random.default_rng(1).normal(0, 1, 16)
     runs = 12_000
     args = fixed_rows(target, -target, 1, runs, device)
