@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -328,7 +329,9 @@ def from_checkpoints(options: argparse.Namespace) -> ModelPair:
         )
     prompts = prompts_for(paths[0], options.prompts, options.num_prompts)
     draft = str(paths[1]) if len(paths) > 1 else drafts
+    begin = time.perf_counter()
     engine = Engine.from_pretrained(paths[0], draft, **engine_options(options))
+    loaded = f"engine loaded, with its step times measured, in {time.perf_counter() - begin:.1f} s"
     models = [model for model in (engine.target, engine.draft) if model is not None]
     names = [name_of(path) for path in paths]
     configs = tuple(model.config for model in models[: len(paths)])
@@ -340,7 +343,7 @@ def from_checkpoints(options: argparse.Namespace) -> ModelPair:
         configs,
         packed_figures(figures, engine),
         prompts.token_ids,
-        [prompts.note],
+        [prompts.note, loaded],
         cores_of(options),
         forms_of(options),
         checkpoints=paths,
