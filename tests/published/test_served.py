@@ -18,7 +18,7 @@ import pytest
 
 from bench.model_pairs.published import published_model
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 NAME = "smollm2"
 SAID: Any = [
     {"role": "system", "content": "You are a helpful assistant. Be short."},
