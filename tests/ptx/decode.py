@@ -239,6 +239,8 @@ class Decoder:
         name = canonical(opcode)
         if name.startswith("ld.param"):
             return self._load_param(opcode, operands)
+        if name in ("ld.global.b32", "ld.shared.b32") and self._is_wide(operands[0]):
+            return name.replace("b32", "s32.b64" if opcode.endswith(".s32") else "u32.b64"), operands
         if name.startswith("st.param"):
             return name.replace("st.param", "mov"), [operands[0].strip("[] "), operands[1]]
         if name.startswith("mov.b") and operands[0].startswith("{"):
@@ -261,6 +263,10 @@ class Decoder:
         if name.startswith("wgmma.mma_async"):
             return self._wgmma(name, operands)
         return name, operands
+
+    def _is_wide(self, registers: str) -> bool:
+        """Whether a register, or the first of a list, has 64 bits."""
+        return self.text.register_type(registers.strip("{} ").split(",")[0]) in TYPES["q"]
 
     def _spare_predicate(self) -> str:
         self.text.registers["%spare"] = "pred"

@@ -42,6 +42,21 @@ def test_signed_bytes() -> None:
     same(out, a.astype("i2"))
 
 
+@pytest.mark.parametrize("space", ["global", "shared"])
+@pytest.mark.parametrize("kind", ["s32", "u32"])
+def test_a_register_wider_than_what_is_read(kind: str, space: str) -> None:
+    """The rest of it has the sign, or zeros."""
+    a = integers("i4" if kind == "s32" else "u4")[:64].copy()
+    assert (a >> 31).any() and not (a >> 31).all()
+    body = addresses([4, 8])
+    if space == "shared":
+        body += THREAD.format(size=4) + "ld.global.b32 %r5, [%q0]; st.shared.b32 [%r2], %r5;"
+    body += f"ld.{space}.{kind} %q5, [{'%r2' if space == 'shared' else '%q0'}]; st.global.b64 [%q1], %q5;"
+    out = np.zeros(64, "i8")
+    launch(body, a, out, grid=(2, 1, 1), shared=32 * 4)
+    same(out, a.astype("i8"))
+
+
 @pytest.mark.parametrize(
     ("name", "dtype", "step"),
     [

@@ -50,7 +50,7 @@ void for_lanes(Machine& machine, Warp& warp, const uint64_t* addresses, uint32_t
   }
 }
 
-// n, n registers, an address. T as it lies in memory; L of a register.
+// n, n registers, an address. T as it lies in memory; L of a register, which may be wider.
 template <typename T, typename L, bool is_shared>
 void load(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask) {
   const int count = in[0];
@@ -62,7 +62,8 @@ void load(Machine& machine, Warp& warp, const Instruction& in, uint32_t mask) {
       machine, warp, addresses, mask, size, [&](int lane, const std::byte* place, uint64_t, Shadows*) {
         T values[8];
         std::memcpy(values, place, size);
-        using Extended = std::conditional_t<std::is_signed_v<T>, int16_t, T>;
+        using Signed = std::conditional_t<sizeof(T) == 1, int16_t, int64_t>;
+        using Extended = std::conditional_t<std::is_signed_v<T>, Signed, T>;
         for (int i = 0; i < count; ++i) {
           out[i][lane] = static_cast<std::make_unsigned_t<Extended>>(static_cast<Extended>(values[i]));
         }
@@ -219,6 +220,8 @@ void add_space(Opcodes* table, const std::string& space) {
   table->push_back({load_from + ".b16", "X+a", load<uint16_t, uint32_t, is_shared>});
   table->push_back({load_from + ".b32", "W+a", load<uint32_t, uint32_t, is_shared>});
   table->push_back({load_from + ".b64", "Q+a", load<uint64_t, uint64_t, is_shared>});
+  table->push_back({load_from + ".s32.b64", "Q+a", load<int32_t, uint64_t, is_shared>});
+  table->push_back({load_from + ".u32.b64", "Q+a", load<uint32_t, uint64_t, is_shared>});
   table->push_back({store_to + ".b8", "ax+", store<uint8_t, uint32_t, is_shared>});
   table->push_back({store_to + ".b16", "ax+", store<uint16_t, uint32_t, is_shared>});
   table->push_back({store_to + ".b32", "aw+", store<uint32_t, uint32_t, is_shared>});
