@@ -1,4 +1,4 @@
-"""Mends Triton's interpreter: loops to a run-time bound under numpy 2.4, tl.dot, assertions, its pace.
+"""Mends Triton's interpreter: loops to a run-time bound under numpy 2.4, tl.dot, conditions, assertions, its pace.
 
 Imported by the files that kernels are made of; does nothing where kernels are compiled.
 
@@ -46,6 +46,18 @@ def mend_scalars() -> None:
         interpreter._patch_lang_tensor = patch_and_mend
 
 
+def splat_truth_values() -> None:
+    """Has a comparison of scalars stay one when it meets a tensor: a splat would make it what was compared."""
+    splat = interpreter.InterpreterBuilder.create_splat
+
+    def create_splat(self: Any, kind: Any, value: Any) -> Any:
+        if value.data.dtype == bool:
+            return interpreter.TensorHandle(numpy.full(kind.shape, value.data), value.dtype.scalar)
+        return splat(self, kind, value)
+
+    interpreter.InterpreterBuilder.create_splat = create_splat
+
+
 def sum_in_order(a: numpy.ndarray, b: numpy.ndarray, dtype: numpy.dtype) -> numpy.ndarray:
     """a [.., M, K] times b [.., K, N], in dtype: each sum in order of k, if N is more than one.
 
@@ -87,6 +99,7 @@ def patch_once() -> None:
 
 if interpreting():
     mend_scalars()
+    splat_truth_values()
     dot_in_order()
     follow_debug()
     patch_once()

@@ -86,12 +86,13 @@ def config(group: int, head_dim: int, num_bytes: int) -> Config:
     return Config(block_m, block_n=64 if padded_dim <= 128 else 32, num_warps=4, num_stages=4)
 
 
-@triton.jit(do_not_specialize=["num_splits", "num_tiles", "table_width", "num_blocks"])
+@triton.jit(do_not_specialize=["num_splits", "merges", "num_tiles", "table_width", "num_blocks"])
 def split_kernel(
     batch,  # PagedBatch
     partials,  # Partials, out
     num_splits,  # S
     counters_ptr,  # [T * Hq] int32, or None: a second kernel merges
+    merges,  # 0: likewise. One binary for the windows of both
     num_tiles,  # M tiles to a sequence
     table_width,  # MB
     num_blocks,  # NB
@@ -156,6 +157,8 @@ def split_kernel(
     tl.store(partials.stats + slot * 2, highest, mask=sees)
     tl.store(partials.stats + slot * 2 + 1, total, mask=sees)
     if counters_ptr is not None:
+        if merges == 0:
+            return
         # A tile is counted at its first row of [T, Hq], which no other has.
         place = (first_token + first_row // GROUP) * (HKV * GROUP) + head * GROUP + first_row % GROUP
         tl.debug_barrier()  # all threads have stored; the atomic then releases that, and acquires the others'
@@ -279,7 +282,7 @@ def attention(
     merges = counters is not None and merges_at_once(min(rows, tile.block_m), block_r, splits)
     try:
         split_kernel[(num_tiles * shape.num_kv_heads * splits, shape.batch)](
-            *(batch, partials, splits, counters if merges else None, num_tiles, shape.table_width),
+            *(batch, partials, splits, counters, int(merges), num_tiles, shape.table_width),
             *(shape.num_blocks, scale * LOG2_E),
             **constants,
             BLOCK_N=tile.block_n,

@@ -79,8 +79,9 @@ class Fed(NamedTuple):
 @triton.jit(
     do_not_specialize=[
         *("num_tokens", "window_stride_b", "window_stride_g", "num_logits", "max_q_len", "ring_size", "step"),
+        "kind",
     ]
-)  # one binary for all windows
+)  # one binary for all kinds and windows
 def feed_kernel(
     of,  # Sequences
     fed,  # Fed, out
@@ -95,7 +96,7 @@ def feed_kernel(
     max_q_len,
     ring_size,
     step,
-    KIND: tl.constexpr,  # 0 PREFILL, 1 SCORE, 2 SCORE_WINDOW, 3 DRAFT_FIRST, 4 DRAFT_NEXT
+    kind,  # 0 PREFILL, 1 SCORE, 2 SCORE_WINDOW, 3 DRAFT_FIRST, 4 DRAFT_NEXT
     BLOCK_B: tl.constexpr,  # power of two, >= num_sequences
     BLOCK: tl.constexpr,  # rows at a time
     PDL: tl.constexpr,
@@ -108,25 +109,21 @@ def feed_kernel(
     pending = tl.load(of.pending + slots, mask=here, other=0)
     room = tl.load(of.max_total_len + slots, mask=here, other=0) - committed
     runs = tl.load(of.finish_reason + slots, mask=here, other=0) == 1
-    if KIND == 0:
-        start = tl.load(of.chunk + 2 * slots, mask=here, other=0)
-        count = tl.load(of.chunk + 2 * slots + 1, mask=here, other=0) - start
-    elif KIND == 1:
-        start = committed - 1
-        count = tl.where(runs, tl.minimum(pending + 1, room), 0)
-    elif KIND == 2:
-        start = committed - 1
-        window_len = tl.load(fed.num_draft_tokens + slots, mask=here, other=0)
-        count = tl.where(runs, tl.minimum(pending + window_len + 1, room), 0)
-    elif KIND == 3:
-        start = committed + pending - 2
-        window_len = tl.minimum(tl.load(of.gamma + slots, mask=here, other=0), room - pending)
-        count = tl.where(runs & (window_len > 0), 2, 0)
-        tl.store(fed.num_draft_tokens + slots, window_len, mask=here & runs & (slots == own))
-    else:
-        start = committed + pending + step - 1
-        window_len = tl.load(fed.num_draft_tokens + slots, mask=here, other=0)
-        count = tl.where(runs & (step < window_len), 1, 0)
+    is_prefill, is_score, is_draft = kind == 0, (kind == 1) | (kind == 2), kind >= 3
+    begin = tl.load(of.chunk + 2 * slots, mask=here & is_prefill, other=0)
+    end = tl.load(of.chunk + 2 * slots + 1, mask=here & is_prefill, other=0)
+    gamma = tl.load(of.gamma + slots, mask=here & (kind == 3), other=0)
+    has_window = (kind == 2) | (kind == 4)
+    known_len = tl.load(fed.num_draft_tokens + slots, mask=here & has_window, other=0)
+    window_len = tl.where(kind == 3, tl.minimum(gamma, room - pending), known_len)
+    tl.store(fed.num_draft_tokens + slots, window_len, mask=here & runs & (slots == own) & (kind == 3))
+    scored = tl.minimum(pending + window_len + 1, room)  # window_len is 0 in SCORE
+    drafted = tl.where(kind == 3, tl.where(window_len > 0, 2, 0), tl.where(step < window_len, 1, 0))
+    start = committed - 1
+    start = tl.where(is_draft, committed + pending + tl.where(kind == 3, -2, step - 1), start)
+    start = tl.where(is_prefill, begin, start)
+    count = tl.where(runs, tl.where(is_draft, drafted, scored), 0)
+    count = tl.where(is_prefill, end - begin, count)
     count = tl.minimum(tl.maximum(count, 0), max_q_len)
     ends = tl.cumsum(count, 0)
 
@@ -155,33 +152,25 @@ def feed_kernel(
         row = first + tl.arange(0, BLOCK)
         is_fed = row < own_count
         position = own_start + row
-        if (KIND == 2) | (KIND == 4):
-            drafted = position >= own_base
-            token = tl.load(row_of_tokens + position, mask=is_fed & (position < own_base), other=0)
-            place = own * window_stride_b + (position - own_base) * window_stride_g
-            token = tl.where(drafted, tl.load(of.window + place, mask=is_fed & drafted, other=0), token)
-        else:
-            token = tl.load(row_of_tokens + position, mask=is_fed, other=0)
+        is_drafted = has_window & (position >= own_base)
+        token = tl.load(row_of_tokens + position, mask=is_fed & (is_drafted == 0), other=0)
+        place = own * window_stride_b + (position - own_base) * window_stride_g
+        token = tl.where(is_drafted, tl.load(of.window + place, mask=is_fed & is_drafted, other=0), token)
         page = tl.load(of.block_table + own * max_blocks + position // block_size, mask=is_fed, other=0)
         slot = page.to(tl.int64) * block_size + position % block_size
         tl.store(fed.input_ids + own_begin + row, token, mask=is_fed)
         tl.store(fed.positions + own_begin + row, position, mask=is_fed)
         tl.store(fed.slot_mapping + own_begin + row, slot, mask=is_fed)
 
-    if (KIND == 1) | (KIND == 2):
-        tl.store(fed.num_rows + own, own_count)
+    tl.store(fed.num_rows + own, own_count, mask=is_score)
     for first in range(0, num_logits, BLOCK):
         logit = first + tl.arange(0, BLOCK)
-        if (KIND == 1) | (KIND == 2):
-            source = own_begin + tl.minimum(logit, own_count - 1)
-        else:
-            source = own_end - 1 + logit * 0
+        source = tl.where(is_score, own_begin + tl.minimum(logit, own_count - 1), own_end - 1)
         source = tl.maximum(tl.minimum(source, num_tokens - 1), 0)
         tl.store(fed.logit_rows + own * num_logits + logit, source, mask=logit < num_logits)
-    if KIND >= 3:
-        sampled = (own_base + step).to(tl.int64)
-        tl.store(fed.sample_positions + own, sampled)
-        tl.store(fed.ring_rows + own, own.to(tl.int64) * ring_size + sampled % ring_size)
+    sampled = (own_base + step).to(tl.int64)
+    tl.store(fed.sample_positions + own, sampled, mask=is_draft)
+    tl.store(fed.ring_rows + own, own.to(tl.int64) * ring_size + sampled % ring_size, mask=is_draft)
 
 
 @operator
@@ -213,8 +202,7 @@ def feed(
     num_logits = fed.logit_rows.shape[1]
     feed_kernel[(num_sequences + 1,)](
         *(of, fed, num_sequences, num_tokens, capacity, of.block_table.shape[1], block_size),
-        *(*of.window.stride(), num_logits, max_q_len, ring_size, step),
-        KIND=kind,
+        *(*of.window.stride(), num_logits, max_q_len, ring_size, step, kind),
         BLOCK_B=triton.next_power_of_2(num_sequences),
         BLOCK=128,
         **dependent("feed", pdl),

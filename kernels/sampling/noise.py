@@ -76,12 +76,15 @@ def noise_words(seed, position, purpose, group):
 
 @triton.jit
 def noise_tile(seed, position, purpose, first, TILE: tl.constexpr):
-    """The words of indices first .. first + TILE - 1, both multiples of 4: [ROWS, TILE] uint32.
+    """The words of indices first .. first + TILE - 1, both multiples of 4: [ROWS, TILE] uint32, or [TILE].
 
-    seed, position: [ROWS] int64; purpose: [ROWS] int32. One Philox block gives four neighbours.
+    seed, position: [ROWS] int64, or scalars; purpose: int32 likewise. One Philox block gives four neighbours.
     """
     group = first // 4 + tl.arange(0, TILE // 4)
-    w0, w1, w2, w3 = noise_words(seed[:, None], position[:, None], purpose[:, None], group[None, :])
+    if len(seed.shape) == 0:
+        w0, w1, w2, w3 = noise_words(seed, position, purpose, group)
+    else:
+        w0, w1, w2, w3 = noise_words(seed[:, None], position[:, None], purpose[:, None], group[None, :])
     return tl.interleave(tl.interleave(w0, w2), tl.interleave(w1, w3))
 
 

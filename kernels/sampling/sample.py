@@ -70,6 +70,37 @@ def config(vocab: int, rows: int = 1) -> Config:
 
 
 @triton.jit
+def rows_of(program, ROWS: tl.constexpr):
+    """The rows of a program: [ROWS], or a scalar if it has one.
+
+    What is computed of a scalar is scalar too, and its loads and stores have no layout: compiling takes a time
+    that grows with their number and with the square of the operations.
+    """
+    if ROWS == 1:
+        return program
+    else:
+        return program * ROWS + tl.arange(0, ROWS)
+
+
+@triton.jit
+def beside(values):
+    """Values of rows, [ROWS] or a scalar, as they broadcast against a tile: [ROWS, 1], or a scalar."""
+    if len(values.shape) == 0:
+        return values
+    else:
+        return values[:, None]
+
+
+@triton.jit
+def any_of(live):
+    """Whether any row is live. live: [ROWS] or a scalar."""
+    if len(live.shape) == 0:
+        return live
+    else:
+        return tl.max(live.to(tl.int32), axis=0) == 1
+
+
+@triton.jit
 def row_offset(row, stride):
     """Where a row starts, in elements: 64 bits, as rows times vocabulary passes 2^31."""
     return row.to(tl.int64) * stride
@@ -77,47 +108,58 @@ def row_offset(row, stride):
 
 @triton.jit
 def load_tile(logits_ptr, offset, live, column, V):
-    """[ROWS, TILE] fp32; -inf behind the vocabulary and in rows that are not live."""
-    place = offset[:, None] + column[None, :]
-    mask = live[:, None] & (column < V)[None, :]
-    return tl.load(logits_ptr + place, mask=mask, other=-INFINITY).to(tl.float32)
+    """[ROWS, TILE] fp32, or [TILE] of a scalar row; -inf behind the vocabulary and in rows that are not live."""
+    mask = beside(live) & (column < V)
+    return tl.load(logits_ptr + (beside(offset) + column), mask=mask, other=-INFINITY).to(tl.float32)
+
+
+@triton.jit
+def threshold_of(thresholds_ptr, at, live):
+    """Of rows: fp32; -inf without thresholds."""
+    threshold = tl.where(live, -INFINITY, -INFINITY)
+    if thresholds_ptr is not None:
+        threshold = tl.load(thresholds_ptr + at, mask=live, other=0.0)
+    return threshold
 
 
 @triton.jit
 def clean(x, threshold):
     """-inf in place of what cannot be used, or lies below the row's threshold. [ROWS, TILE], [ROWS]"""
-    return tl.where((x < INFINITY) & (x >= threshold[:, None]), x, -INFINITY)
+    return tl.where((x < INFINITY) & (x >= beside(threshold)), x, -INFINITY)
 
 
 @triton.jit
 def best_of(keys, index):
-    """The largest key of each row, and the lowest index that holds it: [ROWS], [ROWS] int32."""
-    best = tl.max(keys, axis=1)
-    return best, tl.min(tl.where(keys == best[:, None], index, NOWHERE), axis=1)
+    """The largest key of each row, and the lowest index that holds it: [ROWS], [ROWS] int32. index: as keys,
+    or [TILE]."""
+    best = tl.max(keys, axis=-1)
+    return best, tl.min(tl.where(keys == beside(best), index, NOWHERE), axis=-1)
 
 
 @triton.jit
 def mark_bad(top, x):
     """top [ROWS], or +inf where x [ROWS, TILE] holds NaN or +inf."""
-    return tl.where(tl.max(tl.where(x < INFINITY, 0, 1), axis=1) > 0, INFINITY, top)
+    return tl.where(tl.max(tl.where(x < INFINITY, 0, 1), axis=-1) > 0, INFINITY, top)
+
+
+@triton.jit
+def of_tiles(ptr, row, live, T, TP: tl.constexpr, other):
+    """What T tiles of a row left: [ROWS, TP], or [TP] of a scalar row. row: into [.., T]."""
+    tile = tl.arange(0, TP)
+    return tl.load(ptr + (beside(row) * T + tile), mask=beside(live) & (tile < T), other=other)
 
 
 @triton.jit
 def best_tile(best_ptr, at_ptr, row, live, T, TP: tl.constexpr):
-    """The best of T tiles, as best_of: [ROWS], [ROWS] int32. row: [ROWS], into [.., T]."""
-    tile = tl.arange(0, TP)
-    place = row[:, None] * T + tile[None, :]
-    mask = live[:, None] & (tile < T)[None, :]
-    best = tl.load(best_ptr + place, mask=mask, other=-INFINITY)
-    return best_of(best, tl.load(at_ptr + place, mask=mask, other=NOWHERE))
+    """The best of T tiles, as best_of: [ROWS], [ROWS] int32."""
+    best = of_tiles(best_ptr, row, live, T, TP, -INFINITY)
+    return best_of(best, of_tiles(at_ptr, row, live, T, TP, NOWHERE))
 
 
 @triton.jit
 def top_tile(top_ptr, row, live, T, TP: tl.constexpr):
     """The largest of T tiles: [ROWS]."""
-    tile = tl.arange(0, TP)
-    mask = live[:, None] & (tile < T)[None, :]
-    return tl.max(tl.load(top_ptr + row[:, None] * T + tile[None, :], mask=mask, other=-INFINITY), axis=1)
+    return tl.max(of_tiles(top_ptr, row, live, T, TP, -INFINITY), axis=-1)
 
 
 @triton.jit
@@ -144,19 +186,16 @@ def scan_kernel(
     PDL: tl.constexpr,
 ):
     await_previous(PDL)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = rows_of(tl.program_id(0), ROWS)
     tile = tl.program_id(1)
     live = row < R
     column = tile * TILE + tl.arange(0, TILE)
     x = load_tile(logits_ptr, row_offset(row, stride), live, column, V)
     if kept_ptr is not None:
         offset = row_offset(tl.load(kept_rows_ptr + row, mask=live, other=0), kept_stride)
-        place = kept_ptr + offset[:, None] + column[None, :]
-        tl.store(place, x.to(kept_ptr.dtype.element_ty), mask=live[:, None] & (column < V)[None, :])
-    threshold = tl.full([ROWS], -INFINITY, tl.float32)
-    if thresholds_ptr is not None:
-        threshold = tl.load(thresholds_ptr + row, mask=live, other=0.0)
-    top, at = best_of(clean(x, threshold), column[None, :])
+        place = kept_ptr + (beside(offset) + column)
+        tl.store(place, x.to(kept_ptr.dtype.element_ty), mask=beside(live) & (column < V))
+    top, at = best_of(clean(x, threshold_of(thresholds_ptr, row, live)), column)
     tl.store(top_ptr + row * T + tile, mark_bad(top, x), mask=live)
     tl.store(at_ptr + row * T + tile, at, mask=live)
 
@@ -183,25 +222,23 @@ def key_kernel(
     PDL: tl.constexpr,
 ):
     await_previous(PDL)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = rows_of(tl.program_id(0), ROWS)
     tile = tl.program_id(1)
     live = row < R
     temperature = tl.load(temperature_ptr + row, mask=live, other=0.0)
     top = top_tile(top_ptr, row, live, T, TP)
     live = live & (temperature > 0.0) & is_usable(top)
-    if tl.max(live.to(tl.int32), axis=0) == 0:
+    if any_of(live) == 0:
         return
     top = tl.where(live, top, 0.0)
     column = tile * TILE + tl.arange(0, TILE)
     x = load_tile(logits_ptr, row_offset(row, stride), live, column, V)
-    threshold = tl.full([ROWS], -INFINITY, tl.float32)
-    if thresholds_ptr is not None:
-        threshold = tl.load(thresholds_ptr + row, mask=live, other=0.0)
+    kept = clean(x, threshold_of(thresholds_ptr, row, live))
     seed = tl.load(seed_ptr + row, mask=live, other=0)
     position = tl.load(positions_ptr + row, mask=live, other=0)
-    words = noise_tile(seed, position, tl.full([ROWS], 0, tl.int32) + purpose, tile * TILE, TILE)
-    scaled = (clean(x, threshold) - top[:, None]) * inverse_temperature(temperature)[:, None]
-    key, at = best_of(scaled - log(exponential(uniform(words))), column[None, :])
+    words = noise_tile(seed, position, row * 0 + purpose, tile * TILE, TILE)
+    scaled = (kept - beside(top)) * beside(inverse_temperature(temperature))
+    key, at = best_of(scaled - log(exponential(uniform(words))), column)
     tl.store(key_ptr + row * KT + tile, key, mask=live)
     tl.store(key_at_ptr + row * KT + tile, at, mask=live)
 
@@ -224,7 +261,7 @@ def pick_kernel(
     PDL: tl.constexpr,
 ):
     await_previous(PDL)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row = rows_of(tl.program_id(0), ROWS)
     live = row < R
     top, at = best_tile(top_ptr, at_ptr, row, live, T, TP)
     usable = is_usable(top)

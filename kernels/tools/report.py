@@ -32,6 +32,12 @@ def distinct_cases(operator: str) -> dict[int, tuple[CompileCase, list[str]]]:
     return {index: (case, names) for index, case, names in found.values()}
 
 
+def has_form(case_and_names: tuple[CompileCase, list[str]]) -> bool:
+    """Whether the case has a form with dependent launches."""
+    case, _ = case_and_names
+    return dependent(case) is not case
+
+
 def run_job(job: Job) -> Compiled | str:
     """What the compiler made of it, or why it failed. Kernels do not pickle: a worker looks its case up."""
     operator, index, arch, pdl = job
@@ -51,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--in-turns", action="store_true", help="each configuration for one of the chips: a third of the time"
     )
-    parser.add_argument("--pdl", action="store_true", help="with dependent launches; from sm_90 on")
+    parser.add_argument("--pdl", action="store_true", help="with dependent launches, those operators that have them; from sm_90 on")
     options = parser.parse_args(arguments)
     if options.pdl and (without := [arch for arch in options.arch if arch < MIN_ARCH]):
         parser.error(f"--pdl: sm_{without[0]} has no dependent launches: pass --arch {MIN_ARCH}")
@@ -61,6 +67,11 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("TRITON_INTERPRET is set: unset it, interpreted kernels are not compiled")
 
     cases = {operator: distinct_cases(operator) for operator in options.operators or LAUNCHES}
+    if options.pdl:
+        plain = [operator for operator, found in cases.items() if not all(map(has_form, found.values()))]
+        if named := [operator for operator in plain if operator in options.operators]:
+            parser.error(f"--pdl: {', '.join(named)} has no dependent launch: no captured step launches it")
+        cases = {operator: found for operator, found in cases.items() if operator not in plain}
     jobs = [
         (operator, index, arch, options.pdl)
         for operator, found in cases.items()

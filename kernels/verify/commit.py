@@ -19,6 +19,7 @@ import triton.language as tl
 from pearl_rt import state
 
 from ..base.checks import interpreting
+from ..sampling.sample import beside
 from .window import RUNNING
 
 HEADER = tl.constexpr(state.RING_HEADER)
@@ -57,8 +58,8 @@ def release(place, value, real):
 
 @triton.jit
 def commit(
-    b,  # [SEQS] slot
-    real,  # [SEQS]
+    b,  # [SEQS] slots, or a scalar
+    real,  # likewise
     verdict,  # Verdict
     windows,  # Windows, of a state
     commits,  # Commits
@@ -76,21 +77,21 @@ def commit(
     room = tl.maximum(tl.load(commits.max_total_len + b, mask=real, other=0) - base, 1)
 
     # The tokens from `committed` on, as they are after this round.
-    j = tl.arange(0, WIDTH)[None, :]
-    follows = (j == accept_len[:, None]) & (token >= 0)[:, None]
-    behind = j - pending[:, None]
-    drafted = real[:, None] & (behind >= 0) & (behind < window[:, None])
-    place = windows.token_ids + b.to(tl.int64)[:, None] * windows.capacity + base[:, None] + j
-    tokens = tl.load(place, mask=real[:, None] & (behind < 0), other=-1)
-    drafts = tl.load(windows.draft_ids + b[:, None] * K + behind, mask=drafted, other=-1)
-    tokens = tl.where(follows, token[:, None], tl.where(drafted, drafts, tokens))
+    j = tl.arange(0, WIDTH)
+    follows = (j == beside(accept_len)) & beside(token >= 0)
+    behind = j - beside(pending)
+    drafted = beside(real) & (behind >= 0) & (behind < beside(window))
+    place = windows.token_ids + (beside(b.to(tl.int64) * windows.capacity + base) + j)
+    tokens = tl.load(place, mask=beside(real) & (behind < 0), other=-1)
+    drafts = tl.load(windows.draft_ids + (beside(b * K) + behind), mask=drafted, other=-1)
+    tokens = tl.where(follows, beside(token), tl.where(drafted, drafts, tokens))
 
     new = tl.where(bad, 0, accept_len + (token >= 0).to(tl.int32))
     hit = tokens * 0
     for i in range(NS):
         stop = tl.load(commits.stop_ids + b * NS + i, mask=real, other=-1)
-        hit = hit | ((tokens == stop[:, None]) & (stop >= 0)[:, None]).to(tl.int32)
-    first = tl.min(tl.where(hit != 0, j, WIDTH), axis=1)
+        hit = hit | ((tokens == beside(stop)) & beside(stop >= 0)).to(tl.int32)
+    first = tl.min(tl.where(hit != 0, j, WIDTH), axis=-1)
     stopped = (first < new) & (first < room)
     kept = tl.where(stopped, first + 1, tl.minimum(new, room))
     reason = tl.where(stopped, STOPPED, tl.where(room <= new, AT_LENGTH, RUNNING))
@@ -98,7 +99,7 @@ def commit(
     left = tl.where((token >= 0) | (reason != RUNNING), 0, pending + window - num_draft)
 
     tl.debug_barrier()  # every warp has read what is overwritten now
-    tl.store(place, tokens, mask=real[:, None] & (follows | drafted) & (bad == 0)[:, None])
+    tl.store(place, tokens, mask=beside(real & (bad == 0)) & (follows | drafted))
     tl.store(windows.positions + b, base + kept, mask=real)
     tl.store(windows.pending + b, left, mask=real)
     tl.store(windows.finish_reason + b, reason, mask=real)
@@ -110,6 +111,6 @@ def commit(
     tl.store(entry + 3, pending, mask=real)
     tl.store(entry + 4, reason, mask=real)
     tl.store(entry + 5, kept, mask=real)
-    unusable = (bad != 0)[:, None] & (j == accept_len[:, None])
-    tl.store(entry[:, None] + HEADER + j, tokens, mask=real[:, None] & ((j < kept[:, None]) | unusable))
+    unusable = beside(bad != 0) & (j == beside(accept_len))
+    tl.store(beside(entry) + (HEADER + j), tokens, mask=beside(real) & ((j < beside(kept)) | unusable))
     release(entry, number, real)

@@ -12,14 +12,27 @@ import triton.language as tl
 
 from ..base.dependent import await_previous
 from ..sampling.noise import TARGET, exponential, inverse_temperature, log, noise_tile, uniform
-from ..sampling.sample import INFINITY, best_of, best_tile, clean, is_usable, load_tile, row_offset, top_tile
+from ..sampling.sample import (
+    INFINITY,
+    any_of,
+    beside,
+    best_of,
+    best_tile,
+    clean,
+    is_usable,
+    load_tile,
+    row_offset,
+    rows_of,
+    threshold_of,
+    top_tile,
+)
 from .verdict import deliver, is_last
-from .window import ACCEPTED, BAD, GREEDY, Verdict, first_of, locate, pick, slot_of, threshold_of
+from .window import ACCEPTED, BAD, GREEDY, Verdict, first_of, locate, pick, slot_of
 
 
 @triton.jit
 def coupled_verdict(
-    b,  # [SEQS * RP]
+    b,  # [SEQS * RP]; of one sequence a scalar
     r,
     live,  # rows that exist
     row,  # Row
@@ -80,7 +93,7 @@ def coupled_kernel(
     PDL: tl.constexpr,
 ):
     await_previous(PDL)
-    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    place = rows_of(tl.program_id(0), ROWS)
     tile = tl.program_id(1)
     here = place < N
     b = place // (K + 1)
@@ -91,7 +104,7 @@ def coupled_kernel(
     temperature = tl.load(temperature_ptr + slot, mask=live, other=0.0)
     top = top_tile(scans.top, place, live, T, TP)
     live = live & (temperature > 0.0) & is_usable(top)
-    if tl.max(live.to(tl.int32), axis=0) == 1:
+    if any_of(live):
         top = tl.where(live, top, 0.0)
         inverse = inverse_temperature(temperature)
         if SCALED:
@@ -99,25 +112,29 @@ def coupled_kernel(
         column = tile * TILE + tl.arange(0, TILE)
         x = load_tile(target.logits, row_offset(row.target, target.stride), live, column, V)
         kept = clean(x, threshold_of(target.thresholds, row.target, live))
-        scaled = (kept - top[:, None]) * inverse[:, None]
+        scaled = (kept - beside(top)) * beside(inverse)
         seed = tl.load(seed_ptr + slot, mask=live, other=0)
-        words = noise_tile(seed, row.position, tl.full([ROWS], TARGET, tl.int32), tile * TILE, TILE)
-        key, at = best_of(scaled - log(exponential(uniform(words))), column[None, :])
+        words = noise_tile(seed, row.position, b * 0 + TARGET, tile * TILE, TILE)
+        key, at = best_of(scaled - log(exponential(uniform(words))), column)
         tl.store(keys.best + place * KT + tile, key, mask=live)
         tl.store(keys.at + place * KT + tile, at, mask=live)
 
     last = is_last(scans.num_ended, b, here, (K + 1) * KT)
-    if tl.max(last.to(tl.int32), axis=0) == 0:
+    if any_of(last) == 0:
         return
     # All rows of the sequences that are complete.
-    sequence = tl.reshape(tl.broadcast_to(b[:, None], [ROWS, RP]), [ROWS * RP])
-    complete = tl.reshape(tl.broadcast_to(last.to(tl.int32)[:, None], [ROWS, RP]), [ROWS * RP])
     r = tl.arange(0, ROWS * RP) % RP
-    live = (complete > 0) & (r <= K)
-    row = locate(sequence, r, live, windows, K, 1)
-    live = live & (r < row.rows)
-    slot = slot_of(windows.slots, sequence, live)
-    temperature = tl.load(temperature_ptr + slot, mask=live, other=0.0)
+    if ROWS == 1:
+        sequence, complete = b, last
+    else:
+        sequence = tl.reshape(tl.broadcast_to(b[:, None], [ROWS, RP]), [ROWS * RP])
+        complete = tl.reshape(tl.broadcast_to(last.to(tl.int32)[:, None], [ROWS, RP]), [ROWS * RP]) != 0
+        complete = complete & (r <= K)
+    row = locate(sequence, r, complete, windows, K, 1)
+    complete = complete & (row.rows > 0)
+    slot = slot_of(windows.slots, sequence, complete)
+    temperature = tl.load(temperature_ptr + slot, mask=complete, other=0.0)
+    live = complete & (r < row.rows)
     verdict = coupled_verdict(
         sequence, r, live, row, temperature, scans, keys, K, V, T, KT, ROWS, RP, TP, KTP
     )

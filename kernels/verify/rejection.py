@@ -29,7 +29,21 @@ from ..sampling.noise import (
     noise_words,
     uniform,
 )
-from ..sampling.sample import INFINITY, best_of, best_tile, clean, is_usable, load_tile, row_offset, top_tile
+from ..sampling.sample import (
+    INFINITY,
+    NOWHERE,
+    any_of,
+    beside,
+    best_of,
+    best_tile,
+    clean,
+    is_usable,
+    load_tile,
+    of_tiles,
+    row_offset,
+    rows_of,
+    threshold_of,
+)
 from .verdict import deliver, is_last
 from .window import (
     ACCEPTED,
@@ -42,20 +56,15 @@ from .window import (
     locate,
     pick,
     slot_of,
-    threshold_of,
 )
 
 
 @triton.jit
-def row_sum(sum_ptr, top_ptr, row, live, top, inverse, T, TP: tl.constexpr):
-    """The sum of exp((x - top) * inverse) over the tiles of each row: [ROWS]."""
-    tile = tl.arange(0, TP)
-    place = row[:, None] * T + tile[None, :]
-    mask = live[:, None] & (tile < T)[None, :]
-    tops = tl.load(top_ptr + place, mask=mask, other=-INFINITY)
-    sums = tl.load(sum_ptr + place, mask=mask, other=0.0)
-    factor = exp((tops - top[:, None]) * inverse[:, None])
-    return tl.sum(sums * factor, axis=1)
+def row_sum(sum_ptr, tops, row, live, top, inverse, T, TP: tl.constexpr):
+    """The sum of exp((x - top) * inverse) over the tiles of each row: [ROWS]. tops: of the tiles [ROWS, TP]."""
+    sums = of_tiles(sum_ptr, row, live, T, TP, 0.0)
+    factor = exp((tl.where(beside(live), tops, -INFINITY) - beside(top)) * beside(inverse))
+    return tl.sum(sums * factor, axis=-1)
 
 
 @triton.jit
@@ -95,19 +104,24 @@ def rejection_kernel(
 ):
     await_previous(PDL)
     # All rows of the sequences at once: is each usable, and is its candidate accepted?
-    index = tl.arange(0, SEQS * RP)
-    b = tl.program_id(0) * SEQS + index // RP
-    r = index % RP
-    live = (b < B) & (r <= K)
-    rows, num_draft, target_row, position, step, candidate = locate(b, r, live, windows, K, S)
-    live = live & (r < rows)
+    sequence = rows_of(tl.program_id(0), SEQS)
+    r = tl.arange(0, SEQS * RP) % RP
+    if SEQS == 1:
+        b, here = sequence, sequence < B
+    else:
+        b = tl.program_id(0) * SEQS + tl.arange(0, SEQS * RP) // RP
+        here = (b < B) & (r <= K)
+    rows, num_draft, target_row, position, step, candidate = locate(b, r, here, windows, K, S)
+    here = here & (rows > 0)
+    live = here & (r < rows)
     drafted = live & (r < num_draft)
-    slot = slot_of(windows.slots, b, live)
-    temperature = tl.load(temperature_ptr + slot, mask=live, other=0.0)
-    seed = tl.load(seed_ptr + slot, mask=live, other=0)
+    slot = slot_of(windows.slots, b, here)
+    temperature = tl.load(temperature_ptr + slot, mask=here, other=0.0)
+    seed = tl.load(seed_ptr + slot, mask=here, other=0)
     sampled = live & (temperature > 0.0)
     place = b * (K + 1) + r
-    top, argmax = best_tile(scans.top, scans.at, place, live, T, TP)
+    tops = of_tiles(scans.top, place, live, T, TP, -INFINITY)
+    top, argmax = best_of(tops, of_tiles(scans.at, place, live, T, TP, NOWHERE))
     usable = is_usable(top)
     known = (candidate >= 0) & (candidate < V)
     draft_inverse = inverse_temperature(temperature)
@@ -116,7 +130,8 @@ def rejection_kernel(
         inverse = inverse * 0.0 + 1.0
     draft_top = draft_inverse
     if draft.logits is not None:
-        draft_top = top_tile(scans.draft_top, place, drafted & sampled, T, TP)
+        draft_tops = of_tiles(scans.draft_top, place, drafted & sampled, T, TP, -INFINITY)
+        draft_top = tl.max(draft_tops, axis=1)
         draft_usable = is_usable(draft_top)
     else:
         draft_usable = live
@@ -125,22 +140,20 @@ def rejection_kernel(
 
     asked = drafted & sampled & (bad == 0)
     top = tl.where(live & usable, top, 0.0)
-    total = row_sum(scans.total, scans.top, place, sampled & usable, top, inverse, T, TP)
-    logit = tl.load(
-        target.logits + row_offset(target_row, target.stride) + candidate, mask=asked, other=-INFINITY
-    )
+    total = row_sum(scans.total, tops, place, sampled & usable, top, inverse, T, TP)
+    place_of_logit = row_offset(target_row, target.stride) + candidate
+    logit = tl.load(target.logits + place_of_logit, mask=asked, other=-INFINITY)
     logit = logit.to(tl.float32)
     logit = tl.where(logit >= threshold_of(target.thresholds, target_row, asked), logit, -INFINITY)
     p = exp((logit - top) * inverse)
     if draft.logits is not None:
         draft_top = tl.where(asked, draft_top, 0.0)
         draft_total = row_sum(
-            scans.draft_total, scans.draft_top, place, asked, draft_top, draft_inverse, T, TP
+            scans.draft_total, draft_tops, place, asked, draft_top, draft_inverse, T, TP
         )
         offset = row_offset(slot, draft.slot_stride) + row_offset(step, draft.step_stride)
-        draft_logit = tl.load(
-            draft.logits + offset + candidate, mask=asked & (candidate < draft.vocab), other=-INFINITY
-        )
+        said = asked & (candidate < draft.vocab)
+        draft_logit = tl.load(draft.logits + (offset + candidate), mask=said, other=-INFINITY)
         draft_logit = draft_logit.to(tl.float32)
         draft_threshold = threshold_of(draft.thresholds, slot * S + step, asked)
         draft_logit = tl.where(draft_logit >= draft_threshold, draft_logit, -INFINITY)
@@ -159,50 +172,49 @@ def rejection_kernel(
     first, chosen = first_of(bad | missed | bonus, r, SEQS, RP)
     ended = pick(how, chosen, SEQS, RP)
     num_draft = pick(num_draft, r == 0, SEQS, RP)
-    sequence = tl.program_id(0) * SEQS + tl.arange(0, SEQS)
     tile = tl.program_id(1)
     live = ended >= BONUS_TOKEN
     argmax = pick(argmax, chosen, SEQS, RP)
-    if tl.max(live.to(tl.int32), axis=0) == 1:
+    if any_of(live):
         # One tile of that row: what the target has left over the draft, and the race for it.
         its_slot = pick(slot, chosen, SEQS, RP)
-        its_seed = tl.load(seed_ptr + its_slot, mask=live, other=0)
+        its_seed = pick(seed, chosen, SEQS, RP)
         its_position = pick(position, chosen, SEQS, RP)
         its_row = pick(target_row, chosen, SEQS, RP)
-        its_top = pick(top, chosen, SEQS, RP)[:, None]
-        its_inverse = tl.where(live, pick(inverse, chosen, SEQS, RP), 1.0)[:, None]
+        its_top = beside(pick(top, chosen, SEQS, RP))
+        its_inverse = beside(tl.where(live, pick(inverse, chosen, SEQS, RP), 1.0))
         scale = part_of(pick(total, chosen, SEQS, RP), live)
         column = tile * TILE + tl.arange(0, TILE)
         x = load_tile(target.logits, row_offset(its_row, target.stride), live, column, V)
         scaled = (clean(x, threshold_of(target.thresholds, its_row, live)) - its_top) * its_inverse
-        wanted = exp(scaled) * scale[:, None]
+        wanted = exp(scaled) * beside(scale)
         left = live & (ended == RECOVERED)
         if draft.logits is not None:
             its_step = pick(step, chosen, SEQS, RP)
-            drafted_top = pick(draft_top, chosen, SEQS, RP)[:, None]
-            drafted_inverse = tl.where(left, pick(draft_inverse, chosen, SEQS, RP), 1.0)[:, None]
+            drafted_top = beside(pick(draft_top, chosen, SEQS, RP))
+            drafted_inverse = beside(tl.where(left, pick(draft_inverse, chosen, SEQS, RP), 1.0))
             drafted_scale = part_of(pick(draft_total, chosen, SEQS, RP), left)
             its_offset = row_offset(its_slot, draft.slot_stride) + row_offset(its_step, draft.step_stride)
             d = load_tile(draft.logits, its_offset, left, column, draft.vocab)
             d = clean(d, threshold_of(draft.thresholds, its_slot * S + its_step, left))
-            wanted = wanted - exp((d - drafted_top) * drafted_inverse) * drafted_scale[:, None]
+            wanted = wanted - exp((d - drafted_top) * drafted_inverse) * beside(drafted_scale)
         else:
             its_candidate = pick(candidate, chosen, SEQS, RP)
-            wanted = tl.where(column[None, :] == its_candidate[:, None], 0.0, wanted)
-        wanted = tl.where(left[:, None] & (wanted > 0.0), wanted, 0.0)
+            wanted = tl.where(column == beside(its_candidate), 0.0, wanted)
+        wanted = tl.where(beside(left) & (wanted > 0.0), wanted, 0.0)
         purpose = tl.where(left, RESIDUAL, BONUS)
         race = exponential(uniform(noise_tile(its_seed, its_position, purpose, tile * TILE, TILE)))
-        key, key_at = best_of(tl.div_rn(wanted, race), column[None, :])
+        key, key_at = best_of(tl.div_rn(wanted, race), column)
         tl.store(keys.best + sequence * KT + tile, key, mask=live)
         tl.store(keys.at + sequence * KT + tile, key_at, mask=live)
         alone = live & (key <= 0.0)
-        if tl.max(alone.to(tl.int32), axis=0) == 1:
-            alone_key, alone_at = best_of(scaled - log(race), column[None, :])
+        if any_of(alone):
+            alone_key, alone_at = best_of(scaled - log(race), column)
             tl.store(own.best + sequence * KT + tile, alone_key, mask=alone)
             tl.store(own.at + sequence * KT + tile, alone_at, mask=alone)
 
     last = is_last(scans.num_ended, sequence, sequence < B, KT)
-    if tl.max(last.to(tl.int32), axis=0) == 0:
+    if any_of(last) == 0:
         return
     drawn = last & (ended >= BONUS_TOKEN)
     best, at = best_tile(keys.best, keys.at, sequence, drawn, KT, KTP)

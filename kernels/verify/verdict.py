@@ -14,8 +14,8 @@ from .commit import commit
 
 @triton.jit
 def is_last(num_ended_ptr, sequence, real, num_programs):
-    """Of each sequence [X]: whether this program is the last of num_programs to come here. It then reads what
-    the others have stored."""
+    """Of each sequence, [X] or a scalar: whether this program is the last of num_programs to come here. It
+    then reads what the others have stored."""
     tl.debug_barrier()  # what every thread has stored comes before the program is counted
     before = tl.atomic_add(num_ended_ptr + sequence, 1, mask=real, sem="acq_rel")
     last = real & (before == num_programs - 1)
@@ -25,7 +25,7 @@ def is_last(num_ended_ptr, sequence, real, num_programs):
 
 @triton.jit
 def deliver(sequence, real, verdict, windows, verdicts, commits, K, B, NS, WIDTH: tl.constexpr):
-    """Commits a Verdict, or writes it out. sequence, real: [SEQS]."""
+    """Commits a Verdict, or writes it out. sequence, real: [SEQS], or scalars."""
     if commits is not None:
         commit(sequence, real, verdict, windows, commits, K, B, NS, WIDTH)
     else:

@@ -18,7 +18,18 @@ from pearl_rt import state
 
 from ..base.dependent import await_previous
 from ..sampling.noise import exp, inverse_temperature
-from ..sampling.sample import INFINITY, best_of, clean, load_tile, mark_bad, row_offset
+from ..sampling.sample import (
+    INFINITY,
+    any_of,
+    beside,
+    best_of,
+    clean,
+    load_tile,
+    mark_bad,
+    row_offset,
+    rows_of,
+    threshold_of,
+)
 
 # How a window ended.
 ACCEPTED = tl.constexpr(0)  # all candidates were accepted, and there is no bonus row
@@ -30,7 +41,7 @@ RUNNING = tl.constexpr(state.RUNNING)  # finish_reason of a slot that is judged
 
 
 class Row(NamedTuple):
-    """Row r of sequence b."""
+    """Row r of sequence b. The first two are of b's shape."""
 
     rows: Any  # of its sequence
     num_draft: Any  # of these have a candidate
@@ -41,7 +52,7 @@ class Row(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """How the window of each sequence ended, [SEQS] each."""
+    """How the window of each sequence ended: [SEQS] each, or scalars of the one sequence of a program."""
 
     accept_len: Any
     token: Any  # that follows, or -1
@@ -51,7 +62,7 @@ class Verdict(NamedTuple):
 
 @triton.jit
 def locate(b, r, live, windows, K, S):
-    """Row r of sequence b, all [X]: a Row."""
+    """Row r of sequence b: a Row. b and live: [X], or scalars; then r is a scalar too, or any rows of b."""
     if windows.token_ids is not None:
         live = live & (tl.load(windows.finish_reason + b, mask=live, other=0) == RUNNING)
         rows = tl.minimum(tl.load(windows.num_rows + b, mask=live, other=0), K + 1)
@@ -75,7 +86,7 @@ def locate(b, r, live, windows, K, S):
         target_row = first.to(tl.int64) + r
         position = tl.load(windows.positions + target_row, mask=live & (r < rows), other=0)
         step = r
-        candidate = tl.load(windows.draft_ids + b * K + r, mask=live & (r < num_draft), other=-1)
+        candidate = tl.load(windows.draft_ids + (b * K + r), mask=live & (r < num_draft), other=-1)
     return Row(rows, num_draft, target_row, position, step, candidate)
 
 
@@ -89,48 +100,44 @@ def slot_of(slots_ptr, b, live):
 
 
 @triton.jit
-def threshold_of(thresholds_ptr, at, live):
-    """[X] fp32; -inf without thresholds."""
-    threshold = tl.where(live, -INFINITY, -INFINITY)
-    if thresholds_ptr is not None:
-        threshold = tl.load(thresholds_ptr + at, mask=live, other=0.0)
-    return threshold
-
-
-@triton.jit
 def first_of(stops, r, SEQS: tl.constexpr, RP: tl.constexpr):
     """The first row of each sequence that stops it, or RP: [SEQS]; and the mask of those rows: [SEQS * RP].
 
-    stops, r: [SEQS * RP]. One sequence per program goes by scalars: a reshaped layout would spread to all
-    that follows, every lane holding the same.
+    stops, r: [SEQS * RP]. Of one sequence the first is a scalar.
     """
     if SEQS == 1:
         row = tl.min(tl.where(stops, r, RP), axis=0)
-        return tl.full([1], row, tl.int32), r == row
-    rows = tl.reshape(tl.where(stops, r, RP), [SEQS, RP])
-    first = tl.min(rows, axis=1)
-    chosen = tl.where(rows == first[:, None], rows, RP) < RP
-    return first, tl.reshape(chosen.to(tl.int32), [SEQS * RP]) != 0
+        return row, r == row
+    else:
+        rows = tl.reshape(tl.where(stops, r, RP), [SEQS, RP])
+        first = tl.min(rows, axis=1)
+        chosen = tl.where(rows == first[:, None], rows, RP) < RP
+        return first, tl.reshape(chosen.to(tl.int32), [SEQS * RP]) != 0
 
 
 @triton.jit
 def pick(values, chosen, SEQS: tl.constexpr, RP: tl.constexpr):
-    """Of values [SEQS * RP], the one of each sequence that `chosen` [SEQS * RP] marks, or 0: [SEQS]."""
-    marked = tl.where(chosen, values, 0)
-    if SEQS == 1:
-        return tl.full([1], tl.sum(marked, axis=0), values.dtype)
-    return tl.sum(tl.reshape(marked, [SEQS, RP]), axis=1)
+    """Of values [SEQS * RP], the one of each sequence that `chosen` [SEQS * RP] marks, or 0: [SEQS].
+
+    Of one sequence a scalar; a value that is a scalar already is of all its rows.
+    """
+    if len(values.shape) == 0:
+        return values
+    elif SEQS == 1:
+        return tl.sum(tl.where(chosen, values, 0), axis=0)
+    else:
+        return tl.sum(tl.reshape(tl.where(chosen, values, 0), [SEQS, RP]), axis=1)
 
 
 @triton.jit
 def scan_tile(x, threshold, inverse, column, SUM: tl.constexpr):
     """Of a tile [ROWS, TILE]: maximum (+inf: bad), its index, sum of exp((x - maximum) * inverse)."""
     kept = clean(x, threshold)
-    top, at = best_of(kept, column[None, :])
+    top, at = best_of(kept, column)
     total = top
     if SUM:
         safe = tl.where(top > -INFINITY, top, 0.0)
-        total = tl.sum(exp((kept - safe[:, None]) * inverse[:, None]), axis=1)
+        total = tl.sum(exp((kept - beside(safe)) * beside(inverse)), axis=-1)
     return mark_bad(top, x), at, total
 
 
@@ -153,7 +160,7 @@ def judge_scan_kernel(
 ):
     await_previous(PDL)
     SUM: tl.constexpr = scans.total is not None
-    place = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    place = rows_of(tl.program_id(0), ROWS)
     tile = tl.program_id(1)
     live = place < N
     b = place // (K + 1)
@@ -167,7 +174,7 @@ def judge_scan_kernel(
     inverse = inverse_temperature(temperature)
     column = tile * TILE + tl.arange(0, TILE)
     if tl.program_id(2) == 0:
-        if tl.max(live.to(tl.int32), axis=0) == 1:
+        if any_of(live):
             if SCALED:
                 inverse = inverse * 0.0 + 1.0
             x = load_tile(target.logits, row_offset(row.target, target.stride), live, column, V)
@@ -179,7 +186,7 @@ def judge_scan_kernel(
                 tl.store(scans.total + place * T + tile, total, mask=live)
     elif draft.logits is not None:
         live = live & (r < row.num_draft) & (temperature > 0.0)
-        if tl.max(live.to(tl.int32), axis=0) == 1:
+        if any_of(live):
             offset = row_offset(slot, draft.slot_stride) + row_offset(row.step, draft.step_stride)
             x = load_tile(draft.logits, offset, live, column, draft.vocab)
             threshold = threshold_of(draft.thresholds, slot * S + row.step, live)

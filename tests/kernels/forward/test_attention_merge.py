@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from compiled import skip_where_compiled
 from test_attention import FP32, random_case
 
 from pearl_rt.kernels.forward import attention as module
@@ -46,11 +47,10 @@ def test_the_launch_that_merges_changes_no_bit(
 
 
 def test_counters_are_left_at_zero_by_a_launch_that_fails(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch, pytestconfig: pytest.Config
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the interpreter; where kernels are compiled a fault ends the process's use of the GPU."""
-    if device.type == "cuda" or pytestconfig.getoption("--ptx"):
-        pytest.skip("kernels are compiled here")
+    skip_where_compiled()
     case = random_case([600], [1], (2, 1, 16), 16, FP32, device)
     counters = torch.ones(8, dtype=torch.int32)
     monkeypatch.setattr(module, "split_kernel", None)

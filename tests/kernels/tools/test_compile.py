@@ -157,10 +157,11 @@ def test_sees_what_does_not_fit(case: str, said: str, compiled_python: Python) -
     ("program", "said"),
     [
         ("r.main(['--pdl'])", "--pdl: sm_80 has no dependent launches: pass --arch 90"),
+        ("r.main(['--pdl', '--arch', '90', 'sample', 'rms_norm'])", "--pdl: rms_norm has no dependent launch"),
         ("r.main(['nothing'])", "no kernels in nothing: choose from rms_norm, linear"),
         ("os.environ['TRITON_INTERPRET'] = '1'; r.main([])", "TRITON_INTERPRET is set: unset it"),
     ],
-    ids=["pdl", "unknown", "interpreted"],
+    ids=["pdl", "pdl-of-another", "unknown", "interpreted"],
 )
 def test_refuses(program: str, said: str, compiled_python: Python) -> None:
     run = compiled_python(f"import os; import pearl_rt.kernels.tools.report as r; {program}")
@@ -210,19 +211,38 @@ from pearl_rt.kernels.tools.cases import cases_of
 from pearl_rt.kernels.tools.cases import LAUNCHES
 from pearl_rt.kernels.tools.compile import build, dependent
 first = re.compile(r"griddepcontrol[.]wait|(?:ld|st|atom)[.]global|cp[.]async")
-for operator in ("linear", "feed", "sample", "rms_norm"):
-    case = cases_of(operator)[0]
-    for one in (case, dependent(case)):
-        built = build(one, 90)
-        print(built.metadata.launch_pdl, first.search(built.asm["ptx"])[0])
+for operator in LAUNCHES:
+    kernels = {case.kernel.__name__: case for case in cases_of(operator)}
+    for name, case in kernels.items():
+        if dependent(case) is case:
+            print(operator, "has none")
+            continue
+        for one in (case, dependent(case)):
+            built = build(one, 90)
+            print(name, built.metadata.launch_pdl, first.search(built.asm["ptx"])[0])
 """
 
 
+@pytest.mark.slow
 def test_a_dependent_kernel_waits_before_its_first_access(compiled_python: Python) -> None:
-    """rms_norm is in no captured step, and has no such launch."""
-    run = compiled_python(DEPENDENT)
-    plain, waits = "False ld.global", "True griddepcontrol.wait"
-    assert run.stdout.splitlines() == [plain, waits] * 3 + [plain] * 2, run.stdout
+    """One of each kernel. rms_norm and rollback are in no captured step, and have no such launch."""
+    lines = compiled_python(DEPENDENT).stdout.splitlines()
+    assert {line for line in lines if line.endswith("has none")} == {"rms_norm has none", "rollback has none"}
+    forms = [line.partition(" ") for line in lines if not line.endswith("has none")]
+    assert {"prefill_kernel", "gate_up_silu_kernel", "apply_kernel", "publish_kernel"} <= {n for n, _, _ in forms}
+    for (plain_name, _, plain), (name, _, waits) in zip(forms[::2], forms[1::2], strict=True):
+        assert name == plain_name and waits == "True griddepcontrol.wait", lines
+        assert re.fullmatch(r"False (?:ld[.]global|cp[.]async|st[.]global|atom[.]global)", plain), lines
+
+
+@pytest.mark.slow
+def test_the_report_of_dependent_kernels(compiled_python: Python) -> None:
+    run = compiled_python(
+        "import pearl_rt.kernels.tools.report as r; r.main(['--pdl', '--arch', '90', 'penalties', 'embedding'])"
+    )
+    report = json.loads(run.stdout.splitlines()[-1])
+    assert {line["operator"] for line in report["compiled"]} == {"penalties", "embedding"}
+    assert report["failures"] == [], run.stdout
 
 
 # Prints the kernels that no launch of cases.py reaches.

@@ -320,8 +320,8 @@ def test_the_law_at_every_position(
     law = np.exp(target) / np.exp(target).sum()
     for place in range(k + 1):
         got = tokens_at(args, verdicts, place)
-        if len(got) < 100 and runs < 12_000:
-            break  # of fewer runs too few come so far
+        if len(got) < 300 and runs < 12_000:  # behind rejections, where few are tried
+            continue
         assert p_value(np.bincount(got, minlength=16), law * len(got)) > FALSE_ALARM, place
     q = np.exp(drafted) / np.exp(drafted).sum()
     rate = np.minimum(law, q).sum()
