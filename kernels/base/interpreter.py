@@ -1,10 +1,13 @@
-"""Mends Triton's interpreter: loops to a run-time bound under numpy 2.4, tl.dot, conditions, assertions, its pace.
+"""Mends Triton's interpreter: loops to a run-time bound under numpy 2.4, tl.dot, conditions, its pace.
 
 Imported by the files that kernels are made of; does nothing where kernels are compiled.
 
 Triton 3.6 turns an array of one element into a number in a way that numpy 2.4 refuses (triton #9171, mended
 in 3.9). It is mended here because no requirement would do: torch's wheels for CUDA ask for one exact version
 of Triton, and an environment with other packages has the numpy that they brought.
+
+A comparison of scalars that meets a tensor becomes a number of the type that was compared, which no mask may
+be. It stays a condition here.
 
 It multiplies matrices by numpy's BLAS, which orders a sum by the processor and by the number of rows.
 Compiled kernels promise a row the same bits in any company, and tests hold them to it. Here every sum of
@@ -47,7 +50,7 @@ def mend_scalars() -> None:
 
 
 def splat_truth_values() -> None:
-    """Has a comparison of scalars stay one when it meets a tensor: a splat would make it what was compared."""
+    """Has a comparison of scalars stay one in a splat, which would make it a number of what was compared."""
     splat = interpreter.InterpreterBuilder.create_splat
 
     def create_splat(self: Any, kind: Any, value: Any) -> Any:

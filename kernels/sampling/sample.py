@@ -73,13 +73,12 @@ def config(vocab: int, rows: int = 1) -> Config:
 def rows_of(program, ROWS: tl.constexpr):
     """The rows of a program: [ROWS], or a scalar if it has one.
 
-    What is computed of a scalar is scalar too, and its loads and stores have no layout: compiling takes a time
-    that grows with their number and with the square of the operations.
+    What is computed of a scalar is scalar too, and its loads and stores have no layout. The time of compiling
+    grows with the number of those that have one, and with the square of the operations.
     """
     if ROWS == 1:
         return program
-    else:
-        return program * ROWS + tl.arange(0, ROWS)
+    return program * ROWS + tl.arange(0, ROWS)
 
 
 @triton.jit
@@ -87,8 +86,7 @@ def beside(values):
     """Values of rows, [ROWS] or a scalar, as they broadcast against a tile: [ROWS, 1], or a scalar."""
     if len(values.shape) == 0:
         return values
-    else:
-        return values[:, None]
+    return values[:, None]
 
 
 @triton.jit
@@ -96,8 +94,7 @@ def any_of(live):
     """Whether any row is live. live: [ROWS] or a scalar."""
     if len(live.shape) == 0:
         return live
-    else:
-        return tl.max(live.to(tl.int32), axis=0) == 1
+    return tl.max(live.to(tl.int32), axis=0) == 1
 
 
 @triton.jit
@@ -108,7 +105,7 @@ def row_offset(row, stride):
 
 @triton.jit
 def load_tile(logits_ptr, offset, live, column, V):
-    """[ROWS, TILE] fp32, or [TILE] of a scalar row; -inf behind the vocabulary and in rows that are not live."""
+    """[ROWS, TILE] fp32, or [TILE] of a scalar; -inf behind the vocabulary and in rows that are not live."""
     mask = beside(live) & (column < V)
     return tl.load(logits_ptr + (beside(offset) + column), mask=mask, other=-INFINITY).to(tl.float32)
 

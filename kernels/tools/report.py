@@ -57,7 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--in-turns", action="store_true", help="each configuration for one of the chips: a third of the time"
     )
-    parser.add_argument("--pdl", action="store_true", help="with dependent launches, those operators that have them; from sm_90 on")
+    parser.add_argument(
+        "--pdl",
+        action="store_true",
+        help="with dependent launches, those operators that have them; from sm_90 on",
+    )
     options = parser.parse_args(arguments)
     if options.pdl and (without := [arch for arch in options.arch if arch < MIN_ARCH]):
         parser.error(f"--pdl: sm_{without[0]} has no dependent launches: pass --arch {MIN_ARCH}")

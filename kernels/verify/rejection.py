@@ -61,7 +61,7 @@ from .window import (
 
 @triton.jit
 def row_sum(sum_ptr, tops, row, live, top, inverse, T, TP: tl.constexpr):
-    """The sum of exp((x - top) * inverse) over the tiles of each row: [ROWS]. tops: of the tiles [ROWS, TP]."""
+    """The sum of exp((x - top) * inverse) over the tiles of each row: [ROWS]. tops: of tiles [ROWS, TP]."""
     sums = of_tiles(sum_ptr, row, live, T, TP, 0.0)
     factor = exp((tl.where(beside(live), tops, -INFINITY) - beside(top)) * beside(inverse))
     return tl.sum(sums * factor, axis=-1)
@@ -148,9 +148,7 @@ def rejection_kernel(
     p = exp((logit - top) * inverse)
     if draft.logits is not None:
         draft_top = tl.where(asked, draft_top, 0.0)
-        draft_total = row_sum(
-            scans.draft_total, draft_tops, place, asked, draft_top, draft_inverse, T, TP
-        )
+        draft_total = row_sum(scans.draft_total, draft_tops, place, asked, draft_top, draft_inverse, T, TP)
         offset = row_offset(slot, draft.slot_stride) + row_offset(step, draft.step_stride)
         said = asked & (candidate < draft.vocab)
         draft_logit = tl.load(draft.logits + (offset + candidate), mask=said, other=-INFINITY)

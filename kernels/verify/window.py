@@ -108,11 +108,10 @@ def first_of(stops, r, SEQS: tl.constexpr, RP: tl.constexpr):
     if SEQS == 1:
         row = tl.min(tl.where(stops, r, RP), axis=0)
         return row, r == row
-    else:
-        rows = tl.reshape(tl.where(stops, r, RP), [SEQS, RP])
-        first = tl.min(rows, axis=1)
-        chosen = tl.where(rows == first[:, None], rows, RP) < RP
-        return first, tl.reshape(chosen.to(tl.int32), [SEQS * RP]) != 0
+    rows = tl.reshape(tl.where(stops, r, RP), [SEQS, RP])
+    first = tl.min(rows, axis=1)
+    chosen = tl.where(rows == first[:, None], rows, RP) < RP
+    return first, tl.reshape(chosen.to(tl.int32), [SEQS * RP]) != 0
 
 
 @triton.jit
@@ -123,10 +122,9 @@ def pick(values, chosen, SEQS: tl.constexpr, RP: tl.constexpr):
     """
     if len(values.shape) == 0:
         return values
-    elif SEQS == 1:
+    if SEQS == 1:
         return tl.sum(tl.where(chosen, values, 0), axis=0)
-    else:
-        return tl.sum(tl.reshape(tl.where(chosen, values, 0), [SEQS, RP]), axis=1)
+    return tl.sum(tl.reshape(tl.where(chosen, values, 0), [SEQS, RP]), axis=1)
 
 
 @triton.jit

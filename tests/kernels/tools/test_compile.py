@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from subprocess import CompletedProcess
@@ -157,7 +158,10 @@ def test_sees_what_does_not_fit(case: str, said: str, compiled_python: Python) -
     ("program", "said"),
     [
         ("r.main(['--pdl'])", "--pdl: sm_80 has no dependent launches: pass --arch 90"),
-        ("r.main(['--pdl', '--arch', '90', 'sample', 'rms_norm'])", "--pdl: rms_norm has no dependent launch"),
+        (
+            "r.main(['--pdl', '--arch', '90', 'sample', 'rms_norm'])",
+            "--pdl: rms_norm has no dependent launch",
+        ),
         ("r.main(['nothing'])", "no kernels in nothing: choose from rms_norm, linear"),
         ("os.environ['TRITON_INTERPRET'] = '1'; r.main([])", "TRITON_INTERPRET is set: unset it"),
     ],
@@ -229,7 +233,9 @@ def test_a_dependent_kernel_waits_before_its_first_access(compiled_python: Pytho
     lines = compiled_python(DEPENDENT).stdout.splitlines()
     assert {line for line in lines if line.endswith("has none")} == {"rms_norm has none", "rollback has none"}
     forms = [line.partition(" ") for line in lines if not line.endswith("has none")]
-    assert {"prefill_kernel", "gate_up_silu_kernel", "apply_kernel", "publish_kernel"} <= {n for n, _, _ in forms}
+    assert {"prefill_kernel", "gate_up_silu_kernel", "apply_kernel", "publish_kernel"} <= {
+        n for n, _, _ in forms
+    }
     for (plain_name, _, plain), (name, _, waits) in zip(forms[::2], forms[1::2], strict=True):
         assert name == plain_name and waits == "True griddepcontrol.wait", lines
         assert re.fullmatch(r"False (?:ld[.]global|cp[.]async|st[.]global|atom[.]global)", plain), lines
@@ -237,9 +243,8 @@ def test_a_dependent_kernel_waits_before_its_first_access(compiled_python: Pytho
 
 @pytest.mark.slow
 def test_the_report_of_dependent_kernels(compiled_python: Python) -> None:
-    run = compiled_python(
-        "import pearl_rt.kernels.tools.report as r; r.main(['--pdl', '--arch', '90', 'penalties', 'embedding'])"
-    )
+    arguments = ["--pdl", "--arch", "90", "penalties", "embedding"]
+    run = compiled_python(f"import pearl_rt.kernels.tools.report as r; r.main({arguments})")
     report = json.loads(run.stdout.splitlines()[-1])
     assert {line["operator"] for line in report["compiled"]} == {"penalties", "embedding"}
     assert report["failures"] == [], run.stdout
