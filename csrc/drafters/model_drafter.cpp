@@ -143,9 +143,13 @@ bool ModelDrafter::draft_forced(int b) {
 
 int32_t ModelDrafter::sample_draft(int b, int64_t position, int drafted, float* row, int vocab) {
   State& s = *state_;
+  const Prefix prefix{s.tokens(b), position - drafted, s.prompt_len[b], s.window(b), drafted};
+  if (s.stop[b].kind == StopKind::kNone) {
+    const int32_t token = greedy_unmasked(s.transform[b], s.temperature[b], prefix, row, vocab);
+    if (token >= 0) return token;
+  }
   const bool could_draft = s.transform[b].mask != nullptr && scan_row(row, vocab).usable;
   if (s.is_processed(b)) {
-    const Prefix prefix{s.tokens(b), position - drafted, s.prompt_len[b], s.window(b), drafted};
     transformer_->apply(s.transform[b], s.temperature[b], b, prefix, row, vocab);
   }
   if (!stops_[b].takes(row, vocab, s.temperature[b])) return kNothing;

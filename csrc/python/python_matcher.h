@@ -7,6 +7,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -32,32 +33,44 @@ class PythonMatcher : public FormMatcher {
   }
 
  public:
-  explicit PythonMatcher(pybind11::object matcher) : matcher_(std::move(matcher)) {}
+  PythonMatcher(pybind11::object matcher, int64_t vocab_size)
+      : matcher_(std::move(matcher)), vocab_size_(vocab_size), num_words_(TokenMask::num_words(vocab_size)) {}
   ~PythonMatcher() override {
     const WithGil hold;
     matcher_.release().dec_ref();
   }
 
-  int64_t step(int64_t num_back, const int32_t* tokens, int64_t count, bool wants_mask, uint32_t* allowed,
-               int64_t num_words) override {
+  Walk step(int64_t num_back, const int32_t* tokens, int64_t count, int64_t skip, int64_t wanted,
+            uint32_t* masks, int64_t rows) override {
     return called([&] {
       pybind11::list ids;
       for (int64_t i = 0; i < count; ++i) ids.append(tokens[i]);
-      const pybind11::object words =
-          wants_mask ? pybind11::object(pybind11::memoryview::from_memory(
-                           allowed, num_words * static_cast<int64_t>(sizeof(uint32_t)), false))
-                     : pybind11::none();
-      const auto taken = matcher_.attr("step")(num_back, ids, words).cast<int64_t>();
-      check_between("tokens that the matcher took in", taken, 0, count);
-      return taken;
+      const auto words = pybind11::memoryview::from_memory(
+          masks, rows * num_words_ * static_cast<int64_t>(sizeof(uint32_t)), false);
+      Walk found;
+      std::tie(found.taken, found.fixed, found.has_wanted, found.forced) =
+          matcher_.attr("step")(num_back, ids, skip, wanted, words).cast<Told>();
+      check_between("tokens that the matcher took in", found.taken, 0, count);
+      int64_t least = skip;
+      for (const int64_t place : found.fixed) {
+        check_between("place of the matcher where text is certain", place, least, found.taken);
+        least = place + 1;
+      }
+      const bool is_fixed = !found.fixed.empty() && found.fixed.back() == wanted;
+      if (found.has_wanted && (wanted != found.taken || is_fixed)) {
+        refuse("the matcher made the mask of place " + std::to_string(wanted) + ", which is none of its own");
+      }
+      for (const int32_t id : found.forced) check_between("token that is forced", id, 0, vocab_size_ - 1);
+      return found;
     });
-  }
-  std::vector<int32_t> forced() override {
-    return called([&] { return matcher_.attr("forced")().cast<std::vector<int32_t>>(); });
   }
 
  private:
+  using Told = std::tuple<int64_t, std::vector<int64_t>, bool, std::vector<int32_t>>;
+
   pybind11::object matcher_;
+  const int64_t vocab_size_;
+  const int64_t num_words_;
 };
 
 // Of a grammar, as pearl_rt.grammar.matcher.Form: each native request has a matcher of its own.
@@ -74,8 +87,8 @@ inline std::shared_ptr<TokenMask> mask_from(const pybind11::object& grammar) {
     refuse("vocab_size of the grammar is no integer");
   }
   check_between("vocab_size of the grammar", vocab_size, 1, kMostIds);
-  return std::make_shared<TokenMask>(std::make_unique<PythonMatcher>(grammar.attr("matcher")()),
-                                     static_cast<int>(vocab_size));
+  return std::make_shared<TokenMask>(std::make_unique<PythonMatcher>(grammar.attr("matcher")(), vocab_size),
+                                     vocab_size);
 }
 
 }  // namespace pearl

@@ -96,13 +96,29 @@ int32_t own_token(const JudgeArgs& args, const float* logits, const RowScan& sca
                         args.position + row, target_purpose(args.kind));
 }
 
+Prefix prefix_of(const JudgeArgs& args, int row) {
+  const TransformedRows* rows = args.transformed;
+  return {rows->tokens, args.position + row, rows->prompt_len};
+}
+
+const float* plain_row(const JudgeArgs& args, int row) {
+  return args.target_logits + static_cast<int64_t>(row) * args.vocab;
+}
+
 // The target's row as it is judged.
 const float* target_row(const JudgeArgs& args, int row) {
-  const float* logits = args.target_logits + static_cast<int64_t>(row) * args.vocab;
   const TransformedRows* rows = args.transformed;
-  if (rows == nullptr) return logits;
-  const Prefix prefix{rows->tokens, args.position + row, rows->prompt_len};
-  return rows->transformer->copy(*rows->transform, args.temperature, rows->slot, prefix, logits, args.vocab);
+  if (rows == nullptr) return plain_row(args, row);
+  return rows->transformer->copy(*rows->transform, args.temperature, rows->slot, prefix_of(args, row),
+                                 plain_row(args, row), args.vocab);
+}
+
+// The target's own greedy token, where the form of the answer is all that changes the row, and does not
+// change this; else -1.
+int32_t unmasked_token(const JudgeArgs& args, int row) {
+  if (args.transformed == nullptr) return kPlaceholderTokenId;
+  return greedy_unmasked(*args.transformed->transform, args.temperature, prefix_of(args, row),
+                         plain_row(args, row), args.vocab);
 }
 
 }  // namespace
@@ -128,16 +144,21 @@ Verdict judge(const JudgeArgs& args) {
   const int draft_vocab = args.draft_vocab > 0 ? args.draft_vocab : args.vocab;
   const bool by_ratio = args.kind == JudgeKind::kRejection && args.temperature > 0.0f;
   for (int row = 0; row < args.num_draft + (args.has_bonus ? 1 : 0); ++row) {
-    const float* logits = target_row(args, row);
-    const RowScan scan = scan_row(logits, args.vocab);
-    if (!scan.usable) return {row, kPlaceholderTokenId, row};
-    if (row == args.num_draft) return {row, own_token(args, logits, scan, row), -1};
+    int32_t own = unmasked_token(args, row);
+    const float* logits = nullptr;
+    RowScan scan{};
+    if (own < 0) {
+      logits = target_row(args, row);
+      scan = scan_row(logits, args.vocab);
+      if (!scan.usable) return {row, kPlaceholderTokenId, row};
+      if (!by_ratio || row == args.num_draft) own = own_token(args, logits, scan, row);
+    }
+    if (row == args.num_draft) return {row, own, -1};
 
     const int32_t candidate = args.draft_token_ids[row];
     if (candidate < 0 || candidate >= args.vocab) return {row, kPlaceholderTokenId, row};
     if (!by_ratio) {
-      const int32_t token = own_token(args, logits, scan, row);
-      if (token != candidate) return {row, token, -1};
+      if (own != candidate) return {row, own, -1};
       continue;
     }
 

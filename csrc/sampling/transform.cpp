@@ -78,6 +78,14 @@ void Transformer::penalise(const Transform& transform, TokenCounts* counts, cons
   }
 }
 
+int32_t greedy_unmasked(const Transform& transform, float temperature, const Prefix& prefix,
+                        const float* logits, int vocab) {
+  if (!transform.only_masks(temperature, prefix.generated())) return kPlaceholderTokenId;
+  const RowScan scan = scan_row(logits, vocab);
+  const bool stands = scan.usable && transform.mask->leaves(prefix.answer(), scan.argmax);
+  return stands ? scan.argmax : kPlaceholderTokenId;
+}
+
 const float* Transformer::copy(const Transform& transform, float temperature, int slot, const Prefix& prefix,
                                const float* logits, int vocab) {
   row_.assign(logits, logits + vocab);

@@ -30,6 +30,11 @@ struct Transform {
   bool penalises() const {
     return repetition_penalty != 1.0f || frequency_penalty != 0.0f || presence_penalty != 0.0f;
   }
+  // Whether a mask alone changes rows that are sampled greedily behind so many tokens of the answer.
+  bool only_masks(float temperature, int64_t generated) const {
+    return mask != nullptr && !(temperature > 0.0f) && generated >= min_tokens && logit_bias.empty() &&
+           !penalises();
+  }
   // Whether any row may come out changed.
   bool any(float temperature) const {
     return mask != nullptr || min_tokens > 0 || !logit_bias.empty() || penalises() ||
@@ -61,6 +66,11 @@ class Transformer {
   std::vector<float> row_;
   FilterScratch scratch_;
 };
+
+// The token that sample() would take greedily from a row that apply() changes, where it is known without a
+// mask: the row's likeliest one, if the form allows it. Else -1.
+int32_t greedy_unmasked(const Transform& transform, float temperature, const Prefix& prefix,
+                        const float* logits /*[vocab]*/, int vocab);
 
 // The target's rows of one window, as its judge reads them: row r sees the candidates before it.
 struct TransformedRows {

@@ -20,6 +20,7 @@ from pearl_rt.checkpoint.config import Environment
 from pearl_rt.cli.flags import add_engine_flags, add_flags, open_engine, sampling_params, target_path
 from pearl_rt.cli.plan import Answer
 from pearl_rt.cli.search_skip import run_search
+from pearl_rt.cli.streams import gives_up_stdout, log_apart, note, open_stdin, prepare_stdout
 from pearl_rt.errors import ConfigError, PearlError, RequestError
 from pearl_rt.types.sampling_params import SamplingParams
 from pearl_rt.types.values import Integer
@@ -139,7 +140,7 @@ def run_generate(options: argparse.Namespace) -> int:
             if interrupted:
                 break
         if options.stats:
-            print(json.dumps(engine.stats(), indent=1), file=sys.stderr)
+            note(json.dumps(engine.stats(), indent=1))
     return 130 if interrupted else 0
 
 
@@ -152,14 +153,14 @@ def run_chat(options: argparse.Namespace) -> int:
     template = ChatTemplate.from_pretrained(target_path(options), options.chat_template)
     with open_engine(options) as engine:
         conversation = Conversation(engine, template, params, system=options.system)
-        print("[a question a line; /reset forgets, Ctrl-C ends an answer, Ctrl-D the chat]", file=sys.stderr)
+        note("[a question a line; /reset forgets, Ctrl-C ends an answer, Ctrl-D the chat]")
         while (line := _question()) is not None:
             if line == "/reset":
                 conversation.reset()
             elif line:
                 _stream_reply(conversation, line)
         if options.stats:
-            print(json.dumps(engine.stats(), indent=1), file=sys.stderr)
+            note(json.dumps(engine.stats(), indent=1))
     return 0
 
 
@@ -181,7 +182,7 @@ def run_serve(options: argparse.Namespace) -> int:
         template = ChatTemplate.from_pretrained(target, options.chat_template)
     except ConfigError as error:
         template = None
-        print(f"[no chat: {error}]", file=sys.stderr)
+        note(f"[no chat: {error}]")
     source = "" if template is None else template.whole_source
     forms = Forms.of(source, options.tool_call_parser, options.reasoning_parser)
     with bound_socket(options.host, options.port) as bound:
@@ -198,18 +199,18 @@ def run_serve(options: argparse.Namespace) -> int:
                 origins=options.cors_origin,
                 defaults=sampling_defaults(target),
             )
-            Server(
+            server = Server(
                 build_app(engine, settings),
                 drain_seconds=options.drain_seconds,
                 keep_alive_seconds=options.keep_alive,
                 proxies=options.proxy_headers,
                 root_path=options.root_path,
-                on_listening=lambda: print(
-                    f"[{settings.model} at {address}/v1; Ctrl-C stops]\n[a page to try it: {address}/]",
-                    file=sys.stderr,
-                    flush=True,
+                on_listening=lambda: note(
+                    f"[{settings.model} at {address}/v1; Ctrl-C stops]\n[a page to try it: {address}/]"
                 ),
-            ).serve_until_stopped(bound)
+            )
+            with log_apart():
+                server.serve_until_stopped(bound)
     return 0
 
 
@@ -234,7 +235,7 @@ def _prompt(options: argparse.Namespace) -> str:
         return str(options.prompt)
     file = options.prompt_file or "-"
     try:
-        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        data = open_stdin().buffer.read() if file == "-" else Path(file).read_bytes()
         return data.decode()
     except (OSError, UnicodeError) as error:
         raise RequestError(
@@ -244,10 +245,11 @@ def _prompt(options: argparse.Namespace) -> str:
 
 def _question() -> str | None:
     """The next line of stdin; None at its end, or after Ctrl-C."""
-    if sys.stdin.isatty():
-        print("> ", end="", file=sys.stderr, flush=True)
+    stdin = open_stdin()
+    if stdin.isatty():
+        note("> ", end="")
     try:
-        line = sys.stdin.readline()
+        line = stdin.readline()
     except KeyboardInterrupt:
         return None
     return line.strip() if line else None
@@ -266,7 +268,7 @@ def _stream_reply(conversation: "Conversation", line: str) -> None:
         sys.stdout.write("\n")
         sys.stdout.flush()
     except RequestError as error:
-        print(f"pearl_rt: {error}; /reset forgets what was said", file=sys.stderr)
+        note(f"pearl_rt: {error}; /reset forgets what was said")
 
 
 @contextmanager
@@ -303,9 +305,9 @@ def _stream_answer(engine: "Engine", prompt: str, params: SamplingParams) -> boo
     if output is not None:
         sys.stdout.write(output.text[printed:] + "\n")
         sys.stdout.flush()
-        print(summary(output), file=sys.stderr)
+        note(summary(output))
         for entries in output.logprobs or ():
-            print(json.dumps({token_id: list(entry) for token_id, entry in entries.items()}), file=sys.stderr)
+            note(json.dumps({token_id: list(entry) for token_id, entry in entries.items()}))
     return whole
 
 
@@ -349,17 +351,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command line; returns the exit code."""
     options = parser().parse_args(argv)
     try:
+        if options.command != "serve":
+            prepare_stdout()
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"[{message}]", file=sys.stderr)
-            return int(options.run(options))
+            warnings.showwarning = lambda message, *_: note(f"[{message}]")
+            code = int(options.run(options))
+        if sys.stdout is not None:
+            sys.stdout.flush()  # here a failure can be told
+        return code
     except PearlError as error:
-        print(f"pearl_rt: {' '.join(str(error).split())}", file=sys.stderr)
+        note(f"pearl_rt: {' '.join(str(error).split())}")
         return 2
     except KeyboardInterrupt:
-        print("pearl_rt: interrupted", file=sys.stderr)
+        note("pearl_rt: interrupted")
         return 130
     except BrokenPipeError:
         os.dup2(
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # the reader has closed the pipe: exit without an error
         return 141
+    except OSError as error:
+        if not gives_up_stdout():
+            raise
+        note(f"pearl_rt: stdout cannot be written: {error.strerror}")
+        return 2

@@ -29,42 +29,60 @@ class Matcher:
         self._vocabulary = vocabulary
         self._end_ids = end_ids
 
-    def step(self, num_back: int, tokens: Sequence[int], words: memoryview | None) -> int:
+    def step(
+        self, num_back: int, tokens: Sequence[int], skip: int, wanted: int, masks: memoryview
+    ) -> tuple[int, list[int], bool, list[int]]:
         """Takes tokens back, then takes in those of `tokens` that may stand, up to one that may not or that
-        ends the text -> how many. If all were taken, fills words, uint32 [ceil(vocab_size / 32)]: bit i of
-        them is 1 where token i may follow. Raises ValueError if the form became too complex.
+        ends the text, and looks at the places behind `skip` and more of them -> (how many it took, the
+        places where text is certain, whether the wanted place has a mask, what stands next).
+
+        llguidance's mask of a place where text is certain is often one token, the tokenizer's own, although
+        it takes others that spell the text. So these places have a row each of masks, uint32 [rows,
+        ceil(vocab_size / 32)]: bit i is 1 where token i may follow. Elsewhere those that may follow are
+        those that are taken in, and ends of text; a mask is made if the steps end at place `wanted`, in the
+        row behind the others. If all tokens were taken, the last of the results are tokens that stand next
+        in every text, as the tokenizer cuts them. Raises ValueError if the form became too complex.
         """
-        matcher, taken = self._matcher, 0
+        matcher, fixed = self._matcher, list[int]()
         if num_back:
             matcher.rollback(num_back)
-        if tokens:
-            plain = list(tokens)
-            for place, token in enumerate(plain):
-                if token in self._end_ids or token >= self.vocab_size:
-                    del plain[place:]
-                    break
-            taken = matcher.try_consume_tokens(plain) if plain else 0
-        if words is not None and taken == len(tokens):
-            view = np.frombuffer(words, np.uint32)
-            matcher.unsafe_compute_mask_ptr(view.ctypes.data, view.nbytes)
-        self._check()
-        return taken
+        plain = list(tokens)
+        for place, token in enumerate(plain):
+            if token in self._end_ids or token >= self.vocab_size:
+                del plain[place:]
+                break
+        front = plain[:skip]
+        taken = matcher.try_consume_tokens(front) if front else 0
+        certain = b""
+        while taken >= skip:
+            certain = matcher.compute_ff_bytes()
+            if certain:
+                self._make_mask(masks, len(fixed))
+                fixed.append(taken)
+            if taken == len(plain) or not matcher.try_consume_tokens([plain[taken]]):
+                break
+            taken += 1
+        has_wanted = taken == wanted and not certain
+        if has_wanted:
+            self._make_mask(masks, len(fixed))
+        forced = self._forced(certain) if certain and taken == len(tokens) else []
+        if matcher.is_error():
+            raise ValueError(first_line(matcher.get_error()))
+        return taken, fixed, has_wanted, forced
 
-    def forced(self) -> list[int]:
-        """Tokens that stand next in every text of the form, as the tokenizer cuts them. Not the last of them,
-        if it may be cut in another way with what follows.
-        """
+    def _make_mask(self, masks: memoryview, row: int) -> None:
+        words = -(-self.vocab_size // 32)
+        view = np.frombuffer(masks, np.uint32)[row * words : (row + 1) * words]
+        self._matcher.unsafe_compute_mask_ptr(view.ctypes.data, view.nbytes)
+
+    def _forced(self, certain: bytes) -> list[int]:
+        """Not the last of them, if it may be cut in another way with what follows."""
         matcher = self._matcher
-        found = matcher.compute_ff_bytes()
-        if not found:
-            self._check()
-            return []
-        cut = self._vocabulary.cut(found[:LONGEST_FORCED])
+        cut = self._vocabulary(certain[:LONGEST_FORCED])
         taken = matcher.try_consume_tokens(cut) if cut else 0
-        is_sure = taken == len(cut) and len(found) <= LONGEST_FORCED and self._is_sure(cut)
+        is_sure = taken == len(cut) and len(certain) <= LONGEST_FORCED and self._is_sure(cut)
         if taken:
             matcher.rollback(taken)
-        self._check()
         return list(cut[:taken] if is_sure or taken < len(cut) else cut[:-1])
 
     def _is_sure(self, cut: Sequence[int]) -> bool:
@@ -76,10 +94,6 @@ class Matcher:
         bits = int.from_bytes(matcher.compute_bitmask(), "little")
         matcher.try_consume_tokens(cut[-1:])
         return bits.bit_count() == 1
-
-    def _check(self) -> None:
-        if self._matcher.is_error():
-            raise ValueError(first_line(self._matcher.get_error()))
 
 
 @dataclass(frozen=True)

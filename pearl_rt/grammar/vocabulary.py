@@ -13,7 +13,7 @@ from pearl_rt.errors import ConfigError
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
 
-MOST_CUTS = 4096
+MOST_CUTS, LONGEST_CUT = 4096, 256  # texts, bytes of one
 NEEDED = "structured_outputs needs the package llguidance: pip install 'pearl_rt[structured]'"
 
 
@@ -44,21 +44,22 @@ class Vocabulary:
         """Whether no other token begins with this one's bytes."""
         return token_id not in self._goes_on
 
-    def cut(self, text: bytes) -> list[int]:
-        """As a call, which is remembered: forms force few texts. Not to be changed."""
-        found = self._cuts.get(text)
-        if found is None:
-            found = self(text)
-            if len(self._cuts) >= MOST_CUTS:
-                self._cuts.clear()
-            self._cuts[text] = found
-        return found
-
     def __call__(self, text: str | bytes) -> list[int]:
         """The tokenizer's ids where they spell the text, as they do unless it adds a space; else the longest
-        token at each place.
+        token at each place. Short ones are remembered, since forms have few texts that are certain: not to
+        be changed.
         """
         raw = text.encode() if isinstance(text, str) else bytes(text)
+        found = self._cuts.get(raw)
+        if found is None:
+            found = self._cut(raw)
+            if len(raw) <= LONGEST_CUT:
+                if len(self._cuts) >= MOST_CUTS:
+                    self._cuts.clear()
+                self._cuts[raw] = found
+        return found
+
+    def _cut(self, raw: bytes) -> list[int]:
         ids = self._tokenizer.encode(raw.decode(errors="replace"), add_special_tokens=False)
         if b"".join(self.tokens[token_id] for token_id in ids if token_id < len(self.tokens)) == raw:
             return ids

@@ -112,7 +112,8 @@ def readme(card: dict[str, Any]) -> str:
         "# The pair\n\nA target and a draft of the Llama architecture, trained with "
         "`python -m recipes.train` (the commands are in docs/training.md) "
         "on the source of Python's standard library, which is under "
-        "the [PSF licence](https://docs.python.org/3/license.html). Weights are bf16. "
+        "the [PSF licence](https://docs.python.org/3/license.html) (models/heldout/LICENSE). "
+        "Weights are bf16. "
         "`heldout/prompts.jsonl` holds prompts from files that no training stage read. "
         "This page is written from `training.json`.",
         "## Training\n\n" + run_table(card),

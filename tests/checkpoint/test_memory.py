@@ -1,5 +1,8 @@
 """How much memory can still be had: the kernel's estimate, and what a control group leaves of its limit."""
 
+import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,6 +53,20 @@ def stat(**numbers: int) -> str:
 )
 def test_cached_files_are_not_used_memory(tmp_path: Path, files: dict[str, object], expected: int) -> None:
     assert available(tmp_path, **files) == expected * MIB
+
+
+@pytest.mark.parametrize("limit", [4 << 30, 1 << 40])
+def test_of_an_address_space_what_is_left(limit: int) -> None:
+    """As `ulimit -v` bounds it."""
+    code = "import sys; from pearl_rt import _C; print(_C.available_bytes('/none', '/none'), end='')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert limit - (4 << 30) < int(done.stdout) < limit
 
 
 def test_where_nothing_can_be_read(tmp_path: Path) -> None:

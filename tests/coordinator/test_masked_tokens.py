@@ -26,16 +26,22 @@ EOS = 0
 STATES = 5
 
 
+def spelling(token: int) -> int:
+    """Another token with the same text."""
+    return 1 + token % 5
+
+
 class Automaton:
     """A form: from each state some tokens lead to others. State 0 is the first; from the last ones the end of
-    text is allowed too.
+    text is allowed too. spells: where one token alone may stand the matcher takes another one too, as of two
+    tokens that spell the same text.
     """
 
     vocab_size = VOCAB
 
-    def __init__(self, seed: int, *, forces: bool, branches: int = 4) -> None:
+    def __init__(self, seed: int, *, forces: bool, branches: int = 4, spells: bool = False) -> None:
         rng = random.Random(seed)
-        self.forces = forces
+        self.forces, self.spells = forces, spells
         self.next = [
             {token: rng.randrange(STATES) for token in rng.sample(range(1, VOCAB), rng.randint(1, branches))}
             for _ in range(STATES)
@@ -45,14 +51,25 @@ class Automaton:
     def state(self, tokens: Sequence[int]) -> int | None:
         state = 0
         for token in tokens:
-            if token not in self.next[state]:
+            following = self.next[state]
+            if self.spells and state not in self.ends and [*map(spelling, following)] == [token]:
+                [token] = following
+            if token not in following:
                 return None
-            state = self.next[state][token]
+            state = following[token]
         return state
 
     def allowed(self, tokens: Sequence[int]) -> list[int] | None:
         state = self.state(tokens)
         return None if state is None else [*self.next[state], *([EOS] if state in self.ends else [])]
+
+    def is_fixed(self, tokens: Sequence[int]) -> bool:
+        return self.spells and len(self.allowed(tokens) or ()) == 1
+
+    def takes(self, tokens: Sequence[int], token: int) -> bool:
+        """What the matcher takes in, which is more than may stand where it is_fixed."""
+        allowed = self.allowed(tokens) or []
+        return token != EOS and (token in allowed or (self.is_fixed(tokens) and token == spelling(*allowed)))
 
     def forced(self, tokens: Sequence[int]) -> list[int]:
         """Up to three."""
@@ -71,25 +88,35 @@ class Automaton:
 class Matcher:
     def __init__(self, form: Automaton) -> None:
         self.form, self.tokens = form, []
-        self.steps = 0
+        self.steps = self.masks = 0
 
-    def step(self, num_back: int, tokens: Sequence[int], words: memoryview | None) -> int:
+    def step(
+        self, num_back: int, tokens: Sequence[int], skip: int, wanted: int, masks: memoryview
+    ) -> tuple[int, list[int], bool, list[int]]:
         self.steps += 1
         assert num_back <= len(self.tokens)
         del self.tokens[len(self.tokens) - num_back :]
-        for place, token in enumerate(tokens):
-            if token == EOS or self.form.state([*self.tokens, token]) is None:
-                return place
-            self.tokens.append(token)
-        if words is not None:
-            bits = np.frombuffer(words, np.uint32)
-            bits[:] = 0
-            for token in self.form.allowed(self.tokens) or ():
-                bits[token // 32] |= np.uint32(1 << token % 32)
-        return len(tokens)
+        rows = np.frombuffer(masks, np.uint32)  # of one word each
+        fixed: list[int] = []
+        taken = 0
+        while True:
+            is_fixed = taken >= skip and self.form.is_fixed(self.tokens)
+            if is_fixed:
+                rows[len(fixed)] = self.mask()
+                fixed.append(taken)
+            if taken == len(tokens) or not self.form.takes(self.tokens, tokens[taken]):
+                break
+            self.tokens.append(tokens[taken])
+            taken += 1
+        has_wanted = taken == wanted and not is_fixed
+        if has_wanted:
+            rows[len(fixed)] = self.mask()
+        stands = taken == len(tokens)
+        return taken, fixed, has_wanted, self.form.forced(self.tokens) if stands else []
 
-    def forced(self) -> list[int]:
-        return self.form.forced(self.tokens)
+    def mask(self) -> int:
+        self.masks += 1
+        return sum(1 << token for token in self.form.allowed(self.tokens) or ())
 
 
 def expected(
@@ -145,6 +172,7 @@ def cases(draw: Any) -> dict[str, Any]:
         "forces": draw(st.booleans()),
         "more": draw(st.sampled_from([0, 1, 2, 7])),
         "branches": draw(st.sampled_from([1, 4, 9])),
+        "spells": draw(st.booleans()),
         "mask_token": draw(st.sampled_from([None, None, 0, VOCAB - 6])),
     }
 
@@ -153,7 +181,7 @@ def cases(draw: Any) -> dict[str, Any]:
 @given(cases())
 def test_rounds_are_the_rules(case: dict[str, Any]) -> None:
     """Token for token and verdict for verdict; and every answer is of the form, or the beginning of one."""
-    form = Automaton(case["rule"], forces=case["forces"], branches=case["branches"])
+    form = Automaton(case["rule"], forces=case["forces"], branches=case["branches"], spells=case["spells"])
     target, request = {"rule": case["rule"]}, case["request"]
     draft = {"rule": case["rule"], "divergence": case["divergence"], "vocab_size": case["draft_vocab"]}
     mask, longest = case["mask_token"], request["gamma"] + case["more"]  # windows with tokens that are forced
@@ -186,7 +214,7 @@ def test_all_drafters_give_the_same_bits(placement: str, temperature: float, for
         bench = Bench.build(
             placement, target={"rule": 3}, draft={"rule": 3, "divergence": 0.3}, lookup_pool=lookup
         )
-        form = Automaton(form_seed, forces=forces)
+        form = Automaton(form_seed, forces=forces, branches=2, spells=True)
         request = _C.Request(
             [1, 2, 3, 1, 2],
             gamma=5,
@@ -198,6 +226,39 @@ def test_all_drafters_give_the_same_bits(placement: str, temperature: float, for
         )
         answers.add(tuple(tokens_of(bench.run(strategy, request))))
     assert len(answers) == 1
+
+
+class Everything(Automaton):
+    """Every text without the end of text, by a matcher that is kept."""
+
+    def __init__(self) -> None:
+        super().__init__(0, forces=False)
+        self.next = [dict.fromkeys(range(1, VOCAB), 0)]
+        self.ends = set()
+        self.made = Matcher(self)
+
+    def matcher(self) -> Matcher:
+        return self.made
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(("temperature", "judge"), [(0.0, "rejection"), (0.9, "coupled"), (0.9, "rejection")])
+def test_the_matcher_is_asked_once_for_a_token(strategy: str, temperature: float, judge: str) -> None:
+    """By what drafts it, with all that both lanes need behind it; and of greedy rows no mask is made."""
+    scripts: dict[str, Any] = {"target": {"rule": 5}, "draft": {"rule": 5}}
+    asked: dict[str, Any] = {"gamma": 3, "max_tokens": 40, "temperature": temperature, "seed": 3}
+    form = Everything()
+    bench = Bench.build(**scripts)
+    results = bench.run(strategy, _C.Request([1], **asked, grammar=form), judge=judge)
+    tokens = tokens_of(results)
+    assert len(tokens) == 40
+    drafted = sum(result.num_judged - result.accept_len for result in results)  # for nothing
+    windows = 2 * len(results)  # a window that was begun and fell, and the token in its place
+    assert form.made.steps <= len(tokens) + drafted + windows
+    ends = sum(logits_after(rule=5)([1, *tokens[:i]]).argmax() == EOS for i in range(40))
+    assert form.made.masks <= (2 + 6 * ends if temperature == 0 else form.made.steps + 2)
+    masked = bench.run(strategy, _C.Request([1], **asked, grammar=form, logit_bias=[(3, 0.0)]), judge=judge)
+    assert tokens_of(masked) == tokens and form.made.masks >= 40  # a bias needs all masks
 
 
 def test_batches_beside_free_text() -> None:
@@ -216,10 +277,12 @@ def test_batches_beside_free_text() -> None:
 class Broken(Matcher):
     """Fails at its third step."""
 
-    def step(self, num_back: int, tokens: Sequence[int], words: memoryview | None) -> int:
+    def step(
+        self, num_back: int, tokens: Sequence[int], skip: int, wanted: int, masks: memoryview
+    ) -> tuple[int, list[int], bool, list[int]]:
         if self.steps == 2:
             raise ValueError("too complex\nand its state")
-        return super().step(num_back, tokens, words)
+        return super().step(num_back, tokens, skip, wanted, masks)
 
 
 class BrokenForm(Automaton):

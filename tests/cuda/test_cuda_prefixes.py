@@ -143,6 +143,43 @@ def test_equal_prompts_that_join_are_fed_once(fake: Any, placement: str, form: s
     clean(bench)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_private_request_neither_gives_nor_takes(
+    fake: Any, strategy: str, placement: str, form: str
+) -> None:
+    """Neither the pages of its prompt nor those of its answer are known, and it looks for none."""
+    bench, one = build(placement, form=form, num_blocks=40), request(ids(40), max_tokens=20)
+    private = one | {"shares": False}
+    assert told(bench, strategy, private, private, one, one, private) == [-1, -1, 0, 32, -1]
+    whole = ids(40, 7)
+    answer = tokens_of(bench.run(strategy, _C.Request(**request(whole, max_tokens=20, shares=False))))
+    assert told(bench, strategy, request([*whole, *answer, 1, 2])) == [0]
+    clean(bench)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_private_requests_that_join(fake: Any, placement: str, form: str) -> None:
+    """Between others with their prompt."""
+    bench = build(placement, form=form, num_blocks=40, num_slots=6)
+    crowd, one = Crowd(bench, "pearl", "coupled"), request(ids(40), max_tokens=20)
+    bench.target.close_gate("verify", 3)
+    crowd.start(request([1], max_tokens=30))
+    bench.target.wait_for_gate()
+    for shares in (False, True, False, True, False):
+        crowd.add(one | {"shares": shares})
+    bench.target.open_gate()
+    crowd.finish()
+    assert crowd.joins == 5
+    assert [crowd.results[number][0].num_cached_tokens for number in range(6)] == [0, -1, 0, -1, 32, -1]
+    for number, asked in crowd.asked.items():
+        found = crowd.results[number]
+        assert rounds_of(found, found[0].slot) == expected_rounds("pearl", *RULES, asked)
+    clean(bench)
+
+
 @pytest.mark.parametrize("strategy", ["sd", "pearl"])
 def test_an_answer_without_windows(fake: Any, strategy: str) -> None:
     """It leaves no row in the draft's cache, beside others that draft: its prompt alone is known."""

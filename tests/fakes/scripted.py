@@ -44,13 +44,11 @@ class AnyToken:
     def matcher(self) -> "AnyToken":
         return self
 
-    def step(self, num_back: int, tokens: list[int], words: memoryview | None) -> int:
-        if words is not None:
-            np.frombuffer(words, np.uint32)[:] = 2**32 - 1
-        return len(tokens)
-
-    def forced(self) -> list[int]:
-        return []
+    def step(
+        self, num_back: int, tokens: list[int], skip: int, wanted: int, masks: memoryview
+    ) -> tuple[int, list[int], bool, list[int]]:
+        np.frombuffer(masks, np.uint32)[:] = 2**32 - 1
+        return len(tokens), [], wanted == len(tokens), []
 
 
 def expected_rounds(

@@ -100,15 +100,17 @@ def test_schema(fuzzer: Fuzzer, forms: Forms) -> None:
         except (ValueError, RecursionError):
             return "no JSON"
         matcher = forms.form(StructuredOutputsParams(**{kind: value})).matcher()
-        rng, words = Random(text), np.zeros(-(-matcher.vocab_size // 32), np.uint32)
+        rng, words = Random(text), np.zeros((3, -(-matcher.vocab_size // 32)), np.uint32)
         token: list[int] = []
         for _ in range(40):
             try:
-                taken = matcher.step(0, token, memoryview(words))
+                found = matcher.step(0, token, 0, len(token), memoryview(words).cast("B"))
             except ValueError as error:  # it became too complex: the request ends
                 raise RequestError(str(error)) from None
-            assert taken == len(token)
-            allowed = np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little"))
+            taken, fixed, has_wanted, forced = found
+            assert taken == len(token) and len(forced) <= 128
+            mask = words[len(fixed) + has_wanted - 1]
+            allowed = np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little"))
             if len(allowed) == 0:
                 return "no token"  # the request ends with an error that says so
             if 256 in allowed and rng.random() < 0.5:
@@ -116,7 +118,6 @@ def test_schema(fuzzer: Fuzzer, forms: Forms) -> None:
             plain = allowed[allowed != 256]
             if len(plain) == 0:
                 break
-            assert len(matcher.forced()) <= 128
             token = [int(rng.choice(plain.tolist()))]
         return "followed"
 

@@ -89,6 +89,20 @@ def test_a_batch_of_forms_and_free_text(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("judge", JUDGES)
+def test_masks_change_no_answer(engine: Engine, judge: str) -> None:
+    """A bias of nothing has all masks made and rows changed by them; else most greedy rows need none."""
+    for seed in range(10):
+        for strategy in STRATEGIES:
+            options = {"strategy": strategy, "gamma": None if strategy == "ar" else 4, "judge": judge}
+            asked = {"temperature": (0.0, 0.0, 1.2)[seed % 3], "seed": seed}
+            [short] = engine.generate("x", params({"json": schema(seed)}, **asked), **options)
+            [whole] = engine.generate(
+                "x", params({"json": schema(seed)}, **asked, logit_bias={99: 0.0}), **options
+            )
+            assert short.token_ids == whole.token_ids
+
+
+@pytest.mark.parametrize("judge", JUDGES)
 def test_several_answers(engine: Engine, judge: str) -> None:
     outputs = engine.generate("x", params({"json": schema(4)}, n=5, temperature=1.5), judge=judge)
     for output in outputs:

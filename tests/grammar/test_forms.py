@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import tokenizers
+from asked_matcher import PERSON, allowed, forced_by, forms_of, step, taken
 from random_schemas import schema
 from tiny_pairs import byte_tokenizer
 
@@ -19,48 +16,6 @@ from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.grammar import forms as forms_module
 from pearl_rt.grammar.forms import KEPT, Forms
 from pearl_rt.grammar.matcher import LONGEST_FORCED, Matcher
-
-SHIPPED = Path(__file__).resolve().parents[2] / "models" / "target"
-PERSON = {
-    "type": "object",
-    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
-    "required": ["name", "age"],
-    "additionalProperties": False,
-}
-
-
-def sentencepiece() -> tokenizers.Tokenizer:
-    """A small vocabulary as Llama 2's: spaces are ▁, one is put in front, bytes are <0x0A>."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    pieces += ["▁", "▁a", "a", "ab", "b", "▁b", '{"', "name", '":', '"']
-    model = tokenizers.models.BPE(
-        vocab={piece: i for i, piece in enumerate(pieces)}, merges=[], byte_fallback=True, unk_token="<unk>"
-    )
-    made = tokenizers.Tokenizer(model)
-    made.normalizer = tokenizers.normalizers.Sequence(
-        [tokenizers.normalizers.Prepend("▁"), tokenizers.normalizers.Replace(" ", "▁")]
-    )
-    made.decoder = tokenizers.decoders.Sequence(
-        [
-            tokenizers.decoders.Replace("▁", " "),
-            tokenizers.decoders.ByteFallback(),
-            tokenizers.decoders.Fuse(),
-            tokenizers.decoders.Strip(" ", 1, 0),
-        ]
-    )
-    made.add_special_tokens(["<unk>", "<s>", "</s>"])
-    return made
-
-
-def forms_of(name: str) -> tuple[Forms, Tokenizer, int]:
-    """(forms, tokenizer, the end of text); the model has ids behind the tokens."""
-    if name == "shipped":
-        tokenizer, end = Tokenizer.from_pretrained(SHIPPED), 0
-    elif name == "sentencepiece":
-        tokenizer, end = Tokenizer(sentencepiece()), 2
-    else:
-        tokenizer, end = Tokenizer(byte_tokenizer(), vocab_size=300), 256
-    return Forms(tokenizer, tokenizer.vocab_size + 41, [end]), tokenizer, end
 
 
 @pytest.fixture(scope="module", params=["shipped", "sentencepiece", "bytes"])
@@ -71,14 +26,6 @@ def kind(request: pytest.FixtureRequest) -> tuple[Forms, Tokenizer, int]:
 @pytest.fixture(scope="module")
 def shipped() -> tuple[Forms, Tokenizer, int]:
     return forms_of("shipped")
-
-
-def allowed(matcher: Matcher, tokens: Sequence[int] = (), num_back: int = 0) -> list[int] | None:
-    """None: not all tokens were taken."""
-    words = np.zeros(-(-matcher.vocab_size // 32), np.uint32)
-    if matcher.step(num_back, tokens, memoryview(words)) < len(tokens):
-        return None
-    return np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist()
 
 
 def test_what_may_follow(kind: tuple[Forms, Tokenizer, int]) -> None:
@@ -102,7 +49,7 @@ def test_what_may_follow(kind: tuple[Forms, Tokenizer, int]) -> None:
     b = next(i for i in allowed(matcher) or () if tokenizer.token_bytes(i) == b"b")
     check(b"ab", allowed(matcher, [b]))
     assert allowed(matcher, [end]) is None and allowed(matcher, [tokenizer.vocab_size + 3]) is None
-    assert matcher.step(0, [b, b, b], None) == 1
+    assert taken(matcher, [b, b, b]) == 1
     check(b"a", allowed(matcher, (), num_back=2))
     check(b"", allowed(matcher, (), num_back=1))
 
@@ -114,18 +61,18 @@ def test_forced_tokens_are_those_of_the_tokenizer(shipped: tuple[Forms, Tokenize
     def ids(text: str) -> list[int]:
         return tokenizer.encode(text, add_special_tokens=False)
 
-    assert matcher.forced() == ids('{"name":')
-    assert matcher.step(0, ids('{"name":'), None) == len(ids('{"name":'))
-    assert matcher.forced() == []  # a quote, or one with what follows
-    assert matcher.step(0, ids('"Bo"'), None) == len(ids('"Bo"'))
-    assert matcher.forced() == ids(',"age":')
-    matcher.step(0, ids(',"age":'), None)
-    assert matcher.forced() == []
+    assert forced_by(matcher) == ids('{"name":')
+    assert taken(matcher, ids('{"name":')) == len(ids('{"name":'))
+    assert forced_by(matcher) == []  # a quote, or one with what follows
+    assert taken(matcher, ids('"Bo"')) == len(ids('"Bo"'))
+    assert forced_by(matcher) == ids(',"age":')
+    taken(matcher, ids(',"age":'))
+    assert forced_by(matcher) == []
     assert end not in (allowed(matcher) or [end])
-    matcher.step(0, ids("7"), None)
-    assert matcher.forced() == []
-    matcher.step(0, ids("}"), None)
-    assert matcher.forced() == [] and allowed(matcher) == [end]
+    taken(matcher, ids("7"))
+    assert forced_by(matcher) == []
+    taken(matcher, ids("}"))
+    assert forced_by(matcher) == [] and allowed(matcher) == [end]
 
 
 @pytest.mark.parametrize("number", range(0, 60, 4))
@@ -141,7 +88,7 @@ def test_what_is_forced(kind: tuple[Forms, Tokenizer, int], number: int) -> None
     for _ in range(40):
         found = allowed(asked)
         assert found == allowed(plain)
-        forced = asked.forced() if rng.random() < 0.7 else []
+        forced = forced_by(asked) if rng.random() < 0.7 else []
         text = b"".join(map(tokenizer.token_bytes, forced))
         assert not forced or end not in (found or ())
         for token in (found or ()) if text else ():
@@ -149,25 +96,25 @@ def test_what_is_forced(kind: tuple[Forms, Tokenizer, int], number: int) -> None
             assert own.startswith(text) or text.startswith(own)
         open_ids = [token for token in found or () if token != end]
         if forced and rng.random() < 0.5:
-            taken = forced
+            more = forced
         elif open_ids:
-            taken = [rng.choice(open_ids)]
+            more = [rng.choice(open_ids)]
         else:
-            taken = []
-        back = rng.randint(0, len(path)) if not taken or rng.random() < 0.2 else 0
-        taken = [] if back else taken
+            more = []
+        back = rng.randint(0, len(path)) if not more or rng.random() < 0.2 else 0
+        more = [] if back else more
         for matcher in (asked, plain):
-            assert matcher.step(back, taken, None) == len(taken)
-        path = path[: len(path) - back] + taken
+            assert step(matcher, more, num_back=back, skip=99)[0] == len(more)
+        path = path[: len(path) - back] + more
 
 
 def test_forced_text_is_bounded(kind: tuple[Forms, Tokenizer, int]) -> None:
     forms, tokenizer, _ = kind
     matcher = forms.form(StructuredOutputsParams(regex="(ab){2000}")).matcher()
-    forced = matcher.forced()
+    forced = forced_by(matcher)
     text = b"".join(map(tokenizer.token_bytes, forced))
     assert (b"ab" * 100).startswith(text) and 0 < len(text) < 2 * LONGEST_FORCED
-    assert matcher.step(0, forced, None) == len(forced)
+    assert taken(matcher, forced) == len(forced)
 
 
 @pytest.mark.parametrize(
@@ -180,7 +127,7 @@ def test_choices_are_taken_as_they_are(kind: tuple[Forms, Tokenizer, int], text:
     by_bytes = {tokenizer.token_bytes(i): i for i in range(tokenizer.vocab_size)}
     tokens = [by_bytes[bytes([byte])] for byte in text.encode()]
     assert end in (allowed(matcher, tokens) or ())
-    assert matcher.step(0, [by_bytes[b"x"]], None) == 0
+    assert taken(matcher, [by_bytes[b"x"]]) == 0
 
 
 def test_a_form_behind_reasoning(kind: tuple[Forms, Tokenizer, int]) -> None:
@@ -201,7 +148,7 @@ def test_a_form_behind_reasoning(kind: tuple[Forms, Tokenizer, int]) -> None:
     assert set(allowed(opened, ids(")")) or ()) >= {*ids("a \n")} and not {*ids("bx)")} & set(
         allowed(opened) or ()
     )
-    assert opened.step(0, ids("x"), None) == 0
+    assert taken(opened, ids("x")) == 0
     assert end in (allowed(opened, ids("\nabb")) or ()) and allowed(opened, ids("b")) is None
     found = allowed(opened, (), num_back=5) or []  # the mark, a line end and the form are taken back
     assert {*ids("ab)x")} <= set(found) and end not in found

@@ -1,6 +1,8 @@
 #include "cpu/machine/memory.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
@@ -39,6 +41,17 @@ int64_t named_in(const std::string& path, std::initializer_list<const char*> nam
   return is_known ? sum : kUnknown;
 }
 
+// Of the addresses that the process may have; its first figure in statm is the pages of those it has.
+int64_t address_space_left() {
+  rlimit limit{};
+  const int64_t pages = number_in("/proc/self/statm");
+  if (getrlimit(RLIMIT_AS, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY || pages == kUnknown) {
+    return kUnknown;
+  }
+  const auto most = static_cast<int64_t>(std::min<rlim_t>(limit.rlim_cur, kUnknown));
+  return std::max<int64_t>(most - pages * sysconf(_SC_PAGESIZE), 0);
+}
+
 std::string mebibytes(int64_t bytes) { return std::to_string((bytes + (1 << 20) - 1) >> 20) + " MiB"; }
 
 constexpr double kAlwaysThere = 1 << 20;
@@ -48,7 +61,8 @@ constexpr double kMostCounted = 0x1p62;  // bytes; more is said as so many
 
 int64_t available_bytes(const std::string& meminfo, const std::string& group) {
   const int64_t kibibytes = named_in(meminfo, {"MemAvailable:"});
-  const int64_t available = kibibytes == kUnknown ? kUnknown : kibibytes * 1024;
+  const int64_t available =
+      std::min(kibibytes == kUnknown ? kUnknown : kibibytes * 1024, address_space_left());
   const int64_t limit = number_in(group + "/memory.max");
   const int64_t used = number_in(group + "/memory.current");
   if (limit == kUnknown || used == kUnknown) return available;

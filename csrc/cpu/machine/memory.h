@@ -19,7 +19,8 @@ class OutOfMemory : public std::bad_alloc {
 };
 
 // Bytes that can still be had without swapping: the kernel's estimate, or what the control group leaves of
-// its limit, cached files being free; the largest number where neither can be read.
+// its limit, cached files being free; or what the process has left of its address space (ulimit -v). The
+// largest number where none of them is known.
 int64_t available_bytes(const std::string& meminfo = "/proc/meminfo",
                         const std::string& group = "/sys/fs/cgroup");
 
