@@ -7,13 +7,13 @@
         --parallel models/parallel                                    a draft that fills windows in one pass
 
 A row is a kind of draft and its window: none (`ar`), lookup in prompt and answer, lookup in earlier answers
-too, the model of --draft, with windows that end early by each of --stops too, the target without
---skip-layers, the exit layer of --exit, the draft of --parallel, and what `auto` chooses. Columns: memory
-beside the target; tokens that a round makes final; of the drafts judged at each place of a window, the share
-that stood; milliseconds of a round to draft and to score and judge; and how many times faster than `ar` text
-is written behind its first token, over all prompts, and with the tokens a round over those of a task. All
-rows must write the tokens of `ar` (sampled: by judge `coupled`), or no figure is printed and the status is 1.
-The last line is the same as JSON.
+too, the model of --draft, with windows that end early by each of --stops too, the target without --skip-
+layers, the exit layer of --exit, the draft of --parallel, each of these behind a lookup too, and what `auto`
+chooses. Columns: memory beside the target; tokens that a round makes final; of the windows, the share that
+was looked up; of the drafts judged at each place of a window, the share that stood; milliseconds of a round
+to draft and to score and judge; and how many times faster than `ar` text is written behind its first token,
+over all prompts, and with the tokens a round over those of a task. All rows must write the tokens of `ar`
+(sampled: by judge `coupled`), or no figure is printed and the status is 1. The last line is the same as JSON.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ COLUMNS = (
     ("gamma", "gamma", "d"),
     ("extra_mb", "MB", ".2f"),
     ("tokens_per_round", "tok/round", ".2f"),
+    ("by_lookup", "by lookup", ".2f"),
     ("accepted_at", "stood at place 1, 2, ..", "s"),
     ("draft_ms", "draft ms", ".3f"),
     ("verify_ms", "verify ms", ".2f"),
@@ -94,9 +95,9 @@ class Engines:
         pair = self.pairs[row.kind_of_draft]
         if row.strategy == "ar":
             return 0
-        if pair.engine.draft is not None:
-            return int(pair.engine.draft.weights.memory_bytes)  # type: ignore[attr-defined]
-        return sum(lanes.drafter_bytes for lanes in pair.lanes())
+        draft = pair.engine.draft
+        weights = 0 if draft is None else int(draft.weights.memory_bytes)  # type: ignore[attr-defined]
+        return weights + sum(lanes.drafter_bytes for lanes in pair.lanes())
 
 
 def rows_of(options: argparse.Namespace) -> list[Row]:
@@ -113,11 +114,18 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     for kind, is_asked in asked.items():
         for gamma in (options.gammas or GAMMAS[kind]) if is_asked else ():
             add(kind, gamma)
+        if is_asked:
+            add(chained(kind), max(options.gammas or GAMMAS[kind]))
     for stop in options.stops:
         add(stopped(stop), max(options.gammas or [LONGEST]))
     for kind in (LOOKUP, *([MODEL] if options.draft else [])):
         rows.append(Row("auto", "auto", kind_of_draft=kind, name=f"auto, {kind}"))
     return rows
+
+
+def chained(kind: str) -> str:
+    """A kind behind a lookup."""
+    return f"{LOOKUP}, then {kind}"
 
 
 def stopped(stop: str) -> str:
@@ -141,6 +149,8 @@ def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
         kinds[EXIT] = {"draft": options.exit}
     if options.parallel:
         kinds[PARALLEL] = {"draft": options.parallel}
+    behind = [kind for kind in (MODEL, SELF, EXIT, PARALLEL) if kind in kinds]
+    kinds |= {chained(kind): kinds[kind] | {"draft_lookup": True} for kind in behind}
     kinds |= {stopped(stop): {"draft_stop": stop} for stop in options.stops}
     for kind, own in kinds.items():
         engines.pairs[kind] = open_pair(argparse.Namespace(**vars(options) | own))
@@ -168,6 +178,7 @@ def figures_of(result: Measured, ar: Measured, tasks: Sequence[str], extra_bytes
     shares = by_position(metrics)
     row = result.program
     assert isinstance(row, Row)
+    looked_up, sampled = (sum(getattr(m, n).windows for m in metrics) for n in ("looked_up", "sampled"))
 
     def over(prompts: Sequence[int]) -> dict[str, float]:
         own = [s.metrics for s in result.samples if s.prompt in prompts and s.metrics is not None]
@@ -181,6 +192,7 @@ def figures_of(result: Measured, ar: Measured, tasks: Sequence[str], extra_bytes
         "name": row.name,
         "gamma": row.gamma or None,
         "extra_mb": extra_bytes / 1e6,
+        "by_lookup": looked_up / (looked_up + sampled) if looked_up + sampled else None,
         "accepted_at": " ".join(f"{share:.2f}" for share in shares[:PLACES]) or None,
         "accepted_per_position": shares,
         "draft_ms": milliseconds(metrics, "draft", ("draft",)) if row.strategy != "ar" else None,

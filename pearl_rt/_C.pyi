@@ -10,6 +10,7 @@ import numpy.typing
 import typing
 
 __all__: list[str] = [
+    "ChainDrafter",
     "Coordinator",
     "CoreSet",
     "CpuLane",
@@ -126,6 +127,24 @@ class ModelDrafter(Drafter):
         mask_token: of a model that fills a window in one pass; None: token by token.
         """
 
+class ChainDrafter(Drafter):
+    """
+    Drafts by lookup where that is worth more than a window of the model, else by it.
+    """
+    def __init__(self, model: ModelDrafter, *, pool_tokens: int = 0, cost: float = 0.0) -> None:
+        """
+        pool_tokens: see LookupDrafter. cost: of a pass of the model, in steps of the target.
+        """
+    def set_looks_up(self, looks_up: bool) -> None:
+        """
+        For measurements, between runs: whether the lookup is asked.
+        """
+    @property
+    def bytes(self) -> int:
+        """
+        Of the lookup's indices; between runs.
+        """
+
 class CpuLane(Lane):
     """
     A lane on CPU cores.
@@ -146,6 +165,8 @@ class RoundResult:
         """
     @property
     def accept_len(self) -> int: ...
+    @property
+    def certain(self) -> list[int]: ...
     @property
     def error(self) -> str: ...
     @property

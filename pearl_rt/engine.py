@@ -39,7 +39,7 @@ from pearl_rt.types.json import Json
 from pearl_rt.types.outputs import GenerationInterrupted, RequestOutput, StreamChunk
 from pearl_rt.types.request import Prompt, Request
 from pearl_rt.types.sampling_params import SamplingParams
-from pearl_rt.types.totals import hit_rate, worth
+from pearl_rt.types.totals import hit_rate, members, worth
 
 if TYPE_CHECKING:
     import torch
@@ -74,6 +74,7 @@ class Engine:
         skip_layers: Sequence[int] | None = None,
         draft_stop: str = "none",
         draft_parallel: bool = True,
+        draft_lookup: bool = False,
         lookup_pool: int = 65536,
         device: str = "auto",
         draft_device: str | None = None,
@@ -318,7 +319,12 @@ class Engine:
         figures = self._batch.figures(self._choice)
         return {
             "strategy": self._options.strategy,
-            "drafter": {"kind": self._drafter, "shared_layers": self._shared, **worth(figures["totals"])},
+            "drafter": {
+                "kind": self._drafter,
+                "shared_layers": self._shared,
+                **worth(figures["totals"]),
+                "members": members(figures["totals"], self._drafter) if self._options.draft_lookup else None,
+            },
             **figures,
             "queue": self._scheduler.counts(),
             **self._batch.described(),

@@ -31,6 +31,7 @@ struct RoundResult {
   int32_t num_judged = 0;
   int32_t pending_before = 0;            // of the judged, how many were drafted in the window before
   std::vector<int32_t> forced;           // places in token_ids of drafts that the form of the answer forced
+  std::vector<int32_t> certain;          // places of judged drafts that were certain, as a lookup's are
   int64_t num_cached_tokens = -1;        // of the prompt, whose KV rows were there before; -1: not looked for
   std::vector<Logprob> logprobs;         // of each token 1 + k entries, its own first; none unless asked for
   std::vector<Logprob> prompt_logprobs;  // round 0: of each prompt token but the first, where asked for
@@ -47,6 +48,7 @@ class ResultRing {
     for (RoundResult& entry : entries_) {
       entry.token_ids.reserve(max_tokens);
       entry.forced.reserve(max_tokens);
+      entry.certain.reserve(max_tokens);
     }
   }
 

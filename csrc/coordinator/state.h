@@ -253,11 +253,11 @@ struct State {
   DraftKind& kind(int slot, int64_t position) {
     return draft_kind[static_cast<size_t>(slot) * 2 * gamma_max + position % (2 * gamma_max)];
   }
-  // Of the first `count` tokens behind the committed ones, drafts: the places of those that were forced.
-  void find_forced(int slot, int64_t count, std::vector<int32_t>* places) {
+  // Of the first `count` tokens behind the committed ones, drafts: the places of those of a kind.
+  void find_drafts(int slot, DraftKind wanted, int64_t count, std::vector<int32_t>* places) {
     places->clear();
     for (int32_t i = 0; i < count; ++i) {
-      if (kind(slot, committed[slot] + i) == DraftKind::kForced) places->push_back(i);
+      if (kind(slot, committed[slot] + i) == wanted) places->push_back(i);
     }
   }
   // What the draft of a position was drawn from; nullptr: it was certain.
@@ -266,6 +266,9 @@ struct State {
   }
   int32_t* own_words(int slot) {  // [gamma_max + 1]
     return own_words_.data() + static_cast<size_t>(slot) * (gamma_max + 1);
+  }
+  int64_t room(int slot) const {
+    return std::min(max_total_len[slot], draft_capacity) - committed[slot] - pending[slot];
   }
   // The longest window that a slot which runs may have now, but for tokens that the form of its answer
   // forces.
@@ -358,9 +361,6 @@ struct State {
   std::vector<uint64_t> last_known;  // [B] the entry of the last of them
 
  private:
-  int64_t room(int slot) const {
-    return std::min(max_total_len[slot], draft_capacity) - committed[slot] - pending[slot];
-  }
   // Whether a draft with a cache of its own follows a sequence with such a prompt.
   bool draft_reads(int64_t length) const { return draft_caches && length - 1 < draft_capacity; }
   // Blocks at the front of a prompt, behind those that the slot knows: the last token is always fed.

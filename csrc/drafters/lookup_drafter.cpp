@@ -7,7 +7,7 @@ namespace pearl {
 
 namespace {
 
-constexpr int kOne = 4096;         // a chance of 1
+constexpr int kOne = LookupDrafter::kOne;
 constexpr int kLeast = kOne / 16;  // a window ends before it stands with less
 constexpr int kMostWords = 512;    // tokens of rejected rows that are kept, of a request
 constexpr int kLongestRest = 32;   // rounds
@@ -17,7 +17,8 @@ constexpr int kHopes[3][6] = {{2, 3, 4, 5, 6, 7}, {1, 2, 3, 3, 3, 3}, {1, 3, 4, 
 
 }  // namespace
 
-LookupDrafter::LookupDrafter(int64_t pool_tokens) : pool_tokens_(pool_tokens), pool_(pool_tokens) {}
+LookupDrafter::LookupDrafter(int64_t pool_tokens, bool leads)
+    : pool_tokens_(pool_tokens), leads_(leads), pool_(pool_tokens) {}
 
 int64_t LookupDrafter::bytes() const {
   int64_t sum = pool_.bytes();
@@ -61,7 +62,7 @@ void LookupDrafter::publish(Slot* slot) {
   forget(slot);
 }
 
-void LookupDrafter::take_in(int b) {
+void LookupDrafter::take_in(int b, bool reads_words) {
   State& s = *state_;
   Slot& slot = slots_[b];
   if (!slot.is_used || slot.request_id != s.request_id[b]) {
@@ -77,6 +78,7 @@ void LookupDrafter::take_in(int b) {
   const int count = s.num_own_words[b];
   if (count < 2) return;  // the first is in the text
   s.num_own_words[b] = 0;
+  if (!reads_words) return;
   slot.words.append(LookupIndex::kGap);
   for (int64_t at = std::max<int64_t>(s.committed[b] - 3, 0); at < s.committed[b] - 1; ++at) {
     slot.words.append(tokens[at]);
@@ -131,16 +133,19 @@ LookupDrafter::Candidate LookupDrafter::best(const Slot& slot, const Search& sea
   return {token, longest, kOne * stood / (rate.judged + kPrior) * most / all};
 }
 
-int LookupDrafter::propose(int b, int room, bool reads_pool) {
+LookupDrafter::Proposal LookupDrafter::propose(int b, int room, bool reads_pool) {
   State& s = *state_;
   Slot& slot = slots_[b];
   const int64_t end = s.committed[b] + s.pending[b];
+  std::erase_if(slot.drafted,
+                [&](const Drafted& one) { return one.position >= end; });  // another's are there
   tail_.assign(s.tokens(b) + std::max<int64_t>(end - LookupIndex::kLongest, 0), s.tokens(b) + end);
   Search searches[kNumSources] = {
       {&slot.text, kText, {}, 0}, {&slot.words, kWords, {}, 0}, {&pool_, kPool, {}, 0}};
   Search* search = nullptr;
   Candidate next{LookupIndex::kGap, 0, 0};
   int chance = kOne;  // that all of the window stand
+  int64_t expected = 0;
   int count = 0;
   TokenMask* const mask = s.transform[b].mask.get();
   const auto answer = [&] { return Prefix{s.tokens(b), end, s.prompt_len[b], s.window(b), count}.answer(); };
@@ -175,7 +180,8 @@ int LookupDrafter::propose(int b, int room, bool reads_pool) {
     if (mask != nullptr && mask->num_allowed(answer(), &next.token, 1) == 0) break;
     chance = chance * next.chance / kOne;
     const bool is_doubtful = chance < kLeast;
-    if (is_doubtful && (count > 0 || slot.quiet < slot.rest)) break;
+    if (is_doubtful && (count > 0 || (!leads_ && slot.quiet < slot.rest))) break;
+    expected += chance;
     s.kind(b, end + count) = DraftKind::kCertain;
     s.window(b)[count] = next.token;
     slot.drafted.push_back({end + count, next.token, search->source, next.length_class});
@@ -197,18 +203,20 @@ int LookupDrafter::propose(int b, int room, bool reads_pool) {
     s.kind(b, end + count) = DraftKind::kCertain;
     s.window(b)[count++] = s.tokens(b)[end - 1];
   }
-  return count;
+  return {count, expected};
+}
+
+LookupDrafter::Proposal LookupDrafter::draft_slot(int b, int room) {
+  const State& s = *state_;
+  const bool is_free = !(s.temperature[b] > 0.0f) || s.judge == JudgeKind::kCoupled;
+  take_in(b, is_free || !leads_);
+  return room > 0 ? propose(b, room, slots_[b].shares && pool_tokens_ > 0 && is_free) : Proposal{};
 }
 
 void LookupDrafter::draft() {
   State& s = *state_;
   for (int b = 0; b < s.num_slots; ++b) {
-    if (!s.running(b)) continue;
-    take_in(b);
-    const bool is_free = !(s.temperature[b] > 0.0f) || s.judge == JudgeKind::kCoupled;
-    const int room = s.window_room(b);
-    const int count = room > 0 ? propose(b, room, slots_[b].shares && pool_tokens_ > 0 && is_free) : 0;
-    s.num_draft_tokens[b] = count;
+    if (s.running(b)) s.num_draft_tokens[b] = draft_slot(b, s.window_room(b)).count;
   }
 }
 

@@ -16,15 +16,30 @@ namespace pearl {
 
 class LookupDrafter : public Drafter {
  public:
+  static constexpr int kOne = 4096;  // a chance of 1
+
   // pool_tokens: of earlier answers that are kept, 0: none. Requests add to the pool and draft from it if
   // they share, and draft from it where drafts cannot change the text: greedy, or by the judge `coupled`.
-  explicit LookupDrafter(int64_t pool_tokens);
+  // leads: another kind drafts where this one's windows are not taken, as in drafters/chain. It learns from
+  // all of them, so a doubtful draft waits for nothing. Rows behind a rejection then follow drafts that were
+  // drawn, and are drawn again with the same noise: they are read where the pool is.
+  explicit LookupDrafter(int64_t pool_tokens, bool leads = false);
 
   bool wants_own_words() const override { return true; }
   void attach(const std::string&, const State&) const override {}
   void start(State* state, Run* run) override;
   void prefill() override {}
   void draft() override;
+
+  // A window as it lies in the state. Of kOne: how many of its drafts are likely to stand, forced ones left
+  // out.
+  struct Proposal {
+    int count = 0;
+    int64_t expected = 0;
+  };
+  // Takes in what was committed, and drafts behind it for one slot that runs, at most `room` tokens and what
+  // is forced. num_draft_tokens is the caller's.
+  Proposal draft_slot(int slot, int room);
 
   // Of all indices; only while no run goes on.
   int64_t bytes() const;
@@ -71,13 +86,14 @@ class LookupDrafter : public Drafter {
   static int class_of(int length);
   static void forget(Slot* slot);
   void publish(Slot* slot);
-  void take_in(int b);                            // what was committed since the last window
-  void learn(int b);                              // from the verdict on the last window
-  int propose(int b, int room, bool reads_pool);  // -> tokens of the window
+  void take_in(int b, bool reads_words);  // what was committed since the last window
+  void learn(int b);                      // from the verdict on the last window
+  Proposal propose(int b, int room, bool reads_pool);
   Candidate best(const Slot& slot, const Search& search) const;
   static void find(Search* search, const std::vector<int32_t>& tail);
 
   const int64_t pool_tokens_;
+  const bool leads_;
   bool fills_ = false;
   LookupIndex pool_;
   std::vector<Slot> slots_;

@@ -34,7 +34,7 @@ void ModelDrafter::prefill() {
   }
 }
 
-void ModelDrafter::draft() {
+void ModelDrafter::draft_but(const std::vector<char>& has_window) {
   State& s = *state_;
   const int vocab = std::min(s.vocab_size, s.draft_vocab_size);
   bool drafts = false;
@@ -44,13 +44,14 @@ void ModelDrafter::draft() {
     fed_[b] = -1;
     if (!s.running(b)) continue;
     const int64_t end = end_[b] = s.committed[b] + s.pending[b];
-    window_len_[b] = s.window_room(b);
+    const bool drafts_here = has_window.empty() || !has_window[b];
+    window_len_[b] = drafts_here ? s.window_room(b) : 0;
     s.draft_fed[b] = std::min(s.draft_fed[b], end - 1);  // what was rejected had been fed
     s.bad_draft[b] = -1;
     if (window_len_[b] > 0 && end - s.draft_fed[b] > Feeder::kChunk) push_missing(b, end);
     if (window_len_[b] > 0) most_[b] = s.forced_room(b);
     stops_[b].begin(&s, b, mask_token_.has_value());
-    if (draft_forced(b)) drafts = true;
+    if (drafts_here && draft_forced(b)) drafts = true;
   }
   if (s.feeding >= 0) {
     const int b = s.feeding;
@@ -73,7 +74,8 @@ void ModelDrafter::draft() {
   }
   for (int b = 0; b < s.num_slots; ++b) {
     if (fed_[b] >= 0) s.draft_fed[b] = fed_[b];
-    if (s.running(b)) s.num_draft_tokens[b] = window_len_[b];
+    const bool drafts_here = has_window.empty() || !has_window[b];
+    if (s.running(b) && drafts_here) s.num_draft_tokens[b] = window_len_[b];
   }
 }
 

@@ -26,6 +26,7 @@ class ModelDrafter : public Drafter {
   }
 
   int block_size() const override { return executor_->block_size(); }
+  bool drafts_at_once() const { return mask_token_.has_value(); }
   void attach(const std::string& lane, const State& state) const override;
   void start(State* state, Run* run) override;
   void prefill() override;
@@ -37,7 +38,12 @@ class ModelDrafter : public Drafter {
   // forces are certain, and are fed together. A request's StopRule may end its window before any row. With a
   // mask token there is one pass: it feeds a mask in place of each token of the window but the last, and
   // each row is sampled as far as the window goes. Masks are no text: draft_fed is what is before them.
-  void draft() override;
+  void draft() override { draft_but({}); }
+
+  // The same, but for slots whose window another drafter has filled. They are not fed: their cache forgets
+  // what was rejected, and is behind the text until the next window of the model's own. has_window: [B], or
+  // empty for none.
+  void draft_but(const std::vector<char>& has_window);
 
  private:
   // The window ends: its rule says so, or the form of the answer allows no token of the draft's.

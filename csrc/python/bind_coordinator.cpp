@@ -9,6 +9,7 @@
 #include "coordinator/coordinator.h"
 #include "cpu/lane/cpu_lane.h"
 #include "cpu/machine/memory.h"
+#include "drafters/chain/chain_drafter.h"
 #include "drafters/lookup_drafter.h"
 #include "drafters/model_drafter.h"
 #include "drafters/stop_rule.h"
@@ -201,6 +202,18 @@ void bind_coordinator(py::module_& m) {
            py::kw_only(), py::arg("mask_token") = py::none(),
            "mask_token: of a model that fills a window in one pass; None: token by token.");
 
+  py::class_<ChainDrafter, Drafter, std::shared_ptr<ChainDrafter>>(
+      m, "ChainDrafter", "Drafts by lookup where that is worth more than a window of the model, else by it.")
+      .def(py::init([](std::shared_ptr<ModelDrafter> model, int64_t pool_tokens, double cost) {
+             check_between("pool_tokens", pool_tokens, 0, kMostIds);
+             return std::make_shared<ChainDrafter>(std::move(model), pool_tokens, cost);
+           }),
+           py::arg("model").none(false), py::kw_only(), py::arg("pool_tokens") = 0, py::arg("cost") = 0.0,
+           "pool_tokens: see LookupDrafter. cost: of a pass of the model, in steps of the target.")
+      .def_property_readonly("bytes", method(&ChainDrafter::bytes), "Of the lookup's indices; between runs.")
+      .def("set_looks_up", method(&ChainDrafter::set_looks_up), py::arg("looks_up"),
+           "For measurements, between runs: whether the lookup is asked.");
+
   using Model = std::shared_ptr<Executor>;
   using Works = std::variant<Model, std::shared_ptr<Drafter>>;
   py::class_<CpuLane, Lane, std::shared_ptr<CpuLane>>(m, "CpuLane", "A lane on CPU cores.")
@@ -226,6 +239,7 @@ void bind_coordinator(py::module_& m) {
       .def_readonly("num_judged", &RoundResult::num_judged)
       .def_readonly("pending_before", &RoundResult::pending_before)
       .def_readonly("forced", &RoundResult::forced)
+      .def_readonly("certain", &RoundResult::certain)
       .def_readonly("num_cached_tokens", &RoundResult::num_cached_tokens)
       .def_property_readonly(
           "logprobs", [](const RoundResult& r) { return rows_of(r.logprobs, r.token_ids.size()); },

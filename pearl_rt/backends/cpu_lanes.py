@@ -46,12 +46,13 @@ class CpuLanes(Lanes):
         lookup_tokens: int | None = None,
         stop: str = "none",
     ) -> None:
-        """pool: the KV blocks of all sequences. lookup_tokens: of earlier answers, for a drafter that looks
-        up; None: there is none. stop: of a draft model's windows, draft_stop of EngineOptions, where a
-        request has none of its own.
+        """pool: the KV blocks of all sequences. lookup_tokens: of earlier answers, for a lookup, which is
+        asked before the draft if there is one; None: nothing is looked up. stop: of a draft model's windows,
+        draft_stop of EngineOptions, where a request has none of its own.
         """
         super().__init__(placement, target.config, draft.config if draft is not None else None, pool)
         self._lookup: _C.LookupDrafter | None = None
+        self._chain: _C.ChainDrafter | None = None
         self._stop = stop
         # Counted in weights that are read and never in seconds, so that a seed stays a text.
         read = 0 if draft is None else draft.weights.weight_bytes
@@ -75,8 +76,10 @@ class CpuLanes(Lanes):
             own = draft.executor(draft_set, num_slots, pool)
             mask = draft.config.pard_token
             self.drafts_at_once = mask is not None
-            drafts = own if mask is None else _C.ModelDrafter(own, mask_token=mask)
-            lanes.append(_C.CpuLane("draft", drafts, draft_device))
+            model = _C.ModelDrafter(own, mask_token=mask)
+            if lookup_tokens is not None:
+                self._chain = _C.ChainDrafter(model, pool_tokens=lookup_tokens, cost=self._draft_cost)
+            lanes.append(_C.CpuLane("draft", self._chain or model, draft_device))
         elif lookup_tokens is not None:
             self._lookup = _C.LookupDrafter(pool_tokens=lookup_tokens)
             lanes.append(_C.CpuLane("draft", self._lookup, draft_device))
@@ -92,7 +95,8 @@ class CpuLanes(Lanes):
     @property
     def drafter_bytes(self) -> int:
         """Of a drafter without weights: the indices of a lookup. Between runs."""
-        return self._lookup.bytes if self._lookup is not None else 0
+        looks_up = self._lookup or self._chain
+        return looks_up.bytes if looks_up is not None else 0
 
     def native(self, request: Request) -> _C.Request:
         """With what ends its windows."""
@@ -101,13 +105,17 @@ class CpuLanes(Lanes):
         return _C.Request(**vars(request) | {"draft_stop": name, "draft_stop_at": at})
 
     def measure(self) -> StepTimes:
-        """With whole windows, so that scores of many rows are timed."""
+        """With whole windows, of a model if there is one, so that scores of many rows are timed."""
         self._measures = True
+        if self._chain is not None:
+            self._chain.set_looks_up(False)
         if self._lookup is not None:
             self._lookup.set_fills(True)
         try:
             return super().measure()
         finally:
             self._measures = False
+            if self._chain is not None:
+                self._chain.set_looks_up(True)
             if self._lookup is not None:
                 self._lookup.set_fills(False)

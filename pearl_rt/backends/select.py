@@ -10,7 +10,7 @@ from pearl_rt.backends.base import Backend
 from pearl_rt.backends.cpu import CpuBackend
 from pearl_rt.checkpoint.config import Environment
 from pearl_rt.errors import ConfigError
-from pearl_rt.strategy.engine_options import GPU_NAME, EngineOptions
+from pearl_rt.strategy.engine_options import GPU_NAME, MODEL_DRAFTERS, EngineOptions
 from pearl_rt.types.values import rule_of
 
 DEFAULT_NUM_SEQS = 8  # on the CPU
@@ -106,6 +106,20 @@ def drafter_name(
     return kind
 
 
+def check_lookup(kind: str, device: str) -> None:
+    """Raises ConfigError for a lookup that has no model behind it."""
+    if kind not in MODEL_DRAFTERS:
+        raise ConfigError(
+            f"draft_lookup looks up in front of a draft model, and the drafter is {kind!r}: pass "
+            "draft=DIRECTORY or draft='self', or drop it"
+        )
+    if device != "cpu":
+        raise ConfigError(
+            f"draft_lookup runs on the CPU only so far, and the target is on {device!r}: pass device='cpu', "
+            "or drop it"
+        )
+
+
 def backend(
     options: EngineOptions, *, has_draft: bool, leaves_early: bool = False, is_parallel: bool = False
 ) -> tuple[Backend, str]:
@@ -118,13 +132,16 @@ def backend(
     draft_device = draft_device_name(options, device, has_draft)
     drafter = drafter_name(options, device, has_draft, leaves_early, is_parallel)
     check_weights(options, has_draft)
+    if options.draft_lookup:
+        check_lookup(drafter, device)
     if options.pdl and device == "cpu":
         raise ConfigError("pdl is how kernels are launched on a GPU, and the target is on 'cpu': drop it")
     num_slots, kv_cache_tokens = options.max_num_seqs, options.kv_cache_tokens
     num_threads = environment.num_threads if options.num_threads is None else options.num_threads
     isa = options.isa or environment.isa
     if device == "cpu":
-        lookup_tokens = options.lookup_pool if drafter == "lookup" else None
+        looks_up = drafter == "lookup" or options.draft_lookup
+        lookup_tokens = options.lookup_pool if looks_up else None
         num_slots = num_slots or DEFAULT_NUM_SEQS
         sizes = num_slots, kv_cache_tokens, lookup_tokens, options.draft_stop
         return CpuBackend(num_threads, isa, *sizes, prefix_caching=options.prefix_caching), drafter

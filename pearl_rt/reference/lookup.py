@@ -60,6 +60,10 @@ class Lookup:
     words: list[int] = field(default_factory=list)  # the target's at rejected rows
     rates: dict[tuple[str, int], Rate] = field(default_factory=dict)
     drafted: list[tuple[int, int, tuple[str, int]]] = field(default_factory=list)  # (position, token, rate)
+    leads: bool = (
+        False  # another drafts where these are not taken (chain.py): a doubtful draft waits for nothing
+    )
+    expected: int = 0  # of ONE: drafts of the last window that are likely to stand
     quiet: int = 0  # rounds without a draft since the last one
     rest: int = 0  # such rounds that are wanted before a doubtful draft
 
@@ -75,6 +79,9 @@ class Lookup:
     def window(self, committed: Sequence[int], pending: Sequence[int], most: int) -> list[int]:
         """At most so many drafts behind the pending ones."""
         self._learn(committed, pending)
+        end = len(committed) + len(pending)
+        self.drafted = [one for one in self.drafted if one[0] < end]  # behind it stands what another drafted
+        self.expected = 0
         tail = [*committed, *pending][-LONGEST:]
         window: list[int] = []
         source, matches = "", list[tuple[int, int]]()
@@ -91,9 +98,10 @@ class Lookup:
                 break
             all_stand = all_stand * chance // ONE
             is_doubtful = all_stand < LEAST
-            if is_doubtful and (window or self.quiet < self.rest):
+            if is_doubtful and (window or (not self.leads and self.quiet < self.rest)):
                 break
-            self.drafted.append((len(committed) + len(pending) + len(window), token, (source, rate)))
+            self.expected += all_stand
+            self.drafted.append((end + len(window), token, (source, rate)))
             window.append(token)
             tail.append(token)
             if is_doubtful:

@@ -140,6 +140,13 @@ class CertainDrafter(Protocol[Row_contra]):
         """
 
 
+class FirstDrafter(CertainDrafter[Row_contra], Protocol[Row_contra]):
+    """In front of a model, which drafts where this one leaves a window empty: chain.py."""
+
+    def model_drafted(self, drafts: Sequence[tuple[int, int]], is_final: bool) -> None:
+        """The model's (position, token), but for forced ones. is_final: they follow final tokens."""
+
+
 class WindowStop(Protocol[Row_contra]):
     """What ends the windows of a model before gamma: pearl_rt/reference/stops.py."""
 
@@ -168,20 +175,22 @@ def decode(
     stop: WindowStop[Row] | None = None,
     longest: int = 0,
     mask_token: int | None = None,
+    first: FirstDrafter[Row] | None = None,
 ) -> list[RoundResult]:
     """A whole generation, round by round. draft_fn: a model, or a drafter that is certain; it may be None for
     "ar". prompt: at least one token, shorter than max_total_len. forced: prefix -> tokens that the form of
     the answer has next, which a model need not draft: they come on top of gamma, as long as a window is
     shorter than `longest`. stop: ends a model's windows. mask_token: the model fills a window in one pass;
     each row but the first is behind mask tokens, in place of the tokens that were sampled from the rows
-    before it (PARD, arXiv 2504.18583). Raises ValueError where a judge finds logits that cannot be used.
+    before it (PARD, arXiv 2504.18583). first: is asked before the model. Raises ValueError where a judge
+    finds logits that cannot be used.
     """
     if not 0 < len(prompt) < limits.max_total_len:
         raise ValueError(f"a prompt of {len(prompt)} tokens leaves nothing below {limits.max_total_len}")
     tokens = list(prompt)
     pending: list[int] = []
     pending_logits: list[Row | None] = []
-    drafter = None if draft_fn is None or callable(draft_fn) else draft_fn
+    drafter = first if draft_fn is None or callable(draft_fn) else draft_fn
     rounds: list[RoundResult] = []
 
     def run(candidates: list[int], candidate_logits: list[Row | None], todo: RoundPlan) -> Verdict:
@@ -208,12 +217,13 @@ def decode(
         if drafter is not None and strategy != "ar":
             candidates += drafter.window(tokens, pending, todo.window)
             candidate_logits += [None] * (len(candidates) - len(pending))
+        is_drafted = drafter is not None and (first is None or len(candidates) > len(pending))
         if stop is not None:
             stop.begin(tokens, len(pending))
         room = limits.max_total_len - len(tokens) - len(pending)
         window_len, most = todo.window, max(todo.window, min(longest - 1, room))
         passed, behind = tokens, 0  # with masks: what a pass feeds before them, and the place behind its rows
-        while drafter is None and todo.window > 0:
+        while not is_drafted and todo.window > 0:
             seen = tokens + candidates
             if sure := list(forced(seen))[: most - len(candidates) + len(pending)]:
                 candidates += sure
@@ -237,6 +247,10 @@ def decode(
                 stop.add(len(seen), token)
             candidate_logits.append(row)
             candidates.append(token)
+        if first is not None and not is_drafted:
+            places = range(len(pending), len(candidates))
+            drawn = [(len(tokens) + i, candidates[i]) for i in places if candidate_logits[i] is not None]
+            first.model_drafted(drawn, not pending)
         todo = plan(strategy, state, len(candidates) - len(pending), limits.max_total_len)
         verdict = run(candidates, candidate_logits, todo)
         after = advance(state, todo, verdict.accept_len)

@@ -44,6 +44,9 @@ class EngineOptions:
                    with the chance that drafts stood so far; "none"
     draft_parallel  whether a draft that was made for it (pard_token in its config.json, PARD) fills a window
                    in one pass, on the CPU; else it drafts token by token
+    draft_lookup   whether a lookup drafts in front of the draft model (or exit layer, or "self"), on the
+                   CPU: a window is the lookup's where what it expects of it is worth more than the model's
+                   windows have been
     lookup_pool    tokens of earlier answers that lookup reads too, where drafts cannot change the text:
                    greedy or judge="coupled"; 0: none
     device         "cpu", "cuda", "cuda:N"; "auto": a GPU that the kernels run on, if there is one and nothing
@@ -90,6 +93,7 @@ class EngineOptions:
     skip_layers: tuple[int, ...] | None = parameter(None, Layers())
     draft_stop: str = parameter("none", DraftStop())
     draft_parallel: bool = parameter(True, Boolean())
+    draft_lookup: bool = parameter(False, Boolean())
     lookup_pool: int = parameter(65536, Integer(0, 2**24, words="0 for no earlier answers, to 16777216"))
     device: str = parameter("auto", Choice(("auto", "cpu", "cuda", "cuda:N", "interpret"), GPU_NAME))
     draft_device: str | None = parameter(None, Choice(("cpu", "cuda:N"), GPU_NAME, optional=True))

@@ -26,6 +26,17 @@ class TraceRow(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Drafted:
+    """What one drafter of a request did: its windows whose first draft was judged, and drafts as below.
+    Tokens that the form of an answer forced are left out.
+    """
+
+    windows: int = 0
+    judged: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True)
 class RequestMetrics:
     """Figures of one request. Everything derived is a property, so that they cannot disagree.
 
@@ -54,6 +65,8 @@ class RequestMetrics:
     trace: tuple[TraceRow, ...] = ()
     origins: tuple[Origin, ...] = ()  # [generated] how each token came
     plain_tpot: float | None = None
+    looked_up: Drafted = Drafted()  # by a lookup
+    sampled: Drafted = Drafted()  # from rows of a model
 
     @property
     def ttft(self) -> float:
@@ -148,6 +161,7 @@ def measure(
     rejections = sum(record.accept_len < record.num_judged for record in verified)
     accepted = sum(record.accept_len for record in verified)
     judged_at, accepted_at = _by_position(verified)
+    looked_up, sampled = _by_drafter(verified)
     return RequestMetrics(
         strategy=strategy,
         gamma=gamma,
@@ -168,7 +182,26 @@ def measure(
         trace=tuple(trace),
         origins=tuple(origins(rounds)[:num_tokens]),
         plain_tpot=plain_tpot,
+        looked_up=looked_up,
+        sampled=sampled,
     )
+
+
+def _by_drafter(rounds: Sequence[RoundRecord]) -> tuple[Drafted, Drafted]:
+    """Of a lookup, whose drafts are certain, and of a model."""
+    found = {True: Drafted(), False: Drafted()}
+    is_first = False  # no draft of the window was judged yet, but for forced ones
+    for record in rounds:
+        for row in range(min(record.accept_len + 1, record.num_judged)):
+            is_first = is_first or row == record.pending_before
+            if row in record.forced:
+                continue
+            was = found[row in record.certain]
+            found[row in record.certain] = Drafted(
+                was.windows + is_first, was.judged + 1, was.accepted + (row < record.accept_len)
+            )
+            is_first = False
+    return found[True], found[False]
 
 
 def _by_position(rounds: Sequence[RoundRecord]) -> tuple[tuple[int, ...], tuple[int, ...]]:

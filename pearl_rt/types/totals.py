@@ -7,8 +7,10 @@ readings.
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from pearl_rt.types.json import Json
+from pearl_rt.types.metrics import Drafted
 from pearl_rt.types.outputs import RequestOutput
 
 SECONDS = (
@@ -28,6 +30,7 @@ SECONDS = (
     20.0,
     50.0,
 )  # bounds of ttft
+MEMBERS = ("looked_up", "sampled")  # of a chain, as RequestMetrics has them
 SECONDS_A_TOKEN = tuple(bound / 10 for bound in SECONDS[:12])
 
 
@@ -74,6 +77,9 @@ class Totals:
             prefix_cache_queries=0 if m.num_cached_tokens is None else m.num_prompt_tokens,
             prefix_cache_hits=m.num_cached_tokens or 0,
         )
+        for name in MEMBERS:
+            own = asdict(getattr(m, name))
+            self._sums.update({f"{name}_{figure}": count for figure, count in own.items()})
         for place, (judged, accepted) in enumerate(zip(m.judged_at, m.accepted_at, strict=True)):
             while len(self._judged_at) <= place:
                 self._judged_at.append(0)
@@ -98,6 +104,7 @@ class Totals:
         return {
             "finished": dict(self._finished),
             **{name: self._sums[name] for name in names},
+            **{n: {figure: self._sums[f"{n}_{figure}"] for figure in asdict(Drafted())} for n in MEMBERS},
             "judged_at": list(self._judged_at),
             "accepted_at": list(self._accepted_at),
             "seconds": {name: float(self._seconds[name]) for name in spent},
@@ -122,4 +129,20 @@ def worth(totals: Json) -> Json:
     return {
         "tokens_per_round": later / totals["rounds"] if totals["rounds"] else None,
         "acceptance": totals["accepted"] / totals["judged"] if totals["judged"] else None,
+    }
+
+
+def members(totals: Json, model: str) -> Json:
+    """What each drafter of a chain was worth, of Totals.described(): windows whose first draft was judged,
+    and the share of its judged drafts that stood; None before there is any. model: the kind behind the
+    lookup.
+    """
+    return {
+        kind: {
+            "windows": totals[name]["windows"],
+            "acceptance": totals[name]["accepted"] / totals[name]["judged"]
+            if totals[name]["judged"]
+            else None,
+        }
+        for kind, name in zip(("lookup", model), MEMBERS, strict=True)
     }

@@ -200,19 +200,26 @@ def test_rounds_are_the_rules(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("temperature", [0.0, 1.2])
 @pytest.mark.parametrize("form_seed", range(6))
 def test_all_drafters_give_the_same_bits(placement: str, temperature: float, form_seed: int) -> None:
-    """Greedy and coupled: lookups, models and no draft at all, with tokens that are forced and without."""
+    """Greedy and coupled: lookups, models, both, and no draft; with tokens that are forced and without."""
     answers = set()
-    for strategy, lookup, forces in [
-        ("ar", None, False),
-        ("sd", None, False),
-        ("sd", None, True),
-        ("pearl", None, False),
-        ("pearl", None, True),
-        ("sd", 0, False),
-        ("sd", 64, True),
+    for strategy, lookup, forces, cost in [
+        ("ar", None, False, None),
+        ("sd", None, False, None),
+        ("sd", None, True, None),
+        ("pearl", None, False, None),
+        ("pearl", None, True, None),
+        ("sd", 0, False, None),
+        ("sd", 64, True, None),
+        ("sd", 0, True, 0.3),
+        ("pearl", 64, True, 0.3),
+        ("sd", 0, False, 0.0),
     ]:
         bench = Bench.build(
-            placement, target={"rule": 3}, draft={"rule": 3, "divergence": 0.3}, lookup_pool=lookup
+            placement,
+            target={"rule": 3},
+            draft={"rule": 3, "divergence": 0.3},
+            lookup_pool=lookup,
+            chain_cost=cost,
         )
         form = Automaton(form_seed, forces=forces, branches=2, spells=True)
         request = _C.Request(

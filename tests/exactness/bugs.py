@@ -40,11 +40,13 @@ LAW = {"temperature": 0.8, "strategy": "sd", "gamma": 3, "runs": 20_000}
 BY_CHANCE = {"temperature": 1.5, "strategy": "sd", "gamma": 2, "runs": 60_000, "slots": 64, "stop": 5}
 RULES = {"first": 0, "runs": 40}
 PARALLEL = RULES | {"drafter": "parallel"}
-STEPS, DRAFT, STOP, LOOKUP, NOISE, JUDGE, STATE = (
+CHAINED = RULES | {"drafter": "chain"}
+STEPS, DRAFT, STOP, LOOKUP, CHAIN, NOISE, JUDGE, STATE = (
     "cpu/lane/cpu_steps.cpp",
     "drafters/model_drafter.cpp",
     "drafters/stop_rule.cpp",
     "drafters/lookup_drafter.cpp",
+    "drafters/chain/chain_drafter.cpp",
     "core/noise.h",
     "sampling/judge.cpp",
     "coordinator/state.h",
@@ -227,6 +229,25 @@ BUGS = {
             "sample_draft(b, position, drafted_[b], s.draft_row(b, position), vocab)",
             "sample_draft(b, first, drafted_[b], s.draft_row(b, position), vocab)",
         ),
+    ),
+    "a model's cache not told of what a lookup drafted": bug(
+        "lookup_rounds_are_the_rules",
+        CHAINED,
+        Edit.expression(
+            DRAFT,
+            "std::min(s.draft_fed[b], end - 1)",
+            "drafts_here ? std::min(s.draft_fed[b], end - 1) : s.draft_fed[b]",
+        ),
+    ),
+    "a model's windows judged without what fell": bug(
+        "lookup_rounds_are_the_rules",
+        CHAINED,
+        Edit(CHAIN, "slot.stood += fell ? 0 : 1;", "slot.stood += fell && !ON ? 0 : 1;"),
+    ),
+    "a chain that reads words behind drafts which are drawn again": bug(
+        "lookup_rounds_are_the_rules",
+        CHAINED,
+        Edit(LOOKUP, "if (!reads_words) return;", "if (!ON && !reads_words) return;"),
     ),
     "padded vocabulary chosen": bug(
         "tokens_are_those_of_ar",

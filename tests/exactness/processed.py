@@ -14,8 +14,9 @@ from law import CASES, SLOTS, Case, coordinator_counts
 from scripted import CAPACITY, VOCAB, Bench, logits_after, rounds_of, tokens_of
 
 from pearl_rt import _C, _testing
+from pearl_rt.reference.chain import Chain
 from pearl_rt.reference.judge import ReferenceJudge
-from pearl_rt.reference.lookup import Lookup
+from pearl_rt.reference.lookup import ONE, Lookup
 from pearl_rt.reference.processors import Transform
 from pearl_rt.reference.round import Limits, decode
 from pearl_rt.reference.stops import Stop
@@ -83,6 +84,15 @@ def judge_of(request: dict[str, Any], kind: str) -> ReferenceJudge:
     return ReferenceJudge(kind, request["temperature"], request["seed"], transform=transform)
 
 
+def chain_of(request: dict[str, Any], kind: str, cost: float | None, at_once: bool) -> Chain | None:
+    """The definition's lookup in front of a model, a pass of which costs so many steps of the target."""
+    if cost is None:
+        return None
+    is_free = request["temperature"] == 0 or kind == "coupled"
+    ends_early = request.get("draft_stop", "none") != "none"
+    return Chain(round(cost * ONE), is_free, at_once=at_once, ends_early=ends_early)
+
+
 def stop_of(request: dict[str, Any], judge: ReferenceJudge, at_once: bool = False) -> Stop | None:
     """The definition's end of a request's windows. at_once: one pass has all rows of each."""
     if "draft_stop" not in request:
@@ -117,14 +127,26 @@ def lookup_requests(rng: random.Random, vocab: int, most: int) -> list[dict[str,
     return requests
 
 
-def lookup_tokens_are_those_of_ar(first: int, runs: int) -> None:
-    """Coupled and greedy, with earlier answers: in a batch a request says what `ar` says alone."""
+def random_chain(rng: random.Random, drafter: str, target: dict[str, Any]) -> dict[str, Any]:
+    """What Bench.build makes a chain of: a draft that agrees with the target often, seldom or by chance."""
+    if drafter != "chain":
+        return {}
+    draft: dict[str, Any] = target | {"divergence": rng.choice([0.1, 0.5, 1.0])}
+    masks = [None, None, rng.randrange(draft["vocab_size"])]
+    return {"draft": draft, "mask_token": rng.choice(masks), "chain_cost": rng.choice([0.0, 0.05, 0.3])}
+
+
+def lookup_tokens_are_those_of_ar(first: int, runs: int, drafter: str = "lookup") -> None:
+    """Coupled and greedy, with earlier answers: in a batch a request says what `ar` says alone. drafter:
+    "lookup", or "chain" in front of a model.
+    """
     shared = {"shares": True}
     for number in range(first, first + runs):
         rng = random.Random(number)
         target = random_script(rng)
         alone = Bench.build("shared", target=target)
-        batch = Bench.build("shared", target=target, lookup_pool=64, num_slots=5)
+        chain = random_chain(rng, drafter, target)
+        batch = Bench.build("shared", target=target, lookup_pool=64, num_slots=5, **chain)
         for _ in range(2):  # the second time there are earlier answers
             requests = lookup_requests(rng, target["vocab_size"], 5)
             results = batch.run(rng.choice(["sd", "pearl"]), *(_C.Request(**r | shared) for r in requests))
@@ -133,23 +155,32 @@ def lookup_tokens_are_those_of_ar(first: int, runs: int) -> None:
                 assert tokens_of(results, slot) == want, (number, slot, request)
 
 
-def lookup_rounds_are_the_rules(first: int, runs: int) -> None:
-    """Both judges: verdict for verdict what the definition decodes with the definition's lookup."""
-    judged = 0
+def lookup_rounds_are_the_rules(first: int, runs: int, drafter: str = "lookup") -> None:
+    """Both judges: verdict for verdict what the definition decodes with the definition's lookup. drafter:
+    as above; then both draft.
+    """
+    judged = looked_up = 0
     for number in range(first, first + runs):
         rng = random.Random(number)
         target = random_script(rng)
         requests = lookup_requests(rng, target["vocab_size"], 3)
         strategy, kind = rng.choice(["sd", "pearl"]), rng.choice(["rejection", "coupled"])
-        bench = Bench.build("shared", target=target, lookup_pool=0, num_slots=3)
+        chain = random_chain(rng, drafter, target)
+        bench = Bench.build("shared", target=target, lookup_pool=0, num_slots=3, **chain)
         results = bench.run(strategy, *(_C.Request(**request) for request in requests), judge=kind)
-        rule = logits_after(**target)
+        rule, cost, mask = logits_after(**target), chain.get("chain_cost"), chain.get("mask_token")
+        model = logits_after(**chain["draft"]) if chain else None
         for slot, request in enumerate(requests):
             limits, judge = limits_of(request), judge_of(request, kind)
-            want = decode(rule, Lookup(), request["prompt_ids"], strategy, request["gamma"], limits, judge)
+            shape = request["prompt_ids"], strategy, request["gamma"], limits, judge
+            own: dict[str, Any] = {"first": chain_of(request, kind, cost, mask is not None)}
+            own |= {"stop": stop_of(request, judge, mask is not None)} if chain else {}
+            want = decode(rule, model or Lookup(), *shape, mask_token=mask, **own)
             assert rounds_of(results, slot) == want, (number, strategy, kind, slot, request)
             judged += sum(one.num_judged for one in want)
-    assert judged > runs
+        looked_up += sum(len(one.certain) for one in results)
+    assert judged > runs and looked_up > runs / 2
+    assert drafter == "lookup" or judged - looked_up > runs / 2
 
 
 def random_mask(rng: random.Random, drafter: str, draft: dict[str, Any]) -> int | None:
@@ -213,6 +244,8 @@ def nothing_outlives_a_request(first: int, runs: int) -> None:
         assert [r.logprobs for r in got] == [r.logprobs for r in want], (number, request)
 
 
+CHAIN_COST = 0.5  # with windows of 1 to 3 tokens both of a chain draft in law_is_kept
+
 # The law of three tokens over eight, filters and penalties on.
 
 
@@ -225,9 +258,11 @@ def processed_case(temperature: float, **fields: Any) -> Case:
 
 
 def coordinator_of(case: Case, slots: int, gamma: int, drafter: str) -> Any:
-    """Over both models of a case, or its target with a lookup."""
+    """Over both models of a case, or its target with a lookup, or all three."""
     device = _C.Device([])
     drafts = _C.LookupDrafter() if drafter == "lookup" else case.executor("draft", slots)
+    if drafter == "chain":
+        drafts = _C.ChainDrafter(_C.ModelDrafter(drafts), cost=CHAIN_COST)
     if drafter == "parallel":
         drafts = _C.ModelDrafter(drafts, mask_token=case.vocab - 1)
     lanes = [
@@ -291,7 +326,7 @@ def law_is_kept(
     STOPS.
     """
     case = processed_case(temperature)
-    if drafter == "lookup":
+    if drafter in ("lookup", "chain"):
         case = replace(case, prompt=(*range(case.vocab), 0))
     answers = ragged_answers(
         case, strategy, gamma, runs, slots, first_seed=first_seed, drafter=drafter, stop=stop

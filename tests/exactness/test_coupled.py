@@ -48,6 +48,16 @@ def test_lookup_drafts_by_the_rules(exactness_runs: int) -> None:
     lookup_rounds_are_the_rules(40_000, exactness_runs)
 
 
+def test_a_chain_says_what_ar_says_alone(exactness_runs: int) -> None:
+    """Lookup and model in turns, in batches where requests differ."""
+    lookup_tokens_are_those_of_ar(70_000, exactness_runs, "chain")
+
+
+def test_a_chain_drafts_by_the_rules(exactness_runs: int) -> None:
+    """Verdict for verdict: which of them drafts, what, and behind a cache that has caught up."""
+    lookup_rounds_are_the_rules(80_000, exactness_runs, "chain")
+
+
 def test_nothing_outlives_a_request(exactness_runs: int) -> None:
     nothing_outlives_a_request(20_000, exactness_runs)
 
@@ -92,12 +102,13 @@ def test_a_real_pair(engine: Engine) -> None:
             assert got.logprobs == want.logprobs, params
 
 
-@pytest.mark.parametrize("drafter", ["model", "lookup"])
+@pytest.mark.parametrize("drafter", ["model", "lookup", "chain"])
 def test_arrivals(pair: Pair, engine: Engine, exactness_runs: int, drafter: str) -> None:
     """Two hundred requests that come at any time, of any kind: each is what it is alone by plain decoding."""
     rng = random.Random(17)
     shape = {"max_model_len": 96, "num_threads": 2, "max_num_seqs": 4, "judge": "coupled"}
-    with pair.engine(**shape, max_waiting=1000, drafter=drafter) as several:
+    own = {"draft_lookup": True} if drafter == "chain" else {"drafter": drafter}
+    with pair.engine(**shape, max_waiting=1000, **own) as several:
         asked = []
         for _ in range(max(200, exactness_runs)):
             prompt = [rng.randrange(TINY.vocab_size) for _ in range(rng.choice([1, 2, 9, 40]))]

@@ -51,6 +51,14 @@ def test_with_windows_of_one_pass(strategy: str, stop: int) -> None:
     law_is_kept(0.9, strategy, 3, 10_000, slots=32, first_seed=first_seed, drafter="parallel", stop=stop)
 
 
+@pytest.mark.parametrize("stop", [0, 1])
+@pytest.mark.parametrize("strategy", ["sd", "pearl"])
+def test_with_a_chain(strategy: str, stop: int) -> None:
+    """Windows are certain or sampled, by counts of those before. Four draws more each, as above."""
+    first_seed = (15 + stop) * 10**6
+    law_is_kept(0.9, strategy, 3, 10_000, slots=32, first_seed=first_seed, drafter="chain", stop=stop)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["sd", "pearl"])
 def test_with_windows_that_end_by_chance(strategy: str) -> None:

@@ -142,6 +142,7 @@ class World:
         }
         self.keep(bench.coordinator, bench.target, self.cuda.coordinator, self.cuda.issuer)
         self.keep(_C.CoreSet(CPUS[:2]), _C.Device(), _testing.BlockPool(8, 16), _C.ModelDrafter(bench.draft))
+        self.keep(_C.ChainDrafter(self.one("ModelDrafter")))
         self.keep(_C.LlamaWeights(CONFIG, self.tensors, "float32"), _C.Request([1, 2], gamma=2, max_tokens=9))
         self.keep(*(_C.CudaStream(_C.CudaDriver(str(fake.path)), ordinal) for ordinal in (0, 1)))
         self.keep(_C.CudaDriver(str(fake.path)), _testing.Transform(presence_penalty=1.0), _C.LookupDrafter())
@@ -385,6 +386,9 @@ MAKERS: dict[str, Maker] = {
     "intermediate_size": choice(None, 32, 8, odd=(0, -1, 2**31 - 1)),
     "draft_stop": choice("none", "confidence", "adaedl", "marginal", "thompson", odd=("x",)),
     "draft_stop_at": real(0.5),
+    "cost": choice(0.0, 0.2, odd=(-1.0, NAN, 2e6)),
+    "looks_up": choice(True, False),
+    "model": of("ModelDrafter"),
     "mask_token": choice(None, 0, 3, odd=(-1, VOCAB, 2**31 - 1)),
     "bytes": choice(1 << 20, odd=(0, -1, 2**62)),
     "seconds": choice(0.0, odd=(NAN, INF, -1.0)),

@@ -85,12 +85,14 @@ class Bench:
         capacity: int = CAPACITY,
         lookup_pool: int | None = None,
         mask_token: int | None = None,
+        chain_cost: float | None = None,
         num_blocks: int | None = None,
         block_size: int | None = None,
         prefix_caching: bool = False,
     ) -> "Bench":
         """target, draft: arguments of their scripts. lookup_pool: the draft lane looks up and has no script;
         so many tokens of earlier answers are kept. mask_token: the draft fills a window in one pass.
+        chain_cost: the draft lane has a script and looks up before it; of a pass, in steps of the target.
         num_blocks, block_size: of both KV caches."""
         shape = {"vocab_size": VOCAB, "max_model_len": capacity, "num_slots": num_slots}
         shape |= {"num_blocks": num_blocks or 0, "block_size": block_size or 0}
@@ -101,6 +103,9 @@ class Bench:
         drafts = draft_executor if lookup_pool is None else _C.LookupDrafter(pool_tokens=lookup_pool)
         if mask_token is not None:
             drafts = _C.ModelDrafter(draft_executor, mask_token=mask_token)
+        if chain_cost is not None:
+            model = _C.ModelDrafter(draft_executor, mask_token=mask_token)
+            drafts = _C.ChainDrafter(model, pool_tokens=lookup_pool or 0, cost=chain_cost)
         coordinator = _C.Coordinator(
             [_C.CpuLane("target", target_executor, device), _C.CpuLane("draft", drafts, draft_device)],
             num_slots=num_slots,

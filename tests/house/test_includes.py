@@ -21,6 +21,7 @@ BELOW: dict[str, tuple[str, ...]] = {
     "cpu/weights": ("core", "cpu/kernels", "cpu/machine"),
     "cpu/model": ("core", "cache", "cpu/kernels", "cpu/machine", "cpu/weights"),
     "drafters": ("core", "sampling", "cache", "coordinator"),
+    "drafters/chain": ("core", "sampling", "cache", "coordinator", "drafters"),
     "cpu/lane": ("core", "sampling", "cache", "coordinator", "drafters", "cpu/machine"),
     "cuda/driver": ("core",),
     "cuda/memory": ("core", "sampling", "cache", "coordinator", "cuda/driver"),

@@ -21,6 +21,7 @@ class Round:
     num_judged: int = 0
     pending_before: int = 0
     forced: tuple[int, ...] = ()
+    certain: tuple[int, ...] = ()
     num_cached_tokens: int = -1
     t_ns: int = 0
 

@@ -17,6 +17,7 @@ CpuSteps::CpuSteps(Executor* executor, State* state, Run* run)
   draft_rows_.resize(2 * state->gamma_max);
   result_.token_ids.reserve(state->gamma_max + 1);
   result_.forced.reserve(state->gamma_max + 1);
+  result_.certain.reserve(state->gamma_max + 1);
 }
 
 void CpuSteps::prefill() { feeder_.prefill(true); }
@@ -220,7 +221,9 @@ void CpuSteps::commit(int b, int64_t committed, int64_t pending) {
   }
   if (reason == FinishReason::kRunning && end == s.max_total_len[b]) reason = FinishReason::kLength;
   result_.token_ids.assign(tokens + s.committed[b], tokens + end);
-  s.find_forced(b, std::min<int64_t>(end - s.committed[b], result_.accept_len), &result_.forced);
+  const int accepted = result_.accept_len, judged = std::min(accepted + 1, result_.num_judged);
+  s.find_drafts(b, DraftKind::kForced, std::min<int64_t>(end - s.committed[b], accepted), &result_.forced);
+  s.find_drafts(b, DraftKind::kCertain, judged, &result_.certain);
   result_.logprobs.clear();
   for (int64_t row = 0; s.num_logprobs[b] >= 0 && row < end - s.committed[b]; ++row) {
     append_logprobs(s.target_rows(b) + row * s.vocab_size, s.vocab_size, result_.token_ids[row],
@@ -237,6 +240,7 @@ void CpuSteps::end(int b, FinishReason reason, std::string error) {
   result_.accept_len = result_.num_judged = result_.pending_before = 0;
   result_.token_ids.clear();
   result_.forced.clear();
+  result_.certain.clear();
   result_.logprobs.clear();
   result_.prompt_logprobs.clear();
   result_.error = std::move(error);

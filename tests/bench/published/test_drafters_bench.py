@@ -76,13 +76,15 @@ def test_figures_are_of_each_task_and_of_all(capsys: pytest.CaptureFixture[str])
         *((drafters.MODEL, gamma) for gamma in (2, 4, 8)),
         *((kind, gamma) for kind in (drafters.SELF, drafters.EXIT) for gamma in (2, 4)),
         *((drafters.PARALLEL, gamma) for gamma in (4, 8, 12)),
+        *((drafters.chained(kind), 8 if kind == "model" else 4) for kind in ("model", "self", "exit")),
+        (drafters.chained("parallel"), 12),
         ("model, adaedl", 15),
         ("auto, lookup", None),
         ("auto, model", None),
     }
     plain, fast = rows["none", None], rows[drafters.LOOKUP, 7]
     assert plain["x_ar"] == 1 and plain["draft_ms"] is None and plain["extra_mb"] == 0
-    assert plain["verify_ms"] == pytest.approx(4)
+    assert plain["verify_ms"] == pytest.approx(4) and plain["by_lookup"] is None
     assert [fast["by_task"][task]["x_ar"] for task in ("maths", "code")] == [
         pytest.approx(2),
         pytest.approx(1),
@@ -148,7 +150,11 @@ def test_the_pair_from_command_line_to_json(capsys: pytest.CaptureFixture[str]) 
         rows = {row["name"]: row for row in section["rows"]}
         early = {"model, adaedl", "model, marginal"}
         autos = {"auto, lookup", "auto, model"}
-        assert set(rows) == {"none", "lookup", drafters.EARLIER, "model", "self"} | early | autos
+        chains = {"lookup, then model", "lookup, then self"}
+        assert set(rows) == {"none", "lookup", drafters.EARLIER, "model", "self"} | early | autos | chains
+        assert rows["lookup"]["by_lookup"] == 1 and rows["model"]["by_lookup"] == 0
+        assert rows["lookup, then model"]["by_lookup"] is not None
+        assert rows["lookup, then model"]["extra_mb"] > rows["model"]["extra_mb"]
         assert rows["self"]["extra_mb"] == 0
         assert rows["none"]["extra_mb"] == 0 and 3 < rows["model"]["extra_mb"] < 20
         assert 0 < rows["lookup"]["extra_mb"] < rows["model"]["extra_mb"]
