@@ -40,11 +40,14 @@ LAW = {"temperature": 0.8, "strategy": "sd", "gamma": 3, "runs": 20_000}
 BY_CHANCE = {"temperature": 1.5, "strategy": "sd", "gamma": 2, "runs": 60_000, "slots": 64, "stop": 5}
 RULES = {"first": 0, "runs": 40}
 PARALLEL = RULES | {"drafter": "parallel"}
-STEPS, DRAFT, STOP, LOOKUP, NOISE, JUDGE, STATE = (
+HEAD = RULES | {"drafter": "eagle3"}
+STEPS, DRAFT, STOP, LOOKUP, EAGLE, TAPS, NOISE, JUDGE, STATE = (
     "cpu/lane/cpu_steps.cpp",
     "drafters/model_drafter.cpp",
     "drafters/stop_rule.cpp",
     "drafters/lookup_drafter.cpp",
+    "drafters/eagle/eagle_drafter.cpp",
+    "drafters/eagle/tap_rows.cpp",
     "core/noise.h",
     "sampling/judge.cpp",
     "coordinator/state.h",
@@ -227,6 +230,16 @@ BUGS = {
             "sample_draft(b, position, drafted_[b], s.draft_row(b, position), vocab)",
             "sample_draft(b, first, drafted_[b], s.draft_row(b, position), vocab)",
         ),
+    ),
+    "a row of d2t off by one": bug(
+        "rounds_are_the_rules",
+        HEAD,
+        Edit(EAGLE, "row[target_ids_[i]]", "row[target_ids_[(i + ON) % head_rows_]]"),
+    ),
+    "features of the wrong position": bug(
+        "rounds_are_the_rules",
+        HEAD,
+        Edit(TAPS, "rows.features = row(b, start);", "rows.features = row(b, start - ON);"),
     ),
     "padded vocabulary chosen": bug(
         "tokens_are_those_of_ar",

@@ -51,6 +51,13 @@ def test_with_windows_of_one_pass(strategy: str, stop: int) -> None:
     law_is_kept(0.9, strategy, 3, 10_000, slots=32, first_seed=first_seed, drafter="parallel", stop=stop)
 
 
+@pytest.mark.parametrize("stop", [0, 2])
+def test_with_a_head_of_fewer_ids(stop: int) -> None:
+    """The judge's q has no chance for what the head has no id for. Four draws more each, as above."""
+    first_seed = (30 + stop) * 10**6
+    law_is_kept(0.9, "sd", 3, 10_000, slots=32, first_seed=first_seed, drafter="eagle3", stop=stop)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["sd", "pearl"])
 def test_with_windows_that_end_by_chance(strategy: str) -> None:
