@@ -22,6 +22,7 @@ __all__: list[str] = [
     "Device",
     "DeviceArrays",
     "Drafter",
+    "EagleDrafter",
     "EngineLock",
     "Executor",
     "Lane",
@@ -69,14 +70,35 @@ class Executor:
     def forward(
         self, slot: int, token_ids: collections.abc.Sequence[int], start: int, num_logits: int
     ) -> numpy.typing.NDArray[numpy.float32]: ...
+    def forward_head(
+        self,
+        slot: int,
+        token_ids: collections.abc.Sequence[int],
+        start: int,
+        features: typing.Annotated[numpy.typing.ArrayLike, numpy.float32] | None = None,
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        -> [logits_size] fp32, behind the last token. features: [num_tokens, tap_size] the taps that each
+        is fed with; None: one token, fed with what the head gave at the last token of the slot.
+        """
+    def forward_taps(
+        self, slot: int, token_ids: collections.abc.Sequence[int], start: int
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        -> [num_tokens, tap_size] fp32.
+        """
     @property
     def block_size(self) -> int: ...
+    @property
+    def logits_size(self) -> int: ...
     @property
     def max_model_len(self) -> int: ...
     @property
     def num_blocks(self) -> int: ...
     @property
     def num_slots(self) -> int: ...
+    @property
+    def tap_size(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
 
@@ -145,14 +167,25 @@ class ChainDrafter(Drafter):
         Of the lookup's indices; between runs.
         """
 
+class EagleDrafter(Drafter):
+    """
+    Drafts by a head that is fed the taps of the target (EAGLE-3).
+    """
+    def __init__(self, head: Executor, *, target_ids: collections.abc.Sequence[int] = []) -> None:
+        """
+        target_ids: the target's id of each of the head's; none: they are the same.
+        """
+
 class CpuLane(Lane):
     """
     A lane on CPU cores.
     """
-    def __init__(self, name: str, executor: Executor | Drafter, device: Device) -> None:
+    def __init__(
+        self, name: str, executor: Executor | Drafter, device: Device, taps: EagleDrafter = None
+    ) -> None:
         """
         executor: a model, or for the draft's lane a Drafter that is none. Lanes that share a device
-        take turns on its thread.
+        take turns on its thread. taps: of a target, the drafter of its draft's lane that is fed them.
         """
 
 class RoundResult:
@@ -361,6 +394,29 @@ class LlamaWeights:
         the function gives the tensor in memory when its turn comes.
         bits: 8 or 4, to which wider matrices are rounded; 0: none.
         """
+    def head(
+        self,
+        config: dict[str, object],
+        tensors: collections.abc.Mapping[
+            str,
+            tuple[object, str, collections.abc.Sequence[int]]
+            | tuple[int, str, int, str, collections.abc.Sequence[int]]
+            | tuple[object, object, object, int, int, collections.abc.Sequence[int]]
+            | tuple[int, str, int, str, collections.abc.Sequence[int], str, int, bool]
+            | tuple[
+                collections.abc.Callable[[], object],
+                collections.abc.Sequence[int],
+                tuple[int, int, bool] | None,
+            ],
+        ],
+        *,
+        bits: int = 0,
+    ) -> LlamaWeights:
+        """
+        A head for this model (EAGLE-3): one layer that is fed a token and tap_size numbers of the row
+        before it. config: a model's, and tap_size, num_tap_norms, logits_size, norm_before_residual and
+        norm_output; the embedding is this model's where tensors have none.
+        """
     def view(
         self,
         layers: collections.abc.Sequence[int],
@@ -403,10 +459,12 @@ class LlamaExecutor(Executor):
         sin: typing.Annotated[numpy.typing.ArrayLike, numpy.float32],
         num_blocks: int | None = None,
         block_size: int | None = None,
+        tap_layers: collections.abc.Sequence[int] = [],
     ) -> None:
         """
         cos, sin: [max_model_len, head_dim / 2] fp32, copied. num_blocks: of the KV cache; None:
         every slot has its own. block_size: positions of each; None: up to 256.
+        tap_layers: whose inputs are the taps of a token, ascending.
         """
     def forward_batch(
         self,

@@ -20,7 +20,7 @@ from pearl_rt.backends.base import Lanes, PackedModel
 from pearl_rt.backends.select import backend
 from pearl_rt.checkpoint.compatibility import check_tokenizer, check_vocabularies, max_length
 from pearl_rt.checkpoint.config import ModelConfig
-from pearl_rt.checkpoint.source import load_draft_tokenizer, load_pair, pair_sources
+from pearl_rt.checkpoint.source import DraftConfig, load_draft_tokenizer, load_pair, pair_sources
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.checkpoint.views.exit_layer import ExitConfig
 from pearl_rt.errors import ConfigError
@@ -62,7 +62,7 @@ class Engine:
         self,
         target_config: ModelConfig,
         target_tensors: "Mapping[str, torch.Tensor]",
-        draft_config: ModelConfig | ExitConfig | None = None,
+        draft_config: DraftConfig | None = None,
         draft_tensors: "Mapping[str, torch.Tensor] | None" = None,
         *,
         tokenizer: Tokenizer | None = None,
@@ -115,6 +115,7 @@ class Engine:
             has_draft=draft_config is not None,
             leaves_early=leaves_early,
             is_parallel=is_parallel,
+            reads_taps=sources[-1].head is not None,
         )
         capabilities = self._backend.capabilities(self._drafter)
         self._choice = capabilities.narrowed(

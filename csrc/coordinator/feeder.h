@@ -17,8 +17,9 @@ class Feeder {
  public:
   static constexpr int64_t kChunk = PromptRows::kLongestChunk;
 
-  Feeder(Executor* executor, State* state, const Run* run)
-      : executor_(executor), state_(state), run_(run), rows_(state), place_(state->num_slots) {
+  // taps: reads those of all that is fed; null: nothing does.
+  Feeder(Executor* executor, State* state, const Run* run, TapReader* taps = nullptr)
+      : executor_(executor), state_(state), run_(run), taps_(taps), rows_(state), place_(state->num_slots) {
     segments.reserve(state->num_slots);
     if (executor->vocab_size() < state->vocab_size) known_.resize(state->num_slots * longest());
   }
@@ -63,7 +64,9 @@ class Feeder {
 
   void forward() {
     if (segments.empty()) return;
+    if (taps_ != nullptr) taps_->place(&segments);
     executor_->forward(segments.data(), static_cast<int>(segments.size()));
+    if (taps_ != nullptr) taps_->take(segments);
     for (const Segment& segment : segments) {
       if (segment.logits == nullptr || !rows_.is_room(segment.slot, segment.logits)) continue;
       rows_.take(segment.slot, segment.start, segment.num_tokens, &scratch_);
@@ -96,6 +99,7 @@ class Feeder {
   Executor* const executor_;
   State* const state_;
   const Run* const run_;
+  TapReader* const taps_;
   PromptRows rows_;
   std::vector<int64_t> place_;  // [B] tokens of the prompts that prefill has fed, or found in the cache
   std::vector<int32_t> known_;  // [B, longest()], only if ids have to be replaced

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 #include <stdexcept>
+#include <vector>
 
 namespace pearl {
 
@@ -22,6 +23,11 @@ struct Segment {
   int num_blocks = 0;
   int num_here = 0;       // rows that lie at `logits`, where `rest` has the others
   float* rest = nullptr;  // null: all lie at `logits`
+  float* taps =
+      nullptr;  // [num_tokens, tap_size()] where the executor's taps of each token go; null: nowhere
+  // Of a head: [num_tokens, tap_size()] the taps that each token is fed with; null: it is one token, and is
+  // fed with what the head itself computed at the last token of the slot.
+  const float* features = nullptr;
 
   // Where the logits of the i-th of the tokens that are wanted go.
   float* row(int i, int vocab_size) const {
@@ -57,11 +63,24 @@ class Executor {
   // one thread at a time. The bits of a row do not depend on what else is in the call.
   virtual void forward(const Segment* segments, int num_segments) = 0;
 
-  virtual int vocab_size() const = 0;
-  virtual int64_t max_model_len() const = 0;  // KV rows of a sequence
+  virtual int vocab_size() const = 0;                       // ids that it can be fed
+  virtual int logits_size() const { return vocab_size(); }  // of a row: a head may have fewer
+  virtual int64_t tap_size() const { return 0; }  // numbers of a row of taps that it keeps, or is fed with
+  virtual int64_t max_model_len() const = 0;      // KV rows of a sequence
   virtual int num_slots() const = 0;
   virtual int num_blocks() const = 0;
   virtual int block_size() const = 0;
+};
+
+// What reads the taps of a model's passes (EAGLE-3), beside its logits.
+class TapReader {
+ public:
+  virtual ~TapReader() = default;
+
+  // Before a pass: says where the taps of its segments go.
+  virtual void place(std::vector<Segment>* segments) = 0;
+  // Behind it.
+  virtual void take(const std::vector<Segment>& segments) = 0;
 };
 
 }  // namespace pearl

@@ -15,6 +15,8 @@ class Drafter {
 
   // Whether State::own_words are to be kept: what the target says at rows behind a rejection.
   virtual bool wants_own_words() const { return false; }
+  // Whether it can go on behind a prompt that begins in the KV cache of an earlier one.
+  virtual bool finds_prefixes() const { return true; }
   // Positions of a block of its KV cache; 0 without one.
   virtual int block_size() const { return 0; }
 

@@ -48,16 +48,16 @@ void ModelDrafter::draft_but(const std::vector<char>& has_window) {
     window_len_[b] = drafts_here ? s.window_room(b) : 0;
     s.draft_fed[b] = std::min(s.draft_fed[b], end - 1);  // what was rejected had been fed
     s.bad_draft[b] = -1;
-    if (window_len_[b] > 0 && end - s.draft_fed[b] > Feeder::kChunk) push_missing(b, end);
+    catch_up(b);
     if (window_len_[b] > 0) most_[b] = s.forced_room(b);
     stops_[b].begin(&s, b, mask_token_.has_value());
-    if (drafts_here && draft_forced(b)) drafts = true;
+    if (drafts_here && draft_forced(b)) {
+      drafts = true;
+    } else {
+      follow(b);
+    }
   }
-  if (s.feeding >= 0) {
-    const int b = s.feeding;
-    feeder_->push_chunk(s.draft_prompt(b), false);
-    fed_[b] = std::min(s.fed[b] + feeder_->chunk(b), s.draft_prompt(b));
-  }
+  if (s.feeding >= 0) feed_joiner(s.feeding);
   if (!drafts) feeder_->forward();
   while (drafts) {
     if (run_->halted()) return;
@@ -67,8 +67,9 @@ void ModelDrafter::draft_but(const std::vector<char>& has_window) {
     feeder_->forward();
     drafts = false;
     for (const Segment& segment : feeder_->segments) {
-      if (segment.num_logits == 0) continue;  // a prompt's chunk
-      drafts = take_rows(segment, vocab) || drafts;
+      const int b = segment.slot;  // without logits: a prompt's chunk, or the window is not fed to its end
+      const bool goes_on = segment.num_logits > 0 ? take_rows(segment, vocab) : drafted_[b] < window_len_[b];
+      drafts = goes_on || drafts;
     }
     feeder_->segments.clear();
   }
@@ -79,9 +80,16 @@ void ModelDrafter::draft_but(const std::vector<char>& has_window) {
   }
 }
 
-void ModelDrafter::push_missing(int b, int64_t end) {
+void ModelDrafter::feed_joiner(int b) {
   State& s = *state_;
-  const int64_t start = s.draft_fed[b];
+  feeder_->push_chunk(s.draft_prompt(b), false);
+  fed_[b] = std::min(s.fed[b] + feeder_->chunk(b), s.draft_prompt(b));
+}
+
+void ModelDrafter::catch_up(int b) {
+  State& s = *state_;
+  const int64_t start = s.draft_fed[b], end = end_[b];
+  if (window_len_[b] == 0 || end - start <= Feeder::kChunk) return;
   const int64_t stop = std::min(start + Feeder::kChunk, end - 1);
   feeder_->push(b, s.tokens(b) + start, stop - start, start, 0, nullptr);
   fed_[b] = stop;
@@ -150,7 +158,8 @@ int32_t ModelDrafter::sample_draft(int b, int64_t position, int drafted, float* 
     const int32_t token = greedy_unmasked(s.transform[b], s.temperature[b], prefix, row, vocab);
     if (token >= 0) return token;
   }
-  const bool could_draft = s.transform[b].mask != nullptr && scan_row(row, vocab).usable;
+  const bool may_lack_tokens = lacks_ids_ || s.transform[b].mask != nullptr;
+  const bool could_draft = may_lack_tokens && scan_row(row, vocab).usable;
   if (s.is_processed(b)) {
     transformer_->apply(s.transform[b], s.temperature[b], b, prefix, row, vocab);
   }

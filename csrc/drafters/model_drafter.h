@@ -45,15 +45,33 @@ class ModelDrafter : public Drafter {
   // empty for none.
   void draft_but(const std::vector<char>& has_window);
 
+ protected:
+  // A chunk of the prompt of the slot that joins, which may be fed in the pass of others.
+  virtual void feed_joiner(int slot);
+  // Before a window: a chunk of what the cache lacks, if that is more than a chunk; the window then stays
+  // empty.
+  virtual void catch_up(int slot);
+  // In place of a window that no pass of its own is needed for.
+  virtual void follow(int) {}
+  // What the cache lacks, up to the last token of the window, and masks for the rows behind it.
+  virtual void push_last(int slot);
+  // The window goes on with tokens of the rows of a pass -> whether one more pass follows.
+  virtual bool take_rows(const Segment& segment, int vocab);
+
+  const std::shared_ptr<Executor> executor_;
+  bool lacks_ids_ = false;  // a row may have a chance for no token that a request allows
+
+  // Set by start.
+  State* state_ = nullptr;
+  std::optional<Feeder> feeder_;
+  std::vector<int32_t> window_len_;  // [B]
+  std::vector<int64_t> end_;         // [B] tokens before the window that is drafted
+  std::vector<int32_t> drafted_;     // [B] tokens of the window so far
+
  private:
-  // The window ends: its rule says so, or the form of the answer allows no token of the draft's.
+  // The window ends: its rule says so, or no token of the draft's is allowed.
   static constexpr int32_t kNothing = -2;
 
-  void push_missing(int slot, int64_t end);  // a chunk of what the cache lacks
-  // What the cache lacks, up to the last token of the window, and masks for the rows behind it.
-  void push_last(int slot);
-  // The window goes on with tokens of the rows of a pass -> whether one more pass follows.
-  bool take_rows(const Segment& segment, int vocab);
   // The window goes on with the tokens that the form of the answer has next anyway: they cost no pass, and so
   // come on top of its length. -> whether a pass follows.
   bool draft_forced(int slot);
@@ -61,20 +79,14 @@ class ModelDrafter : public Drafter {
   // from is what is judged. `drafted` tokens of the window stand before it.
   int32_t sample_draft(int slot, int64_t position, int drafted, float* row, int vocab);
 
-  const std::shared_ptr<Executor> executor_;
   const std::optional<int32_t> mask_token_;
 
   // Set by start.
-  State* state_ = nullptr;
   Run* run_ = nullptr;
-  std::optional<Feeder> feeder_;
   std::optional<Transformer> transformer_;
-  std::vector<int32_t> window_len_;  // [B]
-  std::vector<int32_t> most_;        // [B] of it, with forced tokens
-  std::vector<WindowStop> stops_;    // [B]
-  std::vector<int64_t> end_;         // [B] tokens before the window that is drafted
-  std::vector<int32_t> drafted_;     // [B] tokens of the window so far
-  std::vector<int64_t> fed_;         // [B] draft_fed once this op's passes are done; -1: its window says
+  std::vector<int32_t> most_;      // [B] of window_len_, with forced tokens
+  std::vector<WindowStop> stops_;  // [B]
+  std::vector<int64_t> fed_;       // [B] draft_fed once this op's passes are done; -1: its window says
   std::vector<int32_t>
       feed_;  // [B, kChunk + gamma_max] tokens of a pass: what the cache lacks, the window's, then masks
 };

@@ -10,6 +10,7 @@
 #include "cpu/lane/cpu_lane.h"
 #include "cpu/machine/memory.h"
 #include "drafters/chain/chain_drafter.h"
+#include "drafters/eagle/eagle_drafter.h"
 #include "drafters/lookup_drafter.h"
 #include "drafters/model_drafter.h"
 #include "drafters/stop_rule.h"
@@ -124,6 +125,37 @@ py::array_t<float> forward(Executor& self, int slot, const std::vector<int32_t>&
   return logits;
 }
 
+// forward for one sequence, without logits -> its taps [num_tokens, tap_size] fp32.
+py::array_t<float> forward_taps(Executor& self, int slot, const std::vector<int32_t>& token_ids,
+                                int64_t start) {
+  const auto num_tokens = static_cast<int>(token_ids.size());
+  py::array_t<float> taps(std::vector<py::ssize_t>{num_tokens, static_cast<py::ssize_t>(self.tap_size())});
+  if (self.tap_size() < 1) refuse("the executor keeps no taps; make it with tap_layers");
+  Segment segment{slot, token_ids.data(), num_tokens, start, 0, nullptr};
+  segment.taps = taps.mutable_data();
+  const WithoutGil release;
+  self.forward(&segment, 1);
+  return taps;
+}
+
+// forward of a head for one sequence -> the logits behind its last token [logits_size] fp32.
+py::array_t<float> forward_head(Executor& self, int slot, const std::vector<int32_t>& token_ids,
+                                int64_t start, const std::optional<Array<float>>& features) {
+  const auto num_tokens = static_cast<int>(token_ids.size());
+  if (features &&
+      (features->ndim() != 2 || features->shape(0) != num_tokens || features->shape(1) != self.tap_size())) {
+    refuse("features are not [" + std::to_string(num_tokens) + ", " + std::to_string(self.tap_size()) +
+           "]; give the taps of each token");
+  }
+  if (num_tokens < 1) refuse("no tokens were given; a head is fed one at least");
+  py::array_t<float> logits(self.logits_size());
+  Segment segment{slot, token_ids.data(), num_tokens, start, 1, logits.mutable_data()};
+  segment.features = features ? features->data() : nullptr;
+  const WithoutGil release;
+  self.forward(&segment, 1);
+  return logits;
+}
+
 using TraceTuple = std::tuple<std::string, std::string, int64_t, int64_t, int64_t>;
 std::vector<TraceTuple> trace_rows(const Coordinator& self) {
   std::vector<TraceTuple> rows;
@@ -164,7 +196,16 @@ void bind_coordinator(py::module_& m) {
   py::class_<Executor, std::shared_ptr<Executor>>(m, "Executor", "A model and its KV cache, behind one call.")
       .def("forward", &forward, py::arg("slot"), py::arg("token_ids"), py::arg("start"),
            py::arg("num_logits"))
+      .def("forward_taps", &forward_taps, py::arg("slot"), py::arg("token_ids"), py::arg("start"),
+           "-> [num_tokens, tap_size] fp32.")
+      .def("forward_head", &forward_head, py::arg("slot"), py::arg("token_ids"), py::arg("start"),
+           py::arg("features") = py::none(),
+           "-> [logits_size] fp32, behind the last token. features: [num_tokens, tap_size] the taps that "
+           "each\n"
+           "is fed with; None: one token, fed with what the head gave at the last token of the slot.")
       .def_property_readonly("vocab_size", method(&Executor::vocab_size))
+      .def_property_readonly("logits_size", method(&Executor::logits_size))
+      .def_property_readonly("tap_size", method(&Executor::tap_size))
       .def_property_readonly("max_model_len", method(&Executor::max_model_len))
       .def_property_readonly("num_slots", method(&Executor::num_slots))
       .def_property_readonly("num_blocks", method(&Executor::num_blocks))
@@ -213,21 +254,34 @@ void bind_coordinator(py::module_& m) {
       .def_property_readonly("bytes", method(&ChainDrafter::bytes), "Of the lookup's indices; between runs.")
       .def("set_looks_up", method(&ChainDrafter::set_looks_up), py::arg("looks_up"),
            "For measurements, between runs: whether the lookup is asked.");
+  py::class_<EagleDrafter, Drafter, std::shared_ptr<EagleDrafter>>(
+      m, "EagleDrafter", "Drafts by a head that is fed the taps of the target (EAGLE-3).")
+      .def(py::init<std::shared_ptr<Executor>, std::vector<int32_t>>(), py::arg("head").none(false),
+           py::kw_only(), py::arg("target_ids") = std::vector<int32_t>{},
+           "target_ids: the target's id of each of the head's; none: they are the same.");
 
   using Model = std::shared_ptr<Executor>;
   using Works = std::variant<Model, std::shared_ptr<Drafter>>;
   py::class_<CpuLane, Lane, std::shared_ptr<CpuLane>>(m, "CpuLane", "A lane on CPU cores.")
-      .def(py::init([](std::string name, Works executor, std::shared_ptr<CpuDevice> device) {
-             return std::visit(
-                 [&](auto& works) {
-                   if (works == nullptr) refuse("executor is None; give a model, or a drafter");
-                   return std::make_shared<CpuLane>(std::move(name), std::move(device), std::move(works));
-                 },
-                 executor);
+      .def(py::init([](std::string name, Works executor, std::shared_ptr<CpuDevice> device,
+                       const std::shared_ptr<EagleDrafter>& taps) {
+             auto* const model = std::get_if<Model>(&executor);
+             if (taps != nullptr && model == nullptr) refuse("taps are of a model, and a drafter was given");
+             if (model != nullptr && *model != nullptr) {
+               auto kept = taps == nullptr ? nullptr : taps->taps();
+               return std::make_shared<CpuLane>(std::move(name), std::move(device), std::move(*model),
+                                                std::move(kept));
+             }
+             auto* const drafter = std::get_if<std::shared_ptr<Drafter>>(&executor);
+             if (drafter == nullptr || *drafter == nullptr) {
+               refuse("executor is None; give a model, or a drafter");
+             }
+             return std::make_shared<CpuLane>(std::move(name), std::move(device), std::move(*drafter));
            }),
            py::arg("name"), py::arg("executor").none(false), py::arg("device").none(false),
+           py::arg("taps") = py::none(),
            "executor: a model, or for the draft's lane a Drafter that is none. Lanes that share a device\n"
-           "take turns on its thread.");
+           "take turns on its thread. taps: of a target, the drafter of its draft's lane that is fed them.");
 
   py::class_<RoundResult>(m, "RoundResult", "What one round committed for one sequence.")
       .def_readonly("request_id", &RoundResult::request_id)

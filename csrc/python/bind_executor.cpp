@@ -112,6 +112,14 @@ void bind_executor(py::module_& m) {
           "A model of these layers of this one, not copied, then num_own layers of `tensors`, by the "
           "numbers\n"
           "behind them, of an intermediate size of their own, with a final norm.")
+      .def(
+          "head",
+          [](const std::shared_ptr<LlamaWeights>& self, const py::typing::Dict<py::str, py::object>& config,
+             const Sources& tensors, int bits) { return head_from(self, config, tensors, bits); },
+          py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("bits") = 0,
+          "A head for this model (EAGLE-3): one layer that is fed a token and tap_size numbers of the row\n"
+          "before it. config: a model's, and tap_size, num_tap_norms, logits_size, norm_before_residual and\n"
+          "norm_output; the embedding is this model's where tensors have none.")
       .def_property_readonly("isa", [](const LlamaWeights& w) { return w.kernels().isa; })
       .def_property_readonly("weight_bytes", method(&LlamaWeights::step_bytes))
       .def_property_readonly("memory_bytes", method(&LlamaWeights::memory_bytes));
@@ -119,19 +127,21 @@ void bind_executor(py::module_& m) {
   py::class_<LlamaExecutor, Executor, std::shared_ptr<LlamaExecutor>>(m, "LlamaExecutor")
       .def(py::init([](std::shared_ptr<LlamaWeights> weights, std::shared_ptr<CoreSet> core_set,
                        int num_slots, int64_t max_model_len, const Array<float>& cos, const Array<float>& sin,
-                       std::optional<int> num_blocks, std::optional<int> block_size) {
+                       std::optional<int> num_blocks, std::optional<int> block_size,
+                       std::vector<int> tap_layers) {
              const int half = weights->config().head_dim / 2;
              check_table("cos", cos, max_model_len, half);
              check_table("sin", sin, max_model_len, half);
              return std::make_shared<LlamaExecutor>(std::move(weights), std::move(core_set), num_slots,
                                                     max_model_len, cos.data(), sin.data(), num_blocks,
-                                                    block_size);
+                                                    block_size, std::move(tap_layers));
            }),
            py::arg("weights").none(false), py::arg("core_set").none(false), py::arg("num_slots"),
            py::arg("max_model_len"), py::arg("cos"), py::arg("sin"), py::arg("num_blocks") = py::none(),
-           py::arg("block_size") = py::none(),
+           py::arg("block_size") = py::none(), py::arg("tap_layers") = std::vector<int>{},
            "cos, sin: [max_model_len, head_dim / 2] fp32, copied. num_blocks: of the KV cache; None:\n"
-           "every slot has its own. block_size: positions of each; None: up to 256.")
+           "every slot has its own. block_size: positions of each; None: up to 256.\n"
+           "tap_layers: whose inputs are the taps of a token, ascending.")
       .def("forward_batch", &forward_batch, py::arg("segments"), py::arg("block_tables") = py::none(),
            "[(slot, token_ids, start, num_logits)] -> [logits [num_logits, vocab_size]]\n"
            "block_tables: the KV blocks of each segment in order; None: of its slot.")

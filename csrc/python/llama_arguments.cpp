@@ -196,4 +196,27 @@ std::shared_ptr<LlamaWeights> view_from(const std::shared_ptr<LlamaWeights>& who
   return std::make_shared<LlamaWeights>(whole, layers, num_own, inner, sources, bits);
 }
 
+std::shared_ptr<LlamaWeights> head_from(const std::shared_ptr<LlamaWeights>& target, const py::dict& config,
+                                        const Sources& tensors, int bits) {
+  if (target == nullptr) refuse("the weights are None; give the target's");
+  check_bits(bits);
+  std::vector<std::unique_ptr<HostMemory>> held;
+  const LlamaWeights::Tensors sources = tensors_from(tensors, &held);
+  LlamaConfig c = config_from(config);
+  const auto number = [&](const char* name) {
+    return config.contains(name) ? field<int>(config, name, "an integer of 32 bits") : 0;
+  };
+  const auto flag = [&](const char* name) {
+    return config.contains(name) && field<bool>(config, name, "True or False");
+  };
+  c.tap_size = number("tap_size");
+  c.num_tap_norms = number("num_tap_norms");
+  c.logits_size = number("logits_size");
+  c.norm_before_residual = flag("norm_before_residual");
+  c.norm_output = flag("norm_output");
+  if (c.tap_size < 1) refuse("tap_size is " + std::to_string(c.tap_size) + "; a head is fed 1 or more");
+  const WithoutGil released;
+  return std::make_shared<LlamaWeights>(target, c, sources, bits);
+}
+
 }  // namespace pearl

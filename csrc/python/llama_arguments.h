@@ -52,4 +52,9 @@ std::shared_ptr<LlamaWeights> view_from(const std::shared_ptr<LlamaWeights>& who
                                         std::optional<int> intermediate_size, const Sources& tensors,
                                         int bits);
 
+// As the head's constructor; the config has "tap_size" and perhaps "num_tap_norms", "logits_size",
+// "norm_before_residual" and "norm_output" too.
+std::shared_ptr<LlamaWeights> head_from(const std::shared_ptr<LlamaWeights>& target,
+                                        const pybind11::dict& config, const Sources& tensors, int bits);
+
 }  // namespace pearl

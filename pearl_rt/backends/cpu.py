@@ -29,6 +29,7 @@ from pearl_rt.checkpoint.rope import rope_tables
 from pearl_rt.checkpoint.shapes import ITEM_BYTES, WEIGHT_BITS, weight_bytes
 from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.checkpoint.stored_tensors import BlockPlace, Place, StoredTensors
+from pearl_rt.checkpoint.views.eagle3 import Head
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ConfigError, PearlError, ResourceError, gib
 from pearl_rt.reference.groups import Groups
@@ -69,6 +70,7 @@ class Model:
     weights: _C.LlamaWeights
     cos: "torch.Tensor"  # [max_model_len, head_dim / 2] fp32
     sin: "torch.Tensor"  # [max_model_len, head_dim / 2] fp32
+    head: Head | None = None  # what is fed taps
 
     @classmethod
     def pack(
@@ -126,11 +128,26 @@ class Model:
         cos, sin = (table[:max_model_len].contiguous() for table in (self.cos, self.sin))
         return Model(config, self.dtype, packed, cos, sin)
 
+    def with_head(self, model: ModelSource, head: Head, *, max_model_len: int) -> "Model":
+        """A head that is fed what this model computes, and has its embedding where it has none."""
+        with native_errors():
+            packed = self.weights.head(
+                native_config(model.config) | head.native(),
+                {key: view_of(tensor) for key, tensor in model.tensors.items()},
+                bits=WEIGHT_BITS[model.weights],
+            )
+        cos, sin = rope_tables(model.config, max_model_len)
+        return Model(model.config, self.dtype, packed, cos.contiguous(), sin.contiguous(), head)
+
     def executor(
-        self, cores: Sequence[int] | _C.CoreSet, num_slots: int = 1, pool: KvPool | None = None
+        self,
+        cores: Sequence[int] | _C.CoreSet,
+        num_slots: int = 1,
+        pool: KvPool | None = None,
+        taps: Sequence[int] = (),
     ) -> _C.LlamaExecutor:
         """An executor with a KV cache of its own on these cores.
-        pool: the blocks of the cache; None: every slot has its own.
+        pool: the blocks of the cache; None: every slot has its own. taps: layers whose inputs a head reads.
 
         Executors that take turns on the same cores share one CoreSet: the helpers of two would poll against
         each other, and `sd` take twice as long (measured on two cores).
@@ -147,6 +164,7 @@ class Model:
                 self.sin.numpy(),
                 num_blocks=None if pool is None else pool.num_blocks,
                 block_size=None if pool is None else pool.block_size,
+                tap_layers=list(taps),
             )
 
 
@@ -284,11 +302,14 @@ class CpuBackend(Backend):
         widest = max(model.config.vocab_size for model in models)
         caches = num_placements * kept
         logits = num_placements * self.num_slots * (3 * MAX_GAMMA + 1) * 4 * widest
-        needed = sum(weights.values()) + caches + logits
+        heads = [model.head for model in models if model.head is not None]
+        taps = num_placements * sum(head.num_bytes(self.num_slots) for head in heads)
+        needed = sum(weights.values()) + caches + logits + taps
         if available is None or needed <= available:
             return
         parts = [f"{gib(size)} for the {name}'s weights" for name, size in weights.items()]
         parts.append(f"{gib(caches)} for {pool.num_tokens} tokens of KV cache")
+        parts += [f"{gib(taps)} for what the head reads"] if heads else []
         remedies = "lower max_model_len"
         if self.num_slots > 1:
             remedies = "lower max_num_seqs, max_model_len or kv_cache_tokens"
@@ -316,10 +337,13 @@ class CpuBackend(Backend):
         )
 
     def pack_beside(self, model: ModelSource, max_model_len: int, target: PackedModel) -> Model:
-        """A model of its own, or a view of the target."""
-        if model.shared is None:
+        """A model of its own, a view of the target, or a head."""
+        if model.shared is None and model.head is None:
             return self.pack(model, max_model_len)
         assert isinstance(target, Model)
+        if model.head is not None:
+            return target.with_head(model, model.head, max_model_len=max_model_len)
+        assert model.shared is not None
         return target.view(
             model.config, model.shared, model.tensors, max_model_len=max_model_len, weights=model.weights
         )

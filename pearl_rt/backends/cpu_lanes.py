@@ -71,8 +71,16 @@ class CpuLanes(Lanes):
                 _C.CoreSet(self.draft_cores, is_pinned=True),
                 _C.Device(self.draft_cores),
             )
-        lanes = [_C.CpuLane("target", target.executor(target_set, num_slots, pool), target_device)]
-        if draft is not None:
+        head = None if draft is None else draft.head
+        own_target = target.executor(target_set, num_slots, pool, () if head is None else head.taps)
+        lanes = [_C.CpuLane("target", own_target, target_device)]
+        if draft is not None and head is not None:
+            reader = _C.EagleDrafter(
+                draft.executor(draft_set, num_slots, pool), target_ids=list(head.target_ids)
+            )
+            lanes = [_C.CpuLane("target", own_target, target_device, taps=reader)]
+            lanes.append(_C.CpuLane("draft", reader, draft_device))
+        elif draft is not None:
             own = draft.executor(draft_set, num_slots, pool)
             mask = draft.config.pard_token
             self.drafts_at_once = mask is not None

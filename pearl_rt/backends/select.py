@@ -72,9 +72,11 @@ def drafter_name(
     has_draft: bool,
     leaves_early: bool = False,
     is_parallel: bool = False,
+    reads_taps: bool = False,
 ) -> str:
     """The kind of drafter that was asked for, "auto" decided. leaves_early: the draft is an exit layer.
-    is_parallel: the draft has a mask token. Raises ConfigError for one that cannot be.
+    is_parallel: the draft has a mask token. reads_taps: it is an EAGLE-3 head. Raises ConfigError for one
+    that cannot be.
     """
     kind: str = options.drafter
     if options.skip_layers is not None and kind != "self":
@@ -84,15 +86,17 @@ def drafter_name(
         )
     if leaves_early and kind in ("auto", "model"):
         kind = "exit"
+    elif reads_taps and kind in ("auto", "model"):
+        kind = "eagle3"
     elif is_parallel and has_draft and kind in ("auto", "model"):
         kind = "parallel"
     elif kind == "auto":
         return "model" if has_draft else "lookup" if device == "cpu" else "none"
     if kind == "model" and not has_draft:
         raise ConfigError("drafter 'model' needs a draft model: pass draft=DIRECTORY, or draft='lookup'")
-    if kind not in ("model", "exit", "parallel") and has_draft:
+    if kind not in ("model", "exit", "parallel", "eagle3") and has_draft:
         raise ConfigError(f"drafter {kind!r} was asked for, and a draft model was given: drop one of them")
-    if kind in ("lookup", "self", "exit") and device != "cpu":
+    if kind in ("lookup", "self", "exit", "eagle3") and device != "cpu":
         raise ConfigError(
             f"draft {kind!r} runs on the CPU only so far, and the target is on {device!r}: pass "
             "device='cpu', a draft model, or draft='none'"
@@ -121,16 +125,22 @@ def check_lookup(kind: str, device: str) -> None:
 
 
 def backend(
-    options: EngineOptions, *, has_draft: bool, leaves_early: bool = False, is_parallel: bool = False
+    options: EngineOptions,
+    *,
+    has_draft: bool,
+    leaves_early: bool = False,
+    is_parallel: bool = False,
+    reads_taps: bool = False,
 ) -> tuple[Backend, str]:
-    """The back end that was asked for, and what drafts there: "model", "parallel", "self", "exit", "lookup"
-    or "none". leaves_early: the draft is an exit layer. is_parallel: it has a mask token. Raises ConfigError
-    for what makes no sense, ResourceError for what this machine has not got.
+    """The back end that was asked for, and what drafts there: "model", "parallel", "self", "exit", "eagle3",
+    "lookup" or "none". leaves_early: the draft is an exit layer. is_parallel: it has a mask token.
+    reads_taps: it is an EAGLE-3 head. Raises ConfigError for what makes no sense, ResourceError for what this
+    machine has not got.
     """
     environment = Environment.read()
     device = device_name(options, environment)
     draft_device = draft_device_name(options, device, has_draft)
-    drafter = drafter_name(options, device, has_draft, leaves_early, is_parallel)
+    drafter = drafter_name(options, device, has_draft, leaves_early, is_parallel, reads_taps)
     check_weights(options, has_draft)
     if options.draft_lookup:
         check_lookup(drafter, device)
@@ -144,7 +154,8 @@ def backend(
         lookup_tokens = options.lookup_pool if looks_up else None
         num_slots = num_slots or DEFAULT_NUM_SEQS
         sizes = num_slots, kv_cache_tokens, lookup_tokens, options.draft_stop
-        return CpuBackend(num_threads, isa, *sizes, prefix_caching=options.prefix_caching), drafter
+        caches = options.prefix_caching and drafter != "eagle3"  # of a prompt that is found there are no taps
+        return CpuBackend(num_threads, isa, *sizes, prefix_caching=caches), drafter
     if device == "interpret":
         Environment.interpret_kernels()
     if draft_device != "cpu":

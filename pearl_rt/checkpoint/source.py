@@ -3,13 +3,14 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from pearl_rt.checkpoint.config import OF_WEIGHTS, ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors
 from pearl_rt.checkpoint.shapes import tensor_bytes, weight_bytes
 from pearl_rt.checkpoint.stored_tensors import StoredTensors
 from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.checkpoint.views.eagle3 import OFFSETS, Eagle3Config, Head, is_eagle3, load_eagle3
 from pearl_rt.checkpoint.views.exit_layer import ExitConfig, check_exit, exit_shapes, is_exit, load_exit
 from pearl_rt.checkpoint.views.layers import kept_layers
 from pearl_rt.checkpoint.views.skip_cache import known_layers
@@ -18,6 +19,8 @@ from pearl_rt.reference.groups import GroupForm, Groups, Outline
 
 if TYPE_CHECKING:
     import torch
+
+DraftConfig: TypeAlias = ModelConfig | ExitConfig | Eagle3Config
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,12 @@ class ModelSource:
     tensors: "Mapping[str, torch.Tensor]"  # by their Hugging Face names; may be dropped once they are packed
     weights: str = "auto"  # or "int8", "int4": what wider matrices are rounded to
     shared: tuple[int, ...] | None = None  # layers of the target that it begins with; `tensors` lack them
+    head: Head | None = None  # of a draft that is fed the target's taps
 
     def num_bytes(self, *, keeps_codes: bool = True) -> int:
         """Of the weights that are its own, once packed. keeps_codes: whether codes are packed as codes."""
         stored = stored_forms(self.tensors) if keeps_codes else {}
-        if self.shared is None:
+        if self.shared is None and self.head is None:
             return weight_bytes(self.config, self.dtype, self.weights, stored)
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         return sum(
@@ -54,7 +58,7 @@ def stored_forms(tensors: "Mapping[str, torch.Tensor | Groups | Outline]") -> di
 def pair_sources(
     target_config: ModelConfig,
     target_tensors: "Mapping[str, torch.Tensor]",
-    draft_config: ModelConfig | ExitConfig | None,
+    draft_config: DraftConfig | None,
     draft_tensors: "Mapping[str, torch.Tensor] | None",
     *,
     dtype: str,
@@ -64,9 +68,9 @@ def pair_sources(
     skip_layers: Sequence[int] | None = None,
     draft_parallel: bool = True,
 ) -> list[ModelSource]:
-    """The target, and the draft if there is one: a model, or a view of the target. dtype, weights, drafter,
-    skip_layers and draft_parallel: as asked for; a draft that goes token by token has no mask token. Raises
-    ConfigError for half a draft, and for a view that does not fit.
+    """The target, and the draft if there is one: a model, a view of the target, or a head. dtype, weights,
+    drafter, skip_layers and draft_parallel: as asked for; a draft that goes token by token has no mask token.
+    Raises ConfigError for half a draft, and for a view that does not fit.
     """
     target_config = _with_dtype(target_config, target_tensors)
     sources = [ModelSource("target", target_config, dtype, target_tensors, weights)]
@@ -83,6 +87,11 @@ def pair_sources(
         own = replace(draft_config.draft_config(target_config), pard_token=None)
         check_exit(draft_tensors, exit_shapes(own), "the draft")
         sources.append(_view(own, range(draft_config.exit_layer), dtype, draft_tensors, draft_weights))
+    elif isinstance(draft_config, Eagle3Config) and draft_tensors is not None:
+        head = Head.of(draft_tensors, draft_config, target_config, "the draft")
+        layer = replace(draft_config.layer, torch_dtype=target_config.torch_dtype)
+        kept = {name: tensor for name, tensor in draft_tensors.items() if name != OFFSETS}
+        sources.append(replace(_view(layer, (), dtype, kept, draft_weights), shared=None, head=head))
     elif isinstance(draft_config, ModelConfig) and draft_tensors is not None:
         draft_config = _with_dtype(draft_config, draft_tensors)
         if not draft_parallel:
@@ -118,11 +127,13 @@ def _with_dtype(config: ModelConfig, tensors: "Mapping[str, torch.Tensor]") -> M
 
 def load_pair(
     target: str | os.PathLike[str], draft: str | os.PathLike[str] | None
-) -> tuple[ModelConfig, StoredTensors, ModelConfig | ExitConfig | None, "Mapping[str, torch.Tensor] | None"]:
+) -> tuple[ModelConfig, StoredTensors, DraftConfig | None, "Mapping[str, torch.Tensor] | None"]:
     """The arguments of pair_sources from checkpoint directories. Raises CheckpointError, ConfigError."""
     config = ModelConfig.from_pretrained(target)
     if draft is not None and is_exit(draft):
         return config, load_tensors(target, config), *load_exit(draft, config)
+    if draft is not None and is_eagle3(draft):
+        return config, load_tensors(target, config), *load_eagle3(draft, config)
     draft_config = None if draft is None else ModelConfig.from_pretrained(draft)
     tensors = load_tensors(target, config)
     if draft is None or draft_config is None:
@@ -131,5 +142,6 @@ def load_pair(
 
 
 def load_draft_tokenizer(draft: str | os.PathLike[str] | None) -> Tokenizer | None:
-    """Of a draft that has one of its own: an exit layer has its target's."""
-    return None if draft is None or is_exit(draft) else Tokenizer.from_pretrained(draft)
+    """Of a draft that has one of its own: an exit layer and a head have their target's."""
+    has_none = draft is None or is_exit(draft) or is_eagle3(draft)
+    return None if draft is None or has_none else Tokenizer.from_pretrained(draft)

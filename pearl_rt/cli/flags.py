@@ -74,9 +74,9 @@ def add_engine_flags(parser: argparse.ArgumentParser, *, is_alone: bool = False)
         parser.add_argument(
             "--draft",
             metavar="PATH|self|lookup|none",
-            help="a small model with the same tokenizer, likewise, or an exit layer of the target; self: the "
-            "target without --skip-layers; lookup: repetitions of prompt and answer are drafts; none: plain "
-            "decoding; default: lookup, on the CPU",
+            help="a small model with the same tokenizer, likewise, or an exit layer or EAGLE-3 head of the "
+            "target; self: the target without --skip-layers; lookup: repetitions of prompt and answer are "
+            "drafts; none: plain decoding; default: lookup, on the CPU",
         )
     add_flags(parser, EngineOptions, but="drafter")  # --draft says it
 

@@ -26,6 +26,7 @@ from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.shapes import WEIGHT_BITS
 from pearl_rt.checkpoint.source import load_pair, pair_sources
 from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.checkpoint.views.eagle3 import Eagle3Config
 from pearl_rt.checkpoint.views.exit_layer import ExitConfig
 from pearl_rt.device.gpu import wait_for
 from pearl_rt.device.kv_pool import KvPool
@@ -192,9 +193,10 @@ class DevicePair:
     ) -> "DevicePair":
         """From checkpoint directories in the Hugging Face layout; options and errors as in from_tensors."""
         target_config, target_tensors, draft_config, draft_tensors = load_pair(target, draft)
-        if isinstance(draft_config, ExitConfig):
+        if isinstance(draft_config, ExitConfig | Eagle3Config):
+            kind = "an exit layer" if isinstance(draft_config, ExitConfig) else "an EAGLE-3 head"
             raise ConfigError(
-                f"{draft} is an exit layer, which drafts on the CPU only so far: use an Engine with "
+                f"{draft} is {kind}, which drafts on the CPU only so far: use an Engine with "
                 "device='cpu', or take a draft model"
             )
         if draft is not None:

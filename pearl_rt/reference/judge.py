@@ -133,11 +133,14 @@ class ReferenceJudge:
     transform: Transform | None = None  # of the same temperature; None: rows as they are
 
     def draft_token(self, logits: Floats, prefix: Sequence[int]) -> int | None:
-        """The draft's token after a prefix; None: the form of the answer allows none of the draft's."""
+        """The draft's token after a prefix; None: the form of the answer, or the request where the draft has
+        not all tokens, allows none of the draft's.
+        """
         purpose = Purpose.TARGET if self.kind == "coupled" else Purpose.DRAFT
         row = self.row(logits, prefix)
         has_form = self.transform is not None and self.transform.allowed is not None
-        if has_form and usable(logits) and not usable(row):
+        may_lack_tokens = has_form or bool(np.isneginf(logits).any())
+        if may_lack_tokens and usable(logits) and not usable(row):
             return None
         return sample(row, self.temperature, self.seed, len(prefix), purpose, self.words)
 

@@ -19,7 +19,7 @@ CAPTURED_FORMS = ("events", "graph")
 FORMS = (*CAPTURED_FORMS, "eager")
 DTYPES = ("auto", "bfloat16", "float32", "float16")
 DRAFTERS = ("auto", "model", "self", "lookup", "none")
-MODEL_DRAFTERS = ("model", "parallel", "self", "exit")  # kinds that draft by rows, with a KV cache
+MODEL_DRAFTERS = ("model", "parallel", "self", "exit", "eagle3")  # that draft by rows, with a KV cache
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class EngineOptions:
     kv_cache_tokens  tokens of KV cache for all sequences together, of each model: a request waits for as much
                    as its prompt and max_tokens may need; None: max_num_seqs times max_model_len
     prefix_caching  whether a prompt begins in the KV cache of earlier ones, as far as they agree, but for a
-                   target on a GPU beside a draft on the CPU; the same bits either way. What no sequence holds
-                   is kept until its blocks are needed
+                   target on a GPU beside a draft on the CPU, and beside an EAGLE-3 head; the same bits either
+                   way. What no sequence holds is kept until its blocks are needed
     max_waiting    submitted requests that may wait while others run
     """
 

@@ -34,7 +34,7 @@ class ProgramChoice:
 class Capabilities:
     """What an engine can do: without a drafter there is only ar, and a device has placements of its own."""
 
-    drafter: str  # "model", "parallel", "self", "exit", "lookup" or "none"
+    drafter: str  # "model", "parallel", "self", "exit", "eagle3", "lookup" or "none"
     placements: tuple[str, ...] = ("shared",)
     refused: Mapping[str, str] = field(default_factory=dict)  # placement -> why not, and the way out
     scores_prompts: bool = False  # log-probabilities of a prompt's tokens
@@ -45,6 +45,8 @@ class Capabilities:
     @property
     def everything(self) -> ProgramChoice:
         """All programs that can run."""
+        if self.drafter == "eagle3":  # it drafts from what the target computed in the round before
+            return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS)
         if self.drafter in MODEL_DRAFTERS:
             return ProgramChoice(STRATEGIES, self.placements, GAMMAS)
         if self.drafter == "lookup":  # it drafts at once: there is no wait for pearl to hide
@@ -72,6 +74,16 @@ class Capabilities:
             raise error(
                 f"strategy {strategy!r} needs a draft model, or draft='lookup': pass draft=..., or "
                 "strategy='ar'"
+            )
+        if self.drafter == "eagle3" and strategy == "pearl":
+            raise error(
+                "strategy 'pearl' drafts while the target works, and an EAGLE-3 head drafts from what the "
+                "target computed last: pass strategy='sd' or 'auto'"
+            )
+        if self.drafter == "eagle3" and placement not in (None, "auto", self.placements[0]):
+            raise error(
+                f"placement {placement!r} is for a draft that works beside its target, and an EAGLE-3 head "
+                f"takes turns with it: pass placement={self.placements[0]!r} or 'auto'"
             )
         if self.drafter not in MODEL_DRAFTERS and placement in ("split", "devices"):
             raise error(f"placement {placement!r} needs a draft model: pass draft=..., or placement='shared'")

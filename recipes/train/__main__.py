@@ -1,5 +1,5 @@
-"""`python -m recipes.train COMMAND`: tokenizer, prompts, pretrain, prune, distill, exit, parallel, evaluate,
-report.
+"""`python -m recipes.train COMMAND`: tokenizer, prompts, pretrain, prune, distill, exit, parallel, eagle3,
+evaluate, report.
 
 Every training command can be killed and given again: it goes on. See docs/training.md.
 """
@@ -23,6 +23,7 @@ from recipes.train.data.stream import PackedStream
 from recipes.train.data.tokenised_corpus import TokenisedCorpus, tokenise_corpus
 from recipes.train.distill import SOURCES, DistillSettings, distill
 from recipes.train.divergence import DIVERGENCES
+from recipes.train.eagle3 import eagle3_loss, eagle3_model, write_eagle3
 from recipes.train.evaluate import acceptance_report, text_loss
 from recipes.train.exit_layer import exit_model, write_exit
 from recipes.train.model.export import export
@@ -132,6 +133,30 @@ def run_distill(arguments: argparse.Namespace) -> None:
         run_directory=arguments.run,
         out=arguments.out,
         write=write_exit if arguments.command == "exit" else export,
+    )
+    _finish(arguments, arguments.name, run)
+
+
+def run_eagle3(arguments: argparse.Namespace) -> None:
+    if arguments.steps < 1:
+        raise RequestError(f"--steps {arguments.steps}: give 1 or more")
+    machine = _machine(arguments)
+    tokenised = _tokenised(arguments, arguments.target)
+    target = machine.load(arguments.target)
+    draft = eagle3_model(target, tokenised.train, arguments.draft_vocab, arguments.tap)
+    schedule = Schedule(arguments.warmup_steps, arguments.decay)
+    settings = DistillSettings(**_given(DistillSettings, arguments, schedule=schedule))
+    run = distill(
+        target,
+        draft,
+        tokenised,
+        machine,
+        settings,
+        minutes=arguments.minutes,
+        run_directory=arguments.run,
+        out=arguments.out,
+        write=write_eagle3,
+        loss_of=lambda rows: eagle3_loss(target, draft, rows, settings.divergence, arguments.steps),
     )
     _finish(arguments, arguments.name, run)
 
@@ -262,6 +287,20 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--least", type=float, help="share of all places that has every mask, at least")
     sub.add_argument("--divergence", choices=DIVERGENCES)
     sub.add_argument("--cross-entropy", type=float)
+    sub.add_argument("--text-share", type=float)
+    sub.add_argument("--samples-from", choices=("text", "target"), default="target")
+    sub.add_argument("--sample-temperature", type=float)
+    sub.add_argument(
+        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
+    )
+    _add_training(sub)
+
+    sub = command("eagle3", run_eagle3, "teach a head to draft from what its target computed")
+    sub.add_argument("--target", type=Path, required=True)
+    sub.add_argument("--tap", type=int, action="append", help="a layer whose input is read; given in order")
+    sub.add_argument("--draft-vocab", type=int, help="ids that it drafts, the most frequent ones; 32000")
+    sub.add_argument("--steps", type=int, default=4, help="rows in a row that go on from the head's own")
+    sub.add_argument("--divergence", choices=DIVERGENCES)
     sub.add_argument("--text-share", type=float)
     sub.add_argument("--samples-from", choices=("text", "target"), default="target")
     sub.add_argument("--sample-temperature", type=float)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from pearl_rt.strategy.program import MAX_GAMMA
 from recipes.train.data.stream import PackedStream
 from recipes.train.data.tokenised_corpus import TokenisedCorpus
 from recipes.train.divergence import DIVERGENCES
+from recipes.train.eagle3 import Eagle3Model
 from recipes.train.model.export import export
 from recipes.train.model.llama import LlamaForCausalLM
 from recipes.train.model.sampler import sample_rows
@@ -135,7 +137,7 @@ def distillation_loss(
 
 def distill(
     target: LlamaForCausalLM,
-    draft: LlamaForCausalLM,
+    draft: LlamaForCausalLM | Eagle3Model,
     tokenised: TokenisedCorpus,
     machine: Machine,
     settings: DistillSettings,
@@ -143,12 +145,14 @@ def distill(
     minutes: float,
     run_directory: Path,
     out: Path,
-    write: Callable[[LlamaForCausalLM, Tokenizer, Path], None] = export,
+    write: Callable[[Any, Tokenizer, Path], None] = export,
+    loss_of: Callable[[Tensor], Tensor] | None = None,
 ) -> Run:
     """Trains `draft` in place, but for what is frozen; goes on with what `run_directory` holds, and writes it
-    to `out` as write() does.
+    to `out` as write() does. loss_of: rows [B, T+1] -> what is descended instead of distillation_loss().
     """
-    check_pair(target, draft)
+    if isinstance(draft, LlamaForCausalLM):
+        check_pair(target, draft)
     target.requires_grad_(False)
     optimizers = Optimizers(draft, settings.lr, settings.embedding_lr)
     given = {k: v for k, v in asdict(settings).items() if k != "compile"}
@@ -156,13 +160,16 @@ def distill(
     run.resume(draft, optimizers)
     if settings.compile:
         compile_layers(target)
-        compile_layers(draft)
+        if isinstance(draft, LlamaForCausalLM):
+            compile_layers(draft)
     text_rows = max(1, settings.tokens_per_step // settings.text_length)
     sample_length = settings.prompt_length + settings.sample_length
     sample_count = max(1, settings.tokens_per_step // sample_length)
     texts = PackedStream(tokenised.train, tokenised.weights, settings.text_length, settings.seed)
     prompts = PackedStream(tokenised.train, tokenised.weights, settings.prompt_length, settings.seed + 1)
-    writer = draft if settings.samples_from == "draft" else target
+    writer = target
+    if settings.samples_from == "draft" and isinstance(draft, LlamaForCausalLM):
+        writer = draft
     bar = tqdm(total=run.budget, initial=run.seconds, unit="s", desc="distill", bar_format=BAR_FORMAT)
     with run.until_interrupted(), bar:
         while not run.is_over:
@@ -178,7 +185,11 @@ def distill(
             weight = settings.cross_entropy if is_text else 0.0
             masked = settings.mask_rows(rows.shape[1] - 1, run.step, machine.device)
             with machine.autocast():
-                loss = distillation_loss(target, draft, rows, settings.divergence, weight, masked)
+                if loss_of is not None:
+                    loss = loss_of(rows)
+                else:
+                    assert isinstance(draft, LlamaForCausalLM)
+                    loss = distillation_loss(target, draft, rows, settings.divergence, weight, masked)
             loss.backward()
             multiplier = settings.schedule.multiplier(run.step, run.progress)
             optimizers.step(multiplier)

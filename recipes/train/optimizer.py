@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from recipes.train.model.llama import LlamaForCausalLM
-
 _MOMENTUM = 0.95
 _WEIGHT_DECAY = 0.1  # of the matrices, relative to the learning rate
 
@@ -38,7 +36,7 @@ class Optimizers:
     `embedding_lr` is AdamW's.
     """
 
-    def __init__(self, model: LlamaForCausalLM, lr: float, embedding_lr: float) -> None:
+    def __init__(self, model: torch.nn.Module, lr: float, embedding_lr: float) -> None:
         matrices: list[torch.nn.Parameter] = []
         tables: list[torch.nn.Parameter] = []
         vectors: list[torch.nn.Parameter] = []

@@ -41,12 +41,15 @@ BY_CHANCE = {"temperature": 1.5, "strategy": "sd", "gamma": 2, "runs": 60_000, "
 RULES = {"first": 0, "runs": 40}
 PARALLEL = RULES | {"drafter": "parallel"}
 CHAINED = RULES | {"drafter": "chain"}
-STEPS, DRAFT, STOP, LOOKUP, CHAIN, NOISE, JUDGE, STATE = (
+HEAD = RULES | {"drafter": "eagle3"}
+STEPS, DRAFT, STOP, LOOKUP, CHAIN, EAGLE, TAPS, NOISE, JUDGE, STATE = (
     "cpu/lane/cpu_steps.cpp",
     "drafters/model_drafter.cpp",
     "drafters/stop_rule.cpp",
     "drafters/lookup_drafter.cpp",
     "drafters/chain/chain_drafter.cpp",
+    "drafters/eagle/eagle_drafter.cpp",
+    "drafters/eagle/tap_rows.cpp",
     "core/noise.h",
     "sampling/judge.cpp",
     "coordinator/state.h",
@@ -248,6 +251,16 @@ BUGS = {
         "lookup_rounds_are_the_rules",
         CHAINED,
         Edit(LOOKUP, "if (!reads_words) return;", "if (!ON && !reads_words) return;"),
+    ),
+    "a row of d2t off by one": bug(
+        "rounds_are_the_rules",
+        HEAD,
+        Edit(EAGLE, "row[target_ids_[i]]", "row[target_ids_[(i + ON) % head_rows_]]"),
+    ),
+    "features of the wrong position": bug(
+        "rounds_are_the_rules",
+        HEAD,
+        Edit(TAPS, "rows.features = row(b, start);", "rows.features = row(b, start - ON);"),
     ),
     "padded vocabulary chosen": bug(
         "tokens_are_those_of_ar",

@@ -5,13 +5,14 @@ process of its own, on a build with a bug put in (mutants.py).
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from chi_square import FALSE_ALARM, p_value
 from law import CASES, SLOTS, Case, coordinator_counts
-from scripted import CAPACITY, VOCAB, Bench, logits_after, rounds_of, tokens_of
+from scripted import CAPACITY, VOCAB, Bench, Logits, logits_after, rounds_of, tokens_of
 
 from pearl_rt import _C, _testing
 from pearl_rt.reference.chain import Chain
@@ -188,6 +189,27 @@ def random_mask(rng: random.Random, drafter: str, draft: dict[str, Any]) -> int 
     return rng.randrange(draft["vocab_size"]) if drafter == "parallel" else None
 
 
+def random_ids(rng: random.Random, drafter: str, draft: dict[str, Any]) -> list[int] | None:
+    """Of a head: some of the target's ids, in any order; and its script is of the target's vocabulary."""
+    if drafter != "eagle3":
+        return None
+    draft["vocab_size"] = VOCAB
+    return rng.sample(range(VOCAB), rng.choice([1, 4, VOCAB - 1, VOCAB]))
+
+
+def rows_of_head(draft: Logits, ids: list[int] | None) -> Logits:
+    """What a head of these ids says, as rows of the target's vocabulary."""
+    if ids is None:
+        return draft
+
+    def row(prefix: Sequence[int]) -> np.ndarray:
+        known = np.full(VOCAB, -np.inf, np.float32)
+        known[ids] = draft(prefix)[ids]
+        return known
+
+    return row
+
+
 def tokens_are_those_of_ar(first: int, runs: int, drafter: str = "model") -> None:
     """Coupled: in a batch, at any slot, by any strategy and window, a request says what `ar` says alone."""
     for number in range(first, first + runs):
@@ -195,11 +217,13 @@ def tokens_are_those_of_ar(first: int, runs: int, drafter: str = "model") -> Non
         target, draft = random_models(rng)
         requests = [random_request(rng) for _ in range(rng.randint(1, 5))]
         strategy, placement = rng.choice(["sd", "pearl"]), rng.choice(PLACEMENTS)
+        ids = random_ids(rng, drafter, draft)
+        strategy = strategy if ids is None else "sd"
         delay = {"delay_us": (0, rng.choice([0, 0, 20])), "delay_seed": number}
         mask = random_mask(rng, drafter, draft)
         alone = Bench.build("shared", target=target)
         scripts = {"target": {**target, **delay}, "draft": {**draft, **delay}}
-        batch = Bench.build(placement, **scripts, num_slots=5, mask_token=mask)
+        batch = Bench.build(placement, **scripts, num_slots=5, mask_token=mask, head_ids=ids)
         results = batch.run(strategy, *(_C.Request(**request) for request in requests))
         for slot, request in enumerate(requests):
             want = tokens_of(alone.run("ar", _C.Request(**request | {"gamma": 0})))
@@ -214,9 +238,12 @@ def rounds_are_the_rules(first: int, runs: int, drafter: str = "model") -> None:
         requests = [random_request(rng) for _ in range(rng.randint(1, 3))]
         strategy, kind = rng.choice(STRATEGIES), rng.choice(["rejection", "coupled"])
         placement, mask = rng.choice(PLACEMENTS), random_mask(rng, drafter, draft)
-        bench = Bench.build(placement, target=target, draft=draft, num_slots=3, mask_token=mask)
+        ids = random_ids(rng, drafter, draft)
+        strategy = strategy if ids is None or strategy == "ar" else "sd"
+        shape = {"num_slots": 3, "mask_token": mask, "head_ids": ids}
+        bench = Bench.build(placement, target=target, draft=draft, **shape)
         results = bench.run(strategy, *(_C.Request(**request) for request in requests), judge=kind)
-        rules = logits_after(**target), logits_after(**draft)
+        rules = logits_after(**target), rows_of_head(logits_after(**draft), ids)
         for slot, request in enumerate(requests):
             limits, judge = limits_of(request), judge_of(request, kind)
             gamma, own = request["gamma"], {"stop": stop_of(request, judge, mask is not None)}
@@ -265,8 +292,13 @@ def coordinator_of(case: Case, slots: int, gamma: int, drafter: str) -> Any:
         drafts = _C.ChainDrafter(_C.ModelDrafter(drafts), cost=CHAIN_COST)
     if drafter == "parallel":
         drafts = _C.ModelDrafter(drafts, mask_token=case.vocab - 1)
+    taps = None
+    if drafter == "eagle3":  # of all ids but two, in another order
+        ids = list(range(case.vocab))[-3::-1]
+        head = case.executor("draft", slots, head_ids=ids)
+        drafts = taps = _C.EagleDrafter(head, target_ids=ids)
     lanes = [
-        _C.CpuLane("target", case.executor("target", slots), device),
+        _C.CpuLane("target", case.executor("target", slots, has_taps=taps is not None), device, taps=taps),
         _C.CpuLane("draft", drafts, device),
     ]
     return _C.Coordinator(lanes, num_slots=slots, gamma_max=gamma, capacity=16, vocab_size=case.vocab)

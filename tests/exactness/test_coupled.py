@@ -38,6 +38,16 @@ def test_a_parallel_draft_drafts_by_the_rules(exactness_runs: int) -> None:
     rounds_are_the_rules(60_000, exactness_runs, "parallel")
 
 
+def test_a_head_says_what_ar_says_alone(exactness_runs: int) -> None:
+    """A head that is fed the target's taps, of whatever ids."""
+    tokens_are_those_of_ar(70_000, exactness_runs, "eagle3")
+
+
+def test_a_head_drafts_by_the_rules(exactness_runs: int) -> None:
+    """Verdict for verdict: each row is fed the taps of its place, and drafts ids of the target."""
+    rounds_are_the_rules(80_000, exactness_runs, "eagle3")
+
+
 def test_lookup_says_what_ar_says_alone(exactness_runs: int) -> None:
     """Beside other requests and behind earlier ones, whose answers it reads."""
     lookup_tokens_are_those_of_ar(30_000, exactness_runs)

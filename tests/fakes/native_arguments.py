@@ -40,6 +40,7 @@ CONFIG = {
 SIZES = {"num_slots": SLOTS, "gamma_max": 3, "capacity": LENGTH, "vocab_size": VOCAB}
 BUFFERS = {"draft_vocab_size": VOCAB, "num_stop_ids": 4, "ring_size": 8, "prefill_chunk": 4}
 BLOCKS = {"block_size": 16, "num_blocks": 8}
+SCRIPT = {"vocab_size": VOCAB, "max_model_len": LENGTH, "num_slots": SLOTS, **BLOCKS}
 
 NUMBERS = (-1, 0, 1, 2, 3, 15, 16, 17, 2**31 - 1, 2**31, -(2**31), 2**32, 2**63 - 1, 2**63, -(2**63), 2**64)
 ODD_IDS = (-1, -(2**28), -(2**31), 2**31 - 1, 2**24, VOCAB, 300)
@@ -152,6 +153,7 @@ class World:
         arrays = {**SIZES, **BUFFERS, **BLOCKS, "num_biased": 3, "max_logprobs": 5}
         self.keep(_C.DeviceArrays(self.addresses, **arrays, staging=bytearray(1 << 16)))
         self.keep(_C.LlamaExecutor(self.one("LlamaWeights"), self.one("CoreSet"), SLOTS, LENGTH, *tables))
+        self.keep(self.drafter_by_head())
 
     def keep(self, *values: Any) -> None:
         """Objects of ours among them are used from now on, instead of others where there are too many."""
@@ -211,15 +213,21 @@ class World:
             values["unheard_of"] = None
         return values
 
+    def drafter_by_head(self) -> Any:
+        return _C.EagleDrafter(_testing.ScriptedExecutor(**SCRIPT, head_ids=[3, 1]), target_ids=[3, 1])
+
     def fresh_lanes(self) -> list[Any]:
         """For one more coordinator: on the CPU, with executors that fail now and then, or on the fake GPU."""
         if self.rng.random() < 0.1:
             return [self.cuda.lane()]
-        shape = {"vocab_size": VOCAB, "max_model_len": LENGTH, "num_slots": SLOTS, **BLOCKS}
+        if self.rng.random() < 0.2:
+            target, drafts = _testing.ScriptedExecutor(**SCRIPT, has_taps=True), self.drafter_by_head()
+            device = self.one("Device")
+            return [_C.CpuLane("target", target, device, taps=drafts), _C.CpuLane("draft", drafts, device)]
         lanes = []
         for name in ("target", "draft")[: self.rng.choice([1, 2, 2])]:
             fails = {self.rng.choice(["nan_at", "throw_at"]): self.rng.choice([-1, -1, 9])}
-            lanes.append(_C.CpuLane(name, _testing.ScriptedExecutor(**shape, **fails), self.one("Device")))
+            lanes.append(_C.CpuLane(name, _testing.ScriptedExecutor(**SCRIPT, **fails), self.one("Device")))
         return lanes
 
 
@@ -291,6 +299,11 @@ MAKERS: dict[str, Maker] = {
     "executor": of("Executor"),
     **named(of("LlamaExecutor"), "poison.executor", "poison_block.executor"),
     "arrays": of("DeviceArrays"),
+    "head": of("Executor"),
+    "taps": lambda w: choice(None, w.one("EagleDrafter"), w.drafter_by_head())(w),
+    **named(choice([], [3, 1], odd=([-1], [VOCAB], [1] * 99)), "target_ids", "head_ids"),
+    "tap_layers": choice([], [0, 1], odd=([1, 0], [-1], [2**31 - 1])),
+    "features": lambda w: choice(None, w.row(1, 3), odd=(w.row(2), w.row(2, 5)))(w),
     "lanes": lanes,
     "requests": requests,
     "program": lambda w: mutated(w.rng),
@@ -314,10 +327,10 @@ MAKERS: dict[str, Maker] = {
     "block_tables": choice(None, odd=([[0, 1, 2, 3]], [[0], [2]], [[-1]], [[]], [[2**31 - 1]])),
     "progress": choice(None, lambda done, layers: None, odd=(lambda: None,)),
     "staging": choice(np.zeros(1 << 16, np.uint8), odd=(bytearray(100), bytearray(1 << 16), bytes(1 << 16))),
-    "counter": choice([0, 1, 2, 2**32 - 1]),
-    "key": choice([0, 2**32 - 1]),
+    **named(choice([0, 1, 2, 2**32 - 1]), "counter", "key"),
     "owner": choice(None, []),
     "function": choice(None, list),
+    "object": choice(None),  # never_destroy keeps it for good
     "name": choice("target", "draft", ""),
     "op": choice("verify", "score", "prefill chunk", odd=("join", "x")),
     **named(choice("rejection", "coupled", odd=("x",)), "kind", "judge"),
@@ -332,57 +345,44 @@ MAKERS: dict[str, Maker] = {
     "step_us": choice(0.0, 20.0, odd=(-1.0, NAN, 2e6)),
     "delay_us": choice((0, 0), (0, 20), odd=((20, 0), (-1, -1), (0, 2**31 - 1))),
     **named(choice(True, False), "ignore_eos", "adapts", "processed", "logprobs", "host_logits", "timed"),
-    **named(choice(True, False), "shares", "fills", "is_certain", "prefix_caching", "is_pinned"),
+    **named(choice(True, False), "shares", "fills", "is_certain", "prefix_caching", "is_pinned", "has_taps"),
     **named(choice(None, AnyToken()), "grammar"),
     "keep_logits": choice(None, True, False),
     "is_ordered": choice(True),
     "num_slots": number(SLOTS),
-    "gamma_max": number(3),
-    "capacity": number(LENGTH),
+    **named(number(3), "gamma_max", "num_biased"),
+    **named(number(LENGTH), "capacity", "max_model_len"),
     "draft_capacity": choice(None, LENGTH, 1, odd=(0, -1)),
     "bits": choice(0, 8, 4, odd=(-1, 3, 2**31 - 1)),
-    "vocab_size": number(VOCAB),
-    "draft_vocab_size": number(VOCAB),
-    "max_model_len": number(LENGTH),
-    "num_stop_ids": number(4),
+    **named(number(VOCAB), "vocab_size", "draft_vocab_size"),
+    **named(number(4), "num_stop_ids", "prefill_chunk"),
     "ring_size": number(8),
-    "prefill_chunk": number(4),
-    "num_biased": number(3),
     "max_logprobs": number(5),
     "ring_capacity": number(1024, 0),
     "block_size": number(16),
     "num_blocks": number(8),
     "gamma": number(0, 2),
-    "slot": number(0, 1),
+    **named(number(0, 1), "slot", "num_logits", "ordinal", "num_own"),
     "position": number(0, 63),
-    "start": number(0),
-    "num_logits": number(0, 1),
+    **named(number(0), "start", "prompt_len"),
     **named(number(0, 64), "num_tokens", "pool_tokens"),
     "row": number(0, 15),
-    "block": number(0, 3),
     "rows": number(1, 16, 128),
     "repeats": number(1, 2),
-    "prompt_len": number(0),
     "token": number(0, 5),
-    "k": number(0, 3),
+    **named(number(0, 3), "k", "count", "id", "block", "top_k", "min_tokens"),
     "purpose": number(0, 4),
-    "count": number(0, 3),
     "rule": number(1),
     **named(number(0, 7), "seed", "delay_seed"),
     **named(number(-1, 9), "nan_at", "throw_at"),
-    **named(number(0, 3), "top_k", "min_tokens"),
     **named(number(-1, 3), "num_logprobs", "num_prompt_logprobs"),
     "max_tokens": number(9, 40),
     "timeout_ms": number(0, 1, 5),
     "min_results": number(1, 5),
-    "id": number(0, 3),
     "rounds_ahead": number(1, 2, 4),
-    "object": choice(None),  # never_destroy keeps it for good
     "meminfo": choice("/proc/meminfo", odd=("", "/nowhere")),
     "group": choice("/sys/fs/cgroup", odd=("", "/nowhere")),
-    "ordinal": number(0, 1),
     **named(choice([], [0], [0, 0], odd=([1], [-1], [2**31 - 1])), "layers"),
-    "num_own": number(0, 1),
     "intermediate_size": choice(None, 32, 8, odd=(0, -1, 2**31 - 1)),
     "draft_stop": choice("none", "confidence", "adaedl", "marginal", "thompson", odd=("x",)),
     "draft_stop_at": real(0.5),

@@ -86,6 +86,7 @@ class Bench:
         lookup_pool: int | None = None,
         mask_token: int | None = None,
         chain_cost: float | None = None,
+        head_ids: list[int] | None = None,
         num_blocks: int | None = None,
         block_size: int | None = None,
         prefix_caching: bool = False,
@@ -93,11 +94,13 @@ class Bench:
         """target, draft: arguments of their scripts. lookup_pool: the draft lane looks up and has no script;
         so many tokens of earlier answers are kept. mask_token: the draft fills a window in one pass.
         chain_cost: the draft lane has a script and looks up before it; of a pass, in steps of the target.
-        num_blocks, block_size: of both KV caches."""
+        head_ids: the draft is a head that is fed the target's taps, and has these ids. num_blocks,
+        block_size: of both KV caches."""
         shape = {"vocab_size": VOCAB, "max_model_len": capacity, "num_slots": num_slots}
         shape |= {"num_blocks": num_blocks or 0, "block_size": block_size or 0}
-        target_executor = _testing.ScriptedExecutor(**{**shape, **(target or {})})
-        draft_executor = _testing.ScriptedExecutor(**{**shape, **(draft or {})})
+        taps = {"has_taps": head_ids is not None}
+        target_executor = _testing.ScriptedExecutor(**{**shape, **taps, **(target or {})})
+        draft_executor = _testing.ScriptedExecutor(**{**shape, "head_ids": head_ids or [], **(draft or {})})
         device = _C.Device([], spin_us)
         draft_device = device if placement == "shared" else _C.Device([], spin_us)
         drafts = draft_executor if lookup_pool is None else _C.LookupDrafter(pool_tokens=lookup_pool)
@@ -106,8 +109,14 @@ class Bench:
         if chain_cost is not None:
             model = _C.ModelDrafter(draft_executor, mask_token=mask_token)
             drafts = _C.ChainDrafter(model, pool_tokens=lookup_pool or 0, cost=chain_cost)
+        head = None
+        if head_ids is not None:
+            drafts = head = _C.EagleDrafter(draft_executor, target_ids=head_ids)
         coordinator = _C.Coordinator(
-            [_C.CpuLane("target", target_executor, device), _C.CpuLane("draft", drafts, draft_device)],
+            [
+                _C.CpuLane("target", target_executor, device, taps=head),
+                _C.CpuLane("draft", drafts, draft_device),
+            ],
             num_slots=num_slots,
             gamma_max=gamma_max,
             capacity=capacity,

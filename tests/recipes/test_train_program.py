@@ -39,6 +39,7 @@ class TestProgram:
                 "distill",
                 "exit",
                 "parallel",
+                "eagle3",
                 "evaluate",
                 "prompts",
                 "report",

@@ -29,14 +29,19 @@ class Case:
     processors: dict[str, Any] = field(default_factory=dict, hash=False)  # of _C.Request: filters, penalties
     prompt: tuple[int, ...] = PROMPT
 
-    def executor(self, which: str, num_slots: int = 1, max_model_len: int = 16) -> Any:
+    def executor(self, which: str, num_slots: int = 1, max_model_len: int = 16, **more: Any) -> Any:
         rule, scale = (
             (self.target_rule, self.target_scale)
             if which == "target"
             else (self.draft_rule, self.draft_scale)
         )
         return _testing.ScriptedExecutor(
-            vocab_size=self.vocab, max_model_len=max_model_len, num_slots=num_slots, rule=rule, scale=scale
+            vocab_size=self.vocab,
+            max_model_len=max_model_len,
+            num_slots=num_slots,
+            rule=rule,
+            scale=scale,
+            **more,
         )
 
     def logits(self, which: str, max_model_len: int = 16) -> Callable[[Sequence[int]], np.ndarray]:

@@ -14,16 +14,25 @@ constexpr int64_t kTracedRounds = 1 << 15;
 
 }  // namespace
 
-CpuLane::CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Executor> executor)
+CpuLane::CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Executor> executor,
+                 std::shared_ptr<TapRows> taps)
     : name_(std::move(name)),
       device_(std::move(device)),
       executor_(executor),
-      drafter_(std::make_shared<ModelDrafter>(std::move(executor))) {}
+      drafter_(std::make_shared<ModelDrafter>(std::move(executor))),
+      taps_(std::move(taps)) {
+  if (taps_ != nullptr && !taps_->claim()) {
+    refuse("the drafter reads the taps of another lane; give each target a drafter of its own");
+  }
+}
 
 CpuLane::CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Drafter> drafter)
     : name_(std::move(name)), device_(std::move(device)), drafter_(std::move(drafter)) {}
 
-CpuLane::~CpuLane() { join(); }
+CpuLane::~CpuLane() {
+  join();
+  if (taps_ != nullptr) taps_->give_back();
+}
 
 void CpuLane::attach(const std::vector<Lane*>&, size_t index, const State& state) {
   if (index > 0) return drafter_->attach(name_, state);
@@ -31,9 +40,19 @@ void CpuLane::attach(const std::vector<Lane*>&, size_t index, const State& state
     refuse("the " + name_ + " lane only drafts; the first lane is the target's, which has an executor");
   }
   state.check_executor(name_, *executor_, state.vocab_size, state.capacity);
+  if (taps_ != nullptr) taps_->attach(*executor_, state);
+}
+
+bool CpuLane::has(const std::vector<Op>& ops, OpKind kind) {
+  return std::any_of(ops.begin(), ops.end(), [kind](const Op& op) { return op.kind == kind; });
 }
 
 void CpuLane::check(const LaneProgram& program, const State&) const {
+  if (taps_ != nullptr && has(program.body, OpKind::kScore) && has(program.body, OpKind::kWait)) {
+    refuse("the draft reads what the " + name_ +
+           " lane computed in the round before, and cannot draft beside it: take a program without overlap "
+           "(sd)");
+  }
   if (executor_ != nullptr) return;
   for (const auto* ops : {&program.prologue, &program.body}) {
     for (const Op& op : *ops) {
@@ -50,7 +69,9 @@ void CpuLane::submit(const LaneProgram& program, int64_t max_rounds, State* stat
   program_ = program;
   max_rounds_ = max_rounds;
   run_ = run;
-  if (executor_ != nullptr) steps_.emplace(executor_.get(), state, run);
+  TapRows* const taps = has(program.body, OpKind::kScoreWindow) ? taps_.get() : nullptr;
+  if (taps != nullptr) taps->start(state);
+  if (executor_ != nullptr) steps_.emplace(executor_.get(), state, run, taps);
   bool drafts = false;
   verdicts_ = static_cast<size_t>(state->num_slots);
   round_ = 0;

@@ -14,13 +14,15 @@
 #include "cpu/lane/cpu_device.h"
 #include "cpu/lane/cpu_steps.h"
 #include "drafters/drafter.h"
+#include "drafters/eagle/tap_rows.h"
 
 namespace pearl {
 
 class CpuLane : public Lane, private DeviceTask {
  public:
-  // Of a model: the target's ops, or a draft's.
-  CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Executor> executor);
+  // Of a model: the target's ops, or a draft's. taps: what keeps those of a target for its draft, or null.
+  CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Executor> executor,
+          std::shared_ptr<TapRows> taps = nullptr);
   // Of a drafter of whatever kind.
   CpuLane(std::string name, std::shared_ptr<CpuDevice> device, std::shared_ptr<Drafter> drafter);
   ~CpuLane() override;
@@ -36,12 +38,13 @@ class CpuLane : public Lane, private DeviceTask {
   bool masks_tokens() const override { return true; }
   bool scores_prompts() const override { return executor_ != nullptr; }
   int block_size() const override { return drafter_->block_size(); }
-  bool finds_prefixes() const override { return true; }
+  bool finds_prefixes() const override { return drafter_->finds_prefixes(); }
   bool wants_own_words() const override { return drafter_->wants_own_words(); }
   const Trace& trace() const override { return trace_; }
 
  private:
   Progress advance() override;
+  static bool has(const std::vector<Op>& ops, OpKind kind);
   const Op* next_op();  // nullptr when the last round is over
   bool pass(int event);
   void perform(const Op& op);
@@ -51,6 +54,7 @@ class CpuLane : public Lane, private DeviceTask {
   const std::shared_ptr<CpuDevice> device_;
   const std::shared_ptr<Executor> executor_;  // none: only a drafter
   const std::shared_ptr<Drafter> drafter_;    // of the executor's model, or of its own kind
+  const std::shared_ptr<TapRows> taps_;       // none: the executor's taps are not read
 
   // Set by submit, then by the device's thread.
   LaneProgram program_;

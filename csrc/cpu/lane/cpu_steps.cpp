@@ -11,8 +11,8 @@
 
 namespace pearl {
 
-CpuSteps::CpuSteps(Executor* executor, State* state, Run* run)
-    : state_(state), run_(run), feeder_(executor, state, run), transformer_(state->num_slots) {
+CpuSteps::CpuSteps(Executor* executor, State* state, Run* run, TapReader* taps)
+    : state_(state), run_(run), feeder_(executor, state, run, taps), transformer_(state->num_slots) {
   fed_.resize(static_cast<size_t>(state->num_slots) * (state->gamma_max + 1));
   draft_rows_.resize(2 * state->gamma_max);
   result_.token_ids.reserve(state->gamma_max + 1);

@@ -15,7 +15,8 @@ namespace pearl {
 
 class CpuSteps {
  public:
-  CpuSteps(Executor* executor, State* state, Run* run);
+  // taps: of the passes; null: none are read.
+  CpuSteps(Executor* executor, State* state, Run* run, TapReader* taps = nullptr);
 
   // Feeds the prompts; the logits of their last tokens go to target row 0.
   void prefill();

@@ -39,7 +39,8 @@ int whole_slots(int64_t num_slots, int64_t max_model_len, int block_size) {
 
 LlamaExecutor::LlamaExecutor(std::shared_ptr<const LlamaWeights> weights, std::shared_ptr<CoreSet> core_set,
                              int num_slots, int64_t max_model_len, const float* cos, const float* sin,
-                             std::optional<int> num_blocks, std::optional<int> block_size)
+                             std::optional<int> num_blocks, std::optional<int> block_size,
+                             std::vector<int> tap_layers)
     : weights_(std::move(weights)),
       core_set_(std::move(core_set)),
       num_slots_(checked_slots(num_slots)),
@@ -54,6 +55,15 @@ LlamaExecutor::LlamaExecutor(std::shared_ptr<const LlamaWeights> weights, std::s
   const int64_t per_slot = (max_model_len + cache_.block_size() - 1) / cache_.block_size();
   check_memory(4.0 * num_slots * static_cast<double>(per_slot),
                "the block table of " + std::to_string(num_slots) + " slots");
+  const LlamaConfig& c = weights_->config();
+  for (size_t i = 0; i < tap_layers.size(); ++i) {
+    const int64_t least = i == 0 ? 0 : int64_t{tap_layers[i - 1]} + 1;
+    check_between("a layer of the taps, which ascend,", tap_layers[i], least, c.num_hidden_layers);
+  }
+  tap_size_ = c.is_head() ? c.tap_size : static_cast<int64_t>(tap_layers.size()) * c.hidden_size;
+  if (c.is_head() && !tap_layers.empty()) throw std::invalid_argument("a head has no taps of its own");
+  step_.tap_layers = std::move(tap_layers);
+  if (c.is_head()) outputs_.resize(static_cast<size_t>(num_slots) * c.hidden_size);
   own_blocks_.resize(num_slots * per_slot);
   std::iota(own_blocks_.begin(), own_blocks_.end(), 0);
 }
@@ -82,6 +92,12 @@ void LlamaExecutor::check(const Segment* segments, int num_segments) const {
         refuse(i, "token id " + std::to_string(s.token_ids[t]) + " at position " +
                       std::to_string(s.start + t) + " is not in [0, " + std::to_string(vocab_size()) + ")");
       }
+    }
+    if (s.taps != nullptr && step_.tap_layers.empty()) refuse(i, "the model has no layers for its taps");
+    const bool is_fed = s.features != nullptr, is_head = weights_->config().is_head();
+    if (is_fed && !is_head) refuse(i, "it has features, and the model is no head");
+    if (is_head && !is_fed && s.num_tokens > 1) {
+      refuse(i, std::to_string(s.num_tokens) + " tokens without features; a head goes on by one");
     }
     check_blocks(s, i);
   }
@@ -123,15 +139,25 @@ void LlamaExecutor::forward(const Segment* segments, int num_segments) {
       const int used = static_cast<int>(step_.token_rows.size());
       const int take = std::min(s.num_tokens - done, LlamaStep::kMostRows - used);
       step_.pieces.push_back({block_table(s), used, take, s.start + done});
-      for (int t = done; t < done + take; ++t) {
-        const int wanted = t - (s.num_tokens - s.num_logits);
-        step_.token_rows.push_back({s.token_ids[t], wanted < 0 ? nullptr : s.row(wanted, vocab_size())});
-      }
+      for (int t = done; t < done + take; ++t) step_.token_rows.push_back(token_row(s, t));
       done += take;
       if (used + take == LlamaStep::kMostRows) run_step();
     }
   }
   if (!step_.token_rows.empty()) run_step();
+}
+
+LlamaStep::TokenRow LlamaExecutor::token_row(const Segment& s, int token) {
+  const int wanted = token - (s.num_tokens - s.num_logits);
+  LlamaStep::TokenRow row{s.token_ids[token]};
+  if (wanted >= 0) row.logits = s.row(wanted, logits_size());
+  if (s.taps != nullptr) row.taps = s.taps + token * tap_size_;
+  if (!weights_->config().is_head()) return row;
+  float* const output = outputs_.data() + static_cast<size_t>(s.slot) * weights_->config().hidden_size;
+  if (s.features != nullptr) row.features = s.features + token * tap_size_;
+  if (s.features == nullptr) row.own = output;
+  if (token + 1 == s.num_tokens) row.output = output;
+  return row;
 }
 
 void LlamaExecutor::run_step(bool is_whole) {

@@ -18,10 +18,11 @@ namespace pearl {
 class LlamaExecutor : public Executor {
  public:
   // cos, sin: [max_model_len, head_dim / 2] fp32, copied. block_size unset: BlockPool's choice; num_blocks
-  // unset: every slot whole. Throws std::invalid_argument or OutOfMemory.
+  // unset: every slot whole. tap_layers: whose inputs are the taps of a token, ascending; the number of
+  // layers: what the last one leaves. Throws std::invalid_argument or OutOfMemory.
   LlamaExecutor(std::shared_ptr<const LlamaWeights> weights, std::shared_ptr<CoreSet> core_set, int num_slots,
                 int64_t max_model_len, const float* cos, const float* sin, std::optional<int> num_blocks = {},
-                std::optional<int> block_size = {});
+                std::optional<int> block_size = {}, std::vector<int> tap_layers = {});
 
   // Rows of a sequence at and past start + num_tokens are undefined afterwards; the slots of the segments
   // differ, and the blocks that one writes must be in no other's table. Throws std::invalid_argument for a
@@ -29,6 +30,8 @@ class LlamaExecutor : public Executor {
   // for a second thread.
   void forward(const Segment* segments, int num_segments) override;
   int vocab_size() const override { return weights_->config().vocab_size; }
+  int logits_size() const override { return weights_->config().head_rows(); }
+  int64_t tap_size() const override { return tap_size_; }
   int64_t max_model_len() const override { return max_model_len_; }
   int num_slots() const override { return num_slots_; }
   int num_blocks() const override { return cache_.num_blocks(); }
@@ -45,6 +48,7 @@ class LlamaExecutor : public Executor {
   void check(const Segment* segments, int num_segments) const;
   void check_blocks(const Segment& segment, int index) const;
   const int32_t* block_table(const Segment& segment) const;
+  LlamaStep::TokenRow token_row(const Segment& segment, int token);
   void run_step(bool is_whole = true);
 
   std::shared_ptr<const LlamaWeights> weights_;
@@ -56,6 +60,8 @@ class LlamaExecutor : public Executor {
   std::vector<int32_t> own_blocks_;  // [num_slots, blocks of max_model_len] 0, 1, ..
   std::vector<float> cos_, sin_;
   LlamaStep step_;
+  int64_t tap_size_ = 0;
+  std::vector<float> outputs_;  // [num_slots, hidden] of a head: what it gave at the last token of each slot
 };
 
 }  // namespace pearl

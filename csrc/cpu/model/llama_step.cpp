@@ -1,6 +1,7 @@
 #include "cpu/model/llama_step.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace pearl {
 namespace {
@@ -32,6 +33,7 @@ int64_t widest_codes(const LlamaWeights& weights) {
     for (const PackedMatrix* each : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) see(*each);
   }
   see(weights.lm_head());
+  see(weights.fuse());
   return widest;
 }
 
@@ -54,15 +56,17 @@ LlamaStep::LlamaStep(const LlamaWeights& weights, const CoreSet& core_set, const
   const int64_t element = size_of(dtype);
   residual_ = place(c.hidden_size, 4);
   qkv_ = place(c.q_size() + 2 * c.kv_size(), 4);
-  normed_ = place(c.hidden_size, element);
+  normed_ = place(c.attention_inputs(), element);
   attended_ = place(c.q_size(), element);
   activated_ = place(c.intermediate_size, element);
+  taps_ = place(c.tap_size, element);
+  embedded_ = place(c.is_head() ? c.hidden_size : 0, 4);
   const int64_t queries = total;
   total += round_up(int64_t{kMostRows} * c.q_size() * element, 64);
   const int64_t codes = total, codes_bytes = widest_codes(weights_);
   total += kMostRows * codes_bytes;
   buffer_ = HugeBuffer(total, "the buffers of a step");
-  for (Rows* rows : {&residual_, &qkv_, &normed_, &attended_, &activated_}) {
+  for (Rows* rows : {&residual_, &qkv_, &normed_, &attended_, &activated_, &taps_, &embedded_}) {
     rows->data = buffer_.as<char>(reinterpret_cast<int64_t>(rows->data));
   }
   queries_ = buffer_.as<char>(queries);
@@ -124,15 +128,15 @@ void LlamaStep::plan(bool is_whole) {
   }
   const LlamaConfig& c = weights_.config();
   const std::vector<LayerWeights>& layers = weights_.layers();
-  if (is_whole) {
-    items_.plan(pieces, c, core_set_.size());
-    phases_.push_back({Kind::kEmbed, row_items(rows), rows, 0, nullptr, nullptr, false, {}});
-  }
+  if (is_whole) items_.plan(pieces, c, core_set_.size());
+  if (is_whole && c.is_head()) add_head_inputs();
+  if (is_whole && !c.is_head()) add_rows(Kind::kEmbed, rows);
   for (int i = 0; i < c.num_hidden_layers; ++i) {
     const LayerWeights& layer = layers[i];
     const PackedMatrix& after = i + 1 < c.num_hidden_layers ? layers[i + 1].qkv : weights_.lm_head();
+    if (is_whole) add_tap(i);
     add_linear(i, {&layer.qkv, normed_, Epilogue::kStore, qkv_, layer.qkv_bias, nullptr, &layer.o}, rows,
-               is_whole ? layer.input_norm : nullptr, nullptr);
+               is_whole && !c.is_head() ? layer.input_norm : nullptr, nullptr);
     if (is_whole) add_attention(i);
     add_linear(i, {&layer.o, attended_, Epilogue::kAdd, residual_, layer.o_bias, nullptr, &layer.gate_up},
                rows, nullptr, nullptr);
@@ -143,11 +147,85 @@ void LlamaStep::plan(bool is_whole) {
     add_linear(i, {&layer.down, activated_, Epilogue::kAdd, residual_, layer.down_bias, nullptr, &after},
                rows, nullptr, nullptr);
   }
+  if (is_whole) add_tap(c.num_hidden_layers);
+  if (is_whole && c.is_head()) add_rows(Kind::kOutput, rows);
   const int wanted = static_cast<int>(wanted_rows_.size());
   if (wanted == 0) return;
   add_linear(
       0, {&weights_.lm_head(), normed_, Epilogue::kStore, {}, nullptr, logits_rows_.data(), &layers[0].qkv},
       wanted, is_whole ? weights_.final_norm() : nullptr, wanted_rows_.data());
+}
+
+void LlamaStep::add_tap(int layer) {
+  const auto found = std::find(tap_layers.begin(), tap_layers.end(), layer);
+  const bool is_wanted = std::any_of(token_rows.begin(), token_rows.end(),
+                                     [](const TokenRow& row) { return row.taps != nullptr; });
+  if (found == tap_layers.end() || !is_wanted) return;
+  add_rows(Kind::kTap, static_cast<int>(token_rows.size()), static_cast<int>(found - tap_layers.begin()));
+}
+
+void LlamaStep::add_head_inputs() {
+  fused_rows_.clear();
+  fused_.clear();
+  const int rows = static_cast<int>(token_rows.size());
+  for (int row = 0; row < rows; ++row) {
+    if (token_rows[row].features == nullptr) continue;
+    fused_rows_.push_back(row);
+    fused_.push_back(residual(row));
+  }
+  if (const int fused = static_cast<int>(fused_rows_.size()); fused > 0) {
+    add_rows(Kind::kTaps, fused);
+    add_linear(
+        0, {&weights_.fuse(), taps_, Epilogue::kStore, {}, nullptr, fused_.data(), &weights_.layers()[0].qkv},
+        fused, nullptr, nullptr);
+  }
+  add_rows(Kind::kFeature, rows);
+}
+
+void LlamaStep::widen(const void* elements, float* out) const {
+  const auto type =
+      weights_.dtype() == DType::kBfloat16 ? SourceTensor::Type::kBfloat16 : SourceTensor::Type::kFloat32;
+  for (int i = 0; i < weights_.config().hidden_size; ++i) out[i] = element_of(type, elements, i);
+}
+
+// Row `row` of those that are fed taps.
+void LlamaStep::take_taps(int row) {
+  const LlamaConfig& c = weights_.config();
+  const float* const taps = token_rows[fused_rows_[row]].features;
+  char* const out = elements(taps_, row);
+  if (c.num_tap_norms == 0) return weights_.kernels().convert(taps, 1.0f, c.tap_size, out);
+  const int part = c.tap_size / c.num_tap_norms;
+  for (int i = 0; i < c.num_tap_norms; ++i) {
+    weights_.kernels().rms_norm(taps + i * part, weights_.tap_norm(i), part, c.rms_norm_eps,
+                                out + i * part * size_of(weights_.dtype()));
+  }
+}
+
+void LlamaStep::take_feature(int row) {
+  const LlamaConfig& c = weights_.config();
+  const TokenRow& token = token_rows[row];
+  float* const embedded = static_cast<float*>(embedded_.data) + row * embedded_.stride;
+  if (token.features == nullptr) std::memcpy(residual(row), token.own, c.hidden_size * sizeof(float));
+  weights_.embed(token.token_id, embedded);
+  char* const normed = elements(normed_, row);
+  char* const feature = normed + c.hidden_size * size_of(weights_.dtype());
+  weights_.kernels().rms_norm(embedded, weights_.layers()[0].input_norm, c.hidden_size, c.rms_norm_eps,
+                              normed);
+  weights_.kernels().rms_norm(residual(row), weights_.hidden_norm(), c.hidden_size, c.rms_norm_eps, feature);
+  if (c.norm_before_residual) widen(feature, residual(row));
+}
+
+void LlamaStep::give_output(int row) {
+  const LlamaConfig& c = weights_.config();
+  float* const out = token_rows[row].output;
+  if (out == nullptr) return;
+  if (!c.norm_output) {
+    std::memcpy(out, residual(row), c.hidden_size * sizeof(float));
+    return;
+  }
+  char* const normed = elements(normed_, row);  // which nothing reads any more
+  weights_.kernels().rms_norm(residual(row), weights_.final_norm(), c.hidden_size, c.rms_norm_eps, normed);
+  widen(normed, out);
 }
 
 int LlamaStep::begin(int phase) {
@@ -266,16 +344,29 @@ void LlamaStep::run(int index, int item, int worker) {
   if (phase.kind == Kind::kLinear) return apply(phase, item, worker, is_first);
   if (phase.kind >= Kind::kRope) return attend_item(phase, item, worker);
   const int end = part(phase.rows, item + 1, phase.count);
-  for (int row = part(phase.rows, item, phase.count); row < end; ++row) {
-    if (phase.kind == Kind::kEmbed) {
-      float* residual = static_cast<float*>(residual_.data) + row * residual_.stride;
-      weights_.embed(token_rows[row].token_id, residual);
-    } else if (phase.kind == Kind::kNorm) {
-      const int64_t bytes = normed_.stride * size_of(weights_.dtype());
-      norm_row(phase, row, static_cast<char*>(normed_.data) + row * bytes);
-    } else {
-      make_codes(phase.linear, row, codes_);
-    }
+  for (int row = part(phase.rows, item, phase.count); row < end; ++row) run_row(phase, row);
+}
+
+void LlamaStep::run_row(const Phase& phase, int row) {
+  switch (phase.kind) {
+    case Kind::kEmbed:
+      return weights_.embed(token_rows[row].token_id, residual(row));
+    case Kind::kNorm:
+      return norm_row(phase, row, elements(normed_, row));
+    case Kind::kTap:
+      if (float* const taps = token_rows[row].taps) {
+        const int64_t hidden = weights_.config().hidden_size;
+        std::memcpy(taps + phase.layer * hidden, residual(row), hidden * sizeof(float));
+      }
+      return;
+    case Kind::kTaps:
+      return take_taps(row);
+    case Kind::kFeature:
+      return take_feature(row);
+    case Kind::kOutput:
+      return give_output(row);
+    default:
+      return make_codes(phase.linear, row, codes_);
   }
 }
 

@@ -52,6 +52,16 @@ void check(const LlamaConfig& c) {
   check_number("the number of weights", elements, elements < 0x1p58, "below 2^58");
   if (c.head_dim % 2 != 0)
     throw std::invalid_argument("head_dim " + std::to_string(c.head_dim) + " is odd; rope needs pairs");
+  check_between("tap_size", c.tap_size, 0, kMostRows);
+  check_between("logits_size", c.logits_size, 0, kMostIds);
+  check_between("num_tap_norms", c.num_tap_norms, 0, std::max(c.tap_size / kLanes, 0));
+  if (!c.is_head()) return;
+  check_between("num_hidden_layers of a head", c.num_hidden_layers, 1, 1);
+  const int part = c.tap_size / std::max(c.num_tap_norms, 1);
+  if (c.hidden_size % kLanes != 0 || part % kLanes != 0 || c.tap_size % part != 0) {
+    throw std::invalid_argument("hidden_size " + std::to_string(c.hidden_size) + " and the " +
+                                std::to_string(part) + " numbers of a norm of taps must be multiples of 16");
+  }
 }
 
 // Gives out consecutive, line-aligned ranges of a buffer that does not exist yet.
@@ -130,6 +140,19 @@ LlamaWeights::LlamaWeights(std::shared_ptr<const LlamaWeights> whole, const std:
     : LlamaWeights(config_of_view(*whole, layers, num_own, intermediate_size), tensors, whole->kernels(),
                    bits, nullptr, whole, layers) {}
 
+LlamaWeights::LlamaWeights(std::shared_ptr<const LlamaWeights> target, const LlamaConfig& config,
+                           const Tensors& tensors, int bits)
+    : LlamaWeights(config, tensors, target->kernels(), bits, nullptr,
+                   tensors.contains("model.embed_tokens.weight") ? nullptr : target, {}) {
+  if (whole_ == nullptr || (whole_->config_.hidden_size == config.hidden_size &&
+                            whole_->config_.vocab_size == config.vocab_size)) {
+    return;
+  }
+  throw std::invalid_argument("the head has no embedding of its own, and the target's is of " +
+                              std::to_string(whole_->config_.vocab_size) + " rows of " +
+                              std::to_string(whole_->config_.hidden_size));
+}
+
 LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, const Kernels& kernels,
                            int bits, const Progress& progress, std::shared_ptr<const LlamaWeights> whole,
                            const std::vector<int>& shared)
@@ -140,6 +163,7 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
   const LlamaConfig& c = config_;
   const DType dtype = kernels.dtype;
   const int64_t hidden = c.hidden_size, inter = c.intermediate_size, q = c.q_size(), kv = c.kv_size();
+  const int64_t inputs = c.attention_inputs();
   const int head_bits = bits == 0 ? 0 : 8;
 
   struct LayerParts {
@@ -150,18 +174,21 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
     const auto part = [&](const char* name, int64_t n, int64_t k) {
       return &tensor_of(tensors, layer_name(i) + name + ".weight", {n, k});
     };
-    layer_parts.push_back({{part("self_attn.q_proj", q, hidden), part("self_attn.k_proj", kv, hidden),
-                            part("self_attn.v_proj", kv, hidden)},
+    layer_parts.push_back({{part("self_attn.q_proj", q, inputs), part("self_attn.k_proj", kv, inputs),
+                            part("self_attn.v_proj", kv, inputs)},
                            {part("self_attn.o_proj", hidden, q)},
                            {part("mlp.gate_proj", inter, hidden), part("mlp.up_proj", inter, hidden)},
                            {part("mlp.down_proj", hidden, inter)}});
   }
-  const bool is_view = whole_ != nullptr;
-  const auto wide = [&](const char* name) {  // [vocab, hidden]; a view has its whole's
-    return is_view ? nullptr : &tensor_of(tensors, name, {c.vocab_size, hidden});
+  const bool is_view = whole_ != nullptr && !c.is_head();
+  const auto wide = [&](const char* name, int64_t rows, bool is_here) {  // [rows, hidden]
+    return is_here ? &tensor_of(tensors, name, {rows, hidden}) : nullptr;
   };
-  const SourceTensor* const embedding = wide("model.embed_tokens.weight");
-  const SourceTensor* const head = c.tie_word_embeddings ? embedding : wide("lm_head.weight");
+  const bool ties = c.tie_word_embeddings && !c.is_head();
+  const SourceTensor* const embedding = wide("model.embed_tokens.weight", c.vocab_size, whole_ == nullptr);
+  const SourceTensor* const head = ties ? embedding : wide("lm_head.weight", c.head_rows(), !is_view);
+  const SourceTensor* const fuse =
+      c.is_head() ? &tensor_of(tensors, "fc.weight", {hidden, c.tap_size}) : nullptr;
 
   // Places, in the order in which a step reads them.
   Plan plan;
@@ -174,23 +201,24 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
   layers_.resize(c.num_hidden_layers);
   for (int i = first; i < c.num_hidden_layers; ++i) {
     LayerWeights& layer = layers_[i];
-    layer.qkv = place(q + 2 * kv, hidden, layer_parts[i].qkv, bits);
+    layer.qkv = place(q + 2 * kv, inputs, layer_parts[i].qkv, bits);
     layer.o = place(hidden, q, layer_parts[i].o, bits);
     layer.gate_up = place(2 * round_up(inter, kLanes), hidden, layer_parts[i].gate_up, bits);
     layer.down = place(hidden, inter, layer_parts[i].down, bits);
   }
-  lm_head_ = is_view ? whole_->lm_head_ : place(c.vocab_size, hidden, {head}, head_bits);
-  step_bytes_ = lm_head_.bytes(dtype);
+  if (fuse != nullptr) fuse_ = place(hidden, c.tap_size, {fuse}, bits);
+  lm_head_ = is_view ? whole_->lm_head_ : place(c.head_rows(), hidden, {head}, head_bits);
+  step_bytes_ = lm_head_.bytes(dtype) + (fuse != nullptr ? fuse_.bytes(dtype) : 0);
   for (const LayerWeights& layer : layers_) {
     for (const PackedMatrix* each : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
       step_bytes_ += each->bytes(dtype);
     }
   }
-  if (is_view) {
+  if (whole_ != nullptr) {
     // Embeddings are the whole's.
-  } else if (!c.tie_word_embeddings && form_of({embedding}, head_bits)) {
+  } else if (!ties && form_of({embedding}, head_bits)) {
     embedding_ = place(c.vocab_size, hidden, {embedding}, head_bits);
-  } else if (!c.tie_word_embeddings) {
+  } else if (!ties) {
     embedding_offset_ = plan.take(int64_t{c.vocab_size} * hidden * size_of(dtype));
   }
   const auto vector_bytes = [](int64_t n) { return round_up(n * 4, kLine); };
@@ -198,7 +226,9 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
       2 * vector_bytes(hidden) + vector_bytes(q + 2 * kv) + 2 * vector_bytes(c.head_dim) +
       (c.output_bias ? vector_bytes(hidden) : 0) +
       (c.mlp_bias ? vector_bytes(hidden) + vector_bytes(2 * round_up(inter, kLanes)) : 0);
-  int64_t vectors = plan.take((c.num_hidden_layers - first) * per_layer + vector_bytes(hidden));
+  const int64_t norm_size = c.tap_size / std::max(c.num_tap_norms, 1);
+  const int64_t of_head = c.is_head() ? vector_bytes(hidden) + c.num_tap_norms * vector_bytes(norm_size) : 0;
+  int64_t vectors = plan.take((c.num_hidden_layers - first) * per_layer + vector_bytes(hidden) + of_head);
   if (has_own || !is_view) buffer_ = HugeBuffer(plan.total(), "the packed model");
   const auto lies_here = [&](PackedMatrix* matrix) { matrix->buffer = buffer_.as<char>(); };
   for (int i = first; i < c.num_hidden_layers; ++i) {
@@ -208,6 +238,7 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
   }
   if (!is_view) lies_here(&lm_head_);
   lies_here(&embedding_);
+  lies_here(&fuse_);
   in_memory_ = step_bytes_ + step_bytes_ / 4 >
                last_level_cache_bytes();  // a quarter is left to the KV cache and others
 
@@ -236,7 +267,7 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
     LayerWeights& layer = layers_[i];
     const LayerParts& parts = layer_parts[i];
     const std::string prefix = layer_name(i), attention = prefix + "self_attn.";
-    pack(layer.qkv, parts.qkv, bits, hidden);
+    pack(layer.qkv, parts.qkv, bits, inputs);
     pack(layer.o, parts.o, bits, q);
     pack(layer.gate_up, parts.gate_up, bits, hidden, interleaved_rows);
     pack(layer.down, parts.down, bits, inter);
@@ -277,6 +308,13 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
   if (is_view) {
     config_.intermediate_size = std::max(config_.intermediate_size, whole_->config_.intermediate_size);
     return;
+  }
+  if (fuse != nullptr) {
+    pack(fuse_, {fuse}, bits, c.tap_size);
+    hidden_norm_ = take_vector(layer_name(0) + "hidden_norm.weight", hidden);
+    for (int i = 0; i < c.num_tap_norms; ++i) {
+      tap_norms_.push_back(take_vector("tap_norms." + std::to_string(i) + ".weight", norm_size));
+    }
   }
   pack(lm_head_, {head}, head_bits, hidden);
   if (embedding_.form) pack(embedding_, {embedding}, head_bits, hidden);

@@ -1,5 +1,6 @@
 // The packed weights of one Llama-family model, immutable and shared by every executor that runs it; or a
-// view: some layers of another model's, which it keeps, and perhaps layers of its own behind these.
+// view: some layers of another model's, which it keeps, and perhaps layers of its own behind these; or a head
+// (EAGLE-3), whose first layer is fed a token and a row of another model's.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +27,15 @@ struct LlamaConfig {
   bool qk_norm;         // RMSNorm of each head's q and k before rope (Qwen3)
   bool tie_word_embeddings;
 
+  // Of a head: numbers of a row of taps that it is fed with, and how many norms these have, each over an
+  // equal part; rows of lm_head, of vocab_size if 0. norm_before_residual: the feature that the layer adds to
+  // is the normed one. norm_output: what it gives to its next row is behind the final norm.
+  int tap_size = 0, num_tap_norms = 0, logits_size = 0;
+  bool norm_before_residual = false, norm_output = false;
+
+  bool is_head() const { return tap_size > 0; }
+  int head_rows() const { return logits_size > 0 ? logits_size : vocab_size; }
+  int attention_inputs() const { return is_head() ? 2 * hidden_size : hidden_size; }
   int heads_per_kv_head() const { return num_attention_heads / num_key_value_heads; }
   int q_size() const { return num_attention_heads * head_dim; }
   int kv_size() const { return num_key_value_heads * head_dim; }
@@ -33,7 +43,7 @@ struct LlamaConfig {
 
 // One decoder layer; norms and biases are fp32, padded with zeros to 16.
 struct LayerWeights {
-  PackedMatrix qkv;      // [q + k + v, hidden]
+  PackedMatrix qkv;      // [q + k + v, hidden]; of a head's layer: embedding and feature, [.., 2 * hidden]
   PackedMatrix o;        // [hidden, q]
   PackedMatrix gate_up;  // [2 * intermediate, hidden]: block 2j is block j of gate, 2j + 1 of up
   PackedMatrix down;     // [hidden, intermediate]
@@ -67,11 +77,21 @@ class LlamaWeights {
   LlamaWeights(std::shared_ptr<const LlamaWeights> whole, const std::vector<int>& layers, int num_own,
                int intermediate_size, const Tensors& tensors, int bits);
 
+  // A head of that config for `target`, with whose kernels it runs: one layer, and beside its tensors
+  // "fc.weight", "model.layers.0.hidden_norm.weight" and "tap_norms.N.weight". The embedding is the target's
+  // where `tensors` have none. Throws as above.
+  LlamaWeights(std::shared_ptr<const LlamaWeights> target, const LlamaConfig& config, const Tensors& tensors,
+               int bits);
+
   const LlamaConfig& config() const { return config_; }
   const Kernels& kernels() const { return kernels_; }
   DType dtype() const { return kernels_.dtype; }
   const std::vector<LayerWeights>& layers() const { return layers_; }
-  const PackedMatrix& lm_head() const { return lm_head_; }  // [vocab, hidden]
+  const PackedMatrix& lm_head() const { return lm_head_; }  // [vocab, hidden]; of a head [head_rows, hidden]
+  // Of a head:
+  const PackedMatrix& fuse() const { return fuse_; }         // [hidden, taps]
+  const float* hidden_norm() const { return hidden_norm_; }  // of the feature
+  const float* tap_norm(int i) const { return tap_norms_[i]; }
   const float* final_norm() const { return final_norm_; }
   const void* data(const PackedMatrix& matrix) const {
     return static_cast<const char*>(matrix.buffer) + matrix.offset;
@@ -100,6 +120,9 @@ class LlamaWeights {
   PackedMatrix lm_head_;
   PackedMatrix embedding_;  // if it is untied and has codes
   const float* final_norm_ = nullptr;
+  PackedMatrix fuse_;  // of a head, as these
+  const float* hidden_norm_ = nullptr;
+  std::vector<const float*> tap_norms_;
   int64_t embedding_offset_ = -1;  // rows as they are, if untied; else rows are read out of lm_head
   int64_t step_bytes_ = 0;
   bool in_memory_ = true;

@@ -26,6 +26,13 @@ uint64_t mix(uint64_t x) {
   return x ^ (x >> 31);
 }
 
+constexpr uint64_t kTapMask = (1u << 22) - 1;
+
+// The hash of tokens that end with this one.
+uint64_t after(uint64_t before, int32_t token) {
+  return mix(before * 31 + static_cast<uint64_t>(token) + 0x9E3779B97F4A7C15u) | 1;
+}
+
 double unit(uint64_t x) { return static_cast<double>(mix(x) >> 11) * 0x1p-53; }
 
 void wait_until(Clock::time_point end) {
@@ -44,6 +51,7 @@ const Script& checked(const Script& script) {
                 kLongestDelayUs);
   check_number("step_us", script.step_us, script.step_us >= 0 && script.step_us <= kLongestDelayUs,
                "0 to 1000000");
+  check_ids("head_ids", script.head_ids, script.vocab_size);
   const int64_t size = script.block_size ? script.block_size : BlockPool::size_for(script.max_model_len);
   const int64_t whole =
       BlockPool::blocks_of_slots(script.num_slots, script.max_model_len, static_cast<int>(size));
@@ -61,6 +69,7 @@ ScriptedExecutor::ScriptedExecutor(const Script& script)
       block_size_(script.block_size ? script.block_size : BlockPool::size_for(script.max_model_len)),
       blocks_per_slot_((script.max_model_len + block_size_ - 1) / block_size_),
       cache_((script.num_blocks ? script.num_blocks : script.num_slots * blocks_per_slot_) * block_size_),
+      given_(script.num_slots),
       delays_(script.delay_seed) {}
 
 void ScriptedExecutor::forward(const Segment* segments, int num_segments) {
@@ -77,8 +86,8 @@ void ScriptedExecutor::forward(const Segment* segments, int num_segments) {
   for (int i = 0; i < num_segments; ++i) feed(segments[i]);
   if (call == script_.nan_at && segments[num_segments - 1].num_logits > 0) {
     const Segment& last = segments[num_segments - 1];
-    float* row = last.row(last.num_logits - 1, script_.vocab_size);
-    row[script_.vocab_size / 2] = std::numeric_limits<float>::quiet_NaN();
+    float* row = last.row(last.num_logits - 1, logits_size());
+    row[logits_size() / 2] = std::numeric_limits<float>::quiet_NaN();
   }
   if (script_.step_us > 0) {
     wait_until(begin + std::chrono::nanoseconds(static_cast<int64_t>(script_.step_us * 1e3)));
@@ -117,17 +126,35 @@ void ScriptedExecutor::feed(const Segment& segment) {
     const int64_t position = segment.start + i;
     const int32_t token = segment.token_ids[i];
     if (token < 0 || token >= script_.vocab_size) throw std::out_of_range("a token outside the vocabulary");
-    const uint64_t before = position == 0 ? 1 : row(segment, position - 1);
-    if (before == 0) throw std::logic_error("KV row " + std::to_string(position - 1) + " was never written");
-    uint64_t& here = row(segment, position);
-    here = mix(before * 31 + static_cast<uint64_t>(token) + 0x9E3779B97F4A7C15u) | 1;
+    const uint64_t here = after(before(segment, i), token);
+    row(segment, position) = here;
+    if (is_head()) given_[segment.slot] = here;
+    for (int j = 0; segment.taps != nullptr && j < kTapSize; ++j) {
+      segment.taps[i * kTapSize + j] = static_cast<float>(here >> (22 * j) & kTapMask);
+    }
     const int wanted = i - (segment.num_tokens - segment.num_logits);
-    if (wanted >= 0) write_row(here, segment.row(wanted, script_.vocab_size));
+    if (wanted >= 0) write_row(here, segment.row(wanted, logits_size()));
     if (position > max_position_.load(std::memory_order_relaxed)) {
       max_position_.store(position, std::memory_order_relaxed);
     }
   }
   tokens_.fetch_add(segment.num_tokens, std::memory_order_relaxed);
+}
+
+// The hash behind which a token is fed.
+uint64_t ScriptedExecutor::before(const Segment& segment, int token) {
+  const int64_t position = segment.start + token;
+  uint64_t known = position == 0 ? 1 : row(segment, position - 1);
+  if (known == 0) throw std::logic_error("KV row " + std::to_string(position - 1) + " was never written");
+  if (!is_head()) return known;
+  uint64_t fed = segment.features == nullptr ? given_[segment.slot] : 0;
+  for (int j = 0; segment.features != nullptr && j < kTapSize; ++j) {
+    fed |= static_cast<uint64_t>(segment.features[token * kTapSize + j]) << (22 * j);
+  }
+  if (position > 0 && known != fed) {
+    throw std::logic_error("the taps of row " + std::to_string(position) + " are not those of its place");
+  }
+  return fed;
 }
 
 uint64_t& ScriptedExecutor::row(const Segment& segment, int64_t position) {
@@ -141,8 +168,9 @@ uint64_t& ScriptedExecutor::row(const Segment& segment, int64_t position) {
 void ScriptedExecutor::write_row(uint64_t prefix, float* logits) const {
   uint64_t key = mix(prefix + script_.rule * 0x9E3779B97F4A7C15u);
   if (script_.divergence > 0.0 && unit(key ^ 0xD1F) < script_.divergence) key = mix(key + 0xBAD);
-  for (int v = 0; v < script_.vocab_size; ++v) {
-    logits[v] = static_cast<float>((2.0 * unit(key + static_cast<uint64_t>(v)) - 1.0) * script_.scale);
+  for (int i = 0; i < logits_size(); ++i) {
+    const auto id = static_cast<uint64_t>(is_head() ? script_.head_ids[i] : i);
+    logits[i] = static_cast<float>((2.0 * unit(key + id) - 1.0) * script_.scale);
   }
 }
 

@@ -27,6 +27,10 @@ struct Script {
   std::string error;   // "memory" throws bad_alloc, "foreign" what is no std::exception, else runtime_error
   int num_blocks = 0;  // of the cache; 0: every slot whole
   int block_size = 0;  // positions of each; 0: BlockPool's choice
+  bool has_taps = false;  // a row of them is the hash of the tokens up to there
+  // Of a head, which is fed such taps: the id of each of its rows. Behind a token and the taps of the one
+  // before it the head says what a model of the same rule says behind both.
+  std::vector<int32_t> head_ids = {};
 };
 
 class ScriptedExecutor : public Executor {
@@ -35,6 +39,10 @@ class ScriptedExecutor : public Executor {
 
   void forward(const Segment* segments, int num_segments) override;
   int vocab_size() const override { return script_.vocab_size; }
+  int logits_size() const override {
+    return script_.head_ids.empty() ? script_.vocab_size : static_cast<int>(script_.head_ids.size());
+  }
+  int64_t tap_size() const override { return script_.has_taps || is_head() ? kTapSize : 0; }
   int64_t max_model_len() const override { return script_.max_model_len; }
   int num_slots() const override { return script_.num_slots; }
   int num_blocks() const override { return static_cast<int>(cache_.size() / block_size_); }
@@ -45,6 +53,10 @@ class ScriptedExecutor : public Executor {
   int64_t max_position() const { return max_position_.load(std::memory_order_relaxed); }
 
  private:
+  static constexpr int kTapSize = 3;  // 22 bits each, which a float holds
+
+  bool is_head() const { return !script_.head_ids.empty(); }
+  uint64_t before(const Segment& segment, int token);
   void check_blocks(const Segment* segments, int num_segments) const;
   void feed(const Segment& segment);
   void write_row(uint64_t prefix, float* logits) const;
@@ -56,6 +68,7 @@ class ScriptedExecutor : public Executor {
   const int block_size_;
   const int64_t blocks_per_slot_;
   std::vector<uint64_t> cache_;  // [num_blocks, block_size] hash of the tokens up to here; 0 = never written
+  std::vector<uint64_t> given_;  // [num_slots] of a head: the hash behind the last token of each slot
   std::mt19937_64 delays_;
   std::atomic<bool> busy_{false};
   std::atomic<int64_t> calls_{0};

@@ -1,0 +1,211 @@
+"""A head that drafts from what its target computed (EAGLE-3, arXiv 2503.01840): one layer, which is fed a
+token and the inputs of three of the target's layers at the place before it, learns what the target says next.
+
+A head goes on from its own rows behind the last token that is final, so that is trained too ("training-time
+test"): every row of a text is computed `steps` times, each from what the row before it gave the last time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from pearl_rt.checkpoint.config import ModelConfig
+from pearl_rt.checkpoint.rope import rope_tables
+from pearl_rt.checkpoint.views.eagle3 import OFFSETS, Eagle3Config, save_eagle3
+from pearl_rt.errors import RequestError
+from recipes.train.divergence import DIVERGENCES
+from recipes.train.model.llama import DecoderLayer, LlamaForCausalLM, RMSNorm, rotate
+
+DECAY = 0.8  # of the weight of a step, against the one before it
+MOST_IDS = 32_000
+
+
+class HeadLayer(DecoderLayer):
+    """A layer whose attention is fed a token's embedding and its feature, each behind a norm of its own."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config, 0)
+        self.hidden_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        attention, inputs = self.self_attn, 2 * config.hidden_size
+        attention.q_proj = nn.Linear(inputs, attention.q_proj.out_features, bias=config.attention_bias)
+        attention.k_proj = nn.Linear(inputs, attention.k_proj.out_features, bias=config.attention_bias)
+        attention.v_proj = nn.Linear(inputs, attention.v_proj.out_features, bias=config.attention_bias)
+
+
+class HeadDecoder(nn.Module):
+    """The layer and the final norm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([HeadLayer(config)])
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+
+class Eagle3Model(nn.Module):
+    """The head, whose state dict has the names that pearl_rt runs it with, and the ids that it drafts."""
+
+    cos: Tensor
+    sin: Tensor
+    target_ids: Tensor  # [ids of the head] int64, ascending
+
+    def __init__(self, config: Eagle3Config, target: ModelConfig, target_ids: Tensor) -> None:
+        super().__init__()
+        self.config, self.target_config = config, target
+        self.model = HeadDecoder(config.layer)
+        self.fc = nn.Linear(config.tap_size, config.layer.hidden_size, bias=False)
+        self.lm_head = nn.Linear(config.layer.hidden_size, config.draft_vocab_size, bias=False)
+        cos, sin = rope_tables(config.layer, config.layer.max_position_embeddings)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self.register_buffer("target_ids", target_ids, persistent=False)
+
+    @property
+    def layer(self) -> HeadLayer:
+        """The only one."""
+        layer = self.model.layers[0]
+        assert isinstance(layer, HeadLayer)
+        return layer
+
+    def rows(self, embedded: Tensor, features: Tensor, past: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """What the layer leaves at n rows, [B, n, hidden], from the tokens' embeddings and features, both
+        [B, n, hidden]. past: keys and values of the rows of earlier steps, to which this adds its own.
+        """
+        layer = self.layer
+        attention, number, count = layer.self_attn, len(past), embedded.shape[1]
+        x = torch.cat((layer.input_layernorm(embedded), layer.hidden_norm(features)), dim=-1)
+        cos, sin = self.cos[:count].to(x.dtype), self.sin[:count].to(x.dtype)
+
+        def heads(projected: Tensor, norm: nn.Module | None) -> Tensor:
+            split = projected.unflatten(-1, (-1, attention.head_dim))
+            if norm is None:
+                return split.transpose(1, 2)
+            return rotate(norm(split).transpose(1, 2), cos, sin).to(projected.dtype)
+
+        q = heads(attention.q_proj(x), attention.q_norm)
+        past.append((heads(attention.k_proj(x), attention.k_norm), heads(attention.v_proj(x), None)))
+        k, v = (
+            torch.cat(part, dim=2).repeat_interleave(attention.groups, dim=1)
+            for part in zip(*past, strict=True)
+        )
+        mask = torch.cat(seen_rows(count, number), dim=1).to(x.device)
+        out = F.scaled_dot_product_attention(q, k, v, mask)
+        hidden = features + attention.o_proj(out.transpose(1, 2).flatten(2))
+        output: Tensor = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
+        return output
+
+
+def seen_rows(count: int, number: int) -> list[Tensor]:
+    """For each step up to `number`, which of its rows a row of step `number` attends to: [count, count] bool.
+    Row t stands `number` rows behind the last one that has the target's feature: of the first step it sees
+    the rows up to that, of each later one the row of its own window.
+    """
+    place = torch.arange(count)
+    back = place[:, None] - place[None, :]
+    return [back >= number, *(back == number - step for step in range(1, number + 1))]
+
+
+def taps_of(target: LlamaForCausalLM, inputs: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """tokens [B, T] -> the inputs of these layers, beside each other [B, T, tap_size], and what the head
+    multiplies [B, T, hidden].
+    """
+    kept: dict[int, Tensor] = {}
+
+    def keeps(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            kept[layer] = arguments[0]
+
+        return keep
+
+    modules = [*target.model.layers, target.model.norm]
+    hooks = [modules[layer].register_forward_pre_hook(keeps(layer)) for layer in layers]
+    try:
+        with torch.no_grad():
+            states = target.hidden_states(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat([kept[layer] for layer in layers], dim=-1), states
+
+
+def eagle3_loss(
+    target: LlamaForCausalLM, draft: Eagle3Model, rows: Tensor, divergence: str, steps: int
+) -> Tensor:
+    """Of texts [B, T + 1]: the mean divergence of each step from what the target says among the head's ids,
+    weighted by DECAY a step.
+    """
+    inputs = rows[:, :-1]
+    taps, states = taps_of(target, inputs, draft.config.taps_of(target.config))
+    with torch.no_grad():
+        embedded = target.model.embed_tokens(inputs[:, 1:])
+        p = F.linear(states[:, 1:], target.head_weight[draft.target_ids])
+    features = draft.fc(taps[:, :-1].to(embedded.dtype))
+    past: list[tuple[Tensor, Tensor]] = []
+    total, weights = features.new_zeros((), dtype=torch.float32), 0.0
+    for number in range(steps):
+        outputs = draft.rows(embedded, features, past)
+        q = draft.lm_head(draft.model.norm(outputs))
+        far = DIVERGENCES[divergence](p[:, number:].flatten(0, 1), q[:, number:].flatten(0, 1)).mean()
+        total, weights = total + DECAY**number * far, weights + DECAY**number
+        features = torch.cat((features[:, :1], outputs[:, :-1]), dim=1)
+    return total / weights
+
+
+def eagle3_model(
+    target: LlamaForCausalLM,
+    documents: Sequence[np.ndarray],
+    draft_vocab: int | None,
+    taps: Sequence[int] | None,
+) -> Eagle3Model:
+    """The head to begin with: of the ids that the documents have most often, with the target's rows for them,
+    behind the target's last layer, which also is fed the token. taps: None for 2, L / 2 and L - 3, or the
+    last three of a target of few layers. Raises RequestError for a number of ids that it cannot have.
+    """
+    config, layers = target.config, target.config.num_hidden_layers
+    wanted = min(config.vocab_size, MOST_IDS) if draft_vocab is None else draft_vocab
+    if not 1 <= wanted <= config.vocab_size:
+        raise RequestError(f"--draft-vocab {wanted}: the target has {config.vocab_size} ids, give 1 to that")
+    if taps is None and not 2 < layers // 2 < layers - 3:
+        taps = range(max(0, layers - 2), layers + 1)
+    counts = np.bincount(np.concatenate([*documents, np.zeros(0, np.int64)]), minlength=config.vocab_size)
+    often = np.sort(np.argsort(-counts[: config.vocab_size], kind="stable")[:wanted])
+    layer = replace(config, num_hidden_layers=1, tie_word_embeddings=False, pard_token=None)
+    head = Eagle3Config(layer, wanted, config.hidden_size, None if taps is None else tuple(taps))
+    head.check_target(config)
+    draft = Eagle3Model(head, config, torch.from_numpy(often.astype(np.int64)))
+    begin(draft, target)
+    return draft.to(next(target.parameters()).device)
+
+
+@torch.no_grad()
+def begin(draft: Eagle3Model, target: LlamaForCausalLM) -> None:
+    """Weights to begin with, from the target's; what is fed from the embedding begins small and by chance."""
+    last, own = target.model.layers[-1], draft.layer
+    hidden, chance = target.config.hidden_size, torch.Generator().manual_seed(0)
+    state = last.state_dict()
+    for name, parameter in own.named_parameters():
+        if name == "hidden_norm.weight":
+            parameter.copy_(state["input_layernorm.weight"])
+        elif name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight")):
+            parameter.normal_(0, 0.5 * hidden**-0.5, generator=chance)
+            parameter[:, hidden:] += state[name].to(parameter.device)
+        else:
+            parameter.copy_(state[name])
+    draft.model.norm.weight.copy_(target.model.norm.weight)
+    draft.lm_head.weight.copy_(target.head_weight[draft.target_ids.to(target.head_weight.device)])
+    draft.fc.weight.zero_()
+    draft.fc.weight[:, -hidden:] = torch.eye(hidden)
+
+
+def write_eagle3(draft: Eagle3Model, tokenizer: Tokenizer, directory: Path) -> None:
+    """In bf16, in the layout of EAGLE. The tokenizer is the target's."""
+    tensors = {name: tensor.detach().to(torch.bfloat16) for name, tensor in draft.state_dict().items()}
+    tensors[OFFSETS] = draft.target_ids.cpu() - torch.arange(len(draft.target_ids))
+    save_eagle3(directory, draft.config, tensors, draft.target_config)
