@@ -371,7 +371,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )  # the reader has closed the pipe: exit without an error
         return 141
     except OSError as error:
-        if not gives_up_stdout():
+        if not gives_up_stdout(error):
             raise
         note(f"pearl_rt: stdout cannot be written: {error.strerror}")
         return 2

@@ -1,5 +1,6 @@
 """stdin, stdout and stderr of a command as they may be: closed, full, of few letters, or read by none."""
 
+import errno
 import io
 import logging
 import logging.handlers
@@ -14,6 +15,7 @@ from typing import TextIO
 
 from pearl_rt.errors import ConfigError, RequestError
 
+UNWRITTEN = errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF
 MOST_LINES = 1000  # of a log that wait to be written
 LAST_SECONDS = 1.0  # for those that wait at the end
 
@@ -40,14 +42,12 @@ def prepare_stdout() -> None:
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
-def gives_up_stdout() -> bool:
+def gives_up_stdout(error: OSError) -> bool:
     """Whether stdout takes no more. What waits for it is then dropped, so that the process ends quietly."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+    if error.errno not in UNWRITTEN or error.filename is not None:
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 class _Queue(logging.handlers.QueueHandler):
