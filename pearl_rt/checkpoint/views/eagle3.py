@@ -234,7 +234,7 @@ def _size(d: Json, key: str, default: int) -> int:
 
 def _taps_of(d: Json) -> tuple[int, ...] | None:
     """As the inputs of layers. Where the first is 1, they are named by the layers whose outputs they are: of
-    an EAGLE-3 head it is the output of layer 1, the input of layer 2. A key of ours says that they are inputs.
+    an EAGLE-3 head it is the output of layer 1, the input of layer 2. BY_INPUTS says that they are inputs.
     """
     ids = d.get("eagle_aux_hidden_state_layer_ids")
     if ids is None:
