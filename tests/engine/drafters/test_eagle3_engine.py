@@ -241,6 +241,8 @@ def test_where_it_cannot_run(tmp_path: Path) -> None:
         Engine(*pair, device="interpret")
     with pytest.raises(ConfigError, match="drafter 'lookup' was asked for, and a draft model was given"):
         Engine(*pair, drafter="lookup", **SHAPE)
+    with pytest.raises(ConfigError, match="draft_lookup has no place in front of an EAGLE-3 head"):
+        Engine(*pair, draft_lookup=True, **SHAPE)
     with pytest.raises(ConfigError, match="pass both, or neither"):
         Engine(TARGET, PLANTED, config)
     with pytest.raises(CheckpointError, match=r"tensor 'fc.weight' of the draft does not fit"):
