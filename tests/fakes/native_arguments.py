@@ -26,12 +26,13 @@ POOL = 4  # objects of each class
 VOCAB, LENGTH, SLOTS = 12, 64, 2
 CONFIG = {
     "vocab_size": VOCAB,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    **{"num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 1},
+    **dict.fromkeys(("hidden_size", "intermediate_size"), 32),
+    **dict.fromkeys(("num_hidden_layers", "num_key_value_heads"), 1),
+    "num_attention_heads": 2,
     "head_dim": 8,
     "rms_norm_eps": 1e-5,
-    **{"attention_bias": False, "qk_norm": False, "tie_word_embeddings": True},
+    **dict.fromkeys(("attention_bias", "qk_norm"), False),
+    "tie_word_embeddings": True,
 }
 SIZES = {"num_slots": SLOTS, "gamma_max": 3, "capacity": LENGTH, "vocab_size": VOCAB}
 BUFFERS = {"draft_vocab_size": VOCAB, "num_stop_ids": 4, "ring_size": 8, "prefill_chunk": 4}
