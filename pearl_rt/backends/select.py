@@ -119,8 +119,8 @@ def check_lookup(kind: str, device: str) -> None:
         )
     if kind == "eagle3":
         raise ConfigError(
-            "draft_lookup has no place in front of an EAGLE-3 head, which is fed what the target computed at the "
-            "last rows: drop it"
+            "draft_lookup has no place in front of an EAGLE-3 head, which is fed what the target computed at "
+            "the last rows: drop it"
         )
     if device != "cpu":
         raise ConfigError(

@@ -106,7 +106,9 @@ def build() -> Path:
     candidates = sorted(path for room in rooms for path in room.rglob("*.cpp"))
     native = [path for path in candidates if includes(path) & changed.keys()]
     native.append(NATIVE / "scripted_executor.cpp")
-    bound = [ROOT / "csrc" / "python" / "bind_coordinator.cpp", ROOT / "csrc" / "module.cpp"]
+    python = ROOT / "csrc" / "python"
+    bound = [python / "bind_coordinator.cpp", python / "drafters" / "bind_drafters.cpp"]
+    bound += [ROOT / "csrc" / "module.cpp"]
     bound += [NATIVE / "bind_sampling.cpp", NATIVE / "bind_scripted.cpp"]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         objects = list(pool.map(compile_one, [*bound, *native]))

@@ -1,0 +1,57 @@
+// The kinds of drafters, for Python.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <optional>
+
+#include "drafters/chain/chain_drafter.h"
+#include "drafters/eagle/eagle_drafter.h"
+#include "drafters/lookup_drafter.h"
+#include "drafters/model_drafter.h"
+#include "python/arguments.h"
+
+namespace py = pybind11;
+
+namespace pearl {
+
+void bind_drafters(py::module_& m) {
+  py::class_<Drafter, std::shared_ptr<Drafter>>(m, "Drafter", "What fills the windows of a round.");
+
+  py::class_<LookupDrafter, Drafter, std::shared_ptr<LookupDrafter>>(
+      m, "LookupDrafter", "Drafts what followed the last tokens when they stood before.")
+      .def(py::init([](int64_t pool_tokens) {
+             check_between("pool_tokens", pool_tokens, 0, kMostIds);
+             return std::make_shared<LookupDrafter>(pool_tokens);
+           }),
+           py::kw_only(), py::arg("pool_tokens") = 0,
+           "pool_tokens: of earlier answers that are kept; 0: none.")
+      .def_property_readonly("bytes", method(&LookupDrafter::bytes), "Of all indices; between runs.")
+      .def("set_fills", method(&LookupDrafter::set_fills), py::arg("fills"),
+           "For measurements, between runs: whether every window is filled, with whatever token.");
+
+  py::class_<ModelDrafter, Drafter, std::shared_ptr<ModelDrafter>>(
+      m, "ModelDrafter", "Drafts by a model, with a KV cache of its own.")
+      .def(py::init<std::shared_ptr<Executor>, std::optional<int32_t>>(), py::arg("executor").none(false),
+           py::kw_only(), py::arg("mask_token") = py::none(),
+           "mask_token: of a model that fills a window in one pass; None: token by token.");
+
+  py::class_<ChainDrafter, Drafter, std::shared_ptr<ChainDrafter>>(
+      m, "ChainDrafter", "Drafts by lookup where that is worth more than a window of the model, else by it.")
+      .def(py::init([](std::shared_ptr<ModelDrafter> model, int64_t pool_tokens, double cost) {
+             check_between("pool_tokens", pool_tokens, 0, kMostIds);
+             return std::make_shared<ChainDrafter>(std::move(model), pool_tokens, cost);
+           }),
+           py::arg("model").none(false), py::kw_only(), py::arg("pool_tokens") = 0, py::arg("cost") = 0.0,
+           "pool_tokens: see LookupDrafter. cost: of a pass of the model, in steps of the target.")
+      .def_property_readonly("bytes", method(&ChainDrafter::bytes), "Of the lookup's indices; between runs.")
+      .def("set_looks_up", method(&ChainDrafter::set_looks_up), py::arg("looks_up"),
+           "For measurements, between runs: whether the lookup is asked.");
+
+  py::class_<EagleDrafter, Drafter, std::shared_ptr<EagleDrafter>>(
+      m, "EagleDrafter", "Drafts by a head that is fed the taps of the target (EAGLE-3).")
+      .def(py::init<std::shared_ptr<Executor>, std::vector<int32_t>>(), py::arg("head").none(false),
+           py::kw_only(), py::arg("target_ids") = std::vector<int32_t>{},
+           "target_ids: the target's id of each of the head's; none: they are the same.");
+}
+
+}  // namespace pearl
