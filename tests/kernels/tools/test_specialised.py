@@ -61,7 +61,7 @@ print(*(name for name, _ in list(pair.launches.variants)[counts[0]:]))
 def test_another_window_compiles_nothing(
     compiled_python: Callable[[str], CompletedProcess[str]],
 ) -> None:
-    """Behind one of two tokens, which merges attention in one launch, and one of eight, which merges in a second.
+    """Behind one of two tokens, which merges attention in one launch, and one of eight, in a second one.
     `ar`, which has no window, is among the later ones.
 
     16 divides the vocabulary, as it divides all shipped ones: with another, the address of a slot's draft
