@@ -40,7 +40,7 @@ def test_every_launch_of_the_steps_compiles_as_it_is_specialised(
     done = compiled_python(LOWERED)
     assert done.returncode == 0, done.stdout[-3000:]
     launches, variants, *names = done.stdout.split()
-    assert int(launches) > 200 and int(variants) > 40
+    assert int(launches) > 200 and int(variants) > 34
     assert {"linear_kernel", "split_kernel", "feed_kernel", "coupled_kernel"} <= set(names)
 
 
@@ -61,7 +61,7 @@ print(*(name for name, _ in list(pair.launches.variants)[counts[0]:]))
 def test_another_window_compiles_nothing(
     compiled_python: Callable[[str], CompletedProcess[str]],
 ) -> None:
-    """Behind one of two tokens, which merges attention in one launch, and one of eight, which takes two.
+    """Behind one of two tokens, which merges attention in one launch, and one of eight, in a second one.
     `ar`, which has no window, is among the later ones.
 
     16 divides the vocabulary, as it divides all shipped ones: with another, the address of a slot's draft
@@ -71,7 +71,7 @@ def test_another_window_compiles_nothing(
     assert done.returncode == 0, done.stdout[-3000:]
     counts, later = done.stdout.splitlines()
     first, second, *others = map(int, counts.split())
-    assert 40 <= first < 60 and second <= first + 2, later
+    assert 34 <= first < 60 and second <= first + 1, later
     assert others == [second] * 7, later
 
 
