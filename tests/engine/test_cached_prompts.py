@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -116,29 +115,6 @@ def test_on_the_kernels(pair: Pair, strategy: str, monkeypatch: pytest.MonkeyPat
             assert fed[0] == fed[1] if turn == 0 else fed[0] <= (1 if strategy == "ar" else 2) < fed[1]
             text = text + got.token_ids + [3, 2, 1]
         assert engine.stats()["prefix_cache"]["is_on"] and not without.stats()["prefix_cache"]["is_on"]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ar", "pearl"])
-def test_private_requests_on_the_kernels(pair: Pair, strategy: str) -> None:
-    """None finds what they fed and said, they find nothing, and their tokens are what they are."""
-    options = {"device": "interpret", "max_model_len": 128, "judge": "coupled", "strategy": strategy}
-    prompt = [(7 * place) % 256 for place in range(40)]
-    public = SamplingParams(max_tokens=12, temperature=0.9, seed=5, logprobs=1)
-    private = replace(public, private=True)
-    with pair.engine(**options) as engine:
-        [first] = engine.generate(prompt, private)
-        [after] = engine.generate(
-            prompt + first.token_ids + [1], replace(private, max_tokens=1, private=False)
-        )
-        assert (first.num_cached_tokens, after.num_cached_tokens) == (None, 0)
-    with pair.engine(**options) as engine:
-        found = [engine.generate(prompt, one)[0] for one in (private, public, private, public, private)]
-        assert [one.num_cached_tokens for one in found] == [None, 0, None, 32, None]
-        for one in found:
-            assert (one.token_ids, one.logprobs) == (first.token_ids, first.logprobs)
-        totals = engine.stats()["totals"]
-        assert (totals["prefix_cache_queries"], totals["prefix_cache_hits"]) == (80, 32)
 
 
 def test_measuring_leaves_nothing_behind(pair: Pair) -> None:
