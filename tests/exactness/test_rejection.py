@@ -57,6 +57,8 @@ def test_with_a_chain(strategy: str, stop: int) -> None:
     """Windows are certain or sampled, by counts of those before. Four draws more each, as above."""
     first_seed = (15 + stop) * 10**6
     law_is_kept(0.9, strategy, 3, 10_000, slots=32, first_seed=first_seed, drafter="chain", stop=stop)
+
+
 @pytest.mark.parametrize("stop", [0, 2])
 def test_with_a_head_of_fewer_ids(stop: int) -> None:
     """The judge's q has no chance for what the head has no id for. Four draws more each, as above."""
