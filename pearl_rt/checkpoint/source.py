@@ -90,8 +90,8 @@ def pair_sources(
     elif isinstance(draft_config, Eagle3Config) and draft_tensors is not None:
         head = Head.of(draft_tensors, draft_config, target_config, "the draft")
         layer = replace(draft_config.layer, torch_dtype=target_config.torch_dtype)
-        kept = {name: tensor for name, tensor in draft_tensors.items() if name != OFFSETS}
-        sources.append(replace(_view(layer, (), dtype, kept, draft_weights), shared=None, head=head))
+        packed = {name: tensor for name, tensor in draft_tensors.items() if name != OFFSETS}
+        sources.append(replace(_view(layer, (), dtype, packed, draft_weights), shared=None, head=head))
     elif isinstance(draft_config, ModelConfig) and draft_tensors is not None:
         draft_config = _with_dtype(draft_config, draft_tensors)
         if not draft_parallel:
