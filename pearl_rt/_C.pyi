@@ -162,7 +162,7 @@ class CpuLane(Lane):
     A lane on CPU cores.
     """
     def __init__(
-        self, name: str, executor: Executor | Drafter, device: Device, taps: EagleDrafter = None
+        self, name: str, executor: Executor | Drafter, device: Device, taps: EagleDrafter | None = None
     ) -> None:
         """
         executor: a model, or for the draft's lane a Drafter that is none. Lanes that share a device

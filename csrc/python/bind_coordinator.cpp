@@ -252,7 +252,8 @@ void bind_coordinator(py::module_& m) {
   using Works = std::variant<Model, std::shared_ptr<Drafter>>;
   py::class_<CpuLane, Lane, std::shared_ptr<CpuLane>>(m, "CpuLane", "A lane on CPU cores.")
       .def(py::init([](std::string name, Works executor, std::shared_ptr<CpuDevice> device,
-                       const std::shared_ptr<EagleDrafter>& taps) {
+                       const std::optional<std::shared_ptr<EagleDrafter>>& reader) {
+             const std::shared_ptr<EagleDrafter> taps = reader.value_or(nullptr);
              auto* const model = std::get_if<Model>(&executor);
              if (taps != nullptr && model == nullptr) refuse("taps are of a model, and a drafter was given");
              if (model != nullptr && *model != nullptr) {
