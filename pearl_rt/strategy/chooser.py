@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
 import pearl_rt._C as _C
-from pearl_rt.strategy.planner import Acceptance, Plan, StepTimes, plan, plans, seconds
+from pearl_rt.strategy.planner import Acceptance, Plan, StepTimes, chances_of, plan, plans, seconds
 from pearl_rt.strategy.program_choice import ProgramChoice
 from pearl_rt.strategy.step_timing import drift, target_steps
 from pearl_rt.types.json import Json
@@ -70,12 +70,14 @@ class Chooser:
         """Takes in one request. is_alone: no other ran beside it, so that its times are the program's."""
         self._last = chosen, regime
         self._num_requests += 1
-        self._acceptance.setdefault(regime, Acceptance()).update(metrics.accepted, metrics.judged)
+        counts = metrics.accepted, metrics.judged, metrics.accepted_at, metrics.judged_at
+        self._acceptance.setdefault(regime, Acceptance()).update(*counts)
         if not is_alone or len(metrics.token_times) < MIN_TOKENS_TO_LEARN:
             return
         strategy, gamma, placement = chosen.strategy, chosen.gamma, chosen.placement
         self._observed[strategy, gamma, placement] = metrics.tokens_per_second
-        acceptance = metrics.acceptance_rate if metrics.judged else 0.0
+        rate = metrics.acceptance_rate if metrics.judged else 0.0
+        acceptance = chances_of(metrics.accepted_at, metrics.judged_at, rate)
         expected = plan(strategy, gamma, placement, self.times[placement], acceptance)
         slowdown = min(max(expected.tokens_per_second / metrics.tokens_per_second, 0.5), 2.0)
         known = self._slowdowns.get((strategy, placement), 1.0)
@@ -103,6 +105,7 @@ class Chooser:
             "next": _plan_dict(expected[0]),
             "requests": self._num_requests,
             "acceptance": {regime: acceptance.rate for regime, acceptance in self._acceptance.items()},
+            "acceptance_at": {regime: known.chances for regime, known in self._acceptance.items()},
             "step_times": {placement: asdict(times) for placement, times in self.times.items()},
             "slowdowns": [
                 {"strategy": strategy, "placement": placement, "factor": factor}
@@ -117,10 +120,12 @@ class Chooser:
 
     def _plans(self, candidates: ProgramChoice, regime: str, num_seqs: int = 1) -> list[Plan]:
         times: Mapping[str, StepTimes] = {name: self.times[name] for name in candidates.placements}
-        rate = self._acceptance.get(regime, Acceptance()).rate
+        chances = self._acceptance.get(regime, Acceptance()).chances
+        if candidates.is_selective:
+            chances = [max(chance, SELECTIVE_RATE) for chance in chances]
         return plans(
             times,
-            max(rate, SELECTIVE_RATE) if candidates.is_selective else rate,
+            chances,
             strategies=candidates.strategies,
             gammas=candidates.gammas,
             slowdowns=self._slowdowns,

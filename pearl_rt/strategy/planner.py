@@ -1,16 +1,17 @@
-"""Which program should run next: expected tokens and seconds per round, from step times and an acceptance
-rate.
+"""Which program should run next: expected tokens and seconds per round, from step times and acceptance.
 
-Pure arithmetic: it knows no engine, no lane and no clock. The model takes every draft token to be accepted
-with the same probability a, independently (Leviathan et al., arXiv 2211.17192):
+Pure arithmetic: it knows no engine, no lane and no clock. Place i of a window (1, 2, ..) has a chance c_i
+that its draft is accepted where those before it are. Where one rate is given, all have it, and p_k =
+c_1 .. c_k is a^k (Leviathan et al., arXiv 2211.17192):
 
   ar     one token per t_T(1)
-  sd     1 + a + .. + a^g = (1 - a^(g+1)) / (1 - a) tokens per t_D(g) + t_T(g+1)
+  sd     1 + p_1 + .. + p_g tokens per t_D(g) + t_T(g+1)
   pearl  two states (arXiv 2408.11850), a Markov chain:
-           pre    one draft judged,  1 token;                   -> post with probability a
-           post   g drafts judged,   1 + a + .. + a^(g-1);      -> post with probability a^g
-         so post holds a / (a + 1 - a^g) of the rounds; one takes max(t_D(g), t_T(1 or g)), both measured side
-         by side, or their sum where lanes share cores.
+           pre    one draft judged,  1 token;                            -> post with probability c_1
+           post   g drafts judged,   1 + c_2 + c_2 c_3 + .. + c_2 .. c_g;  -> post with probability p_g
+         for the first of a window is judged a round before the others. So post holds c_1 / (c_1 + 1 - p_g) of
+         the rounds; one takes max(t_D(g), t_T(1 or g)), both measured side by side, or their sum where lanes
+         share cores.
 
 t_T(n) is the time of a score over n tokens, t_D(g) that of a window of g drafts, measured for one sequence.
 For b at once a score takes t_T(b n), and a window, whose steps have b rows each, t_D(g) t_T(b) / t_T(1): the
@@ -23,7 +24,9 @@ from dataclasses import dataclass, field, replace
 
 from pearl_rt.strategy.program import MAX_GAMMA, STRATEGIES
 
+Chances = float | Sequence[float]  # of each place of a window, [0] the first; of all places, if it is one
 GAMMAS = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15)  # windows that the planner looks at
+PLACE_PRIOR = 20.0  # counts that the chance of a place begins with
 
 
 @dataclass(frozen=True)
@@ -71,8 +74,8 @@ class Plan:
 
 @dataclass
 class Acceptance:
-    """A running acceptance rate: a Beta prior, and counts that lose half their weight every `half_life`
-    judged drafts.
+    """A running acceptance rate, over all and by place: a Beta prior, and counts that lose half their weight
+    every `half_life` judged drafts.
 
     The prior (7 of 10) is hopeful on purpose: what is never drafted is never measured. For the same reason
     counts fade a little with every request that drafts nothing, so that a pair given up on is tried again
@@ -84,16 +87,35 @@ class Acceptance:
     half_life: float = 500.0
     accepted: float = field(default=0.0, init=False)
     judged: float = field(default=0.0, init=False)
+    accepted_at: list[float] = field(default_factory=lambda: [0.0] * MAX_GAMMA, init=False)
+    judged_at: list[float] = field(default_factory=lambda: [0.0] * MAX_GAMMA, init=False)
+
+    @property
+    def chances(self) -> list[float]:
+        """[MAX_GAMMA] of each place; few counts say little, and then it is that of the place before."""
+        found, before = [], self.rate
+        for accepted, judged in zip(self.accepted_at, self.judged_at, strict=True):
+            before = (PLACE_PRIOR * before + accepted) / (PLACE_PRIOR + judged)
+            found.append(before)
+        return found
 
     @property
     def rate(self) -> float:
         return (self.prior_accepted + self.accepted) / (self.prior_judged + self.judged)
 
-    def update(self, accepted: int, judged: int) -> None:
-        """Adds one request's counts; one that judged nothing fades the older ones by a tenth."""
+    def update(
+        self, accepted: int, judged: int, accepted_at: Sequence[int] = (), judged_at: Sequence[int] = ()
+    ) -> None:
+        """Adds one request's counts, and those of the places of its windows; one that judged nothing fades
+        the older ones by a tenth.
+        """
         keep = 0.5 ** (judged / self.half_life) if judged else 0.9
         self.accepted = self.accepted * keep + accepted
         self.judged = self.judged * keep + judged
+        for counts, new in ((self.accepted_at, accepted_at), (self.judged_at, judged_at)):
+            counts[:] = [count * keep for count in counts]
+            for place, more in enumerate(new[:MAX_GAMMA]):
+                counts[place] += more
 
 
 def seconds(table: Mapping[int, float], tokens: int) -> float:
@@ -109,21 +131,39 @@ def seconds(table: Mapping[int, float], tokens: int) -> float:
     return table[low] + slope * (tokens - low)
 
 
-def sd_tokens(acceptance: float, gamma: int) -> float:
-    """Expected tokens of a serial round: 1 + a + .. + a^gamma, the bonus token included."""
-    return sum(acceptance**k for k in range(gamma + 1))
+def all_stand(acceptance: Chances, places: range) -> list[float]:
+    """[1 + len(places)] the chance that none, the first, the first two, .. of these places stand: all of them
+    last. places: of a window, 0 the first; one that has no chance of its own has the last one's.
+    """
+    found = [1.0]
+    for place in places:
+        one = (
+            acceptance if isinstance(acceptance, int | float) else acceptance[min(place, len(acceptance) - 1)]
+        )
+        found.append(found[-1] * one)
+    return found
 
 
-def pearl_post_share(acceptance: float, gamma: int) -> float:
+def chances_of(accepted_at: Sequence[int], judged_at: Sequence[int], rate: float) -> Chances:
+    """As they were counted, with `rate` for a place that was not judged."""
+    return [a / n if n else rate for a, n in zip(accepted_at, judged_at, strict=True)] or rate
+
+
+def sd_tokens(acceptance: Chances, gamma: int) -> float:
+    """Expected tokens of a serial round, the bonus token included."""
+    return sum(all_stand(acceptance, range(gamma)))
+
+
+def pearl_post_share(acceptance: Chances, gamma: int) -> float:
     """Share of PEARL's rounds that begin with gamma - 1 tokens pending, in the long run."""
-    leave = 1 - acceptance**gamma
-    return acceptance / (acceptance + leave) if acceptance else 0.0
+    window = all_stand(acceptance, range(gamma))
+    return window[1] / (window[1] + 1 - window[-1]) if window[1] else 0.0
 
 
-def pearl_tokens(acceptance: float, gamma: int) -> float:
+def pearl_tokens(acceptance: Chances, gamma: int) -> float:
     """Expected tokens of a PEARL round, over both states."""
     post = pearl_post_share(acceptance, gamma)
-    return (1 - post) + post * sum(acceptance**k for k in range(gamma))
+    return (1 - post) + post * sum(all_stand(acceptance, range(1, gamma)))
 
 
 def window_seconds(
@@ -135,9 +175,9 @@ def window_seconds(
 
 
 def plan(
-    strategy: str, gamma: int, placement: str, times: StepTimes, acceptance: float, num_seqs: int = 1
+    strategy: str, gamma: int, placement: str, times: StepTimes, acceptance: Chances, num_seqs: int = 1
 ) -> Plan:
-    """What one program is expected to do with these step times and this acceptance rate."""
+    """What one program is expected to do with these step times and this acceptance."""
     if strategy == "ar":
         return Plan("ar", 0, placement, float(num_seqs), seconds(times.target, num_seqs))
     assert times.window is not None, f"{strategy} needs a draft"
@@ -161,7 +201,7 @@ def plan(
 
 def plans(
     times: Mapping[str, StepTimes],
-    acceptance: float,
+    acceptance: Chances,
     *,
     strategies: Iterable[str] = STRATEGIES,
     gammas: Sequence[int] = GAMMAS,

@@ -9,23 +9,25 @@ import pytest
 from pearl_rt.reference import round as rule
 from pearl_rt.strategy import planner
 from pearl_rt.strategy.chooser import Chooser
-from pearl_rt.strategy.planner import STRATEGIES, Acceptance, StepTimes, plan, plans
+from pearl_rt.strategy.planner import STRATEGIES, Acceptance, Chances, StepTimes, plan, plans
 from pearl_rt.strategy.program_choice import ProgramChoice
 from pearl_rt.types.metrics import RequestMetrics
 
 ACCEPTANCES = (0.0, 0.3, 0.7, 0.95, 1.0)
 
 
-def simulate(strategy: str, acceptance: float, gamma: int, rounds: int) -> tuple[float, float]:
+def simulate(strategy: str, acceptance: Chances, gamma: int, rounds: int) -> tuple[float, float]:
     """(tokens per round, share of rounds that begin with drafts pending) of the rule, played out."""
     rng = random.Random(f"{strategy} {acceptance} {gamma}")
+    chances = [acceptance] * gamma if isinstance(acceptance, float) else acceptance
     state = rule.RoundState(committed=1)
     post = 0
     for _ in range(rounds):
         todo = rule.plan(strategy, state, gamma, max_total_len=10**9)
         post += state.pending > 0
         accepted = 0
-        while accepted < todo.num_draft_tokens and rng.random() < acceptance:
+        order = [*range(1, state.pending + 1), *range(todo.num_draft_tokens - state.pending)]
+        while accepted < todo.num_draft_tokens and rng.random() < chances[order[accepted]]:
             accepted += 1
         state = rule.advance(state, todo, accepted)
     return (state.committed - 1) / rounds, post / rounds
@@ -48,6 +50,49 @@ def test_pearl_chain_is_what_happens(acceptance: float, gamma: int) -> None:
     assert tokens == pytest.approx(planner.pearl_tokens(acceptance, gamma), abs=8 * gamma / 400 + 1e-3)
     if gamma > 1:
         assert post == pytest.approx(planner.pearl_post_share(acceptance, gamma), abs=0.03)
+
+
+@pytest.mark.parametrize("gamma", (1, 2, 5, 8))
+@pytest.mark.parametrize(
+    "chances", [[0.9, 0.1] * 4, [0.25, *[0.8] * 7], [0.95 - 0.1 * i for i in range(8)]], ids=str
+)
+def test_places_have_chances_of_their_own(chances: list[float], gamma: int) -> None:
+    """As above, of drafts whose first place is easy or hard."""
+    tokens, _ = simulate("sd", chances, gamma, 40_000)
+    assert tokens == pytest.approx(planner.sd_tokens(chances, gamma), abs=4 * gamma / 400)
+    tokens, post = simulate("pearl", chances, gamma, 40_000)
+    assert tokens == pytest.approx(planner.pearl_tokens(chances, gamma), abs=8 * gamma / 400)
+    if gamma > 1:
+        assert post == pytest.approx(planner.pearl_post_share(chances, gamma), abs=0.03)
+
+
+def test_a_place_without_a_chance_has_the_last_ones() -> None:
+    assert planner.sd_tokens([0.5, 0.25], 4) == pytest.approx(1 + 0.5 + 0.5 / 4 + 0.5 / 16 + 0.5 / 64)
+    assert planner.chances_of((3, 0), (4, 0), 0.6) == [0.75, 0.6]
+    assert planner.chances_of((), (), 0.6) == 0.6
+
+
+def test_windows_end_where_drafts_begin_to_fall() -> None:
+    """Two programs of one rate, whose drafts fall at the first place or behind the second."""
+    times = {"shared": StepTimes({1: 10.0, 17: 11.0}, {1: 2.0, 15: 30.0})}
+    found = {}
+    for name, chances in (("late", [0.98, 0.98, 0.1, 0.1]), ("early", [0.3, *[0.97] * 14])):
+        best = plans(times, chances, strategies=("sd",))[0]
+        found[name] = best.gamma
+    assert found["late"] == 2 and found["early"] > 5
+
+
+def test_chances_are_counted_by_place() -> None:
+    acceptance = Acceptance()
+    assert acceptance.chances == pytest.approx([0.7] * planner.MAX_GAMMA)
+    for _ in range(40):
+        acceptance.update(95, 150, (90, 5), (100, 50))
+    first, second, third, *_ = acceptance.chances
+    assert first == pytest.approx(0.9, abs=0.02) and second == pytest.approx(0.1, abs=0.07)
+    assert third == second  # nothing was judged there
+    before = acceptance.judged_at[0]
+    acceptance.update(0, 0)
+    assert acceptance.judged_at[0] == pytest.approx(0.9 * before)
 
 
 def test_pearl_with_a_perfect_draft_gives_a_whole_window_a_round() -> None:
