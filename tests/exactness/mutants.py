@@ -5,6 +5,7 @@ environment says which is on. It lives in a process of its own, in place of pear
 process forks one more for every bug: `python tests/exactness/mutants.py MODULE.so < CASES`.
 """
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -12,7 +13,9 @@ import re
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +119,32 @@ def build() -> Path:
     return module
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Of the processes that run tests, one at a time builds and runs."""
+    home = ROOT / "build" / "mutants"
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def said_of(cases: list[Case]) -> list[str]:
+    """What `caught` says, found once for all processes of a run of tests."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    with alone():
+        module = build()
+        kept = module.with_name(f"said-{run}.json")
+        if run and kept.exists():
+            return json.loads(kept.read_text())
+        found = caught(module, cases)
+        for old in module.parent.glob("said-*.json"):
+            old.unlink()
+        if run:
+            kept.write_text(json.dumps(found))
+        return found
+
+
 def caught(module: Path, cases: list[Case]) -> list[str]:
     """What each check says of the build with its bug on; "" if it finds nothing wrong."""
     paths = os.pathsep.join(
@@ -126,7 +155,7 @@ def caught(module: Path, cases: list[Case]) -> list[str]:
         input=json.dumps(cases),
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=560,
         env={**os.environ, "PYTHONPATH": paths},
     )
     assert done.returncode == 0, done.stderr
