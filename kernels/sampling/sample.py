@@ -76,25 +76,28 @@ def rows_of(program, ROWS: tl.constexpr):
     What is computed of a scalar is scalar too, and its loads and stores have no layout. The time of compiling
     grows with the number of those that have one, and with the square of the operations.
     """
-    if ROWS == 1:
-        return program
-    return program * ROWS + tl.arange(0, ROWS)
+    rows = program
+    if ROWS > 1:
+        rows = program * ROWS + tl.arange(0, ROWS)
+    return rows
 
 
 @triton.jit
 def beside(values):
     """Values of rows, [ROWS] or a scalar, as they broadcast against a tile: [ROWS, 1], or a scalar."""
-    if len(values.shape) == 0:
-        return values
-    return values[:, None]
+    column = values
+    if len(values.shape) > 0:
+        column = values[:, None]
+    return column
 
 
 @triton.jit
 def any_of(live):
     """Whether any row is live. live: [ROWS] or a scalar."""
-    if len(live.shape) == 0:
-        return live
-    return tl.max(live.to(tl.int32), axis=0) == 1
+    found = live
+    if len(live.shape) > 0:
+        found = tl.max(live.to(tl.int32), axis=0) == 1
+    return found
 
 
 @triton.jit

@@ -106,12 +106,14 @@ def first_of(stops, r, SEQS: tl.constexpr, RP: tl.constexpr):
     stops, r: [SEQS * RP]. Of one sequence the first is a scalar.
     """
     if SEQS == 1:
-        row = tl.min(tl.where(stops, r, RP), axis=0)
-        return row, r == row
-    rows = tl.reshape(tl.where(stops, r, RP), [SEQS, RP])
-    first = tl.min(rows, axis=1)
-    chosen = tl.where(rows == first[:, None], rows, RP) < RP
-    return first, tl.reshape(chosen.to(tl.int32), [SEQS * RP]) != 0
+        first = tl.min(tl.where(stops, r, RP), axis=0)
+        chosen = r == first
+    else:
+        rows = tl.reshape(tl.where(stops, r, RP), [SEQS, RP])
+        first = tl.min(rows, axis=1)
+        chosen = tl.where(rows == first[:, None], rows, RP) < RP
+        chosen = tl.reshape(chosen.to(tl.int32), [SEQS * RP]) != 0
+    return first, chosen
 
 
 @triton.jit
@@ -120,11 +122,14 @@ def pick(values, chosen, SEQS: tl.constexpr, RP: tl.constexpr):
 
     Of one sequence a scalar; a value that is a scalar already is of all its rows.
     """
-    if len(values.shape) == 0:
-        return values
-    if SEQS == 1:
-        return tl.sum(tl.where(chosen, values, 0), axis=0)
-    return tl.sum(tl.reshape(tl.where(chosen, values, 0), [SEQS, RP]), axis=1)
+    picked = values
+    if len(values.shape) > 0:
+        marked = tl.where(chosen, values, 0)
+        if SEQS == 1:
+            picked = tl.sum(marked, axis=0)
+        else:
+            picked = tl.sum(tl.reshape(marked, [SEQS, RP]), axis=1)
+    return picked
 
 
 @triton.jit
