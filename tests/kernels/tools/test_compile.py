@@ -159,7 +159,7 @@ def test_sees_what_does_not_fit(case: str, said: str, compiled_python: Python) -
     [
         ("r.main(['--pdl'])", "--pdl: sm_80 has no dependent launches: pass --arch 90"),
         (
-            "r.main(['--pdl', '--arch', '90', 'sample', 'rms_norm'])",
+            "r.main(['sample', 'rms_norm', '--pdl', '--arch', '90'])",
             "--pdl: rms_norm has no dependent launch",
         ),
         ("r.main(['nothing'])", "no kernels in nothing: choose from rms_norm, linear"),
@@ -243,7 +243,7 @@ def test_a_dependent_kernel_waits_before_its_first_access(compiled_python: Pytho
 
 @pytest.mark.slow
 def test_the_report_of_dependent_kernels(compiled_python: Python) -> None:
-    arguments = ["--pdl", "--arch", "90", "penalties", "embedding"]
+    arguments = ["penalties", "embedding", "--pdl", "--arch", "90"]
     run = compiled_python(f"import pearl_rt.kernels.tools.report as r; r.main({arguments})")
     report = json.loads(run.stdout.splitlines()[-1])
     assert {line["operator"] for line in report["compiled"]} == {"penalties", "embedding"}
