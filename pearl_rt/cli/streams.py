@@ -1,5 +1,6 @@
 """stdin, stdout and stderr of a command as they may be: closed, full, of few letters, or read by none."""
 
+import _thread
 import errno
 import io
 import logging
@@ -7,7 +8,6 @@ import logging.handlers
 import os
 import queue
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -51,9 +51,15 @@ def gives_up_stdout(error: OSError) -> bool:
 
 
 class _Queue(logging.handlers.QueueHandler):
+    def __init__(self) -> None:
+        self.lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+        self.num_put = self.num_written = 0
+        super().__init__(self.lines)
+
     def enqueue(self, record: logging.LogRecord) -> None:
-        with suppress(queue.Full):
-            self.queue.put_nowait(record)
+        if self.lines.qsize() < MOST_LINES:
+            self.lines.put(record)
+            self.num_put += 1
 
 
 @contextmanager
@@ -65,22 +71,21 @@ def log_apart() -> Iterator[None]:
     if root.handlers or sys.stderr is None:
         yield
         return
-    lines: queue.Queue[logging.LogRecord] = queue.Queue(MOST_LINES)
-    to, formatter, handler = sys.stderr.fileno(), logging.Formatter(), _Queue(lines)
+    to, formatter, handler = sys.stderr.fileno(), logging.Formatter(), _Queue()
 
     def write() -> None:
         while True:
-            text = formatter.format(lines.get()) + "\n"
+            text = formatter.format(handler.lines.get()) + "\n"
             with suppress(OSError):  # not by sys.stderr, whose lock the end of the process would wait for
                 os.write(to, text.encode(errors="backslashreplace"))
-            lines.task_done()
+            handler.num_written += 1
 
-    threading.Thread(target=write, name="log", daemon=True).start()
+    _thread.start_new_thread(write, ())  # threading.Thread waits for it, and Ctrl-C may come meanwhile
     root.addHandler(handler)
     try:
         yield
     finally:
         root.removeHandler(handler)
         end = time.monotonic() + LAST_SECONDS
-        while lines.unfinished_tasks and time.monotonic() < end:
+        while handler.num_written < handler.num_put and time.monotonic() < end:
             time.sleep(0.01)
