@@ -23,8 +23,7 @@ struct Segment {
   int num_blocks = 0;
   int num_here = 0;       // rows that lie at `logits`, where `rest` has the others
   float* rest = nullptr;  // null: all lie at `logits`
-  float* taps =
-      nullptr;  // [num_tokens, tap_size()] where the executor's taps of each token go; null: nowhere
+  float* taps = nullptr;  // [num_tokens, tap_size()] where each token's taps go; null: nowhere
   // Of a head: [num_tokens, tap_size()] the taps that each token is fed with; null: it is one token, and is
   // fed with what the head itself computed at the last token of the slot.
   const float* features = nullptr;
