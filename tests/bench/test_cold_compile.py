@@ -59,8 +59,5 @@ def test_the_report() -> None:
     by_name = {row["name"]: row["variants"] for row in kernels}
     assert by_name["rejection_kernel"] == by_name["judge_scan_kernel"] == 1
     later = figures["windows_later"]
-    assert later["2"] == later["8"] == [] and {name for name, _ in later["4"]} == {
-        "merge_kernel",
-        "split_kernel",
-    }
+    assert later["2"] == later["8"] == [] and {name for name, _ in later["4"]} == {"merge_kernel"}
     assert [goal["met"] for goal in figures["goals"]] == [False, False]

@@ -32,12 +32,12 @@ SIZES = {
 @pytest.mark.slow
 @pytest.mark.skipif(not has_compiler(), reason="needs a C++ compiler, for the fake CUDA driver")
 def test_random_calls(request: pytest.FixtureRequest, tmp_path: Path) -> None:
-    """4,000 calls, with --long 24,000 of each of four seeds. A crash shows the call that it came from."""
+    """6,000 calls, with --long 24,000 of each of four seeds. A crash shows the call that it came from."""
     is_long = request.config.getoption("--long")
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     for seed in range(4 if is_long else 1):
         log = tmp_path / "call"
-        command = [sys.executable, native_calls.__file__, str(seed), "24000" if is_long else "4000", str(log)]
+        command = [sys.executable, native_calls.__file__, str(seed), "24000" if is_long else "6000", str(log)]
         result = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=env)
         call = log.read_text() if log.exists() else "no call was made"
         assert result.returncode == 0, f"{call}\n{result.stdout[-2000:]}\n{result.stderr[-4000:]}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import fake_cuda
 import numpy as np
-from native_tensors import tensors
+from native_tensors import OF_HEADS, tensors
 from scripted import AnyToken, Bench
 from scripted_cuda import NAMES, CudaBench
 
@@ -183,6 +183,10 @@ class World:
         odd = self.rng.random() < self.oddness / 2
         return self.rng.choice(ODD_IDS) if odd else self.rng.randrange(VOCAB)
 
+    def config(self) -> dict[str, Any]:
+        odd = {self.rng.choice(list(CONFIG)): self.rng.choice(self.wrong)}
+        return CONFIG | (odd if self.rng.random() < self.oddness else {})
+
     def row(self, *shape: int) -> np.ndarray:
         values = np.array([self.rng.gauss(0, 3) for _ in range(int(np.prod(shape)))], np.float32)
         if self.rng.random() < 0.3 and values.size:
@@ -190,10 +194,11 @@ class World:
         return values.reshape(shape)
 
     def argument(self, kind: str, name: str) -> Any:
-        """A value that may be right, for an argument of that class's methods, or of a function."""
+        """A value that may be right, of a class's methods, or of one ("Class.method"), or of a function."""
         if name not in MAKERS:
             raise KeyError(f"{kind} has an argument {name!r} that MAKERS of {__file__} does not know")
-        return MAKERS.get(f"{kind}.{name}", MAKERS[name])(self)
+        of_class = MAKERS.get(f"{kind.partition('.')[0]}.{name}", MAKERS[name])
+        return MAKERS.get(f"{kind}.{name}", of_class)(self)
 
     def arguments(self, kind: str, names: Sequence[str]) -> dict[str, Any]:
         """Right ones, or odd ones, or with one or all of a wrong type. kind: a class or a function."""
@@ -269,12 +274,6 @@ def addresses(w: World) -> Any:
     return {name: choice(at, odd=(at, at, at, 0))(w) for name, at in w.addresses.items() if name != left_out}
 
 
-def config(w: World) -> Any:
-    return CONFIG | (
-        {w.rng.choice(list(CONFIG)): w.rng.choice(w.wrong)} if w.rng.random() < w.oddness else {}
-    )
-
-
 def segments(w: World) -> Any:
     slots = w.rng.sample(range(SLOTS), w.rng.randint(0, SLOTS)) + choice([], odd=([-1], [0], [2]))(w)
     return [(slot, [1, *w.ids()], number(0, 3, 50)(w), number(0, 1)(w)) for slot in slots]
@@ -293,10 +292,9 @@ MAKERS: dict[str, Maker] = {
     "issuer": of("CudaIssuer"),
     "device": of("Device"),
     "request": of("Request"),
-    "executor": of("Executor"),
+    **named(of("Executor"), "executor", "head"),
     **named(of("LlamaExecutor"), "poison.executor", "poison_block.executor"),
     "arrays": of("DeviceArrays"),
-    "head": of("Executor"),
     "taps": lambda w: choice(None, w.one("EagleDrafter"), w.drafter_by_head())(w),
     **named(choice([], [3, 1], odd=([-1], [VOCAB], [1] * 99)), "target_ids", "head_ids"),
     "tap_layers": choice([], [0, 1], odd=([1, 0], [-1], [2**31 - 1])),
@@ -318,13 +316,15 @@ MAKERS: dict[str, Maker] = {
     "draft_token_ids": lambda w: np.array(choice([1, 2], odd=([], [1, 99], [-1, 2]))(w), np.int32),
     **named(lambda w: w.row(LENGTH, 4), "cos", "sin"),
     "addresses": addresses,
-    "config": config,
+    "config": lambda w: w.config(),
+    **OF_HEADS,
     "tensors": tensors,
     "segments": segments,
     "block_tables": choice(None, odd=([[0, 1, 2, 3]], [[0], [2]], [[-1]], [[]], [[2**31 - 1]])),
     "progress": choice(None, lambda done, layers: None, odd=(lambda: None,)),
     "staging": choice(np.zeros(1 << 16, np.uint8), odd=(bytearray(100), bytearray(1 << 16), bytes(1 << 16))),
-    **named(choice([0, 1, 2, 2**32 - 1]), "counter", "key"),
+    "counter": choice([0, 1, 2, 2**32 - 1]),
+    "key": choice([0, 2**32 - 1]),
     "owner": choice(None, []),
     "function": choice(None, list),
     "object": choice(None),  # never_destroy keeps it for good

@@ -100,7 +100,7 @@ def main(seed: int, num_calls: int, log_path: str) -> None:
     with open(log_path, "w") as log:
         for index in range(num_calls):
             bound = bounds[index] if index < len(bounds) else world.rng.choices(bounds, weights)[0]
-            values = world.arguments(bound.receiver or bound.path.partition(".")[0], bound.names)
+            values = world.arguments(bound.path, bound.names)
             receiver = world.receiver(bound.receiver) if bound.receiver else None
             log.seek(0)
             log.truncate()

@@ -71,3 +71,23 @@ def tensors(w: World) -> Any:
         kinds = ((w.rng.choice(other), dtype, shape), (data, "float16", shape), (data, dtype, [*shape, 1]))
         changed[name] = w.rng.choice([*kinds, (data, dtype, [-1]), (data, dtype, [2**40, 2**40])])
     return changed
+
+
+def head_tensors(w: World) -> Any:
+    """Of a head for such a model, which is fed 96 taps."""
+    shapes = {name: list(shape) for name, (_, _, shape) in w.tensors.items()}
+    for name in ("q", "k", "v"):
+        shapes[f"model.layers.0.self_attn.{name}_proj.weight"][1] *= 2  # fed an embedding and a feature
+    shapes |= {"fc.weight": [32, 96], "model.layers.0.hidden_norm.weight": [32]}
+    shapes["lm_head.weight"] = shapes["model.embed_tokens.weight"]
+    if w.rng.random() < w.oddness:
+        shapes[w.rng.choice(list(shapes))] = [1, 1]
+    return {name: (np.ones(shape, np.float32), "float32", shape) for name, shape in shapes.items()}
+
+
+def head_config(w: World) -> Any:
+    odd = {w.rng.choice(["tap_size", "num_tap_norms", "logits_size"]): w.rng.choice(w.wrong)}
+    return w.config() | {"tap_size": 96} | (odd if w.rng.random() < w.oddness else {})
+
+
+OF_HEADS = {"LlamaWeights.head.tensors": head_tensors, "LlamaWeights.head.config": head_config}
