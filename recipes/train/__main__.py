@@ -13,6 +13,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import PearlError, RequestError
 from recipes.train.card import acceptance_table, plot_curves, read_card, readme, thinned, write_card
@@ -44,6 +46,16 @@ def _given(kind: type, arguments: argparse.Namespace, **more: Any) -> dict[str, 
     """The fields of a settings class that the command line gives."""
     given = {f.name: getattr(arguments, f.name, None) for f in fields(kind)}
     return {name: value for name, value in given.items() if value is not None} | more
+
+
+def _distilling(arguments: argparse.Namespace) -> DistillSettings:
+    schedule = Schedule(arguments.warmup_steps, arguments.decay)
+    return DistillSettings(**_given(DistillSettings, arguments, schedule=schedule))
+
+
+def _where(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How long a run may take, and the folders that it has."""
+    return {"minutes": arguments.minutes, "run_directory": arguments.run, "out": arguments.out}
 
 
 def _tokenised(arguments: argparse.Namespace, directory: Path) -> TokenisedCorpus:
@@ -99,10 +111,8 @@ def run_pretrain(arguments: argparse.Namespace) -> None:
         tokenised,
         machine,
         settings,
-        minutes=arguments.minutes,
-        run_directory=arguments.run,
-        out=arguments.out,
         begin_with=begin_with,
+        **_where(arguments),
     )
     _finish(arguments, arguments.name, run)
 
@@ -121,19 +131,9 @@ def run_distill(arguments: argparse.Namespace) -> None:
         if arguments.masks < 1:
             raise RequestError(f"--masks {arguments.masks}: give 1 or more; `distill` trains without masks")
         draft = parallel_model(draft, arguments.mask_token)
-    schedule = Schedule(arguments.warmup_steps, arguments.decay)
-    settings = DistillSettings(**_given(DistillSettings, arguments, schedule=schedule))
-    run = distill(
-        target,
-        draft,
-        tokenised,
-        machine,
-        settings,
-        minutes=arguments.minutes,
-        run_directory=arguments.run,
-        out=arguments.out,
-        write=write_exit if arguments.command == "exit" else export,
-    )
+    write = write_exit if arguments.command == "exit" else export
+    settings = _distilling(arguments)
+    run = distill(target, draft, tokenised, machine, settings, write=write, **_where(arguments))
     _finish(arguments, arguments.name, run)
 
 
@@ -144,20 +144,13 @@ def run_eagle3(arguments: argparse.Namespace) -> None:
     tokenised = _tokenised(arguments, arguments.target)
     target = machine.load(arguments.target)
     draft = eagle3_model(target, tokenised.train, arguments.draft_vocab, arguments.tap)
-    schedule = Schedule(arguments.warmup_steps, arguments.decay)
-    settings = DistillSettings(**_given(DistillSettings, arguments, schedule=schedule))
-    run = distill(
-        target,
-        draft,
-        tokenised,
-        machine,
-        settings,
-        minutes=arguments.minutes,
-        run_directory=arguments.run,
-        out=arguments.out,
-        write=write_eagle3,
-        loss_of=lambda rows: eagle3_loss(target, draft, rows, settings.divergence, arguments.steps),
-    )
+    settings = _distilling(arguments)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return eagle3_loss(target, draft, rows, settings.divergence, arguments.steps)
+
+    own: dict[str, Any] = {"write": write_eagle3, "loss_of": loss_of}
+    run = distill(target, draft, tokenised, machine, settings, **own, **_where(arguments))
     _finish(arguments, arguments.name, run)
 
 

@@ -122,20 +122,25 @@ def test_a_draft_with_no_rows_finds_none(fake: Any) -> None:
     clean(bench)
 
 
+def joined(crowd: Crowd, bench: Any, requests: list[dict[str, Any]]) -> None:
+    """Runs them all to their ends: they join one that waits in its third verdict."""
+    bench.target.close_gate("verify", 3)
+    crowd.start(request([1], max_tokens=30))
+    bench.target.wait_for_gate()
+    for one in requests:
+        crowd.add(one)
+    bench.target.open_gate()
+    crowd.finish()
+    assert crowd.joins == len(requests)
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_equal_prompts_that_join_are_fed_once(fake: Any, placement: str, form: str) -> None:
     """The first's pages are known once its passes are queued."""
     bench = build(placement, form=form, num_blocks=40, num_slots=6)
     crowd, one = Crowd(bench, "sd", "coupled"), request(ids(40), max_tokens=20)
-    bench.target.close_gate("verify", 3)
-    crowd.start(request([1], max_tokens=30))
-    bench.target.wait_for_gate()
-    for _ in range(3):
-        crowd.add(one)
-    bench.target.open_gate()
-    crowd.finish()
-    assert crowd.joins == 3
+    joined(crowd, bench, [one] * 3)
     assert [crowd.results[number][0].num_cached_tokens for number in range(4)] == [0, 0, 32, 32]
     for number, asked in crowd.asked.items():
         found = crowd.results[number]
@@ -165,14 +170,7 @@ def test_private_requests_that_join(fake: Any, placement: str, form: str) -> Non
     """Between others with their prompt."""
     bench = build(placement, form=form, num_blocks=40, num_slots=6)
     crowd, one = Crowd(bench, "pearl", "coupled"), request(ids(40), max_tokens=20)
-    bench.target.close_gate("verify", 3)
-    crowd.start(request([1], max_tokens=30))
-    bench.target.wait_for_gate()
-    for shares in (False, True, False, True, False):
-        crowd.add(one | {"shares": shares})
-    bench.target.open_gate()
-    crowd.finish()
-    assert crowd.joins == 5
+    joined(crowd, bench, [one | {"shares": shares} for shares in (False, True, False, True, False)])
     assert [crowd.results[number][0].num_cached_tokens for number in range(6)] == [0, -1, 0, -1, 32, -1]
     for number, asked in crowd.asked.items():
         found = crowd.results[number]
