@@ -17,23 +17,23 @@ from torch import Tensor
 
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import PearlError, RequestError
+from recipes.train.arguments import build_parser
 from recipes.train.card import acceptance_table, plot_curves, read_card, readme, thinned, write_card
 from recipes.train.data.bpe import save_tokenizer, train_tokenizer
-from recipes.train.data.corpus import STDLIB, read_corpus
+from recipes.train.data.corpus import read_corpus
 from recipes.train.data.heldout import held_out_prompts, write_prompts
 from recipes.train.data.stream import PackedStream
 from recipes.train.data.tokenised_corpus import TokenisedCorpus, tokenise_corpus
-from recipes.train.distill import SOURCES, DistillSettings, distill
-from recipes.train.divergence import DIVERGENCES
-from recipes.train.eagle3 import eagle3_loss, eagle3_model, write_eagle3
+from recipes.train.distill import DistillSettings, distill
+from recipes.train.drafts.eagle3 import eagle3_loss, eagle3_model, write_eagle3
+from recipes.train.drafts.exit_layer import exit_model, write_exit
+from recipes.train.drafts.parallel import parallel_model
 from recipes.train.evaluate import acceptance_report, text_loss
-from recipes.train.exit_layer import exit_model, write_exit
 from recipes.train.model.export import export
 from recipes.train.model.prune import best_pruned
 from recipes.train.model.session import Machine
-from recipes.train.model.sizes import SIZES, draft_config, new_model, sized_config
+from recipes.train.model.sizes import draft_config, new_model, sized_config
 from recipes.train.optimizer import Schedule
-from recipes.train.parallel import parallel_model
 from recipes.train.pretrain import PretrainSettings, pretrain
 from recipes.train.run import Run
 
@@ -193,139 +193,26 @@ def run_report(arguments: argparse.Namespace) -> None:
     print(f"{arguments.card} -> {arguments.out}")
 
 
-def _add_training(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--minutes", type=float, required=True, help="wall-clock time of the whole run")
-    parser.add_argument("--run", type=Path, required=True, help="checkpoint and curve; the same one goes on")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="the model, as pearl_rt and transformers load it"
-    )
-    parser.add_argument("--lr", type=float)
-    parser.add_argument("--embedding-lr", type=float)
-    parser.add_argument("--tokens-per-step", type=int)
-    parser.add_argument("--warmup-steps", type=int, default=30)
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--compile", action="store_true", default=None, help="torch.compile: 50 s, then 1.2x")
-    parser.add_argument("--card", type=Path, help="training.json that gets the curve")
-    parser.add_argument("--name", default=None, help="the run's name in the card")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m recipes.train", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(function=function)
-        sub.add_argument("--data", default=STDLIB, help="'stdlib', or a directory of text files")
-        sub.add_argument("--device", default="cpu", help="cpu or cuda")
-        sub.add_argument("--threads", type=int)
-        return sub
-
-    sub = command("tokenizer", run_tokenizer, "train a byte-level BPE tokenizer")
-    sub.add_argument("--vocab-size", type=int, default=4096)
-    sub.add_argument("--out", type=Path, required=True)
-
-    sub = command("prompts", run_prompts, "cut benchmark prompts from held-out files")
-    sub.add_argument("--tokenizer", type=Path, required=True, help="directory with tokenizer.json")
-    sub.add_argument("--count", type=int, default=12)
-    sub.add_argument("--out", type=Path, required=True)
-
-    sub = command("pretrain", run_pretrain, "train a model on text, from random weights")
-    sub.add_argument("--tokenizer", type=Path, required=True, help="directory with tokenizer.json")
-    sub.add_argument("--size", choices=SIZES, help="13m, or that of --begin-with")
-    sub.add_argument("--begin-with", type=Path, help="a model of this shape, or a shallower one to grow")
-    sub.add_argument("--max-position-embeddings", type=int, default=2048)
-    sub.add_argument(
-        "--decay", type=float, default=0.3, help="share of the run in which the rate goes to zero"
-    )
-    sub.add_argument(
-        "--long-from", type=float, help="share of the run after which rows have the whole length"
-    )
-    _add_training(sub)
-
-    sub = command("distill", run_distill, "teach a draft what its target would say")
-    sub.add_argument("--target", type=Path, required=True)
-    sub.add_argument("--draft", type=Path, help="begin with this model")
-    sub.add_argument("--size", choices=SIZES, default="3m", help="without --draft: a new one of this size")
-    sub.add_argument("--divergence", choices=DIVERGENCES)
-    sub.add_argument("--cross-entropy", type=float)
-    sub.add_argument("--text-share", type=float)
-    sub.add_argument("--samples-from", choices=SOURCES)
-    sub.add_argument("--sample-temperature", type=float)
-    sub.add_argument(
-        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
-    )
-    _add_training(sub)
-
-    sub = command("exit", run_distill, "teach one layer behind the target's first ones what it would say")
-    sub.add_argument("--target", type=Path, required=True)
-    sub.add_argument("--exit-layer", type=int, required=True, help="layers of the target in front of it")
-    sub.add_argument("--divergence", choices=DIVERGENCES)
-    sub.add_argument("--text-share", type=float)
-    sub.add_argument("--samples-from", choices=SOURCES)
-    sub.add_argument(
-        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
-    )
-    _add_training(sub)
-
-    sub = command("parallel", run_distill, "teach a draft to fill a window in one pass")
-    sub.add_argument("--target", type=Path, required=True)
-    sub.add_argument("--draft", type=Path, help="begin with this model, for instance a distilled draft")
-    sub.add_argument("--size", choices=SIZES, default="3m", help="without --draft: a new one of this size")
-    sub.add_argument(
-        "--mask-token", type=int, help="an id that no text has; default: one more behind the vocabulary"
-    )
-    sub.add_argument("--masks", type=int, default=7, help="rows behind a place: one less than the window")
-    sub.add_argument("--keep", type=float, help="share of the places with a d-th mask that have one more")
-    sub.add_argument("--least", type=float, help="share of all places that has every mask, at least")
-    sub.add_argument("--divergence", choices=DIVERGENCES)
-    sub.add_argument("--cross-entropy", type=float)
-    sub.add_argument("--text-share", type=float)
-    sub.add_argument("--samples-from", choices=("text", "target"), default="target")
-    sub.add_argument("--sample-temperature", type=float)
-    sub.add_argument(
-        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
-    )
-    _add_training(sub)
-
-    sub = command("eagle3", run_eagle3, "teach a head to draft from what its target computed")
-    sub.add_argument("--target", type=Path, required=True)
-    sub.add_argument("--tap", type=int, action="append", help="a layer whose input is read; given in order")
-    sub.add_argument("--draft-vocab", type=int, help="ids that it drafts, the most frequent ones; 32000")
-    sub.add_argument("--steps", type=int, default=4, help="rows in a row that go on from the head's own")
-    sub.add_argument("--divergence", choices=DIVERGENCES)
-    sub.add_argument("--text-share", type=float)
-    sub.add_argument("--samples-from", choices=("text", "target"), default="target")
-    sub.add_argument("--sample-temperature", type=float)
-    sub.add_argument(
-        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
-    )
-    _add_training(sub)
-
-    sub = command("prune", run_prune, "cut a draft to begin with out of its target")
-    sub.add_argument("--target", type=Path, required=True)
-    sub.add_argument("--layers", type=int, required=True)
-    sub.add_argument("--intermediate-size", type=int, required=True)
-    sub.add_argument("--out", type=Path, required=True)
-
-    sub = command("evaluate", run_evaluate, "held-out loss, and acceptance of each draft")
-    sub.add_argument("--target", type=Path, required=True)
-    sub.add_argument("--draft", action="append", default=[], help="may be given more than once")
-    sub.add_argument("--card", type=Path, help="training.json that gets the figures")
-
-    sub = command("report", run_report, "write the README of a training.json, and draw its loss curves")
-    sub.add_argument("--card", type=Path, required=True)
-    sub.add_argument("--out", type=Path, required=True)
-    sub.add_argument("--plot", type=Path, help="PNG; needs matplotlib")
-    return parser
+COMMANDS = {
+    "tokenizer": run_tokenizer,
+    "prompts": run_prompts,
+    "pretrain": run_pretrain,
+    "distill": run_distill,
+    "exit": run_distill,
+    "parallel": run_distill,
+    "eagle3": run_eagle3,
+    "prune": run_prune,
+    "evaluate": run_evaluate,
+    "report": run_report,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = build_parser().parse_args(argv)
+    arguments = build_parser(__doc__).parse_args(argv)
     if getattr(arguments, "name", "") is None:
         arguments.name = arguments.command
     try:
-        arguments.function(arguments)
+        COMMANDS[arguments.command](arguments)
     except PearlError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

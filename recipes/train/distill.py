@@ -22,13 +22,13 @@ from pearl_rt.strategy.program import MAX_GAMMA
 from recipes.train.data.stream import PackedStream
 from recipes.train.data.tokenised_corpus import TokenisedCorpus
 from recipes.train.divergence import DIVERGENCES
-from recipes.train.eagle3 import Eagle3Model
+from recipes.train.drafts.eagle3 import Eagle3Model
+from recipes.train.drafts.parallel import MaskRows, mask_rows
 from recipes.train.model.export import export
 from recipes.train.model.llama import LlamaForCausalLM
 from recipes.train.model.sampler import sample_rows
 from recipes.train.model.session import LOGIT_ROWS, Machine, compile_layers
 from recipes.train.optimizer import Optimizers, Schedule
-from recipes.train.parallel import MaskRows, mask_rows
 from recipes.train.pretrain import BAR_FORMAT
 from recipes.train.run import Run
 

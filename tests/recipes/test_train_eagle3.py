@@ -17,7 +17,7 @@ from pearl_rt.errors import RequestError
 from pearl_rt.reference.eagle3 import EagleHead
 from recipes.train.data.tokenised_corpus import TokenisedCorpus
 from recipes.train.distill import DistillSettings, distill
-from recipes.train.eagle3 import eagle3_loss, eagle3_model, seen_rows, taps_of, write_eagle3
+from recipes.train.drafts.eagle3 import eagle3_loss, eagle3_model, seen_rows, taps_of, write_eagle3
 from recipes.train.model.export import export
 from recipes.train.optimizer import Schedule
 

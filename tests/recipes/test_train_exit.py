@@ -15,7 +15,7 @@ from pearl_rt.checkpoint.views.exit_layer import ExitConfig, load_exit
 from pearl_rt.errors import RequestError
 from recipes.train.data.tokenised_corpus import TokenisedCorpus
 from recipes.train.distill import DistillSettings, distill
-from recipes.train.exit_layer import exit_model, write_exit
+from recipes.train.drafts.exit_layer import exit_model, write_exit
 from recipes.train.model.export import export
 from recipes.train.optimizer import Schedule
 

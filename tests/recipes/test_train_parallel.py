@@ -15,10 +15,10 @@ from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import ConfigError, RequestError
 from recipes.train.data.tokenised_corpus import TokenisedCorpus
 from recipes.train.distill import DistillSettings, check_pair, distill
+from recipes.train.drafts.parallel import mask_rows, parallel_model
 from recipes.train.evaluate import acceptance
 from recipes.train.model.export import export
 from recipes.train.optimizer import Schedule
-from recipes.train.parallel import mask_rows, parallel_model
 
 
 def chance(seed: int = 0) -> torch.Generator:

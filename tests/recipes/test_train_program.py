@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from recipes.train.__main__ import build_parser, main
+from recipes.train.__main__ import main
+from recipes.train.arguments import build_parser
 from recipes.train.card import readme, thinned, write_card
 from recipes.train.data.corpus import is_held_out
 
@@ -27,7 +28,7 @@ def documented_commands() -> list[list[str]]:
 class TestProgram:
     @pytest.mark.parametrize("argv", documented_commands(), ids=lambda argv: argv[0])
     def test_documented_commands_are_understood(self, argv: list[str]) -> None:
-        assert build_parser().parse_args(argv).command == argv[0]
+        assert build_parser(None).parse_args(argv).command == argv[0]
 
     def test_documents_show_every_command(self) -> None:
         shown = {argv[0] for argv in documented_commands()}
