@@ -84,7 +84,9 @@ def pair_sources(
             own = replace(base, num_hidden_layers=len(kept))
             sources.append(_view(own, kept, dtype, {}, weights))
     elif isinstance(draft_config, ExitConfig) and draft_tensors is not None:
-        own = replace(draft_config.draft_config(target_config), pard_token=None)
+        own = draft_config.draft_config(target_config)
+        if not draft_parallel:
+            own = replace(own, pard_token=None)
         check_exit(draft_tensors, exit_shapes(own), "the draft")
         sources.append(_view(own, range(draft_config.exit_layer), dtype, draft_tensors, draft_weights))
     elif isinstance(draft_config, Eagle3Config) and draft_tensors is not None:

@@ -1,5 +1,5 @@
-"""`python -m recipes.train COMMAND`: tokenizer, prompts, pretrain, prune, distill, exit, parallel, eagle3,
-evaluate, report.
+"""`python -m recipes.train COMMAND`: tokenizer, prompts, pretrain, write, remember,
+prune, distill, exit, parallel, eagle3, evaluate, report.
 
 Every training command can be killed and given again: it goes on. See docs/training.md.
 """
@@ -14,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 
+from pearl_rt import Engine
+from pearl_rt.checkpoint.chat_template import ChatTemplate
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import PearlError, RequestError
 from recipes.train.arguments import build_parser
 from recipes.train.card import acceptance_table, plot_curves, read_card, readme, thinned, write_card
 from recipes.train.data.bpe import save_tokenizer, train_tokenizer
+from recipes.train.data.chats import write_chats
 from recipes.train.data.corpus import read_corpus
 from recipes.train.data.heldout import held_out_prompts, write_prompts
+from recipes.train.data.remembered import LearntRows, Remembered, remember
 from recipes.train.data.stream import PackedStream
-from recipes.train.data.tokenised_corpus import TokenisedCorpus, tokenise_corpus
+from recipes.train.data.tokenised_corpus import TokenisedCorpus, frequent_ids, tokenise_corpus
 from recipes.train.distill import DistillSettings, distill
 from recipes.train.drafts.eagle3 import eagle3_loss, eagle3_model, write_eagle3
 from recipes.train.drafts.exit_layer import exit_model, write_exit
@@ -59,9 +64,21 @@ def _where(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _tokenised(arguments: argparse.Namespace, directory: Path) -> TokenisedCorpus:
-    config = directory / "config.json"
-    eos_ids = ModelConfig.from_pretrained(directory).eos_token_ids if config.exists() else ()
+    is_model = directory.is_file() or (directory / "config.json").exists()
+    eos_ids = ModelConfig.from_pretrained(directory).eos_token_ids if is_model else ()
     return tokenise_corpus(arguments.data, directory, eos_ids[0] if eos_ids else None)
+
+
+def _remembered(arguments: argparse.Namespace, target: ModelConfig) -> Remembered | None:
+    given = arguments.remembered
+    return None if given is None else Remembered(given, target, arguments.seed or 0)
+
+
+def _ids(arguments: argparse.Namespace, tokenised: TokenisedCorpus, target: ModelConfig) -> Tensor:
+    """The most frequent ids of the text, as many as --ids says."""
+    if not 1 <= arguments.ids <= target.vocab_size:
+        raise RequestError(f"--ids {arguments.ids}: the target has {target.vocab_size}, give 1 to that")
+    return frequent_ids(tokenised.train, target.vocab_size, arguments.ids)
 
 
 def _finish(arguments: argparse.Namespace, name: str, run: Run) -> None:
@@ -122,7 +139,9 @@ def run_distill(arguments: argparse.Namespace) -> None:
     tokenised = _tokenised(arguments, arguments.target)
     target = machine.load(arguments.target)
     if arguments.command == "exit":
-        draft = exit_model(target, arguments.exit_layer)
+        if (arguments.masks > 0) != (arguments.mask_token is not None):
+            raise RequestError("--masks and --mask-token: give both for windows of one pass, or neither")
+        draft = exit_model(target, arguments.exit_layer, arguments.mask_token)
     elif arguments.draft:
         draft = machine.load(arguments.draft)
     else:
@@ -133,8 +152,57 @@ def run_distill(arguments: argparse.Namespace) -> None:
         draft = parallel_model(draft, arguments.mask_token)
     write = write_exit if arguments.command == "exit" else export
     settings = _distilling(arguments)
-    run = distill(target, draft, tokenised, machine, settings, write=write, **_where(arguments))
+    known = _remembered(arguments, target.config)
+    ids = None
+    if arguments.ids is not None:
+        ids = _ids(arguments, tokenised, target.config).to(machine.device)
+    run = distill(
+        target,
+        draft,
+        tokenised,
+        machine,
+        settings,
+        write=write,
+        remembered=known,
+        ids=ids,
+        **_where(arguments),
+    )
     _finish(arguments, arguments.name, run)
+
+
+def run_write(arguments: argparse.Namespace) -> None:
+    if arguments.count < 2:
+        raise RequestError(f"--count {arguments.count}: give 2 or more, as one conversation is held out")
+    template = ChatTemplate.from_pretrained(arguments.target)
+    cores = {} if arguments.threads is None else {"num_threads": arguments.threads}
+    bar = tqdm(total=arguments.count, unit=" conversations", desc="write")
+    with Engine.from_pretrained(arguments.target, max_num_seqs=arguments.together, **cores) as engine, bar:
+        tokens = write_chats(
+            engine,
+            template,
+            arguments.out,
+            arguments.count,
+            question_tokens=arguments.question_tokens,
+            answer_tokens=arguments.answer_tokens,
+            temperature=arguments.temperature,
+            seed=arguments.seed,
+            told=bar.update,
+        )
+    print(f"{tokens:,} tokens of answers -> {arguments.out}")
+
+
+def run_remember(arguments: argparse.Namespace) -> None:
+    machine = _machine(arguments)
+    tokenised = _tokenised(arguments, arguments.target)
+    target = machine.load(arguments.target)
+    layers = sorted(set(arguments.tap or ()))
+    if not all(0 <= layer <= target.config.num_hidden_layers for layer in layers):
+        raise RequestError(f"--tap {layers}: give layers from 0 to {target.config.num_hidden_layers}")
+    stream = PackedStream(tokenised.train, tokenised.weights, arguments.length, arguments.seed)
+    rows = arguments.rows or max(1, sum(map(len, tokenised.train)) // arguments.length)
+    with tqdm(total=rows, unit=" rows", desc="remember") as bar:
+        remember(target, machine, stream, arguments.out, rows, layers, told=bar.update)
+    print(f"{rows} rows of {arguments.length} tokens, inputs of layers {layers} -> {arguments.out}")
 
 
 def run_eagle3(arguments: argparse.Namespace) -> None:
@@ -146,10 +214,12 @@ def run_eagle3(arguments: argparse.Namespace) -> None:
     draft = eagle3_model(target, tokenised.train, arguments.draft_vocab, arguments.tap)
     settings = _distilling(arguments)
 
-    def loss_of(rows: Tensor) -> Tensor:
+    def loss_of(rows: LearntRows) -> Tensor:
         return eagle3_loss(target, draft, rows, settings.divergence, arguments.steps)
 
-    own: dict[str, Any] = {"write": write_eagle3, "loss_of": loss_of}
+    layers = draft.config.taps_of(target.config)
+    known = _remembered(arguments, target.config)
+    own: dict[str, Any] = {"write": write_eagle3, "loss_of": loss_of, "remembered": known, "layers": layers}
     run = distill(target, draft, tokenised, machine, settings, **own, **_where(arguments))
     _finish(arguments, arguments.name, run)
 
@@ -197,6 +267,8 @@ COMMANDS = {
     "tokenizer": run_tokenizer,
     "prompts": run_prompts,
     "pretrain": run_pretrain,
+    "write": run_write,
+    "remember": run_remember,
     "distill": run_distill,
     "exit": run_distill,
     "parallel": run_distill,

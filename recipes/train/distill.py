@@ -6,7 +6,7 @@ agree. Text keeps it from drifting; the target's own samples serve where no text
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from pearl_rt.errors import ConfigError, RequestError
 from pearl_rt.strategy.program import MAX_GAMMA
+from recipes.train.data.remembered import LearntRows, Remembered
 from recipes.train.data.stream import PackedStream
 from recipes.train.data.tokenised_corpus import TokenisedCorpus
 from recipes.train.divergence import DIVERGENCES
@@ -107,13 +108,17 @@ def distillation_loss(
     divergence: str,
     cross_entropy: float,
     masked: MaskRows | None = None,
+    states: Tensor | None = None,
+    ids: Tensor | None = None,
 ) -> Tensor:
     """Mean over positions of (1 - c) * divergence(p, q) - c * log q(next token), c = `cross_entropy`. masked:
     over the draft's rows of T tokens and of masks beside them, each against the target's at its position.
+    states: the target's [B, T, hidden] where they are known. ids: p and q are of these alone, [n] int64.
     """
     inputs, wanted = rows[:, :-1], rows[:, 1:]
-    with torch.no_grad():
-        states = target.hidden_states(inputs)
+    if states is None:
+        with torch.no_grad():
+            states = target.hidden_states(inputs)
     if masked is None:
         own = draft.hidden_states(inputs)
     else:
@@ -122,13 +127,15 @@ def distillation_loss(
         own = draft.hidden_states(fed, positions=masked.positions, visible=masked.visible)
         states, wanted = states[:, masked.positions], wanted[:, masked.positions]
     states, own, wanted = states.flatten(0, 1), own.flatten(0, 1), wanted.flatten()
-    head = draft.head_weight[: target.config.vocab_size]
+    heads = target.head_weight, draft.head_weight[: target.config.vocab_size]
+    if ids is not None:
+        heads = heads[0][ids], heads[1][ids]
     total = own.new_zeros((), dtype=torch.float32)
     parts = (x.split(LOGIT_ROWS) for x in (states, own, wanted))
     for theirs, ours, token in zip(*parts, strict=True):
         with torch.no_grad():
-            p = F.linear(theirs, target.head_weight)
-        q = F.linear(ours, head)
+            p = F.linear(theirs, heads[0])
+        q = F.linear(ours, heads[1])
         total = total + (1 - cross_entropy) * DIVERGENCES[divergence](p, q).sum()
         if cross_entropy:
             total = total + cross_entropy * F.cross_entropy(q.float(), token, reduction="sum")
@@ -146,10 +153,14 @@ def distill(
     run_directory: Path,
     out: Path,
     write: Callable[[Any, Tokenizer, Path], None] = export,
-    loss_of: Callable[[Tensor], Tensor] | None = None,
+    loss_of: Callable[[LearntRows], Tensor] | None = None,
+    remembered: Remembered | None = None,
+    layers: Sequence[int] = (),
+    ids: Tensor | None = None,
 ) -> Run:
     """Trains `draft` in place, but for what is frozen; goes on with what `run_directory` holds, and writes it
-    to `out` as write() does. loss_of: rows [B, T+1] -> what is descended instead of distillation_loss().
+    to `out` as write() does. loss_of: what is descended instead of distillation_loss(). remembered: where all
+    rows come from, with the inputs of `layers`. ids: of the loss, see distillation_loss().
     """
     if isinstance(draft, LlamaForCausalLM):
         check_pair(target, draft)
@@ -162,7 +173,8 @@ def distill(
         compile_layers(target)
         if isinstance(draft, LlamaForCausalLM):
             compile_layers(draft)
-    text_rows = max(1, settings.tokens_per_step // settings.text_length)
+    text_length = settings.text_length if remembered is None else remembered.sizes.length
+    text_rows = max(1, settings.tokens_per_step // text_length)
     sample_length = settings.prompt_length + settings.sample_length
     sample_count = max(1, settings.tokens_per_step // sample_length)
     texts = PackedStream(tokenised.train, tokenised.weights, settings.text_length, settings.seed)
@@ -173,8 +185,12 @@ def distill(
     bar = tqdm(total=run.budget, initial=run.seconds, unit="s", desc="distill", bar_format=BAR_FORMAT)
     with run.until_interrupted(), bar:
         while not run.is_over:
-            is_text = settings.is_text_step(run.step)
-            if is_text:
+            is_text = remembered is not None or settings.is_text_step(run.step)
+            known: LearntRows | None = None
+            if remembered is not None:
+                known = remembered.batch(run.step * text_rows, text_rows, layers).to(machine.device)
+                rows = known.tokens
+            elif is_text:
                 rows = texts.batch(run.step * text_rows, text_rows).to(machine.device)
             else:
                 start = prompts.batch(run.step * sample_count, sample_count)[:, :-1].to(machine.device)
@@ -183,13 +199,16 @@ def distill(
                     writer, machine, start, settings.sample_length + 1, settings.sample_temperature, chance
                 )
             weight = settings.cross_entropy if is_text else 0.0
+            known = known or LearntRows(rows)
             masked = settings.mask_rows(rows.shape[1] - 1, run.step, machine.device)
             with machine.autocast():
                 if loss_of is not None:
-                    loss = loss_of(rows)
+                    loss = loss_of(known)
                 else:
                     assert isinstance(draft, LlamaForCausalLM)
-                    loss = distillation_loss(target, draft, rows, settings.divergence, weight, masked)
+                    loss = distillation_loss(
+                        target, draft, rows, settings.divergence, weight, masked, known.states, ids
+                    )
             loss.backward()
             multiplier = settings.schedule.multiplier(run.step, run.progress)
             optimizers.step(multiplier)

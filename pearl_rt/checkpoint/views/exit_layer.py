@@ -2,7 +2,8 @@
 that stand behind the first layers of the target, whose embedding and head it uses.
 
     config.json         model_type "pearl_exit"; hidden_size and vocab_size, the target's; exit_layer, how
-                        many layers of the target come first; intermediate_size, the layer's own
+                        many layers of the target come first; intermediate_size, the layer's own;
+                        pard_token, an id of the vocabulary, where it fills a window in one pass
     model.safetensors   model.layers.N.*, N being exit_layer, and model.norm.weight, with the names and shapes
                         of a model of the target's kind that has N + 1 layers
 
@@ -36,6 +37,7 @@ class ExitConfig:
     vocab_size: int
     exit_layer: int  # layers of the target in front of it
     intermediate_size: int
+    pard_token: int | None = None  # the mask token of a layer that fills a window in one pass
 
     @classmethod
     def from_dict(cls, content: Json, source: str = "config") -> "ExitConfig":
@@ -45,14 +47,20 @@ class ExitConfig:
         found = {}
         for name in cls.__dataclass_fields__:
             value = content.get(name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ConfigError(f"{source}: {name} must be an integer of 1 or more, got {shown(value)}")
+            if name == "pard_token" and value is None:
+                continue
+            least = 0 if name == "pard_token" else 1
+            if isinstance(value, bool) or not isinstance(value, int) or value < least:
+                raise ConfigError(
+                    f"{source}: {name} must be an integer of {least} or more, got {shown(value)}"
+                )
             found[name] = value
         return cls(**found)
 
     def to_dict(self) -> Json:
         """The content of a config.json."""
-        return {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], **asdict(self)}
+        own = {name: value for name, value in asdict(self).items() if value is not None}
+        return {"model_type": MODEL_TYPE, "architectures": [ARCHITECTURE], **own}
 
     def draft_config(self, target: ModelConfig) -> ModelConfig:
         """The draft as a model: the target's first layers, and this one. Raises ConfigError if it was made
@@ -71,7 +79,10 @@ class ExitConfig:
                 f"{target.num_hidden_layers}: an exit leaves at least one out"
             )
         return replace(
-            target, num_hidden_layers=self.exit_layer + 1, intermediate_size=self.intermediate_size
+            target,
+            num_hidden_layers=self.exit_layer + 1,
+            intermediate_size=self.intermediate_size,
+            pard_token=self.pard_token,
         )
 
 
@@ -132,7 +143,11 @@ def save_exit(
 
     directory = Path(path)
     config = ExitConfig(
-        draft.hidden_size, draft.vocab_size, draft.num_hidden_layers - 1, draft.intermediate_size
+        draft.hidden_size,
+        draft.vocab_size,
+        draft.num_hidden_layers - 1,
+        draft.intermediate_size,
+        draft.pard_token,
     )
     shapes = exit_shapes(draft)
     check_exit(tensors, shapes, str(directory))

@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from pearl_rt.checkpoint.gguf.model import GgufModel
+from pearl_rt.checkpoint.gguf.vocabulary import read_vocabulary
 from pearl_rt.errors import CheckpointError, RequestError
 from recipes.train.data.corpus import Document
 
@@ -65,7 +67,9 @@ def save_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
 
 
 def read_tokenizer(directory: Path) -> Tokenizer:
-    """The tokenizers object of a model directory. Raises CheckpointError if there is none."""
+    """The tokenizers object of a model directory or a GGUF file. Raises CheckpointError if there is none."""
+    if (gguf := GgufModel.open(directory)) is not None:
+        return read_vocabulary(gguf).tokenizer
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise CheckpointError(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from pearl_rt.errors import RequestError
 from recipes.train.data.bpe import EOS, encode_documents, read_tokenizer
@@ -26,6 +29,13 @@ class TokenisedCorpus:
     @property
     def weights(self) -> list[float]:
         return [d.weight for d in self.corpus.train]
+
+
+def frequent_ids(documents: Sequence[np.ndarray], vocab_size: int, count: int) -> Tensor:
+    """The `count` ids of a vocabulary that documents have most often, ascending: [count] int64."""
+    counts = np.bincount(np.concatenate([*documents, np.zeros(0, np.int64)]), minlength=vocab_size)
+    often = np.sort(np.argsort(-counts[:vocab_size], kind="stable")[:count])
+    return torch.from_numpy(often.astype(np.int64))
 
 
 def tokenise_corpus(data: str, tokenizer_directory: Path, eos_id: int | None = None) -> TokenisedCorpus:

@@ -7,7 +7,7 @@ test"): every row of a text is computed `steps` times, each from what the row be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,8 +21,11 @@ from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.rope import rope_tables
 from pearl_rt.checkpoint.views.eagle3 import OFFSETS, Eagle3Config, save_eagle3
 from pearl_rt.errors import RequestError
+from recipes.train.data.remembered import LearntRows
+from recipes.train.data.tokenised_corpus import frequent_ids
 from recipes.train.divergence import DIVERGENCES
 from recipes.train.model.llama import DecoderLayer, LlamaForCausalLM, RMSNorm, rotate
+from recipes.train.model.taps import taps_of
 
 DECAY = 0.8  # of the weight of a step, against the one before it
 MOST_IDS = 32_000
@@ -112,37 +115,16 @@ def seen_rows(count: int, number: int) -> list[Tensor]:
     return [back >= number, *(back == number - step for step in range(1, number + 1))]
 
 
-def taps_of(target: LlamaForCausalLM, inputs: Tensor, layers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """tokens [B, T] -> the inputs of these layers, beside each other [B, T, tap_size], and what the head
-    multiplies [B, T, hidden].
-    """
-    kept: dict[int, Tensor] = {}
-
-    def keeps(layer: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            kept[layer] = arguments[0]
-
-        return keep
-
-    modules = [*target.model.layers, target.model.norm]
-    hooks = [modules[layer].register_forward_pre_hook(keeps(layer)) for layer in layers]
-    try:
-        with torch.no_grad():
-            states = target.hidden_states(inputs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return torch.cat([kept[layer] for layer in layers], dim=-1), states
-
-
 def eagle3_loss(
-    target: LlamaForCausalLM, draft: Eagle3Model, rows: Tensor, divergence: str, steps: int
+    target: LlamaForCausalLM, draft: Eagle3Model, rows: LearntRows, divergence: str, steps: int
 ) -> Tensor:
-    """Of texts [B, T + 1]: the mean divergence of each step from what the target says among the head's ids,
-    weighted by DECAY a step.
+    """Of texts: the mean divergence of each step from what the target says among the head's ids, weighted by
+    DECAY a step.
     """
-    inputs = rows[:, :-1]
-    taps, states = taps_of(target, inputs, draft.config.taps_of(target.config))
+    inputs, taps, states = rows.tokens[:, :-1], rows.taps, rows.states
+    if taps is None or states is None:
+        parts, states = taps_of(target, inputs, draft.config.taps_of(target.config))
+        taps = torch.cat(parts, dim=-1)
     with torch.no_grad():
         embedded = target.model.embed_tokens(inputs[:, 1:])
         p = F.linear(states[:, 1:], target.head_weight[draft.target_ids])
@@ -174,12 +156,10 @@ def eagle3_model(
         raise RequestError(f"--draft-vocab {wanted}: the target has {config.vocab_size} ids, give 1 to that")
     if taps is None and not 2 < layers // 2 < layers - 3:
         taps = range(max(0, layers - 2), layers + 1)
-    counts = np.bincount(np.concatenate([*documents, np.zeros(0, np.int64)]), minlength=config.vocab_size)
-    often = np.sort(np.argsort(-counts[: config.vocab_size], kind="stable")[:wanted])
     layer = replace(config, num_hidden_layers=1, tie_word_embeddings=False, pard_token=None)
     head = Eagle3Config(layer, wanted, config.hidden_size, None if taps is None else tuple(taps))
     head.check_target(config)
-    draft = Eagle3Model(head, config, torch.from_numpy(often.astype(np.int64)))
+    draft = Eagle3Model(head, config, frequent_ids(documents, config.vocab_size, wanted))
     begin(draft, target)
     return draft.to(next(target.parameters()).device)
 

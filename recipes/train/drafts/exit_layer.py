@@ -15,16 +15,20 @@ from pearl_rt.errors import RequestError
 from recipes.train.model.llama import LlamaForCausalLM
 
 
-def exit_model(target: LlamaForCausalLM, exit_layer: int) -> LlamaForCausalLM:
+def exit_model(target: LlamaForCausalLM, exit_layer: int, mask_token: int | None = None) -> LlamaForCausalLM:
     """The draft to begin with: its own layer is the target's at that place, its norm the target's last. All
-    that it shares with the target is frozen. Raises RequestError for a layer that leaves none out.
+    that it shares with the target is frozen. mask_token: an id that no text has, of a draft that fills a
+    window in one pass. Raises RequestError for a layer that leaves none out, and for an id that is none.
     """
     layers = target.config.num_hidden_layers
     if not 1 <= exit_layer < layers:
         raise RequestError(
             f"--exit-layer {exit_layer}: the target has {layers} layers, give 1 to {layers - 1}"
         )
-    draft = LlamaForCausalLM(replace(target.config, num_hidden_layers=exit_layer + 1))
+    vocab_size = target.config.vocab_size
+    if mask_token is not None and not 0 <= mask_token < vocab_size:
+        raise RequestError(f"--mask-token {mask_token}: the target has ids 0 to {vocab_size - 1}")
+    draft = LlamaForCausalLM(replace(target.config, num_hidden_layers=exit_layer + 1, pard_token=mask_token))
     state = target.state_dict()
     draft.load_state_dict({name: state[name] for name in draft.state_dict()})
     own = exit_shapes(draft.config)

@@ -27,7 +27,7 @@ def sample_rows(
     length = prompt_length + num_new
     out = torch.cat((prompts, prompts.new_zeros(rows, num_new)), dim=1)
     with machine.autocast(), torch.compiler.set_stance("force_eager"):  # every step has another shape
-        like = torch.empty(0, dtype=torch.bfloat16, device=prompts.device)
+        like = torch.empty(0, dtype=machine.products, device=prompts.device)
         cache = KVCache.empty(model.config, rows, length, like)
         fed = prompts
         for position in range(prompt_length, length):

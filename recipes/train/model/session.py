@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pearl_rt import _C
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.loader import load_tensors
 from pearl_rt.errors import ResourceError
@@ -23,27 +24,32 @@ LOGIT_ROWS = 2048  # rows of logits that are held at a time: [2048, V] fp32
 
 @dataclass(frozen=True)
 class Machine:
-    """Where to compute; matrix products in bf16 (autocast), weights and sums in fp32."""
+    """Where to compute; weights and sums in fp32, matrix products in `products` (autocast)."""
 
     device: torch.device
+    products: torch.dtype = torch.bfloat16
 
     @classmethod
     def named(cls, name: str, threads: int | None = None) -> Machine:
-        """ "cpu" or "cuda[:n]". Raises ResourceError if there is no such device."""
+        """ "cpu" or "cuda[:n]". Products are in bf16, but in fp32 on a CPU that has no instruction for them.
+        Raises ResourceError if there is no such device.
+        """
         if name.startswith("cuda") and not torch.cuda.is_available():
             raise ResourceError(f"--device {name}: torch sees no CUDA device here; use --device cpu")
         if threads is not None:
             torch.set_num_threads(threads)
-        return cls(torch.device(name))
+        has_bf16 = name != "cpu" or _C.detect_isa() in ("amx", "avx512")
+        return cls(torch.device(name), torch.bfloat16 if has_bf16 else torch.float32)
 
     def autocast(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.device.type, torch.bfloat16)
+        """Nothing is cast where products are in fp32, as all else is."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.products == torch.bfloat16)
 
     def generator(self, seed: int) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(seed)
 
     def load(self, directory: Path) -> LlamaForCausalLM:
-        """A checkpoint's model, its weights in fp32."""
+        """The model of a directory or a GGUF file, its weights in fp32: those that codes stand for."""
         config = ModelConfig.from_pretrained(directory)
         model = LlamaForCausalLM(config)
         model.load_state_dict({k: v.float() for k, v in load_tensors(directory, config).items()})
