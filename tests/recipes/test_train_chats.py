@@ -28,7 +28,12 @@ def test_marks_of_a_turn() -> None:
 def test_conversations_are_files(tmp_path: Path) -> None:
     told: list[int] = []
     settings = {"question_tokens": 9, "answer_tokens": 7, "told": told.append}
-    with Engine(TINY, random_tensors(TINY, 0), tokenizer=Tokenizer(byte_tokenizer(), vocab_size=TINY.vocab_size), max_model_len=512) as engine:
+    with Engine(
+        TINY,
+        random_tensors(TINY, 0),
+        tokenizer=Tokenizer(byte_tokenizer(), vocab_size=TINY.vocab_size),
+        max_model_len=512,
+    ) as engine:
         tokens = write_chats(engine, TEMPLATE, tmp_path, 5, **settings)
         files = sorted(path.name for path in tmp_path.iterdir())
         assert files == [f"chat-0000{n}.txt" for n in range(5)] and 0 < tokens <= 35

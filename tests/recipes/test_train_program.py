@@ -38,6 +38,8 @@ class TestProgram:
                 "pretrain",
                 "prune",
                 "distill",
+                "write",
+                "remember",
                 "exit",
                 "parallel",
                 "eagle3",

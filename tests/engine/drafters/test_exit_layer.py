@@ -67,6 +67,24 @@ def test_the_targets_own_layer_says_what_the_target_says() -> None:
             assert output.metrics.judged > 12 and output.metrics.acceptance_rate == 1.0
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+def test_with_a_mask_token_a_window_is_one_pass(tmp_path: Path, at_once: bool) -> None:
+    """Of the first layers, one more and the head. Token by token it is an exit layer as any other."""
+    save(tmp_path)
+    save_exit(tmp_path / "exit", replace(EXIT, pard_token=31).draft_config(TARGET), own_layer())
+    options = SHAPE | {"judge": "coupled", "draft_parallel": at_once}
+    with Engine.from_pretrained(tmp_path / "target", tmp_path / "exit", **options) as engine:
+        for params in (GREEDY, LOUD):
+            want = [one.token_ids for one in engine.generate(PROMPTS, params, strategy="ar")]
+            for strategy, placement, gamma in (("sd", "shared", 3), ("pearl", "split", 4)):
+                program = {"strategy": strategy, "placement": placement, "gamma": gamma}
+                got = [one.token_ids for one in engine.generate(PROMPTS, params, **program)]
+                assert got == want, program
+        assert engine.stats()["step_times"]["shared"]["drafts_at_once"] == at_once
+    with pytest.raises(ConfigError, match="pard_token 288 is not in the vocabulary"):
+        Engine(TARGET, TENSORS, replace(EXIT, pard_token=288), own_layer(), **SHAPE)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -78,6 +96,7 @@ def test_the_targets_own_layer_says_what_the_target_says() -> None:
         ({"exit_layer": 1}, r"tensor 'model.layers.1.input_layernorm.weight' of .* expected shape \(64,\)"),
         ({"intermediate_size": 80}, "tensor 'model.layers.2.mlp.down_proj.weight' .*expected shape .*80"),
         ({"intermediate_size": True}, "intermediate_size must be an integer"),
+        ({"pard_token": -1}, "pard_token must be an integer of 0 or more, got -1"),
     ],
     ids=str,
 )
