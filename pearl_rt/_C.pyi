@@ -144,9 +144,18 @@ class ModelDrafter(Drafter):
     """
     Drafts by a model, with a KV cache of its own.
     """
-    def __init__(self, executor: Executor, *, mask_token: int | None = None) -> None:
+    def __init__(
+        self,
+        executor: Executor,
+        *,
+        mask_token: int | None = None,
+        target_ids: collections.abc.Sequence[int] = [],
+        draft_ids: collections.abc.Sequence[int] = [],
+    ) -> None:
         """
-        mask_token: of a model that fills a window in one pass; None: token by token.
+        mask_token: of a model that fills a window in one pass; None: token by token. target_ids: the
+        target's id of each row of the model's head, -1 for one that the target has not got. draft_ids:
+        what the model is fed for each id of the target. Both: none where ids are the same.
         """
 
 class ChainDrafter(Drafter):

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from pearl_rt.backends.base import Lanes, PackedModel
 from pearl_rt.backends.select import backend
-from pearl_rt.checkpoint.compatibility import check_tokenizer, check_vocabularies, max_length
+from pearl_rt.checkpoint.compatibility import check_tokenizer, max_length, with_draft_ids
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.source import DraftConfig, load_draft_tokenizer, load_pair, pair_sources
 from pearl_rt.checkpoint.tokenizer import Tokenizer
@@ -123,14 +123,14 @@ class Engine:
         )
         self._options = options
         self._tokenizer = tokenizer and tokenizer.hiding(target_config.eos_token_ids)
-        if isinstance(draft_config, ModelConfig):
-            check_vocabularies(target_config, draft_config, tokenizer, draft_tokenizer)
+        sources = with_draft_ids(sources, tokenizer, draft_tokenizer, translates=capabilities.translates_ids)
         check_tokenizer(target_config, tokenizer)
         followers = sources[:1] if capabilities.outlives_draft else sources
         self.max_model_len = max_length(options.max_model_len, [source.config for source in followers])
         lengths = [min(self.max_model_len, source.config.default_max_model_len) for source in sources[1:]]
         self._draft_max_model_len = lengths[0] if lengths else None
         self._shared = sources[-1].shared  # the target's layers that the draft has; None: a model of its own
+        self._shared_ids = ids.num_shared if (ids := sources[-1].ids) is not None else None  # None: all
         self._kv_pool = kv_pool = self._backend.kv_pool(self.max_model_len)
         sources = [replace(source, dtype=self._backend.dtype(source)) for source in sources]
         self._backend.check_memory(sources, kv_pool, num_placements=len(self._choice.placements))
@@ -323,6 +323,7 @@ class Engine:
             "drafter": {
                 "kind": self._drafter,
                 "shared_layers": self._shared,
+                "shared_ids": self._shared_ids,
                 **worth(figures["totals"]),
                 "members": members(figures["totals"], self._drafter) if self._options.draft_lookup else None,
             },

@@ -17,11 +17,21 @@ class Feeder {
  public:
   static constexpr int64_t kChunk = PromptRows::kLongestChunk;
 
-  // taps: reads those of all that is fed; null: nothing does.
-  Feeder(Executor* executor, State* state, const Run* run, TapReader* taps = nullptr)
-      : executor_(executor), state_(state), run_(run), taps_(taps), rows_(state), place_(state->num_slots) {
+  // taps: reads those of all that is fed; null: nothing does. ids: [V] what is fed for each id of the state;
+  // none: itself.
+  Feeder(Executor* executor, State* state, const Run* run, TapReader* taps = nullptr,
+         const std::vector<int32_t>& ids = {})
+      : executor_(executor),
+        state_(state),
+        run_(run),
+        taps_(taps),
+        ids_(ids),
+        rows_(state),
+        place_(state->num_slots) {
     segments.reserve(state->num_slots);
-    if (executor->vocab_size() < state->vocab_size) known_.resize(state->num_slots * longest());
+    if (!ids_.empty() || executor->vocab_size() < state->vocab_size) {
+      known_.resize(state->num_slots * longest());
+    }
   }
 
   // The tokens of a slot's prompt that one pass feeds.
@@ -92,7 +102,9 @@ class Feeder {
   const int32_t* known(int slot, const int32_t* token_ids, int64_t count) {
     if (known_.empty()) return token_ids;
     int32_t* out = known_.data() + slot * longest();
-    for (int64_t i = 0; i < count; ++i) out[i] = std::min(token_ids[i], executor_->vocab_size() - 1);
+    for (int64_t i = 0; i < count; ++i) {
+      out[i] = ids_.empty() ? std::min(token_ids[i], executor_->vocab_size() - 1) : ids_[token_ids[i]];
+    }
     return out;
   }
 
@@ -100,6 +112,7 @@ class Feeder {
   State* const state_;
   const Run* const run_;
   TapReader* const taps_;
+  const std::vector<int32_t> ids_;
   PromptRows rows_;
   std::vector<int64_t> place_;  // [B] tokens of the prompts that prefill has fed, or found in the cache
   std::vector<int32_t> known_;  // [B, longest()], only if ids have to be replaced

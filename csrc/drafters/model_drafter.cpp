@@ -1,20 +1,47 @@
 #include "drafters/model_drafter.h"
 
 #include <algorithm>
+#include <limits>
+#include <utility>
 
+#include "core/checks.h"
 #include "sampling/judge.h"
 #include "sampling/sampling.h"
 
 namespace pearl {
 
+ModelDrafter::ModelDrafter(std::shared_ptr<Executor> executor, std::optional<int32_t> mask_token,
+                           DraftIds ids)
+    : executor_(std::move(executor)),
+      ids_(std::move(ids)),
+      mask_token_(mask_token),
+      head_rows_(executor_->logits_size()) {
+  check_between("mask_token", mask_token.value_or(0), 0, executor_->vocab_size() - 1);
+  ids_.check(head_rows_, executor_->vocab_size());
+  if (mask_token && !ids_.draft_of.empty()) {
+    refuse("mask_token and draft_ids: a draft with a vocabulary of its own goes token by token");
+  }
+}
+
 void ModelDrafter::attach(const std::string& lane, const State& state) const {
-  state.check_executor(lane, *executor_, state.draft_vocab_size, state.draft_capacity);
+  const bool translates = !ids_.draft_of.empty();
+  const int vocab = translates ? executor_->vocab_size() : state.draft_vocab_size;
+  state.check_executor(lane, *executor_, vocab, state.draft_capacity);
+  const auto known = static_cast<int>(ids_.draft_of.size());
+  if (translates && (known != state.vocab_size || known != state.draft_vocab_size)) {
+    refuse("the " + lane + " lane has draft_ids for " + std::to_string(known) +
+           " ids; the coordinator expects " + std::to_string(state.vocab_size));
+  }
 }
 
 void ModelDrafter::start(State* state, Run* run) {
   state_ = state;
   run_ = run;
-  feeder_.emplace(executor_.get(), state, run);
+  feeder_.emplace(executor_.get(), state, run, nullptr, ids_.draft_of);
+  rows_of_a_pass_ = mask_token_ ? state->gamma_max : 1;
+  if (!ids_.target_of.empty()) {
+    rows_.resize(static_cast<size_t>(state->num_slots) * rows_of_a_pass_ * head_rows_);
+  }
   transformer_.emplace(state->num_slots);
   window_len_.assign(state->num_slots, 0);
   most_.assign(state->num_slots, 0);
@@ -106,9 +133,22 @@ void ModelDrafter::push_last(int b) {
   int32_t* feed = feed_.data() + b * (Feeder::kChunk + s.gamma_max);
   for (int64_t i = start; i < stop; ++i)
     feed[i - start] = i < end ? s.tokens(b)[i] : i < position ? s.window(b)[i - end] : *mask_token_;
-  feeder_->push(b, feed, stop - start, start, rows, s.draft_row(b, position));
+  feeder_->push(b, feed, stop - start, start, rows, logits_at(b, position));
+  if (!rows_.empty()) return;
   feeder_->segments.back().num_here = s.rows_to_wrap(position);
   feeder_->segments.back().rest = s.draft_row(b, 0);
+}
+
+float* ModelDrafter::logits_at(int b, int64_t position) {
+  return rows_.empty() ? state_->draft_row(b, position)
+                       : rows_.data() + static_cast<size_t>(b) * rows_of_a_pass_ * head_rows_;
+}
+
+void ModelDrafter::spread(const float* logits, float* row) const {
+  std::fill_n(row, state_->draft_vocab_size, -std::numeric_limits<float>::infinity());
+  for (int i = 0; i < head_rows_; ++i) {
+    if (ids_.target_of[i] != DraftIds::kNone) row[ids_.target_of[i]] = logits[i];
+  }
 }
 
 bool ModelDrafter::take_rows(const Segment& segment, int vocab) {
@@ -119,6 +159,9 @@ bool ModelDrafter::take_rows(const Segment& segment, int vocab) {
   while (drafted_[b] < window_len_[b]) {
     const int64_t position = end_[b] + drafted_[b];
     if (position >= first + rows) return true;
+    if (!rows_.empty()) {
+      spread(segment.logits + (position - first) * head_rows_, s.draft_row(b, position));
+    }
     const int32_t token = sample_draft(b, position, drafted_[b], s.draft_row(b, position), vocab);
     if (token < 0) {
       if (token != kNothing) s.bad_draft[b] = position;
@@ -158,7 +201,7 @@ int32_t ModelDrafter::sample_draft(int b, int64_t position, int drafted, float* 
     const int32_t token = greedy_unmasked(s.transform[b], s.temperature[b], prefix, row, vocab);
     if (token >= 0) return token;
   }
-  const bool may_lack_tokens = lacks_ids_ || s.transform[b].mask != nullptr;
+  const bool may_lack_tokens = !rows_.empty() || s.transform[b].mask != nullptr;
   const bool could_draft = may_lack_tokens && scan_row(row, vocab).usable;
   if (s.is_processed(b)) {
     transformer_->apply(s.transform[b], s.temperature[b], b, prefix, row, vocab);

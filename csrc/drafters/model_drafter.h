@@ -8,8 +8,8 @@
 #include <vector>
 
 #include "coordinator/feeder.h"
-#include "core/checks.h"
 #include "core/executor.h"
+#include "drafters/draft_ids.h"
 #include "drafters/drafter.h"
 #include "drafters/stop_rule.h"
 #include "sampling/transform.h"
@@ -19,11 +19,9 @@ namespace pearl {
 class ModelDrafter : public Drafter {
  public:
   // mask_token: of a model that was trained to fill a window in one pass (PARD, arXiv 2504.18583).
-  // Throws Failure(kRequest) for one outside its vocabulary.
-  explicit ModelDrafter(std::shared_ptr<Executor> executor, std::optional<int32_t> mask_token = {})
-      : executor_(std::move(executor)), mask_token_(mask_token) {
-    check_between("mask_token", mask_token.value_or(0), 0, executor_->vocab_size() - 1);
-  }
+  // Throws Failure(kRequest) for one outside its vocabulary, for one beside ids.draft_of, and as ids.check().
+  explicit ModelDrafter(std::shared_ptr<Executor> executor, std::optional<int32_t> mask_token = {},
+                        DraftIds ids = {});
 
   int block_size() const override { return executor_->block_size(); }
   bool drafts_at_once() const { return mask_token_.has_value(); }
@@ -58,8 +56,12 @@ class ModelDrafter : public Drafter {
   // The window goes on with tokens of the rows of a pass -> whether one more pass follows.
   virtual bool take_rows(const Segment& segment, int vocab);
 
+  // Where a pass puts its first row of logits of a slot, at a position: in the state, or where they wait to
+  // become rows of the target's vocabulary.
+  float* logits_at(int slot, int64_t position);
+
   const std::shared_ptr<Executor> executor_;
-  bool lacks_ids_ = false;  // a row may have a chance for no token that a request allows
+  const DraftIds ids_;
 
   // Set by start.
   State* state_ = nullptr;
@@ -78,15 +80,20 @@ class ModelDrafter : public Drafter {
   // The token at a position whose logits are in `row`, which is transformed in place first: what was sampled
   // from is what is judged. `drafted` tokens of the window stand before it.
   int32_t sample_draft(int slot, int64_t position, int drafted, float* row, int vocab);
+  // The row of a position out of the draft's logits: what the draft has no id for has no chance.
+  void spread(const float* logits, float* row) const;
 
   const std::optional<int32_t> mask_token_;
+  const int head_rows_;
 
   // Set by start.
   Run* run_ = nullptr;
   std::optional<Transformer> transformer_;
   std::vector<int32_t> most_;      // [B] of window_len_, with forced tokens
   std::vector<WindowStop> stops_;  // [B]
-  std::vector<int64_t> fed_;       // [B] draft_fed once this op's passes are done; -1: its window says
+  std::vector<float> rows_;        // [B, rows of a pass, head_rows_], if ids differ
+  int rows_of_a_pass_ = 1;
+  std::vector<int64_t> fed_;  // [B] draft_fed once this op's passes are done; -1: its window says
   std::vector<int32_t>
       feed_;  // [B, kChunk + gamma_max] tokens of a pass: what the cache lacks, the window's, then masks
 };

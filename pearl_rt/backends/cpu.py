@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -29,6 +29,7 @@ from pearl_rt.checkpoint.rope import rope_tables
 from pearl_rt.checkpoint.shapes import ITEM_BYTES, WEIGHT_BITS, weight_bytes
 from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.checkpoint.stored_tensors import BlockPlace, Place, StoredTensors
+from pearl_rt.checkpoint.views.draft_ids import DraftIds
 from pearl_rt.checkpoint.views.eagle3 import Head
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ConfigError, PearlError, ResourceError, gib
@@ -71,6 +72,7 @@ class Model:
     cos: "torch.Tensor"  # [max_model_len, head_dim / 2] fp32
     sin: "torch.Tensor"  # [max_model_len, head_dim / 2] fp32
     head: Head | None = None  # what is fed taps
+    ids: DraftIds | None = None  # of a draft whose ids are not its target's
 
     @classmethod
     def pack(
@@ -288,6 +290,7 @@ class CpuBackend(Backend):
             masks_tokens=True,
             outlives_draft=True,
             ends_windows=True,
+            translates_ids=True,
         )
 
     def dtype(self, model: ModelSource) -> str:
@@ -339,14 +342,15 @@ class CpuBackend(Backend):
     def pack_beside(self, model: ModelSource, max_model_len: int, target: PackedModel) -> Model:
         """A model of its own, a view of the target, or a head."""
         if model.shared is None and model.head is None:
-            return self.pack(model, max_model_len)
+            return replace(self.pack(model, max_model_len), ids=model.ids)
         assert isinstance(target, Model)
         if model.head is not None:
             return target.with_head(model, model.head, max_model_len=max_model_len)
         assert model.shared is not None
-        return target.view(
+        view = target.view(
             model.config, model.shared, model.tensors, max_model_len=max_model_len, weights=model.weights
         )
+        return replace(view, ids=model.ids)
 
     def lanes(self, placement: str, target: PackedModel, draft: PackedModel | None, pool: KvPool) -> CpuLanes:
         """Lanes on these cores."""

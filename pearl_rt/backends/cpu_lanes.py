@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pearl_rt._C as _C
 from pearl_rt.backends.base import Lanes
+from pearl_rt.checkpoint.views.draft_ids import DraftIds
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ResourceError
 from pearl_rt.strategy.planner import StepTimes
@@ -84,7 +85,10 @@ class CpuLanes(Lanes):
             own = draft.executor(draft_set, num_slots, pool)
             mask = draft.config.pard_token
             self.drafts_at_once = mask is not None
-            model = _C.ModelDrafter(own, mask_token=mask)
+            ids = draft.ids or DraftIds(())
+            model = _C.ModelDrafter(
+                own, mask_token=mask, target_ids=list(ids.target_of), draft_ids=list(ids.draft_of)
+            )
             if lookup_tokens is not None:
                 self._chain = _C.ChainDrafter(model, pool_tokens=lookup_tokens, cost=self._draft_cost)
             lanes.append(_C.CpuLane("draft", self._chain or model, draft_device))
@@ -94,6 +98,8 @@ class CpuLanes(Lanes):
             self.has_draft = True
         drafting = target if self._lookup is not None else draft
         draft_size = drafting.config.vocab_size if drafting is not None else None
+        if draft is not None and draft.ids is not None:
+            draft_size = target.config.vocab_size
         draft_capacity = draft.cos.shape[0] if draft is not None else None
         self.max_model_len = min(self.max_model_len, draft_capacity or self.max_model_len)
         self.coordinator = self.coordinator_of(

@@ -5,9 +5,12 @@ Knows configurations and tokenizers; not devices, and not back ends.
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 from pearl_rt.checkpoint.config import MODEL_LENGTH, ModelConfig
+from pearl_rt.checkpoint.source import ModelSource
 from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.checkpoint.views.draft_ids import shared_tokens
 from pearl_rt.errors import ConfigError
 
 DEFAULT_MAX_MODEL_LEN = 4096  # the KV cache is allocated at load: more has to be asked for
@@ -40,17 +43,47 @@ def max_length(asked: object, configs: Sequence[ModelConfig]) -> int:
     return length
 
 
-def check_vocabularies(
-    target: ModelConfig, draft: ModelConfig, tokenizer: Tokenizer | None, draft_tokenizer: Tokenizer | None
-) -> None:
-    """A draft speaks the target's tokens, or its drafts mean nothing. Padding is harmless."""
-    if tokenizer is not None and draft_tokenizer is not None:
-        tokenizer.check_draft(draft_tokenizer)
-    elif target.vocab_size != draft.vocab_size:
+def check_vocabularies(target: ModelConfig, draft: ModelConfig) -> None:
+    """Without tokenizers a draft fits by its size. Raises ConfigError."""
+    if target.vocab_size != draft.vocab_size:
         raise ConfigError(
             f"the draft has a vocabulary of {draft.vocab_size}, the target one of {target.vocab_size}: take "
-            "a draft of the same family, or distil one: `python -m recipes.train`, in a checkout"
+            "a draft of the same family, pass both tokenizers, or distil one: `python -m recipes.train`, in "
+            "a checkout"
         )
+
+
+def with_draft_ids(
+    sources: Sequence[ModelSource],
+    tokenizer: Tokenizer | None,
+    draft_tokenizer: Tokenizer | None,
+    *,
+    translates: bool,
+) -> list[ModelSource]:
+    """The models, a draft with a tokenizer of its own with the ids of the tokens that both have. translates:
+    whether its lane can run one. Padding is harmless. Raises ConfigError for a draft that does not fit.
+    """
+    target, draft = sources[0], sources[-1]
+    if draft.name != "draft" or draft.shared is not None or draft.head is not None:
+        return list(sources)
+    if tokenizer is None or draft_tokenizer is None:
+        check_vocabularies(target.config, draft.config)
+        return list(sources)
+    differs = tokenizer.difference(draft_tokenizer)
+    if differs is None:
+        return list(sources)
+    if not translates:
+        raise ConfigError(
+            f"{differs}. Take a draft of the target's family, device='cpu', which drafts what both have, or "
+            "distil one: `python -m recipes.train`, in a checkout"
+        )
+    if draft.config.pard_token is not None:
+        raise ConfigError(
+            f"{differs}. A draft with a tokenizer of its own goes token by token: pass draft_parallel=False "
+            "(--no-draft-parallel)"
+        )
+    ids = shared_tokens(target.config, draft.config, tokenizer, draft_tokenizer)
+    return [*sources[:-1], replace(draft, ids=ids)]
 
 
 def check_tokenizer(target: ModelConfig, tokenizer: Tokenizer | None) -> None:

@@ -10,8 +10,9 @@ from pearl_rt.checkpoint.loader import load_tensors
 from pearl_rt.checkpoint.shapes import tensor_bytes, weight_bytes
 from pearl_rt.checkpoint.stored_tensors import StoredTensors
 from pearl_rt.checkpoint.tokenizer import Tokenizer
-from pearl_rt.checkpoint.views.eagle3 import OFFSETS, Eagle3Config, Head, is_eagle3, load_eagle3
-from pearl_rt.checkpoint.views.exit_layer import ExitConfig, check_exit, exit_shapes, is_exit, load_exit
+from pearl_rt.checkpoint.views.draft_ids import OFFSETS, DraftIds, ids_of_offsets
+from pearl_rt.checkpoint.views.eagle3 import Eagle3Config, Head, is_eagle3, load_eagle3
+from pearl_rt.checkpoint.views.exit_layer import WRONG_TARGET, ExitConfig, check_exit, is_exit, load_exit
 from pearl_rt.checkpoint.views.layers import kept_layers
 from pearl_rt.checkpoint.views.skip_cache import known_layers
 from pearl_rt.errors import ConfigError
@@ -34,6 +35,7 @@ class ModelSource:
     weights: str = "auto"  # or "int8", "int4": what wider matrices are rounded to
     shared: tuple[int, ...] | None = None  # layers of the target that it begins with; `tensors` lack them
     head: Head | None = None  # of a draft that is fed the target's taps
+    ids: DraftIds | None = None  # of a draft whose ids are not the target's
 
     def num_bytes(self, *, keeps_codes: bool = True) -> int:
         """Of the weights that are its own, once packed. keeps_codes: whether codes are packed as codes."""
@@ -87,8 +89,9 @@ def pair_sources(
         own = draft_config.draft_config(target_config)
         if not draft_parallel:
             own = replace(own, pard_token=None)
-        check_exit(draft_tensors, exit_shapes(own), "the draft")
-        sources.append(_view(own, range(draft_config.exit_layer), dtype, draft_tensors, draft_weights))
+        check_exit(draft_tensors, draft_config.shapes(target_config), "the draft")
+        view = _view(own, range(draft_config.exit_layer), dtype, draft_tensors, draft_weights)
+        sources.append(_with_fewer_ids(view, target_config, target_tensors))
     elif isinstance(draft_config, Eagle3Config) and draft_tensors is not None:
         head = Head.of(draft_tensors, draft_config, target_config, "the draft")
         layer = replace(draft_config.layer, torch_dtype=target_config.torch_dtype)
@@ -115,6 +118,21 @@ def _view(
     if config.torch_dtype == "float16":  # what that runs as, the target says
         config = replace(config, torch_dtype="bfloat16")
     return ModelSource("draft", config, dtype, tensors, weights, tuple(shared))
+
+
+def _with_fewer_ids(
+    view: ModelSource, target: ModelConfig, target_tensors: "Mapping[str, torch.Tensor]"
+) -> ModelSource:
+    """A view whose checkpoint names the ids that it drafts: its head is the target's rows for these."""
+    if OFFSETS not in view.tensors:
+        return view
+    import torch
+
+    ids = ids_of_offsets(view.tensors[OFFSETS], target.vocab_size, "the draft", WRONG_TARGET)
+    whole = target_tensors["model.embed_tokens.weight" if target.tie_word_embeddings else "lm_head.weight"]
+    rows = torch.from_numpy(whole.dequantize())[ids] if isinstance(whole, Groups) else whole[ids]
+    own = {name: tensor for name, tensor in view.tensors.items() if name != OFFSETS}
+    return replace(view, tensors=own | {"lm_head.weight": rows}, ids=DraftIds(ids))
 
 
 def _with_dtype(config: ModelConfig, tensors: "Mapping[str, torch.Tensor]") -> ModelConfig:

@@ -127,6 +127,18 @@ class Tokenizer:
             _check_refusal(error)
             raise RequestError(f"prompt {shown(text)} cannot be encoded: {one_line(error)}") from error
 
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, without special tokens. Raises RequestError as encode()."""
+        try:
+            return [e.ids for e in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)]
+        except BaseException as error:
+            _check_refusal(error)
+            raise RequestError(f"{len(texts)} texts cannot be encoded: {one_line(error)}") from error
+
+    def spelled(self) -> dict[int, bytes]:
+        """The bytes of each token that stands for text."""
+        return {token_id: self.token_bytes(token_id) for token_id in sorted(self._shown)}
+
     def check_length(self, text: str, max_tokens: int) -> None:
         """Raises PromptTooLongError for a text that has over max_tokens of the longest token: that is known
         before it is encoded, which takes seconds for megabytes.
@@ -182,23 +194,30 @@ class Tokenizer:
             digest.update(f"{token_id}\t{token!r}\n".encode())
         return digest.hexdigest()
 
-    def check_draft(self, draft: "Tokenizer") -> None:
-        """Raises ConfigError, with the first id that differs, unless a draft with that tokenizer fits.
-        Special tokens may have other names, and one side more of them: the target judges every token.
+    def difference(self, draft: "Tokenizer") -> str | None:
+        """Of a draft's tokenizer, with the first id that differs; None where a draft with it fits. Special
+        tokens may have other names, and one side more of them: the target judges every token.
         """
         if self.fingerprint == draft.fingerprint:
-            return
+            return None
         mine, theirs = self._tokens(), draft._tokens()
         plain = {i for side in (self, draft) for i in side._tokens().keys() - side.hidden.keys()}
         differing = sorted(i for i in plain if mine.get(i) != theirs.get(i))
         if not differing:
-            return
+            return None
         first = differing[0]
-        raise ConfigError(
+        return (
             f"the draft's tokenizer differs from the target's in {len(differing)} of {len(mine)} ids, first "
-            f"in {first}: {mine.get(first)!r} for the target, {theirs.get(first)!r} for the draft. Take a "
-            "draft of the target's family, or distil one: `python -m recipes.train`, in a checkout"
+            f"in {first}: {mine.get(first)!r} for the target, {theirs.get(first)!r} for the draft"
         )
+
+    def check_draft(self, draft: "Tokenizer") -> None:
+        """Raises ConfigError unless a draft with that tokenizer fits as it is."""
+        if (differs := self.difference(draft)) is not None:
+            raise ConfigError(
+                f"{differs}. Take a draft of the target's family, or distil one: `python -m recipes.train`, "
+                "in a checkout"
+            )
 
     def _decoded(self, token_ids: Sequence[int]) -> str:
         """Raises RequestError for what the library cannot decode."""

@@ -169,7 +169,7 @@ class DevicePair:
         given = target_config, target_tensors, draft_config, draft_tensors
         sources = pair_sources(*given, dtype=dtype, weights=weights, draft_weights=draft_weights)
         if draft_config is not None:
-            check_vocabularies(target_config, draft_config, None, None)
+            check_vocabularies(target_config, draft_config)
         length = max_length(max_model_len, [source.config for source in sources])
         packed = [
             DeviceModel.pack(

@@ -40,6 +40,7 @@ class Capabilities:
     scores_prompts: bool = False  # log-probabilities of a prompt's tokens
     masks_tokens: bool = False  # answers may have a form
     outlives_draft: bool = False  # a sequence may be longer than the draft's: the target goes on alone
+    translates_ids: bool = False  # a draft may have a tokenizer of its own
     ends_windows: bool = False  # a draft model's windows may end early, by a rule
 
     @property

@@ -10,6 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,23 +151,14 @@ def run_distill(arguments: argparse.Namespace) -> None:
         if arguments.masks < 1:
             raise RequestError(f"--masks {arguments.masks}: give 1 or more; `distill` trains without masks")
         draft = parallel_model(draft, arguments.mask_token)
-    write = write_exit if arguments.command == "exit" else export
     settings = _distilling(arguments)
     known = _remembered(arguments, target.config)
     ids = None
     if arguments.ids is not None:
         ids = _ids(arguments, tokenised, target.config).to(machine.device)
-    run = distill(
-        target,
-        draft,
-        tokenised,
-        machine,
-        settings,
-        write=write,
-        remembered=known,
-        ids=ids,
-        **_where(arguments),
-    )
+    write = partial(write_exit, ids=ids) if arguments.command == "exit" else export
+    own: dict[str, Any] = {"write": write, "remembered": known, "ids": ids}
+    run = distill(target, draft, tokenised, machine, settings, **own, **_where(arguments))
     _finish(arguments, arguments.name, run)
 
 

@@ -296,7 +296,7 @@ MAKERS: dict[str, Maker] = {
     **named(of("LlamaExecutor"), "poison.executor", "poison_block.executor"),
     "arrays": of("DeviceArrays"),
     "taps": lambda w: choice(None, w.one("EagleDrafter"), w.drafter_by_head())(w),
-    **named(choice([], [3, 1], odd=([-1], [VOCAB], [1] * 99)), "target_ids", "head_ids"),
+    **named(choice([], [3, 1], odd=([-1], [VOCAB], [1] * 99)), "target_ids", "head_ids", "draft_ids"),
     "tap_layers": choice([], [0, 1], odd=([1, 0], [-1], [2**31 - 1])),
     "features": lambda w: choice(None, w.row(1, 3), odd=(w.row(2), w.row(2, 5)))(w),
     "lanes": lanes,

@@ -118,8 +118,10 @@ std::vector<SourceRow> interleaved_rows(const Parts& parts, int bits) {
   return rows;
 }
 
+constexpr const char* kHead = "lm_head.weight";
+
 LlamaConfig config_of_view(const LlamaWeights& whole, const std::vector<int>& layers, int num_own,
-                           int intermediate_size) {
+                           int intermediate_size, const LlamaWeights::Tensors& tensors) {
   LlamaConfig config = whole.config();
   check_between("layers of its own", num_own, 0, kMostLayers / 2);
   check_between("layers that are shared", static_cast<int64_t>(layers.size()), 0, kMostLayers / 2);
@@ -130,6 +132,9 @@ LlamaConfig config_of_view(const LlamaWeights& whole, const std::vector<int>& la
   }
   config.num_hidden_layers = static_cast<int>(layers.size()) + num_own;
   config.intermediate_size = intermediate_size;
+  if (const auto head = tensors.find(kHead); head != tensors.end() && head->second.shape.size() == 2) {
+    config.logits_size = static_cast<int>(head->second.shape[0]);
+  }
   return config;
 }
 
@@ -137,8 +142,8 @@ LlamaConfig config_of_view(const LlamaWeights& whole, const std::vector<int>& la
 
 LlamaWeights::LlamaWeights(std::shared_ptr<const LlamaWeights> whole, const std::vector<int>& layers,
                            int num_own, int intermediate_size, const Tensors& tensors, int bits)
-    : LlamaWeights(config_of_view(*whole, layers, num_own, intermediate_size), tensors, whole->kernels(),
-                   bits, nullptr, whole, layers) {}
+    : LlamaWeights(config_of_view(*whole, layers, num_own, intermediate_size, tensors), tensors,
+                   whole->kernels(), bits, nullptr, whole, layers) {}
 
 LlamaWeights::LlamaWeights(std::shared_ptr<const LlamaWeights> target, const LlamaConfig& config,
                            const Tensors& tensors, int bits)
@@ -186,7 +191,8 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
   };
   const bool ties = c.tie_word_embeddings && !c.is_head();
   const SourceTensor* const embedding = wide("model.embed_tokens.weight", c.vocab_size, whole_ == nullptr);
-  const SourceTensor* const head = ties ? embedding : wide("lm_head.weight", c.head_rows(), !is_view);
+  const bool has_head = !is_view || tensors.contains(kHead);
+  const SourceTensor* const head = ties && !is_view ? embedding : wide(kHead, c.head_rows(), has_head);
   const SourceTensor* const fuse =
       c.is_head() ? &tensor_of(tensors, "fc.weight", {hidden, c.tap_size}) : nullptr;
 
@@ -207,7 +213,7 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
     layer.down = place(hidden, inter, layer_parts[i].down, bits);
   }
   if (fuse != nullptr) fuse_ = place(hidden, c.tap_size, {fuse}, bits);
-  lm_head_ = is_view ? whole_->lm_head_ : place(c.head_rows(), hidden, {head}, head_bits);
+  lm_head_ = !has_head ? whole_->lm_head_ : place(c.head_rows(), hidden, {head}, head_bits);
   step_bytes_ = lm_head_.bytes(dtype) + (fuse != nullptr ? fuse_.bytes(dtype) : 0);
   for (const LayerWeights& layer : layers_) {
     for (const PackedMatrix* each : {&layer.qkv, &layer.o, &layer.gate_up, &layer.down}) {
@@ -229,14 +235,14 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
   const int64_t norm_size = c.tap_size / std::max(c.num_tap_norms, 1);
   const int64_t of_head = c.is_head() ? vector_bytes(hidden) + c.num_tap_norms * vector_bytes(norm_size) : 0;
   int64_t vectors = plan.take((c.num_hidden_layers - first) * per_layer + vector_bytes(hidden) + of_head);
-  if (has_own || !is_view) buffer_ = HugeBuffer(plan.total(), "the packed model");
+  if (has_own || has_head) buffer_ = HugeBuffer(plan.total(), "the packed model");
   const auto lies_here = [&](PackedMatrix* matrix) { matrix->buffer = buffer_.as<char>(); };
   for (int i = first; i < c.num_hidden_layers; ++i) {
     for (PackedMatrix* each : {&layers_[i].qkv, &layers_[i].o, &layers_[i].gate_up, &layers_[i].down}) {
       lies_here(each);
     }
   }
-  if (!is_view) lies_here(&lm_head_);
+  if (has_head) lies_here(&lm_head_);
   lies_here(&embedding_);
   lies_here(&fuse_);
   in_memory_ = step_bytes_ + step_bytes_ / 4 >
@@ -305,6 +311,7 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
   }
 
   final_norm_ = has_own || !is_view ? take_vector("model.norm.weight", hidden) : whole_->final_norm_;
+  if (has_head) pack(lm_head_, {head}, head_bits, hidden);
   if (is_view) {
     config_.intermediate_size = std::max(config_.intermediate_size, whole_->config_.intermediate_size);
     return;
@@ -316,7 +323,6 @@ LlamaWeights::LlamaWeights(const LlamaConfig& config, const Tensors& tensors, co
       tap_norms_.push_back(take_vector("tap_norms." + std::to_string(i) + ".weight", norm_size));
     }
   }
-  pack(lm_head_, {head}, head_bits, hidden);
   if (embedding_.form) pack(embedding_, {embedding}, head_bits, hidden);
   if (embedding_offset_ >= 0) {
     const auto there = present(*embedding);

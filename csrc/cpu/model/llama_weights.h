@@ -71,9 +71,10 @@ class LlamaWeights {
       : LlamaWeights(config, tensors, kernels, bits, progress, nullptr, {}) {}
 
   // A view of `whole`: these layers of it, in this order, then num_own layers of `tensors`, which have the
-  // numbers behind them, an intermediate size of their own and a final norm. Embedding and head are the
-  // whole's, and its final norm if there are no own layers. Only what is its own takes memory. Throws as
-  // above, and std::invalid_argument for a layer that the whole has not got.
+  // numbers behind them, an intermediate size of their own and a final norm. The embedding is the whole's,
+  // and the head, if `tensors` have no "lm_head.weight", of as many rows as it has, and the final norm if
+  // there are no own layers. Only what is its own takes memory. Throws as above, and std::invalid_argument
+  // for a layer that the whole has not got.
   LlamaWeights(std::shared_ptr<const LlamaWeights> whole, const std::vector<int>& layers, int num_own,
                int intermediate_size, const Tensors& tensors, int bits);
 

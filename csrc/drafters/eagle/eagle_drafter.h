@@ -34,13 +34,8 @@ class EagleDrafter : public ModelDrafter {
   // First the tokens that were committed since the last window, with the target's taps; then those of the
   // window one by one, as each row is fed what the row before it gives.
   void push_last(int slot) override;
-  // The head's rows become rows of the target's vocabulary: what the head has no id for has no chance.
-  bool take_rows(const Segment& segment, int vocab) override;
 
   const std::shared_ptr<TapRows> taps_;
-  const std::vector<int32_t> target_ids_;
-  const int head_rows_;
-  std::vector<float> rows_;       // [B, head_rows_], if ids differ
   std::vector<int32_t> own_fed_;  // [B] tokens of the window that the head was fed; -1: nothing yet
 };
 

@@ -3,6 +3,8 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "drafters/chain/chain_drafter.h"
 #include "drafters/eagle/eagle_drafter.h"
@@ -31,9 +33,16 @@ void bind_drafters(py::module_& m) {
 
   py::class_<ModelDrafter, Drafter, std::shared_ptr<ModelDrafter>>(
       m, "ModelDrafter", "Drafts by a model, with a KV cache of its own.")
-      .def(py::init<std::shared_ptr<Executor>, std::optional<int32_t>>(), py::arg("executor").none(false),
-           py::kw_only(), py::arg("mask_token") = py::none(),
-           "mask_token: of a model that fills a window in one pass; None: token by token.");
+      .def(py::init([](std::shared_ptr<Executor> executor, std::optional<int32_t> mask_token,
+                       std::vector<int32_t> target_ids, std::vector<int32_t> draft_ids) {
+             return std::make_shared<ModelDrafter>(std::move(executor), mask_token,
+                                                   DraftIds{std::move(target_ids), std::move(draft_ids)});
+           }),
+           py::arg("executor").none(false), py::kw_only(), py::arg("mask_token") = py::none(),
+           py::arg("target_ids") = std::vector<int32_t>{}, py::arg("draft_ids") = std::vector<int32_t>{},
+           "mask_token: of a model that fills a window in one pass; None: token by token. target_ids: the\n"
+           "target's id of each row of the model's head, -1 for one that the target has not got. draft_ids:\n"
+           "what the model is fed for each id of the target. Both: none where ids are the same.");
 
   py::class_<ChainDrafter, Drafter, std::shared_ptr<ChainDrafter>>(
       m, "ChainDrafter", "Drafts by lookup where that is worth more than a window of the model, else by it.")

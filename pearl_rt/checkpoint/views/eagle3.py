@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from pearl_rt.checkpoint.config import ModelConfig, read_json
 from pearl_rt.checkpoint.shapes import tensor_shapes
+from pearl_rt.checkpoint.views.draft_ids import OFFSETS, ids_of_offsets
 from pearl_rt.errors import CheckpointError, ConfigError, shown
 from pearl_rt.types.json import Json
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 ARCHITECTURES = ("LlamaForCausalLMEagle3", "Eagle3LlamaForCausalLM", "Eagle3Speculator", "Eagle3DraftModel")
 SINGLE, PICKLED = "model.safetensors", "pytorch_model.bin"
 LAYER, QKV = "model.layers.0.", ("q_proj.weight", "k_proj.weight", "v_proj.weight")
-EMBEDDING, HEAD, OFFSETS = "model.embed_tokens.weight", "lm_head.weight", "d2t"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 UNREAD = ("t2d", "verifier_norm.weight", "verifier_lm_head.weight")  # of training, or said by d2t too
 FLAGS = ("norm_before_residual", "norm_before_fc", "fc_norm", "norm_output")
 # Keys of kinds of heads that compute something else -> the value at which they do not.
@@ -316,20 +317,7 @@ def check_eagle3(
             )
     if OFFSETS not in tensors:
         return list(range(target.vocab_size))
-    offsets = tensors[OFFSETS]
-    if offsets.is_floating_point():
-        raise CheckpointError(f"d2t of {source} is {offsets.dtype}: whole numbers are needed")
-    ids: list[int] = [place + offset for place, offset in enumerate(offsets.tolist())]
-    taken: dict[int, int] = {}
-    for place, token in enumerate(ids):
-        if not 0 <= token < target.vocab_size:
-            raise CheckpointError(
-                f"d2t[{place}] of {source} is {token - place}, which leads to id {token} of a vocabulary of "
-                f"{target.vocab_size}: {WRONG_TARGET}"
-            )
-        if (other := taken.setdefault(token, place)) != place:
-            raise CheckpointError(f"d2t of {source} leads from ids {other} and {place} to one, {token}")
-    return ids
+    return ids_of_offsets(tensors[OFFSETS], target.vocab_size, source, WRONG_TARGET)
 
 
 def load_eagle3(

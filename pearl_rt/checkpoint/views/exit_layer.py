@@ -3,9 +3,11 @@ that stand behind the first layers of the target, whose embedding and head it us
 
     config.json         model_type "pearl_exit"; hidden_size and vocab_size, the target's; exit_layer, how
                         many layers of the target come first; intermediate_size, the layer's own;
-                        pard_token, an id of the vocabulary, where it fills a window in one pass
+                        pard_token, an id of the vocabulary, where it fills a window in one pass;
+                        draft_vocab_size, where it drafts so many of the target's ids
     model.safetensors   model.layers.N.*, N being exit_layer, and model.norm.weight, with the names and shapes
-                        of a model of the target's kind that has N + 1 layers
+                        of a model of the target's kind that has N + 1 layers; with draft_vocab_size
+                        d2t: for each id that it drafts, what is added to it for the target's
 
 What does not fit its target is refused by name. Knows files and configurations; no device.
 """
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from pearl_rt.checkpoint.config import ModelConfig, read_json
 from pearl_rt.checkpoint.shapes import tensor_shapes
+from pearl_rt.checkpoint.views.draft_ids import OFFSETS
 from pearl_rt.errors import CheckpointError, ConfigError, shown
 from pearl_rt.types.json import Json
 
@@ -27,6 +30,10 @@ if TYPE_CHECKING:
 
 MODEL_TYPE, ARCHITECTURE = "pearl_exit", "PearlExitForCausalLM"
 FILE = "model.safetensors"
+WRONG_TARGET = (
+    "take the exit layer of this target, or train one: `python -m recipes.train exit`, in a checkout"
+)
+OPTIONAL = ("pard_token", "draft_vocab_size")
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,7 @@ class ExitConfig:
     exit_layer: int  # layers of the target in front of it
     intermediate_size: int
     pard_token: int | None = None  # the mask token of a layer that fills a window in one pass
+    draft_vocab_size: int | None = None  # ids of the target that it drafts; None: all
 
     @classmethod
     def from_dict(cls, content: Json, source: str = "config") -> "ExitConfig":
@@ -47,7 +55,7 @@ class ExitConfig:
         found = {}
         for name in cls.__dataclass_fields__:
             value = content.get(name)
-            if name == "pard_token" and value is None:
+            if name in OPTIONAL and value is None:
                 continue
             least = 0 if name == "pard_token" else 1
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
@@ -66,12 +74,16 @@ class ExitConfig:
         """The draft as a model: the target's first layers, and this one. Raises ConfigError if it was made
         for another target.
         """
+        if (self.draft_vocab_size or 0) > target.vocab_size:
+            raise ConfigError(
+                f"draft_vocab_size {self.draft_vocab_size} is more than the target's vocabulary of "
+                f"{target.vocab_size}: {WRONG_TARGET}"
+            )
         for name in ("hidden_size", "vocab_size"):
             mine, its = getattr(self, name), getattr(target, name)
             if mine != its:
                 raise ConfigError(
-                    f"the exit layer is for a target of {name} {mine}, and this one has {its}: take the exit "
-                    "layer of this target, or train one: `python -m recipes.train exit`, in a checkout"
+                    f"the exit layer is for a target of {name} {mine}, and this one has {its}: {WRONG_TARGET}"
                 )
         if self.exit_layer >= target.num_hidden_layers:
             raise ConfigError(
@@ -84,6 +96,11 @@ class ExitConfig:
             intermediate_size=self.intermediate_size,
             pard_token=self.pard_token,
         )
+
+    def shapes(self, target: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Of all its tensors, by name. Raises as draft_config()."""
+        shapes = exit_shapes(self.draft_config(target))
+        return shapes if self.draft_vocab_size is None else shapes | {OFFSETS: (self.draft_vocab_size,)}
 
 
 def is_exit(path: str | os.PathLike[str]) -> bool:
@@ -110,7 +127,7 @@ def load_exit(
 
     directory = Path(path)
     config = ExitConfig.from_dict(read_json(directory / "config.json"), str(directory / "config.json"))
-    shapes = exit_shapes(config.draft_config(target))
+    shapes = config.shapes(target)
     file = directory / FILE
     try:
         tensors: dict[str, torch.Tensor] = load_file(file)
@@ -148,8 +165,9 @@ def save_exit(
         draft.num_hidden_layers - 1,
         draft.intermediate_size,
         draft.pard_token,
+        len(tensors[OFFSETS]) if OFFSETS in tensors else None,
     )
-    shapes = exit_shapes(draft)
+    shapes = exit_shapes(draft) | ({OFFSETS: tuple(tensors[OFFSETS].shape)} if OFFSETS in tensors else {})
     check_exit(tensors, shapes, str(directory))
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / f".{FILE}.partial"

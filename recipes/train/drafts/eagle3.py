@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.rope import rope_tables
-from pearl_rt.checkpoint.views.eagle3 import OFFSETS, Eagle3Config, save_eagle3
+from pearl_rt.checkpoint.views.draft_ids import OFFSETS
+from pearl_rt.checkpoint.views.eagle3 import Eagle3Config, save_eagle3
 from pearl_rt.errors import RequestError
 from recipes.train.data.remembered import LearntRows
 from recipes.train.data.tokenised_corpus import frequent_ids
