@@ -197,8 +197,11 @@ def test_draft_with_another_vocabulary() -> None:
     mine = Tokenizer(byte_tokenizer(), vocab_size=288)
     other = byte_tokenizer()
     other.add_tokens(["other"])
+    own = {"tokenizer": mine, "draft_tokenizer": Tokenizer(other), "max_model_len": 32}
+    with Engine(TINY, target, TINY, target, **own) as engine:  # type: ignore[arg-type]
+        assert engine.stats()["drafter"]["shared_ids"] == 256
     with pytest.raises(ConfigError, match="tokenizer differs"):
-        Engine(TINY, target, TINY, target, tokenizer=mine, draft_tokenizer=Tokenizer(other), max_model_len=32)
+        Engine(TINY, target, TINY, target, device="interpret", **own)  # type: ignore[arg-type]
 
 
 def test_a_tokenizer_that_does_not_know_every_id() -> None:
@@ -309,6 +312,6 @@ def test_checkpoints_that_are_none(tmp_path: Path) -> None:
     Pair.make("equal").save(tmp_path)
     other.save(str(draft / "tokenizer.json"))
     with pytest.raises(ConfigError, match="tokenizer differs"):
-        Engine.from_pretrained(target, draft)
+        Engine.from_pretrained(target, draft, device="interpret")
     with Engine.from_pretrained(target, max_model_len=32) as engine:
         assert len(engine.generate("a", FEW)[0].token_ids) == 4
