@@ -165,7 +165,7 @@ def distill(
     if isinstance(draft, LlamaForCausalLM):
         check_pair(target, draft)
     target.requires_grad_(False)
-    optimizers = Optimizers(draft, settings.lr, settings.embedding_lr)
+    optimizers = Optimizers(draft, settings.lr, settings.embedding_lr, machine.products)
     given = {k: v for k, v in asdict(settings).items() if k != "compile"}
     run = Run(run_directory, {"stage": "distill", "config": draft.config.to_dict(), **given}, minutes)
     run.resume(draft, optimizers)

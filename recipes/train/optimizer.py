@@ -1,7 +1,8 @@
 """Muon for the matrices of the layers, AdamW for embeddings, head, norms and biases, under one schedule.
 
 Muon (Jordan et al. 2024) steps along the orthogonal matrix nearest to the momentum, and learns more from a
-token than AdamW does, which counts where tokens are few.
+token than AdamW does, which counts where tokens are few. It finds that matrix by products in bf16: where a
+machine has none, AdamW steps for all, with the same learning rate.
 """
 
 from __future__ import annotations
@@ -32,11 +33,17 @@ class Schedule:
 
 
 class Optimizers:
-    """The two optimisers of what is not frozen of a model. `lr` is Muon's, in units of an AdamW step;
-    `embedding_lr` is AdamW's.
+    """The two optimisers of what is not frozen of a model. `lr` is that of matrices, in units of an AdamW
+    step; `embedding_lr` of all else. products: of the machine; Muon is for bf16 only.
     """
 
-    def __init__(self, model: torch.nn.Module, lr: float, embedding_lr: float) -> None:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        lr: float,
+        embedding_lr: float,
+        products: torch.dtype = torch.bfloat16,
+    ) -> None:
         matrices: list[torch.nn.Parameter] = []
         tables: list[torch.nn.Parameter] = []
         vectors: list[torch.nn.Parameter] = []
@@ -50,14 +57,20 @@ class Optimizers:
         self._adamw_parameters = tables + vectors
         groups = [{"params": tables, "weight_decay": 0.01}, {"params": vectors, "weight_decay": 0.0}]
         self._base = (lr, embedding_lr)
-        self._all: tuple[torch.optim.Optimizer, ...] = (
-            torch.optim.Muon(
+        of_matrices: torch.optim.Optimizer
+        if products == torch.bfloat16:
+            of_matrices = torch.optim.Muon(
                 matrices,
                 lr=lr,
                 weight_decay=_WEIGHT_DECAY,
                 momentum=_MOMENTUM,
                 adjust_lr_fn="match_rms_adamw",
-            ),
+            )
+        else:
+            of_matrices = torch.optim.AdamW(matrices, lr=lr, betas=(0.9, 0.95), weight_decay=_WEIGHT_DECAY)
+            self._adamw_parameters = matrices + self._adamw_parameters
+        self._all: tuple[torch.optim.Optimizer, ...] = (
+            of_matrices,
             torch.optim.AdamW(groups, lr=embedding_lr, betas=(0.9, 0.95)),
         )
 

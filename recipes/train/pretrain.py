@@ -62,7 +62,7 @@ def pretrain(
         model = new_model(config, machine.device, settings.seed)
     else:
         model = grown(begin_with, config)
-    optimizers = Optimizers(model, settings.lr, settings.embedding_lr)
+    optimizers = Optimizers(model, settings.lr, settings.embedding_lr, machine.products)
     given = {k: v for k, v in asdict(settings).items() if k != "compile"}
     run = Run(run_directory, {"stage": "pretrain", "config": config.to_dict(), **given}, minutes)
     run.resume(model, optimizers)
