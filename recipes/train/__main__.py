@@ -156,7 +156,7 @@ def run_distill(arguments: argparse.Namespace) -> None:
     ids = None
     if arguments.ids is not None:
         ids = _ids(arguments, tokenised, target.config).to(machine.device)
-    write = partial(write_exit, ids=ids) if arguments.command == "exit" else export
+    write = partial(write_exit, ids=ids, bits=arguments.bits) if arguments.command == "exit" else export
     own: dict[str, Any] = {"write": write, "remembered": known, "ids": ids}
     run = distill(target, draft, tokenised, machine, settings, **own, **_where(arguments))
     _finish(arguments, arguments.name, run)
@@ -211,7 +211,12 @@ def run_eagle3(arguments: argparse.Namespace) -> None:
 
     layers = draft.config.taps_of(target.config)
     known = _remembered(arguments, target.config)
-    own: dict[str, Any] = {"write": write_eagle3, "loss_of": loss_of, "remembered": known, "layers": layers}
+    own: dict[str, Any] = {
+        "write": partial(write_eagle3, bits=arguments.bits),
+        "loss_of": loss_of,
+        "remembered": known,
+        "layers": layers,
+    }
     run = distill(target, draft, tokenised, machine, settings, **own, **_where(arguments))
     _finish(arguments, arguments.name, run)
 

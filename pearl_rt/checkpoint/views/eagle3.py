@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from pearl_rt.checkpoint.config import ModelConfig, read_json
 from pearl_rt.checkpoint.shapes import tensor_shapes
+from pearl_rt.checkpoint.views.codes import stored, with_groups
 from pearl_rt.checkpoint.views.draft_ids import OFFSETS, ids_of_offsets
 from pearl_rt.errors import CheckpointError, ConfigError, shown
 from pearl_rt.types.json import Json
@@ -339,6 +340,7 @@ def load_eagle3(
         if own in tensors:
             raise CheckpointError(f"{file} has two tensors {own!r}: fetch the head again")
         tensors[own] = tensor
+    tensors = with_groups(tensors, str(file))
     check_eagle3(tensors, config, target, str(file))
     return config, tensors
 
@@ -365,8 +367,8 @@ def save_eagle3(
     tensors: "Mapping[str, torch.Tensor]",
     target: ModelConfig,
 ) -> None:
-    """Writes what load_eagle3() reads back, in EAGLE's layout and the tensors' dtype. A file that is there is
-    replaced once its successor is complete.
+    """Writes what load_eagle3() reads back, in EAGLE's layout and the tensors' dtype, Groups with their
+    codes. A file that is there is replaced once its successor is complete.
     """
     from safetensors.torch import save_file
 
@@ -375,11 +377,11 @@ def save_eagle3(
     norms = ("tap_norms.", "fc_norm.") if config.fc_norm else ("tap_norms.0.", "input_norm.")
     short = {name: name.replace(LAYER, "midlayer.").replace(*norms) for name in tensors}
     names = {name: own.removeprefix("model.") for name, own in short.items()}
-    dtype = str(tensors["fc.weight"].dtype).removeprefix("torch.")
+    dtype = str(tensors["model.norm.weight"].dtype).removeprefix("torch.")
     content = replace(config, layer=replace(config.layer, torch_dtype=dtype)).to_dict()
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / f".{SINGLE}.partial"
-    save_file({names[name]: t.detach().cpu().clone().contiguous() for name, t in tensors.items()}, partial)
+    save_file(stored({names[name]: tensor for name, tensor in tensors.items()}), partial)
     partial.replace(directory / SINGLE)
     partial = directory / ".config.json.partial"
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

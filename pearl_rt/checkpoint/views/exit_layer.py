@@ -7,7 +7,8 @@ that stand behind the first layers of the target, whose embedding and head it us
                         draft_vocab_size, where it drafts so many of the target's ids
     model.safetensors   model.layers.N.*, N being exit_layer, and model.norm.weight, with the names and shapes
                         of a model of the target's kind that has N + 1 layers; with draft_vocab_size
-                        d2t: for each id that it drafts, what is added to it for the target's
+                        d2t: for each id that it drafts, what is added to it for the target's.
+                        Matrices may have codes of 8 bits (views/codes.py)
 
 What does not fit its target is refused by name. Knows files and configurations; no device.
 """
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from pearl_rt.checkpoint.config import ModelConfig, read_json
 from pearl_rt.checkpoint.shapes import tensor_shapes
+from pearl_rt.checkpoint.views.codes import stored, with_groups
 from pearl_rt.checkpoint.views.draft_ids import OFFSETS
 from pearl_rt.errors import CheckpointError, ConfigError, shown
 from pearl_rt.types.json import Json
@@ -130,7 +132,7 @@ def load_exit(
     shapes = config.shapes(target)
     file = directory / FILE
     try:
-        tensors: dict[str, torch.Tensor] = load_file(file)
+        tensors: dict[str, torch.Tensor] = with_groups(load_file(file), str(file))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read ({error}): fetch it again") from None
     check_exit(tensors, shapes, str(file))
@@ -153,8 +155,8 @@ def check_exit(
 def save_exit(
     path: str | os.PathLike[str], draft: ModelConfig, tensors: "Mapping[str, torch.Tensor]"
 ) -> None:
-    """Writes what load_exit() reads back, in the dtype that the tensors have. draft: as draft_config() makes
-    it. A file that is there is replaced once its successor is complete.
+    """Writes what load_exit() reads back, in the dtype that the tensors have, Groups with their codes. draft:
+    as draft_config() makes it. A file that is there is replaced once its successor is complete.
     """
     from safetensors.torch import save_file
 
@@ -171,7 +173,7 @@ def save_exit(
     check_exit(tensors, shapes, str(directory))
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / f".{FILE}.partial"
-    save_file({name: tensors[name].detach().cpu().clone().contiguous() for name in shapes}, partial)
+    save_file(stored({name: tensors[name] for name in shapes}), partial)
     partial.replace(directory / FILE)
     partial = directory / ".config.json.partial"
     partial.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")

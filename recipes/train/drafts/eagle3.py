@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.rope import rope_tables
+from pearl_rt.checkpoint.views.codes import rounded
 from pearl_rt.checkpoint.views.draft_ids import OFFSETS
 from pearl_rt.checkpoint.views.eagle3 import Eagle3Config, save_eagle3
 from pearl_rt.errors import RequestError
@@ -185,8 +186,9 @@ def begin(draft: Eagle3Model, target: LlamaForCausalLM) -> None:
     draft.fc.weight[:, -hidden:] = torch.eye(hidden)
 
 
-def write_eagle3(draft: Eagle3Model, tokenizer: Tokenizer, directory: Path) -> None:
-    """In bf16, in the layout of EAGLE. The tokenizer is the target's."""
+def write_eagle3(draft: Eagle3Model, tokenizer: Tokenizer, directory: Path, bits: int = 16) -> None:
+    """In bf16 or its matrices in 8 bits, in the layout of EAGLE. The tokenizer is the target's."""
     tensors = {name: tensor.detach().to(torch.bfloat16) for name, tensor in draft.state_dict().items()}
     tensors[OFFSETS] = draft.target_ids.cpu() - torch.arange(len(draft.target_ids))
-    save_eagle3(directory, draft.config, tensors, draft.target_config)
+    kept = rounded(tensors) if bits == 8 else tensors
+    save_eagle3(directory, draft.config, kept, draft.target_config)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from pearl_rt.checkpoint.views.codes import rounded
 from pearl_rt.checkpoint.views.draft_ids import OFFSETS
 from pearl_rt.checkpoint.views.exit_layer import exit_shapes, save_exit
 from pearl_rt.errors import RequestError
@@ -39,13 +40,17 @@ def exit_model(target: LlamaForCausalLM, exit_layer: int, mask_token: int | None
 
 
 def write_exit(
-    draft: LlamaForCausalLM, tokenizer: Tokenizer, directory: Path, ids: torch.Tensor | None = None
+    draft: LlamaForCausalLM,
+    tokenizer: Tokenizer,
+    directory: Path,
+    ids: torch.Tensor | None = None,
+    bits: int = 16,
 ) -> None:
-    """What is its own, in bf16: as export() does a whole model. The tokenizer is the target's. ids: those
-    that it drafts, ascending; None: all.
+    """What is its own, in bf16 or its matrices in 8 bits. The tokenizer is the target's. ids: those that it
+    drafts, ascending; None: all.
     """
     state = draft.state_dict()
     tensors = {name: state[name].detach().to(torch.bfloat16) for name in exit_shapes(draft.config)}
     if ids is not None:
         tensors[OFFSETS] = ids.cpu() - torch.arange(len(ids))
-    save_exit(directory, draft.config, tensors)
+    save_exit(directory, draft.config, rounded(tensors) if bits == 8 else tensors)

@@ -14,10 +14,12 @@ import pytest
 import tokenizers
 import torch
 from chi_square import FALSE_ALARM, p_value
+from safetensors.torch import load_file, save_file
 from tiny_pairs import TINY, random_tensors
 
 from pearl_rt import CheckpointError, ConfigError, Engine, SamplingParams
 from pearl_rt.checkpoint.tokenizer import Tokenizer
+from pearl_rt.checkpoint.views.codes import rounded
 from pearl_rt.checkpoint.views.draft_ids import NO_ID, shared_tokens
 from pearl_rt.checkpoint.views.exit_layer import ExitConfig, exit_shapes, load_exit, save_exit
 
@@ -185,3 +187,24 @@ def test_checkpoints_of_fewer_ids(tmp_path: Path) -> None:
         Engine(CONFIG, TENSORS, replace(EXIT, draft_vocab_size=71), own_layer(), **SHAPE)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="draft_vocab_size 257 is more than the target's vocabulary of 256"):
         Engine(CONFIG, TENSORS, replace(EXIT, draft_vocab_size=257), own_layer(), **SHAPE)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_of_8_bits_runs_as_it_lies(tmp_path: Path) -> None:
+    """The text of the same layer rounded when it is loaded, and the same bytes in memory."""
+    found = []
+    for name, tensors in (("bf16", own_layer()), ("int8", rounded(own_layer()))):
+        save_exit(tmp_path / name, EXIT.draft_config(CONFIG), tensors)
+        config, loaded = load_exit(tmp_path / name, CONFIG)
+        options = SHAPE | {"draft_weights": "int8"}
+        with Engine(CONFIG, TENSORS, config, loaded, **options) as engine:  # type: ignore[arg-type]
+            outputs = engine.generate(PROMPTS, LOUD, strategy="sd", gamma=3, judge="rejection")
+            assert engine.draft is not None
+            size = engine.draft.weights.memory_bytes  # type: ignore[attr-defined]
+        found.append((size, [(one.token_ids, one.metrics.accepted) for one in outputs]))
+    assert found[0] == found[1]
+    file = tmp_path / "int8" / "model.safetensors"
+    whole = load_file(file)
+    del whole["model.layers.1.mlp.up_proj.weight_scale"]
+    save_file(whole, file)
+    with pytest.raises(CheckpointError, match=r"up_proj.weight' of .* has int8 codes and no .*_scale'"):
+        load_exit(tmp_path / "int8", CONFIG)
