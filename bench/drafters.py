@@ -1,19 +1,22 @@
 """What each kind of draft is worth on one target: for each task, greedy and sampled.
 
-    python bench/drafters.py                                          SmolLM2-135M-Instruct, which looks up
+    python bench/drafters.py                                          SmolLM2-135M-Instruct and its drafts
     python bench/drafters.py --target models/target --draft models/draft       and a draft model of its own
     python bench/drafters.py --prompts FILE                           prompts of Spec-Bench, HumanEval, ..
         --skip-layers 2 3 --exit models/exit --stops adaedl marginal  more rows
         --parallel models/parallel                                    a draft that fills windows in one pass
+        --eagle3 models/head                                          a head that reads the target
 
-A row is a kind of draft and its window: none (`ar`), lookup in prompt and answer, lookup in earlier answers
-too, the model of --draft, with windows that end early by each of --stops too, the target without --skip-
-layers, the exit layer of --exit, the draft of --parallel, each of these behind a lookup too, and what `auto`
-chooses. Columns: memory beside the target; tokens that a round makes final; of the windows, the share that
-was looked up; of the drafts judged at each place of a window, the share that stood; milliseconds of a round
-to draft and to score and judge; and how many times faster than `ar` text is written behind its first token,
-over all prompts, and with the tokens a round over those of a task. All rows must write the tokens of `ar`
-(sampled: by judge `coupled`), or no figure is printed and the status is 1. The last line is the same as JSON.
+A row is a kind of draft and its window: none (`ar`), lookup in prompt and answer, lookup in earlier
+answers too, the model of --draft, with windows that end early by each of --stops too, the target without
+--skip-layers, the exit layer of --exit, the draft of --parallel, each of these behind a lookup too, the
+head of --eagle3, and what `auto` chooses. Without --target the drafts are those of models/smollm2.
+Columns: memory beside the target; tokens that a round makes final; of the windows, the share that was
+looked up; of the drafts judged at each place of a window, the share that stood; milliseconds of a round
+to draft and to score and judge; and how many times faster than `ar` text is written behind its first
+token, over all prompts, and with the tokens a round over those of a task. All rows must write the tokens
+of `ar` (sampled: by judge `coupled`), or no figure is printed and the status is 1. The last line is the
+same as JSON.
 """
 
 from __future__ import annotations
@@ -51,8 +54,16 @@ from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.types.metrics import RequestMetrics
 
 NONE, LOOKUP, EARLIER, MODEL, AUTO = "none", "lookup", "lookup, earlier answers", "model", "auto"
-SELF, EXIT, PARALLEL = "self", "exit", "parallel"
-GAMMAS = {LOOKUP: (3, 7, 15), MODEL: (2, 4, 8), SELF: (2, 4), EXIT: (2, 4), PARALLEL: (4, 8, 12)}
+SELF, EXIT, PARALLEL, EAGLE3 = "self", "exit", "parallel", "eagle3"
+GAMMAS = {
+    LOOKUP: (3, 7, 15),
+    MODEL: (2, 4, 8),
+    SELF: (2, 4),
+    EXIT: (2, 4),
+    PARALLEL: (3, 6, 12),
+    EAGLE3: (2, 4),
+}
+SHIPPED = Path(__file__).resolve().parents[1] / "models" / "smollm2"  # drafts of the published model
 LONGEST = 15  # window of a draft that ends its windows itself
 PLACES = 5  # of a window that the table shows
 COLUMNS = (
@@ -110,17 +121,22 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     for gamma in options.gammas or GAMMAS[LOOKUP]:
         add(LOOKUP, gamma)
     add(EARLIER, max(options.gammas or GAMMAS[LOOKUP]))
-    asked = {MODEL: options.draft, SELF: options.skip_layers, EXIT: options.exit, PARALLEL: options.parallel}
+    asked = {MODEL: options.draft, SELF: options.skip_layers} | directories(options)
     for kind, is_asked in asked.items():
         for gamma in (options.gammas or GAMMAS[kind]) if is_asked else ():
             add(kind, gamma)
-        if is_asked:
+        if is_asked and kind != EAGLE3:
             add(chained(kind), max(options.gammas or GAMMAS[kind]))
     for stop in options.stops:
         add(stopped(stop), max(options.gammas or [LONGEST]))
     for kind in (LOOKUP, *([MODEL] if options.draft else [])):
         rows.append(Row("auto", "auto", kind_of_draft=kind, name=f"auto, {kind}"))
     return rows
+
+
+def directories(options: argparse.Namespace) -> dict[str, Path | None]:
+    """Of the kinds that are a checkpoint beside the target."""
+    return {EXIT: options.exit, PARALLEL: options.parallel, EAGLE3: options.eagle3}
 
 
 def chained(kind: str) -> str:
@@ -145,10 +161,9 @@ def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
         kinds[MODEL] = {"lookup_pool": 0}
     if options.skip_layers:
         kinds[SELF] = {"draft": SELF}
-    if options.exit:
-        kinds[EXIT] = {"draft": options.exit}
-    if options.parallel:
-        kinds[PARALLEL] = {"draft": options.parallel}
+    for kind, directory in directories(options).items():
+        if directory is not None:
+            kinds[kind] = {"draft": directory}
     behind = [kind for kind in (MODEL, SELF, EXIT, PARALLEL) if kind in kinds]
     kinds |= {chained(kind): kinds[kind] | {"draft_lookup": True} for kind in behind}
     kinds |= {stopped(stop): {"draft_stop": stop} for stop in options.stops}
@@ -248,10 +263,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stops", nargs="+", default=[], help="rules that end windows of --draft early")
     parser.add_argument("--skip-layers", type=int, nargs="+", help="that the target leaves out as a draft")
     parser.add_argument("--exit", type=Path, help="an exit layer of the target, which drafts")
-    parser.add_argument("--parallel", type=Path, help="a draft model with a pard_token")
+    parser.add_argument("--parallel", type=Path, help="a draft with a pard_token")
+    parser.add_argument("--eagle3", type=Path, help="an EAGLE-3 head of the target")
     options = parser.parse_args(argv)
-    if any((options.draft, options.skip_layers, options.exit, options.parallel)) and not options.target:
-        parser.error("--draft, --skip-layers, --exit and --parallel want --target too")
+    if options.draft and not options.target:
+        parser.error("--draft wants --target too")
+    if not options.target:
+        for kind, directory in directories(options).items():
+            shipped = SHIPPED / kind
+            setattr(options, kind, directory or (shipped if shipped.is_dir() else None))
     if options.stops and not options.draft:
         parser.error("--stops want --draft too")
     require_positive(parser, options, "num-prompts", "max-tokens")
