@@ -17,8 +17,9 @@ from pearl_rt.errors import RequestError
 from pearl_rt.reference.eagle3 import EagleHead
 from recipes.train.data.tokenised_corpus import TokenisedCorpus
 from recipes.train.distill import DistillSettings, distill
-from recipes.train.drafts.eagle3 import eagle3_loss, eagle3_model, seen_rows, taps_of, write_eagle3
+from recipes.train.drafts.eagle3 import eagle3_loss, eagle3_model, seen_rows, write_eagle3
 from recipes.train.model.export import export
+from recipes.train.model.taps import taps_of
 from recipes.train.optimizer import Schedule
 
 
@@ -66,7 +67,8 @@ def test_what_is_trained_is_what_is_run() -> None:
     target = small_model(3)
     draft = eagle3_model(target, [np.arange(300)], None, [0, 2, 3])
     tokens = torch.arange(7, 307, 9)[None] % 300
-    taps, _ = taps_of(target, tokens, (0, 2, 3))
+    parts, _ = taps_of(target, tokens, (0, 2, 3))
+    taps = torch.cat(parts, dim=-1)
     weights = {name: tensor.numpy() for name, tensor in draft.state_dict().items()}
     weights["model.embed_tokens.weight"] = target.model.embed_tokens.weight.detach().numpy()
     layer = draft.config.layer
