@@ -83,6 +83,11 @@ def with_draft_ids(
             "(--no-draft-parallel)"
         )
     ids = shared_tokens(target.config, draft.config, tokenizer, draft_tokenizer)
+    warnings.warn(
+        f"the draft has a tokenizer of its own: it can draft {ids.num_shared} of the target's "
+        f"{len(tokenizer.spelled())} tokens",
+        stacklevel=3,
+    )
     return [*sources[:-1], replace(draft, ids=ids)]
 
 
