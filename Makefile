@@ -71,11 +71,9 @@ $(PEERS_READY):
 test: build
 	$(TESTS) -m "not slow" $(ARGS)
 
-# The tests that are marked slow and not long; and those of the kernels that multiply, with a set of numpy's BLAS
-# kernels that no processor with AVX chooses by itself: no bit of a kernel in the interpreter may depend on them.
+# The tests that are marked slow and not long.
 test-slow: build
 	$(TESTS) -m "slow and not long" $(ARGS)
-	OPENBLAS_CORETYPE=Nehalem $(TESTS) tests/kernels/forward tests/kernels/tools/test_interpreter_dot.py $(ARGS)
 
 # What compiles everything once more: each kernel for each chip, and the C++ of a release.
 test-long: build

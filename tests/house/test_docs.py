@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import re
 import runpy
@@ -9,7 +11,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from functools import cache
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -70,26 +72,33 @@ def test_readme_servers_start_and_stop(command: str) -> None:
     assert "http://127.0.0.1:" in said
 
 
-@cache
-def help_of(script: str) -> str:
-    return run([sys.executable, script, "--help"]).stdout
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands() if c.startswith("python bench")])
-def test_readme_bench_flags_are_known(command: str) -> None:
+def test_readme_bench_flags_are_known(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     _, script, *words = shlex.split(command)
-    flags = [word for word in words if word.startswith("--")]
-    assert flags and all(re.search(rf"{flag}(?![\w-])", help_of(script)) for flag in flags), command
+    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
+    with pytest.raises(SystemExit):
+        module.parse_arguments(["--help"])
+    said, flags = capsys.readouterr().out, [word for word in words if word.startswith("--")]
+    assert flags and all(re.search(rf"{flag}(?![\w-])", said) for flag in flags), command
+
+
+@pytest.fixture
+def at_the_root(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Programs of a page run in this process, which has imported already what takes seconds."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    gc.collect()  # engines that a program left open
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PAGES)
-def test_python_blocks_of_a_page_run(name: str) -> None:
-    code = "\n".join(blocks(PAGES[name], "python"))
-    result = run([sys.executable, "-c", code])
-    assert result.returncode == 0, result.stderr
-    assert "'strategy'" in result.stdout  # stats(), the last line
+def test_python_blocks_of_a_page_run(
+    name: str, at_the_root: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exec(compile("\n".join(blocks(PAGES[name], "python")), name, "exec"), {"__name__": "__main__"})
+    assert "'strategy'" in capsys.readouterr().out  # stats(), the last line
 
 
 EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.py")) if "def main" in path.read_text()]
@@ -97,14 +106,15 @@ EXAMPLES = [path for path in sorted((ROOT / "examples").glob("*.py")) if "def ma
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda p: p.name)
-def test_examples_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    result = run([sys.executable, str(path), "models/target", "models/draft"])
-    assert result.returncode == 0, result.stderr
-    assert result.stdout
-    needs_gpu = "cuda.is_available" in path.read_text()
-    assert ("no GPU:" in result.stdout) == (needs_gpu and not torch.cuda.is_available())
-    monkeypatch.setattr(sys, "argv", [str(path)])
+def test_examples_run(
+    path: Path, at_the_root: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [str(path), "models/target", "models/draft"])
     monkeypatch.syspath_prepend(path.parent)
+    runpy.run_path(str(path), run_name="__main__")
+    said, needs_gpu = capsys.readouterr().out, "cuda.is_available" in path.read_text()
+    assert said and ("no GPU:" in said) == (needs_gpu and not torch.cuda.is_available())
+    monkeypatch.setattr(sys, "argv", [str(path)])
     with pytest.raises(SystemExit, match="TARGET DRAFT"):
         runpy.run_path(str(path), run_name="__main__")
 
@@ -114,10 +124,9 @@ def test_the_example_of_a_loop_is_short() -> None:
 
 
 @pytest.mark.slow
-def test_low_level_page_runs_as_one_program() -> None:
+def test_low_level_page_runs_as_one_program(at_the_root: None) -> None:
     code = "\n".join(blocks((ROOT / "docs" / "low_level.md").read_text(), "python"))
-    result = run([sys.executable, "-c", code])
-    assert result.returncode == 0, result.stderr
+    exec(compile(code, "low_level", "exec"), {"__name__": "__main__"})
 
 
 NAMED = re.compile(r"`((?:pearl_rt|csrc|kernels|docs|bench|models|tests|examples|recipes)/[\w./-]+)`")

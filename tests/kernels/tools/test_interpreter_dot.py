@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import interpreter as installed
 
 from pearl_rt.kernels.base import checks, interpreter
 
@@ -56,10 +60,24 @@ def product_kernel(a_ptr, b_ptr, out_ptr, N: tl.constexpr):  # type: ignore[no-u
     tl.store(out_ptr + at, total)
 
 
-def test_the_interpreter_takes_it(device: torch.device) -> None:
+# What runs BLAS, whose sums are ordered by the processor: numpy's functions, and its operator.
+BLAS = ("matmul", "dot", "vdot", "inner", "tensordot", "linalg")
+
+
+def test_the_interpreter_takes_it(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     if not checks.interpreting():
         pytest.skip("kernels are compiled here")
     a, b = matrices((32, 32, 32), np.float32)
     out = torch.empty(32, 32)
-    product_kernel[(1,)](torch.from_numpy(a), torch.from_numpy(b), out, N=32)
+    with monkeypatch.context() as without:
+        for name in BLAS:
+            without.delattr(np, name)
+        product_kernel[(1,)](torch.from_numpy(a), torch.from_numpy(b), out, N=32)
     np.testing.assert_array_equal(out.numpy(), in_order(a, b) + 1)
+
+
+def test_nothing_else_of_the_interpreter_reaches_blas() -> None:
+    """tl.dot is the one place, and it is replaced."""
+    source = inspect.getsource(installed)
+    found = re.findall(rf"np\.(?:{'|'.join(BLAS)})\b.*|.* @ .*|einsum.*", source)
+    assert len(found) == 1 and "np.matmul(a_data, b_data" in found[0], found
