@@ -123,7 +123,7 @@ class Engine:
         )
         self._options = options
         self._tokenizer = tokenizer and tokenizer.hiding(target_config.eos_token_ids)
-        sources = with_draft_ids(sources, tokenizer, draft_tokenizer, translates=capabilities.translates_ids)
+        sources = with_draft_ids(sources, tokenizer, draft_tokenizer, capabilities.translates_ids)
         check_tokenizer(target_config, tokenizer)
         followers = sources[:1] if capabilities.outlives_draft else sources
         self.max_model_len = max_length(options.max_model_len, [source.config for source in followers])

@@ -57,7 +57,6 @@ def with_draft_ids(
     sources: Sequence[ModelSource],
     tokenizer: Tokenizer | None,
     draft_tokenizer: Tokenizer | None,
-    *,
     translates: bool,
 ) -> list[ModelSource]:
     """The models, a draft with a tokenizer of its own with the ids of the tokens that both have. translates:
