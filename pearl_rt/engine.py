@@ -129,8 +129,7 @@ class Engine:
         self.max_model_len = max_length(options.max_model_len, [source.config for source in followers])
         lengths = [min(self.max_model_len, source.config.default_max_model_len) for source in sources[1:]]
         self._draft_max_model_len = lengths[0] if lengths else None
-        self._shared = sources[-1].shared  # the target's layers that the draft has; None: a model of its own
-        self._shared_ids = ids.num_shared if (ids := sources[-1].ids) is not None else None  # None: all
+        self._shares = sources[-1].shares
         self._kv_pool = kv_pool = self._backend.kv_pool(self.max_model_len)
         sources = [replace(source, dtype=self._backend.dtype(source)) for source in sources]
         self._backend.check_memory(sources, kv_pool, num_placements=len(self._choice.placements))
@@ -322,8 +321,7 @@ class Engine:
             "strategy": self._options.strategy,
             "drafter": {
                 "kind": self._drafter,
-                "shared_layers": self._shared,
-                "shared_ids": self._shared_ids,
+                **self._shares,
                 **worth(figures["totals"]),
                 "members": members(figures["totals"], self._drafter) if self._options.draft_lookup else None,
             },

@@ -17,6 +17,7 @@ from pearl_rt.checkpoint.views.layers import kept_layers
 from pearl_rt.checkpoint.views.skip_cache import known_layers
 from pearl_rt.errors import ConfigError
 from pearl_rt.reference.groups import GroupForm, Groups, Outline
+from pearl_rt.types.json import Json
 
 if TYPE_CHECKING:
     import torch
@@ -36,6 +37,11 @@ class ModelSource:
     shared: tuple[int, ...] | None = None  # layers of the target that it begins with; `tensors` lack them
     head: Head | None = None  # of a draft that is fed the target's taps
     ids: DraftIds | None = None  # of a draft whose ids are not the target's
+
+    @property
+    def shares(self) -> Json:
+        """What a draft has of its target: layers, None for a model of its own; and ids, None for all."""
+        return {"shared_layers": self.shared, "shared_ids": self.ids and self.ids.num_shared}
 
     def num_bytes(self, *, keeps_codes: bool = True) -> int:
         """Of the weights that are its own, once packed. keeps_codes: whether codes are packed as codes."""
