@@ -5,15 +5,17 @@
     python bench/drafters.py --prompts FILE                           prompts of Spec-Bench, HumanEval, ..
         --skip-layers 2 3 --exit models/exit --stops adaedl marginal  more rows
         --parallel models/parallel                                    a draft that fills windows in one pass
+        --candidates 2 4                                              several windows of a sequence
 
 A row is a kind of draft and its window: none (`ar`), lookup in prompt and answer, lookup in earlier answers
-too, the model of --draft, with windows that end early by each of --stops too, the target without --skip-
-layers, the exit layer of --exit, the draft of --parallel, each of these behind a lookup too, and what `auto`
-chooses. Columns: memory beside the target; tokens that a round makes final; of the windows, the share that
-was looked up; of the drafts judged at each place of a window, the share that stood; milliseconds of a round
-to draft and to score and judge; and how many times faster than `ar` text is written behind its first token,
-over all prompts, and with the tokens a round over those of a task. All rows must write the tokens of `ar`
-(sampled: by judge `coupled`), or no figure is printed and the status is 1. The last line is the same as JSON.
+too, the model of --draft, with windows that end early by each of --stops too, and with each of --candidates
+windows of a sequence, the target without --skip-layers, the exit layer of --exit, the draft of --parallel,
+each of these behind a lookup too, and what `auto` chooses. Columns: memory beside the target; tokens that a
+round makes final; of the windows, the share that was looked up; of the drafts judged at each place of a
+window, the share that stood; milliseconds of a round to draft and to score and judge; and how many times
+faster than `ar` text is written behind its first token, over all prompts, and with the tokens a round over
+those of a task. All rows must write the tokens of `ar` (sampled: by judge `coupled`), or no figure is printed
+and the status is 1. The last line is the same as JSON.
 """
 
 from __future__ import annotations
@@ -118,6 +120,9 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
             add(chained(kind), max(options.gammas or GAMMAS[kind]))
     for stop in options.stops:
         add(stopped(stop), max(options.gammas or [LONGEST]))
+    for count in options.candidates:
+        for gamma in options.gammas or GAMMAS[MODEL]:
+            add(beside(count), gamma)
     for kind in (LOOKUP, *([MODEL] if options.draft else [])):
         rows.append(Row("auto", "auto", kind_of_draft=kind, name=f"auto, {kind}"))
     return rows
@@ -131,6 +136,11 @@ def chained(kind: str) -> str:
 def stopped(stop: str) -> str:
     """The kind of a draft model whose windows end by a rule."""
     return f"{MODEL}, {stop}"
+
+
+def beside(count: int) -> str:
+    """The kind of a draft model that fills so many windows of a sequence."""
+    return f"{MODEL}, {count} candidates"
 
 
 def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
@@ -152,6 +162,7 @@ def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
     behind = [kind for kind in (MODEL, SELF, EXIT, PARALLEL) if kind in kinds]
     kinds |= {chained(kind): kinds[kind] | {"draft_lookup": True} for kind in behind}
     kinds |= {stopped(stop): {"draft_stop": stop} for stop in options.stops}
+    kinds |= {beside(count): {"several": count} for count in options.candidates}
     for kind, own in kinds.items():
         engines.pairs[kind] = open_pair(argparse.Namespace(**vars(options) | own))
         stack.enter_context(engines.pairs[kind].engine)
@@ -246,14 +257,15 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--gammas", type=int, nargs="+", help="windows of each kind (lookup: 3 7 15, model: 2 4 8)"
     )
     parser.add_argument("--stops", nargs="+", default=[], help="rules that end windows of --draft early")
+    parser.add_argument("--candidates", type=int, nargs="+", default=[], help="windows of --draft, 2 to 8")
     parser.add_argument("--skip-layers", type=int, nargs="+", help="that the target leaves out as a draft")
     parser.add_argument("--exit", type=Path, help="an exit layer of the target, which drafts")
     parser.add_argument("--parallel", type=Path, help="a draft model with a pard_token")
     options = parser.parse_args(argv)
     if any((options.draft, options.skip_layers, options.exit, options.parallel)) and not options.target:
         parser.error("--draft, --skip-layers, --exit and --parallel want --target too")
-    if options.stops and not options.draft:
-        parser.error("--stops want --draft too")
+    if (options.stops or options.candidates) and not options.draft:
+        parser.error("--stops and --candidates want --draft too")
     require_positive(parser, options, "num-prompts", "max-tokens")
     options.device, options.pair, options.forms, options.max_num_seqs = "cpu", None, [], 1
     return options
