@@ -6,9 +6,11 @@
         --skip-layers 2 3 --exit models/exit --stops adaedl marginal  more rows
         --parallel models/parallel                                    a draft that fills windows in one pass
         --eagle3 models/head                                          a head that reads the target
+        --candidates 2 4                                              several windows of a sequence
 
 A row is a kind of draft and its window: none (`ar`), lookup in prompt and answer, lookup in earlier
-answers too, the model of --draft, with windows that end early by each of --stops too, the target without
+answers too, the model of --draft, with windows that end early by each of --stops too, and with each of
+--candidates windows of a sequence, the target without
 --skip-layers, the exit layer of --exit, the draft of --parallel, each of these behind a lookup too, the
 head of --eagle3, and what `auto` chooses. Without --target the drafts are those of models/smollm2.
 Columns: memory beside the target; tokens that a round makes final; of the windows, the share that was
@@ -129,6 +131,9 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
             add(chained(kind), max(options.gammas or GAMMAS[kind]))
     for stop in options.stops:
         add(stopped(stop), max(options.gammas or [LONGEST]))
+    for count in options.candidates:
+        for gamma in options.gammas or GAMMAS[MODEL]:
+            add(beside(count), gamma)
     for kind in (LOOKUP, *([MODEL] if options.draft else [])):
         rows.append(Row("auto", "auto", kind_of_draft=kind, name=f"auto, {kind}"))
     return rows
@@ -149,6 +154,11 @@ def stopped(stop: str) -> str:
     return f"{MODEL}, {stop}"
 
 
+def beside(count: int) -> str:
+    """The kind of a draft model that fills so many windows of a sequence."""
+    return f"{MODEL}, {count} candidates"
+
+
 def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
     """One for each kind: an engine has one drafter. Earlier answers are those of its own row alone."""
     engines = Engines()
@@ -167,6 +177,7 @@ def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
     behind = [kind for kind in (MODEL, SELF, EXIT, PARALLEL) if kind in kinds]
     kinds |= {chained(kind): kinds[kind] | {"draft_lookup": True} for kind in behind}
     kinds |= {stopped(stop): {"draft_stop": stop} for stop in options.stops}
+    kinds |= {beside(count): {"several": count} for count in options.candidates}
     for kind, own in kinds.items():
         engines.pairs[kind] = open_pair(argparse.Namespace(**vars(options) | own))
         stack.enter_context(engines.pairs[kind].engine)
@@ -261,6 +272,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         "--gammas", type=int, nargs="+", help="windows of each kind (lookup: 3 7 15, model: 2 4 8)"
     )
     parser.add_argument("--stops", nargs="+", default=[], help="rules that end windows of --draft early")
+    parser.add_argument("--candidates", type=int, nargs="+", default=[], help="windows of --draft, 2 to 8")
     parser.add_argument("--skip-layers", type=int, nargs="+", help="that the target leaves out as a draft")
     parser.add_argument("--exit", type=Path, help="an exit layer of the target, which drafts")
     parser.add_argument("--parallel", type=Path, help="a draft with a pard_token")
@@ -272,8 +284,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
         for kind, directory in directories(options).items():
             shipped = SHIPPED / kind
             setattr(options, kind, directory or (shipped if shipped.is_dir() else None))
-    if options.stops and not options.draft:
-        parser.error("--stops want --draft too")
+    if (options.stops or options.candidates) and not options.draft:
+        parser.error("--stops and --candidates want --draft too")
     require_positive(parser, options, "num-prompts", "max-tokens")
     options.device, options.pair, options.forms, options.max_num_seqs = "cpu", None, [], 1
     return options

@@ -276,6 +276,11 @@ class Coordinator:
     """
     Runs a program over a target's lane and a draft's, natively.
     """
+    @staticmethod
+    def branch_blocks(*, num_slots: int, gamma_max: int, block_size: int, candidates: int) -> int:
+        """
+        KV blocks of the windows beside the first, behind those of the sequences.
+        """
     def __init__(
         self,
         lanes: collections.abc.Sequence[Lane],
@@ -290,12 +295,14 @@ class Coordinator:
         block_size: int | None = None,
         draft_capacity: int | None = None,
         prefix_caching: bool = False,
+        candidates: int = 1,
     ) -> None:
         """
         lanes: the target's, and the draft's if there is one; each is one coordinator's at a time.
         num_blocks: KV blocks of all sequences together; None: every slot has its own. block_size: the
         lanes' own, or None. draft_capacity: tokens of a sequence that the draft can be fed; None: all.
-        prefix_caching: prompts begin in blocks that hold their tokens, where all lanes can: finds_prefixes.
+        prefix_caching: prompts begin in blocks that hold their tokens, where all lanes can: finds_prefixes. candidates: windows of a sequence, which begin with different tokens, 1 to 8; for
+        more than 1 executors have num_slots times as many slots, and branch_blocks() more blocks.
         """
     def cancel(self, id: int) -> bool:
         """

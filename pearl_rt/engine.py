@@ -75,6 +75,7 @@ class Engine:
         draft_stop: str = "none",
         draft_parallel: bool = True,
         draft_lookup: bool = False,
+        candidates: int = 1,
         lookup_pool: int = 65536,
         device: str = "auto",
         draft_device: str | None = None,

@@ -98,6 +98,10 @@ Coordinator::Coordinator(std::unique_ptr<State> state, std::vector<std::shared_p
     all[i]->attach(all, i, *state_);
     state_->keeps_own_words = state_->keeps_own_words || all[i]->wants_own_words();
     if (!all[i]->finds_prefixes()) state_->prefixes.reset();
+    if (state_->candidates > 1 && !all[i]->branches()) {
+      refuse("candidates is " + std::to_string(state_->candidates) + ", and the " + all[i]->name() +
+             " lane has one window for each sequence; pass candidates=1");
+    }
   }
 }
 
@@ -138,6 +142,11 @@ void Coordinator::check(const Request& request) const {
   for (const TakenLane& taken : lanes_) {
     if (request.transform.mask == nullptr || taken.lane().masks_tokens()) continue;
     refuse("the " + taken.lane().name() + " lane masks no tokens; leave structured_outputs out");
+  }
+  if (state_->candidates > 1 && (request.transform.mask != nullptr || request.stop.kind != StopKind::kNone)) {
+    refuse(std::string(request.stop.kind != StopKind::kNone ? "draft_stop" : "structured_outputs") +
+           " is for one window of a sequence, and candidates is " + std::to_string(state_->candidates) +
+           "; leave it out, or pass candidates=1");
   }
   if (request.max_tokens < 1) {
     refuse("max_tokens is " + std::to_string(request.max_tokens) + "; it must be at least 1");

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
+#include <span>
 #include <vector>
 
 #include "coordinator/prompt_rows.h"
@@ -28,10 +30,12 @@ class Feeder {
         ids_(ids),
         rows_(state),
         place_(state->num_slots) {
-    segments.reserve(state->num_slots);
-    if (!ids_.empty() || executor->vocab_size() < state->vocab_size) {
-      known_.resize(state->num_slots * longest());
-    }
+    const int sequences = state->num_slots * state->candidates;
+    segments.reserve(sequences);
+    if (!ids_.empty() || executor->vocab_size() < state->vocab_size) known_.resize(sequences * longest());
+    if (state->candidates == 1) return;
+    branches_.emplace(state->num_slots, state->candidates, state->gamma_max + 1, state->blocks.num_blocks(),
+                      state->blocks.block_size(), state->max_blocks);
   }
 
   // The tokens of a slot's prompt that one pass feeds.
@@ -65,6 +69,21 @@ class Feeder {
                         num_logits, logits, state_->table(slot), state_->num_held[slot]});
   }
 
+  // The same of a window beside window 0, its own from position `end` on, whose segment has slot
+  // number * B + slot.
+  void push_branch(int slot, int number, const int32_t* token_ids, int64_t num_tokens, int64_t start,
+                   int num_logits, float* logits, int64_t end) {
+    const std::span<const int32_t> table = branches_->table(executor_, slot, number, state_->request_id[slot],
+                                                            state_->table(slot), end, start + num_tokens);
+    const int place = number * state_->num_slots + slot;
+    segments.push_back({place, known(place, token_ids, num_tokens), static_cast<int>(num_tokens), start,
+                        num_logits, logits, table.data(), static_cast<int>(table.size())});
+  }
+  // Rows [start, end) of such a window become those of the sequence.
+  void adopt(int slot, int number, int64_t start, int64_t end) {
+    branches_->adopt(executor_, slot, number, state_->table(slot), start, end);
+  }
+
   // A chunk of the prompt of the slot that joins, up to `limit`; with_last as above.
   void push_chunk(int64_t limit, bool with_last) {
     const int b = state_->feeding;
@@ -78,7 +97,8 @@ class Feeder {
     executor_->forward(segments.data(), static_cast<int>(segments.size()));
     if (taps_ != nullptr) taps_->take(segments);
     for (const Segment& segment : segments) {
-      if (segment.logits == nullptr || !rows_.is_room(segment.slot, segment.logits)) continue;
+      if (segment.logits == nullptr || segment.slot >= state_->num_slots) continue;
+      if (!rows_.is_room(segment.slot, segment.logits)) continue;
       rows_.take(segment.slot, segment.start, segment.num_tokens, &scratch_);
     }
   }
@@ -114,8 +134,9 @@ class Feeder {
   TapReader* const taps_;
   const std::vector<int32_t> ids_;
   PromptRows rows_;
-  std::vector<int64_t> place_;  // [B] tokens of the prompts that prefill has fed, or found in the cache
-  std::vector<int32_t> known_;  // [B, longest()], only if ids have to be replaced
+  std::optional<Branches> branches_;  // of more windows than one
+  std::vector<int64_t> place_;        // [B] tokens of the prompts that prefill has fed, or found in the cache
+  std::vector<int32_t> known_;        // [K * B, longest()], only if ids have to be replaced
   FilterScratch scratch_;
 };
 

@@ -50,6 +50,9 @@ class Lane {
   // Whether its drafter asks for State::own_words.
   virtual bool wants_own_words() const { return false; }
 
+  // Whether a sequence may have several windows beside one another: State::candidates.
+  virtual bool branches() const { return false; }
+
   // Whether windows may change from round to round; else a run has those of its requests.
   virtual bool adapts() const { return false; }
 

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "cache/block_pool.h"
+#include "cache/branches.h"
 #include "cache/prefix_cache.h"
 #include "coordinator/request.h"
 #include "coordinator/ring.h"
@@ -25,15 +26,16 @@ namespace pearl {
 enum class DraftKind : uint8_t { kSampled, kCertain, kForced };
 
 struct State {
-  // num_blocks, block_size: of the KV caches. has_prefixes: whether blocks are found again by their tokens.
+  // num_blocks, block_size: of the KV caches. has_prefixes: blocks are found again by their tokens.
   State(int num_slots, int gamma_max, int64_t capacity, int vocab_size, int draft_vocab_size, int num_blocks,
-        int block_size, bool has_prefixes = false)
+        int block_size, bool has_prefixes = false, int candidates = 1)
       : num_slots(num_slots),
         gamma_max(gamma_max),
         capacity(capacity),
         vocab_size(vocab_size),
         draft_vocab_size(draft_vocab_size),
         max_blocks(static_cast<int>((capacity + block_size - 1) / block_size)),
+        candidates(candidates),
         draft_capacity(capacity),
         window_limit(gamma_max),
         request_id(num_slots),
@@ -55,8 +57,9 @@ struct State {
         finish_reason(num_slots, FinishReason::kIdle),
         round(num_slots),
         fed(num_slots),
-        draft_token_ids(static_cast<size_t>(num_slots) * gamma_max),
+        draft_token_ids(static_cast<size_t>(num_slots) * candidates * gamma_max),
         num_draft_tokens(num_slots),
+        num_windows(num_slots, 1),
         draft_fed(num_slots),
         bad_draft(num_slots, -1),
         draft_kind(static_cast<size_t>(num_slots) * 2 * gamma_max),
@@ -71,16 +74,16 @@ struct State {
         num_known(num_slots),
         last_known(num_slots),
         own_words_(static_cast<size_t>(num_slots) * (gamma_max + 1)),
-        draft_logits_(new float[static_cast<size_t>(num_slots) * 2 * gamma_max * draft_vocab_size]),
-        target_logits_(new float[static_cast<size_t>(num_slots) * (gamma_max + 1) * vocab_size]) {
+        draft_logits_(new float[window_at(num_slots, 0) * 2 * gamma_max * draft_vocab_size]),
+        target_logits_(new float[window_at(num_slots, 0) * (gamma_max + 1) * vocab_size]) {
     if (has_prefixes) prefixes.emplace(&blocks);
   }
 
   // Of memory, as a double, which no product of sizes overflows.
   static double bytes(double num_slots, double gamma_max, double capacity, double vocab_size,
-                      double draft_vocab_size, double block_size) {
-    const double ids = capacity + capacity / block_size + gamma_max;
-    const double logits = 2 * gamma_max * draft_vocab_size + (gamma_max + 1) * vocab_size;
+                      double draft_vocab_size, double block_size, double candidates = 1) {
+    const double ids = capacity + capacity / block_size * candidates + gamma_max * candidates;
+    const double logits = candidates * (2 * gamma_max * draft_vocab_size + (gamma_max + 1) * vocab_size);
     return num_slots * (4 * (ids + logits) + 1024);
   }
 
@@ -100,23 +103,28 @@ struct State {
     const auto length = static_cast<int64_t>(request.prompt_token_ids.size());
     return std::min(capacity - length, request.max_tokens) + length;
   }
+  // Blocks behind those of the pool, which the windows but the first write to.
+  int64_t branch_blocks() const {
+    return Branches::num_blocks(num_slots, candidates, gamma_max + 1, blocks.block_size());
+  }
   int64_t blocks_needed(const Request& request) const { return blocks.blocks_for(total_len(request)); }
 
   // Throws Failure(kRequest) for caches that cannot hold the blocks. owner: "the executor of the target lane
   // has", for the message.
   void check_caches(const std::string& owner, int num_blocks, int block_size) const {
-    if (num_blocks >= blocks.num_blocks() && block_size == blocks.block_size()) return;
+    const int64_t needed = blocks.num_blocks() + branch_blocks();
+    if (num_blocks >= needed && block_size == blocks.block_size()) return;
     refuse(owner + " " + std::to_string(num_blocks) + " KV blocks of " + std::to_string(block_size) +
-           " tokens; " + std::to_string(blocks.num_blocks()) + " of " + std::to_string(blocks.block_size()) +
+           " tokens; " + std::to_string(needed) + " of " + std::to_string(blocks.block_size()) +
            " were asked for");
   }
 
   // Throws Failure(kRequest) for an executor that has no room for this state. lane: its name.
   void check_executor(const std::string& lane, const Executor& executor, int vocab, int64_t length) const {
-    if (executor.num_slots() < num_slots || executor.max_model_len() < length) {
+    if (executor.num_slots() < num_slots * candidates || executor.max_model_len() < length) {
       refuse("the executor of the " + lane + " lane holds " + std::to_string(executor.num_slots()) +
              " sequences of " + std::to_string(executor.max_model_len()) + " tokens; " +
-             std::to_string(num_slots) + " of " + std::to_string(length) + " were asked for");
+             std::to_string(num_slots * candidates) + " of " + std::to_string(length) + " were asked for");
     }
     check_caches("the executor of the " + lane + " lane has", executor.num_blocks(), executor.block_size());
     if (executor.vocab_size() != vocab) {
@@ -221,6 +229,7 @@ struct State {
     round[slot] = 0;
     fed[slot] = is_fed ? length : found_tokens(slot);
     num_draft_tokens[slot] = 0;
+    num_windows[slot] = 1;
     draft_fed[slot] = 0;
     bad_draft[slot] = -1;
     num_rows[slot] = 0;
@@ -233,15 +242,16 @@ struct State {
 
   int32_t* tokens(int slot) { return token_ids.data() + slot * capacity; }  // [capacity]
   int32_t* table(int slot) { return block_table.data() + static_cast<size_t>(slot) * max_blocks; }
-  int32_t* window(int slot) {  // [gamma_max]
-    return draft_token_ids.data() + static_cast<size_t>(slot) * gamma_max;
+  // number: of a window of the slot, here and below. Their first target row is that of window 0.
+  int32_t* window(int slot, int number = 0) {  // [gamma_max]
+    return draft_token_ids.data() + window_at(slot, number) * gamma_max;
   }
-  float* target_rows(int slot) {  // [gamma_max + 1, V]
-    return target_logits_.get() + static_cast<size_t>(slot) * (gamma_max + 1) * vocab_size;
+  float* target_rows(int slot, int number = 0) {  // [gamma_max + 1, V]
+    return target_logits_.get() + window_at(slot, number) * (gamma_max + 1) * vocab_size;
   }
   // A ring by position: pending tokens of the last window (gamma - 1) and the new window (gamma) never meet.
-  float* draft_row(int slot, int64_t position) {  // [Vd]
-    const size_t row = static_cast<size_t>(slot) * 2 * gamma_max + position % (2 * gamma_max);
+  float* draft_row(int slot, int64_t position, int number = 0) {  // [Vd]
+    const size_t row = window_at(slot, number) * 2 * gamma_max + position % (2 * gamma_max);
     return draft_logits_.get() + row * draft_vocab_size;
   }
   // Rows from that of a position to the end of the ring, behind which it goes on with position 0's.
@@ -264,9 +274,7 @@ struct State {
   const float* judged_row(int slot, int64_t position) {
     return kind(slot, position) == DraftKind::kSampled ? draft_row(slot, position) : nullptr;
   }
-  int32_t* own_words(int slot) {  // [gamma_max + 1]
-    return own_words_.data() + static_cast<size_t>(slot) * (gamma_max + 1);
-  }
+  int32_t* own_words(int slot) { return own_words_.data() + static_cast<size_t>(slot) * (gamma_max + 1); }
   int64_t room(int slot) const {
     return std::min(max_total_len[slot], draft_capacity) - committed[slot] - pending[slot];
   }
@@ -291,6 +299,7 @@ struct State {
   const int vocab_size;        // V, the target's
   const int draft_vocab_size;  // Vd; the draft samples ids below min(V, Vd) only
   const int max_blocks;        // of a sequence: those of `capacity` tokens
+  const int candidates;        // K, windows of a sequence at most, beside one another
 
   int64_t draft_capacity;  // tokens of a sequence that the draft can be fed: past them nothing is drafted
 
@@ -327,8 +336,9 @@ struct State {
   int feeding = -1;                         // the slot whose prompt goes on in this round, or -1
 
   // Set by draft. The window follows token committed + pending.
-  std::vector<int32_t> draft_token_ids;   // [B, gamma_max]
-  std::vector<int32_t> num_draft_tokens;  // [B] length of the window, 0..gamma
+  std::vector<int32_t> draft_token_ids;   // [B, K, gamma_max]
+  std::vector<int32_t> num_draft_tokens;  // [B] length of each window, 0..gamma
+  std::vector<int32_t> num_windows;       // [B] 1..K, which begin with different tokens
   std::vector<int64_t> draft_fed;         // [B] tokens that the draft's cache holds, beginning with the first
   std::vector<int64_t> bad_draft;         // [B] the position whose logits could not be used, or -1
 
@@ -361,6 +371,7 @@ struct State {
   std::vector<uint64_t> last_known;  // [B] the entry of the last of them
 
  private:
+  size_t window_at(int slot, int number) const { return static_cast<size_t>(slot) * candidates + number; }
   // Whether a draft with a cache of its own follows a sequence with such a prompt.
   bool draft_reads(int64_t length) const { return draft_caches && length - 1 < draft_capacity; }
   // Blocks at the front of a prompt, behind those that the slot knows: the last token is always fed.
@@ -382,8 +393,8 @@ struct State {
   }
 
   std::vector<int32_t> own_words_;          // [B, gamma_max + 1]
-  std::unique_ptr<float[]> draft_logits_;   // [B, 2 * gamma_max, Vd], set by draft
-  std::unique_ptr<float[]> target_logits_;  // [B, gamma_max + 1, V], set by prefill and score
+  std::unique_ptr<float[]> draft_logits_;   // [B, K, 2 * gamma_max, Vd], set by draft
+  std::unique_ptr<float[]> target_logits_;  // [B, K, gamma_max + 1, V], set by prefill and score
 };
 
 }  // namespace pearl

@@ -62,6 +62,10 @@ class Executor {
   // one thread at a time. The bits of a row do not depend on what else is in the call.
   virtual void forward(const Segment* segments, int num_segments) = 0;
 
+  // Rows [first, first + count) of a block, of every layer, become those of another one; its rows behind
+  // them are undefined afterwards. Not while forward runs.
+  virtual void copy_rows(int from, int to, int first, int count) = 0;
+
   virtual int vocab_size() const = 0;                       // ids that it can be fed
   virtual int logits_size() const { return vocab_size(); }  // of a row: a head may have fewer
   virtual int64_t tap_size() const { return 0; }  // numbers of a row of taps that it keeps, or is fed with

@@ -20,6 +20,9 @@ class Drafter {
   // Positions of a block of its KV cache; 0 without one.
   virtual int block_size() const { return 0; }
 
+  // Whether it can fill several windows that begin with different tokens: State::candidates.
+  virtual bool branches() const { return false; }
+
   // Throws Failure(kRequest) if it has no room for such a state. lane: its name, for the message.
   virtual void attach(const std::string& lane, const State& state) const = 0;
 

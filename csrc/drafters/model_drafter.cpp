@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "core/checks.h"
+#include "sampling/candidates/candidates.h"
 #include "sampling/judge.h"
 #include "sampling/sampling.h"
 
@@ -48,6 +49,7 @@ void ModelDrafter::start(State* state, Run* run) {
   stops_.assign(state->num_slots, {});
   end_.assign(state->num_slots, 0);
   drafted_.assign(state->num_slots, 0);
+  firsts_.resize(state->candidates);
   fed_.assign(state->num_slots, 0);
   feed_.resize(state->num_slots * (Feeder::kChunk + state->gamma_max));
 }
@@ -70,6 +72,7 @@ void ModelDrafter::draft_but(const std::vector<char>& has_window) {
     window_len_[b] = most_[b] = drafted_[b] = 0;
     fed_[b] = -1;
     if (!s.running(b)) continue;
+    s.num_windows[b] = 1;
     const int64_t end = end_[b] = s.committed[b] + s.pending[b];
     const bool drafts_here = has_window.empty() || !has_window[b];
     window_len_[b] = drafts_here ? s.window_room(b) : 0;
@@ -89,11 +92,17 @@ void ModelDrafter::draft_but(const std::vector<char>& has_window) {
   while (drafts) {
     if (run_->halted()) return;
     for (int b = 0; b < s.num_slots; ++b) {
-      if (s.running(b) && drafted_[b] < window_len_[b]) push_last(b);
+      if (!s.running(b) || drafted_[b] == window_len_[b]) continue;
+      push_last(b);
+      push_branches(b);
     }
     feeder_->forward();
     drafts = false;
     for (const Segment& segment : feeder_->segments) {
+      if (segment.slot >= s.num_slots) {
+        take_branch(segment, vocab);
+        continue;
+      }
       const int b = segment.slot;  // without logits: a prompt's chunk, or the window is not fed to its end
       const bool goes_on = segment.num_logits > 0 ? take_rows(segment, vocab) : drafted_[b] < window_len_[b];
       drafts = goes_on || drafts;
@@ -102,6 +111,7 @@ void ModelDrafter::draft_but(const std::vector<char>& has_window) {
   }
   for (int b = 0; b < s.num_slots; ++b) {
     if (fed_[b] >= 0) s.draft_fed[b] = fed_[b];
+    if (s.running(b) && s.num_windows[b] > 1) s.draft_fed[b] = end_[b];
     const bool drafts_here = has_window.empty() || !has_window[b];
     if (s.running(b) && drafts_here) s.num_draft_tokens[b] = window_len_[b];
   }
@@ -162,7 +172,7 @@ bool ModelDrafter::take_rows(const Segment& segment, int vocab) {
     if (!rows_.empty()) {
       spread(segment.logits + (position - first) * head_rows_, s.draft_row(b, position));
     }
-    const int32_t token = sample_draft(b, position, drafted_[b], s.draft_row(b, position), vocab);
+    const int32_t token = sample_draft(b, 0, position, drafted_[b], s.draft_row(b, position), vocab);
     if (token < 0) {
       if (token != kNothing) s.bad_draft[b] = position;
       window_len_[b] = drafted_[b];  // nothing is fed behind it
@@ -170,10 +180,43 @@ bool ModelDrafter::take_rows(const Segment& segment, int vocab) {
     }
     s.window(b)[drafted_[b]++] = token;
     s.kind(b, position) = DraftKind::kSampled;
+    if (drafted_[b] == 1) branch_off(b, vocab);
     stops_[b].add(position, token);
     draft_forced(b);
   }
   return false;
+}
+
+void ModelDrafter::branch_off(int b, int vocab) {
+  State& s = *state_;
+  if (s.candidates == 1) return;
+  const int64_t position = end_[b];
+  s.num_windows[b] = draw_candidates(s.draft_row(b, position), vocab, s.temperature[b], s.seed[b], position,
+                                     draft_purpose(s.judge), s.window(b)[0], s.candidates, firsts_.data());
+  for (int number = 1; number < s.num_windows[b]; ++number) s.window(b, number)[0] = firsts_[number];
+}
+
+void ModelDrafter::push_branches(int b) {
+  State& s = *state_;
+  for (int number = 1; number < s.num_windows[b]; ++number) {
+    const int64_t last = end_[b] + drafted_[b] - 1;
+    feeder_->push_branch(b, number, s.window(b, number) + drafted_[b] - 1, 1, last, 1,
+                         s.draft_row(b, last + 1, number), end_[b]);
+  }
+}
+
+void ModelDrafter::take_branch(const Segment& segment, int vocab) {
+  State& s = *state_;
+  const int b = segment.slot % s.num_slots, number = segment.slot / s.num_slots;
+  const int64_t position = segment.start + segment.num_tokens;
+  const auto drafted = static_cast<int>(position - end_[b]);
+  const int32_t token = sample_draft(b, number, position, drafted, segment.logits, vocab);
+  if (token < 0) {
+    s.bad_draft[b] = position;
+    s.num_windows[b] = 1;  // nothing is fed behind it
+    return;
+  }
+  s.window(b, number)[drafted] = token;
 }
 
 bool ModelDrafter::draft_forced(int b) {
@@ -194,9 +237,9 @@ bool ModelDrafter::draft_forced(int b) {
   return drafted_[b] < window_len_[b];
 }
 
-int32_t ModelDrafter::sample_draft(int b, int64_t position, int drafted, float* row, int vocab) {
+int32_t ModelDrafter::sample_draft(int b, int number, int64_t position, int drafted, float* row, int vocab) {
   State& s = *state_;
-  const Prefix prefix{s.tokens(b), position - drafted, s.prompt_len[b], s.window(b), drafted};
+  const Prefix prefix{s.tokens(b), position - drafted, s.prompt_len[b], s.window(b, number), drafted};
   if (s.stop[b].kind == StopKind::kNone) {
     const int32_t token = greedy_unmasked(s.transform[b], s.temperature[b], prefix, row, vocab);
     if (token >= 0) return token;

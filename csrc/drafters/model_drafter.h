@@ -24,6 +24,7 @@ class ModelDrafter : public Drafter {
                         DraftIds ids = {});
 
   int block_size() const override { return executor_->block_size(); }
+  bool branches() const override { return !mask_token_ && ids_.target_of.empty(); }
   bool drafts_at_once() const { return mask_token_.has_value(); }
   void attach(const std::string& lane, const State& state) const override;
   void start(State* state, Run* run) override;
@@ -36,6 +37,10 @@ class ModelDrafter : public Drafter {
   // forces are certain, and are fed together. A request's StopRule may end its window before any row. With a
   // mask token there is one pass: it feeds a mask in place of each token of the window but the last, and
   // each row is sampled as far as the window goes. Masks are no text: draft_fed is what is before them.
+  //
+  // With State::candidates the first row of a window gives as many different tokens, and each begins a
+  // window. The passes behind it have a row of each. The cache keeps what is before the window alone:
+  // which of them stands is not known.
   void draft() override { draft_but({}); }
 
   // The same, but for slots whose window another drafter has filled. They are not fed: their cache forgets
@@ -77,9 +82,14 @@ class ModelDrafter : public Drafter {
   // The window goes on with the tokens that the form of the answer has next anyway: they cost no pass, and so
   // come on top of its length. -> whether a pass follows.
   bool draft_forced(int slot);
-  // The token at a position whose logits are in `row`, which is transformed in place first: what was sampled
-  // from is what is judged. `drafted` tokens of the window stand before it.
-  int32_t sample_draft(int slot, int64_t position, int drafted, float* row, int vocab);
+  // The token at a position of a window whose logits are in `row`, which is transformed in place first: what
+  // was sampled from is what is judged. `drafted` tokens of the window stand before it.
+  int32_t sample_draft(int slot, int number, int64_t position, int drafted, float* row, int vocab);
+  // Behind window 0's first token: those of the other windows. Then what a pass feeds for these, and what
+  // they take of it.
+  void branch_off(int slot, int vocab);
+  void push_branches(int slot);
+  void take_branch(const Segment& segment, int vocab);
   // The row of a position out of the draft's logits: what the draft has no id for has no chance.
   void spread(const float* logits, float* row) const;
 
@@ -91,6 +101,7 @@ class ModelDrafter : public Drafter {
   std::optional<Transformer> transformer_;
   std::vector<int32_t> most_;      // [B] of window_len_, with forced tokens
   std::vector<WindowStop> stops_;  // [B]
+  std::vector<int32_t> firsts_;    // [K] the first token of each window
   std::vector<float> rows_;        // [B, rows of a pass, head_rows_], if ids differ
   int rows_of_a_pass_ = 1;
   std::vector<int64_t> fed_;  // [B] draft_fed once this op's passes are done; -1: its window says

@@ -82,7 +82,8 @@ using Owner = std::unique_ptr<Coordinator, StopAndDelete>;
 Owner make_coordinator(std::vector<std::shared_ptr<Lane>> lanes, int num_slots, int gamma_max,
                        int64_t capacity, int vocab_size, std::optional<int> draft_vocab_size,
                        size_t ring_capacity, std::optional<int> num_blocks, std::optional<int> block_size,
-                       std::optional<int64_t> draft_capacity, bool prefix_caching) {
+                       std::optional<int64_t> draft_capacity, bool prefix_caching, int candidates) {
+  check_between("candidates", candidates, 1, Branches::kMostWindows);
   check_between("num_slots", num_slots, 1, kMostSlots);
   check_between("capacity", capacity, 2, kMostTokens);
   check_between("draft_capacity", draft_capacity.value_or(capacity), 1, capacity);
@@ -98,18 +99,26 @@ Owner make_coordinator(std::vector<std::shared_ptr<Lane>> lanes, int num_slots, 
   size = block_size.value_or(size == 0 ? BlockPool::size_for(capacity) : size);
   const int64_t blocks = num_blocks ? *num_blocks : BlockPool::blocks_of_slots(num_slots, capacity, size);
   BlockPool::check(blocks, size);
-  check_memory(
-      State::bytes(num_slots, gamma_max, capacity, vocab_size, draft_vocab_size.value_or(vocab_size), size) +
-          (prefix_caching ? PrefixCache::bytes(static_cast<double>(blocks), size) : 0.0) +
-          24.0 * static_cast<double>(blocks) +
-          static_cast<double>(std::max<size_t>(ring_capacity, 2 * static_cast<size_t>(num_slots))) *
-              (sizeof(RoundResult) + 8.0 * (gamma_max + 1)),
-      "a coordinator of " + std::to_string(num_slots) + " slots");
+  check_memory(State::bytes(num_slots, gamma_max, capacity, vocab_size, draft_vocab_size.value_or(vocab_size),
+                            size, candidates) +
+                   (prefix_caching ? PrefixCache::bytes(static_cast<double>(blocks), size) : 0.0) +
+                   24.0 * static_cast<double>(blocks) +
+                   static_cast<double>(std::max<size_t>(ring_capacity, 2 * static_cast<size_t>(num_slots))) *
+                       (sizeof(RoundResult) + 8.0 * (gamma_max + 1)),
+               "a coordinator of " + std::to_string(num_slots) + " slots");
   auto state = std::make_unique<State>(num_slots, gamma_max, capacity, vocab_size,
                                        draft_vocab_size.value_or(vocab_size), static_cast<int>(blocks), size,
-                                       prefix_caching);
+                                       prefix_caching, candidates);
   state->draft_capacity = draft_capacity.value_or(capacity);
   return Owner(new Coordinator(std::move(state), std::move(lanes), ring_capacity));
+}
+
+int64_t branch_blocks(int num_slots, int gamma_max, int block_size, int candidates) {
+  check_between("num_slots", num_slots, 1, kMostSlots);
+  check_between("gamma_max", gamma_max, 0, kLongestWindow);
+  check_between("candidates", candidates, 1, Branches::kMostWindows);
+  BlockPool::check(1, block_size);
+  return Branches::num_blocks(num_slots, candidates, int64_t{gamma_max} + 1, block_size);
 }
 
 // forward for one sequence -> [num_logits, vocab_size] fp32.
@@ -323,11 +332,17 @@ void bind_coordinator(py::module_& m) {
            py::arg("draft_vocab_size") = py::none(), py::arg("ring_capacity") = 1024,
            py::arg("num_blocks") = py::none(), py::arg("block_size") = py::none(),
            py::arg("draft_capacity") = py::none(), py::arg("prefix_caching") = false,
+           py::arg("candidates") = 1,
            "lanes: the target's, and the draft's if there is one; each is one coordinator's at a time.\n"
            "num_blocks: KV blocks of all sequences together; None: every slot has its own. block_size: the\n"
            "lanes' own, or None. draft_capacity: tokens of a sequence that the draft can be fed; None: all.\n"
            "prefix_caching: prompts begin in blocks that hold their tokens, where all lanes can: "
-           "finds_prefixes.")
+           "finds_prefixes. candidates: windows of a sequence, which begin with different tokens, 1 to 8; "
+           "for\n"
+           "more than 1 executors have num_slots times as many slots, and branch_blocks() more blocks.")
+      .def_static("branch_blocks", &branch_blocks, py::kw_only(), py::arg("num_slots"), py::arg("gamma_max"),
+                  py::arg("block_size"), py::arg("candidates"),
+                  "KV blocks of the windows beside the first, behind those of the sequences.")
       .def(
           "start",
           [](Coordinator& self, const py::object& program, const std::vector<Request>& requests,

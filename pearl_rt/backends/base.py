@@ -59,9 +59,10 @@ class Lanes:
         vocab_size: int,
         draft_vocab_size: int | None,
         draft_capacity: int | None = None,
+        candidates: int = 1,
     ) -> _C.Coordinator:
         """A coordinator over native lanes. draft_vocab_size None: there is no draft. draft_capacity: tokens
-        of a sequence that the draft can be fed; None: all.
+        of a sequence that the draft can be fed; None: all. candidates: windows of a sequence.
         """
         return _C.Coordinator(
             lanes,
@@ -74,6 +75,7 @@ class Lanes:
             block_size=pool.block_size,
             prefix_caching=pool.prefix_caching,
             draft_capacity=draft_capacity,
+            candidates=candidates,
         )
 
     def start(self, strategy: str, request: Request, judge: str, windows: Sequence[int] = ()) -> int:

@@ -147,9 +147,11 @@ class Model:
         num_slots: int = 1,
         pool: KvPool | None = None,
         taps: Sequence[int] = (),
+        candidates: int = 1,
     ) -> _C.LlamaExecutor:
         """An executor with a KV cache of its own on these cores.
         pool: the blocks of the cache; None: every slot has its own. taps: layers whose inputs a head reads.
+        candidates: windows of a sequence, which have slots, and with a pool blocks too.
 
         Executors that take turns on the same cores share one CoreSet: the helpers of two would poll against
         each other, and `sd` take twice as long (measured on two cores).
@@ -160,11 +162,13 @@ class Model:
             return _C.LlamaExecutor(
                 self.weights,
                 core_set,
-                num_slots,
+                num_slots * candidates,
                 length,
                 self.cos.numpy(),
                 self.sin.numpy(),
-                num_blocks=None if pool is None else pool.num_blocks,
+                num_blocks=None
+                if pool is None
+                else pool.num_blocks + pool.branch_blocks(num_slots, candidates),
                 block_size=None if pool is None else pool.block_size,
                 tap_layers=list(taps),
             )
@@ -266,14 +270,16 @@ class CpuBackend(Backend):
         kv_cache_tokens: int | None = None,
         lookup_tokens: int | None = None,
         stop: str = "none",
+        candidates: int = 1,
         *,
         prefix_caching: bool = False,
     ) -> None:
-        """num_threads: cores to use; None: all. isa: None, or one that this machine has. lookup_tokens, stop:
-        see CpuLanes. The others: see Backend.
+        """num_threads: cores to use; None: all. isa: None, or one that this machine has. lookup_tokens, stop,
+        candidates: see CpuLanes. The others: see Backend.
         """
         super().__init__(num_slots, kv_cache_tokens, prefix_caching=prefix_caching)
-        self._drafting = lookup_tokens, stop
+        self._drafting = lookup_tokens, stop, candidates
+        self._candidates = candidates
         if isa is not None:
             choice("isa", isa, _C.available_isas(), ConfigError)
         self.cores = choose_cores(num_threads)
@@ -287,10 +293,11 @@ class CpuBackend(Backend):
             CORE_PLACEMENTS if splits else ("shared",),
             {} if splits else {"split": TOO_FEW_CORES.format(len(self.cores))},
             scores_prompts=True,
-            masks_tokens=True,
+            masks_tokens=self._candidates == 1,
             outlives_draft=True,
             ends_windows=True,
             translates_ids=True,
+            candidates=self._candidates,
         )
 
     def dtype(self, model: ModelSource) -> str:
@@ -301,17 +308,19 @@ class CpuBackend(Backend):
         """Every placement has its own KV caches, of the pool's blocks, and logits."""
         available = available_memory()
         weights = {model.name: model.num_bytes(keeps_codes=model.dtype != "float32") for model in models}
-        kept = sum(kv_bytes(model.config, model.dtype, pool.num_tokens) for model in models)
+        beside = pool.branch_blocks(self.num_slots, self._candidates)
+        tokens = pool.num_tokens + beside * pool.block_size
+        kept = sum(kv_bytes(model.config, model.dtype, tokens) for model in models)
         widest = max(model.config.vocab_size for model in models)
         caches = num_placements * kept
-        logits = num_placements * self.num_slots * (3 * MAX_GAMMA + 1) * 4 * widest
+        logits = num_placements * self.num_slots * self._candidates * (3 * MAX_GAMMA + 1) * 4 * widest
         heads = [model.head for model in models if model.head is not None]
         taps = num_placements * sum(head.num_bytes(self.num_slots) for head in heads)
         needed = sum(weights.values()) + caches + logits + taps
         if available is None or needed <= available:
             return
         parts = [f"{gib(size)} for the {name}'s weights" for name, size in weights.items()]
-        parts.append(f"{gib(caches)} for {pool.num_tokens} tokens of KV cache")
+        parts.append(f"{gib(caches)} for {tokens} tokens of KV cache")
         parts += [f"{gib(taps)} for what the head reads"] if heads else []
         remedies = "lower max_model_len"
         if self.num_slots > 1:

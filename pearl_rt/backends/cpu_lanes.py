@@ -46,10 +46,11 @@ class CpuLanes(Lanes):
         pool: KvPool,
         lookup_tokens: int | None = None,
         stop: str = "none",
+        candidates: int = 1,
     ) -> None:
         """pool: the KV blocks of all sequences. lookup_tokens: of earlier answers, for a lookup, which is
         asked before the draft if there is one; None: nothing is looked up. stop: of a draft model's windows,
-        draft_stop of EngineOptions, where a request has none of its own.
+        draft_stop of EngineOptions, where a request has none of its own. candidates: windows of a sequence.
         """
         super().__init__(placement, target.config, draft.config if draft is not None else None, pool)
         self._lookup: _C.LookupDrafter | None = None
@@ -73,7 +74,8 @@ class CpuLanes(Lanes):
                 _C.Device(self.draft_cores),
             )
         head = None if draft is None else draft.head
-        own_target = target.executor(target_set, num_slots, pool, () if head is None else head.taps)
+        taps = () if head is None else head.taps
+        own_target = target.executor(target_set, num_slots, pool, taps, candidates)
         lanes = [_C.CpuLane("target", own_target, target_device)]
         if draft is not None and head is not None:
             reader = _C.EagleDrafter(
@@ -82,7 +84,7 @@ class CpuLanes(Lanes):
             lanes = [_C.CpuLane("target", own_target, target_device, taps=reader)]
             lanes.append(_C.CpuLane("draft", reader, draft_device))
         elif draft is not None:
-            own = draft.executor(draft_set, num_slots, pool)
+            own = draft.executor(draft_set, num_slots, pool, candidates=candidates)
             mask = draft.config.pard_token
             self.drafts_at_once = mask is not None
             ids = draft.ids or DraftIds(())
@@ -103,7 +105,7 @@ class CpuLanes(Lanes):
         draft_capacity = draft.cos.shape[0] if draft is not None else None
         self.max_model_len = min(self.max_model_len, draft_capacity or self.max_model_len)
         self.coordinator = self.coordinator_of(
-            lanes, num_slots, pool, target.config.vocab_size, draft_size, draft_capacity
+            lanes, num_slots, pool, target.config.vocab_size, draft_size, draft_capacity, candidates
         )
 
     @property

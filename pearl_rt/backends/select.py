@@ -10,7 +10,7 @@ from pearl_rt.backends.base import Backend
 from pearl_rt.backends.cpu import CpuBackend
 from pearl_rt.checkpoint.config import Environment
 from pearl_rt.errors import ConfigError
-from pearl_rt.strategy.engine_options import GPU_NAME, MODEL_DRAFTERS, EngineOptions
+from pearl_rt.strategy.engine_options import BRANCHING_DRAFTERS, GPU_NAME, MODEL_DRAFTERS, EngineOptions
 from pearl_rt.types.values import rule_of
 
 DEFAULT_NUM_SEQS = 8  # on the CPU
@@ -129,6 +129,29 @@ def check_lookup(kind: str, device: str) -> None:
         )
 
 
+def check_candidates(options: EngineOptions, kind: str, device: str) -> None:
+    """Raises ConfigError for several windows of a sequence where one is all that there is."""
+    asked = f"candidates {options.candidates}"
+    if device != "cpu":
+        raise ConfigError(
+            f"{asked}: several windows of a sequence are on the CPU only so far, and the target is on "
+            f"{device!r}: pass device='cpu', or candidates=1"
+        )
+    if options.draft_lookup:
+        raise ConfigError(
+            f"{asked} begin with tokens of a model's row, and a lookup has none: drop draft_lookup"
+        )
+    if kind not in BRANCHING_DRAFTERS:
+        why = {
+            "parallel": "whose rows are of one window: pass draft_parallel=False for drafts token by token",
+            "eagle3": "which is fed what the target computed at one window: pass another draft",
+        }
+        raise ConfigError(
+            f"{asked} begin with tokens of a draft model's row, and the drafter is {kind!r}, "
+            f"{why.get(kind, 'which has none: pass draft=DIRECTORY of a model')}, or candidates=1"
+        )
+
+
 def backend(
     options: EngineOptions,
     *,
@@ -149,6 +172,8 @@ def backend(
     check_weights(options, has_draft)
     if options.draft_lookup:
         check_lookup(drafter, device)
+    if options.candidates > 1:
+        check_candidates(options, drafter, device)
     if options.pdl and device == "cpu":
         raise ConfigError("pdl is how kernels are launched on a GPU, and the target is on 'cpu': drop it")
     num_slots, kv_cache_tokens = options.max_num_seqs, options.kv_cache_tokens
@@ -158,7 +183,7 @@ def backend(
         looks_up = drafter == "lookup" or options.draft_lookup
         lookup_tokens = options.lookup_pool if looks_up else None
         num_slots = num_slots or DEFAULT_NUM_SEQS
-        sizes = num_slots, kv_cache_tokens, lookup_tokens, options.draft_stop
+        sizes = num_slots, kv_cache_tokens, lookup_tokens, options.draft_stop, options.candidates
         caches = options.prefix_caching and drafter != "eagle3"  # of a prompt that is found there are no taps
         return CpuBackend(num_threads, isa, *sizes, prefix_caching=caches), drafter
     if device == "interpret":

@@ -6,8 +6,10 @@ Knows lengths; not caches. The coordinator knows which sequence holds which bloc
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import pearl_rt._C as _C
 from pearl_rt.errors import ConfigError, RequestError
 from pearl_rt.model.kv_cache import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, check_block_size
+from pearl_rt.strategy.program import MAX_GAMMA
 from pearl_rt.types.request import Request
 
 SHARED_BLOCK_SIZE = 32  # of the executor where prompts share blocks: only whole ones are found again
@@ -55,6 +57,11 @@ class KvPool:
     def num_tokens(self) -> int:
         """Positions of all blocks."""
         return self.block_size * self.num_blocks
+
+    def branch_blocks(self, num_slots: int, candidates: int) -> int:
+        """Blocks of the windows beside the first of each sequence, behind these."""
+        shape = {"num_slots": num_slots, "gamma_max": MAX_GAMMA, "block_size": self.block_size}
+        return _C.Coordinator.branch_blocks(**shape, candidates=candidates)
 
     @property
     def longest(self) -> int:

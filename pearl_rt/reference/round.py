@@ -163,6 +163,23 @@ class WindowStop(Protocol[Row_contra]):
         """That token."""
 
 
+Window = tuple[list[int], list[Row | None]]  # drafts, and what each was drawn from
+
+
+class Candidates(Protocol[Row]):
+    """Several windows for one place, which begin with different drafts: candidates.py."""
+
+    def windows(
+        self, draft_fn: LogitsFn[Row], window: Window[Row], tokens: Sequence[int]
+    ) -> list[Window[Row]]:
+        """A window behind final tokens, and those beside it."""
+
+    def verdict(
+        self, target_fn: LogitsFn[Row], windows: list[Window[Row]], todo: RoundPlan, tokens: Sequence[int]
+    ) -> tuple[Window[Row], Verdict]:
+        """The window that is taken, and the verdict on it."""
+
+
 def decode(
     target_fn: LogitsFn[Row],
     draft_fn: "LogitsFn[Row] | CertainDrafter[Row] | None",
@@ -176,14 +193,16 @@ def decode(
     longest: int = 0,
     mask_token: int | None = None,
     first: FirstDrafter[Row] | None = None,
+    several: Candidates[Row] | None = None,
 ) -> list[RoundResult]:
     """A whole generation, round by round. draft_fn: a model, or a drafter that is certain; it may be None for
     "ar". prompt: at least one token, shorter than max_total_len. forced: prefix -> tokens that the form of
     the answer has next, which a model need not draft: they come on top of gamma, as long as a window is
     shorter than `longest`. stop: ends a model's windows. mask_token: the model fills a window in one pass;
     each row but the first is behind mask tokens, in place of the tokens that were sampled from the rows
-    before it (PARD, arXiv 2504.18583). first: is asked before the model. Raises ValueError where a judge
-    finds logits that cannot be used.
+    before it (PARD, arXiv 2504.18583). first: is asked before the model. several: of "sd" and a model alone,
+    windows that begin with different drafts. Raises ValueError where a judge finds logits that cannot be
+    used.
     """
     if not 0 < len(prompt) < limits.max_total_len:
         raise ValueError(f"a prompt of {len(prompt)} tokens leaves nothing below {limits.max_total_len}")
@@ -193,10 +212,14 @@ def decode(
     drafter = first if draft_fn is None or callable(draft_fn) else draft_fn
     rounds: list[RoundResult] = []
 
-    def run(candidates: list[int], candidate_logits: list[Row | None], todo: RoundPlan) -> Verdict:
-        judged = candidates[: todo.num_draft_tokens]
+    def run(windows: list[Window[Row]], todo: RoundPlan) -> Verdict:
+        judged = windows[0][0][: todo.num_draft_tokens]
         rows = [target_fn(tokens + judged[:row]) for row in range(todo.num_rows)]
-        verdict = judge.verdict(rows, candidate_logits[: len(judged)], judged, tokens)
+        if several is None or len(windows) == 1:
+            verdict = judge.verdict(rows, windows[0][1][: len(judged)], judged, tokens)
+        else:
+            taken, verdict = several.verdict(target_fn, windows, todo, tokens)
+            judged = taken[0][: todo.num_draft_tokens]
         if verdict.bad_row >= 0:
             raise ValueError(f"logits of position {len(tokens) + verdict.bad_row} cannot be used")
         new = judged[: verdict.accept_len]
@@ -209,7 +232,7 @@ def decode(
             drafter.told(tokens, verdict.next_token, rows[verdict.accept_len + 1 :])
         return verdict
 
-    run([], [], RoundPlan(window=0, num_draft_tokens=0, has_bonus=True))
+    run([([], [])], RoundPlan(window=0, num_draft_tokens=0, has_bonus=True))
     while not rounds[-1].finish_reason:
         state = RoundState(len(tokens), len(pending))
         candidates, candidate_logits = list(pending), list(pending_logits)
@@ -252,7 +275,10 @@ def decode(
             drawn = [(len(tokens) + i, candidates[i]) for i in places if candidate_logits[i] is not None]
             first.model_drafted(drawn, not pending)
         todo = plan(strategy, state, len(candidates) - len(pending), limits.max_total_len)
-        verdict = run(candidates, candidate_logits, todo)
+        windows = [(candidates, candidate_logits)]
+        if several is not None and candidates and callable(draft_fn):
+            windows = several.windows(draft_fn, windows[0], tokens)
+        verdict = run(windows, todo)
         after = advance(state, todo, verdict.accept_len)
         pending = candidates[len(candidates) - after.pending :]
         pending_logits = candidate_logits[len(candidates) - after.pending :]

@@ -97,9 +97,13 @@ class Intake:
             )
         asked = params.structured_outputs
         if asked is not None and not self._capabilities.masks_tokens:
+            several = self._capabilities.candidates
             raise RequestError(
                 "structured_outputs run on the CPU only: leave them out, or build the engine with "
                 "device='cpu'"
+                if several == 1
+                else f"structured_outputs are for one window of a sequence, and candidates is {several}: "
+                "leave them out, or build the engine with candidates=1"
             )
         form = None if asked is None else self._forms.form(asked)
         request = Request.of(ids, 0, params, self._eos_ids, length, form)

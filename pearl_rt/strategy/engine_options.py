@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from pearl_rt.checkpoint.config import MODEL_LENGTH, MOST_TOKENS
 from pearl_rt.checkpoint.shapes import WEIGHT_BITS
 from pearl_rt.errors import ConfigError
-from pearl_rt.strategy.program import JUDGES, MAX_GAMMA, PLACEMENTS, STRATEGIES
+from pearl_rt.strategy.program import JUDGES, MAX_CANDIDATES, MAX_GAMMA, PLACEMENTS, STRATEGIES
 from pearl_rt.types.draft_stop import DraftStop
 from pearl_rt.types.json import Json
 from pearl_rt.types.values import Boolean, Choice, Integer, Layers, Text, check_fields, parameter
@@ -20,6 +20,7 @@ FORMS = (*CAPTURED_FORMS, "eager")
 DTYPES = ("auto", "bfloat16", "float32", "float16")
 DRAFTERS = ("auto", "model", "self", "lookup", "none")
 MODEL_DRAFTERS = ("model", "parallel", "self", "exit", "eagle3")  # that draft by rows, with a KV cache
+BRANCHING_DRAFTERS = ("model", "self", "exit")  # of these, that can fill several windows of a sequence
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,8 @@ class EngineOptions:
     draft_lookup   whether a lookup drafts in front of the draft model (or exit layer, or "self"), on the
                    CPU: a window is the lookup's where what it expects of it is worth more than the model's
                    windows have been
+    candidates     windows of a sequence that begin with different tokens and are judged together, 1 to 8:
+                   of a draft model, "self" or an exit layer, by strategy "sd", on the CPU
     lookup_pool    tokens of earlier answers that lookup reads too, where drafts cannot change the text:
                    greedy or judge="coupled"; 0: none
     device         "cpu", "cuda", "cuda:N"; "auto": a GPU that the kernels run on, if there is one and nothing
@@ -94,6 +97,9 @@ class EngineOptions:
     draft_stop: str = parameter("none", DraftStop())
     draft_parallel: bool = parameter(True, Boolean())
     draft_lookup: bool = parameter(False, Boolean())
+    candidates: int = parameter(
+        1, Integer(1, MAX_CANDIDATES, words=f"1 for one window of a sequence, to {MAX_CANDIDATES}")
+    )
     lookup_pool: int = parameter(65536, Integer(0, 2**24, words="0 for no earlier answers, to 16777216"))
     device: str = parameter("auto", Choice(("auto", "cpu", "cuda", "cuda:N", "interpret"), GPU_NAME))
     draft_device: str | None = parameter(None, Choice(("cpu", "cuda:N"), GPU_NAME, optional=True))

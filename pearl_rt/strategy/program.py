@@ -25,6 +25,7 @@ CORE_PLACEMENTS = ("shared", "split")  # where both lanes share a memory: all th
 PLACEMENTS = (*CORE_PLACEMENTS, "devices")
 JUDGES = ("rejection", "coupled")
 MAX_GAMMA = 16
+MAX_CANDIDATES = 8  # windows of a sequence
 LANES = ("target", "draft")
 
 BODIES: dict[str, dict[str, str]] = {

@@ -42,11 +42,12 @@ class Capabilities:
     outlives_draft: bool = False  # a sequence may be longer than the draft's: the target goes on alone
     translates_ids: bool = False  # a draft may have a tokenizer of its own
     ends_windows: bool = False  # a draft model's windows may end early, by a rule
+    candidates: int = 1  # windows of a sequence that are judged together
 
     @property
     def everything(self) -> ProgramChoice:
         """All programs that can run."""
-        if self.drafter == "eagle3":  # it drafts from what the target computed in the round before
+        if self.drafter == "eagle3" or self.candidates > 1:  # a draft waits for the verdict on the last one
             return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS)
         if self.drafter in MODEL_DRAFTERS:
             return ProgramChoice(STRATEGIES, self.placements, GAMMAS)
@@ -86,6 +87,13 @@ class Capabilities:
                 f"placement {placement!r} is for a draft that works beside its target, and an EAGLE-3 head "
                 f"takes turns with it: pass placement={self.placements[0]!r} or 'auto'"
             )
+        if self.candidates > 1 and (strategy == "pearl" or placement not in (None, "auto", "shared")):
+            name, value = ("strategy", strategy) if strategy == "pearl" else ("placement", placement)
+            raise error(
+                f"{name} {value!r} is for a draft that works beside its target, and candidates "
+                f"{self.candidates} are windows of which the next one must know which stood: pass "
+                "strategy='sd' and placement='shared', or candidates=1"
+            )
         if self.drafter not in MODEL_DRAFTERS and placement in ("split", "devices"):
             raise error(f"placement {placement!r} needs a draft model: pass draft=..., or placement='shared'")
         if placement not in (None, "auto", *self.placements):
@@ -113,6 +121,11 @@ class Capabilities:
             raise error(
                 f"draft_stop {stop!r} ends the windows of a draft model, and the drafter is "
                 f"{self.drafter!r}, {own}: pass draft=DIRECTORY or draft='self', or drop it"
+            )
+        if self.candidates > 1:
+            raise error(
+                f"draft_stop {stop!r} ends one window of a sequence, and with candidates {self.candidates} "
+                "there are several, all as long: drop it, or pass candidates=1"
             )
         if not self.ends_windows:
             raise error(

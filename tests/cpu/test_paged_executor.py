@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from test_executor import CPUS, ISAS, SHAPES, Model, same_bits
 
-from pearl_rt import _C, _testing
+from pearl_rt import _C, RequestError, _testing
 
 NUM_TOKENS = 75
 LENGTH = 80  # of a sequence at most: five blocks of 16
@@ -79,6 +79,35 @@ def test_bits_are_those_of_one_piece(name: str, isa: str, dtype: str) -> None:
                 found[slot].append(logits)
         for slot in range(2):
             assert same_bits(np.concatenate(found[slot]), whole[slot]), (block_size, slot)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("name", ["gqa", "mqa-wide-group", "ragged-sizes"])
+@pytest.mark.parametrize("block_size", [16, 48])
+def test_rows_are_copied_between_blocks(name: str, dtype: str, block_size: int) -> None:
+    """A sequence goes on in another block, behind rows that were copied there in two parts of any parity."""
+    model, rng = model_of(name), random.Random(block_size)
+    ids, weights = model.token_ids(block_size), model.weights(dtype)
+    whole = paged(model, weights, None, 256).forward(0, ids, 0, block_size)
+    for _ in range(4):
+        executor = paged(model, weights, 3, block_size)
+        rows = rng.randint(2, block_size - 1)
+        first = rng.randint(1, rows - 1)
+        executor.forward_batch([(0, ids[:rows], 0, 0)], [[1]])
+        _testing.copy_rows(executor, 1, 2, 0, first)
+        _testing.copy_rows(executor, 1, 2, first, rows - first)
+        [behind] = executor.forward_batch([(0, ids[rows:], rows, block_size - rows)], [[2]])
+        assert same_bits(behind, whole[rows:]), (rows, first)
+        _testing.copy_rows(executor, 2, 1, rows, block_size - rows)  # and back, behind rows that stay
+        [last] = executor.forward_batch([(0, ids[-1:], block_size - 1, 1)], [[1]])
+        assert same_bits(last, whole[-1:])
+
+
+def test_copies_out_of_range_are_refused() -> None:
+    executor = paged(model_of("gqa"), model_of("gqa").weights(), 4, 16)
+    for block, to, row, count in ((4, 0, 0, 1), (0, -1, 0, 1), (0, 1, 17, 0), (0, 1, 9, 8), (0, 1, 0, -1)):
+        with pytest.raises(RequestError, match=r"block|row"):
+            _testing.copy_rows(executor, block, to, row, count)
 
 
 @pytest.mark.parametrize("isa", ISAS)

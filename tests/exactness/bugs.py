@@ -1,4 +1,6 @@
-"""Bugs of this field as edits of the coordinator's C++, each with the check of processed.py that sees it."""
+"""Bugs of this field as edits of the coordinator's C++, each with the check that sees it: of processed.py, or
+of beside.py.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +44,8 @@ RULES = {"first": 0, "runs": 40}
 PARALLEL = RULES | {"drafter": "parallel"}
 CHAINED = RULES | {"drafter": "chain"}
 HEAD = RULES | {"drafter": "eagle3"}
-STEPS, DRAFT, STOP, LOOKUP, CHAIN, EAGLE, TAPS, NOISE, JUDGE, STATE = (
+SEVERAL = LAW | {"candidates": 3, "temperature": 1.5}
+STEPS, DRAFT, STOP, LOOKUP, CHAIN, EAGLE, TAPS, NOISE, JUDGE, STATE, CANDIDATES, BRANCHES = (
     "cpu/lane/cpu_steps.cpp",
     "drafters/model_drafter.cpp",
     "drafters/stop_rule.cpp",
@@ -53,6 +56,8 @@ STEPS, DRAFT, STOP, LOOKUP, CHAIN, EAGLE, TAPS, NOISE, JUDGE, STATE = (
     "core/noise.h",
     "sampling/judge.cpp",
     "coordinator/state.h",
+    "sampling/candidates/candidates.cpp",
+    "cache/branches.h",
 )
 PURPOSE, PLACE = "static_cast<uint32_t>(purpose)", "static_cast<uint64_t>(position)"
 ONE_COUNTER = "purpose == Purpose::{} ? 0u : uint32_t(purpose)"
@@ -159,7 +164,9 @@ BUGS = {
         Edit(JUDGE, "args.position + row, rows->prompt_len", "args.position + (!ON) * row, rows->prompt_len"),
     ),
     "draft penalties that do not see the window": bug(
-        "rounds_are_the_rules", RULES, Edit(DRAFT, "s.window(b), drafted}", "s.window(b), drafted * !ON}")
+        "rounds_are_the_rules",
+        RULES,
+        Edit(DRAFT, "s.window(b, number), drafted}", "s.window(b, number), drafted * !ON}"),
     ),
     "a certain draft judged as if drawn from the target's row": bug(
         "law_is_kept",
@@ -229,8 +236,8 @@ BUGS = {
         LAW | {"drafter": "parallel"},
         Edit.expression(
             DRAFT,
-            "sample_draft(b, position, drafted_[b], s.draft_row(b, position), vocab)",
-            "sample_draft(b, first, drafted_[b], s.draft_row(b, position), vocab)",
+            "sample_draft(b, 0, position, drafted_[b], s.draft_row(b, position), vocab)",
+            "sample_draft(b, 0, first, drafted_[b], s.draft_row(b, position), vocab)",
         ),
     ),
     "a model's cache not told of what a lookup drafted": bug(
@@ -261,6 +268,36 @@ BUGS = {
         "rounds_are_the_rules",
         HEAD,
         Edit(TAPS, "rows.features = row(b, start);", "rows.features = row(b, start - ON);"),
+    ),
+    "candidates judged with replacement": bug(
+        "law_is_kept", SEVERAL, Edit(CANDIDATES, "q_[token] = 0.0f;", "if (!ON) q_[token] = 0.0f;")
+    ),
+    "one uniform for all candidates": bug(
+        "law_is_kept",
+        SEVERAL,
+        Edit(CANDIDATES, "args.position, place);", "args.position, ON ? 0 : place);"),
+    ),
+    "candidates recovered from what the first one left": bug(
+        "law_is_kept",
+        SEVERAL,
+        Edit(
+            CANDIDATES,
+            "take_away(p_.data(), p_sum,",
+            "if (!ON || place == 0) take_away(p_.data(), p_sum,",
+        ),
+    ),
+    "the rows of the window that is taken left where they are": bug(
+        "candidates_say_what_ar_says",
+        RULES,
+        Edit(STEPS, "if (taken_ > 0) feeder_", "if (taken_ > ON * 9) feeder_"),
+    ),
+    "a draft cache with the first window's rows": bug(
+        "candidates_are_the_rules",
+        RULES,
+        Edit(DRAFT, "s.num_windows[b] > 1) s.draft_fed", "s.num_windows[b] > 1 + ON * 9) s.draft_fed"),
+    ),
+    "a row too few copied to a window's blocks": bug(
+        "candidates_are_the_rules", RULES, Edit(BRANCHES, "copied.rows = start;", "copied.rows = start + ON;")
     ),
     "padded vocabulary chosen": bug(
         "tokens_are_those_of_ar",

@@ -1,4 +1,4 @@
-"""The coordinator's C++ with the bugs of bugs.py put in, each caught by a check of processed.py.
+"""The coordinator's C++ with the bugs of bugs.py put in, each caught by a check of processed.py or beside.py.
 
 One build holds them all: every place reads `pearl_bug(NAME) ? wrong : right`, and PEARL_BUG in the
 environment says which is on. It lives in a process of its own, in place of pearl_rt._C and _testing. That
@@ -164,6 +164,7 @@ def caught(module: Path, cases: list[Case]) -> list[str]:
 
 def forked(case: Case, write: int) -> int:
     """Runs a case in a child, which writes what its check says -> the child's id."""
+    import beside
     import processed
 
     from pearl_rt.errors import PearlError
@@ -173,7 +174,7 @@ def forked(case: Case, write: int) -> int:
         bug, check, arguments = case
         os.environ["PEARL_BUG"] = bug  # read once, when the module first asks
         try:
-            getattr(processed, check)(**arguments)
+            getattr(processed if hasattr(processed, check) else beside, check)(**arguments)
         except (AssertionError, PearlError) as error:
             os.write(write, f"{type(error).__name__} {error}"[:300].encode())
         os._exit(0)

@@ -284,9 +284,16 @@ def processed_case(temperature: float, **fields: Any) -> Case:
     )
 
 
-def coordinator_of(case: Case, slots: int, gamma: int, drafter: str) -> Any:
-    """Over both models of a case, or its target with a lookup, or all three."""
+def coordinator_of(case: Case, slots: int, gamma: int, drafter: str, candidates: int = 1) -> Any:
+    """Over both models of a case, or its target with a lookup, or all three. candidates: of the first."""
     device = _C.Device([])
+    if candidates > 1:
+        sizes: dict[str, Any] = {"num_slots": slots, "gamma_max": gamma}
+        extra = _C.Coordinator.branch_blocks(**sizes, block_size=16, candidates=candidates)
+        shape = {"num_slots": slots * candidates, "num_blocks": slots + extra, "block_size": 16}
+        lanes = [_C.CpuLane(name, case.executor(name, **shape), device) for name in ("target", "draft")]
+        sizes |= {"capacity": 16, "vocab_size": case.vocab, "candidates": candidates}
+        return _C.Coordinator(lanes, **sizes, num_blocks=slots)
     drafts = _C.LookupDrafter() if drafter == "lookup" else case.executor("draft", slots)
     if drafter == "chain":
         drafts = _C.ChainDrafter(_C.ModelDrafter(drafts), cost=CHAIN_COST)
@@ -314,11 +321,12 @@ def ragged_answers(
     first_seed: int = 0,
     drafter: str = "model",
     stop: int = 0,
+    candidates: int = 1,
 ) -> np.ndarray:
     """[runs, length]: slot b has windows of 1 + b % gamma tokens, but the first, which has gamma. stop: of
     STOPS.
     """
-    coordinator = coordinator_of(case, slots, gamma, drafter)
+    coordinator = coordinator_of(case, slots, gamma, drafter, candidates)
     answers = np.zeros((runs, case.length), dtype=np.int64)
     for first in range(0, runs, slots):
         requests = [
@@ -353,15 +361,16 @@ def law_is_kept(
     first_seed: int = 0,
     drafter: str = "model",
     stop: int = 0,
+    candidates: int = 1,
 ) -> None:
     """Jointly over three positions, and at each alone. A lookup finds every token in its prompt. stop: of
-    STOPS.
+    STOPS. candidates: windows of a sequence.
     """
     case = processed_case(temperature)
     if drafter in ("lookup", "chain"):
         case = replace(case, prompt=(*range(case.vocab), 0))
     answers = ragged_answers(
-        case, strategy, gamma, runs, slots, first_seed=first_seed, drafter=drafter, stop=stop
+        case, strategy, gamma, runs, slots, "rejection", first_seed, drafter, stop, candidates
     )
     law = case.law().reshape((case.vocab,) * case.length)
     counts = np.zeros_like(law)

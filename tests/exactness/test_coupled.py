@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
+from beside import candidates_are_the_rules, candidates_say_what_ar_says
 from processed import (
     lookup_rounds_are_the_rules,
     lookup_tokens_are_those_of_ar,
@@ -66,6 +67,18 @@ def test_a_chain_says_what_ar_says_alone(exactness_runs: int) -> None:
 def test_a_chain_drafts_by_the_rules(exactness_runs: int) -> None:
     """Verdict for verdict: which of them drafts, what, and behind a cache that has caught up."""
     lookup_rounds_are_the_rules(80_000, exactness_runs, "chain")
+
+
+def test_candidates_say_what_ar_says_alone(exactness_runs: int) -> None:
+    """Several windows of each sequence: whichever is taken, its rows are where the next round reads them."""
+    candidates_say_what_ar_says(90_000, exactness_runs)
+
+
+def test_candidates_are_judged_by_the_rules(exactness_runs: int) -> None:
+    """Verdict for verdict: which tokens begin windows, how each goes on, which is taken, and what replaces
+    all of them.
+    """
+    candidates_are_the_rules(100_000, exactness_runs)
 
 
 def test_nothing_outlives_a_request(exactness_runs: int) -> None:

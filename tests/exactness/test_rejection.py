@@ -66,6 +66,16 @@ def test_with_a_head_of_fewer_ids(stop: int) -> None:
     law_is_kept(0.9, "sd", 3, 10_000, slots=32, first_seed=first_seed, drafter="eagle3", stop=stop)
 
 
+@pytest.mark.parametrize("candidates", [2, 3, 8])
+@pytest.mark.parametrize("temperature", [0.5, 1.5])
+def test_with_several_windows(temperature: float, candidates: int) -> None:
+    """Their first tokens are tried in turn, as they were drawn: without replacement. Eight are as many as the
+    vocabulary has. Four draws more each, as above.
+    """
+    first_seed = (40 + candidates) * 10**6 + round(temperature * 10) * 10**5
+    law_is_kept(temperature, "sd", 3, 10_000, slots=32, first_seed=first_seed, candidates=candidates)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["sd", "pearl"])
 def test_with_windows_that_end_by_chance(strategy: str) -> None:

@@ -90,14 +90,22 @@ class Bench:
         num_blocks: int | None = None,
         block_size: int | None = None,
         prefix_caching: bool = False,
+        candidates: int = 1,
     ) -> "Bench":
         """target, draft: arguments of their scripts. lookup_pool: the draft lane looks up and has no script;
         so many tokens of earlier answers are kept. mask_token: the draft fills a window in one pass.
         chain_cost: the draft lane has a script and looks up before it; of a pass, in steps of the target.
         head_ids: the draft is a head that is fed the target's taps, and has these ids. num_blocks,
-        block_size: of both KV caches."""
-        shape = {"vocab_size": VOCAB, "max_model_len": capacity, "num_slots": num_slots}
-        shape |= {"num_blocks": num_blocks or 0, "block_size": block_size or 0}
+        block_size: of both KV caches. candidates: windows of a sequence."""
+        shape = {"vocab_size": VOCAB, "max_model_len": capacity, "num_slots": num_slots * candidates}
+        if candidates > 1:
+            size = block_size or min(256, -(-capacity // 16) * 16)
+            own = {"num_slots": num_slots, "gamma_max": gamma_max, "block_size": size}
+            num_blocks = num_blocks or num_slots * -(-capacity // size)
+            extra = _C.Coordinator.branch_blocks(**own, candidates=candidates)
+            shape |= {"num_blocks": num_blocks + extra, "block_size": size}
+        else:
+            shape |= {"num_blocks": num_blocks or 0, "block_size": block_size or 0}
         taps = {"has_taps": head_ids is not None}
         target_executor = _testing.ScriptedExecutor(**{**shape, **taps, **(target or {})})
         draft_executor = _testing.ScriptedExecutor(**{**shape, "head_ids": head_ids or [], **(draft or {})})
@@ -125,6 +133,7 @@ class Bench:
             ring_capacity=ring_capacity,
             num_blocks=num_blocks,
             prefix_caching=prefix_caching,
+            candidates=candidates,
         )
         return cls(coordinator, target_executor, draft_executor, placement)
 

@@ -12,6 +12,7 @@ CSRC = Path(__file__).resolve().parents[2] / "csrc"
 BELOW: dict[str, tuple[str, ...]] = {
     "core": (),
     "sampling": ("core",),
+    "sampling/candidates": ("core", "sampling"),
     "cache": ("core",),
     "coordinator": ("core", "sampling", "cache"),
     "cpu/isa": (),
@@ -20,10 +21,13 @@ BELOW: dict[str, tuple[str, ...]] = {
     "cpu/machine": ("core", "cpu/kernels"),
     "cpu/weights": ("core", "cpu/kernels", "cpu/machine"),
     "cpu/model": ("core", "cache", "cpu/kernels", "cpu/machine", "cpu/weights"),
-    "drafters": ("core", "sampling", "cache", "coordinator"),
+    "drafters": ("core", "sampling", "sampling/candidates", "cache", "coordinator"),
     "drafters/chain": ("core", "sampling", "cache", "coordinator", "drafters"),
     "drafters/eagle": ("core", "coordinator", "drafters"),
-    "cpu/lane": ("core", "sampling", "cache", "coordinator", "drafters", "drafters/eagle", "cpu/machine"),
+    "cpu/lane": (
+        *("core", "sampling", "sampling/candidates", "cache", "coordinator", "drafters", "drafters/eagle"),
+        "cpu/machine",
+    ),
     "cuda/driver": ("core",),
     "cuda/memory": ("core", "sampling", "cache", "coordinator", "cuda/driver"),
     "cuda/lane": ("core", "sampling", "cache", "coordinator", "cuda/driver", "cuda/memory"),

@@ -47,8 +47,14 @@ bool CpuLane::has(const std::vector<Op>& ops, OpKind kind) {
   return std::any_of(ops.begin(), ops.end(), [kind](const Op& op) { return op.kind == kind; });
 }
 
-void CpuLane::check(const LaneProgram& program, const State&) const {
-  if (taps_ != nullptr && has(program.body, OpKind::kScore) && has(program.body, OpKind::kWait)) {
+void CpuLane::check(const LaneProgram& program, const State& state) const {
+  const bool overlaps = has(program.body, OpKind::kScore) && has(program.body, OpKind::kWait);
+  if (state.candidates > 1 && overlaps) {
+    refuse("the " + name_ + " lane scores pending tokens beside a draft, and with candidates " +
+           std::to_string(state.candidates) +
+           " windows lie beside one another: take a program without overlap (sd), or candidates=1");
+  }
+  if (taps_ != nullptr && overlaps) {
     refuse("the draft reads what the " + name_ +
            " lane computed in the round before, and cannot draft beside it: take a program without overlap "
            "(sd)");

@@ -40,6 +40,7 @@ class CpuLane : public Lane, private DeviceTask {
   int block_size() const override { return drafter_->block_size(); }
   bool finds_prefixes() const override { return drafter_->finds_prefixes(); }
   bool wants_own_words() const override { return drafter_->wants_own_words(); }
+  bool branches() const override { return drafter_->branches() && taps_ == nullptr; }
   const Trace& trace() const override { return trace_; }
 
  private:

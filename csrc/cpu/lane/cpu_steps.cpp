@@ -13,7 +13,8 @@ namespace pearl {
 
 CpuSteps::CpuSteps(Executor* executor, State* state, Run* run, TapReader* taps)
     : state_(state), run_(run), feeder_(executor, state, run, taps), transformer_(state->num_slots) {
-  fed_.resize(static_cast<size_t>(state->num_slots) * (state->gamma_max + 1));
+  fed_.resize(static_cast<size_t>(state->num_slots) * state->candidates * (state->gamma_max + 1));
+  firsts_.resize(state->candidates);
   draft_rows_.resize(2 * state->gamma_max);
   result_.token_ids.reserve(state->gamma_max + 1);
   result_.forced.reserve(state->gamma_max + 1);
@@ -42,12 +43,21 @@ void CpuSteps::score(bool include_window) {
     check_rows(b, rows);
     s.num_rows[b] = rows;
     const int32_t* tokens = s.tokens(b) + first;
-    if (include_window) {
-      int32_t* fed = fed_.data() + static_cast<size_t>(b) * (s.gamma_max + 1);
-      for (int r = 0; r < rows; ++r) fed[r] = r <= pending ? tokens[r] : s.window(b)[r - 1 - pending];
-      tokens = fed;
+    if (!include_window) {
+      feeder_.push(b, tokens, rows, first, rows, s.target_rows(b));
+      continue;
     }
-    feeder_.push(b, tokens, rows, first, rows, s.target_rows(b));
+    for (int number = 0; number < s.num_windows[b]; ++number) {
+      const size_t place = static_cast<size_t>(b) * s.candidates + number;
+      int32_t* fed = fed_.data() + place * (s.gamma_max + 1);
+      for (int r = 0; r < rows; ++r) fed[r] = r <= pending ? tokens[r] : s.window(b, number)[r - 1 - pending];
+      float* logits = s.target_rows(b, number);
+      if (number == 0) {
+        feeder_.push(b, fed, rows, first, rows, logits);
+      } else if (rows > 1) {
+        feeder_.push_branch(b, number, fed, rows, first, rows - 1, logits + s.vocab_size, first);
+      }
+    }
   }
   if (s.feeding >= 0) feeder_.push_chunk(s.prompt_len[s.feeding], true);
   feeder_.forward();
@@ -164,7 +174,9 @@ void CpuSteps::judge_slot(int b) {
   args.kind = s.judge;
   const TransformedRows rows{&transformer_, &s.transform[b], b, s.tokens(b), s.prompt_len[b]};
   if (s.is_processed(b)) args.transformed = &rows;
-  const Verdict verdict = judge(args);
+  taken_ = 0;
+  const bool has_others = window_len > 0 && s.num_windows[b] > 1;
+  const Verdict verdict = has_others ? judge_windows(b, args) : judge(args);
   if (verdict.bad_row >= 0) {
     if (const std::string text = form_text(b, verdict.bad_row); !text.empty())
       return end(b, FinishReason::kError, text);
@@ -184,10 +196,40 @@ void CpuSteps::judge_slot(int b) {
   }
 }
 
+Verdict CpuSteps::judge_windows(int b, JudgeArgs args) {
+  State& s = *state_;
+  const int64_t base = args.position;
+  int32_t* tokens = s.tokens(b) + base;
+  for (int number = 0; number < s.num_windows[b]; ++number) firsts_[number] = s.window(b, number)[0];
+  const float* row = args.target_logits;
+  if (args.transformed != nullptr) {
+    const Prefix prefix{s.tokens(b), base, s.prompt_len[b]};
+    row = transformer_.copy(s.transform[b], s.temperature[b], b, prefix, row, s.vocab_size);
+  }
+  const Choice first =
+      candidates_.choose({row, s.draft_row(b, base), firsts_.data(), s.num_windows[b], s.vocab_size,
+                          args.draft_vocab, base, args.temperature, args.seed, args.kind});
+  if (first.taken < 0) return {0, first.next_token, first.next_token < 0 ? 0 : -1};
+  taken_ = first.taken;
+  std::copy_n(s.window(b, taken_), s.num_draft_tokens[b], tokens);
+  for (int i = 1; i < args.num_draft; ++i) draft_rows_[i] = s.draft_row(b, base + i, taken_);
+  args.target_logits = s.target_rows(b, taken_) + s.vocab_size;
+  args.draft_logits = draft_rows_.data() + 1;
+  args.draft_token_ids = tokens + 1;
+  args.num_draft -= 1;
+  args.position += 1;
+  Verdict verdict = judge(args);
+  verdict.accept_len += 1;
+  verdict.bad_row += verdict.bad_row >= 0 ? 1 : 0;
+  // Its rows stand beside those of window 0; that of the last committed token is the same.
+  if (taken_ > 0) feeder_.adopt(b, taken_, base, base + verdict.accept_len);
+  return verdict;
+}
+
 std::string CpuSteps::form_text(int b, int row) const {
   State& s = *state_;
   const TokenMask* mask = s.transform[b].mask.get();
-  const float* logits = s.target_rows(b) + static_cast<int64_t>(row) * s.vocab_size;
+  const float* logits = judged_row(b, row);
   if (mask == nullptr || !scan_row(logits, s.vocab_size).usable) return "";
   const std::string error = mask->error();
   return "structured_outputs leaves no token at position " + std::to_string(s.committed[b] + row) +
@@ -226,8 +268,8 @@ void CpuSteps::commit(int b, int64_t committed, int64_t pending) {
   s.find_drafts(b, DraftKind::kCertain, judged, &result_.certain);
   result_.logprobs.clear();
   for (int64_t row = 0; s.num_logprobs[b] >= 0 && row < end - s.committed[b]; ++row) {
-    append_logprobs(s.target_rows(b) + row * s.vocab_size, s.vocab_size, result_.token_ids[row],
-                    s.num_logprobs[b], &scratch_, &result_.logprobs);
+    append_logprobs(judged_row(b, row), s.vocab_size, result_.token_ids[row], s.num_logprobs[b], &scratch_,
+                    &result_.logprobs);
   }
   result_.prompt_logprobs = std::exchange(s.prompt_logprobs[b], {});
   s.committed[b] = end;

@@ -9,6 +9,8 @@
 #include "coordinator/run.h"
 #include "coordinator/state.h"
 #include "core/executor.h"
+#include "sampling/candidates/candidates.h"
+#include "sampling/judge.h"
 #include "sampling/transform.h"
 
 namespace pearl {
@@ -25,8 +27,9 @@ class CpuSteps {
   void first();
 
   // Row r of the target is for position committed + r: r = 0..pending, and with the window up to its end.
-  // Rows stop at max_total_len: no position at or past it is ever fed or judged. The same pass feeds a chunk
-  // of the prompt of the slot that joins; the last chunk gives row 0.
+  // Rows stop at max_total_len: no position at or past it is ever fed or judged. Windows beside the first are
+  // fed too, behind the last committed token; their first row is that of window 0. The same pass feeds a
+  // chunk of the prompt of the slot that joins; the last chunk gives row 0.
   void score(bool include_window);
 
   // Judges as many rows as were scored: pending tokens first, then the window's. A row without a candidate
@@ -38,9 +41,15 @@ class CpuSteps {
 
  private:
   void judge_slot(int slot);
+  // The window whose first token stands, and the verdict on it; window 0 if none does. args: of window 0.
+  Verdict judge_windows(int slot, JudgeArgs args);
   // Throws Failure(kRequest) where the lanes of a program went out of step.
   void check_rows(int slot, int64_t rows) const;
   void check_window(int slot, int64_t pending, int64_t window_len) const;
+  // A row of the window that was judged.
+  const float* judged_row(int slot, int64_t row) const {
+    return state_->target_rows(slot, row == 0 ? 0 : taken_) + row * state_->vocab_size;
+  }
   void advance_feeding();
   void admit();
   void let_go();
@@ -55,10 +64,13 @@ class CpuSteps {
   State* const state_;
   Run* const run_;
   Feeder feeder_;
-  std::vector<int32_t> fed_;              // [B, gamma_max + 1] last committed token and the window
+  std::vector<int32_t> fed_;              // [B, K, gamma_max + 1] last committed token and each window
   std::vector<const float*> draft_rows_;  // [2 * gamma_max]
   RoundResult result_;
   Transformer transformer_;
+  Candidates candidates_;
+  std::vector<int32_t> firsts_;  // [K] first tokens of the windows
+  int taken_ = 0;                // the window that judge_slot judged
   FilterScratch scratch_;
 };
 

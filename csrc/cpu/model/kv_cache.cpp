@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <string>
+#include <vector>
 
 namespace pearl {
 
@@ -69,6 +70,32 @@ void KvCache::store(int layer, int block, int kv_head, int row, const void* key,
   const auto* k = static_cast<const char*>(key);
   const auto* v = static_cast<const char*>(value);
   dtype_ == DType::kBfloat16 ? store_bf16(tile, rows, row, k, v) : store_fp32(tile, rows, row, k, v);
+}
+
+void KvCache::load(int layer, int block, int kv_head, int row, char* key, char* value) const {
+  const int64_t size = size_of(dtype_), column = row % kLanes;
+  const char* k = static_cast<const char*>(keys(layer, block, kv_head)) + row / kLanes * key_stride() * size;
+  const char* v = static_cast<const char*>(values(layer, block, kv_head));
+  const int64_t together = 4 / size;  // elements of a word: dimensions of a key, positions of a value
+  for (int64_t d = 0; d < head_dim_; d += together) {
+    std::memcpy(key + d * size, k + (d / together * kLanes + column) * 4, 4);
+  }
+  for (int64_t d = 0; d < head_dim_; ++d) {
+    const int64_t word = d / kLanes * value_stride() / together + row / together * kLanes + d % kLanes;
+    std::memcpy(value + d * size, v + word * 4 + row % together * size, size);
+  }
+}
+
+void KvCache::copy_rows(int from, int to, int first, int count) const {
+  std::vector<char> key(head_dim_ * size_of(dtype_)), value(key.size());
+  for (int layer = 0; layer < num_layers_; ++layer) {
+    for (int head = 0; head < num_kv_heads_; ++head) {
+      for (int row = first; row < first + count; ++row) {
+        load(layer, from, head, row, key.data(), value.data());
+        store(layer, to, head, row, key.data(), value.data());
+      }
+    }
+  }
 }
 
 }  // namespace pearl

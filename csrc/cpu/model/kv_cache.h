@@ -41,11 +41,16 @@ class KvCache {
   // fed.
   void store(int layer, int block, int kv_head, int row, const void* key, const void* value) const;
 
+  // Rows [first, first + count) of a block, of every layer and head, become those of another one.
+  void copy_rows(int from, int to, int first, int count) const;
+
  private:
   void* at(int layer, int kv_head, int64_t element) const;
   // keys: the 16 positions of the row; values: of the whole block.
   void store_bf16(char* keys, char* values, int row, const char* key, const char* value) const;
   void store_fp32(char* keys, char* values, int row, const char* key, const char* value) const;
+  // What store was given: head_dim elements each.
+  void load(int layer, int block, int kv_head, int row, char* key, char* value) const;
 
   DType dtype_;
   int num_layers_, num_blocks_, block_size_, num_kv_heads_, head_dim_, value_tiles_;

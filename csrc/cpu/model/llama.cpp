@@ -147,6 +147,15 @@ void LlamaExecutor::forward(const Segment* segments, int num_segments) {
   if (!step_.token_rows.empty()) run_step();
 }
 
+void LlamaExecutor::copy_rows(int from, int to, int first, int count) {
+  const OneThread one_thread(&busy_);
+  check_between("a block that is copied", from, 0, num_blocks() - 1);
+  check_between("a block that rows are copied to", to, 0, num_blocks() - 1);
+  check_between("the first row", first, 0, block_size());
+  check_between("the number of rows", count, 0, block_size() - first);
+  cache_.copy_rows(from, to, first, count);
+}
+
 LlamaStep::TokenRow LlamaExecutor::token_row(const Segment& s, int token) {
   const int wanted = token - (s.num_tokens - s.num_logits);
   LlamaStep::TokenRow row{s.token_ids[token]};

@@ -29,6 +29,8 @@ class LlamaExecutor : public Executor {
   // slot, position, token id, block or count out of range, before anything is written, and std::logic_error
   // for a second thread.
   void forward(const Segment* segments, int num_segments) override;
+  // Throws Failure(kRequest) for a block or a row out of range.
+  void copy_rows(int from, int to, int first, int count) override;
   int vocab_size() const override { return weights_->config().vocab_size; }
   int logits_size() const override { return weights_->config().head_rows(); }
   int64_t tap_size() const override { return tap_size_; }

@@ -80,6 +80,13 @@ void bind_blocks(py::module_& m) {
         "NaN in the rows of a slot's own blocks, from a position on.");
   m.def("poison_block", &poison_block, py::arg("executor"), py::arg("block"), py::arg("row"),
         "NaN in a block's rows, from one on.");
+  m.def(
+      "copy_rows",
+      [](LlamaExecutor& executor, int block, int id, int row, int count) {
+        executor.copy_rows(block, id, row, count);
+      },
+      py::arg("executor"), py::arg("block"), py::arg("id"), py::arg("row"), py::arg("count"),
+      "Rows of a block, from one on, into the block with an id.");
 }
 
 }  // namespace pearl

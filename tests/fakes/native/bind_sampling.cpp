@@ -8,6 +8,7 @@
 
 #include "core/vector_math.h"
 #include "python/arguments.h"
+#include "sampling/candidates/candidates.h"
 #include "sampling/judge.h"
 #include "sampling/logprobs.h"
 #include "sampling/sampling.h"
@@ -130,6 +131,32 @@ std::tuple<int, int32_t, int> judge_rows(const Rows& target_logits, const std::o
   return {verdict.accept_len, verdict.next_token, verdict.bad_row};
 }
 
+std::vector<int32_t> draw_of_row(const Rows& logits, float temperature, uint64_t seed, int64_t position,
+                                 uint32_t purpose, int count) {
+  check_between("count", count, 1, kLongestWindow);
+  const int32_t first = sample_row(logits, temperature, seed, position, purpose);
+  if (first < 0) return {};
+  std::vector<int32_t> ids(count);
+  ids.resize(draw_candidates(logits.data(), row_size("logits", logits), temperature, seed, position,
+                             static_cast<Purpose>(purpose), first, count, ids.data()));
+  return ids;
+}
+
+std::tuple<int, int32_t> choose_of_rows(const Rows& target_logits, const Rows& draft_logits,
+                                        const Ids& draft_token_ids, int64_t position, float temperature,
+                                        uint64_t seed, const std::string& kind) {
+  const JudgeKind judged_by = judge_from(kind);
+  if (draft_token_ids.ndim() != 1) refuse("draft_token_ids must be [num]");
+  check_between("the length of draft_token_ids", draft_token_ids.size(), 1, kLongestWindow);
+  const int vocab = row_size("target_logits", target_logits);
+  Candidates candidates;
+  const Choice choice = candidates.choose({target_logits.data(), draft_logits.data(), draft_token_ids.data(),
+                                           static_cast<int>(draft_token_ids.size()), vocab,
+                                           std::min(vocab, row_size("draft_logits", draft_logits)), position,
+                                           temperature, seed, judged_by});
+  return {choice.taken, choice.next_token};
+}
+
 // A Transformer of one slot with its request, for tests: what it remembers must not show.
 class OneTransform {
  public:
@@ -221,6 +248,12 @@ void bind_sampling(py::module_& m) {
   m.def("sample", &sample_row, py::arg("logits"), py::arg("temperature"), py::arg("seed"),
         py::arg("position"), py::arg("purpose"),
         "The token of one row, or -1 if it holds NaN, +inf or only -inf.");
+  m.def("draw_candidates", &draw_of_row, py::arg("logits"), py::arg("temperature"), py::arg("seed"),
+        py::arg("position"), py::arg("purpose"), py::arg("count"),
+        "So many different tokens of one row, drawn without replacement; fewer where fewer have a chance.");
+  m.def("choose_candidate", &choose_of_rows, py::arg("target_logits"), py::arg("draft_logits"),
+        py::arg("draft_token_ids"), py::arg("position"), py::arg("temperature"), py::arg("seed"),
+        py::arg("kind"), "(taken, next_token) of candidates for one place; rows are [vocab].");
   m.def(
       "judge", &judge_rows, py::arg("target_logits"), py::arg("draft_logits").none(true),
       py::arg("draft_token_ids"), py::arg("position"), py::arg("temperature"), py::arg("seed"),

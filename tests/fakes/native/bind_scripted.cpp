@@ -29,6 +29,7 @@ void bind_scripted(py::module_& m) {
            py::arg("has_taps") = false, py::arg("head_ids") = std::vector<int32_t>{})
       .def_property_readonly("num_forwards", method(&ScriptedExecutor::num_forwards))
       .def_property_readonly("num_tokens", method(&ScriptedExecutor::num_tokens))
+      .def_property_readonly("num_copied", method(&ScriptedExecutor::num_copied), "Rows, between blocks.")
       .def_property_readonly("max_position", method(&ScriptedExecutor::max_position));
 }
 

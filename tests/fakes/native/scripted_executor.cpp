@@ -94,6 +94,18 @@ void ScriptedExecutor::forward(const Segment* segments, int num_segments) {
   }
 }
 
+void ScriptedExecutor::copy_rows(int from, int to, int first, int count) {
+  const OneThread one_thread(&busy_);
+  check_between("a block that is copied", from, 0, num_blocks() - 1);
+  check_between("a block that rows are copied to", to, 0, num_blocks() - 1);
+  check_between("the first row", first, 0, block_size_);
+  check_between("the number of rows", count, 0, block_size_ - first);
+  uint64_t* const rows = cache_.data() + int64_t{to} * block_size_ + first;
+  std::copy_n(cache_.data() + int64_t{from} * block_size_ + first, count, rows);
+  std::fill(rows + count, rows - first + block_size_, 0);  // undefined: a read of them is seen
+  copied_.fetch_add(count, std::memory_order_relaxed);
+}
+
 // Sequences may read one block; none may write what another reads.
 void ScriptedExecutor::check_blocks(const Segment* segments, int num_segments) const {
   if (num_segments == 1) return;  // as one call makes it, with any positions: feed() checks them

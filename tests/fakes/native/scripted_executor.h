@@ -38,6 +38,7 @@ class ScriptedExecutor : public Executor {
   explicit ScriptedExecutor(const Script& script);
 
   void forward(const Segment* segments, int num_segments) override;
+  void copy_rows(int from, int to, int first, int count) override;
   int vocab_size() const override { return script_.vocab_size; }
   int logits_size() const override {
     return script_.head_ids.empty() ? script_.vocab_size : static_cast<int>(script_.head_ids.size());
@@ -50,6 +51,7 @@ class ScriptedExecutor : public Executor {
 
   int64_t num_forwards() const { return calls_.load(std::memory_order_relaxed); }
   int64_t num_tokens() const { return tokens_.load(std::memory_order_relaxed); }
+  int64_t num_copied() const { return copied_.load(std::memory_order_relaxed); }  // rows
   int64_t max_position() const { return max_position_.load(std::memory_order_relaxed); }
 
  private:
@@ -73,6 +75,7 @@ class ScriptedExecutor : public Executor {
   std::atomic<bool> busy_{false};
   std::atomic<int64_t> calls_{0};
   std::atomic<int64_t> tokens_{0};
+  std::atomic<int64_t> copied_{0};
   std::atomic<int64_t> max_position_{-1};
 };
 
