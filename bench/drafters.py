@@ -4,16 +4,17 @@
     python bench/drafters.py --target models/target --draft models/draft       and a draft model of its own
     python bench/drafters.py --prompts FILE                           prompts of Spec-Bench, HumanEval, ..
         --skip-layers 2 3 --exit models/exit --stops adaedl marginal  more rows
-        --parallel models/parallel                                    a draft that fills windows in one pass
+        --parallel models/parallel --diffusion models/diffusion       drafts that fill windows in a few passes
 
 A row is a kind of draft and its window: none (`ar`), lookup in prompt and answer, lookup in earlier answers
-too, the model of --draft, with windows that end early by each of --stops too, the target without --skip-
-layers, the exit layer of --exit, the draft of --parallel, each of these behind a lookup too, and what `auto`
-chooses. Columns: memory beside the target; tokens that a round makes final; of the windows, the share that
-was looked up; of the drafts judged at each place of a window, the share that stood; milliseconds of a round
-to draft and to score and judge; and how many times faster than `ar` text is written behind its first token,
-over all prompts, and with the tokens a round over those of a task. All rows must write the tokens of `ar`
-(sampled: by judge `coupled`), or no figure is printed and the status is 1. The last line is the same as JSON.
+too, the model of --draft, with windows that end early by each of --stops too, the target without
+--skip-layers, the exit layer of --exit, the draft of --parallel, each of these behind a lookup too, the
+draft of --diffusion, and what `auto` chooses. Columns: memory beside the target; tokens that a round makes
+final; of the windows, the share that was looked up; of the drafts judged at each place of a window, the
+share that stood; milliseconds of a round to draft and to score and judge; and how many times faster than
+`ar` text is written behind its first token, over all prompts, and with the tokens a round over those of a
+task. All rows must write the tokens of `ar` (sampled: by judge `coupled`), or no figure is printed and the
+status is 1. The last line is the same as JSON.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.types.metrics import RequestMetrics
 
 NONE, LOOKUP, EARLIER, MODEL, AUTO = "none", "lookup", "lookup, earlier answers", "model", "auto"
-SELF, EXIT, PARALLEL = "self", "exit", "parallel"
-GAMMAS = {LOOKUP: (3, 7, 15), MODEL: (2, 4, 8), SELF: (2, 4), EXIT: (2, 4), PARALLEL: (4, 8, 12)}
+SELF, EXIT, PARALLEL, DIFFUSION = "self", "exit", "parallel", "diffusion"
+GAMMAS = {LOOKUP: (3, 7, 15), MODEL: (2, 4, 8), SELF: (2, 4), EXIT: (2, 4)}
+GAMMAS |= {PARALLEL: (4, 8, 12), DIFFUSION: (4, 8, 12)}
 LONGEST = 15  # window of a draft that ends its windows itself
 PLACES = 5  # of a window that the table shows
 COLUMNS = (
@@ -111,10 +113,11 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
         add(LOOKUP, gamma)
     add(EARLIER, max(options.gammas or GAMMAS[LOOKUP]))
     asked = {MODEL: options.draft, SELF: options.skip_layers, EXIT: options.exit, PARALLEL: options.parallel}
+    asked |= {DIFFUSION: options.diffusion}
     for kind, is_asked in asked.items():
         for gamma in (options.gammas or GAMMAS[kind]) if is_asked else ():
             add(kind, gamma)
-        if is_asked:
+        if is_asked and kind != DIFFUSION:
             add(chained(kind), max(options.gammas or GAMMAS[kind]))
     for stop in options.stops:
         add(stopped(stop), max(options.gammas or [LONGEST]))
@@ -149,6 +152,8 @@ def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
         kinds[EXIT] = {"draft": options.exit}
     if options.parallel:
         kinds[PARALLEL] = {"draft": options.parallel}
+    if options.diffusion:
+        kinds[DIFFUSION] = {"draft": options.diffusion}
     behind = [kind for kind in (MODEL, SELF, EXIT, PARALLEL) if kind in kinds]
     kinds |= {chained(kind): kinds[kind] | {"draft_lookup": True} for kind in behind}
     kinds |= {stopped(stop): {"draft_stop": stop} for stop in options.stops}
@@ -249,9 +254,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--skip-layers", type=int, nargs="+", help="that the target leaves out as a draft")
     parser.add_argument("--exit", type=Path, help="an exit layer of the target, which drafts")
     parser.add_argument("--parallel", type=Path, help="a draft model with a pard_token")
+    parser.add_argument("--diffusion", type=Path, help="a draft model with a diffusion_mask_token")
     options = parser.parse_args(argv)
-    if any((options.draft, options.skip_layers, options.exit, options.parallel)) and not options.target:
-        parser.error("--draft, --skip-layers, --exit and --parallel want --target too")
+    of_target = options.draft, options.skip_layers, options.exit, options.parallel, options.diffusion
+    if any(of_target) and not options.target:
+        parser.error("--draft, --skip-layers, --exit, --parallel and --diffusion want --target too")
     if options.stops and not options.draft:
         parser.error("--stops want --draft too")
     require_positive(parser, options, "num-prompts", "max-tokens")

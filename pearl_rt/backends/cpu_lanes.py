@@ -10,6 +10,7 @@ import pearl_rt._C as _C
 from pearl_rt.backends.base import Lanes
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ResourceError
+from pearl_rt.reference.diffusion import DEFAULT_PASSES
 from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.types import draft_stop
 from pearl_rt.types.request import Request
@@ -82,10 +83,13 @@ class CpuLanes(Lanes):
             lanes.append(_C.CpuLane("draft", reader, draft_device))
         elif draft is not None:
             own = draft.executor(draft_set, num_slots, pool)
-            mask = draft.config.pard_token
-            self.drafts_at_once = mask is not None
-            model = _C.ModelDrafter(own, mask_token=mask)
-            if lookup_tokens is not None:
+            mask, filled = draft.config.pard_token, draft.config.diffusion_mask_token
+            self.drafts_at_once = mask is not None or filled is not None
+            model: _C.ModelDrafter | _C.DiffusionDrafter = _C.ModelDrafter(own, mask_token=mask)
+            if filled is not None:
+                passes = draft.config.diffusion_passes or DEFAULT_PASSES
+                model = _C.DiffusionDrafter(own, mask_token=filled, num_passes=passes)
+            elif lookup_tokens is not None:
                 self._chain = _C.ChainDrafter(model, pool_tokens=lookup_tokens, cost=self._draft_cost)
             lanes.append(_C.CpuLane("draft", self._chain or model, draft_device))
         elif lookup_tokens is not None:

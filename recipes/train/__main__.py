@@ -1,5 +1,5 @@
-"""`python -m recipes.train COMMAND`: tokenizer, prompts, pretrain, prune, distill, exit, parallel, eagle3,
-evaluate, report.
+"""`python -m recipes.train COMMAND`: tokenizer, prompts, pretrain, prune, distill, exit, parallel, diffusion,
+eagle3, evaluate, report.
 
 Every training command can be killed and given again: it goes on. See docs/training.md.
 """
@@ -23,6 +23,7 @@ from recipes.train.data.corpus import STDLIB, read_corpus
 from recipes.train.data.heldout import held_out_prompts, write_prompts
 from recipes.train.data.stream import PackedStream
 from recipes.train.data.tokenised_corpus import TokenisedCorpus, tokenise_corpus
+from recipes.train.diffusion import Windows, diffusion_loss, diffusion_model
 from recipes.train.distill import SOURCES, DistillSettings, distill
 from recipes.train.divergence import DIVERGENCES
 from recipes.train.eagle3 import eagle3_loss, eagle3_model, write_eagle3
@@ -134,6 +135,25 @@ def run_distill(arguments: argparse.Namespace) -> None:
     write = write_exit if arguments.command == "exit" else export
     settings = _distilling(arguments)
     run = distill(target, draft, tokenised, machine, settings, write=write, **_where(arguments))
+    _finish(arguments, arguments.name, run)
+
+
+def run_diffusion(arguments: argparse.Namespace) -> None:
+    windows = Windows(arguments.window, arguments.keep, arguments.least)
+    machine = _machine(arguments)
+    tokenised = _tokenised(arguments, arguments.target)
+    target = machine.load(arguments.target)
+    if arguments.draft:
+        draft = machine.load(arguments.draft)
+    else:
+        draft = new_model(draft_config(arguments.size, target.config), machine.device)
+    draft = diffusion_model(draft, arguments.mask_token, arguments.passes)
+    settings = _distilling(arguments)
+
+    def loss_of(rows: Tensor) -> Tensor:
+        return diffusion_loss(target, draft, rows, settings.divergence, windows)
+
+    run = distill(target, draft, tokenised, machine, settings, loss_of=loss_of, **_where(arguments))
     _finish(arguments, arguments.name, run)
 
 
@@ -280,6 +300,28 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--least", type=float, help="share of all places that has every mask, at least")
     sub.add_argument("--divergence", choices=DIVERGENCES)
     sub.add_argument("--cross-entropy", type=float)
+    sub.add_argument("--text-share", type=float)
+    sub.add_argument("--samples-from", choices=("text", "target"), default="target")
+    sub.add_argument("--sample-temperature", type=float)
+    sub.add_argument(
+        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
+    )
+    _add_training(sub)
+
+    sub = command("diffusion", run_diffusion, "teach a draft to fill a window in a few passes")
+    sub.add_argument("--target", type=Path, required=True)
+    sub.add_argument("--draft", type=Path, help="begin with this model, for instance a distilled draft")
+    sub.add_argument("--size", choices=SIZES, default="3m", help="without --draft: a new one of this size")
+    sub.add_argument(
+        "--mask-token", type=int, help="an id that no text has; default: one more behind the vocabulary"
+    )
+    sub.add_argument("--passes", type=int, default=2, help="with which a draft fills a window")
+    sub.add_argument("--window", type=int, default=8, help="the longest window, in places")
+    sub.add_argument("--keep", type=float, default=0.7, help="share of the windows that have one place more")
+    sub.add_argument(
+        "--least", type=float, default=0.2, help="share of all places that has every one, at least"
+    )
+    sub.add_argument("--divergence", choices=DIVERGENCES)
     sub.add_argument("--text-share", type=float)
     sub.add_argument("--samples-from", choices=("text", "target"), default="target")
     sub.add_argument("--sample-temperature", type=float)

@@ -176,7 +176,7 @@ def eagle3_model(
         taps = range(max(0, layers - 2), layers + 1)
     counts = np.bincount(np.concatenate([*documents, np.zeros(0, np.int64)]), minlength=config.vocab_size)
     often = np.sort(np.argsort(-counts[: config.vocab_size], kind="stable")[:wanted])
-    layer = replace(config, num_hidden_layers=1, tie_word_embeddings=False, pard_token=None)
+    layer = replace(config.without_masks(), num_hidden_layers=1, tie_word_embeddings=False)
     head = Eagle3Config(layer, wanted, config.hidden_size, None if taps is None else tuple(taps))
     head.check_target(config)
     draft = Eagle3Model(head, config, torch.from_numpy(often.astype(np.int64)))

@@ -39,6 +39,7 @@ class TestProgram:
                 "distill",
                 "exit",
                 "parallel",
+                "diffusion",
                 "eagle3",
                 "evaluate",
                 "prompts",
