@@ -5,20 +5,20 @@
     python bench/drafters.py --prompts FILE                           prompts of Spec-Bench, HumanEval, ..
         --skip-layers 2 3 --exit models/exit --stops adaedl marginal  more rows
         --parallel models/parallel                                    a draft that fills windows in one pass
+        --diffusion models/diffusion                                  a draft that fills them in a few passes
         --eagle3 models/head                                          a head that reads the target
         --candidates 2 4                                              several windows of a sequence
 
 A row is a kind of draft and its window: none (`ar`), lookup in prompt and answer, lookup in earlier
 answers too, the model of --draft, with windows that end early by each of --stops too, and with each of
---candidates windows of a sequence, the target without
---skip-layers, the exit layer of --exit, the draft of --parallel, each of these behind a lookup too, the
-head of --eagle3, and what `auto` chooses. Without --target the drafts are those of models/smollm2.
-Columns: memory beside the target; tokens that a round makes final; of the windows, the share that was
-looked up; of the drafts judged at each place of a window, the share that stood; milliseconds of a round
-to draft and to score and judge; and how many times faster than `ar` text is written behind its first
-token, over all prompts, and with the tokens a round over those of a task. All rows must write the tokens
-of `ar` (sampled: by judge `coupled`), or no figure is printed and the status is 1. The last line is the
-same as JSON.
+--candidates windows of a sequence, the target without --skip-layers, the exit layer of --exit, the draft
+of --parallel, each of these behind a lookup too, the draft of --diffusion, the head of --eagle3, and what
+`auto` chooses. Without --target the drafts are those of models/smollm2. Columns: memory beside the
+target; tokens that a round makes final; of the windows, the share that was looked up; of the drafts
+judged at each place of a window, the share that stood; milliseconds of a round to draft and to score and
+judge; and how many times faster than `ar` text is written behind its first token, over all prompts, and
+with the tokens a round over those of a task. All rows must write the tokens of `ar` (sampled: by judge
+`coupled`), or no figure is printed and the status is 1. The last line is the same as JSON.
 """
 
 from __future__ import annotations
@@ -56,13 +56,14 @@ from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.types.metrics import RequestMetrics
 
 NONE, LOOKUP, EARLIER, MODEL, AUTO = "none", "lookup", "lookup, earlier answers", "model", "auto"
-SELF, EXIT, PARALLEL, EAGLE3 = "self", "exit", "parallel", "eagle3"
+SELF, EXIT, PARALLEL, DIFFUSION, EAGLE3 = "self", "exit", "parallel", "diffusion", "eagle3"
 GAMMAS = {
     LOOKUP: (3, 7, 15),
     MODEL: (2, 4, 8),
     SELF: (2, 4),
     EXIT: (2, 4),
     PARALLEL: (3, 6, 12),
+    DIFFUSION: (4, 8, 12),
     EAGLE3: (2, 4),
 }
 SHIPPED = Path(__file__).resolve().parents[1] / "models" / "smollm2"  # drafts of the published model
@@ -127,7 +128,7 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     for kind, is_asked in asked.items():
         for gamma in (options.gammas or GAMMAS[kind]) if is_asked else ():
             add(kind, gamma)
-        if is_asked and kind != EAGLE3:
+        if is_asked and kind not in (DIFFUSION, EAGLE3):
             add(chained(kind), max(options.gammas or GAMMAS[kind]))
     for stop in options.stops:
         add(stopped(stop), max(options.gammas or [LONGEST]))
@@ -141,7 +142,7 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
 
 def directories(options: argparse.Namespace) -> dict[str, Path | None]:
     """Of the kinds that are a checkpoint beside the target."""
-    return {EXIT: options.exit, PARALLEL: options.parallel, EAGLE3: options.eagle3}
+    return {kind: getattr(options, kind) for kind in (EXIT, PARALLEL, DIFFUSION, EAGLE3)}
 
 
 def chained(kind: str) -> str:
@@ -276,6 +277,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--skip-layers", type=int, nargs="+", help="that the target leaves out as a draft")
     parser.add_argument("--exit", type=Path, help="an exit layer of the target, which drafts")
     parser.add_argument("--parallel", type=Path, help="a draft with a pard_token")
+    parser.add_argument("--diffusion", type=Path, help="a draft with a diffusion_mask_token")
     parser.add_argument("--eagle3", type=Path, help="an EAGLE-3 head of the target")
     options = parser.parse_args(argv)
     if options.draft and not options.target:

@@ -21,6 +21,7 @@ __all__: list[str] = [
     "CudaStream",
     "Device",
     "DeviceArrays",
+    "DiffusionDrafter",
     "Drafter",
     "EagleDrafter",
     "EngineLock",
@@ -68,8 +69,16 @@ class Executor:
     A model and its KV cache, behind one call.
     """
     def forward(
-        self, slot: int, token_ids: collections.abc.Sequence[int], start: int, num_logits: int
-    ) -> numpy.typing.NDArray[numpy.float32]: ...
+        self,
+        slot: int,
+        token_ids: collections.abc.Sequence[int],
+        start: int,
+        num_logits: int,
+        num_open: int = 0,
+    ) -> numpy.typing.NDArray[numpy.float32]:
+        """
+        -> [num_logits, vocab_size] fp32. num_open: of the last tokens, how many see each other.
+        """
     def forward_head(
         self,
         slot: int,
@@ -174,6 +183,15 @@ class ChainDrafter(Drafter):
     def bytes(self) -> int:
         """
         Of the lookup's indices; between runs.
+        """
+
+class DiffusionDrafter(Drafter):
+    """
+    Drafts by a model that fills a window of masks in a few passes.
+    """
+    def __init__(self, executor: Executor, *, mask_token: int, num_passes: int) -> None:
+        """
+        num_passes: of a window, at most.
         """
 
 class EagleDrafter(Drafter):

@@ -20,9 +20,8 @@ from pearl_rt.backends.base import Lanes, PackedModel
 from pearl_rt.backends.select import backend
 from pearl_rt.checkpoint.compatibility import check_tokenizer, max_length, with_draft_ids
 from pearl_rt.checkpoint.config import ModelConfig
-from pearl_rt.checkpoint.source import DraftConfig, load_draft_tokenizer, load_pair, pair_sources
+from pearl_rt.checkpoint.source import DraftConfig, kind_of, load_draft_tokenizer, load_pair, pair_sources
 from pearl_rt.checkpoint.tokenizer import Tokenizer
-from pearl_rt.checkpoint.views.exit_layer import ExitConfig
 from pearl_rt.errors import ConfigError
 from pearl_rt.lowlevel.round import Round
 from pearl_rt.lowlevel.round_graph import RoundGraph
@@ -109,15 +108,7 @@ class Engine:
             skip_layers=options.skip_layers,
             draft_parallel=options.draft_parallel,
         )
-        leaves_early = isinstance(draft_config, ExitConfig)
-        is_parallel = sources[-1].name == "draft" and sources[-1].config.pard_token is not None
-        self._backend, self._drafter = backend(
-            options,
-            has_draft=draft_config is not None,
-            leaves_early=leaves_early,
-            is_parallel=is_parallel,
-            reads_taps=sources[-1].head is not None,
-        )
+        self._backend, self._drafter = backend(options, kind_of(draft_config, sources[-1]))
         capabilities = self._backend.capabilities(self._drafter)
         self._choice = capabilities.narrowed(
             capabilities.everything, options.strategy, options.gamma, options.placement, options.draft_stop

@@ -21,9 +21,9 @@
 
 namespace pearl {
 
-// How a draft came: from a row; as one token and no distribution; or so, since the form of the answer has no
-// other text there.
-enum class DraftKind : uint8_t { kSampled, kCertain, kForced };
+// How a draft came: from a row of a model; as one token and no distribution; or so, since the form of the
+// answer has no other text there; or so, of rows of a model that were more than its own.
+enum class DraftKind : uint8_t { kSampled, kCertain, kForced, kFilled };
 
 struct State {
   // num_blocks, block_size: of the KV caches. has_prefixes: blocks are found again by their tokens.

@@ -24,6 +24,9 @@ struct Segment {
   int num_here = 0;       // rows that lie at `logits`, where `rest` has the others
   float* rest = nullptr;  // null: all lie at `logits`
   float* taps = nullptr;  // [num_tokens, tap_size()] where each token's taps go; null: nowhere
+  // Of the last tokens, how many see each other, whichever comes first: their rows attend to all rows up to
+  // the last token's. Those before them, and all if it is 0, attend to rows up to their own.
+  int num_open = 0;
   // Of a head: [num_tokens, tap_size()] the taps that each token is fed with; null: it is one token, and is
   // fed with what the head itself computed at the last token of the slot.
   const float* features = nullptr;

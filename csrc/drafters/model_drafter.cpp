@@ -144,9 +144,13 @@ void ModelDrafter::push_last(int b) {
   for (int64_t i = start; i < stop; ++i)
     feed[i - start] = i < end ? s.tokens(b)[i] : i < position ? s.window(b)[i - end] : *mask_token_;
   feeder_->push(b, feed, stop - start, start, rows, logits_at(b, position));
-  if (!rows_.empty()) return;
-  feeder_->segments.back().num_here = s.rows_to_wrap(position);
-  feeder_->segments.back().rest = s.draft_row(b, 0);
+  if (rows_.empty()) send_rows(b, position);
+}
+
+void ModelDrafter::send_rows(int b, int64_t position) {
+  Segment& last = feeder_->segments.back();
+  last.num_here = state_->rows_to_wrap(position);
+  last.rest = state_->draft_row(b, 0);
 }
 
 float* ModelDrafter::logits_at(int b, int64_t position) {

@@ -60,6 +60,11 @@ class ModelDrafter : public Drafter {
   virtual void push_last(int slot);
   // The window goes on with tokens of the rows of a pass -> whether one more pass follows.
   virtual bool take_rows(const Segment& segment, int vocab);
+  // The window goes on with the tokens that the form of the answer has next anyway: they cost no pass, and so
+  // come on top of its length. -> whether a pass follows.
+  bool draft_forced(int slot);
+  // The rows that are wanted of the last segment go where those of the window from `position` on belong.
+  void send_rows(int slot, int64_t position);
 
   // Where a pass puts its first row of logits of a slot, at a position: in the state, or where they wait to
   // become rows of the target's vocabulary.
@@ -71,6 +76,7 @@ class ModelDrafter : public Drafter {
   // Set by start.
   State* state_ = nullptr;
   std::optional<Feeder> feeder_;
+  std::optional<Transformer> transformer_;
   std::vector<int32_t> window_len_;  // [B]
   std::vector<int64_t> end_;         // [B] tokens before the window that is drafted
   std::vector<int32_t> drafted_;     // [B] tokens of the window so far
@@ -79,9 +85,6 @@ class ModelDrafter : public Drafter {
   // The window ends: its rule says so, or no token of the draft's is allowed.
   static constexpr int32_t kNothing = -2;
 
-  // The window goes on with the tokens that the form of the answer has next anyway: they cost no pass, and so
-  // come on top of its length. -> whether a pass follows.
-  bool draft_forced(int slot);
   // The token at a position of a window whose logits are in `row`, which is transformed in place first: what
   // was sampled from is what is judged. `drafted` tokens of the window stand before it.
   int32_t sample_draft(int slot, int number, int64_t position, int drafted, float* row, int vocab);
@@ -98,7 +101,6 @@ class ModelDrafter : public Drafter {
 
   // Set by start.
   Run* run_ = nullptr;
-  std::optional<Transformer> transformer_;
   std::vector<int32_t> most_;      // [B] of window_len_, with forced tokens
   std::vector<WindowStop> stops_;  // [B]
   std::vector<int32_t> firsts_;    // [K] the first token of each window

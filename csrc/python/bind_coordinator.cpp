@@ -123,11 +123,13 @@ int64_t branch_blocks(int num_slots, int gamma_max, int block_size, int candidat
 
 // forward for one sequence -> [num_logits, vocab_size] fp32.
 py::array_t<float> forward(Executor& self, int slot, const std::vector<int32_t>& token_ids, int64_t start,
-                           int num_logits) {
+                           int num_logits, int num_open) {
   const auto num_tokens = static_cast<int>(token_ids.size());
   check_between("num_logits", num_logits, 0, num_tokens);
+  check_between("num_open", num_open, 0, num_tokens);
   py::array_t<float> logits({num_logits, self.vocab_size()});
-  const Segment segment{slot, token_ids.data(), num_tokens, start, num_logits, logits.mutable_data()};
+  Segment segment{slot, token_ids.data(), num_tokens, start, num_logits, logits.mutable_data()};
+  segment.num_open = num_open;
   const WithoutGil release;
   self.forward(&segment, 1);
   return logits;
@@ -203,7 +205,8 @@ LogprobRows rows_of(const std::vector<Logprob>& entries, size_t num_tokens) {
 void bind_coordinator(py::module_& m) {
   py::class_<Executor, std::shared_ptr<Executor>>(m, "Executor", "A model and its KV cache, behind one call.")
       .def("forward", &forward, py::arg("slot"), py::arg("token_ids"), py::arg("start"),
-           py::arg("num_logits"))
+           py::arg("num_logits"), py::arg("num_open") = 0,
+           "-> [num_logits, vocab_size] fp32. num_open: of the last tokens, how many see each other.")
       .def("forward_taps", &forward_taps, py::arg("slot"), py::arg("token_ids"), py::arg("start"),
            "-> [num_tokens, tap_size] fp32.")
       .def("forward_head", &forward_head, py::arg("slot"), py::arg("token_ids"), py::arg("start"),

@@ -38,7 +38,7 @@ class Lanes:
 
     measured_gammas: Sequence[int] = MEASURED_GAMMAS
     adapts = False  # whether windows may change from round to round
-    drafts_at_once = False  # whether one pass of the draft fills a window
+    drafts_at_once = False  # whether a pass of the draft has all rows of a window
     overlaps = False  # whether draft and target are at work at the same time in pearl
     coordinator: _C.Coordinator
     gpu: "Gpu | None" = None  # the target's

@@ -11,6 +11,7 @@ from pearl_rt.backends.base import Lanes
 from pearl_rt.checkpoint.views.draft_ids import DraftIds
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ResourceError
+from pearl_rt.reference.diffusion import DEFAULT_PASSES
 from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.types import draft_stop
 from pearl_rt.types.request import Request
@@ -85,15 +86,19 @@ class CpuLanes(Lanes):
             lanes.append(_C.CpuLane("draft", reader, draft_device))
         elif draft is not None:
             own = draft.executor(draft_set, num_slots, pool, candidates=candidates)
-            mask = draft.config.pard_token
-            self.drafts_at_once = mask is not None
+            mask, filled = draft.config.pard_token, draft.config.diffusion_mask_token
+            self.drafts_at_once = mask is not None or filled is not None
             ids = draft.ids or DraftIds(())
             model = _C.ModelDrafter(
                 own, mask_token=mask, target_ids=list(ids.target_of), draft_ids=list(ids.draft_of)
             )
-            if lookup_tokens is not None:
+            drafter: _C.Drafter = model
+            if filled is not None:
+                passes = draft.config.diffusion_passes or DEFAULT_PASSES
+                drafter = _C.DiffusionDrafter(own, mask_token=filled, num_passes=passes)
+            elif lookup_tokens is not None:
                 self._chain = _C.ChainDrafter(model, pool_tokens=lookup_tokens, cost=self._draft_cost)
-            lanes.append(_C.CpuLane("draft", self._chain or model, draft_device))
+            lanes.append(_C.CpuLane("draft", self._chain or drafter, draft_device))
         elif lookup_tokens is not None:
             self._lookup = _C.LookupDrafter(pool_tokens=lookup_tokens)
             lanes.append(_C.CpuLane("draft", self._lookup, draft_device))

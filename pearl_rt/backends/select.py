@@ -66,17 +66,9 @@ def check_weights(options: EngineOptions, has_draft: bool) -> None:
         )
 
 
-def drafter_name(
-    options: EngineOptions,
-    device: str,
-    has_draft: bool,
-    leaves_early: bool = False,
-    is_parallel: bool = False,
-    reads_taps: bool = False,
-) -> str:
-    """The kind of drafter that was asked for, "auto" decided. leaves_early: the draft is an exit layer.
-    is_parallel: the draft has a mask token. reads_taps: it is an EAGLE-3 head. Raises ConfigError for one
-    that cannot be.
+def drafter_name(options: EngineOptions, device: str, made_for: str | None) -> str:
+    """The kind of drafter that was asked for, "auto" decided. made_for: what the draft that was given drafts
+    as; None: there is none. Raises ConfigError for one that cannot be.
     """
     kind: str = options.drafter
     if options.skip_layers is not None and kind != "self":
@@ -84,26 +76,22 @@ def drafter_name(
             f"skip_layers {options.skip_layers} are layers that draft='self' leaves out, and the drafter is "
             f"{kind!r}: pass draft='self', or drop them"
         )
-    if leaves_early and kind in ("auto", "model"):
-        kind = "exit"
-    elif reads_taps and kind in ("auto", "model"):
-        kind = "eagle3"
-    elif is_parallel and has_draft and kind in ("auto", "model"):
-        kind = "parallel"
-    elif kind == "auto":
-        return "model" if has_draft else "lookup" if device == "cpu" else "none"
-    if kind == "model" and not has_draft:
+    if kind == "auto" and made_for is None:
+        return "lookup" if device == "cpu" else "none"
+    if kind == "model" and made_for is None:
         raise ConfigError("drafter 'model' needs a draft model: pass draft=DIRECTORY, or draft='lookup'")
-    if kind not in ("model", "exit", "parallel", "eagle3") and has_draft:
+    if made_for is not None and kind not in ("auto", "model"):
         raise ConfigError(f"drafter {kind!r} was asked for, and a draft model was given: drop one of them")
+    kind = made_for or kind
     if kind in ("lookup", "self", "exit", "eagle3") and device != "cpu":
         raise ConfigError(
             f"draft {kind!r} runs on the CPU only so far, and the target is on {device!r}: pass "
             "device='cpu', a draft model, or draft='none'"
         )
-    if kind == "parallel" and device != "cpu":
+    if kind in ("parallel", "diffusion") and device != "cpu":
+        key = "pard_token" if kind == "parallel" else "diffusion_mask_token"
         raise ConfigError(
-            "draft 'parallel' (the draft has a pard_token) runs on the CPU only so far, and the target is on "
+            f"draft {kind!r} (the draft has a {key}) runs on the CPU only so far, and the target is on "
             f"{device!r}: pass draft_parallel=False (--no-draft-parallel) for drafts token by token, or "
             "device='cpu'"
         )
@@ -121,6 +109,11 @@ def check_lookup(kind: str, device: str) -> None:
         raise ConfigError(
             "draft_lookup has no place in front of an EAGLE-3 head, which is fed what the target computed at "
             "the last rows: drop it"
+        )
+    if kind == "diffusion":
+        raise ConfigError(
+            "draft_lookup has no place in front of a draft 'diffusion' so far: drop it, or pass "
+            "draft_parallel=False (--no-draft-parallel) for drafts token by token"
         )
     if device != "cpu":
         raise ConfigError(
@@ -144,6 +137,7 @@ def check_candidates(options: EngineOptions, kind: str, device: str) -> None:
     if kind not in BRANCHING_DRAFTERS:
         why = {
             "parallel": "whose rows are of one window: pass draft_parallel=False for drafts token by token",
+            "diffusion": "whose windows are filled whole: pass draft_parallel=False",
             "eagle3": "which is fed what the target computed at one window: pass another draft",
         }
         raise ConfigError(
@@ -152,23 +146,16 @@ def check_candidates(options: EngineOptions, kind: str, device: str) -> None:
         )
 
 
-def backend(
-    options: EngineOptions,
-    *,
-    has_draft: bool,
-    leaves_early: bool = False,
-    is_parallel: bool = False,
-    reads_taps: bool = False,
-) -> tuple[Backend, str]:
-    """The back end that was asked for, and what drafts there: "model", "parallel", "self", "exit", "eagle3",
-    "lookup" or "none". leaves_early: the draft is an exit layer. is_parallel: it has a mask token.
-    reads_taps: it is an EAGLE-3 head. Raises ConfigError for what makes no sense, ResourceError for what this
-    machine has not got.
+def backend(options: EngineOptions, made_for: str | None) -> tuple[Backend, str]:
+    """The back end that was asked for, and what drafts there: "model", "parallel", "diffusion", "self",
+    "exit", "eagle3", "lookup" or "none". made_for: what the draft that was given drafts as; None: there is
+    none. Raises ConfigError for what makes no sense, ResourceError for what this machine has not got.
     """
+    has_draft = made_for is not None
     environment = Environment.read()
     device = device_name(options, environment)
     draft_device = draft_device_name(options, device, has_draft)
-    drafter = drafter_name(options, device, has_draft, leaves_early, is_parallel, reads_taps)
+    drafter = drafter_name(options, device, made_for)
     check_weights(options, has_draft)
     if options.draft_lookup:
         check_lookup(drafter, device)

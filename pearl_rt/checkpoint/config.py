@@ -8,15 +8,15 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from pearl_rt.checkpoint.gguf.model import GgufModel
 from pearl_rt.checkpoint.open_file import OpenFile
 from pearl_rt.checkpoint.quantised.scheme import read_scheme
 from pearl_rt.checkpoint.rope_scaling import RopeScaling, read_rope
-from pearl_rt.errors import CheckpointError, ConfigError, ConfigFileError, one_line, shown
-from pearl_rt.types.config_keys import check_keys
+from pearl_rt.errors import CheckpointError, ConfigError, one_line, shown
+from pearl_rt.types.config_keys import MASK_KEYS, check_keys, check_masks
 from pearl_rt.types.json import Json
 from pearl_rt.types.values import Integer
 
@@ -57,7 +57,8 @@ class ModelConfig:
 
     `attention_bias` is a bias on q, k and v (Qwen2), `output_bias` one on o_proj (Hugging Face's
     attention_bias means both), `mlp_bias` one on gate, up and down; `qk_norm` an RMSNorm over head_dim on q
-    and k (Qwen3). `pard_token` is the mask token of a draft that fills a window in one pass (PARD).
+    and k (Qwen3). `pard_token` is the mask token of a draft that fills a window in one pass (PARD),
+    `diffusion_mask_token` of one that does so in `diffusion_passes` (None: 2; SpecDiff).
     """
 
     model_type: str
@@ -82,6 +83,8 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...] = ()
     sliding_window: int | None = None  # harmless while no sequence is longer: see check_max_model_len
     pard_token: int | None = None
+    diffusion_mask_token: int | None = None
+    diffusion_passes: int | None = None
 
     def __post_init__(self) -> None:
         if self.model_type not in ARCHITECTURES:
@@ -91,12 +94,7 @@ class ModelConfig:
                 f"num_attention_heads {self.num_attention_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
-        if self.pard_token is not None and not 0 <= self.pard_token < self.vocab_size:
-            raise ConfigFileError(
-                f"pard_token {self.pard_token} is not in the vocabulary, whose ids are 0 to "
-                f"{self.vocab_size - 1}: give the mask token that the draft was trained with, or leave the "
-                "key out, for a draft that goes token by token"
-            )
+        check_masks(self.vocab_size, *(getattr(self, name) for name in MASK_KEYS))
         if self.head_dim % 2:
             raise ConfigError(f"head_dim {self.head_dim} is odd; rotary positions need an even one")
         fits = self.attention_bias == (self.output_bias or self.model_type == "qwen2")
@@ -113,6 +111,10 @@ class ModelConfig:
                 f"torch_dtype {shown(self.torch_dtype)} is not supported ({_listing(_DTYPES)} are): "
                 "convert the checkpoint, or use its unquantised original"
             )
+
+    def without_masks(self) -> "ModelConfig":
+        """The same model, which goes token by token."""
+        return replace(self, **dict.fromkeys(MASK_KEYS))
 
     @property
     def default_max_model_len(self) -> int:
@@ -207,7 +209,7 @@ class ModelConfig:
             bos_token_id=next(iter(_token_ids(d, "bos_token_id")), None),
             eos_token_ids=_token_ids(d, "eos_token_id"),
             sliding_window=_read_sliding_window(d),
-            pard_token=d.get("pard_token"),
+            **{name: d.get(name) for name in MASK_KEYS},
         )
 
     def to_dict(self) -> Json:
@@ -220,8 +222,7 @@ class ModelConfig:
         content["eos_token_id"] = None if not eos else eos[0] if len(eos) == 1 else list(eos)
         # The norm follows from model_type; attention_bias means o_proj's too.
         del content["qk_norm"]
-        if self.pard_token is None:
-            del content["pard_token"]
+        content = {k: value for k, value in content.items() if k not in MASK_KEYS or value is not None}
         content["attention_bias"] = content.pop("output_bias")
         if self.model_type.startswith("qwen"):
             content |= {"use_sliding_window": self.sliding_window is not None, "max_window_layers": 0}

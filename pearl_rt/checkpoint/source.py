@@ -84,7 +84,9 @@ def pair_sources(
     sources = [ModelSource("target", target_config, dtype, target_tensors, weights)]
     if draft_config is None and draft_tensors is None:
         if drafter == "self":
-            base = target_config if draft_parallel else replace(target_config, pard_token=None)
+            base = target_config.without_masks()
+            if draft_parallel:
+                base = replace(base, pard_token=target_config.pard_token)
             skipped: Sequence[int] = skip_layers or ()
             if skip_layers is None and base.pard_token is None:
                 skipped = known_layers(target_config, target_tensors)
@@ -94,7 +96,7 @@ def pair_sources(
     elif isinstance(draft_config, ExitConfig) and draft_tensors is not None:
         own = draft_config.draft_config(target_config)
         if not draft_parallel:
-            own = replace(own, pard_token=None)
+            own = own.without_masks()
         check_exit(draft_tensors, draft_config.shapes(target_config), "the draft")
         view = _view(own, range(draft_config.exit_layer), dtype, draft_tensors, draft_weights)
         sources.append(_with_fewer_ids(view, target_config, target_tensors))
@@ -106,11 +108,24 @@ def pair_sources(
     elif isinstance(draft_config, ModelConfig) and draft_tensors is not None:
         draft_config = _with_dtype(draft_config, draft_tensors)
         if not draft_parallel:
-            draft_config = replace(draft_config, pard_token=None)
+            draft_config = draft_config.without_masks()
         sources.append(ModelSource("draft", draft_config, dtype, draft_tensors, draft_weights))
     else:
         raise ConfigError("a draft is a configuration and tensors: pass both, or neither")
     return sources
+
+
+def kind_of(draft_config: DraftConfig | None, draft: ModelSource) -> str | None:
+    """What a draft that was given drafts as: "model", "parallel", "diffusion", "exit" or "eagle3"; None: no
+    draft was given. draft: the last of pair_sources().
+    """
+    if draft_config is None or isinstance(draft_config, ExitConfig):
+        return None if draft_config is None else "exit"
+    if isinstance(draft_config, Eagle3Config):
+        return "eagle3"
+    if draft.config.diffusion_mask_token is not None:
+        return "diffusion"
+    return "model" if draft.config.pard_token is None else "parallel"
 
 
 def _view(

@@ -19,8 +19,9 @@ CAPTURED_FORMS = ("events", "graph")
 FORMS = (*CAPTURED_FORMS, "eager")
 DTYPES = ("auto", "bfloat16", "float32", "float16")
 DRAFTERS = ("auto", "model", "self", "lookup", "none")
-MODEL_DRAFTERS = ("model", "parallel", "self", "exit", "eagle3")  # that draft by rows, with a KV cache
-BRANCHING_DRAFTERS = ("model", "self", "exit")  # of these, that can fill several windows of a sequence
+# That draft by rows of a model, with a KV cache; and of these, what can fill several windows of a sequence.
+MODEL_DRAFTERS = ("model", "parallel", "diffusion", "self", "exit", "eagle3")
+BRANCHING_DRAFTERS = ("model", "self", "exit")
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,9 @@ class EngineOptions:
                    threshold) by the entropy of a row; "marginal" (or "marginal:C") where a row is worth less
                    than it costs, C steps of the target (weights read, unless given); "thompson" by chance,
                    with the chance that drafts stood so far; "none"
-    draft_parallel  whether a draft that was made for it (pard_token in its config.json, PARD) fills a window
-                   in one pass, on the CPU; else it drafts token by token
+    draft_parallel  whether a draft that was made for it fills a window in one pass (pard_token in its
+                   config.json, PARD) or in a few (diffusion_mask_token, SpecDiff), on the CPU; else it drafts
+                   token by token
     draft_lookup   whether a lookup drafts in front of the draft model (or exit layer, or "self"), on the
                    CPU: a window is the lookup's where what it expects of it is worth more than the model's
                    windows have been

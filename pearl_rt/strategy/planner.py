@@ -15,8 +15,8 @@ c_1 .. c_k is a^k (Leviathan et al., arXiv 2211.17192):
 
 t_T(n) is the time of a score over n tokens, t_D(g) that of a window of g drafts, measured for one sequence.
 For b at once a score takes t_T(b n), and a window, whose steps have b rows each, t_D(g) t_T(b) / t_T(1): the
-draft is taken to slow down with rows as the target does. A window that one pass fills has a step of b g rows,
-and takes t_D(g) t_T(b g) / t_T(g).
+draft is taken to slow down with rows as the target does. A window that one pass fills, or a few, has steps of
+b g rows, and takes t_D(g) t_T(b g) / t_T(g).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,7 +42,7 @@ class StepTimes:
     beside_target: Mapping[int, float] | None = None
     beside_window: Mapping[int, float] | None = None
     is_measured: bool = True  # False: the figures stand for a device that was not timed
-    drafts_at_once: bool = False  # a window is one pass of gamma rows, not gamma passes of one
+    drafts_at_once: bool = False  # a window is one pass of gamma rows, or a few; not gamma passes of one
 
     @classmethod
     def constant(cls, target: float, draft: float, *, overlaps: bool = True) -> "StepTimes":

@@ -34,7 +34,7 @@ class ProgramChoice:
 class Capabilities:
     """What an engine can do: without a drafter there is only ar, and a device has placements of its own."""
 
-    drafter: str  # "model", "parallel", "self", "exit", "eagle3", "lookup" or "none"
+    drafter: str  # "model", "parallel", "diffusion", "self", "exit", "eagle3", "lookup" or "none"
     placements: tuple[str, ...] = ("shared",)
     refused: Mapping[str, str] = field(default_factory=dict)  # placement -> why not, and the way out
     scores_prompts: bool = False  # log-probabilities of a prompt's tokens
@@ -126,6 +126,12 @@ class Capabilities:
             raise error(
                 f"draft_stop {stop!r} ends one window of a sequence, and with candidates {self.candidates} "
                 "there are several, all as long: drop it, or pass candidates=1"
+            )
+        if self.drafter == "diffusion":
+            raise error(
+                f"draft_stop {stop!r} ends windows that are drafted from their front, and a draft "
+                "'diffusion' fills its windows whole: drop it, or pass draft_parallel=False "
+                "(--no-draft-parallel)"
             )
         if not self.ends_windows:
             raise error(

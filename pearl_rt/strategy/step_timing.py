@@ -29,7 +29,7 @@ class TimedLanes(Protocol):
     @property
     def overlaps(self) -> bool: ...  # whether draft and target are at work at the same time in pearl
     @property
-    def drafts_at_once(self) -> bool: ...  # whether one pass of the draft fills a window
+    def drafts_at_once(self) -> bool: ...  # whether a pass of the draft has all rows of a window
     @property
     def measured_gammas(self) -> Sequence[int]: ...  # windows to run: others are interpolated
     @property

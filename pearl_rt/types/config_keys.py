@@ -13,6 +13,8 @@ MOST = 2**31 - 1  # sizes and ids are 32-bit integers where they are used
 MOST_LAYERS = 4096
 LARGEST = 1e30  # of a number, which has room to multiply in fp32
 SMALLEST = 1e-30  # of one that has to be positive, likewise
+MASK_KEYS = ("pard_token", "diffusion_mask_token", "diffusion_passes")  # of drafts that fill windows
+MOST_PASSES = 16  # of a window, which has no more places
 
 
 @dataclass(frozen=True)
@@ -88,8 +90,14 @@ KEYS: Mapping[str, Kind] = {
     **dict.fromkeys(("architectures", "layer_types"), _TEXTS),
     **dict.fromkeys(("bos_token_id", "eos_token_id"), _IDS),
     **dict.fromkeys(("rope_scaling", "rope_parameters"), _OBJECT),
-    "pard_token": Kind(
-        _COUNT.words, _COUNT.fits, limit=": give the id of the mask token, or leave the key out"
+    **dict.fromkeys(
+        ("pard_token", "diffusion_mask_token"),
+        Kind(_COUNT.words, _COUNT.fits, limit=": give the id of the mask token, or leave the key out"),
+    ),
+    "diffusion_passes": Kind(
+        f"an integer from 1 to {MOST_PASSES}",
+        lambda value: _is_integer(value, 1, MOST_PASSES),
+        limit=": give the passes that fill a window, or leave the key out for 2",
     ),
 }
 ROPE_KEYS: Mapping[str, Kind] = {
@@ -102,6 +110,29 @@ ROPE_KEYS: Mapping[str, Kind] = {
     "original_max_position_embeddings": _size(is_needed=False),
     "truncate": _FLAG,
 }
+
+
+def check_masks(vocab_size: int, pard: int | None, diffusion: int | None, passes: int | None) -> None:
+    """Raises ConfigFileError for a token outside the vocabulary, and for keys that do not go together: the
+    values of MASK_KEYS, each an integer or None.
+    """
+    for name, token in (("pard_token", pard), ("diffusion_mask_token", diffusion)):
+        if token is not None and not 0 <= token < vocab_size:
+            raise ConfigFileError(
+                f"{name} {token} is not in the vocabulary, whose ids are 0 to {vocab_size - 1}: give the "
+                "mask token that the draft was trained with, or leave the key out, for a draft that goes "
+                "token by token"
+            )
+    if pard is not None and diffusion is not None:
+        raise ConfigFileError(
+            f"pard_token {pard} fills windows in one pass, and diffusion_mask_token {diffusion} in several: "
+            "leave out the one that the draft was not trained with"
+        )
+    if passes is not None and (diffusion is None or not 1 <= passes <= MOST_PASSES):
+        raise ConfigFileError(
+            f"diffusion_passes {passes} wants a diffusion_mask_token, and is 1 to {MOST_PASSES}: give both, "
+            "or leave it out"
+        )
 
 
 def check_keys(content: Mapping[str, object]) -> None:

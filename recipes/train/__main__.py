@@ -1,5 +1,5 @@
 """`python -m recipes.train COMMAND`: tokenizer, prompts, pretrain, write, remember,
-prune, distill, exit, parallel, eagle3, evaluate, report.
+prune, distill, exit, parallel, diffusion, eagle3, evaluate, report.
 
 Every training command can be killed and given again: it goes on. See docs/training.md.
 """
@@ -31,6 +31,7 @@ from recipes.train.data.remembered import LearntRows, Remembered, remember
 from recipes.train.data.stream import PackedStream
 from recipes.train.data.tokenised_corpus import TokenisedCorpus, frequent_ids, tokenise_corpus
 from recipes.train.distill import DistillSettings, distill
+from recipes.train.drafts.diffusion import Windows, diffusion_loss, diffusion_model
 from recipes.train.drafts.eagle3 import eagle3_loss, eagle3_model, write_eagle3
 from recipes.train.drafts.exit_layer import exit_model, write_exit
 from recipes.train.drafts.parallel import parallel_model
@@ -197,6 +198,28 @@ def run_remember(arguments: argparse.Namespace) -> None:
     print(f"{rows} rows of {arguments.length} tokens, inputs of layers {layers} -> {arguments.out}")
 
 
+def run_diffusion(arguments: argparse.Namespace) -> None:
+    windows = Windows(arguments.window, arguments.keep, arguments.least)
+    machine = _machine(arguments)
+    tokenised = _tokenised(arguments, arguments.target)
+    target = machine.load(arguments.target)
+    if arguments.draft:
+        draft = machine.load(arguments.draft)
+    else:
+        draft = new_model(draft_config(arguments.size, target.config), machine.device)
+    draft = diffusion_model(draft, arguments.mask_token, arguments.passes)
+    settings = _distilling(arguments)
+    known = _remembered(arguments, target.config)
+
+    def loss_of(rows: LearntRows) -> Tensor:
+        return diffusion_loss(target, draft, rows, settings.divergence, windows)
+
+    run = distill(
+        target, draft, tokenised, machine, settings, loss_of=loss_of, remembered=known, **_where(arguments)
+    )
+    _finish(arguments, arguments.name, run)
+
+
 def run_eagle3(arguments: argparse.Namespace) -> None:
     if arguments.steps < 1:
         raise RequestError(f"--steps {arguments.steps}: give 1 or more")
@@ -269,6 +292,7 @@ COMMANDS = {
     "distill": run_distill,
     "exit": run_distill,
     "parallel": run_distill,
+    "diffusion": run_diffusion,
     "eagle3": run_eagle3,
     "prune": run_prune,
     "evaluate": run_evaluate,

@@ -115,6 +115,29 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     )
     _add_training(sub)
 
+    sub = command("diffusion", "teach a draft to fill a window in a few passes")
+    sub.add_argument("--target", type=Path, required=True)
+    sub.add_argument("--draft", type=Path, help="begin with this model, for instance a distilled draft")
+    sub.add_argument("--size", choices=SIZES, default="3m", help="without --draft: a new one of this size")
+    sub.add_argument(
+        "--mask-token", type=int, help="an id that no text has; default: one more behind the vocabulary"
+    )
+    sub.add_argument("--passes", type=int, default=2, help="with which a draft fills a window")
+    sub.add_argument("--window", type=int, default=8, help="the longest window, in places")
+    sub.add_argument("--keep", type=float, default=0.7, help="share of the windows that have one place more")
+    sub.add_argument(
+        "--least", type=float, default=0.2, help="share of all places that has every one, at least"
+    )
+    sub.add_argument("--remembered", type=Path, help="rows come from this folder, made by `remember`")
+    sub.add_argument("--divergence", choices=DIVERGENCES)
+    sub.add_argument("--text-share", type=float)
+    sub.add_argument("--samples-from", choices=("text", "target"), default="target")
+    sub.add_argument("--sample-temperature", type=float)
+    sub.add_argument(
+        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
+    )
+    _add_training(sub)
+
     sub = command("eagle3", "teach a head to draft from what its target computed")
     sub.add_argument("--target", type=Path, required=True)
     sub.add_argument("--tap", type=int, action="append", help="a layer whose input is read; given in order")

@@ -94,7 +94,8 @@ class DistillSettings:
 def check_pair(target: LlamaForCausalLM, draft: LlamaForCausalLM) -> None:
     """Raises ConfigError if the two cannot be compared token by token. A mask token may be one id more."""
     sizes = target.config.vocab_size, draft.config.vocab_size
-    if sizes[1] not in (sizes[0], sizes[0] + (draft.config.pard_token == sizes[0])):
+    masks = draft.config.pard_token, draft.config.diffusion_mask_token
+    if sizes[1] not in (sizes[0], sizes[0] + (sizes[0] in masks)):
         raise ConfigError(
             f"the target's vocab_size is {sizes[0]} and the draft's {sizes[1]}: "
             "a draft needs its target's tokenizer"

@@ -45,7 +45,8 @@ PARALLEL = RULES | {"drafter": "parallel"}
 CHAINED = RULES | {"drafter": "chain"}
 HEAD = RULES | {"drafter": "eagle3"}
 SEVERAL = LAW | {"candidates": 3, "temperature": 1.5}
-STEPS, DRAFT, STOP, LOOKUP, CHAIN, EAGLE, TAPS, NOISE, JUDGE, STATE, CANDIDATES, BRANCHES = (
+FILLED = RULES | {"drafter": "diffusion"}
+STEPS, DRAFT, STOP, LOOKUP, CHAIN, EAGLE, TAPS, DIFFUSION, NOISE, JUDGE, STATE, CANDIDATES, BRANCHES = (
     "cpu/lane/cpu_steps.cpp",
     "drafters/model_drafter.cpp",
     "drafters/stop_rule.cpp",
@@ -53,6 +54,7 @@ STEPS, DRAFT, STOP, LOOKUP, CHAIN, EAGLE, TAPS, NOISE, JUDGE, STATE, CANDIDATES,
     "drafters/chain/chain_drafter.cpp",
     "drafters/eagle/eagle_drafter.cpp",
     "drafters/eagle/tap_rows.cpp",
+    "drafters/diffusion/diffusion_drafter.cpp",
     "core/noise.h",
     "sampling/judge.cpp",
     "coordinator/state.h",
@@ -298,6 +300,30 @@ BUGS = {
     ),
     "a row too few copied to a window's blocks": bug(
         "candidates_are_the_rules", RULES, Edit(BRANCHES, "copied.rows = start;", "copied.rows = start + ON;")
+    ),
+    "rows of a window left in the draft's cache": bug(
+        "rounds_are_the_rules",
+        FILLED,
+        Edit(
+            DIFFUSION,
+            "s.draft_fed[b] = start;",
+            "s.draft_fed[b] = start + ON * (window_len_[b] - drafted_[b] - 1);",
+        ),
+    ),
+    "rows of a window that do not see each other": bug(
+        "rounds_are_the_rules",
+        FILLED,
+        Edit(DIFFUSION, "num_open = count - 1;", "num_open = ON ? 0 : count - 1;"),
+    ),
+    "the least sure places first": bug(
+        "rounds_are_the_rules",
+        FILLED,
+        Edit.expression(DIFFUSION, "place.doubt < surest->doubt", "place.doubt > surest->doubt"),
+    ),
+    "a likeliest token judged as if it was drawn": bug(
+        "law_is_kept",
+        LAW | {"drafter": "diffusion"},
+        Edit.expression(DIFFUSION, "DraftKind::kFilled", "DraftKind::kSampled"),
     ),
     "padded vocabulary chosen": bug(
         "tokens_are_those_of_ar",

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from chi_square import FALSE_ALARM, p_value
 from law import CASES, SLOTS, Case, coordinator_counts
-from scripted import CAPACITY, VOCAB, Bench, Logits, logits_after, rounds_of, tokens_of
+from scripted import CAPACITY, VOCAB, Bench, Logits, logits_after, rounds_of, tokens_of, window_rows_after
 
 from pearl_rt import _C, _testing
 from pearl_rt.reference.chain import Chain
+from pearl_rt.reference.diffusion import Diffusion
 from pearl_rt.reference.judge import ReferenceJudge
 from pearl_rt.reference.lookup import ONE, Lookup
 from pearl_rt.reference.processors import Transform
@@ -96,7 +97,7 @@ def chain_of(request: dict[str, Any], kind: str, cost: float | None, at_once: bo
 
 def stop_of(request: dict[str, Any], judge: ReferenceJudge, at_once: bool = False) -> Stop | None:
     """The definition's end of a request's windows. at_once: one pass has all rows of each."""
-    if "draft_stop" not in request:
+    if request.get("draft_stop", "none") == "none":
         return None
     rule = request["draft_stop"], request.get("draft_stop_at", 0.0)
     return Stop(*rule, request["temperature"], judge.row, request["seed"], at_once=at_once)
@@ -185,8 +186,15 @@ def lookup_rounds_are_the_rules(first: int, runs: int, drafter: str = "lookup") 
 
 
 def random_mask(rng: random.Random, drafter: str, draft: dict[str, Any]) -> int | None:
-    """Any token of a parallel draft, also one that a text has, or that the target has not."""
-    return rng.randrange(draft["vocab_size"]) if drafter == "parallel" else None
+    """Any token of a draft with masks, also one that a text has, or that the target has not."""
+    return rng.randrange(draft["vocab_size"]) if drafter in ("parallel", "diffusion") else None
+
+
+def random_passes(rng: random.Random, drafter: str, requests: list[dict[str, Any]]) -> int | None:
+    """Of a draft whose windows no rule ends."""
+    for request in requests if drafter == "diffusion" else ():
+        request["draft_stop"] = "none"
+    return rng.choice([1, 2, 3, 8]) if drafter == "diffusion" else None
 
 
 def random_ids(rng: random.Random, drafter: str, draft: dict[str, Any]) -> list[int] | None:
@@ -220,10 +228,11 @@ def tokens_are_those_of_ar(first: int, runs: int, drafter: str = "model") -> Non
         ids = random_ids(rng, drafter, draft)
         strategy = strategy if ids is None else "sd"
         delay = {"delay_us": (0, rng.choice([0, 0, 20])), "delay_seed": number}
-        mask = random_mask(rng, drafter, draft)
+        mask, passes = random_mask(rng, drafter, draft), random_passes(rng, drafter, requests)
         alone = Bench.build("shared", target=target)
         scripts = {"target": {**target, **delay}, "draft": {**draft, **delay}}
-        batch = Bench.build(placement, **scripts, num_slots=5, mask_token=mask, head_ids=ids)
+        shape = {"num_slots": 5, "mask_token": mask, "passes": passes, "head_ids": ids}
+        batch = Bench.build(placement, **scripts, **shape)
         results = batch.run(strategy, *(_C.Request(**request) for request in requests))
         for slot, request in enumerate(requests):
             want = tokens_of(alone.run("ar", _C.Request(**request | {"gamma": 0})))
@@ -238,15 +247,18 @@ def rounds_are_the_rules(first: int, runs: int, drafter: str = "model") -> None:
         requests = [random_request(rng) for _ in range(rng.randint(1, 3))]
         strategy, kind = rng.choice(STRATEGIES), rng.choice(["rejection", "coupled"])
         placement, mask = rng.choice(PLACEMENTS), random_mask(rng, drafter, draft)
-        ids = random_ids(rng, drafter, draft)
+        ids, passes = random_ids(rng, drafter, draft), random_passes(rng, drafter, requests)
         strategy = strategy if ids is None or strategy == "ar" else "sd"
-        shape = {"num_slots": 3, "mask_token": mask, "head_ids": ids}
+        shape = {"num_slots": 3, "mask_token": mask, "passes": passes, "head_ids": ids}
         bench = Bench.build(placement, target=target, draft=draft, **shape)
         results = bench.run(strategy, *(_C.Request(**request) for request in requests), judge=kind)
-        rules = logits_after(**target), rows_of_head(logits_after(**draft), ids)
+        rules: list[Any] = [logits_after(**target), rows_of_head(logits_after(**draft), ids)]
         for slot, request in enumerate(requests):
             limits, judge = limits_of(request), judge_of(request, kind)
             gamma, own = request["gamma"], {"stop": stop_of(request, judge, mask is not None)}
+            if passes is not None:
+                rows = window_rows_after(**draft)
+                rules[1] = Diffusion(rows, mask, passes, request["temperature"], judge.row)
             want = decode(
                 *rules, request["prompt_ids"], strategy, gamma, limits, judge, mask_token=mask, **own
             )
@@ -299,6 +311,8 @@ def coordinator_of(case: Case, slots: int, gamma: int, drafter: str, candidates:
         drafts = _C.ChainDrafter(_C.ModelDrafter(drafts), cost=CHAIN_COST)
     if drafter == "parallel":
         drafts = _C.ModelDrafter(drafts, mask_token=case.vocab - 1)
+    if drafter == "diffusion":
+        drafts = _C.DiffusionDrafter(drafts, mask_token=case.vocab - 1, num_passes=2)
     taps = None
     if drafter == "eagle3":  # of all ids but two, in another order
         ids = list(range(case.vocab))[-3::-1]

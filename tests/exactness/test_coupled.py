@@ -39,6 +39,16 @@ def test_a_parallel_draft_drafts_by_the_rules(exactness_runs: int) -> None:
     rounds_are_the_rules(60_000, exactness_runs, "parallel")
 
 
+def test_a_diffusion_draft_says_what_ar_says_alone(exactness_runs: int) -> None:
+    """Windows of several passes, with masks of any id."""
+    tokens_are_those_of_ar(90_000, exactness_runs, "diffusion")
+
+
+def test_a_diffusion_draft_drafts_by_the_rules(exactness_runs: int) -> None:
+    """Verdict for verdict: rows of a window see each other, and none of them stays in the cache."""
+    rounds_are_the_rules(100_000, exactness_runs, "diffusion")
+
+
 def test_a_head_says_what_ar_says_alone(exactness_runs: int) -> None:
     """A head that is fed the target's taps, of whatever ids."""
     tokens_are_those_of_ar(70_000, exactness_runs, "eagle3")

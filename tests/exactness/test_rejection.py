@@ -51,6 +51,12 @@ def test_with_windows_of_one_pass(strategy: str, stop: int) -> None:
     law_is_kept(0.9, strategy, 3, 10_000, slots=32, first_seed=first_seed, drafter="parallel", stop=stop)
 
 
+@pytest.mark.parametrize("strategy", ["sd", "pearl"])
+def test_with_windows_of_two_passes(strategy: str) -> None:
+    """The likeliest tokens of rows that see each other: q is all on them. Four draws more each, as above."""
+    law_is_kept(0.9, strategy, 3, 10_000, slots=32, first_seed=40 * 10**6, drafter="diffusion")
+
+
 @pytest.mark.parametrize("stop", [0, 1])
 @pytest.mark.parametrize("strategy", ["sd", "pearl"])
 def test_with_a_chain(strategy: str, stop: int) -> None:

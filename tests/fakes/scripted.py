@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pearl_rt import _C, _testing
+from pearl_rt.reference.diffusion import WindowRows
 from pearl_rt.reference.judge import ReferenceJudge
 from pearl_rt.reference.round import Limits, RoundResult, decode
 from pearl_rt.strategy.program import Program, program
@@ -34,6 +35,18 @@ def logits_after(**script: Any) -> Logits:
         return known[key]
 
     return after
+
+
+def window_rows_after(**script: Any) -> WindowRows:
+    """The rows of a window whose tokens see each other, as this script has them."""
+    vocab = script.pop("vocab_size", VOCAB)
+    executor = _testing.ScriptedExecutor(vocab_size=vocab, max_model_len=256, **script)
+
+    def rows(text: Sequence[int], fed: Sequence[int]) -> np.ndarray:
+        ids = [min(token, vocab - 1) for token in (*text, *fed)]
+        return executor.forward(0, ids, 0, 1 + len(fed), len(fed))[:, :VOCAB]
+
+    return rows
 
 
 class AnyToken:
@@ -85,6 +98,7 @@ class Bench:
         capacity: int = CAPACITY,
         lookup_pool: int | None = None,
         mask_token: int | None = None,
+        passes: int | None = None,
         chain_cost: float | None = None,
         head_ids: list[int] | None = None,
         num_blocks: int | None = None,
@@ -93,7 +107,8 @@ class Bench:
         candidates: int = 1,
     ) -> "Bench":
         """target, draft: arguments of their scripts. lookup_pool: the draft lane looks up and has no script;
-        so many tokens of earlier answers are kept. mask_token: the draft fills a window in one pass.
+        so many tokens of earlier answers are kept. mask_token: the draft fills a window in one pass, or in
+        so many `passes`, whose rows see each other.
         chain_cost: the draft lane has a script and looks up before it; of a pass, in steps of the target.
         head_ids: the draft is a head that is fed the target's taps, and has these ids. num_blocks,
         block_size: of both KV caches. candidates: windows of a sequence."""
@@ -114,6 +129,8 @@ class Bench:
         drafts = draft_executor if lookup_pool is None else _C.LookupDrafter(pool_tokens=lookup_pool)
         if mask_token is not None:
             drafts = _C.ModelDrafter(draft_executor, mask_token=mask_token)
+        if passes is not None:
+            drafts = _C.DiffusionDrafter(draft_executor, mask_token=mask_token, num_passes=passes)
         if chain_cost is not None:
             model = _C.ModelDrafter(draft_executor, mask_token=mask_token)
             drafts = _C.ChainDrafter(model, pool_tokens=lookup_pool or 0, cost=chain_cost)

@@ -23,6 +23,7 @@ BELOW: dict[str, tuple[str, ...]] = {
     "cpu/model": ("core", "cache", "cpu/kernels", "cpu/machine", "cpu/weights"),
     "drafters": ("core", "sampling", "sampling/candidates", "cache", "coordinator"),
     "drafters/chain": ("core", "sampling", "cache", "coordinator", "drafters"),
+    "drafters/diffusion": ("core", "sampling", "coordinator", "drafters"),
     "drafters/eagle": ("core", "coordinator", "drafters"),
     "cpu/lane": (
         *("core", "sampling", "sampling/candidates", "cache", "coordinator", "drafters", "drafters/eagle"),
@@ -35,7 +36,10 @@ BELOW: dict[str, tuple[str, ...]] = {
     "cuda/run": ("core", "coordinator", "cuda/driver", "cuda/memory", "cuda/lane", "cuda/graph"),
 }
 BELOW["python"] = tuple(BELOW)
-BELOW["python/drafters"] = ("drafters", "drafters/chain", "drafters/eagle", "python")
+BELOW["python/drafters"] = (
+    *("drafters", "drafters/chain", "drafters/diffusion", "drafters/eagle"),
+    "python",
+)
 
 
 def room_of(path: str) -> str:

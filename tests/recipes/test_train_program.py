@@ -42,6 +42,7 @@ class TestProgram:
                 "remember",
                 "exit",
                 "parallel",
+                "diffusion",
                 "eagle3",
                 "evaluate",
                 "prompts",

@@ -79,7 +79,11 @@ void attend(const AttentionStep& s, const AttentionScratch& scratch, const Atten
   const DType dtype = s.kernels.dtype;
   const int group = c.heads_per_kv_head(), dim = c.head_dim;
   int visible[kTileRows];
-  for (int m = 0; m < rows; ++m) visible[m] = static_cast<int>(piece.start) + (first + m) / group + 1;
+  for (int m = 0; m < rows; ++m) {
+    const int token = (first + m) / group;
+    const bool is_open = token >= piece.num_rows - piece.num_open;
+    visible[m] = static_cast<int>(piece.start) + (is_open ? piece.num_rows : token + 1);
+  }
   const int context = visible[rows - 1];
   const int64_t query = (int64_t{kv_head} * s.capacity + piece.first_row) * group + first;
   const int block_size = s.cache.block_size(), num_blocks = (context + block_size - 1) / block_size;

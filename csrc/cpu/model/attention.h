@@ -1,5 +1,5 @@
-// Causal attention of a step's rows over the KV cache: rope and KV store first, then scores, softmax and
-// values. Knows nothing of projections.
+// Causal attention of a step's rows over the KV cache, but for rows that see each other: rope and KV store
+// first, then scores, softmax and values. Knows nothing of projections.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +15,8 @@ struct Piece {
   const int32_t* block_table;  // of the sequence, as far as its last row here
   int first_row;               // of the step
   int num_rows;
-  int64_t start;  // position of the first
+  int64_t start;     // position of the first
+  int num_open = 0;  // of its last rows: these see all of them
 };
 
 // One layer of one step; rows are the step's. All pointers are shared by the threads.
@@ -78,8 +79,9 @@ struct AttentionItems {
 void rope_and_store(const AttentionStep& step, const AttentionScratch& scratch, const Piece& piece,
                     int kv_head, int first, int last);
 
-// softmax(q k^T / sqrt(head_dim)) v over positions <= the row's own, block by block, with the bits of a cache
-// in one piece. The keys and values that the item reads must have been stored.
+// softmax(q k^T / sqrt(head_dim)) v over positions <= the row's own, or the piece's last for an open row,
+// block by block, with the bits of a cache in one piece. The keys and values that the item reads must have
+// been stored.
 void attend(const AttentionStep& step, const AttentionScratch& scratch, const AttentionItem& item);
 
 }  // namespace pearl

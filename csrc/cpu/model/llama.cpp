@@ -87,6 +87,11 @@ void LlamaExecutor::check(const Segment* segments, int num_segments) const {
       refuse(i, "num_logits " + std::to_string(s.num_logits) + " is not in [0, " +
                     std::to_string(s.num_tokens) + "]");
     }
+    const int most_open = std::min(s.num_tokens, LlamaStep::kMostRows);
+    if (s.num_open < 0 || s.num_open > most_open) {
+      refuse(i,
+             "num_open " + std::to_string(s.num_open) + " is not in [0, " + std::to_string(most_open) + "]");
+    }
     for (int t = 0; t < s.num_tokens; ++t) {
       if (s.token_ids[t] < 0 || s.token_ids[t] >= vocab_size()) {
         refuse(i, "token id " + std::to_string(s.token_ids[t]) + " at position " +
@@ -137,11 +142,15 @@ void LlamaExecutor::forward(const Segment* segments, int num_segments) {
     const Segment& s = segments[i];
     for (int done = 0; done < s.num_tokens;) {
       const int used = static_cast<int>(step_.token_rows.size());
-      const int take = std::min(s.num_tokens - done, LlamaStep::kMostRows - used);
-      step_.pieces.push_back({block_table(s), used, take, s.start + done});
+      const int room = LlamaStep::kMostRows - used, left = s.num_tokens - done;
+      // Rows that see each other are in one step.
+      const int take = left <= room ? left : std::clamp(left - s.num_open, 0, room);
+      if (take > 0) {
+        step_.pieces.push_back({block_table(s), used, take, s.start + done, take == left ? s.num_open : 0});
+      }
       for (int t = done; t < done + take; ++t) step_.token_rows.push_back(token_row(s, t));
       done += take;
-      if (used + take == LlamaStep::kMostRows) run_step();
+      if (take == 0 || used + take == LlamaStep::kMostRows) run_step();
     }
   }
   if (!step_.token_rows.empty()) run_step();

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "drafters/chain/chain_drafter.h"
+#include "drafters/diffusion/diffusion_drafter.h"
 #include "drafters/eagle/eagle_drafter.h"
 #include "drafters/lookup_drafter.h"
 #include "drafters/model_drafter.h"
@@ -55,6 +56,11 @@ void bind_drafters(py::module_& m) {
       .def_property_readonly("bytes", method(&ChainDrafter::bytes), "Of the lookup's indices; between runs.")
       .def("set_looks_up", method(&ChainDrafter::set_looks_up), py::arg("looks_up"),
            "For measurements, between runs: whether the lookup is asked.");
+
+  py::class_<DiffusionDrafter, Drafter, std::shared_ptr<DiffusionDrafter>>(
+      m, "DiffusionDrafter", "Drafts by a model that fills a window of masks in a few passes.")
+      .def(py::init<std::shared_ptr<Executor>, int32_t, int>(), py::arg("executor").none(false),
+           py::kw_only(), py::arg("mask_token"), py::arg("num_passes"), "num_passes: of a window, at most.");
 
   py::class_<EagleDrafter, Drafter, std::shared_ptr<EagleDrafter>>(
       m, "EagleDrafter", "Drafts by a head that is fed the taps of the target (EAGLE-3).")

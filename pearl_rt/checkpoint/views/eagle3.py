@@ -22,6 +22,7 @@ from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.checkpoint.views.codes import stored, with_groups
 from pearl_rt.checkpoint.views.draft_ids import OFFSETS, ids_of_offsets
 from pearl_rt.errors import CheckpointError, ConfigError, shown
+from pearl_rt.types.config_keys import MASK_KEYS
 from pearl_rt.types.json import Json
 
 if TYPE_CHECKING:
@@ -211,7 +212,7 @@ class Head:
 def _layer_of(content: Json, is_nested: bool) -> ModelConfig:
     """The decoder layer. content: the keys of a Llama or Qwen3."""
     kind = content.get("model_type") or "llama"
-    own = {key: value for key, value in content.items() if key not in ("architectures", "pard_token")}
+    own = {key: value for key, value in content.items() if key not in ("architectures", *MASK_KEYS)}
     if is_nested and isinstance(kind, str) and kind in DEFAULTS:
         usual = {"hidden_size": 4096, "num_attention_heads": 32, "num_hidden_layers": 32}
         own = usual | DEFAULTS[kind] | own

@@ -158,7 +158,7 @@ def eagle3_model(
         raise RequestError(f"--draft-vocab {wanted}: the target has {config.vocab_size} ids, give 1 to that")
     if taps is None and not 2 < layers // 2 < layers - 3:
         taps = range(max(0, layers - 2), layers + 1)
-    layer = replace(config, num_hidden_layers=1, tie_word_embeddings=False, pard_token=None)
+    layer = replace(config.without_masks(), num_hidden_layers=1, tie_word_embeddings=False)
     head = Eagle3Config(layer, wanted, config.hidden_size, None if taps is None else tuple(taps))
     head.check_target(config)
     draft = Eagle3Model(head, config, frequent_ids(documents, config.vocab_size, wanted))

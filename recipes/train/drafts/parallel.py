@@ -29,10 +29,17 @@ class MaskRows:
         return torch.cat((text, masks), dim=1)
 
 
-def mask_rows(length: int, masks: int, keep: float, least: float, generator: torch.Generator) -> MaskRows:
+def mask_rows(
+    length: int,
+    masks: int,
+    keep: float,
+    least: float,
+    generator: torch.Generator,
+    sees_later: bool = False,
+) -> MaskRows:
     """Masks for random places of a text of `length` tokens, the same places in all texts of a step. Of the
     places, a share of keep^d has a d-th mask, but `least` of them at least (PARD's conditional drop); d = 1
-    .. masks. A place that has a d-th mask has those before it.
+    .. masks. A place that has a d-th mask has those before it. sees_later: and all of them see each other.
     """
     order = torch.randperm(length, generator=generator)
     places: list[Tensor] = []
@@ -48,8 +55,10 @@ def mask_rows(length: int, masks: int, keep: float, least: float, generator: tor
     depth = torch.cat((torch.zeros_like(text), *depths))
     is_text = depth == 0
     sees_text = is_text[None, :] & (place[None, :] <= place[:, None])
-    sees_masks = (place[None, :] == place[:, None]) & (depth[None, :] <= depth[:, None])
-    return MaskRows(place + depth, sees_text | sees_masks)
+    sees_masks = depth[None, :] <= depth[:, None]
+    if sees_later:
+        sees_masks |= ~is_text[:, None] & ~is_text[None, :]
+    return MaskRows(place + depth, sees_text | (sees_masks & (place[None, :] == place[:, None])))
 
 
 def parallel_model(draft: LlamaForCausalLM, mask_token: int | None = None) -> LlamaForCausalLM:
@@ -57,10 +66,11 @@ def parallel_model(draft: LlamaForCausalLM, mask_token: int | None = None) -> Ll
     one if it has one, else one more id behind the others, whose row is their mean. Raises RequestError for an
     id outside the vocabulary.
     """
-    config = draft.config
-    if mask_token is not None or config.pard_token is not None:
-        chosen = config.pard_token if mask_token is None else mask_token
-        if chosen is None or not 0 <= chosen < config.vocab_size:
+    config = draft.config.without_masks()
+    known = draft.config.diffusion_mask_token if draft.config.pard_token is None else draft.config.pard_token
+    chosen = known if mask_token is None else mask_token
+    if chosen is not None:
+        if not 0 <= chosen < config.vocab_size:
             raise RequestError(
                 f"--mask-token {chosen}: the vocabulary has ids 0 to {config.vocab_size - 1}; leave it out "
                 "for one more behind them"

@@ -18,7 +18,13 @@ from pearl_rt.types.metrics import RequestMetrics, TraceRow
 ROOT = Path(__file__).resolve().parents[3]
 TASKS = ["maths", "code", "maths"]
 OPTIONS = SimpleNamespace(
-    gammas=None, draft="draft", exit="exit", parallel="parallel", skip_layers=[1], stops=["adaedl"]
+    gammas=None,
+    draft="draft",
+    exit="exit",
+    parallel="parallel",
+    diffusion="diffusion",
+    skip_layers=[1],
+    stops=["adaedl"],
 )
 
 
@@ -75,7 +81,7 @@ def test_figures_are_of_each_task_and_of_all(capsys: pytest.CaptureFixture[str])
         (drafters.EARLIER, 15),
         *((drafters.MODEL, gamma) for gamma in (2, 4, 8)),
         *((kind, gamma) for kind in (drafters.SELF, drafters.EXIT) for gamma in (2, 4)),
-        *((drafters.PARALLEL, gamma) for gamma in (4, 8, 12)),
+        *((kind, gamma) for kind in (drafters.PARALLEL, drafters.DIFFUSION) for gamma in (4, 8, 12)),
         *((drafters.chained(kind), 8 if kind == "model" else 4) for kind in ("model", "self", "exit")),
         (drafters.chained("parallel"), 12),
         ("model, adaedl", 15),
@@ -111,6 +117,7 @@ def test_no_figures_over_other_tokens(liar: str, capsys: pytest.CaptureFixture[s
         ["--draft", "a"],
         ["--skip-layers", "1"],
         ["--parallel", "a"],
+        ["--diffusion", "a"],
         ["--target", "a", "--stops", "adaedl"],
         ["--max-tokens", "0"],
         ["--target", "a", "--num-prompts", "0"],

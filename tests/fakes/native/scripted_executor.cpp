@@ -134,11 +134,17 @@ void ScriptedExecutor::feed(const Segment& segment) {
   if (segment.start < 0 || segment.start > script_.max_model_len - segment.num_tokens) {
     throw std::out_of_range("a position past max_model_len was fed");
   }
+  const int first_open = segment.num_tokens - segment.num_open;
+  if (first_open < 0 || segment.num_open < 0) throw std::out_of_range("more open rows than tokens");
+  uint64_t of_all = 0;  // the hash that ends with the last token
   for (int i = 0; i < segment.num_tokens; ++i) {
     const int64_t position = segment.start + i;
     const int32_t token = segment.token_ids[i];
     if (token < 0 || token >= script_.vocab_size) throw std::out_of_range("a token outside the vocabulary");
-    const uint64_t here = after(before(segment, i), token);
+    if (i == first_open) of_all = hash_of_all(segment, i);
+    const bool is_open = i >= first_open;
+    // A row that others see has a hash which no row of a text has.
+    const uint64_t here = is_open ? after(of_all, ~(i - first_open)) : after(before(segment, i), token);
     row(segment, position) = here;
     if (is_head()) given_[segment.slot] = here;
     for (int j = 0; segment.taps != nullptr && j < kTapSize; ++j) {
@@ -151,6 +157,13 @@ void ScriptedExecutor::feed(const Segment& segment) {
     }
   }
   tokens_.fetch_add(segment.num_tokens, std::memory_order_relaxed);
+}
+
+// The hash that ends with the last token of a segment, whose first token that counts is this one.
+uint64_t ScriptedExecutor::hash_of_all(const Segment& segment, int first) {
+  uint64_t hash = before(segment, first);
+  for (int i = first; i < segment.num_tokens; ++i) hash = after(hash, segment.token_ids[i]);
+  return hash;
 }
 
 // The hash behind which a token is fed.

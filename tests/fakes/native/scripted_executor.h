@@ -1,5 +1,6 @@
 // An executor for tests: logits are a pure function of the tokens in its cache, so that a stale, missing or
-// misplaced KV row changes the answer. It can be slow at random or by a given time, emit NaN, or throw.
+// misplaced KV row changes the answer; of a row that sees later ones, of these too, and of its place. It can
+// be slow at random or by a given time, emit NaN, or throw.
 #pragma once
 
 #include <atomic>
@@ -59,6 +60,7 @@ class ScriptedExecutor : public Executor {
 
   bool is_head() const { return !script_.head_ids.empty(); }
   uint64_t before(const Segment& segment, int token);
+  uint64_t hash_of_all(const Segment& segment, int first);
   void check_blocks(const Segment* segments, int num_segments) const;
   void feed(const Segment& segment);
   void write_row(uint64_t prefix, float* logits) const;
