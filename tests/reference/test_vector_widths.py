@@ -34,12 +34,16 @@ def runs_here(name: str) -> bool:
 
 def outcome(name: str, flags: list[str], folder: Path) -> str:
     """Builds and runs tests/fakes/vector_widths.cpp -> the hash that it prints."""
-    rooms = [path for room in ROOMS for path in (ROOT / "csrc" / room).glob("*.cpp")]
-    rest = [fake_cuda.native_library(), "-lpthread", "-ldl"] if name == SHIPPED else rooms
-    sources = [ROOT / "tests" / "fakes" / "vector_widths.cpp", *rest]
-    program = folder / "widths"
+    sources = [ROOT / "tests" / "fakes" / "vector_widths.cpp"]
+    if name != SHIPPED:
+        sources += sorted(path for room in ROOMS for path in (ROOT / "csrc" / room).glob("*.cpp"))
+    whole, program = folder / "widths.cpp", folder / "widths"  # in one file: headers are parsed once
+    whole.write_text("".join(f'#include "{path}"\n' for path in sources))
+    library = [fake_cuda.native_library()] if name == SHIPPED else []
     always = ["-std=c++20", "-fno-math-errno", "-ffp-contract=off", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([COMPILER, *always, *flags, *sources, "-o", program], check=True)
+    subprocess.run(
+        [COMPILER, *always, *flags, whole, *library, "-lpthread", "-ldl", "-o", program], check=True
+    )
     return subprocess.run([program], check=True, capture_output=True, text=True).stdout.strip()
 
 
