@@ -163,7 +163,7 @@ class Candidates:
         if first.taken < 0:
             return windows[0], Verdict(0, first.next_token, -1 if first.next_token >= 0 else 0)
         window = windows[first.taken]
-        ids, drawn_from = (part[: todo.num_draft_tokens] for part in window)
+        ids, drawn_from = window[0][: todo.num_draft_tokens], window[1][: todo.num_draft_tokens]
         rows = [target_fn([*tokens, *ids[:place]]) for place in range(1, todo.num_rows)]
         if not rows:
             return window, Verdict(1, PLACEHOLDER_TOKEN_ID)

@@ -79,7 +79,7 @@ def test_with_several_windows(temperature: float, candidates: int) -> None:
     vocabulary has. Four draws more each, as above.
     """
     first_seed = (40 + candidates) * 10**6 + round(temperature * 10) * 10**5
-    law_is_kept(temperature, "sd", 3, 10_000, slots=32, first_seed=first_seed, candidates=candidates)
+    law_is_kept(temperature, "sd", 3, 5_000, slots=32, first_seed=first_seed, candidates=candidates)
 
 
 @pytest.mark.slow

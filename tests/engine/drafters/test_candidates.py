@@ -81,9 +81,8 @@ def test_the_program_is_chosen_among_those_that_can_run(pair: Pair) -> None:
 
 @pytest.mark.parametrize("candidates", [0, -1, 9, 1.5, "2", None])
 def test_numbers_that_are_none(pair: Pair, candidates: Any) -> None:
-    with pytest.raises(
-        ConfigError, match=r"candidates .*(1 for one window of a sequence, to 8|must be an integer)"
-    ):
+    words = "1 for one window of a sequence, to 8|must be an integer"
+    with pytest.raises(ConfigError, match=f"candidates .*({words})"):
         pair.engine(**SHAPE, candidates=candidates)
 
 
