@@ -31,6 +31,7 @@ MODULES = (
     "reference/noise",
     "reference/processors",
     "reference/judge",
+    "reference/drafters/diffusion",
     "reference/round",
 )
 TESTS = (
@@ -76,7 +77,7 @@ def build(mode: str) -> Path:
     (package / "__init__.py").write_text("")
     for name in MODULES:
         target = package / f"{name}.py"
-        target.parent.mkdir(exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
         (target.parent / "__init__.py").touch()
         shutil.copy(ROOT / "pearl_rt" / f"{name}.py", target)
     configure = [tool("cmake"), "-S", ROOT, "-B", home / "cmake", "-G", "Ninja"]

@@ -1,7 +1,7 @@
 // The kind `lookup`: what followed the last tokens when they stood before, in the prompt, in the answer, in
 // what the target said at rejected rows, and in earlier answers. No weights; the drafts are certain.
 // By counts only: no clock, and none of the noise that judges.
-// pearl_rt/reference/lookup.py is its definition, token for token.
+// pearl_rt/reference/drafters/lookup.py is its definition, token for token.
 #pragma once
 
 #include <cstdint>

@@ -11,7 +11,7 @@ from pearl_rt.backends.base import Lanes
 from pearl_rt.checkpoint.views.draft_ids import DraftIds
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ResourceError
-from pearl_rt.reference.diffusion import DEFAULT_PASSES
+from pearl_rt.reference.drafters.diffusion import DEFAULT_PASSES
 from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.types import draft_stop
 from pearl_rt.types.request import Request

@@ -114,7 +114,7 @@ class ModelConfig:
 
     def without_masks(self) -> "ModelConfig":
         """The same model, which goes token by token."""
-        return replace(self, **dict.fromkeys(MASK_KEYS))
+        return replace(self, pard_token=None, diffusion_mask_token=None, diffusion_passes=None)
 
     @property
     def default_max_model_len(self) -> int:
@@ -209,7 +209,9 @@ class ModelConfig:
             bos_token_id=next(iter(_token_ids(d, "bos_token_id")), None),
             eos_token_ids=_token_ids(d, "eos_token_id"),
             sliding_window=_read_sliding_window(d),
-            **{name: d.get(name) for name in MASK_KEYS},
+            pard_token=d.get("pard_token"),
+            diffusion_mask_token=d.get("diffusion_mask_token"),
+            diffusion_passes=d.get("diffusion_passes"),
         )
 
     def to_dict(self) -> Json:

@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from pearl_rt.reference import noise
-from pearl_rt.reference.lookup import Rate
+from pearl_rt.reference.drafters.lookup import Rate
 from pearl_rt.reference.noise import Floats, Purpose, Words
 from pearl_rt.reference.processors import inverse_temperature, scaled, total, usable
 

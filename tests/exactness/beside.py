@@ -6,7 +6,8 @@ Checks as those of processed.py, by the same means.
 import random
 from typing import Any
 
-from processed import judge_of, limits_of, random_models, random_request
+from processed import judge_of, limits_of
+from random_requests import random_models, random_request
 from scripted import Bench, logits_after, rounds_of, tokens_of
 
 from pearl_rt import _C

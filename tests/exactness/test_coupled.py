@@ -65,7 +65,7 @@ def test_lookup_says_what_ar_says_alone(exactness_runs: int) -> None:
 
 
 def test_lookup_drafts_by_the_rules(exactness_runs: int) -> None:
-    """Token for token what pearl_rt/reference/lookup.py drafts."""
+    """Token for token what pearl_rt/reference/drafters/lookup.py drafts."""
     lookup_rounds_are_the_rules(40_000, exactness_runs)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from pearl_rt import _C, _testing
-from pearl_rt.reference.diffusion import WindowRows
+from pearl_rt.reference.drafters.diffusion import WindowRows
 from pearl_rt.reference.judge import ReferenceJudge
 from pearl_rt.reference.round import Limits, RoundResult, decode
 from pearl_rt.strategy.program import Program, program

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from pearl_rt.reference.chain import LONGEST_STREAK, MOST_WINDOWS, Chain
-from pearl_rt.reference.lookup import ONE
+from pearl_rt.reference.drafters.chain import LONGEST_STREAK, MOST_WINDOWS, Chain
+from pearl_rt.reference.drafters.lookup import ONE
 
 CYCLE = [1, 2, 3, 4, 5] * 4  # the next tokens are sure: a match of 8 and more
 ONCE = [9, 1, 7, 8, 9]  # one token agrees: 1, then 7 and 8

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from pearl_rt.reference.diffusion import Diffusion
+from pearl_rt.reference.drafters.diffusion import Diffusion
 from pearl_rt.reference.noise import Floats
 from pearl_rt.reference.processors import Transform
 

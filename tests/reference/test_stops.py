@@ -10,7 +10,7 @@ import pytest
 from chi_square import FALSE_ALARM, p_value
 
 from pearl_rt.reference import noise
-from pearl_rt.reference.lookup import Rate
+from pearl_rt.reference.drafters.lookup import Rate
 from pearl_rt.reference.noise import Purpose
 from pearl_rt.reference.stops import Stop, chance, goes_on_by_chance
 

@@ -1,6 +1,6 @@
 // Two kinds in a chain: a lookup drafts where what it expects is worth more than a window of a model, which
 // drafts else. For each slot and window anew; by counts only: no clock, and none of the noise that judges.
-// pearl_rt/reference/chain.py is its definition, window for window, and says why the law is kept.
+// pearl_rt/reference/drafters/chain.py is its definition, window for window, and says why the law is kept.
 #pragma once
 
 #include <cstdint>

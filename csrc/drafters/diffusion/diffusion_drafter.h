@@ -1,6 +1,6 @@
 // The kind `diffusion`: a window of mask tokens gets its tokens in a few passes of a model, the surest places
 // first (SpecDiff, arXiv 2408.05636). The drafts are certain.
-// pearl_rt/reference/diffusion.py is its definition, token for token.
+// pearl_rt/reference/drafters/diffusion.py is its definition, token for token.
 #pragma once
 
 #include <cstdint>

@@ -14,7 +14,7 @@ from train_models import MACHINE, small_model
 from pearl_rt import Engine, SamplingParams
 from pearl_rt.checkpoint.views.eagle3 import check_eagle3, load_eagle3
 from pearl_rt.errors import RequestError
-from pearl_rt.reference.eagle3 import EagleHead
+from pearl_rt.reference.drafters.eagle3 import EagleHead
 from recipes.train.data.tokenised_corpus import TokenisedCorpus
 from recipes.train.distill import DistillSettings, distill
 from recipes.train.drafts.eagle3 import eagle3_loss, eagle3_model, seen_rows, write_eagle3

@@ -32,7 +32,7 @@ from pearl_rt.checkpoint.loader import save_checkpoint
 from pearl_rt.checkpoint.source import load_pair, pair_sources
 from pearl_rt.checkpoint.views.eagle3 import OFFSETS, Eagle3Config, save_eagle3
 from pearl_rt.lowlevel.pair import DevicePair
-from pearl_rt.reference.eagle3 import EagleHead
+from pearl_rt.reference.drafters.eagle3 import EagleHead
 from pearl_rt.reference.judge import ReferenceJudge
 from pearl_rt.reference.round import Limits, RoundResult, decode
 

@@ -13,7 +13,7 @@ from tiny_pairs import TINY, random_tensors
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.rope import rope_tables
 from pearl_rt.checkpoint.views.eagle3 import OFFSETS, Eagle3Config, check_eagle3, eagle3_shapes
-from pearl_rt.reference.eagle3 import EagleHead
+from pearl_rt.reference.drafters.eagle3 import EagleHead
 
 Tensors = dict[str, torch.Tensor]
 VOCAB, IDS = 48, 40
@@ -40,7 +40,7 @@ def random_head(config: Eagle3Config, seed: int, *, has_embedding: bool = False)
 def definition(
     tensors: Tensors, config: Eagle3Config, target: ModelConfig, target_tensors: Tensors
 ) -> EagleHead:
-    """The head as pearl_rt/reference/eagle3.py has it."""
+    """The head as pearl_rt/reference/drafters/eagle3.py has it."""
     embedding = {"model.embed_tokens.weight": target_tensors["model.embed_tokens.weight"]}
     cos, sin = rope_tables(config.layer, 640)
     return EagleHead(

@@ -15,7 +15,7 @@ the text.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from pearl_rt.reference.lookup import ONE, Lookup
+from pearl_rt.reference.drafters.lookup import ONE, Lookup
 from pearl_rt.reference.noise import Floats
 
 MOST_WINDOWS = 16  # half of the counts go then, so that the last windows count most
