@@ -4,6 +4,13 @@ A caller of pearl_rt needs to catch only `PearlError`. A message says what was f
 what to do; it never says only that something failed.
 """
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+# What Python, torch and the system say where a process may have no more: of errors of several types.
+NO_MORE = re.compile("allocate memory|start new thread|Resource temporarily unavailable")
+
 
 class PearlError(Exception):
     """Any error that pearl_rt raises on purpose."""
@@ -79,3 +86,20 @@ def one_line(told: object, most: int = 300) -> str:
 def gib(size: int) -> str:
     """Bytes, as messages give them."""
     return f"{size / 2**30:.2f} GiB"
+
+
+@contextmanager
+def within_limits() -> Iterator[None]:
+    """Around what takes memory and threads: where the process may have no more of them, a ResourceError."""
+    try:
+        yield
+    except PearlError:
+        raise
+    except (MemoryError, OSError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not NO_MORE.search(str(error)):
+            raise
+        raise ResourceError(
+            f"the process may have no more memory or threads ({one_line(error)}): raise its limits "
+            "(ulimit -v, ulimit -u, or a container's), lower max_model_len or max_num_seqs, or take smaller "
+            "models"
+        ) from None

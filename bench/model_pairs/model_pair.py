@@ -203,11 +203,11 @@ def weights_device(name: str) -> torch.device:
 
 def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     """The options of every engine. Each prompt is fed whole, however often it is measured: no blocks are
-    shared, and a lookup reads no earlier answers unless that is asked for, as it would read the very answer.
+    shared, and a lookup reads no earlier answers, unless that is asked for, as it would read the very answer.
     """
     shared = {
         "judge": "coupled",
-        "prefix_caching": False,
+        "prefix_caching": getattr(options, "prefix_caching", False),
         **{
             key: getattr(options, key)
             for key in ("dtype", "weights", "draft_weights", "device", "max_num_seqs")

@@ -21,7 +21,7 @@ from pearl_rt.cli.flags import add_engine_flags, add_flags, open_engine, samplin
 from pearl_rt.cli.plan import Answer
 from pearl_rt.cli.search_skip import run_search
 from pearl_rt.cli.streams import gives_up_stdout, log_apart, note, open_stdin, prepare_stdout
-from pearl_rt.errors import ConfigError, PearlError, RequestError
+from pearl_rt.errors import ConfigError, PearlError, RequestError, within_limits
 from pearl_rt.types.sampling_params import SamplingParams
 from pearl_rt.types.values import Integer
 
@@ -353,7 +353,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.command != "serve":
             prepare_stdout()
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), within_limits():
             warnings.showwarning = lambda message, *_: note(f"[{message}]")
             code = int(options.run(options))
         if sys.stdout is not None:

@@ -72,6 +72,19 @@ def test_errors_are_one_line_and_exit_code_2(
     assert printed.err.count("\n") == 1
 
 
+def test_no_more_memory_is_one_line(
+    pair: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    monkeypatch.setattr("pearl_rt.cli.commands.open_engine", fails)
+    assert main(["generate", *pair, "--prompt", "a"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("pearl_rt: the process may have no more memory or threads ([Errno 12] Cannot")
+    assert told.count("\n") == 1
+
+
 def test_a_missing_target_names_the_way_out(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["generate", "--prompt", "a"]) == 2
     assert "--target" in capsys.readouterr().err

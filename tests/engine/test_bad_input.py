@@ -237,6 +237,34 @@ def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     Pair.make("equal").engine(max_model_len=32).close()
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        MemoryError("std::bad_alloc"),
+        OSError(12, "Cannot allocate memory"),
+        BlockingIOError(11, "Resource temporarily unavailable"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
+    ],
+    ids=repr,
+)
+def test_where_the_process_may_have_no_more(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under `ulimit -v`, wherever it is met."""
+
+    def fails(*_: object) -> None:
+        raise error
+
+    for place in ("pair_sources", "Scheduler"):
+        monkeypatch.setattr(f"pearl_rt.engine.{place}", lambda *_, **__: fails())
+        with pytest.raises(ResourceError, match=r"may have no more memory or threads \(.*ulimit -v"):
+            Pair.make("equal").engine(max_model_len=32)
+        monkeypatch.undo()
+    monkeypatch.setattr("pearl_rt.engine.pair_sources", lambda *_, **__: int("x"))
+    with pytest.raises(ValueError, match="invalid literal"):
+        Pair.make("equal").engine(max_model_len=32)
+
+
 def test_a_model_far_larger_than_memory_is_refused_before_it_is_read() -> None:
     huge = replace(TINY, hidden_size=65536, intermediate_size=262144, num_hidden_layers=200)
     with pytest.raises(ResourceError, match="not enough memory"):
