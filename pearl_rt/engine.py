@@ -22,12 +22,7 @@ from pearl_rt.checkpoint.compatibility import check_tokenizer, max_length, with_
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.source import DraftConfig, kind_of, load_draft_tokenizer, load_pair, pair_sources
 from pearl_rt.checkpoint.tokenizer import Tokenizer
-<<<<<<< HEAD
-from pearl_rt.errors import ConfigError
-=======
-from pearl_rt.checkpoint.views.exit_layer import ExitConfig
 from pearl_rt.errors import ConfigError, within_limits
->>>>>>> req
 from pearl_rt.lowlevel.round import Round
 from pearl_rt.lowlevel.round_graph import RoundGraph
 from pearl_rt.scheduling.at_exit import AtExit
