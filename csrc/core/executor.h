@@ -17,7 +17,7 @@ struct Segment {
   int64_t start;   // position of token_ids[0]; KV rows [start, start + num_tokens) are written, rows
                    // below are read
   int num_logits;  // logits of the last num_logits tokens are wanted (0..num_tokens)
-  float* logits;   // [num_logits, vocab_size] fp32, row-major, owned by the caller
+  float* logits;   // [num_logits, logits_size] fp32, row-major, owned by the caller
   const int32_t* block_table =
       nullptr;  // [num_blocks] the sequence's KV blocks in order; null: the slot's own
   int num_blocks = 0;

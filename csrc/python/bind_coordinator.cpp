@@ -121,13 +121,13 @@ int64_t branch_blocks(int num_slots, int gamma_max, int block_size, int candidat
   return Branches::num_blocks(num_slots, candidates, int64_t{gamma_max} + 1, block_size);
 }
 
-// forward for one sequence -> [num_logits, vocab_size] fp32.
+// forward for one sequence -> [num_logits, logits_size] fp32.
 py::array_t<float> forward(Executor& self, int slot, const std::vector<int32_t>& token_ids, int64_t start,
                            int num_logits, int num_open) {
   const auto num_tokens = static_cast<int>(token_ids.size());
   check_between("num_logits", num_logits, 0, num_tokens);
   check_between("num_open", num_open, 0, num_tokens);
-  py::array_t<float> logits({num_logits, self.vocab_size()});
+  py::array_t<float> logits({num_logits, self.logits_size()});
   Segment segment{slot, token_ids.data(), num_tokens, start, num_logits, logits.mutable_data()};
   segment.num_open = num_open;
   const WithoutGil release;
@@ -206,7 +206,7 @@ void bind_coordinator(py::module_& m) {
   py::class_<Executor, std::shared_ptr<Executor>>(m, "Executor", "A model and its KV cache, behind one call.")
       .def("forward", &forward, py::arg("slot"), py::arg("token_ids"), py::arg("start"),
            py::arg("num_logits"), py::arg("num_open") = 0,
-           "-> [num_logits, vocab_size] fp32. num_open: of the last tokens, how many see each other.")
+           "-> [num_logits, logits_size] fp32. num_open: of the last tokens, how many see each other.")
       .def("forward_taps", &forward_taps, py::arg("slot"), py::arg("token_ids"), py::arg("start"),
            "-> [num_tokens, tap_size] fp32.")
       .def("forward_head", &forward_head, py::arg("slot"), py::arg("token_ids"), py::arg("start"),

@@ -50,7 +50,7 @@ std::vector<py::array_t<float>> forward_batch(LlamaExecutor& executor,
   for (const auto& [slot, ids, start, num_logits] : tuples) {
     // More rows than tokens, or fewer than none, are refused before any is written.
     const auto rows = std::clamp<int64_t>(num_logits, 0, static_cast<int64_t>(ids.size()));
-    logits.emplace_back(std::vector<py::ssize_t>{static_cast<py::ssize_t>(rows), executor.vocab_size()});
+    logits.emplace_back(std::vector<py::ssize_t>{static_cast<py::ssize_t>(rows), executor.logits_size()});
     segments.push_back(
         {slot, ids.data(), static_cast<int>(ids.size()), start, num_logits, logits.back().mutable_data()});
     if (!tables) continue;
@@ -143,7 +143,7 @@ void bind_executor(py::module_& m) {
            "every slot has its own. block_size: positions of each; None: up to 256.\n"
            "tap_layers: whose inputs are the taps of a token, ascending.")
       .def("forward_batch", &forward_batch, py::arg("segments"), py::arg("block_tables") = py::none(),
-           "[(slot, token_ids, start, num_logits)] -> [logits [num_logits, vocab_size]]\n"
+           "[(slot, token_ids, start, num_logits)] -> [logits [num_logits, logits_size]]\n"
            "block_tables: the KV blocks of each segment in order; None: of its slot.")
       .def("time_linears", method(&LlamaExecutor::time_linears), py::arg("rows"), py::arg("repeats"),
            py::call_guard<WithoutGil>(), "Seconds of the linear layers of one step, best of repeats")

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tokenizers
 import torch
@@ -17,7 +18,8 @@ from chi_square import FALSE_ALARM, p_value
 from safetensors.torch import load_file, save_file
 from tiny_pairs import TINY, random_tensors
 
-from pearl_rt import CheckpointError, ConfigError, Engine, SamplingParams
+from pearl_rt import _C, CheckpointError, ConfigError, Engine, SamplingParams, _testing
+from pearl_rt.backends.cpu import Model
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.checkpoint.views.codes import rounded
 from pearl_rt.checkpoint.views.draft_ids import NO_ID, shared_tokens
@@ -212,3 +214,20 @@ def test_a_checkpoint_of_8_bits_runs_as_it_lies(tmp_path: Path) -> None:
     save_file(whole, file)
     with pytest.raises(CheckpointError, match=r"up_proj.weight' of .* has int8 codes and no .*_scale'"):
         load_exit(tmp_path / "int8", CONFIG)
+
+
+def test_rows_of_an_executor_are_those_of_its_head() -> None:
+    """forward and forward_batch give as many numbers as the head has rows; a target's lane wants them all."""
+    with Engine(CONFIG, TENSORS, EXIT, own_layer(), **SHAPE) as engine:  # type: ignore[arg-type]
+        draft = engine.draft
+        assert isinstance(draft, Model)
+        executor = draft.executor([0])
+        assert executor.forward(0, [1, 2, 3], 0, 2).shape == (2, 70) and executor.logits_size == 70
+        assert [rows.shape for rows in executor.forward_batch([(0, [4, 5], 3, 1)])] == [(1, 70)]
+        whole = executor.forward(0, [6, 7], 5, 2)
+        assert np.array_equal(executor.forward(0, [6, 7], 5, 2), whole) and np.isfinite(whole).all()
+        lanes = [_C.CpuLane("target", executor, _C.Device())]
+        with pytest.raises(ConfigError, match=r"has rows for 70 of 256 ids; a target has one for each"):
+            _C.Coordinator(lanes, num_slots=1, gamma_max=2, capacity=32, vocab_size=256)
+    more = _testing.ScriptedExecutor(vocab_size=8, max_model_len=16, head_ids=[1] * 99)
+    assert more.forward(0, [1, 2], 0, 0).shape == (0, 99)
