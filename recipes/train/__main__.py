@@ -23,7 +23,6 @@ from recipes.train.data.corpus import STDLIB, read_corpus
 from recipes.train.data.heldout import held_out_prompts, write_prompts
 from recipes.train.data.stream import PackedStream
 from recipes.train.data.tokenised_corpus import TokenisedCorpus, tokenise_corpus
-from recipes.train.diffusion import Windows, diffusion_loss, diffusion_model
 from recipes.train.distill import SOURCES, DistillSettings, distill
 from recipes.train.divergence import DIVERGENCES
 from recipes.train.eagle3 import eagle3_loss, eagle3_model, write_eagle3
@@ -37,6 +36,7 @@ from recipes.train.optimizer import Schedule
 from recipes.train.parallel import parallel_model
 from recipes.train.pretrain import PretrainSettings, pretrain
 from recipes.train.run import Run
+from recipes.train.windows.diffusion import Windows, diffusion_loss, diffusion_model
 
 
 def _machine(arguments: argparse.Namespace) -> Machine:

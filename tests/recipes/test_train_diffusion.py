@@ -16,12 +16,12 @@ from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.errors import ConfigError, RequestError
 from recipes.train.__main__ import main
 from recipes.train.data.tokenised_corpus import TokenisedCorpus
-from recipes.train.diffusion import Windows, diffusion_loss, diffusion_model, window_rows
 from recipes.train.distill import DistillSettings, check_pair, distill
 from recipes.train.model.export import export
 from recipes.train.model.llama import LlamaForCausalLM
 from recipes.train.optimizer import Schedule
 from recipes.train.parallel import parallel_model
+from recipes.train.windows.diffusion import Windows, diffusion_loss, diffusion_model, window_rows
 
 
 def chance(seed: int = 0) -> torch.Generator:

@@ -1,0 +1,1 @@
+"""Drafts that fill windows of mask tokens in several passes."""
