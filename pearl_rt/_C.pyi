@@ -77,7 +77,7 @@ class Executor:
         num_open: int = 0,
     ) -> numpy.typing.NDArray[numpy.float32]:
         """
-        -> [num_logits, vocab_size] fp32. num_open: of the last tokens, how many see each other.
+        -> [num_logits, logits_size] fp32. num_open: of the last tokens, how many see each other.
         """
     def forward_head(
         self,
@@ -506,7 +506,7 @@ class LlamaExecutor(Executor):
         block_tables: collections.abc.Sequence[collections.abc.Sequence[int]] | None = None,
     ) -> list[numpy.typing.NDArray[numpy.float32]]:
         """
-        [(slot, token_ids, start, num_logits)] -> [logits [num_logits, vocab_size]]
+        [(slot, token_ids, start, num_logits)] -> [logits [num_logits, logits_size]]
         block_tables: the KV blocks of each segment in order; None: of its slot.
         """
     def time_linears(self, rows: int, repeats: int) -> float:

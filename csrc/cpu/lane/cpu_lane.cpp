@@ -40,10 +40,6 @@ void CpuLane::attach(const std::vector<Lane*>&, size_t index, const State& state
     refuse("the " + name_ + " lane only drafts; the first lane is the target's, which has an executor");
   }
   state.check_executor(name_, *executor_, state.vocab_size, state.capacity);
-  if (executor_->logits_size() != state.vocab_size) {
-    refuse("the executor of the " + name_ + " lane has rows for " + std::to_string(executor_->logits_size()) +
-           " of " + std::to_string(state.vocab_size) + " ids; a target has one for each");
-  }
   if (taps_ != nullptr) taps_->attach(*executor_, state);
 }
 

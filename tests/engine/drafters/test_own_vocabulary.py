@@ -18,7 +18,7 @@ from chi_square import FALSE_ALARM, p_value
 from safetensors.torch import load_file, save_file
 from tiny_pairs import TINY, random_tensors
 
-from pearl_rt import _C, CheckpointError, ConfigError, Engine, SamplingParams, _testing
+from pearl_rt import _C, CheckpointError, ConfigError, Engine, RequestError, SamplingParams, _testing
 from pearl_rt.backends.cpu import Model
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.checkpoint.views.codes import rounded
@@ -217,7 +217,7 @@ def test_a_checkpoint_of_8_bits_runs_as_it_lies(tmp_path: Path) -> None:
 
 
 def test_rows_of_an_executor_are_those_of_its_head() -> None:
-    """forward and forward_batch give as many numbers as the head has rows; a target's lane wants them all."""
+    """forward and forward_batch give as many numbers as the head has rows; a lane asks which."""
     with Engine(CONFIG, TENSORS, EXIT, own_layer(), **SHAPE) as engine:  # type: ignore[arg-type]
         draft = engine.draft
         assert isinstance(draft, Model)
@@ -226,8 +226,7 @@ def test_rows_of_an_executor_are_those_of_its_head() -> None:
         assert [rows.shape for rows in executor.forward_batch([(0, [4, 5], 3, 1)])] == [(1, 70)]
         whole = executor.forward(0, [6, 7], 5, 2)
         assert np.array_equal(executor.forward(0, [6, 7], 5, 2), whole) and np.isfinite(whole).all()
-        lanes = [_C.CpuLane("target", executor, _C.Device())]
-        with pytest.raises(ConfigError, match=r"has rows for 70 of 256 ids; a target has one for each"):
-            _C.Coordinator(lanes, num_slots=1, gamma_max=2, capacity=32, vocab_size=256)
+        with pytest.raises(RequestError, match=r"rows for 70 ids, and target_ids for 256; give one for each"):
+            _C.CpuLane("target", executor, _C.Device())
     more = _testing.ScriptedExecutor(vocab_size=8, max_model_len=16, head_ids=[1] * 99)
     assert more.forward(0, [1, 2], 0, 0).shape == (0, 99)
