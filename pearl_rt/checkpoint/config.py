@@ -114,7 +114,8 @@ class ModelConfig:
 
     def without_masks(self) -> "ModelConfig":
         """The same model, which goes token by token."""
-        return replace(self, **dict.fromkeys(MASK_KEYS))
+        none: Json = dict.fromkeys(MASK_KEYS)
+        return replace(self, **none)
 
     @property
     def default_max_model_len(self) -> int:
@@ -193,6 +194,7 @@ class ModelConfig:
         if d.get("num_key_value_heads") is None:
             d["num_key_value_heads"] = num_attention_heads
         rope_theta, rope_scaling = read_rope(d, max_position_embeddings)
+        masks: Json = {name: d.get(name) for name in MASK_KEYS}
         return cls(
             model_type=str(model_type),
             **{name: _needed(d, name) for name in SIZES},
@@ -209,7 +211,7 @@ class ModelConfig:
             bos_token_id=next(iter(_token_ids(d, "bos_token_id")), None),
             eos_token_ids=_token_ids(d, "eos_token_id"),
             sliding_window=_read_sliding_window(d),
-            **{name: d.get(name) for name in MASK_KEYS},
+            **masks,
         )
 
     def to_dict(self) -> Json:
