@@ -23,6 +23,8 @@ OPTIONS = SimpleNamespace(
     exit="exit",
     parallel="parallel",
     diffusion="diffusion",
+    eagle3="head",
+    candidates=[2],
     skip_layers=[1],
     stops=["adaedl"],
 )
@@ -81,10 +83,16 @@ def test_figures_are_of_each_task_and_of_all(capsys: pytest.CaptureFixture[str])
         (drafters.EARLIER, 15),
         *((drafters.MODEL, gamma) for gamma in (2, 4, 8)),
         *((kind, gamma) for kind in (drafters.SELF, drafters.EXIT) for gamma in (2, 4)),
-        *((kind, gamma) for kind in (drafters.PARALLEL, drafters.DIFFUSION) for gamma in (4, 8, 12)),
+        *(
+            (kind, gamma)
+            for kind, gammas in ((drafters.PARALLEL, (3, 6, 12)), (drafters.DIFFUSION, (4, 8, 12)))
+            for gamma in gammas
+        ),
+        *((drafters.EAGLE3, gamma) for gamma in (2, 4)),
         *((drafters.chained(kind), 8 if kind == "model" else 4) for kind in ("model", "self", "exit")),
         (drafters.chained("parallel"), 12),
         ("model, adaedl", 15),
+        *(("model, 2 candidates", gamma) for gamma in (2, 4, 8)),
         ("auto, lookup", None),
         ("auto, model", None),
     }
@@ -115,9 +123,7 @@ def test_no_figures_over_other_tokens(liar: str, capsys: pytest.CaptureFixture[s
     "arguments",
     [
         ["--draft", "a"],
-        ["--skip-layers", "1"],
-        ["--parallel", "a"],
-        ["--diffusion", "a"],
+        ["--target", "a", "--candidates", "2"],
         ["--target", "a", "--stops", "adaedl"],
         ["--max-tokens", "0"],
         ["--target", "a", "--num-prompts", "0"],
