@@ -145,9 +145,8 @@ BUGS = {
         RULES,
         Edit.statement(
             DRAFT,
-            "feeder_->push(b, feed, stop - start, start, rows, s.draft_row(b, position));",
-            "feeder_->push(b, feed, stop - start, start - (drafted_[b] == 1), rows, "
-            "s.draft_row(b, position));",
+            "feeder_->push(b, feed, stop - start, start, rows, logits_at(b, position));",
+            "feeder_->push(b, feed, stop - start, start - (drafted_[b] == 1), rows, logits_at(b, position));",
         ),
     ),
     "target cache rolled back one too few": bug(
@@ -264,7 +263,11 @@ BUGS = {
     "a row of d2t off by one": bug(
         "rounds_are_the_rules",
         HEAD,
-        Edit(EAGLE, "row[target_ids_[i]]", "row[target_ids_[(i + ON) % head_rows_]]"),
+        Edit(
+            DRAFT,
+            "row[ids_.target_of[i]] = logits[i]",
+            "row[ids_.target_of[i]] = logits[(i + ON) % head_rows_]",
+        ),
     ),
     "features of the wrong position": bug(
         "rounds_are_the_rules",
@@ -276,7 +279,7 @@ BUGS = {
     ),
     "one uniform for all candidates": bug(
         "law_is_kept",
-        SEVERAL,
+        SEVERAL | {"candidates": 8, "temperature": 0.5, "gamma": 2},  # where many are tried
         Edit(CANDIDATES, "args.position, place);", "args.position, ON ? 0 : place);"),
     ),
     "candidates recovered from what the first one left": bug(

@@ -307,7 +307,7 @@ MAKERS: dict[str, Maker] = {
     "prompt_ids": lambda w: [1, *w.ids()],
     "windows": choice([], [3, 2, 1], odd=([1], [9, 9, 9], [-1] * 3)),
     "logit_bias": lambda w: [(w.one_id(), real(1.0)(w)) for _ in range(w.rng.randint(0, 3))],
-    "logits": row(VOCAB, 300),
+    **named(row(VOCAB, 300), "logits", "target_row", "draft_row"),
     "u": lambda w: choice(np.array([1e-9, 0.5, 1.0], np.float32), odd=(w.row(9),))(w),
     "x": lambda w: choice(np.zeros(3, np.float32), np.ones(3, np.float32), odd=(w.row(9),))(w),
     "words": choice(np.array([0, 1, 2**31, 2**32 - 1], np.uint32)),
@@ -390,7 +390,7 @@ MAKERS: dict[str, Maker] = {
     **named(real(0.5, 1.0), "temperature", "top_p", "min_p", "divergence", "repetition_penalty", "scale"),
     **named(real(0.0, 0.5), "presence_penalty", "frequency_penalty"),
     "priority": number(-1, 0),
-    "nth": number(1, 13),
+    "nth": choice(1, 13, 1000),  # the last one is beyond all
     "stream": of("CudaStream"),
     "graph": lambda w: choice(w.graph.graph, odd=(0,))(w),
     "exec": lambda w: choice(w.graph.exec, odd=(0,))(w),

@@ -21,7 +21,7 @@ TEMPERATURES = (0.0, 1e-5, 0.3, 1.0, 7.0, 1e5)
 
 
 def native(target: np.ndarray, draft: np.ndarray, ids: list[int], *rest: Any) -> Choice:
-    return Choice(*_testing.choose_candidate(target, draft, np.array(ids, np.int32), *rest))
+    return Choice(*_testing.choose_candidate(target, draft, list(ids), *rest))
 
 
 @pytest.mark.parametrize("shape", SHAPES)

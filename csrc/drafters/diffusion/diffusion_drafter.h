@@ -17,6 +17,7 @@ class DiffusionDrafter : public ModelDrafter {
   // mask token outside the vocabulary, and for fewer passes than one.
   DiffusionDrafter(std::shared_ptr<Executor> executor, int32_t mask_token, int num_passes);
 
+  bool branches() const override { return false; }  // its windows are filled whole, and not from their front
   void start(State* state, Run* run) override;
 
  private:

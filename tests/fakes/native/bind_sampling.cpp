@@ -142,17 +142,18 @@ std::vector<int32_t> draw_of_row(const Rows& logits, float temperature, uint64_t
   return ids;
 }
 
-std::tuple<int, int32_t> choose_of_rows(const Rows& target_logits, const Rows& draft_logits,
-                                        const Ids& draft_token_ids, int64_t position, float temperature,
-                                        uint64_t seed, const std::string& kind) {
+std::tuple<int, int32_t> choose_of_rows(const Rows& target_row, const Rows& draft_row,
+                                        const std::vector<int32_t>& draft_ids, int64_t position,
+                                        float temperature, uint64_t seed, const std::string& kind) {
   const JudgeKind judged_by = judge_from(kind);
-  if (draft_token_ids.ndim() != 1) refuse("draft_token_ids must be [num]");
-  check_between("the length of draft_token_ids", draft_token_ids.size(), 1, kLongestWindow);
-  const int vocab = row_size("target_logits", target_logits);
+  check_between("the length of draft_ids", static_cast<int64_t>(draft_ids.size()), 1, kLongestWindow);
+  const int vocab = row_size("target_row", target_row);
+  const int draft_vocab = std::min(vocab, row_size("draft_row", draft_row));
+  check_number("temperature", temperature, std::isfinite(temperature) && temperature >= 0,
+               "0 (greedy) or above");
   Candidates candidates;
-  const Choice choice = candidates.choose({target_logits.data(), draft_logits.data(), draft_token_ids.data(),
-                                           static_cast<int>(draft_token_ids.size()), vocab,
-                                           std::min(vocab, row_size("draft_logits", draft_logits)), position,
+  const Choice choice = candidates.choose({target_row.data(), draft_row.data(), draft_ids.data(),
+                                           static_cast<int>(draft_ids.size()), vocab, draft_vocab, position,
                                            temperature, seed, judged_by});
   return {choice.taken, choice.next_token};
 }
@@ -251,9 +252,9 @@ void bind_sampling(py::module_& m) {
   m.def("draw_candidates", &draw_of_row, py::arg("logits"), py::arg("temperature"), py::arg("seed"),
         py::arg("position"), py::arg("purpose"), py::arg("count"),
         "So many different tokens of one row, drawn without replacement; fewer where fewer have a chance.");
-  m.def("choose_candidate", &choose_of_rows, py::arg("target_logits"), py::arg("draft_logits"),
-        py::arg("draft_token_ids"), py::arg("position"), py::arg("temperature"), py::arg("seed"),
-        py::arg("kind"), "(taken, next_token) of candidates for one place; rows are [vocab].");
+  m.def("choose_candidate", &choose_of_rows, py::arg("target_row"), py::arg("draft_row"),
+        py::arg("draft_ids"), py::arg("position"), py::arg("temperature"), py::arg("seed"), py::arg("kind"),
+        "(taken, next_token) of candidates for one place; rows are [vocab].");
   m.def(
       "judge", &judge_rows, py::arg("target_logits"), py::arg("draft_logits").none(true),
       py::arg("draft_token_ids"), py::arg("position"), py::arg("temperature"), py::arg("seed"),
