@@ -1,6 +1,6 @@
 """What each kind of draft is worth on one target: for each task, greedy and sampled.
 
-    python bench/drafters.py                                          SmolLM2-135M-Instruct and its drafts
+    python bench/drafters.py                                          SmolLM2-135M-Instruct, which looks up
     python bench/drafters.py --target models/target --draft models/draft       and a draft model of its own
     python bench/drafters.py --prompts FILE                           prompts of Spec-Bench, HumanEval, ..
         --skip-layers 2 3 --exit models/exit --stops adaedl marginal  more rows
@@ -13,12 +13,12 @@ A row is a kind of draft and its window: none (`ar`), lookup in prompt and answe
 answers too, the model of --draft, with windows that end early by each of --stops too, and with each of
 --candidates windows of a sequence, the target without --skip-layers, the exit layer of --exit, the draft
 of --parallel, each of these behind a lookup too, the draft of --diffusion, the head of --eagle3, and what
-`auto` chooses. Without --target the drafts are those of models/smollm2. Columns: memory beside the
-target; tokens that a round makes final; of the windows, the share that was looked up; of the drafts
-judged at each place of a window, the share that stood; milliseconds of a round to draft and to score and
-judge; and how many times faster than `ar` text is written behind its first token, over all prompts, and
-with the tokens a round over those of a task. All rows must write the tokens of `ar` (sampled: by judge
-`coupled`), or no figure is printed and the status is 1. The last line is the same as JSON.
+`auto` chooses. Columns: memory beside the target; tokens that a round makes final; of the windows, the
+share that was looked up; of the drafts judged at each place of a window, the share that stood;
+milliseconds of a round to draft and to score and judge; and how many times faster than `ar` text is
+written behind its first token, over all prompts, and with the tokens a round over those of a task. All
+rows must write the tokens of `ar` (sampled: by judge `coupled`), or no figure is printed and the status
+is 1. The last line is the same as JSON.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ GAMMAS = {
     DIFFUSION: (4, 8, 12),
     EAGLE3: (2, 4),
 }
-SHIPPED = Path(__file__).resolve().parents[1] / "models" / "smollm2"  # drafts of the published model
 LONGEST = 15  # window of a draft that ends its windows itself
 PLACES = 5  # of a window that the table shows
 COLUMNS = (
@@ -282,10 +281,6 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     if options.draft and not options.target:
         parser.error("--draft wants --target too")
-    if not options.target:
-        for kind, directory in directories(options).items():
-            shipped = SHIPPED / kind
-            setattr(options, kind, directory or (shipped if shipped.is_dir() else None))
     if (options.stops or options.candidates) and not options.draft:
         parser.error("--stops and --candidates want --draft too")
     require_positive(parser, options, "num-prompts", "max-tokens")

@@ -56,8 +56,18 @@ def _given(kind: type, arguments: argparse.Namespace, **more: Any) -> dict[str, 
 
 
 def _distilling(arguments: argparse.Namespace) -> DistillSettings:
+    """Rows come from where they are remembered, else from what is asked for, else from what suits the draft."""
+    given = _given(DistillSettings, arguments)
+    if arguments.remembered is not None:
+        for name in ("text_share", "samples_from", "sample_temperature"):
+            if name in given:
+                flag = "--" + name.replace("_", "-")
+                raise RequestError(f"{flag} {given[name]}: all rows come from --remembered; drop one of them")
+        given["samples_from"] = "text"
+    elif arguments.command in ("diffusion", "eagle3") or given.get("masks"):
+        given.setdefault("samples_from", "target")  # such a draft writes no text of its own
     schedule = Schedule(arguments.warmup_steps, arguments.decay)
-    return DistillSettings(**_given(DistillSettings, arguments, schedule=schedule))
+    return DistillSettings(**given, schedule=schedule)
 
 
 def _where(arguments: argparse.Namespace) -> dict[str, Any]:

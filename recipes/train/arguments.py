@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from recipes.train.data.corpus import STDLIB
@@ -25,6 +26,19 @@ def _add_training(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compile", action="store_true", default=None, help="torch.compile: 50 s, then 1.2x")
     parser.add_argument("--card", type=Path, help="training.json that gets the curve")
     parser.add_argument("--name", default=None, help="the run's name in the card")
+
+
+def _add_learning(parser: argparse.ArgumentParser, sources: Sequence[str] = SOURCES) -> None:
+    """Of a draft that learns from its target: what it learns, and on which rows."""
+    parser.add_argument("--divergence", choices=DIVERGENCES)
+    parser.add_argument("--remembered", type=Path, help="rows come from this folder, made by `remember`")
+    parser.add_argument("--text-share", type=float)
+    parser.add_argument("--samples-from", choices=sources)
+    parser.add_argument("--sample-temperature", type=float)
+    parser.add_argument(
+        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
+    )
+    _add_training(parser)
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
@@ -65,33 +79,18 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     sub.add_argument("--target", type=Path, required=True)
     sub.add_argument("--draft", type=Path, help="begin with this model")
     sub.add_argument("--size", choices=SIZES, default="3m", help="without --draft: a new one of this size")
-    sub.add_argument("--remembered", type=Path, help="rows come from this folder, made by `remember`")
     sub.add_argument("--ids", type=int, help="the loss is over so many ids of the text, the most frequent")
-    sub.add_argument("--divergence", choices=DIVERGENCES)
     sub.add_argument("--cross-entropy", type=float)
-    sub.add_argument("--text-share", type=float)
-    sub.add_argument("--samples-from", choices=SOURCES)
-    sub.add_argument("--sample-temperature", type=float)
-    sub.add_argument(
-        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
-    )
-    _add_training(sub)
+    _add_learning(sub)
 
     sub = command("exit", "teach one layer behind the target's first ones what it would say")
     sub.add_argument("--target", type=Path, required=True)
     sub.add_argument("--exit-layer", type=int, required=True, help="layers of the target in front of it")
     sub.add_argument("--mask-token", type=int, help="an id that no text has: it fills windows in one pass")
     sub.add_argument("--masks", type=int, default=0, help="rows behind a place: one less than the window")
-    sub.add_argument("--remembered", type=Path, help="rows come from this folder, made by `remember`")
     sub.add_argument("--ids", type=int, help="the loss is over so many ids of the text, the most frequent")
     sub.add_argument("--bits", type=int, choices=(16, 8), default=16, help="of the matrices in --out")
-    sub.add_argument("--divergence", choices=DIVERGENCES)
-    sub.add_argument("--text-share", type=float)
-    sub.add_argument("--samples-from", choices=SOURCES)
-    sub.add_argument(
-        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
-    )
-    _add_training(sub)
+    _add_learning(sub)
 
     sub = command("parallel", "teach a draft to fill a window in one pass")
     sub.add_argument("--target", type=Path, required=True)
@@ -103,17 +102,9 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     sub.add_argument("--masks", type=int, default=7, help="rows behind a place: one less than the window")
     sub.add_argument("--keep", type=float, help="share of the places with a d-th mask that have one more")
     sub.add_argument("--least", type=float, help="share of all places that has every mask, at least")
-    sub.add_argument("--remembered", type=Path, help="rows come from this folder, made by `remember`")
     sub.add_argument("--ids", type=int, help="the loss is over so many ids of the text, the most frequent")
-    sub.add_argument("--divergence", choices=DIVERGENCES)
     sub.add_argument("--cross-entropy", type=float)
-    sub.add_argument("--text-share", type=float)
-    sub.add_argument("--samples-from", choices=("text", "target"), default="target")
-    sub.add_argument("--sample-temperature", type=float)
-    sub.add_argument(
-        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
-    )
-    _add_training(sub)
+    _add_learning(sub, ("text", "target"))
 
     sub = command("diffusion", "teach a draft to fill a window in a few passes")
     sub.add_argument("--target", type=Path, required=True)
@@ -128,31 +119,15 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     sub.add_argument(
         "--least", type=float, default=0.2, help="share of all places that has every one, at least"
     )
-    sub.add_argument("--remembered", type=Path, help="rows come from this folder, made by `remember`")
-    sub.add_argument("--divergence", choices=DIVERGENCES)
-    sub.add_argument("--text-share", type=float)
-    sub.add_argument("--samples-from", choices=("text", "target"), default="target")
-    sub.add_argument("--sample-temperature", type=float)
-    sub.add_argument(
-        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
-    )
-    _add_training(sub)
+    _add_learning(sub, ("text", "target"))
 
     sub = command("eagle3", "teach a head to draft from what its target computed")
     sub.add_argument("--target", type=Path, required=True)
     sub.add_argument("--tap", type=int, action="append", help="a layer whose input is read; given in order")
     sub.add_argument("--draft-vocab", type=int, help="ids that it drafts, the most frequent ones; 32000")
     sub.add_argument("--steps", type=int, default=4, help="rows in a row that go on from the head's own")
-    sub.add_argument("--remembered", type=Path, help="rows come from this folder, made by `remember`")
     sub.add_argument("--bits", type=int, choices=(16, 8), default=16, help="of the matrices in --out")
-    sub.add_argument("--divergence", choices=DIVERGENCES)
-    sub.add_argument("--text-share", type=float)
-    sub.add_argument("--samples-from", choices=("text", "target"), default="target")
-    sub.add_argument("--sample-temperature", type=float)
-    sub.add_argument(
-        "--decay", type=float, default=0.5, help="share of the run in which the rate goes to zero"
-    )
-    _add_training(sub)
+    _add_learning(sub, ("text", "target"))
 
     sub = command("write", "let a chat model write conversations: text for a draft of its own")
     sub.add_argument("--target", type=Path, required=True, help="a directory or a GGUF file with a template")

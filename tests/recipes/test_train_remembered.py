@@ -9,6 +9,7 @@ import torch
 from train_models import MACHINE, small_model
 
 from pearl_rt.errors import CheckpointError, RequestError
+from recipes.train.__main__ import main
 from recipes.train.data.remembered import LearntRows, Remembered, Sizes, remember
 from recipes.train.data.stream import PackedStream
 from recipes.train.data.tokenised_corpus import TokenisedCorpus, frequent_ids
@@ -16,6 +17,7 @@ from recipes.train.distill import distillation_loss
 from recipes.train.drafts.eagle3 import eagle3_loss, eagle3_model
 from recipes.train.drafts.exit_layer import exit_model
 from recipes.train.drafts.parallel import mask_rows
+from recipes.train.model.export import export
 from recipes.train.model.taps import taps_of
 
 
@@ -99,3 +101,33 @@ def test_the_loss_over_some_ids(tokenised: TokenisedCorpus) -> None:
     some = distillation_loss(target, draft, rows, "forward_kl", 0.0, ids=ids)
     p, q = (model(rows[:, :-1])[0][:, ids].log_softmax(-1) for model in (target, draft))
     torch.testing.assert_close(some, (p.exp() * (p - q)).sum(-1).mean())
+
+
+def test_commands_of_a_target_from_elsewhere(
+    tokenised: TokenisedCorpus, text_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows are remembered, and each kind of draft learns from them; another source beside them is refused."""
+    export(small_model(3), tokenised.tokenizer, tmp_path / "target")
+    common = ["--target", str(tmp_path / "target"), "--data", str(text_directory)]
+    rows = ["--remembered", str(tmp_path / "rows")]
+    remembering = ["--length", "32", "--rows", "8", "--tap", "1", "--tap", "2", "--tap", "3"]
+    assert main(["remember", *common, *remembering, "--out", str(tmp_path / "rows")]) == 0
+    for name, *own in (
+        ["exit", "--exit-layer", "1", "--ids", "40", "--bits", "8"],
+        ["exit", "--exit-layer", "1", "--mask-token", "7", "--masks", "3"],
+        ["parallel", "--size", "tiny", "--masks", "3"],
+        ["diffusion", "--size", "tiny", "--window", "4"],
+        ["eagle3", "--draft-vocab", "90", "--steps", "2", "--tap", "1", "--tap", "2", "--tap", "3"],
+    ):
+        places = [
+            "--run",
+            str(tmp_path / "run" / "-".join([name, *own])),
+            "--out",
+            str(tmp_path / "out" / name),
+        ]
+        short = ["--minutes", "0.001", "--tokens-per-step", "64"]
+        assert main([name, *common, *rows, *own, *places, *short]) == 0, name
+        assert (tmp_path / "out" / name / "model.safetensors").is_file()
+    capsys.readouterr()
+    assert main(["eagle3", *common, *rows, *places, *short, "--text-share", "0.5"]) == 2
+    assert "--text-share 0.5: all rows come from --remembered" in capsys.readouterr().err
