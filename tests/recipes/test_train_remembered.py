@@ -119,12 +119,8 @@ def test_commands_of_a_target_from_elsewhere(
         ["diffusion", "--size", "tiny", "--window", "4"],
         ["eagle3", "--draft-vocab", "90", "--steps", "2", "--tap", "1", "--tap", "2", "--tap", "3"],
     ):
-        places = [
-            "--run",
-            str(tmp_path / "run" / "-".join([name, *own])),
-            "--out",
-            str(tmp_path / "out" / name),
-        ]
+        run = tmp_path / "run" / "-".join([name, *own])
+        places = ["--run", str(run), "--out", str(tmp_path / "out" / name)]
         short = ["--minutes", "0.001", "--tokens-per-step", "64"]
         assert main([name, *common, *rows, *own, *places, *short]) == 0, name
         assert (tmp_path / "out" / name / "model.safetensors").is_file()
