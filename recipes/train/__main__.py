@@ -56,7 +56,7 @@ def _given(kind: type, arguments: argparse.Namespace, **more: Any) -> dict[str, 
 
 
 def _distilling(arguments: argparse.Namespace) -> DistillSettings:
-    """Rows come from where they are remembered, else from what is asked for, else from what suits the draft."""
+    """Rows come from where they are remembered, else from what is asked for, else from what suits a draft."""
     given = _given(DistillSettings, arguments)
     if arguments.remembered is not None:
         for name in ("text_share", "samples_from", "sample_temperature"):
