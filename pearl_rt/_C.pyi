@@ -139,6 +139,12 @@ class LookupDrafter(Drafter):
         """
         pool_tokens: of earlier answers that are kept; 0: none.
         """
+    def set_costs(self, costs: collections.abc.Sequence[int]) -> None:
+        """
+        Between runs. costs: [n - 1] the time of a score over n rows in all, 1 to 1e9 in any unit; one over
+        more rows takes as long as the last. Requests that adapt then have the windows whose tokens are the
+        most for their time, none too. Empty: windows are as long as they are likely to stand.
+        """
     def set_fills(self, fills: bool) -> None:
         """
         For measurements, between runs: whether every window is filled, with whatever token.

@@ -2,6 +2,9 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <utility>
+
+#include "core/checks.h"
 
 namespace pearl {
 
@@ -24,6 +27,16 @@ int64_t LookupDrafter::bytes() const {
   int64_t sum = pool_.bytes();
   for (const Slot& slot : slots_) sum += slot.text.bytes() + slot.words.bytes();
   return sum;
+}
+
+void LookupDrafter::set_costs(std::vector<int32_t> costs) {
+  for (const int32_t cost : costs) check_between("a cost", cost, 1, 1'000'000'000);
+  costs_ = std::move(costs);
+}
+
+int64_t LookupDrafter::cost(int window) const {
+  const auto rows = static_cast<size_t>(std::max(num_running_, 1)) * (window + 1);
+  return costs_[std::min(rows, costs_.size()) - 1];
 }
 
 int LookupDrafter::class_of(int length) {
@@ -150,16 +163,29 @@ LookupDrafter::Proposal LookupDrafter::propose(int b, int room, bool reads_pool)
   TokenMask* const mask = s.transform[b].mask.get();
   const auto answer = [&] { return Prefix{s.tokens(b), end, s.prompt_len[b], s.window(b), count}.answer(); };
   const int most = s.forced_room(b);
+  const bool weighs = s.adapts[b] && !leads_ && !costs_.empty();
+  int64_t tokens = kOne, best_tokens = 0;  // of kOne: of a round with this window, and with the best one
+  int least = 0, best_count = 0;           // drafts that stay in any case
+  const auto weigh = [&] {
+    if (!weighs) return;
+    const bool is_first = best_count == 0 || count == least;
+    if (!is_first && tokens * cost(best_count) <= best_tokens * cost(count)) return;
+    best_tokens = tokens;
+    best_count = count;
+  };
   for (;;) {
     if (mask != nullptr && count < most) {  // what the form of the answer has next anyway, on top of the room
-      const std::vector<int32_t> tokens = mask->forced(answer(), most - count);
-      for (const int32_t token : tokens) {
+      const std::vector<int32_t> sure = mask->forced(answer(), most - count);
+      for (const int32_t token : sure) {
         s.kind(b, end + count) = DraftKind::kForced;
         s.window(b)[count++] = token;
         tail_.push_back(token);
       }
-      room = std::min(room + static_cast<int>(tokens.size()), most);
-      if (!tokens.empty()) {
+      room = std::min(room + static_cast<int>(sure.size()), most);
+      if (!sure.empty()) {
+        tokens += static_cast<int64_t>(sure.size()) * chance;
+        least = count;
+        weigh();
         search = nullptr;
         next = {LookupIndex::kGap, 0, 0};
       }
@@ -180,13 +206,15 @@ LookupDrafter::Proposal LookupDrafter::propose(int b, int room, bool reads_pool)
     if (mask != nullptr && mask->num_allowed(answer(), &next.token, 1) == 0) break;
     chance = chance * next.chance / kOne;
     const bool is_doubtful = chance < kLeast;
-    if (is_doubtful && (count > 0 || (!leads_ && slot.quiet < slot.rest))) break;
+    if (is_doubtful && (count > 0 || (!leads_ && !weighs && slot.quiet < slot.rest))) break;
     expected += chance;
     s.kind(b, end + count) = DraftKind::kCertain;
     s.window(b)[count] = next.token;
     slot.drafted.push_back({end + count, next.token, search->source, next.length_class});
     tail_.push_back(next.token);
     ++count;
+    tokens += chance;
+    weigh();
     if (is_doubtful) break;  // one draft, to see
     int left = 0;
     for (int i = 0; i < search->count; ++i) {
@@ -197,6 +225,11 @@ LookupDrafter::Proposal LookupDrafter::propose(int b, int room, bool reads_pool)
     search->count = left;
     next = best(slot, *search);
     if (next.chance == 0) search = nullptr;
+  }
+  if (weighs && count > 0) {
+    // Those that are left out are compared with the text as well: doubts need no trial.
+    const bool is_worth_it = least > 0 || best_tokens * cost(0) > kOne * cost(best_count);
+    count = is_worth_it ? best_count : 0;
   }
   slot.quiet = count > 0 ? 0 : slot.quiet + 1;
   while (fills_ && count < room) {
@@ -215,6 +248,8 @@ LookupDrafter::Proposal LookupDrafter::draft_slot(int b, int room) {
 
 void LookupDrafter::draft() {
   State& s = *state_;
+  num_running_ = 0;
+  for (int b = 0; b < s.num_slots; ++b) num_running_ += s.running(b) ? 1 : 0;
   for (int b = 0; b < s.num_slots; ++b) {
     if (s.running(b)) s.num_draft_tokens[b] = draft_slot(b, s.window_room(b)).count;
   }

@@ -44,6 +44,11 @@ class LookupDrafter : public Drafter {
   // Of all indices; only while no run goes on.
   int64_t bytes() const;
 
+  // Between runs. [n - 1] the time of a score over n rows in all, in any unit; one over more rows takes as long
+  // as the last. A slot that adapts has the window whose tokens are the most for their time, none too. Empty,
+  // as at first: windows are as long as they are likely to stand.
+  void set_costs(std::vector<int32_t> costs);
+
   // For measurements, between runs: whether every window is filled, with whatever token.
   void set_fills(bool fills) { fills_ = fills; }
 
@@ -90,11 +95,13 @@ class LookupDrafter : public Drafter {
   void learn(int b);                      // from the verdict on the last window
   Proposal propose(int b, int room, bool reads_pool);
   Candidate best(const Slot& slot, const Search& search) const;
+  int64_t cost(int window) const;  // of a score, if each slot has such a window
   static void find(Search* search, const std::vector<int32_t>& tail);
 
   const int64_t pool_tokens_;
   const bool leads_;
   bool fills_ = false;
+  std::vector<int32_t> costs_;
   LookupIndex pool_;
   std::vector<Slot> slots_;
   std::vector<int32_t> tail_;  // the last tokens, and those drafted behind them
@@ -102,6 +109,8 @@ class LookupDrafter : public Drafter {
   // Set by start.
   State* state_ = nullptr;
   int64_t capacity_ = 0;  // of each slot
+
+  int num_running_ = 0;  // slots that are drafted for in this round
 };
 
 }  // namespace pearl

@@ -3,7 +3,7 @@
 Knows core sets, executors and drafters; not how models are packed, and not which placement is wanted.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import pearl_rt._C as _C
@@ -12,13 +12,15 @@ from pearl_rt.checkpoint.views.draft_ids import DraftIds
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ResourceError
 from pearl_rt.reference.drafters.diffusion import DEFAULT_PASSES
-from pearl_rt.strategy.planner import StepTimes
+from pearl_rt.strategy.planner import StepTimes, seconds
+from pearl_rt.strategy.program import MAX_GAMMA
 from pearl_rt.types import draft_stop
 from pearl_rt.types.request import Request
 
 if TYPE_CHECKING:
     from pearl_rt.backends.cpu import Model
 
+COST_OF_ONE = 4096  # of a score over one row
 TOO_FEW_CORES = (
     "placement 'split' needs 2 cores, one for the draft and the rest for the target; there is {}: pass "
     "placement='shared', or more threads"
@@ -30,6 +32,16 @@ def split_cores(cores: Sequence[int]) -> tuple[list[int], list[int]]:
     if len(cores) < 2:
         raise ResourceError(TOO_FEW_CORES.format(len(cores)))
     return list(cores[:-1]), [cores[-1]]
+
+
+def score_costs(target: Mapping[int, float], most: int) -> list[int]:
+    """[most] what scores over 1, 2, .. rows take, COST_OF_ONE the first; one over more rows never less. target:
+    of StepTimes.
+    """
+    one, costs = seconds(target, 1), [COST_OF_ONE]
+    while len(costs) < most:
+        costs.append(max(costs[-1], round(COST_OF_ONE * seconds(target, len(costs) + 1) / one)))
+    return costs
 
 
 class CpuLanes(Lanes):
@@ -61,6 +73,7 @@ class CpuLanes(Lanes):
         read = 0 if draft is None else draft.weights.weight_bytes
         self._draft_cost = read / target.weights.weight_bytes
         self._measures = False  # whole windows
+        self._most_rows = num_slots * (MAX_GAMMA + 1)  # of a score
         self.overlaps = placement == "split"
         self.target_cores, self.draft_cores = list(cores), list(cores)
         if placement == "split":
@@ -133,10 +146,13 @@ class CpuLanes(Lanes):
         if self._lookup is not None:
             self._lookup.set_fills(True)
         try:
-            return super().measure()
+            times = super().measure()
         finally:
             self._measures = False
             if self._chain is not None:
                 self._chain.set_looks_up(True)
             if self._lookup is not None:
                 self._lookup.set_fills(False)
+        if self._lookup is not None:
+            self._lookup.set_costs(score_costs(times.target, self._most_rows))
+        return times

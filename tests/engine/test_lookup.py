@@ -41,6 +41,10 @@ def test_it_is_what_an_engine_does_without_a_draft(pair: Pair) -> None:
         got = engine.generate([CYCLE, [7]], greedy)
         assert [one.token_ids for one in got] == [one.token_ids for one in want]
         assert {one.metrics.strategy for one in got} <= {"sd", "ar"}
+        assert engine.stats()["drafter"]["kind"] == "lookup"
+    with Engine(pair.config, pair.target, max_model_len=256, strategy="sd", gamma=4) as engine:
+        got = engine.generate([CYCLE, [7]], greedy)
+        assert [one.token_ids for one in got] == [one.token_ids for one in want]
         stats = engine.stats()
     assert stats["drafter"]["kind"] == "lookup" and stats["dtype"] == {"target": "float32"}
     assert stats["drafter"]["tokens_per_round"] > 1.0

@@ -80,17 +80,26 @@ def random_chain(rng: random.Random, drafter: str, target: dict[str, Any]) -> di
     return {"draft": draft, "mask_token": rng.choice(masks), "chain_cost": rng.choice([0.0, 0.05, 0.3])}
 
 
+def random_costs(rng: random.Random) -> list[int]:
+    """Of scores over 1, 2, .. rows: none, or a step for some of them."""
+    if rng.random() < 0.5:
+        return []
+    steps = [rng.choice([0, 0, 30, 300, 1000]) for _ in range(rng.randint(0, 9))]
+    return [1000 + sum(steps[:rows]) for rows in range(len(steps) + 1)]
+
+
 def lookup_tokens_are_those_of_ar(first: int, runs: int, drafter: str = "lookup") -> None:
     """Coupled and greedy, with earlier answers: in a batch a request says what `ar` says alone. drafter:
     "lookup", or "chain" in front of a model.
     """
-    shared = {"shares": True}
+    shared = {"shares": True, "adapts": True}
     for number in range(first, first + runs):
         rng = random.Random(number)
         target = random_script(rng)
         alone = Bench.build("shared", target=target)
         chain = random_chain(rng, drafter, target)
-        batch = Bench.build("shared", target=target, lookup_pool=64, num_slots=5, **chain)
+        costs = random_costs(rng) if drafter == "lookup" else ()
+        batch = Bench.build("shared", target=target, lookup_pool=64, num_slots=5, costs=costs, **chain)
         for _ in range(2):  # the second time there are earlier answers
             requests = lookup_requests(rng, target["vocab_size"], 5)
             results = batch.run(rng.choice(["sd", "pearl"]), *(_C.Request(**r | shared) for r in requests))
@@ -110,7 +119,10 @@ def lookup_rounds_are_the_rules(first: int, runs: int, drafter: str = "lookup") 
         requests = lookup_requests(rng, target["vocab_size"], 3)
         strategy, kind = rng.choice(["sd", "pearl"]), rng.choice(["rejection", "coupled"])
         chain = random_chain(rng, drafter, target)
-        bench = Bench.build("shared", target=target, lookup_pool=0, num_slots=3, **chain)
+        costs = random_costs(rng) if drafter == "lookup" else ()
+        if costs:  # of one slot alone, as the definition has them
+            requests = [requests[0] | {"adapts": True}]
+        bench = Bench.build("shared", target=target, lookup_pool=0, num_slots=3, costs=costs, **chain)
         results = bench.run(strategy, *(_C.Request(**request) for request in requests), judge=kind)
         rule, cost, mask = logits_after(**target), chain.get("chain_cost"), chain.get("mask_token")
         model = logits_after(**chain["draft"]) if chain else None
@@ -119,7 +131,7 @@ def lookup_rounds_are_the_rules(first: int, runs: int, drafter: str = "lookup") 
             shape = request["prompt_ids"], strategy, request["gamma"], limits, judge
             own: dict[str, Any] = {"first": chain_of(request, kind, cost, mask is not None)}
             own |= {"stop": stop_of(request, judge, mask is not None)} if chain else {}
-            want = decode(rule, model or Lookup(), *shape, mask_token=mask, **own)
+            want = decode(rule, model or Lookup(costs=costs), *shape, mask_token=mask, **own)
             assert rounds_of(results, slot) == want, (number, strategy, kind, slot, request)
             judged += sum(one.num_judged for one in want)
         looked_up += sum(len(one.certain) for one in results)

@@ -305,6 +305,7 @@ MAKERS: dict[str, Maker] = {
     **named(World.ids, "tokens", "window", "token_ids", "ids", "eos_ids", "stop_ids", "masked_ids"),
     "ScriptedExecutor.token_ids": lambda w: [1, *w.ids()],
     "prompt_ids": lambda w: [1, *w.ids()],
+    "costs": choice([], [3], [4, 5, 9], odd=([0], [-1], [2**31 - 1])),
     "windows": choice([], [3, 2, 1], odd=([1], [9, 9, 9], [-1] * 3)),
     "logit_bias": lambda w: [(w.one_id(), real(1.0)(w)) for _ in range(w.rng.randint(0, 3))],
     **named(row(VOCAB, 300), "logits", "target_row", "draft_row"),

@@ -63,6 +63,7 @@ class Lookup:
     leads: bool = (
         False  # another drafts where these are not taken (chain.py): a doubtful draft waits for nothing
     )
+    costs: Sequence[int] = ()  # [n - 1] the time of a score over n rows, in any unit; empty: not weighed
     expected: int = 0  # of ONE: drafts of the last window that are likely to stand
     quiet: int = 0  # rounds without a draft since the last one
     rest: int = 0  # such rounds that are wanted before a doubtful draft
@@ -86,6 +87,8 @@ class Lookup:
         window: list[int] = []
         source, matches = "", list[tuple[int, int]]()
         text, token, rate, chance, all_stand = list[int](), GAP, 0, 0, ONE
+        waits_for_nothing = self.leads or bool(self.costs)
+        tokens = [ONE]  # of ONE: of a round with no draft, with the first, with the first two, ..
         while len(window) < most:
             if not source:
                 for name, said in (("text", committed), ("words", self.words)):
@@ -98,12 +101,13 @@ class Lookup:
                 break
             all_stand = all_stand * chance // ONE
             is_doubtful = all_stand < LEAST
-            if is_doubtful and (window or (not self.leads and self.quiet < self.rest)):
+            if is_doubtful and (window or (not waits_for_nothing and self.quiet < self.rest)):
                 break
             self.expected += all_stand
             self.drafted.append((end + len(window), token, (source, rate)))
             window.append(token)
             tail.append(token)
+            tokens.append(tokens[-1] + all_stand)
             if is_doubtful:
                 break
             matches = [
@@ -113,8 +117,19 @@ class Lookup:
             ]
             token, rate, chance = self._best(source, text, matches)
             source = source if chance else ""
+        if self.costs:
+            window = window[: self._best_length(tokens)]  # what is left out is compared with the text as well
         self.quiet = 0 if window else self.quiet + 1
         return window
+
+    def _best_length(self, tokens: Sequence[int]) -> int:
+        """Of a window: with the most tokens for the time of its score, the shortest of equals; 0, none, too."""
+        times = [self.costs[min(length, len(self.costs) - 1)] for length in range(len(tokens))]
+        best = 0
+        for length in range(1, len(tokens)):
+            if tokens[length] * times[best] > tokens[best] * times[length]:
+                best = length
+        return best
 
     def _learn(self, committed: Sequence[int], pending: Sequence[int]) -> None:
         for number, (position, token, key) in enumerate(self.drafted):
