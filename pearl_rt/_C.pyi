@@ -177,9 +177,21 @@ class ChainDrafter(Drafter):
     """
     Drafts by lookup where that is worth more than a window of the model, else by it.
     """
-    def __init__(self, model: ModelDrafter, *, pool_tokens: int = 0, cost: float = 0.0) -> None:
+    def __init__(
+        self, model: ModelDrafter, *, pool_tokens: int = 0, cost: float = 0.0, for_all: bool = True
+    ) -> None:
         """
-        pool_tokens: see LookupDrafter. cost: of a pass of the model, in steps of the target.
+        pool_tokens: see LookupDrafter. cost: of a pass of the model, in steps of the target. for_all:
+        whether the lookup is asked for each request, and not only for those whose windows are weighed.
+        """
+    def set_costs(
+        self, scores: collections.abc.Sequence[int], windows: collections.abc.Sequence[int]
+    ) -> None:
+        """
+        Between runs: a request that adapts then has what is worth most for its time, a window of the
+        lookup, one of the model, or none. scores: see LookupDrafter.set_costs. windows: [n - 1] the time of
+        a window of n drafts of the model, in the same unit; a longer one takes as long as the last. Both
+        empty: by the weights that are read.
         """
     def set_looks_up(self, looks_up: bool) -> None:
         """

@@ -218,7 +218,7 @@ def engine_options(options: argparse.Namespace) -> dict[str, Any]:
         if getattr(options, "draft", None) == "self":
             shared["skip_layers"] = options.skip_layers
         shared["draft_stop"] = getattr(options, "draft_stop", "none")
-        shared["draft_lookup"] = getattr(options, "draft_lookup", False)
+        shared["draft_lookup"] = getattr(options, "draft_lookup", None)
         shared["candidates"] = getattr(options, "several", 1)
         return shared | {"num_threads": options.threads, "isa": options.isa, "lookup_pool": pool}
     if options.device == "interpret":

@@ -210,7 +210,7 @@ std::vector<uint64_t> Coordinator::start(const Program& program, JudgeKind judge
     state_->make_known(slot);
     state_->release(slot);
   }
-  state_->draft_caches = program.drafts() && lanes_.size() > 1 && lanes_[1].lane().block_size() > 0;
+  state_->draft_caches = program.drafts() && lanes_.size() > 1 && lanes_[1].lane().caches(*state_);
   for (int slot = 0; slot < state_->num_slots; ++slot) {
     if (slot >= static_cast<int>(requests.size())) {
       state_->clear(slot);

@@ -44,6 +44,9 @@ class Lane {
   // Positions of a block of its KV cache, if the state's block tables are its; else 0.
   virtual int block_size() const { return 0; }
 
+  // Whether a run that drafts there, with State::windows, reads and fills that cache. Asked before submit.
+  virtual bool caches(const State&) const { return block_size() > 0; }
+
   // Whether a prompt may begin in blocks that others have filled: State::prefixes.
   virtual bool finds_prefixes() const { return false; }
 

@@ -19,6 +19,8 @@ class Drafter {
   virtual bool finds_prefixes() const { return true; }
   // Positions of a block of its KV cache; 0 without one.
   virtual int block_size() const { return 0; }
+  // Whether a run with State::windows reads that cache and fills it. Asked before start.
+  virtual bool caches(const State&) const { return block_size() > 0; }
 
   // Whether it can fill several windows that begin with different tokens: State::candidates.
   virtual bool branches() const { return false; }

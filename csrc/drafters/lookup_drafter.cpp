@@ -34,11 +34,6 @@ void LookupDrafter::set_costs(std::vector<int32_t> costs) {
   costs_ = std::move(costs);
 }
 
-int64_t LookupDrafter::cost(int window) const {
-  const auto rows = static_cast<size_t>(std::max(num_running_, 1)) * (window + 1);
-  return costs_[std::min(rows, costs_.size()) - 1];
-}
-
 int LookupDrafter::class_of(int length) {
   if (length < 4) return length - 1;
   return length < 6 ? 3 : length < 9 ? 4 : 5;
@@ -163,7 +158,7 @@ LookupDrafter::Proposal LookupDrafter::propose(int b, int room, bool reads_pool)
   TokenMask* const mask = s.transform[b].mask.get();
   const auto answer = [&] { return Prefix{s.tokens(b), end, s.prompt_len[b], s.window(b), count}.answer(); };
   const int most = s.forced_room(b);
-  const bool weighs = s.adapts[b] && !leads_ && !costs_.empty();
+  const bool weighs = this->weighs(b);
   int64_t tokens = kOne, best_tokens = 0;  // of kOne: of a round with this window, and with the best one
   int least = 0, best_count = 0;           // drafts that stay in any case
   const auto weigh = [&] {
@@ -231,12 +226,13 @@ LookupDrafter::Proposal LookupDrafter::propose(int b, int room, bool reads_pool)
     const bool is_worth_it = least > 0 || best_tokens * cost(0) > kOne * cost(best_count);
     count = is_worth_it ? best_count : 0;
   }
+  tokens = count > 0 ? best_tokens : kOne;
   slot.quiet = count > 0 ? 0 : slot.quiet + 1;
   while (fills_ && count < room) {
     s.kind(b, end + count) = DraftKind::kCertain;
     s.window(b)[count++] = s.tokens(b)[end - 1];
   }
-  return {count, expected};
+  return {count, expected, tokens};
 }
 
 LookupDrafter::Proposal LookupDrafter::draft_slot(int b, int room) {
@@ -246,10 +242,14 @@ LookupDrafter::Proposal LookupDrafter::draft_slot(int b, int room) {
   return room > 0 ? propose(b, room, slots_[b].shares && pool_tokens_ > 0 && is_free) : Proposal{};
 }
 
+void LookupDrafter::begin_round() {
+  num_running_ = 0;
+  for (int b = 0; b < state_->num_slots; ++b) num_running_ += state_->running(b) ? 1 : 0;
+}
+
 void LookupDrafter::draft() {
   State& s = *state_;
-  num_running_ = 0;
-  for (int b = 0; b < s.num_slots; ++b) num_running_ += s.running(b) ? 1 : 0;
+  begin_round();
   for (int b = 0; b < s.num_slots; ++b) {
     if (s.running(b)) s.num_draft_tokens[b] = draft_slot(b, s.window_room(b)).count;
   }

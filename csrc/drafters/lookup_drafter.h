@@ -4,6 +4,8 @@
 // pearl_rt/reference/drafters/lookup.py is its definition, token for token.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -31,12 +33,15 @@ class LookupDrafter : public Drafter {
   void prefill() override {}
   void draft() override;
 
-  // A window as it lies in the state. Of kOne: how many of its drafts are likely to stand, forced ones left
-  // out.
+  // A window as it lies in the state. Of kOne: how many drafts were likely to stand, forced ones left out, and
+  // of a slot that adapts what a round with the window has in tokens.
   struct Proposal {
     int count = 0;
     int64_t expected = 0;
+    int64_t tokens = kOne;
   };
+  // A round begins: counts the slots that are drafted for.
+  void begin_round();
   // Takes in what was committed, and drafts behind it for one slot that runs, at most `room` tokens and what
   // is forced. num_draft_tokens is the caller's.
   Proposal draft_slot(int slot, int room);
@@ -48,6 +53,11 @@ class LookupDrafter : public Drafter {
   // as the last. A slot that adapts has the window whose tokens are the most for their time, none too. Empty,
   // as at first: windows are as long as they are likely to stand.
   void set_costs(std::vector<int32_t> costs);
+  bool weighs(int slot) const { return state_->adapts[slot] && !costs_.empty(); }
+  // Of a score, if each slot has a window of that length; and of that many rows.
+  int64_t cost(int window) const { return cost_of(static_cast<size_t>(num_running_) * (window + 1)); }
+  int64_t cost_of(size_t rows) const { return costs_[std::min(rows, costs_.size()) - 1]; }
+  int num_running() const { return num_running_; }
 
   // For measurements, between runs: whether every window is filled, with whatever token.
   void set_fills(bool fills) { fills_ = fills; }
@@ -95,7 +105,6 @@ class LookupDrafter : public Drafter {
   void learn(int b);                      // from the verdict on the last window
   Proposal propose(int b, int room, bool reads_pool);
   Candidate best(const Slot& slot, const Search& search) const;
-  int64_t cost(int window) const;  // of a score, if each slot has such a window
   static void find(Search* search, const std::vector<int32_t>& tail);
 
   const int64_t pool_tokens_;
@@ -110,7 +119,7 @@ class LookupDrafter : public Drafter {
   State* state_ = nullptr;
   int64_t capacity_ = 0;  // of each slot
 
-  int num_running_ = 0;  // slots that are drafted for in this round
+  int num_running_ = 1;  // slots that are drafted for in this round
 };
 
 }  // namespace pearl

@@ -34,6 +34,7 @@ from pearl_rt.checkpoint.views.eagle3 import Head
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ConfigError, PearlError, ResourceError, gib
 from pearl_rt.reference.groups import Groups
+from pearl_rt.strategy.engine_options import CHAINED_DRAFTERS
 from pearl_rt.strategy.program import CORE_PLACEMENTS, MAX_GAMMA
 from pearl_rt.strategy.program_choice import Capabilities
 from pearl_rt.types.json import Json
@@ -269,16 +270,18 @@ class CpuBackend(Backend):
         num_slots: int = 1,
         kv_cache_tokens: int | None = None,
         lookup_tokens: int | None = None,
+        looks_up_for_all: bool = True,
         stop: str = "none",
         candidates: int = 1,
         *,
         prefix_caching: bool = False,
     ) -> None:
-        """num_threads: cores to use; None: all. isa: None, or one that this machine has. lookup_tokens, stop,
-        candidates: see CpuLanes. The others: see Backend.
+        """num_threads: cores to use; None: all. isa: None, or one that this machine has. lookup_tokens,
+        looks_up_for_all, stop, candidates: see CpuLanes. The others: see Backend.
         """
         super().__init__(num_slots, kv_cache_tokens, prefix_caching=prefix_caching)
-        self._drafting = lookup_tokens, stop, candidates
+        self._drafting = lookup_tokens, looks_up_for_all, stop, candidates
+        self._looks_up = lookup_tokens is not None
         self._candidates = candidates
         if isa is not None:
             choice("isa", isa, _C.available_isas(), ConfigError)
@@ -297,6 +300,7 @@ class CpuBackend(Backend):
             outlives_draft=True,
             ends_windows=True,
             translates_ids=True,
+            looks_up=self._looks_up and drafter in CHAINED_DRAFTERS,
             candidates=self._candidates,
         )
 

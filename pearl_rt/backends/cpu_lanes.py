@@ -34,14 +34,14 @@ def split_cores(cores: Sequence[int]) -> tuple[list[int], list[int]]:
     return list(cores[:-1]), [cores[-1]]
 
 
-def score_costs(target: Mapping[int, float], most: int) -> list[int]:
-    """[most] what scores over 1, 2, .. rows take, COST_OF_ONE the first; one over more rows never less. target:
-    of StepTimes.
+def costs_of(table: Mapping[int, float], times: StepTimes, most: int) -> list[int]:
+    """[most] what steps of 1, 2, .. take by a table of StepTimes, in units of which a score over one row has
+    COST_OF_ONE; a longer step never takes less.
     """
-    one, costs = seconds(target, 1), [COST_OF_ONE]
-    while len(costs) < most:
-        costs.append(max(costs[-1], round(COST_OF_ONE * seconds(target, len(costs) + 1) / one)))
-    return costs
+    unit, costs = seconds(times.target, 1) / COST_OF_ONE, [1]
+    for count in range(1, most + 1):
+        costs.append(max(costs[-1], round(seconds(table, count) / unit)))
+    return costs[1:]
 
 
 class CpuLanes(Lanes):
@@ -58,12 +58,14 @@ class CpuLanes(Lanes):
         num_slots: int,
         pool: KvPool,
         lookup_tokens: int | None = None,
+        looks_up_for_all: bool = True,
         stop: str = "none",
         candidates: int = 1,
     ) -> None:
         """pool: the KV blocks of all sequences. lookup_tokens: of earlier answers, for a lookup, which is
-        asked before the draft if there is one; None: nothing is looked up. stop: of a draft model's windows,
-        draft_stop of EngineOptions, where a request has none of its own. candidates: windows of a sequence.
+        asked before the draft if there is one; None: nothing is looked up. looks_up_for_all: before a draft,
+        and not only for requests whose windows adapt. stop: of a draft model's windows, draft_stop of
+        EngineOptions, where a request has none of its own. candidates: windows of a sequence.
         """
         super().__init__(placement, target.config, draft.config if draft is not None else None, pool)
         self._lookup: _C.LookupDrafter | None = None
@@ -110,7 +112,9 @@ class CpuLanes(Lanes):
                 passes = draft.config.diffusion_passes or DEFAULT_PASSES
                 drafter = _C.DiffusionDrafter(own, mask_token=filled, num_passes=passes)
             elif lookup_tokens is not None:
-                self._chain = _C.ChainDrafter(model, pool_tokens=lookup_tokens, cost=self._draft_cost)
+                self._chain = _C.ChainDrafter(
+                    model, pool_tokens=lookup_tokens, cost=self._draft_cost, for_all=looks_up_for_all
+                )
             lanes.append(_C.CpuLane("draft", self._chain or drafter, draft_device))
         elif lookup_tokens is not None:
             self._lookup = _C.LookupDrafter(pool_tokens=lookup_tokens)
@@ -154,5 +158,9 @@ class CpuLanes(Lanes):
             if self._lookup is not None:
                 self._lookup.set_fills(False)
         if self._lookup is not None:
-            self._lookup.set_costs(score_costs(times.target, self._most_rows))
+            self._lookup.set_costs(costs_of(times.target, times, self._most_rows))
+        if self._chain is not None and not self.overlaps:  # beside the target a window has no time of its own
+            assert times.window is not None
+            windows = costs_of(times.window, times, MAX_GAMMA)
+            self._chain.set_costs(costs_of(times.target, times, self._most_rows), windows)
         return times

@@ -10,7 +10,13 @@ from pearl_rt.backends.base import Backend
 from pearl_rt.backends.cpu import CpuBackend
 from pearl_rt.checkpoint.config import Environment
 from pearl_rt.errors import ConfigError
-from pearl_rt.strategy.engine_options import BRANCHING_DRAFTERS, GPU_NAME, MODEL_DRAFTERS, EngineOptions
+from pearl_rt.strategy.engine_options import (
+    BRANCHING_DRAFTERS,
+    CHAINED_DRAFTERS,
+    GPU_NAME,
+    MODEL_DRAFTERS,
+    EngineOptions,
+)
 from pearl_rt.types.values import rule_of
 
 DEFAULT_NUM_SEQS = 8  # on the CPU
@@ -167,10 +173,12 @@ def backend(options: EngineOptions, made_for: str | None) -> tuple[Backend, str]
     num_threads = environment.num_threads if options.num_threads is None else options.num_threads
     isa = options.isa or environment.isa
     if device == "cpu":
-        looks_up = drafter == "lookup" or options.draft_lookup
+        by_default = options.draft_lookup is None and options.candidates == 1 and drafter in CHAINED_DRAFTERS
+        looks_up = drafter == "lookup" or options.draft_lookup or by_default
         lookup_tokens = options.lookup_pool if looks_up else None
+        ends = options.draft_stop, options.candidates
         num_slots = num_slots or DEFAULT_NUM_SEQS
-        sizes = num_slots, kv_cache_tokens, lookup_tokens, options.draft_stop, options.candidates
+        sizes = num_slots, kv_cache_tokens, lookup_tokens, not by_default, *ends
         caches = options.prefix_caching and drafter != "eagle3"  # of a prompt that is found there are no taps
         return CpuBackend(num_threads, isa, *sizes, prefix_caching=caches), drafter
     if device == "interpret":

@@ -45,7 +45,9 @@ def add_flags(parser: argparse.ArgumentParser, table: type, but: str = "") -> No
             continue
         options: Json = {"dest": row.name, "default": argparse.SUPPRESS}
         if isinstance(row.rule, Boolean):
-            options["action"] = "store_false" if row.default is True else "store_true"
+            both = argparse.BooleanOptionalAction  # and left out it is neither
+            one = "store_false" if row.default is True else "store_true"
+            options["action"] = both if row.rule.optional else one
         elif isinstance(row.rule, (Texts, Choices, TokenIds, Layers, NumbersById)):
             options |= {"action": "append", "metavar": "X"}
         else:

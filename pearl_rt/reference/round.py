@@ -143,6 +143,8 @@ class CertainDrafter(Protocol[Row_contra]):
 class FirstDrafter(CertainDrafter[Row_contra], Protocol[Row_contra]):
     """In front of a model, which drafts where this one leaves a window empty: chain.py."""
 
+    rests: bool  # whether the last window is left empty by the model too
+
     def model_drafted(self, drafts: Sequence[tuple[int, int]], is_final: bool) -> None:
         """The model's (position, token), but for forced ones. is_final: they follow final tokens."""
 
@@ -240,7 +242,7 @@ def decode(
         if drafter is not None and strategy != "ar":
             candidates += drafter.window(tokens, pending, todo.window)
             candidate_logits += [None] * (len(candidates) - len(pending))
-        is_drafted = drafter is not None and (first is None or len(candidates) > len(pending))
+        is_drafted = drafter is not None and (first is None or first.rests or len(candidates) > len(pending))
         if stop is not None:
             stop.begin(tokens, len(pending))
         room = limits.max_total_len - len(tokens) - len(pending)

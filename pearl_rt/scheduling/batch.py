@@ -55,6 +55,7 @@ class Batch:
         self._run: Lanes | None = None  # the lanes of the run that goes on
         self._plan: Plan | None = None  # its program
         self._judge = ""
+        self._has_windows = True  # whether the run feeds a draft: then requests with a gamma can join
         self._running: dict[int, Job] = {}  # by the coordinator's id
         self._news: list[News] = []  # found while something else was done
 
@@ -84,6 +85,7 @@ class Batch:
         return (
             len(self._running) < self.num_slots
             and job.judge == self._judge
+            and (self._has_windows or len(job.choice.windows(self._plan.strategy)) > 1)
             and self._plan.strategy in job.choice.strategies
             and self._plan.placement in job.choice.placements
             and self._run.has_place(replace(job.request, gamma=self._plan_beside(job).gamma))
@@ -102,6 +104,7 @@ class Batch:
         lanes.stop()  # a second Ctrl-C may have left it at work
         self._plan, self._judge, self._run = plan, job.judge, lanes
         request, windows = self._request(lanes, job, plan)
+        self._has_windows = not windows or any(windows)
         number = lanes.start(plan.strategy, request, job.judge, windows)
         job.plan, job.is_alone = plan, num_seqs == 1
         self._running[number] = job
@@ -233,7 +236,10 @@ class Batch:
         with self._figures:
             plain = self._chooser.plain_tpot(job.plan, job.rounds, trace) if job.is_alone else None
             output = job.finish(trace, plain)
-            self._chooser.learn(job.plan, job.regime, output.metrics, is_alone=job.is_alone)
+            looks_up = job.choice.looks_up
+            self._chooser.learn(
+                job.plan, job.regime, output.metrics, is_alone=job.is_alone, looks_up=looks_up
+            )
             self._totals.add(output)
         return output
 

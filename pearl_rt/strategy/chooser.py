@@ -4,6 +4,7 @@ Holds measured step times, acceptance by kind of sampling, and how far requests 
 the arithmetic is the planner's. Knows nothing of lanes, and of requests only their figures.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 
@@ -16,6 +17,7 @@ from pearl_rt.types.metrics import RequestMetrics, TraceRow
 
 MIN_TOKENS_TO_LEARN = 16  # shorter answers time little but noise
 LEARNING_RATE = 0.3
+LEAST_GAIN = 1.05  # over plain decoding, of a model behind a lookup: it is fed the prompt too
 SELECTIVE_RATE = 0.85  # at least, of a drafter that ends its windows where they become doubtful
 
 
@@ -38,9 +40,13 @@ class Chooser:
         placements must be known.
 
         ar in a batch, where a single sequence would draft, is a program that drafts, with windows of 0: the
-        batch will be smaller some day.
+        batch will be smaller some day. So it is where a lookup may draft though the model does not pay.
         """
-        best = self._plans(candidates, regime, num_seqs)[0]
+        found = self._plans(candidates, regime, num_seqs)
+        best = found[0]
+        if best.strategy == "ar" and candidates.looks_up:
+            serial = (one for one in found if (one.strategy, one.placement) == ("sd", best.placement))
+            return next(serial, best)
         if num_seqs == 1 or best.strategy != "ar":
             return best
         placed = replace(candidates, placements=(best.placement,))
@@ -58,7 +64,10 @@ class Chooser:
         def best(num_seqs: int) -> int:
             strategies = [chosen.strategy, *(["ar"] if 0 in options else [])]
             placed = replace(candidates, strategies=tuple(strategies), placements=(chosen.placement,))
-            return self._plans(placed, regime, num_seqs)[0].gamma
+            found = self._plans(placed, regime, num_seqs)
+            plain = next((one for one in found if one.strategy == "ar"), None)
+            gain = found[0].tokens_per_second / plain.tokens_per_second if plain else math.inf
+            return 0 if candidates.looks_up and gain < LEAST_GAIN else found[0].gamma
 
         at = {num_seqs: best(num_seqs) for num_seqs in _rungs(num_slots)}
         found = [at[1]]  # beside none, as beside itself
@@ -66,16 +75,31 @@ class Chooser:
             found.append(at.get(num_seqs, found[-1]))
         return found
 
-    def learn(self, chosen: Plan, regime: str, metrics: RequestMetrics, *, is_alone: bool = True) -> None:
-        """Takes in one request. is_alone: no other ran beside it, so that its times are the program's."""
+    def learn(
+        self,
+        chosen: Plan,
+        regime: str,
+        metrics: RequestMetrics,
+        *,
+        is_alone: bool = True,
+        looks_up: bool = False,
+    ) -> None:
+        """Takes in one request. is_alone: no other ran beside it, so that its times are the program's.
+        looks_up: a lookup is in front of the model, whose windows alone say what the model is worth.
+        """
         self._last = chosen, regime
         self._num_requests += 1
-        counts = metrics.accepted, metrics.judged, metrics.accepted_at, metrics.judged_at
-        self._acceptance.setdefault(regime, Acceptance()).update(*counts)
+        acceptance = self._acceptance.setdefault(regime, Acceptance())
+        if looks_up and metrics.looked_up.windows > 0:
+            acceptance.update(metrics.sampled.accepted, metrics.sampled.judged)
+        else:
+            acceptance.update(metrics.accepted, metrics.judged, metrics.accepted_at, metrics.judged_at)
         if not is_alone or len(metrics.token_times) < MIN_TOKENS_TO_LEARN:
             return
         strategy, gamma, placement = chosen.strategy, chosen.gamma, chosen.placement
         self._observed[strategy, gamma, placement] = metrics.tokens_per_second
+        if looks_up:  # how long rounds should have taken is not known: windows may be the lookup's, or none
+            return
         rate = metrics.acceptance_rate if metrics.judged else 0.0
         acceptance = chances_of(metrics.accepted_at, metrics.judged_at, rate)
         expected = plan(strategy, gamma, placement, self.times[placement], acceptance)
@@ -99,10 +123,11 @@ class Chooser:
 
     def described(self, candidates: ProgramChoice) -> Json:
         """What ran last, what would run next, and every figure behind it. Times are in seconds."""
-        expected = self._plans(candidates, self._last[1] if self._last else "greedy")
+        regime = self._last[1] if self._last else "greedy"
+        expected = self._plans(candidates, regime)
         return {
             "chosen": _plan_dict(self._last[0]) if self._last else None,
-            "next": _plan_dict(expected[0]),
+            "next": _plan_dict(self.choose(candidates, regime)),
             "requests": self._num_requests,
             "acceptance": {regime: acceptance.rate for regime, acceptance in self._acceptance.items()},
             "acceptance_at": {regime: known.chances for regime, known in self._acceptance.items()},

@@ -22,6 +22,7 @@ DRAFTERS = ("auto", "model", "self", "lookup", "none")
 # That draft by rows of a model, with a KV cache; and of these, what can fill several windows of a sequence.
 MODEL_DRAFTERS = ("model", "parallel", "diffusion", "self", "exit", "eagle3")
 BRANCHING_DRAFTERS = ("model", "self", "exit")
+CHAINED_DRAFTERS = ("model", "parallel", "self", "exit")  # that a lookup may be in front of
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class EngineOptions:
                    token by token
     draft_lookup   whether a lookup drafts in front of the draft model (or exit layer, or "self"), on the
                    CPU: a window is the lookup's where what it expects of it is worth more than the model's
-                   windows have been
+                   windows have been; None: for requests whose windows the planner chooses, where it can
     candidates     windows of a sequence that begin with different tokens and are judged together, 1 to 8:
                    of a draft model, "self" or an exit layer, by strategy "sd", on the CPU
     lookup_pool    tokens of earlier answers that lookup reads too, where drafts cannot change the text:
@@ -98,7 +99,7 @@ class EngineOptions:
     skip_layers: tuple[int, ...] | None = parameter(None, Layers())
     draft_stop: str = parameter("none", DraftStop())
     draft_parallel: bool = parameter(True, Boolean())
-    draft_lookup: bool = parameter(False, Boolean())
+    draft_lookup: bool | None = parameter(None, Boolean(optional=True))
     candidates: int = parameter(
         1, Integer(1, MAX_CANDIDATES, words=f"1 for one window of a sequence, to {MAX_CANDIDATES}")
     )

@@ -24,6 +24,7 @@ class ProgramChoice:
     placements: tuple[str, ...]
     gammas: tuple[int, ...]
     is_selective: bool = False  # the drafter drafts only what is likely to stand: gammas are limits
+    looks_up: bool = False  # a lookup is in front of the model, which may be the better one to draft
 
     def windows(self, strategy: str) -> tuple[int, ...]:
         """Those that a program of this strategy may have from round to round; 0 is as good as ar."""
@@ -43,6 +44,7 @@ class Capabilities:
     translates_ids: bool = False  # a draft may have a tokenizer of its own
     ends_windows: bool = False  # a draft model's windows may end early, by a rule
     candidates: int = 1  # windows of a sequence that are judged together
+    looks_up: bool = False  # in front of a draft model
 
     @property
     def everything(self) -> ProgramChoice:
@@ -50,7 +52,7 @@ class Capabilities:
         if self.drafter == "eagle3" or self.candidates > 1:  # a draft waits for the verdict on the last one
             return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS)
         if self.drafter in MODEL_DRAFTERS:
-            return ProgramChoice(STRATEGIES, self.placements, GAMMAS)
+            return ProgramChoice(STRATEGIES, self.placements, GAMMAS, looks_up=self.looks_up)
         if self.drafter == "lookup":  # it drafts at once: there is no wait for pearl to hide
             return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS, is_selective=True)
         return ProgramChoice(("ar",), self.placements[:1], GAMMAS)
@@ -110,6 +112,7 @@ class Capabilities:
             left(placement, choice.placements, self.everything.placements),
             left(gamma, choice.gammas, GAMMAS),
             choice.is_selective if stop is None else stop != "none" or self.drafter == "lookup",
+            choice.looks_up,
         )
 
     def _check_stop(self, stop: str | None, error: Fault) -> None:

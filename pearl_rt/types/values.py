@@ -70,11 +70,16 @@ class Number(Rule):
 
 @dataclass(frozen=True)
 class Boolean(Rule):
-    """True or False."""
+    """True or False; or None, if it is optional."""
 
-    def __call__(self, name: str, value: object, error: Fault = RequestError) -> bool:
+    optional: bool = False
+
+    def __call__(self, name: str, value: object, error: Fault = RequestError) -> bool | None:
+        if value is None and self.optional:
+            return None
         if not isinstance(value, bool):
-            raise error(f"{name} must be True or False, got {shown(value)}")
+            wanted = "True, False or None" if self.optional else "True or False"
+            raise error(f"{name} must be {wanted}, got {shown(value)}")
         return value
 
 

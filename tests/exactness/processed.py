@@ -42,13 +42,15 @@ def judge_of(request: dict[str, Any], kind: str) -> ReferenceJudge:
     return ReferenceJudge(kind, request["temperature"], request["seed"], transform=transform)
 
 
-def chain_of(request: dict[str, Any], kind: str, cost: float | None, at_once: bool) -> Chain | None:
-    """The definition's lookup in front of a model, a pass of which costs so many steps of the target."""
-    if cost is None:
+def chain_of(request: dict[str, Any], kind: str, chain: dict[str, Any]) -> Chain | None:
+    """The definition's lookup in front of a model, from the arguments of Bench.build."""
+    if not chain:
         return None
+    cost, at_once = chain["chain_cost"], chain["mask_token"] is not None
     is_free = request["temperature"] == 0 or kind == "coupled"
     ends_early = request.get("draft_stop", "none") != "none"
-    return Chain(round(cost * ONE), is_free, at_once=at_once, ends_early=ends_early)
+    times = chain["costs"], chain["window_costs"]
+    return Chain(round(cost * ONE), is_free, at_once, ends_early, *times)
 
 
 def stop_of(request: dict[str, Any], judge: ReferenceJudge, at_once: bool = False) -> Stop | None:
@@ -71,21 +73,29 @@ def lookup_requests(rng: random.Random, vocab: int, most: int) -> list[dict[str,
     return requests
 
 
-def random_chain(rng: random.Random, drafter: str, target: dict[str, Any]) -> dict[str, Any]:
-    """What Bench.build makes a chain of: a draft that agrees with the target often, seldom or by chance."""
-    if drafter != "chain":
-        return {}
-    draft: dict[str, Any] = target | {"divergence": rng.choice([0.1, 0.5, 1.0])}
-    masks = [None, None, rng.randrange(draft["vocab_size"])]
-    return {"draft": draft, "mask_token": rng.choice(masks), "chain_cost": rng.choice([0.0, 0.05, 0.3])}
-
-
 def random_costs(rng: random.Random) -> list[int]:
     """Of scores over 1, 2, .. rows: none, or a step for some of them."""
     if rng.random() < 0.5:
         return []
     steps = [rng.choice([0, 0, 30, 300, 1000]) for _ in range(rng.randint(0, 9))]
     return [1000 + sum(steps[:rows]) for rows in range(len(steps) + 1)]
+
+
+def random_chain(rng: random.Random, drafter: str, target: dict[str, Any]) -> dict[str, Any]:
+    """What Bench.build makes a chain of: a draft that agrees with the target often, seldom or by chance."""
+    if drafter != "chain":
+        return {}
+    draft: dict[str, Any] = target | {"divergence": rng.choice([0.1, 0.5, 1.0])}
+    masks = [None, None, rng.randrange(draft["vocab_size"])]
+    costs = random_costs(rng)
+    windows = [rng.randint(1, 2000) for _ in range(rng.randint(1, 9))] if costs else []
+    return {
+        "draft": draft,
+        "mask_token": rng.choice(masks),
+        "chain_cost": rng.choice([0.0, 0.05, 0.3]),
+        "costs": costs,
+        "window_costs": windows,
+    }
 
 
 def lookup_tokens_are_those_of_ar(first: int, runs: int, drafter: str = "lookup") -> None:
@@ -98,8 +108,8 @@ def lookup_tokens_are_those_of_ar(first: int, runs: int, drafter: str = "lookup"
         target = random_script(rng)
         alone = Bench.build("shared", target=target)
         chain = random_chain(rng, drafter, target)
-        costs = random_costs(rng) if drafter == "lookup" else ()
-        batch = Bench.build("shared", target=target, lookup_pool=64, num_slots=5, costs=costs, **chain)
+        own = chain or {"costs": random_costs(rng)}
+        batch = Bench.build("shared", target=target, lookup_pool=64, num_slots=5, **own)
         for _ in range(2):  # the second time there are earlier answers
             requests = lookup_requests(rng, target["vocab_size"], 5)
             results = batch.run(rng.choice(["sd", "pearl"]), *(_C.Request(**r | shared) for r in requests))
@@ -119,19 +129,19 @@ def lookup_rounds_are_the_rules(first: int, runs: int, drafter: str = "lookup") 
         requests = lookup_requests(rng, target["vocab_size"], 3)
         strategy, kind = rng.choice(["sd", "pearl"]), rng.choice(["rejection", "coupled"])
         chain = random_chain(rng, drafter, target)
-        costs = random_costs(rng) if drafter == "lookup" else ()
-        if costs:  # of one slot alone, as the definition has them
+        shape_of = chain or {"costs": random_costs(rng)}
+        if shape_of["costs"]:  # of one slot alone, as the definition has them
             requests = [requests[0] | {"adapts": True}]
-        bench = Bench.build("shared", target=target, lookup_pool=0, num_slots=3, costs=costs, **chain)
+        bench = Bench.build("shared", target=target, lookup_pool=0, num_slots=3, **shape_of)
         results = bench.run(strategy, *(_C.Request(**request) for request in requests), judge=kind)
-        rule, cost, mask = logits_after(**target), chain.get("chain_cost"), chain.get("mask_token")
+        rule, mask = logits_after(**target), chain.get("mask_token")
         model = logits_after(**chain["draft"]) if chain else None
         for slot, request in enumerate(requests):
             limits, judge = limits_of(request), judge_of(request, kind)
             shape = request["prompt_ids"], strategy, request["gamma"], limits, judge
-            own: dict[str, Any] = {"first": chain_of(request, kind, cost, mask is not None)}
+            own: dict[str, Any] = {"first": chain_of(request, kind, chain)}
             own |= {"stop": stop_of(request, judge, mask is not None)} if chain else {}
-            want = decode(rule, model or Lookup(costs=costs), *shape, mask_token=mask, **own)
+            want = decode(rule, model or Lookup(costs=shape_of["costs"]), *shape, mask_token=mask, **own)
             assert rounds_of(results, slot) == want, (number, strategy, kind, slot, request)
             judged += sum(one.num_judged for one in want)
         looked_up += sum(len(one.certain) for one in results)

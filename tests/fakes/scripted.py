@@ -98,6 +98,7 @@ class Bench:
         capacity: int = CAPACITY,
         lookup_pool: int | None = None,
         costs: Sequence[int] = (),
+        window_costs: Sequence[int] = (),
         mask_token: int | None = None,
         passes: int | None = None,
         chain_cost: float | None = None,
@@ -108,7 +109,8 @@ class Bench:
         candidates: int = 1,
     ) -> "Bench":
         """target, draft: arguments of their scripts. lookup_pool: the draft lane looks up and has no script;
-        so many tokens of earlier answers are kept, and windows are weighed with `costs`. mask_token: the draft fills a window in one pass, or in
+        so many tokens of earlier answers are kept, and windows are weighed with `costs`, beside
+        those of a model with `window_costs`. mask_token: the draft fills a window in one pass, or in
         so many `passes`, whose rows see each other.
         chain_cost: the draft lane has a script and looks up before it; of a pass, in steps of the target.
         head_ids: the draft is a head that is fed the target's taps, and has these ids. num_blocks,
@@ -128,7 +130,7 @@ class Bench:
         device = _C.Device([], spin_us)
         draft_device = device if placement == "shared" else _C.Device([], spin_us)
         drafts = draft_executor if lookup_pool is None else _C.LookupDrafter(pool_tokens=lookup_pool)
-        if costs:
+        if costs and chain_cost is None:
             drafts.set_costs(list(costs))
         if mask_token is not None:
             drafts = _C.ModelDrafter(draft_executor, mask_token=mask_token)
@@ -137,6 +139,7 @@ class Bench:
         if chain_cost is not None:
             model = _C.ModelDrafter(draft_executor, mask_token=mask_token)
             drafts = _C.ChainDrafter(model, pool_tokens=lookup_pool or 0, cost=chain_cost)
+            drafts.set_costs(list(costs), list(window_costs))
         head = None
         if head_ids is not None:
             drafts = head = _C.EagleDrafter(draft_executor, target_ids=head_ids)

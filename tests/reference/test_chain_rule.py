@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from pearl_rt.reference.drafters.chain import LONGEST_STREAK, MOST_WINDOWS, Chain
+from pearl_rt.reference.drafters.chain import LONGEST_STREAK, MOST_WINDOWS, OF_LOOKUP, Chain
 from pearl_rt.reference.drafters.lookup import ONE
 
+STREAK = LONGEST_STREAK // OF_LOOKUP  # windows of the lookup
 CYCLE = [1, 2, 3, 4, 5] * 4  # the next tokens are sure: a match of 8 and more
 ONCE = [9, 1, 7, 8, 9]  # one token agrees: 1, then 7 and 8
 
@@ -57,11 +58,11 @@ def test_counts_fade_and_a_model_left_alone_is_tried_again() -> None:
     assert (chain.windows, chain.stood) == (MOST_WINDOWS // 2, 0)
     assert chain.window(ONCE, [], 4)  # the model is worth next to nothing
     before = chain.windows
-    for _ in range(LONGEST_STREAK - 1):
+    for _ in range(STREAK - 1):
         assert chain.windows == before
         assert chain.window(CYCLE, [], 4)
     assert chain.windows == before // 2
-    for _ in range(3 * LONGEST_STREAK):
+    for _ in range(3 * STREAK):
         chain.window(CYCLE, [7], 4)  # behind tokens that may fall nothing is counted
     assert chain.windows == before // 2
 

@@ -38,6 +38,7 @@ class CpuLane : public Lane, private DeviceTask {
   bool masks_tokens() const override { return true; }
   bool scores_prompts() const override { return executor_ != nullptr; }
   int block_size() const override { return drafter_->block_size(); }
+  bool caches(const State& state) const override { return drafter_->caches(state); }
   bool finds_prefixes() const override { return drafter_->finds_prefixes(); }
   bool wants_own_words() const override { return drafter_->wants_own_words(); }
   bool branches() const override { return drafter_->branches() && taps_ == nullptr; }

@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kOne = LookupDrafter::kOne;
 constexpr int kMostWindows = 16;
 constexpr int kPriorWindows = 2, kPriorStood = 4;  // that the model's counts begin with
-constexpr int kLongestStreak = 16;                 // behind it half of the model's counts go
+constexpr int kLongestStreak = 64, kOfLookup = 4;  // behind it half of the model's counts go
 
 // Of kOne.
 int64_t cost_from(double steps) {
@@ -23,41 +23,70 @@ int64_t cost_from(double steps) {
 
 }  // namespace
 
-ChainDrafter::ChainDrafter(std::shared_ptr<ModelDrafter> model, int64_t pool_tokens, double cost)
-    : model_(std::move(model)), lookup_(pool_tokens, true), cost_(cost_from(cost)) {}
+ChainDrafter::ChainDrafter(std::shared_ptr<ModelDrafter> model, int64_t pool_tokens, double cost,
+                           bool for_all)
+    : model_(std::move(model)), lookup_(pool_tokens, true), cost_(cost_from(cost)), for_all_(for_all) {}
+
+void ChainDrafter::set_costs(std::vector<int32_t> scores, std::vector<int32_t> windows) {
+  if (scores.empty() != windows.empty()) refuse("costs of scores and of windows belong together");
+  for (const int32_t cost : windows) check_between("a cost", cost, 1, 1'000'000'000);
+  lookup_.set_costs(std::move(scores));
+  windows_ = std::move(windows);
+}
 
 void ChainDrafter::start(State* state, Run* run) {
   state_ = state;
+  has_model_ = has_model(*state);
   model_->start(state, run);
   lookup_.start(state, run);
   slots_.assign(state->num_slots, {});
   has_window_.assign(state->num_slots, 0);
 }
 
+bool ChainDrafter::has_model(const State& state) const {
+  const auto is_none = [](int32_t window) { return window == 0; };
+  return windows_.empty() || state.windows.empty() ||
+         !std::all_of(state.windows.begin(), state.windows.end(), is_none);
+}
+
+void ChainDrafter::prefill() {
+  if (has_model_) model_->prefill();
+}
+
+bool ChainDrafter::asks(int b) const {
+  return looks_up_ && state_->running(b) && (for_all_ || lookup_.weighs(b));
+}
+
 void ChainDrafter::draft() {
   State& s = *state_;
   std::fill(has_window_.begin(), has_window_.end(), 0);
-  for (int b = 0; b < s.num_slots && looks_up_; ++b) {
-    if (!s.running(b)) continue;
+  lookup_.begin_round();
+  for (int b = 0; b < s.num_slots; ++b) {
+    if (!has_model_) s.num_draft_tokens[b] = 0;
+    if (!asks(b)) continue;
     learn(b);
-    const int room = s.window_room(b);
-    // Drafts that cost no pass: alone, a slot that adapts may have its longest window of them.
-    const bool is_alone = room > 0 && s.adapts[b] && s.num_busy() == 1;
-    const int longest = is_alone ? std::clamp(static_cast<int>(s.room(b)), 0, s.gamma[b]) : room;
+    const int room = has_model_ ? s.window_room(b) : 0;
+    // Drafts that cost no pass: a slot that adapts may have its longest window of them, alone or if it weighs.
+    const bool is_free = lookup_.weighs(b) || (room > 0 && s.adapts[b] && s.num_busy() == 1);
+    const int longest = is_free ? static_cast<int>(std::clamp<int64_t>(s.room(b), 0, s.gamma[b])) : room;
     const LookupDrafter::Proposal proposal = lookup_.draft_slot(b, longest);
-    if (!takes_lookup(b, proposal, room)) continue;
+    const Choice choice = choose(b, proposal, room);
+    if (choice == Choice::kModel) continue;
     has_window_[b] = 1;
-    s.num_draft_tokens[b] = proposal.count;
+    s.num_draft_tokens[b] = choice == Choice::kLookup ? proposal.count : 0;
     Slot& slot = slots_[b];
     // A window that follows drafts which may fall is not counted: these are drawn again with the same noise.
-    if (s.pending[b] > 0 || ++slot.streak < kLongestStreak) continue;
+    if (s.pending[b] > 0) continue;
+    slot.streak += choice == Choice::kLookup ? kOfLookup : 1;
+    if (slot.streak < kLongestStreak) continue;
     slot.streak = 0;
     slot.windows /= 2;
     slot.stood /= 2;
   }
+  if (!has_model_) return;
   model_->draft_but(has_window_);
-  for (int b = 0; b < s.num_slots && looks_up_; ++b) {
-    if (s.running(b) && !has_window_[b]) note_model(b);
+  for (int b = 0; b < s.num_slots; ++b) {
+    if (asks(b) && !has_window_[b]) note_model(b);
   }
 }
 
@@ -83,6 +112,29 @@ void ChainDrafter::learn(int b) {
   }
   if (fell || s.pending[b] == 0) return slot.drafted.clear();  // those behind it were never judged
   slot.drafted.erase(slot.drafted.begin(), slot.drafted.begin() + static_cast<ptrdiff_t>(done));
+}
+
+// Of a window of the model for each slot.
+int64_t ChainDrafter::window_cost(int room) const {
+  const int64_t alone = windows_[std::min<size_t>(room, windows_.size()) - 1];
+  const size_t rows = model_->drafts_at_once() ? room : 1;  // of a pass, for each slot
+  return alone * lookup_.cost_of(rows * lookup_.num_running()) / lookup_.cost_of(rows);
+}
+
+ChainDrafter::Choice ChainDrafter::choose(int b, const LookupDrafter::Proposal& proposal, int room) const {
+  if (!lookup_.weighs(b)) return takes_lookup(b, proposal, room) ? Choice::kLookup : Choice::kModel;
+  const Choice other = proposal.count > 0 ? Choice::kLookup : Choice::kNothing;
+  if (room == 0) return other;
+  // Each window of the model has to be worth `excess` tokens of a step of their own, one token in all forgiven;
+  // beside a lookup, more than that.
+  const Slot& slot = slots_[b];
+  const int64_t one = lookup_.cost(0), spent = lookup_.cost(room) + window_cost(room);
+  if (other == Choice::kNothing) {
+    return (slot.stood + 1) * one >= (spent - one) * slot.windows ? Choice::kModel : other;
+  }
+  const int64_t windows = slot.windows + kPriorWindows, stood = slot.stood + kPriorStood;
+  const int64_t tokens = kOne * (windows + std::min(stood, room * windows)) / windows;
+  return tokens * lookup_.cost(proposal.count) > proposal.tokens * spent ? Choice::kModel : other;
 }
 
 // Tokens of a round for its cost: 1 + expected for a step of the target, against 1 + stood / windows for a

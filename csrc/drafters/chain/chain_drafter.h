@@ -16,19 +16,26 @@ namespace pearl {
 
 class ChainDrafter : public Drafter {
  public:
-  // pool_tokens: see LookupDrafter. cost: of a pass of the model, in steps of the target.
+  // pool_tokens: see LookupDrafter. cost: of a pass of the model, in steps of the target. for_all: whether the
+  // lookup is asked for each slot, and not only for those whose windows are weighed.
   // Throws Failure(kRequest) for a cost that is negative or more than 1000.
-  ChainDrafter(std::shared_ptr<ModelDrafter> model, int64_t pool_tokens, double cost);
+  ChainDrafter(std::shared_ptr<ModelDrafter> model, int64_t pool_tokens, double cost, bool for_all = true);
 
   bool wants_own_words() const override { return true; }
   int block_size() const override { return model_->block_size(); }
+  bool caches(const State& state) const override { return block_size() > 0 && has_model(state); }
   void attach(const std::string& lane, const State& state) const override { model_->attach(lane, state); }
   void start(State* state, Run* run) override;
-  void prefill() override { model_->prefill(); }
+  void prefill() override;
   void draft() override;
 
   // Of the lookup's indices; only while no run goes on.
   int64_t bytes() const { return lookup_.bytes(); }
+
+  // Between runs. A slot that adapts then has what is worth most for its time: a window of the lookup, one of
+  // the model, or none. scores: see LookupDrafter::set_costs. windows: [n - 1] the time of a window of n
+  // drafts of the model, in the same unit; a longer one takes as long as the last. Both empty: by weights read.
+  void set_costs(std::vector<int32_t> scores, std::vector<int32_t> windows);
 
   // For measurements, between runs: whether the lookup is asked.
   void set_looks_up(bool looks_up) { looks_up_ = looks_up; }
@@ -46,21 +53,33 @@ class ChainDrafter : public Drafter {
     // The model's windows whose first draft was judged, and its drafts that stood: half of both go when there
     // are kMostWindows, so that the last ones count most.
     int windows = 0, stood = 0;
-    int streak = 0;  // windows of the lookup on final tokens, since the model's last
+    int streak = 0;  // since the model's last window: kOfLookup for each of the lookup on final tokens, 1 for none
   };
 
+  // Whether a run may use the model: not if none of its windows are the model's. It then has no prompt.
+  bool has_model(const State& state) const;
+
+  enum class Choice { kModel, kLookup, kNothing };
+
   void learn(int slot);  // from the verdict on the last windows
+  bool asks(int slot) const;
+  Choice choose(int slot, const LookupDrafter::Proposal& proposal, int room) const;
   bool takes_lookup(int slot, const LookupDrafter::Proposal& proposal, int room) const;
+  int64_t window_cost(int room) const;
   void note_model(int slot);  // what the model has drafted
 
   const std::shared_ptr<ModelDrafter> model_;
   LookupDrafter lookup_;
   const int64_t cost_;  // of kOne
+  const bool for_all_;
+  std::vector<int32_t> windows_;  // costs
   bool looks_up_ = true;
   std::vector<Slot> slots_;
-  std::vector<char> has_window_;  // [B] by the lookup
+  std::vector<char> has_window_;  // [B] by the lookup, or has none
 
-  State* state_ = nullptr;  // set by start
+  // Set by start.
+  State* state_ = nullptr;
+  bool has_model_ = true;
 };
 
 }  // namespace pearl

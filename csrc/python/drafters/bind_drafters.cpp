@@ -51,12 +51,19 @@ void bind_drafters(py::module_& m) {
 
   py::class_<ChainDrafter, Drafter, std::shared_ptr<ChainDrafter>>(
       m, "ChainDrafter", "Drafts by lookup where that is worth more than a window of the model, else by it.")
-      .def(py::init([](std::shared_ptr<ModelDrafter> model, int64_t pool_tokens, double cost) {
+      .def(py::init([](std::shared_ptr<ModelDrafter> model, int64_t pool_tokens, double cost, bool for_all) {
              check_between("pool_tokens", pool_tokens, 0, kMostIds);
-             return std::make_shared<ChainDrafter>(std::move(model), pool_tokens, cost);
+             return std::make_shared<ChainDrafter>(std::move(model), pool_tokens, cost, for_all);
            }),
            py::arg("model").none(false), py::kw_only(), py::arg("pool_tokens") = 0, py::arg("cost") = 0.0,
-           "pool_tokens: see LookupDrafter. cost: of a pass of the model, in steps of the target.")
+           py::arg("for_all") = true,
+           "pool_tokens: see LookupDrafter. cost: of a pass of the model, in steps of the target. for_all:\n"
+           "whether the lookup is asked for each request, and not only for those whose windows are weighed.")
+      .def("set_costs", method(&ChainDrafter::set_costs), py::arg("scores"), py::arg("windows"),
+           "Between runs: a request that adapts then has what is worth most for its time, a window of the\n"
+           "lookup, one of the model, or none. scores: see LookupDrafter.set_costs. windows: [n - 1] the time of\n"
+           "a window of n drafts of the model, in the same unit; a longer one takes as long as the last. Both\n"
+           "empty: by the weights that are read.")
       .def_property_readonly("bytes", method(&ChainDrafter::bytes), "Of the lookup's indices; between runs.")
       .def("set_looks_up", method(&ChainDrafter::set_looks_up), py::arg("looks_up"),
            "For measurements, between runs: whether the lookup is asked.");

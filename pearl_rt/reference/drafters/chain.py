@@ -20,7 +20,7 @@ from pearl_rt.reference.noise import Floats
 
 MOST_WINDOWS = 16  # half of the counts go then, so that the last windows count most
 PRIOR_WINDOWS, PRIOR_STOOD = 2, 4
-LONGEST_STREAK = 16  # windows of the lookup behind which half of the model's counts go
+LONGEST_STREAK, OF_LOOKUP = 64, 4  # rounds without the model behind which half of its counts go
 
 
 @dataclass
@@ -31,17 +31,27 @@ class Chain:
     is_free     drafts cannot change the text: greedy, or the judge is "coupled"
     at_once     one pass of the model fills a window
     ends_early  a rule ends the model's windows
+    scores      [n - 1] the time of a score over n rows; empty: nothing is weighed
+    windows_of  [n - 1] that of a window of n drafts of the model, in the same unit
+
+    With times a window is weighed: the lookup's, the model's and none, each by its tokens for its time.
     """
 
     cost: int
     is_free: bool
     at_once: bool = False
     ends_early: bool = False
+    scores: Sequence[int] = ()
+    windows_of: Sequence[int] = ()
+    rests: bool = False  # whether the last window is empty, and not the model's
     windows: int = 0  # of the model, whose first draft was judged
     stood: int = 0  # of their drafts
     streak: int = 0
     model_drafts: list[tuple[int, int, bool]] = field(default_factory=list)  # (position, token, is the first)
-    lookup: Lookup = field(default_factory=lambda: Lookup(leads=True))
+    lookup: Lookup = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.lookup = Lookup(leads=True, costs=self.scores)
 
     def told(self, committed: Sequence[int], next_token: int, rows: Sequence[Floats]) -> None:
         """See Lookup."""
@@ -49,14 +59,19 @@ class Chain:
             self.lookup.told(committed, next_token, rows)
 
     def window(self, committed: Sequence[int], pending: Sequence[int], most: int) -> list[int]:
-        """The lookup's; [] where the model drafts."""
+        """The lookup's; [] where the model drafts, or none of them (`rests`)."""
         self._learn(committed, pending)
         window = self.lookup.window(committed, pending, most)
-        if not self.lookup.expected or not self._is_worth_more(most):
+        if self.scores:
+            if self._weighs_more(window, most):
+                self.rests = False
+                return []
+        elif not self.lookup.expected or not self._is_worth_more(most):
             return []
+        self.rests = not window
         if not pending:
-            self.streak += 1
-            if self.streak == LONGEST_STREAK:
+            self.streak += OF_LOOKUP if window else 1
+            if self.streak >= LONGEST_STREAK:
                 self.streak, self.windows, self.stood = 0, self.windows // 2, self.stood // 2
         return window
 
@@ -79,6 +94,23 @@ class Chain:
                 break
             self.stood += 1
         self.model_drafts = []
+
+    def _weighs_more(self, window: Sequence[int], most: int) -> bool:
+        """Whether the model's window has more tokens for its time than the lookup's, or none: what it costs
+        beyond a step it has to be worth in tokens of a step of their own, one token in all forgiven.
+        """
+        if not most:
+            return False
+        one, spent = self.scores[0], self._at(self.scores, most) + self._at(self.windows_of, most - 1)
+        if not window:
+            return (self.stood + 1) * one >= (spent - one) * self.windows
+        windows, stood = self.windows + PRIOR_WINDOWS, self.stood + PRIOR_STOOD
+        tokens = ONE * (windows + min(stood, most * windows)) // windows
+        return tokens * self._at(self.scores, len(window)) > self.lookup.tokens * spent
+
+    @staticmethod
+    def _at(times: Sequence[int], place: int) -> int:
+        return times[min(place, len(times) - 1)]
 
     def _is_worth_more(self, most: int) -> bool:
         windows, stood = self.windows + PRIOR_WINDOWS, self.stood + PRIOR_STOOD

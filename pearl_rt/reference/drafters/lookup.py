@@ -65,6 +65,7 @@ class Lookup:
     )
     costs: Sequence[int] = ()  # [n - 1] the time of a score over n rows, in any unit; empty: not weighed
     expected: int = 0  # of ONE: drafts of the last window that are likely to stand
+    tokens: int = ONE  # of a round with it, if it was weighed
     quiet: int = 0  # rounds without a draft since the last one
     rest: int = 0  # such rounds that are wanted before a doubtful draft
 
@@ -119,11 +120,12 @@ class Lookup:
             source = source if chance else ""
         if self.costs:
             window = window[: self._best_length(tokens)]  # what is left out is compared with the text as well
+        self.tokens = tokens[len(window)]
         self.quiet = 0 if window else self.quiet + 1
         return window
 
     def _best_length(self, tokens: Sequence[int]) -> int:
-        """Of a window: with the most tokens for the time of its score, the shortest of equals; 0, none, too."""
+        """Of a window, 0 too: with the most tokens for the time of its score, the shortest of equals."""
         times = [self.costs[min(length, len(self.costs) - 1)] for length in range(len(tokens))]
         best = 0
         for length in range(1, len(tokens)):
