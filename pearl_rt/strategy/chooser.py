@@ -89,11 +89,11 @@ class Chooser:
         """
         self._last = chosen, regime
         self._num_requests += 1
-        acceptance = self._acceptance.setdefault(regime, Acceptance())
+        counts = self._acceptance.setdefault(regime, Acceptance())
         if looks_up and metrics.looked_up.windows > 0:
-            acceptance.update(metrics.sampled.accepted, metrics.sampled.judged)
+            counts.update(metrics.sampled.accepted, metrics.sampled.judged)
         else:
-            acceptance.update(metrics.accepted, metrics.judged, metrics.accepted_at, metrics.judged_at)
+            counts.update(metrics.accepted, metrics.judged, metrics.accepted_at, metrics.judged_at)
         if not is_alone or len(metrics.token_times) < MIN_TOKENS_TO_LEARN:
             return
         strategy, gamma, placement = chosen.strategy, chosen.gamma, chosen.placement

@@ -12,8 +12,9 @@ from pearl_rt import _C, Engine, SamplingParams
 from pearl_rt.backends.cpu_lanes import COST_OF_ONE, costs_of
 from pearl_rt.reference.drafters.lookup import Lookup
 from pearl_rt.strategy.chooser import Chooser
-from pearl_rt.strategy.planner import StepTimes
+from pearl_rt.strategy.planner import Plan, StepTimes
 from pearl_rt.strategy.program import program
+from pearl_rt.strategy.program_choice import ProgramChoice
 
 FREE = [1000] * 9  # scores of 1 to 9 rows take the same time
 DEAR = [1000 * rows for rows in range(1, 10)]  # a draft pays only if it is sure to stand
@@ -107,7 +108,11 @@ def test_by_default_only_where_the_planner_chooses(monkeypatch: pytest.MonkeyPat
 def test_a_request_with_a_gamma_waits_for_a_run_that_feeds_the_draft(monkeypatch: pytest.MonkeyPatch) -> None:
     """The planner gives the model no windows; beside such a run there is no draft for one that asks."""
     pair, greedy = Pair.make("equal"), SamplingParams(max_tokens=100)
-    monkeypatch.setattr(Chooser, "windows", lambda self, plan, choice, *_: [0, 0, 0][: 3 * (len(choice.gammas) > 1)])
+
+    def no_windows(self: Chooser, plan: Plan, choice: ProgramChoice, *_: object) -> list[int]:
+        return [0, 0, 0] if len(choice.gammas) > 1 else []
+
+    monkeypatch.setattr(Chooser, "windows", no_windows)
     shape: dict[str, Any] = {"max_model_len": 256, "num_threads": 1, "placement": "shared", "max_num_seqs": 2}
     with Engine(pair.config, pair.target, pair.config, pair.draft, **shape) as engine:
         want = [one.token_ids for one in engine.generate(PROMPTS, greedy, strategy="ar")]
