@@ -33,8 +33,8 @@ class LookupDrafter : public Drafter {
   void prefill() override {}
   void draft() override;
 
-  // A window as it lies in the state. Of kOne: how many drafts were likely to stand, forced ones left out, and
-  // of a slot that adapts what a round with the window has in tokens.
+  // A window as it lies in the state. Of kOne: how many drafts were likely to stand, forced ones left out,
+  // and of a slot that adapts what a round with the window has in tokens.
   struct Proposal {
     int count = 0;
     int64_t expected = 0;
@@ -49,9 +49,9 @@ class LookupDrafter : public Drafter {
   // Of all indices; only while no run goes on.
   int64_t bytes() const;
 
-  // Between runs. [n - 1] the time of a score over n rows in all, in any unit; one over more rows takes as long
-  // as the last. A slot that adapts has the window whose tokens are the most for their time, none too. Empty,
-  // as at first: windows are as long as they are likely to stand.
+  // Between runs. [n - 1] the time of a score over n rows in all, in any unit; one over more rows takes as
+  // long as the last. A slot that adapts has the window whose tokens are the most for their time, none too.
+  // Empty, as at first: windows are as long as they are likely to stand.
   void set_costs(std::vector<int32_t> costs);
   bool weighs(int slot) const { return state_->adapts[slot] && !costs_.empty(); }
   // Of a score, if each slot has a window of that length; and of that many rows.

@@ -66,7 +66,8 @@ void ChainDrafter::draft() {
     if (!asks(b)) continue;
     learn(b);
     const int room = has_model_ ? s.window_room(b) : 0;
-    // Drafts that cost no pass: a slot that adapts may have its longest window of them, alone or if it weighs.
+    // Drafts that cost no pass: a slot that adapts may have its longest window of them, alone or if it
+    // weighs.
     const bool is_free = lookup_.weighs(b) || (room > 0 && s.adapts[b] && s.num_busy() == 1);
     const int longest = is_free ? static_cast<int>(std::clamp<int64_t>(s.room(b), 0, s.gamma[b])) : room;
     const LookupDrafter::Proposal proposal = lookup_.draft_slot(b, longest);
@@ -125,8 +126,8 @@ ChainDrafter::Choice ChainDrafter::choose(int b, const LookupDrafter::Proposal& 
   if (!lookup_.weighs(b)) return takes_lookup(b, proposal, room) ? Choice::kLookup : Choice::kModel;
   const Choice other = proposal.count > 0 ? Choice::kLookup : Choice::kNothing;
   if (room == 0) return other;
-  // Each window of the model has to be worth `excess` tokens of a step of their own, one token in all forgiven;
-  // beside a lookup, more than that.
+  // Each window of the model has to be worth `excess` tokens of a step of their own, one token in all
+  // forgiven; beside a lookup, more than that.
   const Slot& slot = slots_[b];
   const int64_t one = lookup_.cost(0), spent = lookup_.cost(room) + window_cost(room);
   if (other == Choice::kNothing) {

@@ -16,9 +16,9 @@ namespace pearl {
 
 class ChainDrafter : public Drafter {
  public:
-  // pool_tokens: see LookupDrafter. cost: of a pass of the model, in steps of the target. for_all: whether the
-  // lookup is asked for each slot, and not only for those whose windows are weighed.
-  // Throws Failure(kRequest) for a cost that is negative or more than 1000.
+  // pool_tokens: see LookupDrafter. cost: of a pass of the model, in steps of the target. for_all: whether
+  // the lookup is asked for each slot, and not only for those whose windows are weighed. Throws
+  // Failure(kRequest) for a cost that is negative or more than 1000.
   ChainDrafter(std::shared_ptr<ModelDrafter> model, int64_t pool_tokens, double cost, bool for_all = true);
 
   bool wants_own_words() const override { return true; }
@@ -34,7 +34,8 @@ class ChainDrafter : public Drafter {
 
   // Between runs. A slot that adapts then has what is worth most for its time: a window of the lookup, one of
   // the model, or none. scores: see LookupDrafter::set_costs. windows: [n - 1] the time of a window of n
-  // drafts of the model, in the same unit; a longer one takes as long as the last. Both empty: by weights read.
+  // drafts of the model, in the same unit; a longer one takes as long as the last. Both empty: by weights
+  // read.
   void set_costs(std::vector<int32_t> scores, std::vector<int32_t> windows);
 
   // For measurements, between runs: whether the lookup is asked.
@@ -53,7 +54,8 @@ class ChainDrafter : public Drafter {
     // The model's windows whose first draft was judged, and its drafts that stood: half of both go when there
     // are kMostWindows, so that the last ones count most.
     int windows = 0, stood = 0;
-    int streak = 0;  // since the model's last window: kOfLookup for each of the lookup on final tokens, 1 for none
+    int streak =
+        0;  // since the model's last window: kOfLookup for each of the lookup on final tokens, 1 for none
   };
 
   // Whether a run may use the model: not if none of its windows are the model's. It then has no prompt.

@@ -30,8 +30,10 @@ void bind_drafters(py::module_& m) {
            "pool_tokens: of earlier answers that are kept; 0: none.")
       .def_property_readonly("bytes", method(&LookupDrafter::bytes), "Of all indices; between runs.")
       .def("set_costs", method(&LookupDrafter::set_costs), py::arg("costs"),
-           "Between runs. costs: [n - 1] the time of a score over n rows in all, 1 to 1e9 in any unit; one over\n"
-           "more rows takes as long as the last. Requests that adapt then have the windows whose tokens are the\n"
+           "Between runs. costs: [n - 1] the time of a score over n rows in all, 1 to 1e9 in any unit; one "
+           "over\n"
+           "more rows takes as long as the last. Requests that adapt then have the windows whose tokens are "
+           "the\n"
            "most for their time, none too. Empty: windows are as long as they are likely to stand.")
       .def("set_fills", method(&LookupDrafter::set_fills), py::arg("fills"),
            "For measurements, between runs: whether every window is filled, with whatever token.");
@@ -61,8 +63,10 @@ void bind_drafters(py::module_& m) {
            "whether the lookup is asked for each request, and not only for those whose windows are weighed.")
       .def("set_costs", method(&ChainDrafter::set_costs), py::arg("scores"), py::arg("windows"),
            "Between runs: a request that adapts then has what is worth most for its time, a window of the\n"
-           "lookup, one of the model, or none. scores: see LookupDrafter.set_costs. windows: [n - 1] the time of\n"
-           "a window of n drafts of the model, in the same unit; a longer one takes as long as the last. Both\n"
+           "lookup, one of the model, or none. scores: see LookupDrafter.set_costs. windows: [n - 1] the "
+           "time of\n"
+           "a window of n drafts of the model, in the same unit; a longer one takes as long as the last. "
+           "Both\n"
            "empty: by the weights that are read.")
       .def_property_readonly("bytes", method(&ChainDrafter::bytes), "Of the lookup's indices; between runs.")
       .def("set_looks_up", method(&ChainDrafter::set_looks_up), py::arg("looks_up"),
