@@ -8,17 +8,20 @@
         --diffusion models/diffusion                                  a draft that fills them in a few passes
         --eagle3 models/head                                          a head that reads the target
         --candidates 2 4                                              several windows of a sequence
+        --peers llama.cpp openvino hf                                 and theirs, by `make peers`
+        --plot docs/drafters.png                                      the rows as a picture
 
-A row is a kind of draft and its window: none (`ar`), lookup in prompt and answer, lookup in earlier
-answers too, the model of --draft, with windows that end early by each of --stops too, and with each of
---candidates windows of a sequence, the target without --skip-layers, the exit layer of --exit, the draft
-of --parallel, each of these behind a lookup too, the draft of --diffusion, the head of --eagle3, and what
-`auto` chooses. Columns: memory beside the target; tokens that a round makes final; of the windows, the
-share that was looked up; of the drafts judged at each place of a window, the share that stood;
-milliseconds of a round to draft and to score and judge; and how many times faster than `ar` text is
-written behind its first token, over all prompts, and with the tokens a round over those of a task. All
-rows must write the tokens of `ar` (sampled: by judge `coupled`), or no figure is printed and the status
-is 1. The last line is the same as JSON.
+A row is a kind of draft and its window: none (`ar`), lookup in prompt and answer, lookup in earlier answers
+too, the model of --draft, with windows that end early by each of --stops too, and with each of --candidates
+windows of a sequence, the target without --skip-layers, the exit layer of --exit, the draft of --parallel,
+each of these behind a lookup too, the draft of --diffusion, the head of --eagle3, and what `auto` chooses
+beside each of them. Peers write the same prompts greedily, plain and with what they look up; their tokens
+may differ, and how far they are ours is said. Columns: memory beside the target; tokens that a round makes
+final; of the windows, the share that was looked up; of the drafts judged at each place of a window, the
+share that stood; milliseconds of a round to draft and to score and judge; and how many times faster than
+`ar` text is written behind its first token, over all prompts, and with the tokens a round over those of a
+task. All rows must write the tokens of `ar` (sampled: by judge `coupled`), or no figure is printed and the
+status is 1. The last line is the same as JSON.
 """
 
 from __future__ import annotations
@@ -37,10 +40,12 @@ if not __package__:  # run as a script: our modules are bench.*, and none of the
 
 from tqdm import tqdm
 
+from bench.harness.bars import draw_bars
 from bench.harness.command import add_shared, exit_code, finish, require_positive
 from bench.harness.measure import (
     Measured,
     Program,
+    Runner,
     Sample,
     Workload,
     by_position,
@@ -48,9 +53,12 @@ from bench.harness.measure import (
     measure,
     tokens_per_round,
 )
+from bench.harness.peers import OUTSIDE, Peer, Peered, PeerGroup
+from bench.harness.run import agreement_text, peer_agreement
 from bench.harness.table import format_table
 from bench.model_pairs.model_pair import ModelPair, open_pair, report_environment
 from bench.model_pairs.published import UnreachableError, published_model
+from bench.outside.setup import outside_peers
 from pearl_rt.errors import CheckpointError
 from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.types.metrics import RequestMetrics
@@ -97,6 +105,7 @@ class Engines:
     """A pair for each kind of draft, on the same target and prompts."""
 
     pairs: dict[str, ModelPair] = field(default_factory=dict)
+    peers: PeerGroup | None = None
 
     def run(self, program: Program, workload: Workload, prompt: int) -> list[Sample]:
         """A runner (see measure.Runner)."""
@@ -134,7 +143,8 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     for count in options.candidates:
         for gamma in options.gammas or GAMMAS[MODEL]:
             add(beside(count), gamma)
-    for kind in (LOOKUP, *([MODEL] if options.draft else [])):
+    with_auto = [kind for kind, is_asked in asked.items() if is_asked and kind != SELF]
+    for kind in (LOOKUP, *with_auto):
         rows.append(Row("auto", "auto", kind_of_draft=kind, name=f"auto, {kind}"))
     return rows
 
@@ -228,9 +238,25 @@ def figures_of(result: Measured, ar: Measured, tasks: Sequence[str], extra_bytes
     }
 
 
+def peer_row(result: Measured, ar: Measured, tasks: Sequence[str]) -> dict[str, Any]:
+    """The same of a peer, as far as it can be told from outside; and how far its tokens are ours."""
+    places = {task: [n for n, own in enumerate(tasks) if own == task] for task in dict.fromkeys(tasks)}
+    by_task = {task: {"x_ar": decoding(ar, each) / decoding(result, each)} for task, each in places.items()}
+    return {
+        "name": str(result.program),
+        "gamma": result.program.gamma or None,
+        "x_ar": decoding(ar, range(len(tasks))) / decoding(result, range(len(tasks))),
+        "by_task": by_task,
+        "agreement": peer_agreement(ar, result),
+    }
+
+
 def words_of(by_task: dict[str, dict[str, float]]) -> dict[str, str]:
     """The cells of the tasks."""
-    return {task: f"{own['x_ar']:.2f}, {own['tokens_per_round']:.2f}" for task, own in by_task.items()}
+    return {
+        task: ", ".join(f"{own[name]:.2f}" for name in ("x_ar", "tokens_per_round") if name in own)
+        for task, own in by_task.items()
+    }
 
 
 def section(
@@ -238,19 +264,32 @@ def section(
 ) -> dict[str, Any]:
     """All rows at one temperature: runs everything, compares tokens, and only then speeds."""
     tasks = engines.pairs[LOOKUP].tasks
-    results = measure(engines.run, rows_of(options), workload, progress=lambda _: bar.update())
+    programs: list[Program] = list(rows_of(options))
+    runner: Runner = engines.run
+    peers = engines.peers if workload.temperature == 0 else None
+    if peers is not None:
+        programs += peers.programs(0)
+        runner = Peered(engines.run, peers)
+    everything = measure(runner, programs, workload, progress=lambda _: bar.update())
+    results = [result for result in everything if isinstance(result.program, Row)]
+    others = [result for result in everything if not isinstance(result.program, Row)]
     difference = first_difference(results)
     how = "greedy" if workload.temperature == 0 else f"T = {workload.temperature:g}, coupled"
     counts = f"{len(workload.prompts)} prompts x {workload.max_tokens} tokens, past any end of text"
     lines = [f"\n{how}: {counts}"]
     rows: list[dict[str, Any]] = []
+    theirs: list[dict[str, Any]] = []
     if difference is None:
         for result in results:
             assert isinstance(result.program, Row)
             rows.append(figures_of(result, results[0], tasks, engines.extra_bytes(result.program)))
+        theirs = [peer_row(result, results[0], tasks) for result in others]
         columns = [*COLUMNS, *((task, task, "s") for task in dict.fromkeys(tasks))]
-        lines += [format_table([row | words_of(row["by_task"]) for row in rows], columns)]
-        lines.append("all rows wrote the tokens of ar; of each task: x ar, tokens a round")
+        unknown = dict.fromkeys(name for name, _, _ in COLUMNS)
+        lines += [format_table([unknown | row | words_of(row["by_task"]) for row in rows + theirs], columns)]
+        lines.append("all rows of ours wrote the tokens of ar; of each task: x ar, tokens a round")
+        lines += [agreement_text(row["agreement"]) for row in theirs]
+        lines += [f"{name}: {why}" for name, why in (peers.absent if peers is not None else {}).items()]
     else:
         lines.append(f"OUTPUTS DIFFER, so no figures: {difference}")
     tqdm.write("\n".join(lines), file=sys.stdout)
@@ -259,8 +298,19 @@ def section(
         "num_prompts": len(workload.prompts),
         "num_tokens": workload.max_tokens,
         "rows": rows,
+        "peers": theirs,
         "difference": str(difference) if difference else None,
     }
+
+
+def peers_of(options: argparse.Namespace, pair: ModelPair) -> PeerGroup | None:
+    """Those that --peers asks for."""
+    if not options.peers:
+        return None
+    own: dict[str, Peer] = {"hf": pair.hugging_face()} if "hf" in options.peers else {}
+    names = [name for name in options.peers if name != "hf"]
+    outside, absent = outside_peers(names, pair.checkpoints[0], len(pair.cores), pair.prompts)
+    return PeerGroup(own | outside, absent)
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -278,6 +328,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--parallel", type=Path, help="a draft with a pard_token")
     parser.add_argument("--diffusion", type=Path, help="a draft with a diffusion_mask_token")
     parser.add_argument("--eagle3", type=Path, help="an EAGLE-3 head of the target")
+    parser.add_argument("--peers", nargs="+", choices=("hf", *OUTSIDE), default=[], help="greedy rows of theirs")
+    parser.add_argument("--plot", type=Path, help="PNG of the greedy rows; needs matplotlib")
     options = parser.parse_args(argv)
     if options.draft and not options.target:
         parser.error("--draft wants --target too")
@@ -305,9 +357,15 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
                 if number == 0:
                     figures = report_environment(pair, options)
                     print(*pair.notes, sep="\n", flush=True)
+                if temperature == 0:
+                    engines.peers = peers_of(options, pair)
+                    if engines.peers is not None:
+                        stack.callback(engines.peers.close)
                 workload = Workload(pair.prompts, options.max_tokens, temperature, options.seed)
                 sections.append(section(options, engines, workload, bar))
     equal = all(part["difference"] is None for part in sections)
+    if options.plot is not None and sections[0]["rows"]:
+        draw_bars(options.plot, sections[0]["rows"] + sections[0]["peers"])
     return finish(figures | {"sections": sections, "outputs_equal": equal}, options.json_out)
 
 

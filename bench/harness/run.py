@@ -72,6 +72,15 @@ def peer_agreement(ours: Measured, theirs: Measured) -> dict[str, Any]:
     }
 
 
+def agreement_text(agreement: dict[str, Any]) -> str:
+    """What peer_agreement() found, as a sentence."""
+    return (
+        f"{agreement['program']} wrote our tokens in {agreement['equal']} of {agreement['prompts']} prompts; "
+        f"common prefix {agreement['mean_common_prefix']:.0f} tokens in the mean, "
+        f"{agreement['shortest_common_prefix']} at least"
+    )
+
+
 def chosen_programs(
     runner: Runner,
     menu: Menu,
@@ -156,11 +165,7 @@ def format_run(run: Run) -> str:
             "* judged by rejection: the same law, other tokens; its speed-ups compare equal numbers of tokens"
         )
     for peer in run.peers.get("agreement", []):
-        lines.append(
-            f"{peer['program']} wrote our tokens in {peer['equal']} of {peer['prompts']} prompts; "
-            f"common prefix {peer['mean_common_prefix']:.0f} tokens in the mean, "
-            f"{peer['shortest_common_prefix']} at least"
-        )
+        lines.append(agreement_text(peer))
     over = run.peers.get("auto_over", {})
     lines += [f"auto is {factor:.2f} times as fast as {name}" for name, factor in over.items()]
     lines += [f"{name}: {why}" for name, why in run.peers.get("absent", {}).items()]

@@ -12,6 +12,8 @@ from tqdm import tqdm
 
 from bench import drafters
 from bench.harness import measure as m
+from bench.harness.bars import best_of_each, draw_bars
+from bench.harness.peers import Peer, PeerGroup
 from bench.model_pairs.model_pair import open_pair
 from pearl_rt.types.metrics import RequestMetrics, TraceRow
 
@@ -94,7 +96,7 @@ def test_figures_are_of_each_task_and_of_all(capsys: pytest.CaptureFixture[str])
         ("model, adaedl", 15),
         *(("model, 2 candidates", gamma) for gamma in (2, 4, 8)),
         ("auto, lookup", None),
-        ("auto, model", None),
+        *((f"auto, {kind}", None) for kind in ("model", "exit", "parallel", "diffusion", "eagle3")),
     }
     plain, fast = rows["none", None], rows[drafters.LOOKUP, 7]
     assert plain["x_ar"] == 1 and plain["draft_ms"] is None and plain["extra_mb"] == 0
@@ -110,6 +112,32 @@ def test_figures_are_of_each_task_and_of_all(capsys: pytest.CaptureFixture[str])
     assert (fast["draft_ms"], fast["extra_mb"]) == (pytest.approx(2), 2.5)
     assert fast["accepted_at"] == "0.67 1.00" and "0.67 1.00" in text and "maths" in text
     assert "tokens of ar" in text and found["difference"] is None
+
+
+def test_peers_have_rows_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One that is half as fast as `ar` and writes other tokens: no figure of ours is lost."""
+
+    class Slow(Peer):
+        def programs(self, gamma: int) -> list[m.Program]:
+            return [m.Program("slow ngram", "shared", 5)]
+
+        def write(self, program: m.Program, prompts: object, count: int, length: int) -> list[list[int]]:
+            return [[7] * count]
+
+        def __call__(self, program: m.Program, workload: m.Workload, prompt: int) -> list[m.Sample]:
+            return [m.Sample(prompt, [prompt * 100] + [7] * 8, 1.0, 1.0, 0.02, None)]
+
+    engines = FakeEngines()
+    engines.peers = PeerGroup({"slow": Slow("1")}, {"openvino": "not here"})
+    found, text = run(engines, capsys)
+    [peer] = found["peers"]  # type: ignore[misc]
+    assert peer["x_ar"] == pytest.approx(0.5) and set(peer["by_task"]) == {"maths", "code"}
+    assert peer["agreement"]["equal"] == 0 and "slow ngram" in text and "openvino: not here" in text
+    rows = found["rows"] + found["peers"]  # type: ignore[operator]
+    assert len(best_of_each(rows)) == len({row["name"] for row in rows}) - 1
+    pytest.importorskip("matplotlib")
+    draw_bars(tmp_path / "bars.png", rows)
+    assert (tmp_path / "bars.png").read_bytes()[:4] == b"\x89PNG"
 
 
 @pytest.mark.parametrize("liar", [drafters.MODEL, "auto, lookup"])
