@@ -328,7 +328,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--parallel", type=Path, help="a draft with a pard_token")
     parser.add_argument("--diffusion", type=Path, help="a draft with a diffusion_mask_token")
     parser.add_argument("--eagle3", type=Path, help="an EAGLE-3 head of the target")
-    parser.add_argument("--peers", nargs="+", choices=("hf", *OUTSIDE), default=[], help="greedy rows of theirs")
+    parser.add_argument("--peers", nargs="+", choices=("hf", *OUTSIDE), default=[], help="greedy rows too")
     parser.add_argument("--plot", type=Path, help="PNG of the greedy rows; needs matplotlib")
     options = parser.parse_args(argv)
     if options.draft and not options.target:
