@@ -309,7 +309,8 @@ def peers_of(options: argparse.Namespace, pair: ModelPair) -> PeerGroup | None:
         return None
     own: dict[str, Peer] = {"hf": pair.hugging_face()} if "hf" in options.peers else {}
     names = [name for name in options.peers if name != "hf"]
-    outside, absent = outside_peers(names, pair.checkpoints[0], len(pair.cores), pair.prompts)
+    target = pair.checkpoints[0] if pair.checkpoints else None
+    outside, absent = outside_peers(names, target, len(pair.cores), pair.prompts)
     return PeerGroup(own | outside, absent)
 
 
