@@ -183,7 +183,7 @@ def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
         kinds[SELF] = {"draft": SELF}
     for kind, directory in directories(options).items():
         if directory is not None:
-            kinds[kind] = {"draft": directory}
+            kinds[kind] = {"draft": directory, "in_one_pass": kind != EXIT}
     behind = [kind for kind in (MODEL, SELF, EXIT, PARALLEL) if kind in kinds]
     kinds |= {chained(kind): kinds[kind] | {"draft_lookup": True} for kind in behind}
     kinds |= {stopped(stop): {"draft_stop": stop} for stop in options.stops}
@@ -325,7 +325,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--stops", nargs="+", default=[], help="rules that end windows of --draft early")
     parser.add_argument("--candidates", type=int, nargs="+", default=[], help="windows of --draft, 2 to 8")
     parser.add_argument("--skip-layers", type=int, nargs="+", help="that the target leaves out as a draft")
-    parser.add_argument("--exit", type=Path, help="an exit layer of the target, which drafts")
+    parser.add_argument("--exit", type=Path, help="an exit layer of the target: token by token")
     parser.add_argument("--parallel", type=Path, help="a draft with a pard_token")
     parser.add_argument("--diffusion", type=Path, help="a draft with a diffusion_mask_token")
     parser.add_argument("--eagle3", type=Path, help="an EAGLE-3 head of the target")
