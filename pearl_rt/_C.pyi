@@ -212,7 +212,7 @@ class DiffusionDrafter(Drafter):
         num_passes: of a window, at most.
         """
 
-class EagleDrafter(Drafter):
+class EagleDrafter(ModelDrafter):
     """
     Drafts by a head that is fed the taps of the target (EAGLE-3).
     """

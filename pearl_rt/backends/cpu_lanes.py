@@ -93,33 +93,32 @@ class CpuLanes(Lanes):
         taps = () if head is None else head.taps
         own_target = target.executor(target_set, num_slots, pool, taps, candidates)
         lanes = [_C.CpuLane("target", own_target, target_device)]
+        model: _C.ModelDrafter | None = None
+        drafter: _C.Drafter | None = None
         if draft is not None and head is not None:
-            reader = _C.EagleDrafter(
-                draft.executor(draft_set, num_slots, pool), target_ids=list(head.target_ids)
-            )
-            lanes = [_C.CpuLane("target", own_target, target_device, taps=reader)]
-            lanes.append(_C.CpuLane("draft", reader, draft_device))
+            own = draft.executor(draft_set, num_slots, pool)
+            model = drafter = taps_reader = _C.EagleDrafter(own, target_ids=list(head.target_ids))
+            lanes = [_C.CpuLane("target", own_target, target_device, taps=taps_reader)]
         elif draft is not None:
             own = draft.executor(draft_set, num_slots, pool, candidates=candidates)
             mask, filled = draft.config.pard_token, draft.config.diffusion_mask_token
             self.drafts_at_once = mask is not None or filled is not None
             ids = draft.ids or DraftIds(())
-            model = _C.ModelDrafter(
+            drafter = model = _C.ModelDrafter(
                 own, mask_token=mask, target_ids=list(ids.target_of), draft_ids=list(ids.draft_of)
             )
-            drafter: _C.Drafter = model
             if filled is not None:
                 passes = draft.config.diffusion_passes or DEFAULT_PASSES
-                drafter = _C.DiffusionDrafter(own, mask_token=filled, num_passes=passes)
-            elif lookup_tokens is not None:
-                self._chain = _C.ChainDrafter(
-                    model, pool_tokens=lookup_tokens, cost=self._draft_cost, for_all=looks_up_for_all
-                )
-            lanes.append(_C.CpuLane("draft", self._chain or drafter, draft_device))
-        elif lookup_tokens is not None:
-            self._lookup = _C.LookupDrafter(pool_tokens=lookup_tokens)
-            lanes.append(_C.CpuLane("draft", self._lookup, draft_device))
+                model, drafter = None, _C.DiffusionDrafter(own, mask_token=filled, num_passes=passes)
+        if lookup_tokens is not None and model is not None:
+            drafter = self._chain = _C.ChainDrafter(
+                model, pool_tokens=lookup_tokens, cost=self._draft_cost, for_all=looks_up_for_all
+            )
+        elif lookup_tokens is not None and drafter is None:
+            drafter = self._lookup = _C.LookupDrafter(pool_tokens=lookup_tokens)
             self.has_draft = True
+        if drafter is not None:
+            lanes.append(_C.CpuLane("draft", drafter, draft_device))
         drafting = target if self._lookup is not None else draft
         draft_size = drafting.config.vocab_size if drafting is not None else None
         if draft is not None and draft.ids is not None:

@@ -111,11 +111,6 @@ def check_lookup(kind: str, device: str) -> None:
             f"draft_lookup looks up in front of a draft model, and the drafter is {kind!r}: pass "
             "draft=DIRECTORY or draft='self', or drop it"
         )
-    if kind == "eagle3":
-        raise ConfigError(
-            "draft_lookup has no place in front of an EAGLE-3 head, which is fed what the target computed at "
-            "the last rows: drop it"
-        )
     if kind == "diffusion":
         raise ConfigError(
             "draft_lookup has no place in front of a draft 'diffusion' so far: drop it, or pass "

@@ -22,7 +22,7 @@ DRAFTERS = ("auto", "model", "self", "lookup", "none")
 # That draft by rows of a model, with a KV cache; and of these, what can fill several windows of a sequence.
 MODEL_DRAFTERS = ("model", "parallel", "diffusion", "self", "exit", "eagle3")
 BRANCHING_DRAFTERS = ("model", "self", "exit")
-CHAINED_DRAFTERS = ("model", "parallel", "self", "exit")  # that a lookup may be in front of
+CHAINED_DRAFTERS = ("model", "parallel", "self", "exit", "eagle3")  # that a lookup may be in front of
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class EngineOptions:
     draft_parallel  whether a draft that was made for it fills a window in one pass (pard_token in its
                    config.json, PARD) or in a few (diffusion_mask_token, SpecDiff), on the CPU; else it drafts
                    token by token
-    draft_lookup   whether a lookup drafts in front of the draft model (or exit layer, or "self"), on the
+    draft_lookup   whether a lookup drafts in front of the draft model (or exit layer, head, "self"), on the
                    CPU: a window is the lookup's where what it expects of it is worth more than the model's
                    windows have been; None: for requests whose windows the planner chooses, where it can
     candidates     windows of a sequence that begin with different tokens and are judged together, 1 to 8:

@@ -50,7 +50,7 @@ class Capabilities:
     def everything(self) -> ProgramChoice:
         """All programs that can run."""
         if self.drafter == "eagle3" or self.candidates > 1:  # a draft waits for the verdict on the last one
-            return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS)
+            return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS, looks_up=self.looks_up)
         if self.drafter in MODEL_DRAFTERS:
             return ProgramChoice(STRATEGIES, self.placements, GAMMAS, looks_up=self.looks_up)
         if self.drafter == "lookup":  # it drafts at once: there is no wait for pearl to hide

@@ -83,13 +83,17 @@ def random_costs(rng: random.Random) -> list[int]:
 
 def random_chain(rng: random.Random, drafter: str, target: dict[str, Any]) -> dict[str, Any]:
     """What Bench.build makes a chain of: a draft that agrees with the target often, seldom or by chance."""
-    if drafter != "chain":
+    if not drafter.endswith("chain"):
         return {}
     draft: dict[str, Any] = target | {"divergence": rng.choice([0.1, 0.5, 1.0])}
     masks = [None, None, rng.randrange(draft["vocab_size"])]
+    of_head: dict[str, Any] = {}
+    if drafter == "eagle3 chain":
+        size = target["vocab_size"]
+        masks, of_head = [None], {"head_ids": rng.sample(range(size), rng.choice([1, size]))}
     costs = random_costs(rng)
     windows = [rng.randint(1, 2000) for _ in range(rng.randint(1, 9))] if costs else []
-    return {
+    return of_head | {
         "draft": draft,
         "mask_token": rng.choice(masks),
         "chain_cost": rng.choice([0.0, 0.05, 0.3]),
@@ -100,7 +104,7 @@ def random_chain(rng: random.Random, drafter: str, target: dict[str, Any]) -> di
 
 def lookup_tokens_are_those_of_ar(first: int, runs: int, drafter: str = "lookup") -> None:
     """Coupled and greedy, with earlier answers: in a batch a request says what `ar` says alone. drafter:
-    "lookup", or "chain" in front of a model.
+    "lookup", or "chain" in front of a model, or "eagle3 chain" in front of a head.
     """
     shared = {"shares": True, "adapts": True}
     for number in range(first, first + runs):
@@ -112,7 +116,8 @@ def lookup_tokens_are_those_of_ar(first: int, runs: int, drafter: str = "lookup"
         batch = Bench.build("shared", target=target, lookup_pool=64, num_slots=5, **own)
         for _ in range(2):  # the second time there are earlier answers
             requests = lookup_requests(rng, target["vocab_size"], 5)
-            results = batch.run(rng.choice(["sd", "pearl"]), *(_C.Request(**r | shared) for r in requests))
+            strategy = "sd" if "head_ids" in chain else rng.choice(["sd", "pearl"])
+            results = batch.run(strategy, *(_C.Request(**r | shared) for r in requests))
             for slot, request in enumerate(requests):
                 want = tokens_of(alone.run("ar", _C.Request(**request | {"gamma": 0})))
                 assert tokens_of(results, slot) == want, (number, slot, request)
@@ -128,6 +133,7 @@ def lookup_rounds_are_the_rules(first: int, runs: int, drafter: str = "lookup") 
         target = random_script(rng)
         requests = lookup_requests(rng, target["vocab_size"], 3)
         strategy, kind = rng.choice(["sd", "pearl"]), rng.choice(["rejection", "coupled"])
+        strategy = "sd" if drafter == "eagle3 chain" else strategy
         chain = random_chain(rng, drafter, target)
         shape_of = chain or {"costs": random_costs(rng)}
         if shape_of["costs"]:  # of one slot alone, as the definition has them
@@ -135,7 +141,7 @@ def lookup_rounds_are_the_rules(first: int, runs: int, drafter: str = "lookup") 
         bench = Bench.build("shared", target=target, lookup_pool=0, num_slots=3, **shape_of)
         results = bench.run(strategy, *(_C.Request(**request) for request in requests), judge=kind)
         rule, mask = logits_after(**target), chain.get("mask_token")
-        model = logits_after(**chain["draft"]) if chain else None
+        model = rows_of_head(logits_after(**chain["draft"]), chain.get("head_ids")) if chain else None
         for slot, request in enumerate(requests):
             limits, judge = limits_of(request), judge_of(request, kind)
             shape = request["prompt_ids"], strategy, request["gamma"], limits, judge
@@ -175,8 +181,9 @@ def rows_of_head(draft: Logits, ids: list[int] | None) -> Logits:
         return draft
 
     def row(prefix: Sequence[int]) -> np.ndarray:
-        known = np.full(VOCAB, -np.inf, np.float32)
-        known[ids] = draft(prefix)[ids]
+        said = draft(prefix)
+        known = np.full(len(said), -np.inf, np.float32)
+        known[ids] = said[ids]
         return known
 
     return row

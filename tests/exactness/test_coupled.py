@@ -70,14 +70,16 @@ def test_lookup_drafts_by_the_rules(exactness_runs: int) -> None:
     lookup_rounds_are_the_rules(40_000, exactness_runs)
 
 
-def test_a_chain_says_what_ar_says_alone(exactness_runs: int) -> None:
+@pytest.mark.parametrize("drafter", ["chain", "eagle3 chain"])
+def test_a_chain_says_what_ar_says_alone(exactness_runs: int, drafter: str) -> None:
     """Lookup and model in turns, in batches where requests differ."""
-    lookup_tokens_are_those_of_ar(70_000, exactness_runs, "chain")
+    lookup_tokens_are_those_of_ar(70_000, exactness_runs, drafter)
 
 
-def test_a_chain_drafts_by_the_rules(exactness_runs: int) -> None:
+@pytest.mark.parametrize("drafter", ["chain", "eagle3 chain"])
+def test_a_chain_drafts_by_the_rules(exactness_runs: int, drafter: str) -> None:
     """Verdict for verdict: which of them drafts, what, and behind a cache that has caught up."""
-    lookup_rounds_are_the_rules(80_000, exactness_runs, "chain")
+    lookup_rounds_are_the_rules(80_000, exactness_runs, drafter)
 
 
 def test_candidates_say_what_ar_says_alone(exactness_runs: int) -> None:

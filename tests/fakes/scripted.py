@@ -136,13 +136,13 @@ class Bench:
             drafts = _C.ModelDrafter(draft_executor, mask_token=mask_token)
         if passes is not None:
             drafts = _C.DiffusionDrafter(draft_executor, mask_token=mask_token, num_passes=passes)
-        if chain_cost is not None:
-            model = _C.ModelDrafter(draft_executor, mask_token=mask_token)
-            drafts = _C.ChainDrafter(model, pool_tokens=lookup_pool or 0, cost=chain_cost)
-            drafts.set_costs(list(costs), list(window_costs))
         head = None
         if head_ids is not None:
             drafts = head = _C.EagleDrafter(draft_executor, target_ids=head_ids)
+        if chain_cost is not None:
+            model = head or _C.ModelDrafter(draft_executor, mask_token=mask_token)
+            drafts = _C.ChainDrafter(model, pool_tokens=lookup_pool or 0, cost=chain_cost)
+            drafts.set_costs(list(costs), list(window_costs))
         coordinator = _C.Coordinator(
             [
                 _C.CpuLane("target", target_executor, device, taps=head),

@@ -22,6 +22,7 @@ class ChainDrafter : public Drafter {
   ChainDrafter(std::shared_ptr<ModelDrafter> model, int64_t pool_tokens, double cost, bool for_all = true);
 
   bool wants_own_words() const override { return true; }
+  bool finds_prefixes() const override { return model_->finds_prefixes(); }
   int block_size() const override { return model_->block_size(); }
   bool caches(const State& state) const override { return block_size() > 0 && has_model(state); }
   void attach(const std::string& lane, const State& state) const override { model_->attach(lane, state); }

@@ -77,7 +77,7 @@ void bind_drafters(py::module_& m) {
       .def(py::init<std::shared_ptr<Executor>, int32_t, int>(), py::arg("executor").none(false),
            py::kw_only(), py::arg("mask_token"), py::arg("num_passes"), "num_passes: of a window, at most.");
 
-  py::class_<EagleDrafter, Drafter, std::shared_ptr<EagleDrafter>>(
+  py::class_<EagleDrafter, ModelDrafter, std::shared_ptr<EagleDrafter>>(
       m, "EagleDrafter", "Drafts by a head that is fed the taps of the target (EAGLE-3).")
       .def(py::init<std::shared_ptr<Executor>, std::vector<int32_t>>(), py::arg("head").none(false),
            py::kw_only(), py::arg("target_ids") = std::vector<int32_t>{},

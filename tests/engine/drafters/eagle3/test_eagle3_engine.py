@@ -114,6 +114,20 @@ def test_every_program_is_ar_to_the_bit(weights: str) -> None:
     assert not stats["prefix_cache"]["is_on"]
 
 
+def test_a_lookup_in_front_of_a_head() -> None:
+    """Both draft, and the text is that of plain decoding; the planner's windows too."""
+    options = {"judge": "coupled", "draft_lookup": True}
+    cycle = [[11, 12, 13] * 7, *PROMPTS]
+    with planted_engine(**options) as engine:
+        for params in (GREEDY, LOUD, PENALISED):
+            want = [one.token_ids for one in engine.generate(cycle, params, strategy="ar")]
+            for program in ({"strategy": "sd", "gamma": 3}, {}):
+                got = engine.generate(cycle, params, **program)
+                assert [one.token_ids for one in got] == want, (params, program)
+        members = engine.stats()["drafter"]["members"]
+    assert set(members) == {"lookup", "eagle3"} and all(one["windows"] > 0 for one in members.values())
+
+
 VARIANTS: list[dict[str, Any]] = [{}, {"norm_before_residual": True, "norm_output": True}, {"fc_norm": True}]
 
 
@@ -241,8 +255,6 @@ def test_where_it_cannot_run(tmp_path: Path) -> None:
         Engine(*pair, device="interpret")
     with pytest.raises(ConfigError, match="drafter 'lookup' was asked for, and a draft model was given"):
         Engine(*pair, drafter="lookup", **SHAPE)
-    with pytest.raises(ConfigError, match="draft_lookup has no place in front of an EAGLE-3 head"):
-        Engine(*pair, draft_lookup=True, **SHAPE)
     with pytest.raises(ConfigError, match="pass both, or neither"):
         Engine(TARGET, PLANTED, config)
     with pytest.raises(CheckpointError, match=r"tensor 'fc.weight' of the draft does not fit"):
