@@ -69,8 +69,9 @@ struct GroupedMatmulArgs {
 // num_positions
 struct SoftmaxArgs {
   const float* scores;  // [rows, stride], num_positions of each row used
-  void* p;  // [rows, stride] of query_dtype: exp(scale * (score - max)), rounded; scores itself if that is fp32
-  int64_t stride;       // a multiple of 16
+  void*
+      p;  // [rows, stride] of query_dtype: exp(scale * (score - max)), rounded; scores itself if that is fp32
+  int64_t stride;  // a multiple of 16
   int rows;
   const int* visible;  // [rows], 1..num_positions
   int num_positions;   // rounded up to 16 when p is written

@@ -61,8 +61,8 @@ inline void store_as(uint16_t* p, Vec a) {
   const __m256i mixed = _mm256_packus_epi32(rounded(a.low), rounded(a.high));  // quarters 0, 2, 1, 3
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(mixed, 0xD8));
 }
-// a, a result of exp_vecs, rounded to bf16 and kept as fp32 of that value; returns it. Without rounded's care for
-// NaN: one that comes from bf16 ends with zeros, so that rounding leaves it NaN.
+// a, a result of exp_vecs, rounded to bf16 and kept as fp32 of that value; returns it. Without rounded's care
+// for NaN: one that comes from bf16 ends with zeros, so that rounding leaves it NaN.
 inline __m256 rounded_exp(__m256 x) {
   const __m256i bits = _mm256_castps_si256(x);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

@@ -293,7 +293,8 @@ void softmax(const SoftmaxArgs& a) {
     for (; i < visible; i += kLanes) {
       Vec e[1] = {mul(sub(load(scores + i), top), scale)};
       exp_vecs(e);
-      sum = add(sum, keep_exp(p + i, visible - i < kLanes ? first_lanes(e[0], visible - i, 0.0f) : e[0], T{}));
+      sum =
+          add(sum, keep_exp(p + i, visible - i < kLanes ? first_lanes(e[0], visible - i, 0.0f) : e[0], T{}));
     }
     for (; i < padded; i += kLanes) store_as(p + i, set1(0.0f));
     a.inverse_sum[m] = 1.0f / sum_lanes(sum);

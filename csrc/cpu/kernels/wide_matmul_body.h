@@ -101,9 +101,8 @@ inline void wide_rows(const MatmulArgs& a, int first, int tiles, int block, cons
                       int depth) {
   for (int tile = 0, row = first; tile < tiles; ++tile) {
     const int end = first + (a.rows - first) * (tile + 1) / tiles;
-    for_rows<kWideRows>(end - row, [&](auto rows) {
-      wide_sums<decltype(rows)::kBlocks>(a, row, block, w, from, depth);
-    });
+    for_rows<kWideRows>(
+        end - row, [&](auto rows) { wide_sums<decltype(rows)::kBlocks>(a, row, block, w, from, depth); });
     row = end;
   }
 }
