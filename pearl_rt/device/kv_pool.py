@@ -12,7 +12,8 @@ from pearl_rt.model.kv_cache import MAX_BLOCK_SIZE, MIN_BLOCK_SIZE, check_block_
 from pearl_rt.strategy.program import MAX_GAMMA
 from pearl_rt.types.request import Request
 
-SHARED_BLOCK_SIZE = 32  # of the executor where prompts share blocks: only whole ones are found again
+# Of the executor where prompts share blocks: only whole ones are found again, so half of one is fed twice.
+SHARED_BLOCK_SIZE = 16
 DEVICE_BLOCK_SIZE = 16  # positions of a page on a device, unless its cache shares blocks with the executor's
 
 

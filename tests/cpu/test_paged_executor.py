@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_executor import CPUS, ISAS, SHAPES, Model, same_bits
+import torch
+from test_executor import CPUS, ISAS, SHAPES, Model, feed, largest_error, reference_logits, same_bits
 
 from pearl_rt import _C, RequestError, _testing
 
@@ -24,7 +25,7 @@ def paged(
     """An executor of two slots whose blocks are all NaN."""
     tables = (model.cos.numpy(), model.sin.numpy())
     sizes = {"num_blocks": num_blocks, "block_size": block_size}
-    executor = _C.LlamaExecutor(weights, _C.CoreSet(cpus or CPUS[:1]), 2, LENGTH, *tables, **sizes)
+    executor = _C.LlamaExecutor(weights, _C.CoreSet(cpus or CPUS[:1]), 2, len(model.cos), *tables, **sizes)
     for block in range(executor.num_blocks):
         _testing.poison_block(executor, block, 0)
     return executor
@@ -108,6 +109,37 @@ def test_copies_out_of_range_are_refused() -> None:
     for block, to, row, count in ((4, 0, 0, 1), (0, -1, 0, 1), (0, 1, 17, 0), (0, 1, 9, 8), (0, 1, 0, -1)):
         with pytest.raises(RequestError, match=r"block|row"):
             _testing.copy_rows(executor, block, to, row, count)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("heads", [1, 3])
+def test_any_number_of_rows_has_the_bits_of_one(heads: int, isa: str, dtype: str) -> None:
+    """1 to 16 query rows at once, then multiples of 3. A head, and a block of values, have more inputs than
+    AVX2 widens at once (128).
+    """
+    shape = {"num_attention_heads": heads, "num_key_value_heads": 1, "head_dim": 136, "num_hidden_layers": 1}
+    model = Model(replace(SHAPES["gqa"], vocab_size=64, **shape), max_len=160)
+    ids, weights = model.token_ids(152), model.weights(dtype, isa)
+    one = feed(paged(model, weights, None, 256), 0, ids, [1] * 152)
+    assert largest_error(one, reference_logits(model, ids)) < (1e-5 if dtype == "float32" else 0.02)
+    for block_size in (16, 256):
+        executor = paged(model, weights, None, block_size)
+        assert same_bits(feed(executor, 0, ids, [*range(16, 0, -1), 16]), one), block_size
+        assert same_bits(executor.forward(1, ids, 0, 152), one), block_size
+
+
+@pytest.mark.parametrize("bits", [0x7FC00000, 0x7FFFFFFF, -1], ids=hex)
+@pytest.mark.parametrize("isa", ISAS)
+def test_nan_of_a_key_stays_nan(isa: str, bits: int) -> None:
+    """Whatever its bits: rounding must not carry over them."""
+    model = model_of("gqa")
+    for head in range(2):
+        model.tensors["model.layers.1.self_attn.k_proj.weight"].view(torch.int32)[16 * head] = bits
+    for num_tokens in (1, 20):
+        for dtype in ("bfloat16", "float32"):
+            executor = paged(model, model.weights(dtype, isa), None, 16)
+            assert np.isnan(executor.forward(0, model.token_ids(num_tokens), 0, num_tokens)).all(), dtype
 
 
 @pytest.mark.parametrize("isa", ISAS)

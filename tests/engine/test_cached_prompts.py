@@ -11,7 +11,7 @@ from tiny_pairs import SMALL, Pair
 from pearl_rt import ConfigError, Engine, SamplingParams
 
 LENGTH = 256
-BLOCK = 32
+BLOCK = 16
 OPTIONS: dict[str, Any] = {"max_model_len": LENGTH, "num_threads": 1, "judge": "coupled", "max_num_seqs": 3}
 KINDS = {
     "fp32": {},

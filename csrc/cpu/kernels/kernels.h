@@ -69,8 +69,9 @@ struct GroupedMatmulArgs {
 // num_positions
 struct SoftmaxArgs {
   const float* scores;  // [rows, stride], num_positions of each row used
-  void* p;              // [rows, stride] elements: exp(scale * (score - max)), rounded
-  int64_t stride;       // a multiple of 16
+  void*
+      p;  // [rows, stride] of query_dtype: exp(scale * (score - max)), rounded; scores itself if that is fp32
+  int64_t stride;  // a multiple of 16
   int rows;
   const int* visible;  // [rows], 1..num_positions
   int num_positions;   // rounded up to 16 when p is written
@@ -82,11 +83,14 @@ struct SoftmaxArgs {
 struct Kernels {
   const char* isa;  // its name
   DType dtype;
+  // What attention keeps queries and probabilities in, which are rounded to dtype: dtype; or fp32, where bf16
+  // would be widened for each product anyway.
+  DType query_dtype;
 
   // Each thread, before its matmuls of a run (AMX: tile configuration); may be null.
   void (*prepare_thread)();
   void (*matmul)(const MatmulArgs&);
-  // The same without tiles: for attention, whose K is any even number.
+  // The same without tiles, and x of query_dtype: for attention, whose K is any even number.
   void (*matmul_any_k)(const MatmulArgs&);
   // The epilogue of a matmul on raw sums: sums[m][16 kPanel] for rows from first_row on, columns from
   // first_block on.
@@ -98,6 +102,8 @@ struct Kernels {
   void (*rms_norm)(const float* x, const float* weight, int n, float eps, void* out);
   // out[i] = x[i] * factor, rounded to the element; i < n, any n
   void (*convert)(const float* x, float factor, int n, void* out);
+  // The same, kept in query_dtype.
+  void (*convert_query)(const float* x, float factor, int n, void* out);
   // x[n] elements as codes of a row for groups of row.group; zeros up to row.k. A group with NaN or infinity
   // has zeros, and NaN for its scale.
   void (*quantize_row)(const void* x, int n, const GroupedRow& row, char* out);

@@ -61,6 +61,19 @@ inline void store_as(uint16_t* p, Vec a) {
   const __m256i mixed = _mm256_packus_epi32(rounded(a.low), rounded(a.high));  // quarters 0, 2, 1, 3
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_permute4x64_epi64(mixed, 0xD8));
 }
+// a, a result of exp_vecs, rounded to bf16 and kept as fp32 of that value; returns it. Without rounded's care
+// for NaN: one that comes from bf16 ends with zeros, so that rounding leaves it NaN.
+inline __m256 rounded_exp(__m256 x) {
+  const __m256i bits = _mm256_castps_si256(x);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+  return _mm256_castsi256_ps(_mm256_and_si256(up, _mm256_set1_epi32(static_cast<int>(0xFFFF0000))));
+}
+inline Vec keep_exp(float* p, Vec a, uint16_t) {
+  const Vec kept = {rounded_exp(a.low), rounded_exp(a.high)};
+  store(p, kept);
+  return kept;
+}
 inline __m256 widened(const uint16_t* p) {
   const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(raw), 16));
@@ -86,6 +99,9 @@ inline Vec multiply_add(Vec sum, const Weights& w, const uint16_t* x) {
   const __m256 x0 = even_of(both), x1 = odd_of(both);
   sum = fma(w.even, {x0, x0}, sum);
   return fma(w.odd, {x1, x1}, sum);
+}
+inline Vec multiply_add(Vec sum, const Weights& w, const float* x) {
+  return fma(w.odd, set1(x[1]), fma(w.even, set1(x[0]), sum));
 }
 inline Vec load_weights(const float* p) { return load(p); }
 inline Vec multiply_add(Vec sum, Vec w, const float* x) { return fma(w, set1(*x), sum); }
@@ -162,9 +178,12 @@ inline void store_low_bytes(char* p, Vec a) {
 }
 
 #include "cpu/kernels/kernels_body.h"
+#include "cpu/kernels/wide_matmul_body.h"
 
 }  // namespace
 
-const Kernels& avx2_kernels(DType dtype) { return table_of(dtype); }
+const Kernels& avx2_kernels(DType dtype) {
+  return dtype == DType::kBfloat16 ? kWideBfloat16Table : kWideFloat32Table;
+}
 
 }  // namespace pearl

@@ -12,6 +12,12 @@
 
 inline void store_as(float* p, Vec a) { store(p, a); }
 inline Vec load_as(const float* p) { return load(p); }
+// a, a result of exp_vecs, rounded to T; returns what was kept.
+template <class T>
+inline Vec keep_exp(T* p, Vec a, T) {
+  store_as(p, a);
+  return load_as(p);
+}
 
 constexpr int pair_of(const uint16_t*) { return 2; }  // elements of K in one step
 constexpr int pair_of(const float*) { return 1; }
@@ -34,20 +40,29 @@ inline float max_lanes(Vec a) {
   return best;
 }
 
-// exp(x) to 2 ulp; 0 < result from x = -87 down (clamped there), +inf never: x is at most 88.
+// exp(x) of N vectors to 2 ulp, for x up to 88; 0 < result from x = -87 down (clamped there). NaN stays NaN.
+// Step by step for all: a chain is longer than what a processor looks ahead.
+template <int N>
+inline void exp_vecs(Vec (&x)[N]) {
+  const Vec magic = set1(0x1.8p+23f);  // adding 1.5 * 2^23 rounds to an integer
+  Vec n[N], series[N];
+#define PEARL_EACH_VEC _Pragma("GCC unroll 4") for (int i = 0; i < N; ++i)
+  PEARL_EACH_VEC x[i] = max(set1(-87.0f), x[i]);
+  PEARL_EACH_VEC n[i] = sub(add(mul(x[i], set1(0x1.715476p+0f)), magic), magic);
+  PEARL_EACH_VEC x[i] = fma(n[i], set1(-0x1.62e3p-1f), x[i]);
+  PEARL_EACH_VEC x[i] = fma(n[i], set1(-0x1.2fefa2p-17f), x[i]);
+  PEARL_EACH_VEC series[i] = set1(1.0f / 720.0f);
+  for (const float term : {1.0f / 120.0f, 1.0f / 24.0f, 1.0f / 6.0f, 0.5f, 1.0f, 1.0f}) {
+    PEARL_EACH_VEC series[i] = fma(series[i], x[i], set1(term));
+  }
+  PEARL_EACH_VEC x[i] = scale_by_power(series[i], n[i]);
+#undef PEARL_EACH_VEC
+}
+
 inline Vec exp_vec(Vec x) {
-  const Vec inside = min(set1(88.0f), max(set1(-87.0f), x));  // NaN passes
-  const Vec magic = set1(0x1.8p+23f);                         // adding 1.5 * 2^23 rounds to an integer
-  const Vec n = sub(add(mul(inside, set1(0x1.715476p+0f)), magic), magic);
-  const Vec r = fma(n, set1(-0x1.2fefa2p-17f), fma(n, set1(-0x1.62e3p-1f), inside));
-  Vec series = set1(1.0f / 720.0f);
-  series = fma(series, r, set1(1.0f / 120.0f));
-  series = fma(series, r, set1(1.0f / 24.0f));
-  series = fma(series, r, set1(1.0f / 6.0f));
-  series = fma(series, r, set1(0.5f));
-  series = fma(series, r, set1(1.0f));
-  series = fma(series, r, set1(1.0f));
-  return scale_by_power(series, n);
+  Vec one[1] = {min(set1(88.0f), x)};
+  exp_vecs(one);
+  return one[0];
 }
 
 inline Vec silu(Vec x) { return div(x, add(set1(1.0f), exp_vec(sub(set1(0.0f), x)))); }
@@ -251,13 +266,14 @@ void matmul(const MatmulArgs& a) {
   }
 }
 
-template <class T>
+// Query: what p is kept in, T's values.
+template <class T, class Query = T>
 void softmax(const SoftmaxArgs& a) {
   const int padded = (a.num_positions + kLanes - 1) / kLanes * kLanes;
   const Vec scale = set1(a.scale);
   for (int m = 0; m < a.rows; ++m) {
     const float* scores = a.scores + m * a.stride;
-    T* p = static_cast<T*>(a.p) + m * a.stride;
+    Query* p = static_cast<Query*>(a.p) + m * a.stride;
     const int visible = a.visible[m];
     const int whole = visible / kLanes * kLanes;
     Vec best = set1(-__builtin_inff());
@@ -268,15 +284,17 @@ void softmax(const SoftmaxArgs& a) {
     const Vec top = set1(max_lanes(best));
     Vec sum = set1(0.0f);
     int i = 0;
-    for (; i < whole; i += kLanes) {
-      store_as(p + i, exp_vec(mul(sub(load(scores + i), top), scale)));
-      sum = add(sum, load_as(p + i));
+    for (; i + 2 * kLanes <= whole; i += 2 * kLanes) {
+      Vec e[2] = {mul(sub(load(scores + i), top), scale), mul(sub(load(scores + i + kLanes), top), scale)};
+      exp_vecs(e);
+      sum = add(sum, keep_exp(p + i, e[0], T{}));
+      sum = add(sum, keep_exp(p + i + kLanes, e[1], T{}));
     }
-    if (whole < visible) {
-      const Vec e = exp_vec(mul(sub(load(scores + i), top), scale));
-      store_as(p + i, first_lanes(e, visible - whole, 0.0f));
-      sum = add(sum, load_as(p + i));
-      i += kLanes;
+    for (; i < visible; i += kLanes) {
+      Vec e[1] = {mul(sub(load(scores + i), top), scale)};
+      exp_vecs(e);
+      sum =
+          add(sum, keep_exp(p + i, visible - i < kLanes ? first_lanes(e[0], visible - i, 0.0f) : e[0], T{}));
     }
     for (; i < padded; i += kLanes) store_as(p + i, set1(0.0f));
     a.inverse_sum[m] = 1.0f / sum_lanes(sum);
@@ -329,8 +347,8 @@ float read_panel(const char* data, int64_t lines) {
 
 template <class T>
 constexpr Kernels make_table(DType dtype) {
-  return {kIsa,       dtype,       nullptr,    matmul<T>,       matmul<T>,         finish<T>,
-          softmax<T>, rms_norm<T>, convert<T>, quantize_row<T>, grouped_matmul<T>, read_panel};
+  return {kIsa,       dtype,       dtype,      nullptr,    matmul<T>,       matmul<T>,         finish<T>,
+          softmax<T>, rms_norm<T>, convert<T>, convert<T>, quantize_row<T>, grouped_matmul<T>, read_panel};
 }
 
 constexpr Kernels kBfloat16Table = make_table<uint16_t>(DType::kBfloat16);

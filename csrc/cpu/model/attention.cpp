@@ -51,7 +51,7 @@ void rope_row(const AttentionStep& s, const AttentionScratch& scratch, const Pie
     }
     rope(q, cos, sin, half, turned);
     const int64_t query = (int64_t{kv_head} * s.capacity + row) * group + g;
-    s.kernels.convert(turned, 1.0f, dim, element_at(s.queries, query * dim, dtype));
+    s.kernels.convert_query(turned, 1.0f, dim, element_at(s.queries, query * dim, s.kernels.query_dtype));
   }
   const float* k = qkv + c.q_size() + kv_head * dim;
   const float* v = qkv + c.q_size() + c.kv_size() + kv_head * dim;
@@ -76,7 +76,7 @@ void attend(const AttentionStep& s, const AttentionScratch& scratch, const Atten
   const LlamaConfig& c = s.config;
   const Piece& piece = *item.piece;
   const int kv_head = item.kv_head, first = item.first, rows = item.last - item.first;
-  const DType dtype = s.kernels.dtype;
+  const DType dtype = s.kernels.dtype, query_dtype = s.kernels.query_dtype;
   const int group = c.heads_per_kv_head(), dim = c.head_dim;
   int visible[kTileRows];
   for (int m = 0; m < rows; ++m) {
@@ -104,7 +104,7 @@ void attend(const AttentionStep& s, const AttentionScratch& scratch, const Atten
   qk.out_stride = scratch.stride();
   for (int block = 0, blind = 0; block < num_blocks; ++block) {
     while (visible[blind] <= block * block_size) ++blind;
-    qk.x = element_at(s.queries, (query + blind) * dim, dtype);
+    qk.x = element_at(s.queries, (query + blind) * dim, query_dtype);
     qk.rows = rows - blind;
     qk.w = keys(block);
     qk.num_blocks = (positions(block) + kLanes - 1) / kLanes;
@@ -139,7 +139,7 @@ void attend(const AttentionStep& s, const AttentionScratch& scratch, const Atten
   for (int block = 0, blind = 0; block < num_blocks; ++block) {
     while (visible[blind] <= block * block_size) ++blind;
     const bool last = block + 1 == num_blocks;
-    pv.x = element_at(scratch.probabilities(), blind * scratch.stride() + block * block_size, dtype);
+    pv.x = element_at(scratch.probabilities(), blind * scratch.stride() + block * block_size, query_dtype);
     pv.rows = rows - blind;
     pv.w = values(block);
     pv.k = dtype == DType::kBfloat16 ? static_cast<int>(round_up(positions(block), 2)) : positions(block);
@@ -158,15 +158,16 @@ void attend(const AttentionStep& s, const AttentionScratch& scratch, const Atten
   }
 }
 
-AttentionScratch::AttentionScratch(const LlamaConfig& config, DType dtype, int64_t max_model_len)
+AttentionScratch::AttentionScratch(const LlamaConfig& config, DType query_dtype, int64_t max_model_len)
     : stride_(round_up(max_model_len, kLanes) +
               2 * kLanes) {  // not a power of two: rows fall into different sets
   const int64_t padded_dim = round_up(config.head_dim, kLanes);
-  probabilities_offset_ = kTileRows * stride_ * 4;
-  sums_offset_ = probabilities_offset_ + kTileRows * stride_ * size_of(dtype);
+  const bool in_place = query_dtype == DType::kFloat32;  // probabilities, in place of their scores
+  probabilities_offset_ = in_place ? 0 : kTileRows * stride_ * 4;
+  sums_offset_ = probabilities_offset_ + kTileRows * stride_ * size_of(query_dtype);
   head_offset_ = sums_offset_ + kTileRows * padded_dim * 4;
   elements_offset_ = head_offset_ + 2 * padded_dim * 4;
-  buffer_ = HugeBuffer(elements_offset_ + 2 * padded_dim * size_of(dtype), "attention scratch");
+  buffer_ = HugeBuffer(elements_offset_ + 2 * padded_dim * 4, "attention scratch");
 }
 
 void AttentionItems::plan(const std::vector<Piece>& pieces, const LlamaConfig& config, int num_threads) {

@@ -35,7 +35,7 @@ struct AttentionStep {
   const float* k_norm;
   const float* qkv;  // [rows, qkv_stride] fp32: q, k and v of every head, with bias, before norm and rope
   int64_t qkv_stride;
-  void* queries;  // [kv heads][capacity x heads per kv head][head_dim] elements: written by rope_and_store
+  void* queries;  // [kv heads][capacity x heads per kv head][head_dim] of query_dtype: rope_and_store's
   void* out;      // [rows, out_stride] elements: written by attend
   int64_t out_stride;
 };
@@ -43,14 +43,14 @@ struct AttentionStep {
 // What one thread needs for itself, for contexts up to max_model_len.
 class AttentionScratch {
  public:
-  AttentionScratch(const LlamaConfig& config, DType dtype, int64_t max_model_len);
+  AttentionScratch(const LlamaConfig& config, DType query_dtype, int64_t max_model_len);
 
   int64_t stride() const { return stride_; }  // of scores and probabilities: the longest context, padded
   float* scores() const { return buffer_.as<float>(); }
   void* probabilities() const { return buffer_.as<char>(probabilities_offset_); }
   float* sums() const { return buffer_.as<float>(sums_offset_); }        // [16, value blocks x 16]
   float* head() const { return buffer_.as<float>(head_offset_); }        // [2, head_dim]
-  void* elements() const { return buffer_.as<char>(elements_offset_); }  // [2, head_dim] elements
+  void* elements() const { return buffer_.as<char>(elements_offset_); }  // [2, head_dim], of either dtype
 
  private:
   int64_t stride_, probabilities_offset_, sums_offset_, head_offset_, elements_offset_;

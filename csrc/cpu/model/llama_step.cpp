@@ -62,7 +62,7 @@ LlamaStep::LlamaStep(const LlamaWeights& weights, const CoreSet& core_set, const
   taps_ = place(c.tap_size, element);
   embedded_ = place(c.is_head() ? c.hidden_size : 0, 4);
   const int64_t queries = total;
-  total += round_up(int64_t{kMostRows} * c.q_size() * element, 64);
+  total += round_up(int64_t{kMostRows} * c.q_size() * size_of(weights_.kernels().query_dtype), 64);
   const int64_t codes = total, codes_bytes = widest_codes(weights_);
   total += kMostRows * codes_bytes;
   buffer_ = HugeBuffer(total, "the buffers of a step");
@@ -72,7 +72,7 @@ LlamaStep::LlamaStep(const LlamaWeights& weights, const CoreSet& core_set, const
   queries_ = buffer_.as<char>(queries);
   codes_ = buffer_.as<char>(codes);
   for (int i = 0; i < core_set_.size(); ++i) {
-    workers_.push_back({AttentionScratch(c, dtype, max_model_len),
+    workers_.push_back({AttentionScratch(c, weights_.kernels().query_dtype, max_model_len),
                         HugeBuffer(kTileRows * normed_.stride * element, "the buffers of a step"),
                         HugeBuffer(kOwnRows * codes_bytes, "the buffers of a step")});
   }
