@@ -224,8 +224,8 @@ def test_bodies_that_would_cost_are_refused(served: Served, body: bytes) -> None
 
 @pytest.mark.parametrize(
     "bytes_sent",
-    [b"no HTTP\r\n\r\n", HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}", HEAD + b"Host: b\r\n\r\n",
-     HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"],
+    [b"no HTTP\r\n\r\n", HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+     HEAD + b"Host: b\r\n\r\n", HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"],
     ids=["words", "two lengths", "two hosts", "no chunk"],
 )  # fmt: skip
 def test_what_is_no_http_has_an_answer_of_the_same_shape(served: Served, bytes_sent: bytes) -> None:
