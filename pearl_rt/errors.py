@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # What Python, torch and the system say where a process may have no more: of errors of several types.
-NO_MORE = re.compile("allocate memory|start new thread|Resource temporarily unavailable")
+NO_MORE = re.compile(
+    "allocate memory|start new thread|Resource temporarily unavailable|failed to map segment"
+)
 
 
 class PearlError(Exception):
@@ -95,11 +97,12 @@ def within_limits() -> Iterator[None]:
         yield
     except PearlError:
         raise
-    except (MemoryError, OSError, RuntimeError) as error:
+    except (MemoryError, OSError, RuntimeError, ImportError) as error:
         if not isinstance(error, MemoryError) and not NO_MORE.search(str(error)):
             raise
+        told = next((line for line in str(error).splitlines() if NO_MORE.search(line)), error)
         raise ResourceError(
-            f"the process may have no more memory or threads ({one_line(error)}): raise its limits "
+            f"the process may have no more memory or threads ({one_line(told)}): raise its limits "
             "(ulimit -v, ulimit -u, or a container's), lower max_model_len or max_num_seqs, or take smaller "
             "models"
         ) from None

@@ -97,7 +97,7 @@ class Service:
         ]
         shape = CompletionShape(self._settings.model, self._tokenizer, is_scored=asked.is_scored)
         if asked.echoes:
-            texts = [p if isinstance(p, str) else self._tokenizer.decode(p) for p in asked.prompts]
+            texts = await run_in_threadpool(self._texts, asked.prompts)
             shape.echoes = [text for text in texts for _ in range(asked.params.n)]
         return await self._answer(request, asked, prompts, shape)
 
@@ -219,6 +219,13 @@ class Service:
         self._tokenizer.check_length(text, self._engine.max_model_len)
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
+    def _texts(self, prompts: Sequence[str | list[int]]) -> list[str]:
+        """What an answer repeats of each."""
+        for prompt in prompts:
+            if not isinstance(prompt, str):  # before a million ids are decoded
+                check_prompt_length(len(prompt), self._engine.max_model_len)
+        return [prompt if isinstance(prompt, str) else self._tokenizer.decode(prompt) for prompt in prompts]
+
     async def _answer(
         self, request: Request, asked: CompletionRequest, prompts: list[list[int]], shape: Shape
     ) -> Response:
@@ -324,7 +331,9 @@ def build_app(engine: Engine, settings: Settings) -> Starlette:
 
     async def refused(_: Request, error: Exception) -> Response:
         if isinstance(error, HTTPException):
-            error = HttpError(error.status_code, f"{error.detail}: see docs/serving.md for the endpoints")
+            code = error.detail.lower().replace(" ", "_")
+            message = f"{error.detail}: see docs/serving.md for the endpoints"
+            error = HttpError(error.status_code, message, code, error.headers)
         return error_response(error)
 
     handled: tuple[type[Exception], ...] = (HTTPException, HttpError, PearlError)

@@ -4,6 +4,7 @@ Every sampling parameter is a field of the body, which SamplingParams checks. So
 OpenAI's own. A field that would change the answer and is not supported is refused, by name.
 """
 
+import re
 from dataclasses import dataclass, field, replace
 from json import dumps
 from pathlib import Path
@@ -280,8 +281,7 @@ def _logit_bias(bias: object) -> dict[int, float]:
         raise FieldError("logit_bias", "logit_bias must be an object from token ids to numbers")
     if len(bias) > MAX_BIASES:
         raise FieldError("logit_bias", f"logit_bias takes {MAX_BIASES} token ids at most")
-    try:
-        return {int(key): amount for key, amount in bias.items()}
-    except ValueError as error:
-        told = clean(str(error))
-        raise FieldError("logit_bias", f"logit_bias has a key that is no token id: {told}") from None
+    for key in bias:
+        if not re.fullmatch("0|-?[1-9][0-9]{0,18}", key):
+            raise FieldError("logit_bias", f"logit_bias has a key that is no token id: {clean(key)!r}")
+    return {int(key): amount for key, amount in bias.items()}

@@ -4,10 +4,13 @@ Knows sockets and clocks; not what is asked.
 """
 
 import asyncio
+import json
 import resource
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from pearl_rt.serve.faults import error_body
 
 HEADER_SECONDS = 10.0  # in which the head of a request must have come
 READ_SECONDS = 120.0  # in which a client must read something of its answer
@@ -57,6 +60,19 @@ class Connection(H11Protocol):
             self._head_came()
         elif self._head_timer is None:
             self._wait_for_head()
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's hook: what came is no HTTP. The answer has the shape of all others."""
+        body = json.dumps(error_body(400, msg, code="invalid_http")).encode()
+        headers = [("content-type", "application/json"), ("connection", "close")]
+        headers.append(("content-length", str(len(body))))
+        for event in (
+            h11.Response(status_code=400, headers=headers),
+            h11.Data(data=body),
+            h11.EndOfMessage(),
+        ):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         """uvicorn's hook."""

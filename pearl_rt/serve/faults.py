@@ -1,5 +1,7 @@
 """Exceptions as answers of HTTP: a status, and a body in OpenAI's shape."""
 
+from collections.abc import Mapping
+
 from starlette.responses import JSONResponse
 
 from pearl_rt.errors import (
@@ -12,13 +14,17 @@ from pearl_rt.errors import (
 )
 from pearl_rt.serve.fields import FieldError, clean
 
+INTERNAL = "internal_error"
+
 
 class HttpError(Exception):
-    """A request that the server refuses itself, with its HTTP status."""
+    """A request that the server refuses itself, with its HTTP status, and headers that go with it."""
 
-    def __init__(self, status: int, message: str, code: str | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(message)
-        self.status, self.message, self.code = status, message, code
+        self.status, self.message, self.code, self.headers = status, message, code, headers
 
 
 def error_body(
@@ -46,11 +52,12 @@ def described(error: Exception) -> tuple[int, dict[str, object]]:
     if isinstance(error, ResourceError):
         return 503, error_body(503, str(error), code="unavailable")
     if isinstance(error, PearlError):
-        return 500, error_body(500, str(error))
-    return 500, error_body(500, f"an unexpected {type(error).__name__}")
+        return 500, error_body(500, str(error), code=INTERNAL)
+    return 500, error_body(500, f"an unexpected {type(error).__name__}", code=INTERNAL)
 
 
 def error_response(error: Exception) -> JSONResponse:
     """`described` as a response; where the queue is full, its header asks the client to wait a second."""
     status, body = described(error)
-    return JSONResponse(body, status, {"retry-after": "1"} if status == 429 else None)
+    headers = error.headers if isinstance(error, HttpError) else None
+    return JSONResponse(body, status, {"retry-after": "1"} if status == 429 else headers)

@@ -6,10 +6,12 @@ An ASGI middleware. Knows nothing of what is asked.
 import asyncio
 import hmac
 import json
+import math
 import re
 from collections.abc import Iterable
 from typing import NoReturn
 
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -21,6 +23,7 @@ from pearl_rt.serve.page.files import PAGE_FILES
 
 OPEN_PATHS = frozenset({"/health", *PAGE_FILES})  # the page asks for the key itself
 BODY_SECONDS = 30.0  # in which a body must have come
+LONG = 2**16  # bytes of a body that is parsed in a thread: the others go on
 MAX_DEPTH = 128  # of arrays and objects in a body: twice what a schema may have
 
 
@@ -59,7 +62,7 @@ class Guard:
     def _check(self, path: str, headers: Headers) -> None:
         if self._hosts is not None and _host_name(headers.get("host", "")) not in self._hosts:
             host = clean(headers.get("host", ""))
-            raise HttpError(403, f"host {host!r} is not this server: address it as localhost")
+            raise HttpError(403, f"host {host!r} is not this server: address it as localhost", "wrong_host")
         if self._api_key is None or path in OPEN_PATHS:
             return
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -99,7 +102,7 @@ class _Body:
 async def json_body(request: Request, max_bytes: int) -> object:
     """The JSON in a body. Raises HttpError for what is too large, too slow, of another type, or no JSON."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise HttpError(415, "the body must be JSON: send Content-Type: application/json")
+        raise HttpError(415, "the body must be JSON: send Content-Type: application/json", "wrong_type")
     too_large = HttpError(413, f"the body is larger than {max_bytes} bytes: send less", "body_too_large")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > max_bytes:
@@ -112,15 +115,22 @@ async def json_body(request: Request, max_bytes: int) -> object:
                 if len(body) > max_bytes:
                     raise too_large
     except ClientDisconnect:
-        raise HttpError(400, "the client left before its body had come") from None
+        raise HttpError(400, "the client left before its body had come", "body_incomplete") from None
     except TimeoutError:
-        raise HttpError(408, f"the body did not come within {BODY_SECONDS:g} s") from None
+        raise HttpError(408, f"the body did not come within {BODY_SECONDS:g} s", "body_too_slow") from None
+    if len(body) > LONG:
+        return await run_in_threadpool(_parsed, bytes(body))
+    return _parsed(bytes(body))
+
+
+def _parsed(body: bytes) -> object:
     try:
-        content: object = json.loads(bytes(body), parse_constant=_refuse_constant)
+        content: object = json.loads(body, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise HttpError(400, f"the body is not valid JSON: {clean(str(error))}") from None
+        raise HttpError(400, f"the body is not valid JSON: {clean(str(error))}", "invalid_json") from None
     if body.count(b"[") + body.count(b"{") > MAX_DEPTH and _is_deep(content):
-        raise HttpError(400, f"the body has arrays and objects of more than {MAX_DEPTH} levels: send fewer")
+        message = f"the body has arrays and objects of more than {MAX_DEPTH} levels: send fewer"
+        raise HttpError(400, message, "body_too_deep")
     return content
 
 
@@ -137,6 +147,13 @@ def _is_deep(content: object) -> bool:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no value of JSON")
+
+
+def _finite(text: str) -> float:
+    """Infinity has no name in JSON: an answer could not repeat it."""
+    if math.isinf(number := float(text)):
+        raise ValueError(f"{text} is larger than a number may be")
+    return number
 
 
 def _host_name(host: str) -> str:

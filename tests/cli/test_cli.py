@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -174,3 +175,20 @@ def test_importing_the_package_is_light() -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+@pytest.mark.parametrize("mebibytes", [256, 400])
+def test_where_nothing_can_be_loaded(pair: list[str], mebibytes: int) -> None:
+    """As under `ulimit -v`: less than the libraries that are imported take is told in one line."""
+    most = mebibytes << 20
+    done = subprocess.run(
+        [sys.executable, "-m", "pearl_rt", "generate", *pair, "--prompt", "a"],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (most, most)),
+    )
+    assert done.returncode == 2 and done.stdout == "", done.stderr
+    assert re.fullmatch(r"pearl_rt: the process may have no more memory or threads \(.*\n", done.stderr)

@@ -245,6 +245,7 @@ def test_not_enough_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         OSError(12, "Cannot allocate memory"),
         BlockingIOError(11, "Resource temporarily unavailable"),
         RuntimeError("can't start new thread"),
+        ImportError("libtorch_cpu.so: failed to map segment from shared object"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory"),
     ],
     ids=repr,

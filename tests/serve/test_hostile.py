@@ -18,7 +18,7 @@ from pearl_rt import Engine
 from pearl_rt.checkpoint.chat_template import ChatTemplate
 from pearl_rt.checkpoint.tokenizer import Tokenizer
 from pearl_rt.cli.commands import main
-from pearl_rt.serve import connection
+from pearl_rt.serve import connection, guard
 from pearl_rt.serve.app import Settings
 from pearl_rt.types.sampling_params import SamplingParams
 from pearl_rt.types.values import Number, parameters
@@ -203,6 +203,10 @@ def test_huge_numbers_are_the_clients_fault(served: Served, name: str) -> None:
         b'{"prompt":"a","metadata":' + b'{"a":' * 600 + b"1" + b"}" * 600 + b"}",
         b'{"prompt":"\\ud800"}',
         b'{"prompt":"a","logit_bias":{"\\ud800":1}}',
+        b'{"prompt":"a","logit_bias":{"1_0":1}}',
+        b'{"prompt":"a","logit_bias":{" 5":1}}',
+        b'{"prompt":"a","logit_bias":{"5":1,"05":2}}',
+        b'{"prompt":"a","metadata":{"a":1e999}}',
         b'{"prompt":"a","x":"' + b"y" * 100000 + b'"}',
         b'{"prompt":"a","stop":["' + b"y" * 100000 + b'"]}',
         b'{"prompt":"a","max_tokens":5000,"n":64,"temperature":1,"logprobs":20}',
@@ -216,6 +220,56 @@ def test_bodies_that_would_cost_are_refused(served: Served, body: bytes) -> None
     assert told["error"]["type"] in ("invalid_request_error", "not_found_error")
     assert len(json.dumps(told)) < 3000
     assert goes_on(served)
+
+
+@pytest.mark.parametrize(
+    "bytes_sent",
+    [b"no HTTP\r\n\r\n", HEAD + b"Content-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+     HEAD + b"Host: b\r\n\r\n", HEAD + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n"],
+    ids=["words", "two lengths", "two hosts", "no chunk"],
+)  # fmt: skip
+def test_what_is_no_http_has_an_answer_of_the_same_shape(served: Served, bytes_sent: bytes) -> None:
+    with connected(served, bytes_sent) as client:
+        head, _, body = rest_of(client).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 ") and json.loads(body)["error"]["code"] == "invalid_http"
+    assert goes_on(served)
+
+
+@pytest.mark.parametrize("role", ["user", "system", "tool", "function"])
+@pytest.mark.parametrize("calls", [5, [5], [{"function": {}}], {"a": 1}], ids=str)
+def test_calls_of_others_than_an_assistant(served: Served, role: str, calls: Any) -> None:
+    """None and an empty array are none; clients send them along."""
+    for given, status in ((calls, 400), (None, 200), ([], 200)):
+        message = {"role": role, "content": "a", "tool_calls": given, "tool_call_id": "1"}
+        call = {"id": "1", "function": {"name": "f"}}
+        before = [{"role": "assistant", "content": "b", "tool_calls": [call]}] if role == "tool" else []
+        body = {"messages": [*before, message], "max_tokens": 1}
+        found, _, told = served.call("POST", "/v1/chat/completions", body)
+        assert found == status
+        if status == 400:
+            assert told["error"]["param"] == f"messages[{len(before)}].tool_calls"
+
+
+def test_ids_to_be_repeated_are_counted_before_they_are_decoded(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is decoded, and what is long to parse, is so in a thread: the loop of events goes on."""
+    decoded, threads = [], []
+    decode, parsed = Tokenizer.decode, guard._parsed
+    monkeypatch.setattr(
+        Tokenizer,
+        "decode",
+        lambda self, ids, **more: (
+            decoded.append((len(ids), threading.get_ident())) or decode(self, ids, **more)
+        ),
+    )
+    monkeypatch.setattr(guard, "_parsed", lambda body: threads.append(threading.get_ident()) or parsed(body))
+    body = {"prompt": [5] * 100_000, "echo": True, "max_tokens": 1}
+    status, _, told = served.call("POST", COMPLETIONS, body)
+    assert (status, told["error"]["code"], decoded) == (400, "context_length_exceeded", [])
+    assert served.call("POST", COMPLETIONS, {**body, "prompt": [5] * 5})[0] == 200
+    of_loop, of_long = threads[1], threads[0]
+    assert of_long != of_loop and decoded[0][0] == 5 and decoded[0][1] != of_loop
 
 
 def test_bodies_may_be_deep_and_wide(served: Served) -> None:

@@ -155,7 +155,10 @@ def test_items_as_messages() -> None:
         ({"input": [5]}, "input[0]"),
         ({"input": [{"type": "computer_call"}]}, "input[0].type"),
         ({"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "input[0].content"),
-        ({"input": [{"role": 5, "content": "a"}]}, "messages[0]"),
+        ({"input": [{"role": 5, "content": "a"}]}, "input[0].role"),
+        ({"input": "a", "tools": {}}, "tools"),
+        ({"input": "a", "tools": 0}, "tools"),
+        ({"input": "a", "text": {"format": {"type": "text", "nonsense": 1}}}, "nonsense"),
         ({"input": [{"type": "function_call_output", "call_id": "x", "output": "a"}]}, "messages[0]"),
         ({"input": "a", "previous_response_id": "resp_1"}, "previous_response_id"),
         ({"input": "a", "background": True}, "background"),
@@ -180,6 +183,8 @@ def test_fields_that_are_repeated_may_be_no_utf8(served: Served) -> None:
         assert status == 200 and '"a":"?"' in json.dumps(told, separators=(",", ":")).replace("\\", "")
     status, _, told = served.call("POST", RESPONSES, '{"input": "P", "metadata": {"a": NaN}}')
     assert status == 400 and "NaN is no value of JSON" in told["error"]["message"]
+    status, _, told = served.call("POST", RESPONSES, '{"input": "P", "metadata": {"a": 1e999}}')
+    assert status == 400 and "1e999 is larger" in told["error"]["message"]
 
 
 def test_tokens_of_texts_and_chats(served: Served) -> None:

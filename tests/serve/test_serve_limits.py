@@ -80,9 +80,9 @@ def test_bodies_that_are_no_json(served: Served) -> None:
         status, _, told = served.call("POST", "/v1/completions", body)
         assert status == 400, body
         assert set(told["error"]) == {"message", "type", "param", "code"}
-        assert told["error"]["type"] == "invalid_request_error"
+        assert told["error"]["type"] == "invalid_request_error" and told["error"]["code"]
     status, _, told = served.call("POST", "/v1/completions", "{}", {"content-type": "text/plain"})
-    assert status == 415
+    assert (status, told["error"]["code"]) == (415, "wrong_type")
     assert served.call("POST", "/v1/completions", {"model": "tiny", "prompt": "a"})[0] == 200
 
 
@@ -103,9 +103,10 @@ def test_bodies_that_are_too_large(served: Served) -> None:
 
 def test_paths_and_methods(served: Served) -> None:
     for method, path, expected in (("GET", "/v1/completions", 405), ("GET", "/nowhere", 404)):
-        status, _, told = served.call(method, path)
+        status, headers, told = served.call(method, path)
         assert status == expected
-        assert told["error"]["message"]
+        assert told["error"]["code"] == ("method_not_allowed" if status == 405 else "not_found")
+        assert headers.get("allow") == ("POST" if status == 405 else None)
     status, _, told = served.call(
         "POST", "/v1/chat/completions", {"messages": [{"role": "user", "content": "a"}]}
     )

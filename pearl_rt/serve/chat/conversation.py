@@ -19,6 +19,8 @@ def checked_messages(messages: Sequence[Json]) -> tuple[Json, ...]:
     found = []
     for place, message in enumerate(messages):
         name, role = f"messages[{place}]", message["role"]
+        if role != "assistant" and message.get("tool_calls"):
+            raise FieldError(f"{name}.tool_calls", f"{name} has tool_calls: only role 'assistant' may call")
         if role == "tool":
             message = _answer(name, message, open_calls)
         elif open_calls:

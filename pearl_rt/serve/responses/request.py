@@ -48,7 +48,7 @@ def read_responses(body: object, defaults: Json = OPENAI_DEFAULTS) -> ResponsesR
     if (form := _form(fields.inside("text"))) is not None:
         given["response_format"] = form
     tools, choice = fields.any("tools", []), fields.any("tool_choice", "auto")
-    if tools:
+    if tools != []:
         given |= {"tools": _tools(tools), "tool_choice": choice}
     elif choice not in ("auto", "none"):
         given["tool_choice"] = choice
@@ -81,9 +81,11 @@ def _form(text: Fields) -> Json | None:
     given = text.inside("format")
     text.end(frozenset({"verbosity"}))
     kind = given.any("type", "text")
+    names = ("name", "schema", "strict", "description") if kind == "json_schema" else ()
+    schema = {name: given.any(name) for name in names if name in given}
+    given.end()
     if kind != "json_schema":
         return None if kind == "text" else {"type": kind}
-    schema = {name: given.any(name) for name in ("name", "schema", "strict", "description") if name in given}
     return {"type": kind, "json_schema": schema}
 
 
@@ -119,6 +121,8 @@ def _add(name: str, item: Json, messages: list[Json]) -> None:
     kind = item.get("type", "message")
     if kind == "message":
         role, content = item.get("role"), _content(name, item.get("content"))
+        if not isinstance(role, str):
+            raise FieldError(f"{name}.role", f"{name} must have a role")
         if role != "assistant" or not _goes_on(messages, "content"):
             messages.append({"role": role, "content": content})
         else:
