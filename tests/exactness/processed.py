@@ -75,7 +75,7 @@ def lookup_requests(rng: random.Random, vocab: int, most: int) -> list[dict[str,
 
 def random_costs(rng: random.Random) -> list[int]:
     """Of scores over 1, 2, .. rows: none, or a step for some of them."""
-    if rng.random() < 0.5:
+    if rng.random() < 0.7:
         return []
     steps = [rng.choice([0, 0, 30, 300, 1000]) for _ in range(rng.randint(0, 9))]
     return [1000 + sum(steps[:rows]) for rows in range(len(steps) + 1)]

@@ -30,7 +30,7 @@ def test_the_whole(models: list[str], capsys: pytest.CaptureFixture[str], tmp_pa
     figures = json.loads(out.read_text())
     chat = figures["chats"]
     assert [row["length"] for row in chat] == [40, 96, 152] and chat[1]["x_second"] == 1
-    assert [row["found"] for row in chat] == [0, 32, 96]  # blocks of 32: of the text, and of the answer
+    assert [row["found"] for row in chat] == [0, 48, 96]  # blocks of 16: of the text, and of the answer
     assert [row["program"] for row in figures["forms"]] == ["ar", "sd, gamma 4", "auto"]
     for row in figures["forms"]:
         assert row["json_ms"] > 0 and row["json_x_free"] == pytest.approx(row["free_ms"] / row["json_ms"])
