@@ -194,6 +194,11 @@ def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
     return engines
 
 
+def places_of(tasks: Sequence[str]) -> dict[str, list[int]]:
+    """The prompts of each task."""
+    return {task: [n for n, own in enumerate(tasks) if own == task] for task in dict.fromkeys(tasks)}
+
+
 def decoding(result: Measured, prompts: Sequence[int]) -> float:
     """Seconds behind the first tokens."""
     return sum(s.tpot * (len(s.token_ids) - 1) for s in result.samples if s.prompt in prompts)
@@ -208,8 +213,7 @@ def milliseconds(metrics: Sequence[RequestMetrics], lane: str, ops: Sequence[str
 
 def figures_of(result: Measured, ar: Measured, tasks: Sequence[str], extra_bytes: int) -> dict[str, Any]:
     """One row, all prompts and each task."""
-    everything = range(len(tasks))
-    places = {task: [n for n in everything if tasks[n] == task] for task in dict.fromkeys(tasks)}
+    everything, places = range(len(tasks)), places_of(tasks)
     metrics = result.metrics
     shares = by_position(metrics)
     row = result.program
@@ -240,8 +244,9 @@ def figures_of(result: Measured, ar: Measured, tasks: Sequence[str], extra_bytes
 
 def peer_row(result: Measured, ar: Measured, tasks: Sequence[str]) -> dict[str, Any]:
     """The same of a peer, as far as it can be told from outside; and how far its tokens are ours."""
-    places = {task: [n for n, own in enumerate(tasks) if own == task] for task in dict.fromkeys(tasks)}
-    by_task = {task: {"x_ar": decoding(ar, each) / decoding(result, each)} for task, each in places.items()}
+    by_task = {
+        task: {"x_ar": decoding(ar, each) / decoding(result, each)} for task, each in places_of(tasks).items()
+    }
     return {
         "name": str(result.program),
         "gamma": result.program.gamma or None,

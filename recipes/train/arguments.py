@@ -41,6 +41,12 @@ def _add_learning(parser: argparse.ArgumentParser, sources: Sequence[str] = SOUR
     _add_training(parser)
 
 
+def _add_masks(parser: argparse.ArgumentParser) -> None:
+    """Of a draft that learns at mask tokens: how many places have them."""
+    parser.add_argument("--keep", type=float, help="share of the places with a d-th mask that have one more")
+    parser.add_argument("--least", type=float, help="share of all places that has every mask, at least")
+
+
 def build_parser(description: str | None) -> argparse.ArgumentParser:
     """Of all commands; the chosen one is `command`."""
     parser = argparse.ArgumentParser(prog="python -m recipes.train", description=description)
@@ -88,8 +94,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     sub.add_argument("--exit-layer", type=int, required=True, help="layers of the target in front of it")
     sub.add_argument("--mask-token", type=int, help="an id that no text has: it fills windows in one pass")
     sub.add_argument("--masks", type=int, default=0, help="rows behind a place: one less than the window")
-    sub.add_argument("--keep", type=float, help="share of the places with a d-th mask that have one more")
-    sub.add_argument("--least", type=float, help="share of all places that has every mask, at least")
+    _add_masks(sub)
     sub.add_argument("--ids", type=int, help="the loss is over so many ids of the text, the most frequent")
     sub.add_argument("--bits", type=int, choices=(16, 8), default=16, help="of the matrices in --out")
     _add_learning(sub)
@@ -102,8 +107,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         "--mask-token", type=int, help="an id that no text has; default: one more behind the vocabulary"
     )
     sub.add_argument("--masks", type=int, default=7, help="rows behind a place: one less than the window")
-    sub.add_argument("--keep", type=float, help="share of the places with a d-th mask that have one more")
-    sub.add_argument("--least", type=float, help="share of all places that has every mask, at least")
+    _add_masks(sub)
     sub.add_argument("--ids", type=int, help="the loss is over so many ids of the text, the most frequent")
     sub.add_argument("--cross-entropy", type=float)
     _add_learning(sub, ("text", "target"))

@@ -126,8 +126,8 @@ ChainDrafter::Choice ChainDrafter::choose(int b, const LookupDrafter::Proposal& 
   if (!lookup_.weighs(b)) return takes_lookup(b, proposal, room) ? Choice::kLookup : Choice::kModel;
   const Choice other = proposal.count > 0 ? Choice::kLookup : Choice::kNothing;
   if (room == 0) return other;
-  // Each window of the model has to be worth `excess` tokens of a step of their own, one token in all
-  // forgiven; beside a lookup, more than that.
+  // What windows of the model cost beyond steps they have to be worth in tokens, but for one token in all.
+  // Beside a lookup they have to have more tokens for their time.
   const Slot& slot = slots_[b];
   const int64_t one = lookup_.cost(0), spent = lookup_.cost(room) + window_cost(room);
   if (other == Choice::kNothing) {
