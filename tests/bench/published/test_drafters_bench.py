@@ -134,7 +134,8 @@ def test_peers_have_rows_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixt
     assert peer["x_ar"] == pytest.approx(0.5) and set(peer["by_task"]) == {"maths", "code"}
     assert peer["agreement"]["equal"] == 0 and "slow ngram" in text and "openvino: not here" in text
     rows = found["rows"] + found["peers"]  # type: ignore[operator]
-    assert len(best_of_each(rows)) == len({row["name"] for row in rows}) - 1
+    best = {row["name"]: row["gamma"] for row in best_of_each(rows)}
+    assert len(best) == len({row["name"] for row in rows}) - 1 and best[drafters.LOOKUP] == 7
     pytest.importorskip("matplotlib")
     draw_bars(tmp_path / "bars.png", rows)
     assert (tmp_path / "bars.png").read_bytes()[:4] == b"\x89PNG"
