@@ -116,9 +116,10 @@ def test_a_request_with_a_gamma_waits_for_a_run_that_feeds_the_draft(monkeypatch
     shape: dict[str, Any] = {"max_model_len": 256, "num_threads": 1, "placement": "shared", "max_num_seqs": 2}
     with Engine(pair.config, pair.target, pair.config, pair.draft, **shape) as engine:
         want = [one.token_ids for one in engine.generate(PROMPTS, greedy, strategy="ar")]
-        planned = engine.submit(PROMPTS[0], greedy, strategy="sd")
-        asked = engine.submit(PROMPTS[1], greedy, strategy="sd", gamma=4)
-        found = [planned.result(), asked.result()]
-        assert [one.token_ids for one in found] == want
-        assert found[0].metrics.sampled.windows == 0 < found[1].metrics.sampled.windows
-        assert found[1].metrics.acceptance_rate == 1
+        for _ in range(8):  # one or the other time the first still runs when the second comes
+            planned = engine.submit(PROMPTS[0], greedy, strategy="sd")
+            asked = engine.submit(PROMPTS[1], greedy, strategy="sd", gamma=4)
+            found = [planned.result(), asked.result()]
+            assert [one.token_ids for one in found] == want
+            assert found[0].metrics.sampled.windows == 0 < found[1].metrics.sampled.windows
+            assert found[1].metrics.acceptance_rate == 1
