@@ -252,6 +252,8 @@ class RoundResult:
     @property
     def forced(self) -> list[int]: ...
     @property
+    def is_refused(self) -> bool: ...
+    @property
     def logprobs(self) -> list[list[tuple[int, float, int]]] | None:
         """
         For each token its own and the k likeliest, as (id, logprob, rank); None unless asked for.
@@ -305,7 +307,7 @@ class Request:
         draft_stop_at: float = 0.0,
     ) -> None:
         """
-        grammar: of the answer, as pearl_rt.grammar.matcher.Form; lanes call its matcher. draft_stop: confidence, adaedl or marginal, with its number, or thompson: pearl_rt/reference/stops.py.
+        grammar: of the answer, as pearl_rt.grammar.matcher.Form; lanes call its matcher. draft_stop: auto, thompson, or confidence, adaedl or marginal with its number: pearl_rt/reference/stops.py.
         """
 
 class Coordinator:

@@ -72,7 +72,7 @@ class Engine:
         judge: str = "rejection",
         drafter: str = "auto",
         skip_layers: Sequence[int] | None = None,
-        draft_stop: str = "none",
+        draft_stop: str = "auto",
         draft_parallel: bool = True,
         draft_lookup: bool | None = None,
         candidates: int = 1,

@@ -143,8 +143,9 @@ void Coordinator::check(const Request& request) const {
     if (request.transform.mask == nullptr || taken.lane().masks_tokens()) continue;
     refuse("the " + taken.lane().name() + " lane masks no tokens; leave structured_outputs out");
   }
-  if (state_->candidates > 1 && (request.transform.mask != nullptr || request.stop.kind != StopKind::kNone)) {
-    refuse(std::string(request.stop.kind != StopKind::kNone ? "draft_stop" : "structured_outputs") +
+  const bool has_rule = request.stop.kind != StopKind::kNone && request.stop.kind != StopKind::kAuto;
+  if (state_->candidates > 1 && (request.transform.mask != nullptr || has_rule)) {
+    refuse(std::string(has_rule ? "draft_stop" : "structured_outputs") +
            " is for one window of a sequence, and candidates is " + std::to_string(state_->candidates) +
            "; leave it out, or pass candidates=1");
   }

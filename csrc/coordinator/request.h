@@ -10,7 +10,7 @@
 namespace pearl {
 
 // What ends a window of a draft model before gamma: drafters/stop_rule.h.
-enum class StopKind { kNone, kConfidence, kAdaEdl, kMarginal, kThompson };
+enum class StopKind { kNone, kAuto, kConfidence, kAdaEdl, kMarginal, kThompson };
 struct StopRule {
   StopKind kind = StopKind::kNone;
   double at = 0;  // a probability; the first threshold; the cost of a draft's step, in steps of the target;

@@ -29,11 +29,12 @@ struct RoundResult {
   std::vector<int32_t> token_ids;  // verified only; cut exactly at EOS, stop id or limit
   int32_t accept_len = 0;          // judged tokens that passed (before the cut)
   int32_t num_judged = 0;
-  int32_t pending_before = 0;            // of the judged, how many were drafted in the window before
-  std::vector<int32_t> forced;           // places in token_ids of drafts that the form of the answer forced
-  std::vector<int32_t> certain;          // places of judged drafts that were certain, as a lookup's are
-  int64_t num_cached_tokens = -1;        // of the prompt, whose KV rows were there before; -1: not looked for
-  std::vector<Logprob> logprobs;         // of each token 1 + k entries, its own first; none unless asked for
+  int32_t pending_before = 0;      // of the judged, how many were drafted in the window before
+  bool is_refused = false;         // a rule ended the window before its first draft, and all before it stood
+  std::vector<int32_t> forced;     // places in token_ids of drafts that the form of the answer forced
+  std::vector<int32_t> certain;    // places of judged drafts that were certain, as a lookup's are
+  int64_t num_cached_tokens = -1;  // of the prompt, whose KV rows were there before; -1: not looked for
+  std::vector<Logprob> logprobs;   // of each token 1 + k entries, its own first; none unless asked for
   std::vector<Logprob> prompt_logprobs;  // round 0: of each prompt token but the first, where asked for
   FinishReason finish_reason = FinishReason::kRunning;
   int64_t t_ns = 0;   // steady clock, when the verdict was known

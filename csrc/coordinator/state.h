@@ -59,6 +59,7 @@ struct State {
         fed(num_slots),
         draft_token_ids(static_cast<size_t>(num_slots) * candidates * gamma_max),
         num_draft_tokens(num_slots),
+        is_refused(num_slots),
         num_windows(num_slots, 1),
         draft_fed(num_slots),
         bad_draft(num_slots, -1),
@@ -229,6 +230,7 @@ struct State {
     round[slot] = 0;
     fed[slot] = is_fed ? length : found_tokens(slot);
     num_draft_tokens[slot] = 0;
+    is_refused[slot] = 0;
     num_windows[slot] = 1;
     draft_fed[slot] = 0;
     bad_draft[slot] = -1;
@@ -278,8 +280,7 @@ struct State {
   int64_t room(int slot) const {
     return std::min(max_total_len[slot], draft_capacity) - committed[slot] - pending[slot];
   }
-  // The longest window that a slot which runs may have now, but for tokens that the form of its answer
-  // forces.
+  // The longest window that a slot which runs may have now, but for tokens that a form forces.
   int32_t window_room(int slot) const {
     const int32_t wanted = adapts[slot] ? std::min(gamma[slot], window_limit) : gamma[slot];
     return static_cast<int32_t>(std::clamp<int64_t>(room(slot), 0, wanted));
@@ -287,10 +288,8 @@ struct State {
   // And with these, which cost the drafter nothing. One less than there is place for: the target then feeds
   // as many rows as share a pass over its weights.
   int32_t forced_room(int slot) const {
-    const int32_t drafted = window_room(slot);
-    return drafted == 0 ? 0
-                        : static_cast<int32_t>(
-                              std::clamp<int64_t>(room(slot), drafted, std::max(gamma_max - 1, drafted)));
+    const int32_t drafted = window_room(slot), most = std::max(gamma_max - 1, drafted);
+    return drafted == 0 ? 0 : static_cast<int32_t>(std::clamp<int64_t>(room(slot), drafted, most));
   }
 
   const int num_slots;  // B
@@ -338,6 +337,7 @@ struct State {
   // Set by draft. The window follows token committed + pending.
   std::vector<int32_t> draft_token_ids;   // [B, K, gamma_max]
   std::vector<int32_t> num_draft_tokens;  // [B] length of each window, 0..gamma
+  std::vector<char> is_refused;           // [B] whether a rule ended the window before its first row
   std::vector<int32_t> num_windows;       // [B] 1..K, which begin with different tokens
   std::vector<int64_t> draft_fed;         // [B] tokens that the draft's cache holds, beginning with the first
   std::vector<int64_t> bad_draft;         // [B] the position whose logits could not be used, or -1

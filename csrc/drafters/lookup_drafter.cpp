@@ -29,8 +29,10 @@ int64_t LookupDrafter::bytes() const {
   return sum;
 }
 
-void LookupDrafter::set_costs(std::vector<int32_t> costs) {
-  for (const int32_t cost : costs) check_between("a cost", cost, 1, 1'000'000'000);
+void LookupDrafter::set_costs(StepCosts costs) {
+  for (const auto* times : {&costs.scores, &costs.windows}) {
+    for (const int32_t time : *times) check_between("a cost", time, 1, 1'000'000'000);
+  }
   costs_ = std::move(costs);
 }
 
@@ -164,7 +166,7 @@ LookupDrafter::Proposal LookupDrafter::propose(int b, int room, bool reads_pool)
   const auto weigh = [&] {
     if (!weighs) return;
     const bool is_first = best_count == 0 || count == least;
-    if (!is_first && tokens * cost(best_count) <= best_tokens * cost(count)) return;
+    if (!is_first && tokens * costs_.score(best_count) <= best_tokens * costs_.score(count)) return;
     best_tokens = tokens;
     best_count = count;
   };
@@ -223,7 +225,7 @@ LookupDrafter::Proposal LookupDrafter::propose(int b, int room, bool reads_pool)
   }
   if (weighs && count > 0) {
     // Those that are left out are compared with the text as well: doubts need no trial.
-    const bool is_worth_it = least > 0 || best_tokens * cost(0) > kOne * cost(best_count);
+    const bool is_worth_it = least > 0 || best_tokens * costs_.score(0) > kOne * costs_.score(best_count);
     count = is_worth_it ? best_count : 0;
   }
   tokens = count > 0 ? best_tokens : kOne;
@@ -243,8 +245,8 @@ LookupDrafter::Proposal LookupDrafter::draft_slot(int b, int room) {
 }
 
 void LookupDrafter::begin_round() {
-  num_running_ = 0;
-  for (int b = 0; b < state_->num_slots; ++b) num_running_ += state_->running(b) ? 1 : 0;
+  costs_.num_running = 0;
+  for (int b = 0; b < state_->num_slots; ++b) costs_.num_running += state_->running(b) ? 1 : 0;
 }
 
 void LookupDrafter::draft() {

@@ -4,7 +4,6 @@
 // pearl_rt/reference/drafters/lookup.py is its definition, token for token.
 #pragma once
 
-#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <string>
@@ -13,6 +12,7 @@
 #include "drafters/drafter.h"
 #include "drafters/lookup_index.h"
 #include "drafters/rate.h"
+#include "drafters/step_costs.h"
 
 namespace pearl {
 
@@ -49,15 +49,12 @@ class LookupDrafter : public Drafter {
   // Of all indices; only while no run goes on.
   int64_t bytes() const;
 
-  // Between runs. [n - 1] the time of a score over n rows in all, in any unit; one over more rows takes as
-  // long as the last. A slot that adapts has the window whose tokens are the most for their time, none too.
-  // Empty, as at first: windows are as long as they are likely to stand.
-  void set_costs(std::vector<int32_t> costs);
-  bool weighs(int slot) const { return state_->adapts[slot] && !costs_.empty(); }
-  // Of a score, if each slot has a window of that length; and of that many rows.
-  int64_t cost(int window) const { return cost_of(static_cast<size_t>(num_running_) * (window + 1)); }
-  int64_t cost_of(size_t rows) const { return costs_[std::min(rows, costs_.size()) - 1]; }
-  int num_running() const { return num_running_; }
+  // Between runs. A slot that adapts has the window whose tokens are the most for their time, none too.
+  // Without scores, as at first: windows are as long as they are likely to stand. Throws Failure(kRequest)
+  // for a time that is none.
+  void set_costs(StepCosts costs);
+  const StepCosts& costs() const { return costs_; }
+  bool weighs(int slot) const { return state_->adapts[slot] && costs_.known(); }
 
   // For measurements, between runs: whether every window is filled, with whatever token.
   void set_fills(bool fills) { fills_ = fills; }
@@ -110,7 +107,7 @@ class LookupDrafter : public Drafter {
   const int64_t pool_tokens_;
   const bool leads_;
   bool fills_ = false;
-  std::vector<int32_t> costs_;
+  StepCosts costs_;
   LookupIndex pool_;
   std::vector<Slot> slots_;
   std::vector<int32_t> tail_;  // the last tokens, and those drafted behind them
@@ -118,8 +115,6 @@ class LookupDrafter : public Drafter {
   // Set by start.
   State* state_ = nullptr;
   int64_t capacity_ = 0;  // of each slot
-
-  int num_running_ = 1;  // slots that are drafted for in this round
 };
 
 }  // namespace pearl

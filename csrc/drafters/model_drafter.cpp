@@ -80,7 +80,7 @@ void ModelDrafter::draft_but(const std::vector<char>& has_window) {
     s.bad_draft[b] = -1;
     catch_up(b);
     if (window_len_[b] > 0) most_[b] = s.forced_room(b);
-    stops_[b].begin(&s, b, mask_token_.has_value());
+    stops_[b].begin(&s, b, mask_token_.has_value(), costs_);
     if (drafts_here && draft_forced(b)) {
       drafts = true;
     } else {
@@ -114,6 +114,7 @@ void ModelDrafter::draft_but(const std::vector<char>& has_window) {
     if (s.running(b) && s.num_windows[b] > 1) s.draft_fed[b] = end_[b];
     const bool drafts_here = has_window.empty() || !has_window[b];
     if (s.running(b) && drafts_here) s.num_draft_tokens[b] = window_len_[b];
+    s.is_refused[b] = stops_[b].has_refused();
   }
 }
 
@@ -244,7 +245,7 @@ bool ModelDrafter::draft_forced(int b) {
 int32_t ModelDrafter::sample_draft(int b, int number, int64_t position, int drafted, float* row, int vocab) {
   State& s = *state_;
   const Prefix prefix{s.tokens(b), position - drafted, s.prompt_len[b], s.window(b, number), drafted};
-  if (s.stop[b].kind == StopKind::kNone) {
+  if (!stops_[b].is_on()) {
     const int32_t token = greedy_unmasked(s.transform[b], s.temperature[b], prefix, row, vocab);
     if (token >= 0) return token;
   }

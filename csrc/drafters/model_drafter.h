@@ -11,6 +11,7 @@
 #include "core/executor.h"
 #include "drafters/draft_ids.h"
 #include "drafters/drafter.h"
+#include "drafters/step_costs.h"
 #include "drafters/stop_rule.h"
 #include "sampling/transform.h"
 
@@ -42,6 +43,12 @@ class ModelDrafter : public Drafter {
   // window. The passes behind it have a row of each. The cache keeps what is before the window alone:
   // which of them stands is not known.
   void draft() override { draft_but({}); }
+
+  // Whether a pass follows each verdict, with a window of its own or without.
+  virtual bool is_fed_each_round() const { return false; }
+
+  // What the rule kAuto weighs windows by; it outlives this.
+  void weigh_by(const StepCosts* costs) { costs_ = costs; }
 
   // The same, but for slots whose window another drafter has filled. They are not fed: their cache forgets
   // what was rejected, and is behind the text until the next window of the model's own. has_window: [B], or
@@ -98,6 +105,7 @@ class ModelDrafter : public Drafter {
 
   const std::optional<int32_t> mask_token_;
   const int head_rows_;
+  const StepCosts* costs_ = nullptr;
 
   // Set by start.
   Run* run_ = nullptr;

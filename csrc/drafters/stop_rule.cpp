@@ -67,6 +67,10 @@ bool goes_on_by_chance(uint64_t seed, int64_t position, const Rate& rate) {
 StopRule stop_from(const std::string& name, double at) {
   StopRule rule{};
   if (name == "none") return rule;
+  if (name == "auto") {
+    rule.kind = StopKind::kAuto;
+    return rule;
+  }
   if (name == "confidence") {
     rule.kind = StopKind::kConfidence;
   } else if (name == "adaedl") {
@@ -77,7 +81,7 @@ StopRule stop_from(const std::string& name, double at) {
     rule.kind = StopKind::kThompson;
     return rule;
   } else {
-    refuse("draft_stop '" + name + "' is not one of none, confidence, adaedl, marginal, thompson");
+    refuse("draft_stop '" + name + "' is not one of none, auto, confidence, adaedl, marginal, thompson");
   }
   const double most = rule.kind == StopKind::kMarginal ? 1e9 : 1.0;
   check_number("draft_stop_at", at, at > 0 && at <= most, "above 0, and a probability but for marginal");
@@ -85,13 +89,16 @@ StopRule stop_from(const std::string& name, double at) {
   return rule;
 }
 
-void WindowStop::begin(State* state, int b, bool at_once) {
+void WindowStop::begin(State* state, int b, bool at_once, const StepCosts* costs) {
   State& s = *state;
   if (!is_used_ || request_id_ != s.request_id[b]) {
     *this = WindowStop();
     is_used_ = true;
     request_id_ = s.request_id[b];
     rule_ = s.stop[b];
+    costs_ = costs;
+    const bool weighs = costs != nullptr && costs->known() && s.adapts[b];
+    if (rule_.kind == StopKind::kAuto && !weighs) rule_.kind = StopKind::kNone;
     seed_ = s.seed[b];
     threshold_ = rule_.at;
     acceptance_ = kWanted;
@@ -100,8 +107,9 @@ void WindowStop::begin(State* state, int b, bool at_once) {
   learn(s.tokens(b), s.committed[b], s.pending[b]);
   is_on_final_ = s.pending[b] == 0;
   at_once_ = at_once;
-  passes_ = 0;
-  is_last_ = false;
+  passes_ = rows_ = 0;
+  room_ = s.window_room(b);
+  is_last_ = has_refused_ = false;
   chance_ = tokens_ = spent_ = 1;
 }
 
@@ -127,10 +135,26 @@ void WindowStop::learn(const int32_t* tokens, int64_t committed, int64_t pending
   threshold_ = std::clamp(kKeptThreshold * threshold_ + (1 - kKeptThreshold) * moved, 0.0, 1.0);
 }
 
+double WindowStop::pass_cost() const {
+  if (rule_.kind != StopKind::kAuto) return rule_.at;
+  const int64_t spent =
+      at_once_ ? costs_->window(room_) : costs_->window(passes_ + 1) - costs_->window(passes_);
+  return static_cast<double>(spent) / static_cast<double>(costs_->score(0));
+}
+
+double WindowStop::row_cost() const {
+  if (rule_.kind != StopKind::kAuto) return kRowCost;
+  const int64_t more = costs_->score(rows_ + 1) - costs_->score(rows_);
+  return static_cast<double>(more) / static_cast<double>(costs_->score(0));
+}
+
 bool WindowStop::goes_on() {
-  if (rule_.kind != StopKind::kMarginal) return !is_last_;
+  if (rule_.kind != StopKind::kMarginal && rule_.kind != StopKind::kAuto) return !is_last_;
   if (at_once_ && passes_ > 0) return true;  // the row is there
   const double next = (kHoped + all_.stood) / (kHopedOf + all_.judged);
+  if (rule_.kind == StopKind::kAuto) {  // that the window has a pass was weighed before
+    return passes_ == 0 || chance_ * next * spent_ > (pass_cost() + row_cost()) * tokens_;
+  }
   const double expected = at_once_ ? next / (1 - next) : next;  // tokens that stand, of a pass
   bool is_worth_it = chance_ * expected * spent_ > rule_.at * tokens_;
   if (passes_ > 0) return is_worth_it;
@@ -146,7 +170,7 @@ bool WindowStop::takes(const float* logits, int vocab, float temperature) {
   if (!scan.usable) return true;  // the caller says so
   const float inverse = temperature > 0.0f ? inverse_temperature(temperature) : 1.0f;
   const RowShape row = shape_of(logits, vocab, scan.max, inverse);
-  if (rule_.kind != StopKind::kMarginal) {
+  if (rule_.kind != StopKind::kMarginal && rule_.kind != StopKind::kAuto) {
     const bool is_sure = rule_.kind == StopKind::kConfidence
                              ? row.top >= rule_.at
                              : 1 - std::sqrt(kOfEntropy * row.entropy) >= threshold_;
@@ -154,13 +178,18 @@ bool WindowStop::takes(const float* logits, int vocab, float temperature) {
     return true;
   }
   row_class_ = std::min(static_cast<int>(kClasses * row.top), kClasses - 1);
-  if (passes_++ == 0 || !at_once_) spent_ += rule_.at;
+  if (passes_ == 0 || !at_once_) spent_ += pass_cost();
+  ++passes_;
   const Rate& rate = rates_[row_class_];
   const double stands = chance_ * ((rate.stood + row_class_ + 0.5) / (rate.judged + kPrior));
-  if (!(stands * spent_ > kRowCost * tokens_)) return false;
+  if (!(stands * spent_ > row_cost() * tokens_)) {
+    has_refused_ = rows_ == 0;
+    return false;
+  }
   chance_ = stands;
   tokens_ += stands;
-  spent_ += kRowCost;
+  spent_ += row_cost();
+  ++rows_;
   return true;
 }
 

@@ -10,6 +10,7 @@
 #include "coordinator/request.h"
 #include "coordinator/state.h"
 #include "drafters/rate.h"
+#include "drafters/step_costs.h"
 
 namespace pearl {
 
@@ -22,13 +23,18 @@ StopRule stop_from(const std::string& name, double at);
 class WindowStop {
  public:
   // Before a window: takes in the verdicts on earlier ones. at_once: one pass has the rows of all of it.
-  void begin(State* state, int slot, bool at_once = false);
+  // costs: of kAuto, which is no rule without them, and for a slot that does not adapt.
+  void begin(State* state, int slot, bool at_once = false, const StepCosts* costs = nullptr);
+  // Whether there is a rule.
+  bool is_on() const { return rule_.kind != StopKind::kNone; }
   // Before each pass of the draft for a token of the window: whether it is worth one.
   bool goes_on();
   // Behind it: whether the window has the token of this row, as it is sampled from. Else it ends before it.
   bool takes(const float* logits /*[vocab]*/, int vocab, float temperature);
   // That token, once it was drawn.
   void add(int64_t position, int32_t token);
+  // Whether the window ended before its first row, which was computed.
+  bool has_refused() const { return has_refused_; }
 
  private:
   static constexpr int kClasses = 8;  // of the likeliest token's probability
@@ -39,6 +45,9 @@ class WindowStop {
   };
 
   void learn(const int32_t* tokens, int64_t committed, int64_t pending);
+  // In steps of the target: of one more pass, and of one more row that the target scores.
+  double pass_cost() const;
+  double row_cost() const;
 
   uint64_t request_id_ = 0, seed_ = 0;
   bool is_used_ = false;
@@ -51,11 +60,15 @@ class WindowStop {
   // kConfidence and kThompson too: the last row was doubtful, or chance says so; the window ends behind it
   bool is_last_ = false;
   Rate all_;  // kThompson too
-  // kMarginal
+  // kMarginal, and kAuto
   Rate rates_[kClasses];
-  int quiet_ = 0;                               // windows without a pass, since the last one
-  int passes_ = 0, row_class_ = 0;              // of this window; of its last row
+  int quiet_ = 0;                   // windows without a pass, since the last one
+  int passes_ = 0, row_class_ = 0;  // of this window; of its last row
+  int rows_ = 0;                    // that were taken
+  bool has_refused_ = false;
   double chance_ = 1, tokens_ = 1, spent_ = 1;  // that all of it stand; expected of the round; its cost
+  const StepCosts* costs_ = nullptr;            // kAuto
+  int room_ = 0;                                // of a window that one pass fills
 };
 
 }  // namespace pearl

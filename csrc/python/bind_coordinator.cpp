@@ -269,6 +269,7 @@ void bind_coordinator(py::module_& m) {
       .def_readonly("accept_len", &RoundResult::accept_len)
       .def_readonly("num_judged", &RoundResult::num_judged)
       .def_readonly("pending_before", &RoundResult::pending_before)
+      .def_readonly("is_refused", &RoundResult::is_refused)
       .def_readonly("forced", &RoundResult::forced)
       .def_readonly("certain", &RoundResult::certain)
       .def_readonly("num_cached_tokens", &RoundResult::num_cached_tokens)
@@ -326,7 +327,7 @@ void bind_coordinator(py::module_& m) {
            py::arg("shares") = true, py::arg("grammar") = py::none(), py::arg("draft_stop") = "none",
            py::arg("draft_stop_at") = 0.0,
            "grammar: of the answer, as pearl_rt.grammar.matcher.Form; lanes call its matcher. draft_stop: "
-           "confidence, adaedl or marginal, with its number, or thompson: pearl_rt/reference/stops.py.");
+           "auto, thompson, or confidence, adaedl or marginal with its number: pearl_rt/reference/stops.py.");
 
   py::class_<Coordinator, Owner>(m, "Coordinator",
                                  "Runs a program over a target's lane and a draft's, natively.")

@@ -145,15 +145,18 @@ class FirstDrafter(CertainDrafter[Row_contra], Protocol[Row_contra]):
 
     rests: bool  # whether the last window is left empty by the model too
 
-    def model_drafted(self, drafts: Sequence[tuple[int, int]], is_final: bool) -> None:
-        """The model's (position, token), but for forced ones. is_final: they follow final tokens."""
+    def model_drafted(self, drafts: Sequence[tuple[int, int]], is_final: bool, is_refused: bool) -> None:
+        """The model's (position, token), but for forced ones. is_final: they follow final tokens. is_refused:
+        a rule ended the window before its first row."""
 
 
 class WindowStop(Protocol[Row_contra]):
     """What ends the windows of a model before gamma: pearl_rt/reference/stops.py."""
 
-    def begin(self, committed: Sequence[int], num_pending: int) -> None:
-        """Before a window."""
+    has_refused: bool  # the last window, before its first row, which was computed
+
+    def begin(self, committed: Sequence[int], num_pending: int, room: int = 0) -> None:
+        """Before a window of at most `room` drafts."""
 
     def goes_on(self) -> bool:
         """Whether one more row is worth a pass."""
@@ -244,7 +247,7 @@ def decode(
             candidate_logits += [None] * (len(candidates) - len(pending))
         is_drafted = drafter is not None and (first is None or first.rests or len(candidates) > len(pending))
         if stop is not None:
-            stop.begin(tokens, len(pending))
+            stop.begin(tokens, len(pending), todo.window)
         room = limits.max_total_len - len(tokens) - len(pending)
         window_len, most = todo.window, max(todo.window, min(longest - 1, room))
         passed, behind = tokens, 0  # with masks: what a pass feeds before them, and the place behind its rows
@@ -275,7 +278,7 @@ def decode(
         if first is not None and not is_drafted:
             places = range(len(pending), len(candidates))
             drawn = [(len(tokens) + i, candidates[i]) for i in places if candidate_logits[i] is not None]
-            first.model_drafted(drawn, not pending)
+            first.model_drafted(drawn, not pending, stop is not None and stop.has_refused)
         todo = plan(strategy, state, len(candidates) - len(pending), limits.max_total_len)
         windows = [(candidates, candidate_logits)]
         if several is not None and candidates and callable(draft_fn):

@@ -10,6 +10,8 @@ csrc/drafters/stop_rule.cpp matches bit for bit.
                 step spent. Likewise before a row more, which costs 1/64. Chances are counted by the
                 probability of the row's likeliest token. Where no pass is worth it, every 16th window tries.
                 Where one pass has the rows of a whole window, it is worth as long a run as one expects.
+    auto        as marginal, with costs that were measured: of a pass, of one more row that is judged. Whether
+                a window has a first pass is weighed before (drafters/chain.py)
     thompson    behind each draft by chance: theta is drawn from Beta(1 + stood, 1 + fell), the counts being
                 the request's, and the window goes on with probability theta (Beta-TS of EESD, arXiv
                 2406.03853). A window has one token at least, so that something is always learned.
@@ -24,7 +26,7 @@ same reason the counts are of drafts up to the first that fell: their positions 
 drafted again, with the noise that they had, and must not be told of. AdaEDL's own rate, accepted over
 drafted, would.
 
-It knows rows and drafts; no clock, and not how a window is judged.
+It knows rows and drafts; no clock but for the measured costs of "auto", and not how a window is judged.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,6 +38,7 @@ from pearl_rt.reference import noise
 from pearl_rt.reference.drafters.lookup import Rate
 from pearl_rt.reference.noise import Floats, Purpose, Words
 from pearl_rt.reference.processors import inverse_temperature, scaled, total, usable
+from pearl_rt.reference.step_costs import StepCosts
 
 OF_ENTROPY, WANTED = 0.2, 0.9
 KEPT_ACCEPTANCE, KEPT_THRESHOLD, STEP = 0.5, 0.9, 0.01
@@ -81,6 +84,10 @@ class Stop:
     row: Callable[[Floats, Sequence[int]], Floats]
     seed: int = 0
     at_once: bool = False  # one pass of the draft has the rows of all of a window
+    costs: StepCosts = field(default_factory=StepCosts)  # of "auto"
+    room: int = 0  # of the window
+    taken: int = 0  # its rows
+    has_refused: bool = False  # the window ended before its first row, which was computed
     threshold: float = 0.0
     acceptance: float = WANTED
     every: Rate = field(default_factory=Rate)
@@ -98,8 +105,8 @@ class Stop:
     def __post_init__(self) -> None:
         self.threshold = self.at
 
-    def begin(self, committed: Sequence[int], num_pending: int) -> None:
-        """Before a window: takes in the verdicts on earlier ones."""
+    def begin(self, committed: Sequence[int], num_pending: int, room: int = 0) -> None:
+        """Before a window of at most `room` drafts: takes in the verdicts on earlier ones."""
         stood, done, fell = 0, 0, False
         for position, token, row_class in self.drafted:
             if fell or position >= len(committed):
@@ -115,17 +122,21 @@ class Stop:
             kept = KEPT_THRESHOLD * self.threshold + (1 - KEPT_THRESHOLD) * moved
             self.threshold = min(max(kept, 0.0), 1.0)
         self.is_on_final = not num_pending
-        self.passes = 0
-        self.is_last = False
+        self.passes = self.taken = 0
+        self.room = room
+        self.is_last = self.has_refused = False
         self.chance = self.tokens = self.spent = 1.0
 
     def goes_on(self) -> bool:
         """Before each pass of the draft for a token of the window: whether it is worth one."""
-        if self.rule != "marginal":
+        if self.rule not in ("marginal", "auto"):
             return not self.is_last
         if self.at_once and self.passes:
             return True  # the row is there
         following = (HOPED + self.every.stood) / (HOPED_OF + self.every.judged)
+        if self.rule == "auto":
+            more = self._pass_cost() + self._row_cost()
+            return not self.passes or self.chance * following * self.spent > more * self.tokens
         expected = following / (1 - following) if self.at_once else following  # that stand, of a pass
         is_worth_it = self.chance * expected * self.spent > self.at * self.tokens
         if self.passes:
@@ -143,23 +154,39 @@ class Stop:
         if not usable(row):
             return True
         top, entropy = shape_of(row, self.temperature)
-        if self.rule != "marginal":
+        if self.rule not in ("marginal", "auto"):
             bound = 1 - np.sqrt(OF_ENTROPY * entropy)
             is_sure = top >= self.at if self.rule == "confidence" else bound >= self.threshold
             self.is_last = not is_sure
             return True
         self.row_class = min(int(CLASSES * top), CLASSES - 1)
         if not self.passes or not self.at_once:
-            self.spent += self.at
+            self.spent += self._pass_cost()
         self.passes += 1
         rate = self.rates.get(self.row_class, Rate())
         stands = self.chance * ((rate.stood + self.row_class + 0.5) / (rate.judged + PRIOR))
-        if not stands * self.spent > ROW_COST * self.tokens:
+        if not stands * self.spent > self._row_cost() * self.tokens:
+            self.has_refused = not self.taken
             return False
         self.chance = stands
         self.tokens += stands
-        self.spent += ROW_COST
+        self.spent += self._row_cost()
+        self.taken += 1
         return True
+
+    def _pass_cost(self) -> float:
+        """Of one more pass, in steps of the target."""
+        if self.rule != "auto":
+            return self.at
+        before = 0 if self.at_once else self.costs.window(self.passes)
+        spent = self.costs.window(self.room if self.at_once else self.passes + 1) - before
+        return spent / self.costs.score(0)
+
+    def _row_cost(self) -> float:
+        """Of one more row that the target scores."""
+        if self.rule != "auto":
+            return ROW_COST
+        return (self.costs.score(self.taken + 1) - self.costs.score(self.taken)) / self.costs.score(0)
 
     def add(self, position: int, token: int) -> None:
         """That token, once it was drawn."""

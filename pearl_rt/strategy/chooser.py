@@ -67,7 +67,14 @@ class Chooser:
             found = self._plans(placed, regime, num_seqs)
             plain = next((one for one in found if one.strategy == "ar"), None)
             gain = found[0].tokens_per_second / plain.tokens_per_second if plain else math.inf
-            return 0 if candidates.looks_up and gain < LEAST_GAIN else found[0].gamma
+            if candidates.looks_up and gain < LEAST_GAIN:
+                return 0
+            times = self.times[chosen.placement]
+            has_rule = candidates.ends_windows and times.beside_target is None  # where lanes take turns
+            if not (has_rule and found[0].gamma) or times.drafts_at_once:
+                return found[0].gamma
+            limits = replace(placed, strategies=(chosen.strategy,), is_selective=True)
+            return max(found[0].gamma, self._plans(limits, regime, num_seqs)[0].gamma)
 
         at = {num_seqs: best(num_seqs) for num_seqs in _rungs(num_slots)}
         found = [at[1]]  # beside none, as beside itself
@@ -90,10 +97,12 @@ class Chooser:
         self._last = chosen, regime
         self._num_requests += 1
         counts = self._acceptance.setdefault(regime, Acceptance())
+        refused = metrics.sampled.refused  # as good as drafts that fell, at the first place
         if looks_up and metrics.looked_up.windows > 0:
-            counts.update(metrics.sampled.accepted, metrics.sampled.judged)
+            counts.update(metrics.sampled.accepted, metrics.sampled.judged + refused)
         else:
-            counts.update(metrics.accepted, metrics.judged, metrics.accepted_at, metrics.judged_at)
+            judged_at = [n + refused * (place == 0) for place, n in enumerate(metrics.judged_at)]
+            counts.update(metrics.accepted, metrics.judged + refused, metrics.accepted_at, judged_at)
         if not is_alone or len(metrics.token_times) < MIN_TOKENS_TO_LEARN:
             return
         strategy, gamma, placement = chosen.strategy, chosen.gamma, chosen.placement

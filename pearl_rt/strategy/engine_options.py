@@ -40,7 +40,9 @@ class EngineOptions:
                    "lookup" on the CPU, else "none"
     skip_layers    layers that drafter "self" leaves out; None: those that `python -m pearl_rt search-skip`
                    has found for this target
-    draft_stop     where a window of a draft model ends before gamma, on the CPU: "confidence:P" behind a row
+    draft_stop     where a window of a draft model ends before gamma, on the CPU: "auto" where the planner
+                   chooses windows, behind a lookup, and a row is not worth what it was measured to cost;
+                   "confidence:P" behind a row
                    whose likeliest token has less than P, as 0.4; "adaedl" (or "adaedl:L", L its first
                    threshold) by the entropy of a row; "marginal" (or "marginal:C") where a row is worth less
                    than it costs, C steps of the target (weights read, unless given); "thompson" by chance,
@@ -97,7 +99,7 @@ class EngineOptions:
     judge: str = parameter("rejection", Choice(JUDGES))
     drafter: str = parameter("auto", Choice(DRAFTERS))
     skip_layers: tuple[int, ...] | None = parameter(None, Layers())
-    draft_stop: str = parameter("none", DraftStop())
+    draft_stop: str = parameter("auto", DraftStop())
     draft_parallel: bool = parameter(True, Boolean())
     draft_lookup: bool | None = parameter(None, Boolean(optional=True))
     candidates: int = parameter(

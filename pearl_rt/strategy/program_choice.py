@@ -11,6 +11,7 @@ from pearl_rt.errors import ConfigError
 from pearl_rt.strategy.engine_options import MODEL_DRAFTERS, EngineOptions
 from pearl_rt.strategy.planner import GAMMAS
 from pearl_rt.strategy.program import STRATEGIES
+from pearl_rt.types.draft_stop import NO_RULES
 from pearl_rt.types.values import Fault, rule_of
 
 T = TypeVar("T", str, int)
@@ -25,6 +26,7 @@ class ProgramChoice:
     gammas: tuple[int, ...]
     is_selective: bool = False  # the drafter drafts only what is likely to stand: gammas are limits
     looks_up: bool = False  # a lookup is in front of the model, which may be the better one to draft
+    ends_windows: bool = False  # a row of the model that is doubtful ends its window: gammas are limits
 
     def windows(self, strategy: str) -> tuple[int, ...]:
         """Those that a program of this strategy may have from round to round; 0 is as good as ar."""
@@ -49,10 +51,11 @@ class Capabilities:
     @property
     def everything(self) -> ProgramChoice:
         """All programs that can run."""
+        behind: dict[str, bool] = {"looks_up": self.looks_up, "ends_windows": self.looks_up}
         if self.drafter == "eagle3" or self.candidates > 1:  # a draft waits for the verdict on the last one
-            return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS, looks_up=self.looks_up)
+            return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS, **behind)
         if self.drafter in MODEL_DRAFTERS:
-            return ProgramChoice(STRATEGIES, self.placements, GAMMAS, looks_up=self.looks_up)
+            return ProgramChoice(STRATEGIES, self.placements, GAMMAS, **behind)
         if self.drafter == "lookup":  # it drafts at once: there is no wait for pearl to hide
             return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS, is_selective=True)
         return ProgramChoice(("ar",), self.placements[:1], GAMMAS)
@@ -111,13 +114,14 @@ class Capabilities:
             left(strategy, choice.strategies, self.everything.strategies),
             left(placement, choice.placements, self.everything.placements),
             left(gamma, choice.gammas, GAMMAS),
-            choice.is_selective if stop is None else stop != "none" or self.drafter == "lookup",
+            choice.is_selective if stop is None else stop not in NO_RULES or self.drafter == "lookup",
             choice.looks_up,
+            choice.ends_windows if stop is None else stop == "auto" and self.looks_up,
         )
 
     def _check_stop(self, stop: str | None, error: Fault) -> None:
         """Raises `error` for windows that cannot end early."""
-        if stop in (None, "none"):
+        if stop in NO_RULES:
             return
         if self.drafter not in MODEL_DRAFTERS:
             own = "which ends its windows by itself" if self.drafter == "lookup" else "which drafts nothing"

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pearl_rt.errors import RequestError
 from pearl_rt.types.values import Choice, Fault
 
+NO_RULES = (None, "none", "auto")  # of all windows
 FIRST_THRESHOLD = 0.4  # of AdaEDL, before it moves
 
 
 @dataclass(frozen=True)
 class DraftStop(Choice):
-    """One of the rules, or "none"."""
+    """One of the rules, "none", or "auto": one where the planner chooses windows."""
 
-    names: tuple[str, ...] = ("none", "adaedl", "marginal", "thompson", "confidence:P")
+    names: tuple[str, ...] = ("auto", "none", "adaedl", "marginal", "thompson", "confidence:P")
     pattern: str = r"(confidence|adaedl|marginal):0?\.\d*[1-9]\d*"  # a number between 0 and 1
 
     def __call__(self, name: str, value: object, error: Fault = RequestError) -> str | None:

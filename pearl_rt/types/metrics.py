@@ -9,7 +9,7 @@ next (the MAT of PEARL, arXiv 2408.11850, which may pass gamma).
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from pearl_rt.types.rounds import Origin, RoundRecord, origins
@@ -34,6 +34,7 @@ class Drafted:
     windows: int = 0
     judged: int = 0
     accepted: int = 0
+    refused: int = 0  # windows that ended before their first draft, by a rule that found it doubtful
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _by_drafter(rounds: Sequence[RoundRecord]) -> tuple[Drafted, Drafted]:
                 was.windows + is_first, was.judged + 1, was.accepted + (row < record.accept_len)
             )
             is_first = False
-    return found[True], found[False]
+    return found[True], replace(found[False], refused=sum(record.is_refused for record in rounds))
 
 
 def _by_position(rounds: Sequence[RoundRecord]) -> tuple[tuple[int, ...], tuple[int, ...]]:

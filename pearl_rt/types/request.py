@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pearl_rt.errors import PromptTooLongError, RequestError, shown
+from pearl_rt.types.draft_stop import NO_RULES
 from pearl_rt.types.sampling_params import SamplingParams
 from pearl_rt.types.values import token_ids
 
@@ -69,7 +70,7 @@ class Request:
         looked_at = (*PROCESSORS, *(FILTERS if self.temperature > 0 else ()))
         names = [name for name in looked_at if getattr(self, name) != getattr(Request, name)]
         names += [name for name in LOGPROBS if getattr(self, f"num_{name}") >= 0]
-        names += [] if self.draft_stop in (None, "none") else ["draft_stop"]
+        names += [] if self.draft_stop in NO_RULES else ["draft_stop"]
         return names + ([] if self.grammar is None else ["structured_outputs"])
 
     @classmethod

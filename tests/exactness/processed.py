@@ -22,6 +22,7 @@ from pearl_rt.reference.drafters.lookup import ONE, Lookup
 from pearl_rt.reference.judge import ReferenceJudge
 from pearl_rt.reference.processors import Transform
 from pearl_rt.reference.round import Limits, decode
+from pearl_rt.reference.step_costs import StepCosts
 from pearl_rt.reference.stops import Stop
 from pearl_rt.strategy.program import PLACEMENTS, STRATEGIES, program
 
@@ -48,17 +49,27 @@ def chain_of(request: dict[str, Any], kind: str, chain: dict[str, Any]) -> Chain
         return None
     cost, at_once = chain["chain_cost"], chain["mask_token"] is not None
     is_free = request["temperature"] == 0 or kind == "coupled"
-    ends_early = request.get("draft_stop", "none") != "none"
-    times = chain["costs"], chain["window_costs"]
-    return Chain(round(cost * ONE), is_free, at_once, ends_early, *times)
+    times, follows = costs_of(chain), "head_ids" in chain
+    ends_early = request.get("draft_stop", "none") not in ("none", *(() if times.scores else ("auto",)))
+    return Chain(round(cost * ONE), is_free, at_once, ends_early, times, follows)
 
 
-def stop_of(request: dict[str, Any], judge: ReferenceJudge, at_once: bool = False) -> Stop | None:
-    """The definition's end of a request's windows. at_once: one pass has all rows of each."""
-    if request.get("draft_stop", "none") == "none":
+def costs_of(chain: dict[str, Any]) -> StepCosts:
+    """Of the arguments of Bench.build."""
+    return StepCosts(chain.get("costs", ()), chain.get("window_costs", ()))
+
+
+def stop_of(
+    request: dict[str, Any], judge: ReferenceJudge, at_once: bool = False, costs: StepCosts | None = None
+) -> Stop | None:
+    """The definition's end of a request's windows. at_once: one pass has all rows of each. costs: of
+    "auto", which is no rule without.
+    """
+    rule, costs = request.get("draft_stop", "none"), costs or StepCosts()
+    if rule == "none" or (rule == "auto" and not costs.scores):
         return None
-    rule = request["draft_stop"], request.get("draft_stop_at", 0.0)
-    return Stop(*rule, request["temperature"], judge.row, request["seed"], at_once=at_once)
+    shape = rule, request.get("draft_stop_at", 0.0), request["temperature"], judge.row, request["seed"]
+    return Stop(*shape, at_once=at_once, costs=costs)
 
 
 def lookup_requests(rng: random.Random, vocab: int, most: int) -> list[dict[str, Any]]:
@@ -77,7 +88,7 @@ def random_costs(rng: random.Random) -> list[int]:
     """Of scores over 1, 2, .. rows: none, or a step for some of them."""
     if rng.random() < 0.7:
         return []
-    steps = [rng.choice([0, 0, 30, 300, 1000]) for _ in range(rng.randint(0, 9))]
+    steps = [rng.choice([0, 0, 30, 300, 600]) for _ in range(rng.randint(0, 9))]
     return [1000 + sum(steps[:rows]) for rows in range(len(steps) + 1)]
 
 
@@ -92,7 +103,8 @@ def random_chain(rng: random.Random, drafter: str, target: dict[str, Any]) -> di
         size = target["vocab_size"]
         masks, of_head = [None], {"head_ids": rng.sample(range(size), rng.choice([1, size]))}
     costs = random_costs(rng)
-    windows = [rng.randint(1, 2000) for _ in range(rng.randint(1, 9))] if costs else []
+    longest = rng.choice([100, 2000])
+    windows = [rng.randint(1, longest) for _ in range(rng.randint(1, 9))] if costs else []
     return of_head | {
         "draft": draft,
         "mask_token": rng.choice(masks),
@@ -106,9 +118,10 @@ def lookup_tokens_are_those_of_ar(first: int, runs: int, drafter: str = "lookup"
     """Coupled and greedy, with earlier answers: in a batch a request says what `ar` says alone. drafter:
     "lookup", or "chain" in front of a model, or "eagle3 chain" in front of a head.
     """
-    shared = {"shares": True, "adapts": True}
     for number in range(first, first + runs):
         rng = random.Random(number)
+        shared: dict[str, Any] = {"shares": True, "adapts": True}
+        shared |= {"draft_stop": "auto"} if number % 3 == 0 and drafter != "lookup" else {}
         target = random_script(rng)
         alone = Bench.build("shared", target=target)
         chain = random_chain(rng, drafter, target)
@@ -137,7 +150,8 @@ def lookup_rounds_are_the_rules(first: int, runs: int, drafter: str = "lookup") 
         chain = random_chain(rng, drafter, target)
         shape_of = chain or {"costs": random_costs(rng)}
         if shape_of["costs"]:  # of one slot alone, as the definition has them
-            requests = [requests[0] | {"adapts": True}]
+            auto = {"draft_stop": "auto"} if chain and rng.random() < 0.8 else {}
+            requests = [requests[0] | {"adapts": True} | auto]
         bench = Bench.build("shared", target=target, lookup_pool=0, num_slots=3, **shape_of)
         results = bench.run(strategy, *(_C.Request(**request) for request in requests), judge=kind)
         rule, mask = logits_after(**target), chain.get("mask_token")
@@ -146,7 +160,8 @@ def lookup_rounds_are_the_rules(first: int, runs: int, drafter: str = "lookup") 
             limits, judge = limits_of(request), judge_of(request, kind)
             shape = request["prompt_ids"], strategy, request["gamma"], limits, judge
             own: dict[str, Any] = {"first": chain_of(request, kind, chain)}
-            own |= {"stop": stop_of(request, judge, mask is not None)} if chain else {}
+            costs = costs_of(chain)
+            own |= {"stop": stop_of(request, judge, mask is not None, costs)} if chain else {}
             want = decode(rule, model or Lookup(costs=shape_of["costs"]), *shape, mask_token=mask, **own)
             assert rounds_of(results, slot) == want, (number, strategy, kind, slot, request)
             judged += sum(one.num_judged for one in want)
@@ -255,6 +270,8 @@ def nothing_outlives_a_request(first: int, runs: int) -> None:
 
 
 CHAIN_COST = 0.5  # with windows of 1 to 3 tokens both of a chain draft in law_is_kept
+# Of a chain of 32 slots whose windows are weighed: some are refused, some are the model's.
+CHAIN_TIMES = [time for time in (10, 14, 15, 16) for _ in range(32)], [1, 2, 3]
 
 # The law of three tokens over eight, filters and penalties on.
 
@@ -278,8 +295,9 @@ def coordinator_of(case: Case, slots: int, gamma: int, drafter: str, candidates:
         sizes |= {"capacity": 16, "vocab_size": case.vocab, "candidates": candidates}
         return _C.Coordinator(lanes, **sizes, num_blocks=slots)
     drafts = _C.LookupDrafter() if drafter == "lookup" else case.executor("draft", slots)
-    if drafter == "chain":
+    if drafter in ("chain", "weighed chain"):
         drafts = _C.ChainDrafter(_C.ModelDrafter(drafts), cost=CHAIN_COST)
+        drafts.set_costs(*(CHAIN_TIMES if drafter == "weighed chain" else ([], [])))
     if drafter == "parallel":
         drafts = _C.ModelDrafter(drafts, mask_token=case.vocab - 1)
     if drafter == "diffusion":
@@ -321,8 +339,9 @@ def ragged_answers(
                 max_tokens=case.length,
                 temperature=case.temperature,
                 seed=first_seed + first + slot,
+                adapts=drafter == "weighed chain",
                 **case.processors,
-                **STOPS[stop],
+                **(STOPS[stop] if drafter != "weighed chain" else {"draft_stop": "auto"}),
             )
             for slot in range(min(slots, runs - first))
         ]
@@ -352,7 +371,7 @@ def law_is_kept(
     STOPS. candidates: windows of a sequence.
     """
     case = processed_case(temperature)
-    if drafter in ("lookup", "chain"):
+    if drafter in ("lookup", "chain", "weighed chain"):
         case = replace(case, prompt=(*range(case.vocab), 0))
     answers = ragged_answers(
         case, strategy, gamma, runs, slots, "rejection", first_seed, drafter, stop, candidates

@@ -65,6 +65,12 @@ def test_with_a_chain(strategy: str, stop: int) -> None:
     law_is_kept(0.9, strategy, 3, 10_000, slots=32, first_seed=first_seed, drafter="chain", stop=stop)
 
 
+@pytest.mark.parametrize("strategy", ["sd", "pearl"])
+def test_with_a_chain_whose_windows_are_weighed(strategy: str) -> None:
+    """By times of steps, and the model's end by its rows. Four draws more each, as above."""
+    law_is_kept(0.9, strategy, 3, 10_000, slots=32, first_seed=18 * 10**6, drafter="weighed chain")
+
+
 @pytest.mark.parametrize("stop", [0, 2])
 def test_with_a_head_of_fewer_ids(stop: int) -> None:
     """The judge's q has no chance for what the head has no id for. Four draws more each, as above."""

@@ -20,6 +20,7 @@ class Round:
     accept_len: int = 0
     num_judged: int = 0
     pending_before: int = 0
+    is_refused: bool = False
     forced: tuple[int, ...] = ()
     certain: tuple[int, ...] = ()
     num_cached_tokens: int = -1

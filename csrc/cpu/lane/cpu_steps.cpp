@@ -188,6 +188,7 @@ void CpuSteps::judge_slot(int b) {
   result_.accept_len = verdict.accept_len;
   result_.num_judged = num_draft;
   result_.pending_before = pending;
+  result_.is_refused = s.round[b] > 0 && s.is_refused[b] && verdict.accept_len == pending;
   if (verdict.next_token >= 0) {  // recovered or bonus: the window ends here
     tokens[verdict.accept_len] = verdict.next_token;
     commit(b, base + verdict.accept_len + 1, 0);
@@ -280,6 +281,7 @@ void CpuSteps::commit(int b, int64_t committed, int64_t pending) {
 
 void CpuSteps::end(int b, FinishReason reason, std::string error) {
   result_.accept_len = result_.num_judged = result_.pending_before = 0;
+  result_.is_refused = false;
   result_.token_ids.clear();
   result_.forced.clear();
   result_.certain.clear();

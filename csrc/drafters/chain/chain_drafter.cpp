@@ -11,7 +11,6 @@ namespace pearl {
 namespace {
 
 constexpr int64_t kOne = LookupDrafter::kOne;
-constexpr int kMostWindows = 16;
 constexpr int kPriorWindows = 2, kPriorStood = 4;  // that the model's counts begin with
 constexpr int kLongestStreak = 64, kOfLookup = 4;  // behind it half of the model's counts go
 
@@ -25,13 +24,13 @@ int64_t cost_from(double steps) {
 
 ChainDrafter::ChainDrafter(std::shared_ptr<ModelDrafter> model, int64_t pool_tokens, double cost,
                            bool for_all)
-    : model_(std::move(model)), lookup_(pool_tokens, true), cost_(cost_from(cost)), for_all_(for_all) {}
+    : model_(std::move(model)), lookup_(pool_tokens, true), cost_(cost_from(cost)), for_all_(for_all) {
+  model_->weigh_by(&lookup_.costs());
+}
 
 void ChainDrafter::set_costs(std::vector<int32_t> scores, std::vector<int32_t> windows) {
   if (scores.empty() != windows.empty()) refuse("costs of scores and of windows belong together");
-  for (const int32_t cost : windows) check_between("a cost", cost, 1, 1'000'000'000);
-  lookup_.set_costs(std::move(scores));
-  windows_ = std::move(windows);
+  lookup_.set_costs({std::move(scores), std::move(windows), model_->drafts_at_once()});
 }
 
 void ChainDrafter::start(State* state, Run* run) {
@@ -45,7 +44,7 @@ void ChainDrafter::start(State* state, Run* run) {
 
 bool ChainDrafter::has_model(const State& state) const {
   const auto is_none = [](int32_t window) { return window == 0; };
-  return windows_.empty() || state.windows.empty() ||
+  return !lookup_.costs().known() || state.windows.empty() ||
          !std::all_of(state.windows.begin(), state.windows.end(), is_none);
 }
 
@@ -105,37 +104,39 @@ void ChainDrafter::learn(int b) {
   for (; !fell && done < slot.drafted.size() && slot.drafted[done].position < s.committed[b]; ++done) {
     const Drafted& one = slot.drafted[done];
     fell = tokens[one.position] != one.token;
-    if (one.is_first && ++slot.windows == kMostWindows) {
-      slot.windows /= 2;
-      slot.stood /= 2;
-    }
+    if (one.is_first) slot.add_window();
     slot.stood += fell ? 0 : 1;
   }
   if (fell || s.pending[b] == 0) return slot.drafted.clear();  // those behind it were never judged
   slot.drafted.erase(slot.drafted.begin(), slot.drafted.begin() + static_cast<ptrdiff_t>(done));
 }
 
-// Of a window of the model for each slot.
-int64_t ChainDrafter::window_cost(int room) const {
-  const int64_t alone = windows_[std::min<size_t>(room, windows_.size()) - 1];
-  const size_t rows = model_->drafts_at_once() ? room : 1;  // of a pass, for each slot
-  return alone * lookup_.cost_of(rows * lookup_.num_running()) / lookup_.cost_of(rows);
+// Whether a rule may end windows of the model.
+bool ChainDrafter::ends_early(int b) const {
+  const StopKind kind = state_->stop[b].kind;
+  return kind != StopKind::kNone && (kind != StopKind::kAuto || lookup_.weighs(b));
 }
 
 ChainDrafter::Choice ChainDrafter::choose(int b, const LookupDrafter::Proposal& proposal, int room) const {
   if (!lookup_.weighs(b)) return takes_lookup(b, proposal, room) ? Choice::kLookup : Choice::kModel;
   const Choice other = proposal.count > 0 ? Choice::kLookup : Choice::kNothing;
   if (room == 0) return other;
-  // What windows of the model cost beyond steps they have to be worth in tokens, but for one token in all.
-  // Beside a lookup they have to have more tokens for their time.
+  // What windows of the model cost beyond rounds without them they have to be worth in tokens, but for one
+  // token in all. Beside a lookup they have to have more tokens for their time. A window that a rule may end
+  // has one draft more than are likely to stand; one pass computes all of its rows.
   const Slot& slot = slots_[b];
-  const int64_t one = lookup_.cost(0), spent = lookup_.cost(room) + window_cost(room);
-  if (other == Choice::kNothing) {
-    return (slot.stood + 1) * one >= (spent - one) * slot.windows ? Choice::kModel : other;
-  }
+  const StepCosts& costs = lookup_.costs();
   const int64_t windows = slot.windows + kPriorWindows, stood = slot.stood + kPriorStood;
+  const int judged = ends_early(b) ? static_cast<int>(std::min<int64_t>(room, 1 + stood / windows)) : room;
+  const int64_t spent = costs.score(judged) + costs.window(costs.at_once ? room : judged);
+  const int64_t anyway = model_->is_fed_each_round() ? costs.window(1) : 0;
+  const int64_t plain = costs.score(0) + anyway;
+  if (other == Choice::kNothing) {
+    return (slot.stood + 1) * plain >= (spent - plain) * slot.windows ? Choice::kModel : other;
+  }
   const int64_t tokens = kOne * (windows + std::min(stood, room * windows)) / windows;
-  return tokens * lookup_.cost(proposal.count) > proposal.tokens * spent ? Choice::kModel : other;
+  const int64_t looked_up = costs.score(proposal.count) + anyway;
+  return tokens * looked_up > proposal.tokens * spent ? Choice::kModel : other;
 }
 
 // Tokens of a round for its cost: 1 + expected for a step of the target, against 1 + stood / windows for a
@@ -145,10 +146,9 @@ bool ChainDrafter::takes_lookup(int b, const LookupDrafter::Proposal& proposal, 
   if (proposal.expected == 0) return false;
   const Slot& slot = slots_[b];
   const int64_t windows = slot.windows + kPriorWindows, stood = slot.stood + kPriorStood;
-  const bool ends_early = state_->stop[b].kind != StopKind::kNone;
   const int64_t most = room * windows;
   const int64_t passes = model_->drafts_at_once() ? windows
-                         : ends_early             ? std::min(most, windows + stood)
+                         : ends_early(b)          ? std::min(most, windows + stood)
                                                   : most;
   return (kOne + proposal.expected) * (kOne * windows + cost_ * passes) >= kOne * kOne * (windows + stood);
 }
@@ -163,7 +163,9 @@ void ChainDrafter::note_model(int b) {
     slot.drafted.push_back({end + i, s.window(b)[i], is_first});
     is_first = false;
   }
-  if (!is_first && s.pending[b] == 0) slot.streak = 0;
+  if (s.pending[b] > 0) return;
+  if (!is_first) slot.streak = 0;
+  if (s.is_refused[b]) slot.add_window();
 }
 
 }  // namespace pearl

@@ -34,15 +34,14 @@ class ChainDrafter : public Drafter {
   int64_t bytes() const { return lookup_.bytes(); }
 
   // Between runs. A slot that adapts then has what is worth most for its time: a window of the lookup, one of
-  // the model, or none. scores: see LookupDrafter::set_costs. windows: [n - 1] the time of a window of n
-  // drafts of the model, in the same unit; a longer one takes as long as the last. Both empty: by weights
-  // read.
+  // the model, or none. As StepCosts has them; both empty: by weights read.
   void set_costs(std::vector<int32_t> scores, std::vector<int32_t> windows);
 
   // For measurements, between runs: whether the lookup is asked.
   void set_looks_up(bool looks_up) { looks_up_ = looks_up; }
 
  private:
+  static constexpr int kMostWindows = 16;
   struct Drafted {
     int64_t position;
     int32_t token;
@@ -52,9 +51,14 @@ class ChainDrafter : public Drafter {
     uint64_t request_id = 0;
     bool is_used = false;
     std::vector<Drafted> drafted;  // by the model, not judged yet
-    // The model's windows whose first draft was judged, and its drafts that stood: half of both go when there
-    // are kMostWindows, so that the last ones count most.
+    // The model's windows whose first draft was judged, or that its rule left empty, and its drafts that
+    // stood: half of both go when there are kMostWindows, so that the last ones count most.
     int windows = 0, stood = 0;
+    void add_window() {
+      if (++windows < kMostWindows) return;
+      windows /= 2;
+      stood /= 2;
+    }
     int streak =
         0;  // since the model's last window: kOfLookup for each of the lookup on final tokens, 1 for none
   };
@@ -68,14 +72,13 @@ class ChainDrafter : public Drafter {
   bool asks(int slot) const;
   Choice choose(int slot, const LookupDrafter::Proposal& proposal, int room) const;
   bool takes_lookup(int slot, const LookupDrafter::Proposal& proposal, int room) const;
-  int64_t window_cost(int room) const;
+  bool ends_early(int slot) const;
   void note_model(int slot);  // what the model has drafted
 
   const std::shared_ptr<ModelDrafter> model_;
   LookupDrafter lookup_;
   const int64_t cost_;  // of kOne
   const bool for_all_;
-  std::vector<int32_t> windows_;  // costs
   bool looks_up_ = true;
   std::vector<Slot> slots_;
   std::vector<char> has_window_;  // [B] by the lookup, or has none

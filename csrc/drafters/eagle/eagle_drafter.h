@@ -24,6 +24,7 @@ class EagleDrafter : public ModelDrafter {
   // The taps of a prompt that is found in the KV cache are not.
   bool finds_prefixes() const override { return false; }
   bool branches() const override { return false; }  // it is fed what the target computed at one window
+  bool is_fed_each_round() const override { return true; }
   void start(State* state, Run* run) override;
   void prefill() override {}  // the target's lane feeds the prompts, as it goes through them
 

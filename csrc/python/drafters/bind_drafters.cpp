@@ -29,12 +29,17 @@ void bind_drafters(py::module_& m) {
            py::kw_only(), py::arg("pool_tokens") = 0,
            "pool_tokens: of earlier answers that are kept; 0: none.")
       .def_property_readonly("bytes", method(&LookupDrafter::bytes), "Of all indices; between runs.")
-      .def("set_costs", method(&LookupDrafter::set_costs), py::arg("costs"),
-           "Between runs. costs: [n - 1] the time of a score over n rows in all, 1 to 1e9 in any unit; one "
-           "over\n"
-           "more rows takes as long as the last. Requests that adapt then have the windows whose tokens are "
-           "the\n"
-           "most for their time, none too. Empty: windows are as long as they are likely to stand.")
+      .def(
+          "set_costs",
+          [](LookupDrafter& drafter, std::vector<int32_t> costs) {
+            drafter.set_costs({std::move(costs), {}});
+          },
+          py::arg("costs"),
+          "Between runs. costs: [n - 1] the time of a score over n rows in all, 1 to 1e9 in any unit; one "
+          "over\n"
+          "more rows takes as long as the last. Requests that adapt then have the windows whose tokens are "
+          "the\n"
+          "most for their time, none too. Empty: windows are as long as they are likely to stand.")
       .def("set_fills", method(&LookupDrafter::set_fills), py::arg("fills"),
            "For measurements, between runs: whether every window is filled, with whatever token.");
 

@@ -7,9 +7,9 @@ is compared with one of 1 + stood / windows tokens that costs a step and the mod
 The law is kept: which of the two drafts depends on final tokens, on pending ones, whose fall takes the window
 with them, and on counts of drafts up to the first that fell. It must not depend on a draft behind that one:
 its position is drafted again with the same noise, so a choice that knew the token would draw it from another
-law than its row. So windows behind pending tokens are not counted in `streak`, lengths that a rule gave are
-not counted at all, and what the target said behind rejected drafts is read only where drafts cannot change
-the text.
+law than its row. So windows behind pending tokens are not counted in `streak`; of the lengths that a rule
+gave, only whether a window behind final tokens is empty is counted; and what the target said behind rejected
+drafts is read only where drafts cannot change the text.
 """
 
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from pearl_rt.reference.drafters.lookup import ONE, Lookup
 from pearl_rt.reference.noise import Floats
+from pearl_rt.reference.step_costs import StepCosts
 
 MOST_WINDOWS = 16  # half of the counts go then, so that the last windows count most
 PRIOR_WINDOWS, PRIOR_STOOD = 2, 4
@@ -31,8 +32,8 @@ class Chain:
     is_free     drafts cannot change the text: greedy, or the judge is "coupled"
     at_once     one pass of the model fills a window
     ends_early  a rule ends the model's windows
-    scores      [n - 1] the time of a score over n rows; empty: nothing is weighed
-    windows_of  [n - 1] that of a window of n drafts of the model, in the same unit
+    costs       times of scores, and of the model's windows
+    follows     a pass of the model follows each verdict, with a window or without
 
     With times a window is weighed: the lookup's, the model's and none, each by its tokens for its time.
     """
@@ -41,17 +42,17 @@ class Chain:
     is_free: bool
     at_once: bool = False
     ends_early: bool = False
-    scores: Sequence[int] = ()
-    windows_of: Sequence[int] = ()
+    costs: StepCosts = field(default_factory=StepCosts)
+    follows: bool = False
     rests: bool = False  # whether the last window is empty, and not the model's
-    windows: int = 0  # of the model, whose first draft was judged
+    windows: int = 0  # of the model, whose first draft was judged, or that its rule left empty
     stood: int = 0  # of their drafts
     streak: int = 0
     model_drafts: list[tuple[int, int, bool]] = field(default_factory=list)  # (position, token, is the first)
     lookup: Lookup = field(init=False)
 
     def __post_init__(self) -> None:
-        self.lookup = Lookup(leads=True, costs=self.scores)
+        self.lookup = Lookup(leads=True, costs=self.costs.scores)
 
     def told(self, committed: Sequence[int], next_token: int, rows: Sequence[Floats]) -> None:
         """See Lookup."""
@@ -62,7 +63,7 @@ class Chain:
         """The lookup's; [] where the model drafts, or none of them (`rests`)."""
         self._learn(committed, pending)
         window = self.lookup.window(committed, pending, most)
-        if self.scores:
+        if self.costs.scores:
             if self._weighs_more(window, most):
                 self.rests = False
                 return []
@@ -75,11 +76,22 @@ class Chain:
                 self.streak, self.windows, self.stood = 0, self.windows // 2, self.stood // 2
         return window
 
-    def model_drafted(self, drafts: Sequence[tuple[int, int]], is_final: bool) -> None:
-        """The model's (position, token) of a window. is_final: it follows final tokens."""
+    def model_drafted(
+        self, drafts: Sequence[tuple[int, int]], is_final: bool, is_refused: bool = False
+    ) -> None:
+        """The model's (position, token) of a window. is_final: it follows final tokens. is_refused: a rule
+        ended it before its first row, which was computed.
+        """
         self.model_drafts += [(*draft, place == 0) for place, draft in enumerate(drafts)]
         if drafts and is_final:
             self.streak = 0
+        if is_refused and is_final:
+            self._add_window()
+
+    def _add_window(self) -> None:
+        self.windows += 1
+        if self.windows == MOST_WINDOWS:
+            self.windows, self.stood = self.windows // 2, self.stood // 2
 
     def _learn(self, committed: Sequence[int], pending: Sequence[int]) -> None:
         for number, (position, token, is_first) in enumerate(self.model_drafts):
@@ -87,9 +99,7 @@ class Chain:
                 self.model_drafts = self.model_drafts[number:] if pending else []
                 return
             if is_first:
-                self.windows += 1
-                if self.windows == MOST_WINDOWS:
-                    self.windows, self.stood = self.windows // 2, self.stood // 2
+                self._add_window()
             if committed[position] != token:
                 break
             self.stood += 1
@@ -97,20 +107,21 @@ class Chain:
 
     def _weighs_more(self, window: Sequence[int], most: int) -> bool:
         """Whether the model's window has more tokens for its time than the lookup's, or none: what it costs
-        beyond a step it has to be worth in tokens of a step of their own, one token in all forgiven.
+        beyond a round without it, it has to be worth in tokens of such a round, one token in all forgiven. A
+        window that a rule may end has one draft more than are likely to stand; one pass computes all its
+        rows.
         """
         if not most:
             return False
-        one, spent = self.scores[0], self._at(self.scores, most) + self._at(self.windows_of, most - 1)
-        if not window:
-            return (self.stood + 1) * one >= (spent - one) * self.windows
         windows, stood = self.windows + PRIOR_WINDOWS, self.stood + PRIOR_STOOD
+        judged = min(most, 1 + stood // windows) if self.ends_early else most
+        spent = self.costs.score(judged) + self.costs.window(most if self.at_once else judged)
+        anyway = self.costs.window(1) if self.follows else 0
+        plain = self.costs.score(0) + anyway
+        if not window:
+            return (self.stood + 1) * plain >= (spent - plain) * self.windows
         tokens = ONE * (windows + min(stood, most * windows)) // windows
-        return tokens * self._at(self.scores, len(window)) > self.lookup.tokens * spent
-
-    @staticmethod
-    def _at(times: Sequence[int], place: int) -> int:
-        return times[min(place, len(times) - 1)]
+        return tokens * (self.costs.score(len(window)) + anyway) > self.lookup.tokens * spent
 
     def _is_worth_more(self, most: int) -> bool:
         windows, stood = self.windows + PRIOR_WINDOWS, self.stood + PRIOR_STOOD

@@ -89,7 +89,7 @@ def test_a_draft_that_is_never_right_is_left_alone() -> None:
 
 @pytest.mark.parametrize("stop", ["confidence", "confidence:P", "confidence:0", "adaedl:1.5", "adaedl:", 3])
 def test_stops_that_are_none(pair: Pair, stop: Any) -> None:
-    named = r"draft_stop .*(confidence:0.4|pass one of 'none', 'adaedl')"
+    named = r"draft_stop .*(confidence:0.4|pass one of 'auto', 'none', 'adaedl')"
     with pytest.raises(ConfigError, match=named):
         pair.engine(**SHAPE, draft_stop=stop)
     with pytest.raises(RequestError, match=named):

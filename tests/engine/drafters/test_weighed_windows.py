@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from pearl_rt.strategy.chooser import Chooser
 from pearl_rt.strategy.planner import Plan, StepTimes
 from pearl_rt.strategy.program import program
 from pearl_rt.strategy.program_choice import ProgramChoice
+from pearl_rt.types.metrics import Drafted, RequestMetrics
 
 FREE = [1000] * 9  # scores of 1 to 9 rows take the same time
 DEAR = [1000 * rows for rows in range(1, 10)]  # a draft pays only if it is sure to stand
@@ -123,3 +125,54 @@ def test_a_request_with_a_gamma_waits_for_a_run_that_feeds_the_draft(monkeypatch
             assert [one.token_ids for one in found] == want
             assert found[0].metrics.sampled.windows == 0 < found[1].metrics.sampled.windows
             assert found[1].metrics.acceptance_rate == 1
+
+
+def refusals(bench: Bench, **more: Any) -> tuple[int, int]:
+    """Windows that the rule left empty, and drafts of the others; the text is that of `ar`."""
+    request = _C.Request(**REQUEST | {"draft_stop": "auto"} | more)
+    results = bench.run("sd", request)
+    assert tokens_of(results) == tokens_of(Bench.build(target=TEXT).run("ar", request))
+    return sum(one.is_refused for one in results), sum(one.num_judged for one in results if not one.certain)
+
+
+def test_a_row_that_is_not_worth_its_score_is_not_judged() -> None:
+    """One more row costs a whole step, and no draft is so sure: each window that the model begins ends before
+    its first row, and soon it begins none. Free rows are all judged, and without the rule so are dear ones.
+    """
+    dear = {"costs": [1000, 2000, 2000], "window_costs": [1, 2, 3, 4]}
+    free = {"costs": FREE, "window_costs": [1, 2, 3, 4]}
+    assert refusals(Bench.build("shared", **MODEL, **dear))[0] > 0 == drafted_by_model(dear, "auto")
+    assert refusals(Bench.build("shared", **MODEL, **free))[0] == 0 < drafted_by_model(free, "auto")
+    assert drafted_by_model(dear, "none") > 0
+
+
+def drafted_by_model(costs: dict[str, Any], rule: str) -> int:
+    return refusals(Bench.build("shared", **MODEL, **costs), draft_stop=rule)[1]
+
+
+def test_the_rule_is_of_windows_that_are_weighed() -> None:
+    dear = {"costs": [1000, 2000, 2000], "window_costs": [1, 2, 3, 4]}
+    assert refusals(Bench.build("shared", **MODEL, **dear), adapts=False)[0] == 0
+    assert refusals(Bench.build("shared", **MODEL))[0] == 0  # nothing was measured
+
+
+def test_a_window_may_be_longer_where_a_row_may_end_it() -> None:
+    """The best window of a draft that stands in 0.7 of the cases is a limit: the planner gives more."""
+    chooser = Chooser()
+    chooser.times["shared"] = StepTimes({1: 1.0, 16: 1.4}, {1: 0.05, 15: 0.75})
+    whole = ProgramChoice(("ar", "sd"), ("shared",), tuple(range(1, 9)), looks_up=True)
+    plan = chooser.choose(whole, "greedy")
+    ended = replace(whole, ends_windows=True)
+    least, most = (chooser.windows(plan, one, "greedy", 1)[1] for one in (whole, ended))
+    assert 0 < least < most
+
+
+def test_windows_that_were_refused_count_as_drafts_that_fell() -> None:
+    shape: dict[str, Any] = {"rounds": 30, "accepted": 2, "judged": 2, "rejections": 0}
+    metrics = RequestMetrics("sd", 4, "shared", 8, 0, (0.1,) * 4, **shape)
+    plan, known = Plan("sd", 4, "shared", 1.0, 1.0), []
+    for refused in (0, 28):
+        chooser = Chooser()
+        chooser.learn(plan, "greedy", replace(metrics, sampled=Drafted(2, 2, 2, refused)))
+        known.append(chooser._acceptance["greedy"].rate)
+    assert known[0] > 0.7 > 0.3 > known[1]

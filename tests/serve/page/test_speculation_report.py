@@ -269,6 +269,7 @@ def test_chunks_of_a_cancelled_answer_have_origins(served: Served) -> None:
 
 def test_the_last_chunk_has_the_origins_that_no_other_had() -> None:
     shape = {"pending_before": 0, "forced": (), "certain": (), "num_cached_tokens": -1, "t_ns": 0}
+    shape |= {"is_refused": False}
     rounds = [
         SimpleNamespace(token_ids=[1], accept_len=0, num_judged=0, **shape),
         SimpleNamespace(token_ids=[2, 3], accept_len=1, num_judged=3, **shape),

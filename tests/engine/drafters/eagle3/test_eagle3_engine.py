@@ -64,7 +64,9 @@ class Definition:
     def __init__(self, head: EagleHead, target: Any) -> None:
         self.head, self.target, self.committed = head, target, 0
 
-    def begin(self, committed: Sequence[int], num_pending: int) -> None:
+    has_refused = False
+
+    def begin(self, committed: Sequence[int], num_pending: int, room: int = 0) -> None:
         assert num_pending == 0
         self.committed = len(committed)
 
