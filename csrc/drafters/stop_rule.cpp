@@ -21,13 +21,21 @@ constexpr int kPrior = 8;                    // counts that the rate of a class 
 constexpr double kHoped = 7, kHopedOf = 10;  // those of all rows together
 constexpr int kLongestQuiet = 15;            // windows without a pass, before one that is not worth it
 
-struct RowShape {
-  double top;      // the probability of its likeliest token
-  double entropy;  // nats
-};
+// The largest of softmax((logits - max) * inverse).
+PEARL_CLONES double top_of(const float* logits, int vocab, float max, float inverse) {
+  BlockSum sum;
+  float terms[kBlock];
+  for (int first = 0; first < vocab; first += kBlock) {
+    const int count = vocab - first < kBlock ? vocab - first : kBlock;
+    for (int i = 0; i < count; ++i) terms[i] = exp_f32((logits[first + i] - max) * inverse);
+    for (int i = count; i < kBlock; ++i) terms[i] = 0.0f;
+    sum.add(terms);
+  }
+  return 1.0 / sum.total();
+}
 
-// Of softmax((logits - max) * inverse).
-PEARL_CLONES RowShape shape_of(const float* logits, int vocab, float max, float inverse) {
+// Its entropy, in nats.
+PEARL_CLONES double entropy_of(const float* logits, int vocab, float max, float inverse) {
   BlockSum sum, product_sum;
   float terms[kBlock], products[kBlock];
   for (int first = 0; first < vocab; first += kBlock) {
@@ -35,7 +43,7 @@ PEARL_CLONES RowShape shape_of(const float* logits, int vocab, float max, float 
     for (int i = 0; i < count; ++i) {
       const float x = (logits[first + i] - max) * inverse;
       terms[i] = exp_f32(x);
-      products[i] = terms[i] > 0.0f ? terms[i] * x : 0.0f;
+      products[i] = select(terms[i] > 0.0f, terms[i] * x, 0.0f);  // a branch would not be vector code
     }
     for (int i = count; i < kBlock; ++i) terms[i] = products[i] = 0.0f;
     sum.add(terms);
@@ -44,7 +52,7 @@ PEARL_CLONES RowShape shape_of(const float* logits, int vocab, float max, float 
   const double total = sum.total();
   const double entropy =
       static_cast<double>(log_f32(static_cast<float>(total))) - product_sum.total() / total;
-  return {1.0 / total, std::max(entropy, 0.0)};
+  return std::max(entropy, 0.0);
 }
 
 // With probability theta, drawn from Beta(1 + stood, 1 + fell): the (1 + stood)-th smallest of 1 + judged
@@ -169,15 +177,17 @@ bool WindowStop::takes(const float* logits, int vocab, float temperature) {
   const RowScan scan = scan_row(logits, vocab);
   if (!scan.usable) return true;  // the caller says so
   const float inverse = temperature > 0.0f ? inverse_temperature(temperature) : 1.0f;
-  const RowShape row = shape_of(logits, vocab, scan.max, inverse);
-  if (rule_.kind != StopKind::kMarginal && rule_.kind != StopKind::kAuto) {
-    const bool is_sure = rule_.kind == StopKind::kConfidence
-                             ? row.top >= rule_.at
-                             : 1 - std::sqrt(kOfEntropy * row.entropy) >= threshold_;
-    is_last_ = !is_sure;
+  if (rule_.kind == StopKind::kAdaEdl) {
+    const double entropy = entropy_of(logits, vocab, scan.max, inverse);
+    is_last_ = !(1 - std::sqrt(kOfEntropy * entropy) >= threshold_);
     return true;
   }
-  row_class_ = std::min(static_cast<int>(kClasses * row.top), kClasses - 1);
+  const double top = top_of(logits, vocab, scan.max, inverse);
+  if (rule_.kind == StopKind::kConfidence) {
+    is_last_ = !(top >= rule_.at);
+    return true;
+  }
+  row_class_ = std::min(static_cast<int>(kClasses * top), kClasses - 1);
   if (passes_ == 0 || !at_once_) spent_ += pass_cost();
   ++passes_;
   const Rate& rate = rates_[row_class_];

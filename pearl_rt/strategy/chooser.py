@@ -69,12 +69,7 @@ class Chooser:
             gain = found[0].tokens_per_second / plain.tokens_per_second if plain else math.inf
             if candidates.looks_up and gain < LEAST_GAIN:
                 return 0
-            times = self.times[chosen.placement]
-            has_rule = candidates.ends_windows and times.beside_target is None  # where lanes take turns
-            if not (has_rule and found[0].gamma) or times.drafts_at_once:
-                return found[0].gamma
-            limits = replace(placed, strategies=(chosen.strategy,), is_selective=True)
-            return max(found[0].gamma, self._plans(limits, regime, num_seqs)[0].gamma)
+            return found[0].gamma
 
         at = {num_seqs: best(num_seqs) for num_seqs in _rungs(num_slots)}
         found = [at[1]]  # beside none, as beside itself

@@ -26,7 +26,6 @@ class ProgramChoice:
     gammas: tuple[int, ...]
     is_selective: bool = False  # the drafter drafts only what is likely to stand: gammas are limits
     looks_up: bool = False  # a lookup is in front of the model, which may be the better one to draft
-    ends_windows: bool = False  # a row of the model that is doubtful ends its window: gammas are limits
 
     def windows(self, strategy: str) -> tuple[int, ...]:
         """Those that a program of this strategy may have from round to round; 0 is as good as ar."""
@@ -51,11 +50,10 @@ class Capabilities:
     @property
     def everything(self) -> ProgramChoice:
         """All programs that can run."""
-        behind: dict[str, bool] = {"looks_up": self.looks_up, "ends_windows": self.looks_up}
         if self.drafter == "eagle3" or self.candidates > 1:  # a draft waits for the verdict on the last one
-            return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS, **behind)
+            return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS, looks_up=self.looks_up)
         if self.drafter in MODEL_DRAFTERS:
-            return ProgramChoice(STRATEGIES, self.placements, GAMMAS, **behind)
+            return ProgramChoice(STRATEGIES, self.placements, GAMMAS, looks_up=self.looks_up)
         if self.drafter == "lookup":  # it drafts at once: there is no wait for pearl to hide
             return ProgramChoice(("ar", "sd"), self.placements[:1], GAMMAS, is_selective=True)
         return ProgramChoice(("ar",), self.placements[:1], GAMMAS)
@@ -116,7 +114,6 @@ class Capabilities:
             left(gamma, choice.gammas, GAMMAS),
             choice.is_selective if stop is None else stop not in NO_RULES or self.drafter == "lookup",
             choice.looks_up,
-            choice.ends_windows if stop is None else stop == "auto" and self.looks_up,
         )
 
     def _check_stop(self, stop: str | None, error: Fault) -> None:

@@ -156,17 +156,6 @@ def test_the_rule_is_of_windows_that_are_weighed() -> None:
     assert refusals(Bench.build("shared", **MODEL))[0] == 0  # nothing was measured
 
 
-def test_a_window_may_be_longer_where_a_row_may_end_it() -> None:
-    """The best window of a draft that stands in 0.7 of the cases is a limit: the planner gives more."""
-    chooser = Chooser()
-    chooser.times["shared"] = StepTimes({1: 1.0, 16: 1.4}, {1: 0.05, 15: 0.75})
-    whole = ProgramChoice(("ar", "sd"), ("shared",), tuple(range(1, 9)), looks_up=True)
-    plan = chooser.choose(whole, "greedy")
-    ended = replace(whole, ends_windows=True)
-    least, most = (chooser.windows(plan, one, "greedy", 1)[1] for one in (whole, ended))
-    assert 0 < least < most
-
-
 def test_windows_that_were_refused_count_as_drafts_that_fell() -> None:
     shape: dict[str, Any] = {"rounds": 30, "accepted": 2, "judged": 2, "rejections": 0}
     metrics = RequestMetrics("sd", 4, "shared", 8, 0, (0.1,) * 4, **shape)
