@@ -1,6 +1,6 @@
 """What each kind of draft is worth on one target: for each task, greedy and sampled.
 
-    python bench/drafters.py                                          SmolLM2-135M-Instruct, which looks up
+    python bench/drafters.py                                          SmolLM2-135M-Instruct, models/smollm2
     python bench/drafters.py --target models/target --draft models/draft       and a draft model of its own
     python bench/drafters.py --prompts FILE                           prompts of Spec-Bench, HumanEval, ..
         --skip-layers 2 3 --exit models/exit --stops adaedl marginal  more rows
@@ -64,6 +64,7 @@ from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.types.metrics import RequestMetrics
 
 NONE, LOOKUP, EARLIER, MODEL, AUTO = "none", "lookup", "lookup, earlier answers", "model", "auto"
+SHIPPED = Path(__file__).parent.parent / "models" / "smollm2"  # drafts of the published model
 SELF, EXIT, PARALLEL, DIFFUSION, EAGLE3 = "self", "exit", "parallel", "diffusion", "eagle3"
 GAMMAS = {
     LOOKUP: (3, 7, 15),
@@ -354,6 +355,9 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         except UnreachableError as error:
             shipped = "--target models/target --draft models/draft"
             raise CheckpointError(f"{error}: pass {shipped} to measure the pair in models/") from None
+        for kind in (EXIT, PARALLEL, EAGLE3):
+            if getattr(options, kind) is None:
+                setattr(options, kind, SHIPPED / kind)
     sections = []
     with tqdm(unit="run", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
         for number, temperature in enumerate(options.temperature):

@@ -103,3 +103,14 @@ def test_a_chat_from_the_command_line(file: Path) -> None:
     assert "Paris" in done.stdout and "<|im_end|>" not in done.stdout
     drafter = json.loads(done.stderr[done.stderr.index("{") :])["drafter"]
     assert drafter["kind"] == "lookup" and drafter["tokens_per_round"] >= 1
+
+
+@pytest.mark.parametrize("draft", ["eagle3", "exit", "parallel"])
+def test_each_shipped_draft_writes_the_same_text(file: Path, draft: str) -> None:
+    """The drafts in models/smollm2, which learned from the file of 8 bits; here beside that of 4."""
+    prompts = prompts_for(file, None, 4).token_ids
+    with Engine.from_pretrained(file, ROOT / "models/smollm2" / draft, max_model_len=1024) as engine:
+        want = greedy(engine, prompts, COUNT, strategy="ar")
+        assert greedy(engine, prompts, COUNT, strategy="sd", gamma=2) == want
+        assert greedy(engine, prompts, COUNT, strategy="auto") == want
+        assert engine.stats()["drafter"]["acceptance"] > 0.1
