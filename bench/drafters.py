@@ -57,14 +57,13 @@ from bench.harness.peers import OUTSIDE, Peer, Peered, PeerGroup
 from bench.harness.run import agreement_text, peer_agreement
 from bench.harness.table import format_table
 from bench.model_pairs.model_pair import ModelPair, open_pair, report_environment
-from bench.model_pairs.published import UnreachableError, published_model
+from bench.model_pairs.published import DRAFTS, UnreachableError, published_model
 from bench.outside.setup import outside_peers
 from pearl_rt.errors import CheckpointError
 from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.types.metrics import RequestMetrics
 
 NONE, LOOKUP, EARLIER, MODEL, AUTO = "none", "lookup", "lookup, earlier answers", "model", "auto"
-SHIPPED = Path(__file__).parent.parent / "models" / "smollm2"  # drafts of the published model
 SELF, EXIT, PARALLEL, DIFFUSION, EAGLE3 = "self", "exit", "parallel", "diffusion", "eagle3"
 GAMMAS = {
     LOOKUP: (3, 7, 15),
@@ -357,7 +356,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
             raise CheckpointError(f"{error}: pass {shipped} to measure the pair in models/") from None
         for kind in (EXIT, PARALLEL, EAGLE3):
             if getattr(options, kind) is None:
-                setattr(options, kind, SHIPPED / kind)
+                setattr(options, kind, DRAFTS / kind)
     sections = []
     with tqdm(unit="run", file=sys.stderr, dynamic_ncols=True, leave=False) as bar:
         for number, temperature in enumerate(options.temperature):

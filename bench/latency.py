@@ -1,6 +1,7 @@
 """The main job: how fast each program writes the same tokens, on this machine, now.
 
-    python bench/latency.py                                  SmolLM2-135M-Instruct in 4 and 8 bits, by lookup
+    python bench/latency.py                                  SmolLM2-135M-Instruct in 4 and 8 bits, by lookup;
+                                                             in 8 bits also with an exit layer, and by pearl
     python bench/latency.py --target models/target --draft models/draft      the pair in models/
     python bench/latency.py --peers llama.cpp openvino hf    beside ours: `make peers` sets the first two up
     python bench/latency.py --pair planted:88m+8m@0.8        random weights of a true size
@@ -39,7 +40,7 @@ from bench.harness.options import FOR_PAIR, fill, parse_arguments
 from bench.harness.peers import HuggingFace, Peer, PeerGroup, Peers, engine_peers
 from bench.harness.run import Run, format_run
 from bench.model_pairs.model_pair import EAGER, ModelPair, open_pair, report_environment
-from bench.model_pairs.published import UnreachableError, published_model, widened
+from bench.model_pairs.published import DRAFTS, UnreachableError, published_model, widened
 from bench.outside.setup import outside_peers
 from bench.rounds.neighbours import format_neighbours, measure_neighbours
 from bench.rounds.pair_run import goal_rows, run_pair
@@ -286,7 +287,7 @@ def merged(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures of several files as those of one: lists are joined, and a section says whose it is."""
     for part in parts:
         for section in part["sections"]:
-            section["model"] = part["models"][0]["name"]
+            section["model"] = " + ".join(model["name"] for model in part["models"])
     whole = dict(parts[0])
     for name in ("models", "steps", "notes", "sections"):
         if name in whole:
@@ -305,8 +306,14 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
         if number:  # greedy says what bits cost; pictures are of the first
             own.temperature, own.trace, own.plot = options.temperature[:1], None, None
             print()
-        parts.append(measured_pair(own, len(files)))
-    if not files:
+        parts.append(measured_pair(own, len(files) + 1))
+    if files:  # the widest of them again, beside a draft
+        gammas = options.asked["gammas"] or (1, 2, 3)
+        again = {"draft": DRAFTS / "exit", "gammas": gammas, "temperature": options.temperature[:1]}
+        alone = {"target": files[-1], "peers": [], "neighbours": None, "trace": None, "plot": None}
+        print()
+        parts.append(measured_pair(argparse.Namespace(**vars(options) | again | alone), len(files) + 1))
+    else:
         own = argparse.Namespace(**vars(options) | {name: options.asked[name] for name in FOR_PAIR})
         fill(own, FOR_PAIR)
         parts.append(measured_pair(own))

