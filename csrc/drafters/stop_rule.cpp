@@ -192,7 +192,9 @@ bool WindowStop::takes(const float* logits, int vocab, float temperature) {
   ++passes_;
   const Rate& rate = rates_[row_class_];
   const double stands = chance_ * ((rate.stood + row_class_ + 0.5) / (rate.judged + kPrior));
-  if (!(stands * spent_ > row_cost() * tokens_)) {
+  // A request whose drafts are all refused would never be known: kAuto judges its first one.
+  const bool is_first = rule_.kind == StopKind::kAuto && rows_ == 0 && all_.judged == 0;
+  if (!is_first && !(stands * spent_ > row_cost() * tokens_)) {
     has_refused_ = rows_ == 0;
     return false;
   }

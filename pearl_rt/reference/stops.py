@@ -11,7 +11,8 @@ csrc/drafters/stop_rule.cpp matches bit for bit.
                 probability of the row's likeliest token. Where no pass is worth it, every 16th window tries.
                 Where one pass has the rows of a whole window, it is worth as long a run as one expects.
     auto        as marginal, with costs that were measured: of a pass, of one more row that is judged. Whether
-                a window has a first pass is weighed before (drafters/chain.py)
+                a window has a first pass is weighed before (drafters/chain.py). Until a draft was judged,
+                the first of a window is not refused
     thompson    behind each draft by chance: theta is drawn from Beta(1 + stood, 1 + fell), the counts being
                 the request's, and the window goes on with probability theta (Beta-TS of EESD, arXiv
                 2406.03853). A window has one token at least, so that something is always learned.
@@ -165,7 +166,8 @@ class Stop:
         self.passes += 1
         rate = self.rates.get(self.row_class, Rate())
         stands = self.chance * ((rate.stood + self.row_class + 0.5) / (rate.judged + PRIOR))
-        if not stands * self.spent > self._row_cost() * self.tokens:
+        is_first = self.rule == "auto" and not self.taken and not self.every.judged
+        if not is_first and not stands * self.spent > self._row_cost() * self.tokens:
             self.has_refused = not self.taken
             return False
         self.chance = stands
