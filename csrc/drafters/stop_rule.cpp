@@ -21,20 +21,7 @@ constexpr int kPrior = 8;                    // counts that the rate of a class 
 constexpr double kHoped = 7, kHopedOf = 10;  // those of all rows together
 constexpr int kLongestQuiet = 15;            // windows without a pass, before one that is not worth it
 
-// The largest of softmax((logits - max) * inverse).
-PEARL_CLONES double top_of(const float* logits, int vocab, float max, float inverse) {
-  BlockSum sum;
-  float terms[kBlock];
-  for (int first = 0; first < vocab; first += kBlock) {
-    const int count = vocab - first < kBlock ? vocab - first : kBlock;
-    for (int i = 0; i < count; ++i) terms[i] = exp_f32((logits[first + i] - max) * inverse);
-    for (int i = count; i < kBlock; ++i) terms[i] = 0.0f;
-    sum.add(terms);
-  }
-  return 1.0 / sum.total();
-}
-
-// Its entropy, in nats.
+// The entropy of softmax((logits - max) * inverse), in nats.
 PEARL_CLONES double entropy_of(const float* logits, int vocab, float max, float inverse) {
   BlockSum sum, product_sum;
   float terms[kBlock], products[kBlock];
@@ -182,7 +169,7 @@ bool WindowStop::takes(const float* logits, int vocab, float temperature) {
     is_last_ = !(1 - std::sqrt(kOfEntropy * entropy) >= threshold_);
     return true;
   }
-  const double top = top_of(logits, vocab, scan.max, inverse);
+  const double top = 1.0 / exp_sum(logits, vocab, scan.max, inverse);  // of the likeliest token
   if (rule_.kind == StopKind::kConfidence) {
     is_last_ = !(top >= rule_.at);
     return true;
