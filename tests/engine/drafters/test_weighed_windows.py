@@ -142,7 +142,7 @@ def test_a_row_that_is_not_worth_its_score_is_not_judged() -> None:
     """
     dear = {"costs": [1000, 2000, 2000], "window_costs": [1, 2, 3, 4]}
     free = {"costs": FREE, "window_costs": [1, 2, 3, 4]}
-    assert refusals(Bench.build("shared", **MODEL, **dear))[0] > 0
+    assert 0 < refusals(Bench.build("shared", **MODEL, **dear))[0] < 10  # of some 50 rounds
     assert 0 < drafted_by_model(dear, "auto") <= REQUEST["gamma"] < drafted_by_model(dear, "none")
     assert refusals(Bench.build("shared", **MODEL, **free))[0] == 0 < drafted_by_model(free, "auto")
 
