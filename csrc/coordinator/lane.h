@@ -53,6 +53,9 @@ class Lane {
   // Whether its drafter asks for State::own_words.
   virtual bool wants_own_words() const { return false; }
 
+  // Whether a window may have rows that its tokens were drawn from; else all drafts are certain.
+  virtual bool drafts_rows() const { return true; }
+
   // Whether a sequence may have several windows beside one another: State::candidates.
   virtual bool branches() const { return false; }
 

@@ -15,6 +15,8 @@ class Drafter {
 
   // Whether State::own_words are to be kept: what the target says at rows behind a rejection.
   virtual bool wants_own_words() const { return false; }
+  // Whether drafts may have rows that they were drawn from; else all are certain.
+  virtual bool has_rows() const { return true; }
   // Whether it can go on behind a prompt that begins in the KV cache of an earlier one.
   virtual bool finds_prefixes() const { return true; }
   // Positions of a block of its KV cache; 0 without one.

@@ -28,6 +28,7 @@ class LookupDrafter : public Drafter {
   explicit LookupDrafter(int64_t pool_tokens, bool leads = false);
 
   bool wants_own_words() const override { return true; }
+  bool has_rows() const override { return false; }
   void attach(const std::string&, const State&) const override {}
   void start(State* state, Run* run) override;
   void prefill() override {}

@@ -39,10 +39,11 @@ class CudaBackend(Backend):
         gamma: int | None = None,
         pdl: bool = False,
         prefix_caching: bool = False,
+        lookup_tokens: int | None = None,
     ) -> None:
         """cpu: of a draft on the CPU, beside which no blocks are found again. num_slots: sequences at a
         time, in steps for the next of BATCHES. kv_cache_tokens, prefix_caching: see Backend. gamma: the one
-        window that is in use; None: many. pdl: of all kernels.
+        window that is in use; None: many. pdl: of all kernels. lookup_tokens: see CudaLanes.
         """
         super().__init__(num_slots, kv_cache_tokens, prefix_caching=prefix_caching and cpu is None)
         self.block_size = self.block_size if cpu is None else cpu.block_size
@@ -51,7 +52,7 @@ class CudaBackend(Backend):
         if draft_device is not None and cpu is None:
             other = find_gpu(draft_device)
             self._draft_gpu = self._gpu if other.ordinal == self._gpu.ordinal else other
-        self._cpu = cpu
+        self._cpu, self._lookup_tokens = cpu, lookup_tokens
         if pdl:
             check_dependent_launches(self._gpu, self._draft_gpu)
         if form == "eager" and self._has_two_memories:
@@ -70,6 +71,9 @@ class CudaBackend(Backend):
     def capabilities(self, drafter: str) -> Capabilities:
         """One placement, which follows from the devices."""
         cores = "placement 'split' is one of CPU cores: on a GPU pass 'auto'"
+        if self._lookup_tokens is not None:
+            one = "placement 'shared' is one device for both models, and a lookup is on the host: pass 'auto'"
+            return Capabilities(drafter, ("devices",), {"split": cores, "shared": one})
         if self._has_two_memories:
             one = "placement 'shared' is one device for both models: drop draft_device, or pass 'devices'"
             return Capabilities(drafter, ("devices",), {"split": cores, "shared": one})
@@ -127,11 +131,12 @@ class CudaBackend(Backend):
         cores = self._cpu.cores if self._cpu is not None else ()
         sizes = self._sizes(target.config, draft.config if draft is not None else None, pool)
         gpus = self._gpu, self._draft_gpu
-        return CudaLanes(placement, target, draft, self._options, sizes, gpus, cores)
+        return CudaLanes(placement, target, draft, self._options, sizes, gpus, cores, self._lookup_tokens)
 
     def devices(self) -> dict[str, str]:
         """GPUs with their names."""
-        draft = "cpu" if self._cpu is not None else f"{self._draft_gpu.device} ({self._draft_gpu.name})"
+        on_host = self._cpu is not None or self._lookup_tokens is not None
+        draft = "cpu" if on_host else f"{self._draft_gpu.device} ({self._draft_gpu.name})"
         return {"target": f"{self._gpu.device} ({self._gpu.name})", "draft": draft}
 
     def described(self, lanes: Mapping[str, Lanes], pool: KvPool) -> Json:
@@ -150,4 +155,9 @@ class CudaBackend(Backend):
 
     def _sizes(self, target: ModelConfig, draft: ModelConfig | None, pool: KvPool) -> PairSizes:
         chunk = PREFILL_CHUNKS[self._gpu.device.type]
-        return PairSizes.of(target, draft, pool, num_slots=self._options.num_slots, prefill_chunk=chunk)
+        return PairSizes.of(
+            *(target, draft, pool),
+            num_slots=self._options.num_slots,
+            prefill_chunk=chunk,
+            looks_up=self._lookup_tokens is not None,
+        )

@@ -3,7 +3,7 @@
 Knows sizes, steps and captures; not prompts, text, or how a round works. A placement is
 
   shared    both models on one GPU, each on a stream of its own
-  devices   the draft on another GPU, or on the CPU's executor, with a memory of its own
+  devices   the draft on another GPU, or on the CPU's executor, with a memory of its own; or a lookup there
 """
 
 import weakref
@@ -25,7 +25,7 @@ from pearl_rt.lowlevel.pair import DevicePair
 from pearl_rt.strategy.engine_options import CAPTURED_FORMS
 from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.strategy.program import program
-from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, NOMINAL_TIMES, measure
+from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, NOMINAL_LOOKUP, NOMINAL_TIMES, measure
 from pearl_rt.types.json import Json
 from pearl_rt.types.request import FILTERS, PROCESSORS, Request, check_stop_ids
 
@@ -55,8 +55,11 @@ class CudaLanes(Lanes):
         sizes: PairSizes,
         gpus: tuple[Gpu, Gpu],
         draft_cores: Sequence[int] = (),
+        lookup_tokens: int | None = None,
     ) -> None:
-        """gpus: the target's and the draft's. draft_cores: of a draft on the CPU."""
+        """gpus: the target's and the draft's. draft_cores: of a draft on the CPU. lookup_tokens: of earlier
+        answers, for a lookup on the host, which drafts; None: there is none.
+        """
         super().__init__(placement, target.config, draft.config if draft is not None else None, sizes.pool)
         self._target_gpu, self._draft_gpu = gpus
         self.gpu = self._target_gpu
@@ -70,8 +73,11 @@ class CudaLanes(Lanes):
             shared = self.target_steps.state if placement != "devices" else None
             with self._draft_gpu.current():
                 self.draft_steps = sizes.steps(DraftSteps, draft, shared, pdl=options.pdl)
+        self._lookup = None if lookup_tokens is None else _C.LookupDrafter(pool_tokens=lookup_tokens)
+        if self._lookup is not None:
+            self.has_draft, self.overlaps = True, False
         # What others may launch of these models (pearl_rt.lowlevel.round): on two devices there is none.
-        if placement != "devices":
+        if placement != "devices" or self._lookup is not None:
             self.pair = DevicePair(self.target_steps, self.draft_steps)
         self._claim = -1
         self._draft_on_host = isinstance(draft, Model)
@@ -127,12 +133,16 @@ class CudaLanes(Lanes):
         "eager" has nominal ones: its own say nothing of a device.
         """
         if not self._captures:
-            return NOMINAL_TIMES
+            return NOMINAL_TIMES if self._lookup is None else NOMINAL_LOOKUP
         form, self._issuer.form = self._issuer.form, "events"  # where each step is a launch, with times
         self._issuer.timed = True
+        if self._lookup is not None:
+            self._lookup.set_fills(True)  # so that scores of many rows are timed
         try:
             return measure(self)
         finally:
+            if self._lookup is not None:
+                self._lookup.set_fills(False)
             self.coordinator.stop()  # Ctrl-C may have left it at work
             self._issuer.timed = False
             self._issuer.form = form
@@ -223,7 +233,10 @@ class CudaLanes(Lanes):
             processors.kept_thresholds.fill_(-float("inf"))  # its rows come as they were sampled, cut already
             executor = draft.executor(cores, self._room.num_slots, self._sizes.pool)
             lanes.append(_C.CpuLane("draft", executor, _C.Device()))
-        room, draft_size = self._room, None
+        elif self._lookup is not None:
+            lanes.append(_C.CpuLane("draft", self._lookup, _C.Device()))
+        room = self._room
+        draft_size = None if self._lookup is None else room.vocab_size
         if draft is not None:
             draft_size = draft.config.vocab_size if isinstance(draft, Model) else room.draft_vocab_size
         self.coordinator = self.coordinator_of(

@@ -30,17 +30,20 @@ class InterpretBackend(Backend):
         *,
         pdl: bool = False,
         prefix_caching: bool = False,
+        lookup_tokens: int | None = None,
     ) -> None:
-        """See Backend. pdl: as on a GPU; it does nothing in the interpreter."""
-        self._gpu, self._pdl = HostGpu(), pdl
+        """See Backend. pdl: as on a GPU; it does nothing in the interpreter. lookup_tokens: see CudaLanes."""
+        self._gpu, self._pdl, self._lookup_tokens = HostGpu(), pdl, lookup_tokens
         prepare_kernels(self._gpu.device)
         if pdl:
             check_dependent_launches(self._gpu)
         super().__init__(num_slots, kv_cache_tokens, prefix_caching=prefix_caching)
 
     def capabilities(self, drafter: str) -> Capabilities:
-        """Both placements, which differ in the order of their prefills only."""
-        return Capabilities(drafter, CORE_PLACEMENTS)
+        """Both placements, which differ in the order of their prefills only; beside a lookup, which is on the
+        host, another one.
+        """
+        return Capabilities(drafter, ("devices",) if drafter == "lookup" else CORE_PLACEMENTS)
 
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
         """Whatever an interpreter can finish fits."""
@@ -76,12 +79,14 @@ class InterpretBackend(Backend):
             pool,
             num_slots=self.num_slots,
             prefill_chunk=PREFILL_CHUNKS[self._gpu.device.type],
+            looks_up=self._lookup_tokens is not None,
         )
-        return CudaLanes(placement, target, draft, options, sizes, (self._gpu, self._gpu))
+        gpus = self._gpu, self._gpu
+        return CudaLanes(placement, target, draft, options, sizes, gpus, lookup_tokens=self._lookup_tokens)
 
     def devices(self) -> dict[str, str]:
-        """Both in the interpreter."""
-        return {"target": "interpret", "draft": "interpret"}
+        """Both in the interpreter, but for a lookup."""
+        return {"target": "interpret", "draft": "interpret" if self._lookup_tokens is None else "cpu"}
 
     def described(self, lanes: Mapping[str, Lanes], pool: KvPool) -> Json:
         """With what stands for an instruction set."""

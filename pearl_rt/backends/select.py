@@ -89,7 +89,7 @@ def drafter_name(options: EngineOptions, device: str, made_for: str | None) -> s
     if made_for is not None and kind not in ("auto", "model"):
         raise ConfigError(f"drafter {kind!r} was asked for, and a draft model was given: drop one of them")
     kind = made_for or kind
-    if kind in ("lookup", "self", "exit", "eagle3") and device != "cpu":
+    if kind in ("self", "exit", "eagle3") and device != "cpu":
         raise ConfigError(
             f"draft {kind!r} runs on the CPU only so far, and the target is on {device!r}: pass "
             "device='cpu', a draft model, or draft='none'"
@@ -189,8 +189,13 @@ def backend(options: EngineOptions, made_for: str | None) -> tuple[Backend, str]
         if device == "interpret":
             from pearl_rt.backends.interpret import InterpretBackend
 
-            given = {"pdl": options.pdl, "prefix_caching": options.prefix_caching}
-            return InterpretBackend(num_slots or 1, kv_cache_tokens, **given), drafter
+            interpreted = InterpretBackend(
+                *(num_slots or 1, kv_cache_tokens),
+                pdl=options.pdl,
+                prefix_caching=options.prefix_caching,
+                lookup_tokens=options.lookup_pool if drafter == "lookup" else None,
+            )
+            return interpreted, drafter
         from pearl_rt.backends.cuda import CudaBackend
     except ModuleNotFoundError as error:
         raise ConfigError(
@@ -209,5 +214,6 @@ def backend(options: EngineOptions, made_for: str | None) -> tuple[Backend, str]
         num_slots=num_slots or 1,
         kv_cache_tokens=kv_cache_tokens,
         prefix_caching=options.prefix_caching,
+        lookup_tokens=options.lookup_pool if drafter == "lookup" else None,
     )
     return on_gpu, drafter

@@ -48,12 +48,16 @@ class PairSizes:
         *,
         num_slots: int,
         prefill_chunk: int,
+        looks_up: bool = False,
         gamma_max: int = MAX_GAMMA,
         max_stop_ids: int = 32,
         ring_size: int = 64,
     ) -> "PairSizes":
-        """pool: the blocks of each model's KV cache. The others as in DevicePair.of_models."""
-        gamma_max = gamma_max if draft is not None else 0
+        """pool: the blocks of each model's KV cache. looks_up: windows come from a lookup on the host, whose
+        drafts have no rows. The others as in DevicePair.of_models.
+        """
+        gamma_max = gamma_max if draft is not None or looks_up else 0
+        draft_vocab_size = min(target.vocab_size, draft.vocab_size) if draft is not None else 1
         return cls(
             pool,
             StateSizes(
@@ -61,7 +65,7 @@ class PairSizes:
                 gamma_max,
                 pool.max_model_len,
                 target.vocab_size,
-                min(target.vocab_size, draft.vocab_size) if draft is not None else 1,
+                0 if looks_up else draft_vocab_size,
                 max_stop_ids,
                 ring_size,
                 pool.block_size,

@@ -24,7 +24,7 @@ class StateSizes:
     gamma_max: int  # G; 0: there is no draft
     capacity: int  # C: tokens of a sequence, prompt included
     vocab_size: int  # V
-    draft_vocab_size: int  # Vd: the draft samples ids below min(V, Vd) only
+    draft_vocab_size: int  # Vd: the draft samples ids below min(V, Vd) only; 0: drafts are certain, no rows
     max_stop_ids: int = 32
     ring_size: int = 64  # rounds of results that may wait for the host
     block_size: int = 16  # positions of a page, in both models' KV caches

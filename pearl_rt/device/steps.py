@@ -94,6 +94,7 @@ class TargetSteps(LaneSteps):
             verify_workspace(sizes.num_slots, sizes.gamma_max, sizes.vocab_size, kind) for kind in JUDGES
         )
         self.workspace = torch.empty(num_bytes, dtype=torch.uint8, device=model.weights.device)
+        self._has_draft_rows = sizes.gamma_max > 0 and sizes.draft_vocab_size > 0
 
     def prefill(self, slot: int, prompt_len: int, gamma: int) -> None:
         """Feeds a prompt; row 0 of the slot is then the distribution of the token behind it."""
@@ -135,7 +136,7 @@ class TargetSteps(LaneSteps):
         thresholds = processors.target(gamma, joining=joining) if processors is not None else None
         verify(  # type: ignore[call-arg]
             state.target_logits,
-            state.draft_logits if self.state.sizes.gamma_max > 0 else None,  # one kernel for every gamma
+            state.draft_logits if self._has_draft_rows else None,  # one kernel for every gamma
             *state.verify_arguments()[2:],  # type: ignore[arg-type]  # all tensors before kind
             judge,
             self.workspace,

@@ -341,7 +341,7 @@ class DevicePair:
 
     def check_gamma(self, gamma: int) -> None:
         """Raises RequestError for a window that this pair has no room for."""
-        most = self.state.sizes.gamma_max
+        most = self.state.sizes.gamma_max if self.has_draft else 0
         way_out = f"0 to {most}, or build the pair with a larger gamma_max"
         way_out = way_out if self.has_draft else "0, or build the pair with a draft"
         Integer(0, most, words=way_out)("gamma", gamma)

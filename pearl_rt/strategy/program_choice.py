@@ -97,7 +97,8 @@ class Capabilities:
                 f"{self.candidates} are windows of which the next one must know which stood: pass "
                 "strategy='sd' and placement='shared', or candidates=1"
             )
-        if self.drafter not in MODEL_DRAFTERS and placement in ("split", "devices"):
+        beside = placement in ("split", "devices") and placement not in self.placements
+        if self.drafter not in MODEL_DRAFTERS and beside:
             raise error(f"placement {placement!r} needs a draft model: pass draft=..., or placement='shared'")
         if placement not in (None, "auto", *self.placements):
             own = ", ".join(map(repr, self.placements))

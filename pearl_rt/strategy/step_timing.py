@@ -19,6 +19,7 @@ MEASURED_GAMMAS = (1, 3, 7, 15)  # scores of 2, 4, 8 and 16 rows, as the kernels
 POLL_MS = 50  # how long a wait may keep Python from seeing Ctrl-C
 # Of lanes whose own times say nothing of a device: a pass of the target takes as long as five of the draft.
 NOMINAL_TIMES = replace(StepTimes.constant(1.0, 0.2, overlaps=False), is_measured=False)
+NOMINAL_LOOKUP = replace(StepTimes.constant(1.0, 0.001, overlaps=False), is_measured=False)
 
 
 class TimedLanes(Protocol):

@@ -138,8 +138,9 @@ class ScriptedLane:
 
 @dataclass
 class CudaBench(Bench):
-    """A coordinator whose target is on a fake GPU. placement: "shared" (one GPU), "devices" (two), or "host"
-    (the draft on a CPU lane)."""
+    """A coordinator whose target is on a fake GPU. placement: "shared" (one GPU), "devices" (two), "host"
+    (the draft on a CPU lane), or "lookup" (a lookup there, with a pool).
+    """
 
     issuer: Any = None
     fake: Any = None
@@ -181,7 +182,7 @@ class CudaBench(Bench):
             issuer = _C.CudaIssuer(_C.CudaDriver(str(fake.path)), spin_us=spin_us)
             issuer.form, issuer.rounds_ahead, issuer.timed = form, rounds_ahead, timed
         draft_script = {"vocab_size": VOCAB, **(draft or {})}
-        draft_vocab = min(VOCAB, draft_script["vocab_size"])
+        draft_vocab = min(VOCAB, draft_script["vocab_size"]) if placement != "lookup" else 0
         sizes = {
             "num_slots": num_slots,
             "gamma_max": gamma_max,
@@ -212,6 +213,9 @@ class CudaBench(Bench):
             shape = {"max_model_len": capacity, "num_slots": num_slots}
             draft_steps = _testing.ScriptedExecutor(**shape, **blocks, **draft_script)
             draft_lane = _C.CpuLane("draft", draft_steps, _C.Device([], spin_us))
+        elif placement == "lookup":
+            draft_steps = _C.LookupDrafter(pool_tokens=512)
+            draft_lane = _C.CpuLane("draft", draft_steps, _C.Device([], spin_us))
         else:
             device = 1 if placement == "devices" else 0
             state = make.state(device) if placement == "devices" else target_state
@@ -228,7 +232,7 @@ class CudaBench(Bench):
             gamma_max=gamma_max,
             capacity=capacity,
             vocab_size=VOCAB,
-            draft_vocab_size=draft_script["vocab_size"] if placement == "host" else draft_vocab,
+            draft_vocab_size=draft_script["vocab_size"] if placement in ("host", "lookup") else draft_vocab,
             ring_capacity=ring_capacity,
             **options,
         )

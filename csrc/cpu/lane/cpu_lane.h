@@ -41,6 +41,7 @@ class CpuLane : public Lane, private DeviceTask {
   bool caches(const State& state) const override { return drafter_->caches(state); }
   bool finds_prefixes() const override { return drafter_->finds_prefixes(); }
   bool wants_own_words() const override { return drafter_->wants_own_words(); }
+  bool drafts_rows() const override { return drafter_->has_rows(); }
   bool branches() const override { return drafter_->branches() && taps_ == nullptr; }
   const Trace& trace() const override { return trace_; }
 

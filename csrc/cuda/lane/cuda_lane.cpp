@@ -42,7 +42,7 @@ void CudaLane::attach(const std::vector<Lane*>& lanes, size_t index, const State
   arrays_->check_sizes(state, name_);
   index_ = index;
   peer_ = nullptr;
-  has_host_peer_ = false;
+  has_host_peer_ = has_host_cache_ = false;
   is_last_ = true;
   if (lanes.size() < 2) return;
   peer_ = dynamic_cast<CudaLane*>(lanes[1 - index]);
@@ -52,7 +52,8 @@ void CudaLane::attach(const std::vector<Lane*>& lanes, size_t index, const State
     if (index != 0) {
       refuse("the target's lane is on the host and the draft's on a GPU; put the target on the GPU, or both");
     }
-    const int sampled = std::min(state.vocab_size, state.draft_vocab_size);
+    has_host_cache_ = lanes[1]->block_size() > 0;
+    const int sampled = lanes[1]->drafts_rows() ? std::min(state.vocab_size, state.draft_vocab_size) : 0;
     if (vocab_size != sampled) {
       refuse("the arrays of the " + name_ + " lane hold draft logits of " + std::to_string(vocab_size) +
              " ids; the draft on the host samples from " + std::to_string(sampled));

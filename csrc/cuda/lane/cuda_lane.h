@@ -37,8 +37,8 @@ class CudaLane : public Lane {
   void join() override;
   bool admits() const override { return true; }
   int block_size() const override { return arrays_->sizes().block_size; }
-  // Beside a draft on the host each prompt is fed whole.
-  bool finds_prefixes() const override { return !has_host_peer_; }
+  // Beside a draft on the host that has a KV cache each prompt is fed whole.
+  bool finds_prefixes() const override { return !has_host_cache_; }
   Admission::Terms terms(const LaneProgram& program, const State& state) const override;
   void check_joiner(const Request& request) const override {
     arrays_->check_request(request, name_);
@@ -120,6 +120,7 @@ class CudaLane : public Lane {
   size_t index_ = 0;
   CudaLane* peer_ = nullptr;
   bool has_host_peer_ = false;
+  bool has_host_cache_ = false;  // the peer's
   bool is_last_ = true;  // of the coordinator's CUDA lanes: its submit starts the run
 
   // Set by submit, then by the launcher's thread.

@@ -140,6 +140,7 @@ void InFlight::end_slot(int slot) {
   result_.round = static_cast<int32_t>(slots_[slot].read_rounds);
   result_.slot = slot;
   result_.token_ids.clear();
+  result_.certain.clear();
   result_.logprobs.clear();
   result_.accept_len = result_.num_judged = result_.pending_before = 0;
   result_.num_cached_tokens = state_->cached_tokens(slot);
@@ -162,7 +163,12 @@ void InFlight::read_slot(int slot) {
   const int64_t round = slots_[slot].read_rounds++;
   const VerdictEntry entry = ring_.read(round, slot);
   if (entry.finish_reason == FinishReason::kError) result_.error = bad_logits(slot, entry, round);
-  if (host_lanes_) apply(slot, entry, round);
+  result_.certain.clear();
+  if (host_lanes_) {
+    const int judged = std::min(entry.accept_len + 1, entry.num_judged);
+    state_->find_drafts(slot, DraftKind::kCertain, judged, &result_.certain);
+    apply(slot, entry, round);
+  }
   if (state_->prefixes) keep(slot, entry);
   slots_[slot].committed += entry.num_new;
   result_.request_id = state_->request_id[slot];
@@ -205,8 +211,10 @@ void InFlight::apply(int slot, const VerdictEntry& entry, int64_t round) {
 void InFlight::keep(int slot, const VerdictEntry& entry) {
   State& s = *state_;
   if (entry.finish_reason == FinishReason::kError) return;
-  std::copy_n(entry.token_ids, entry.num_new, s.tokens(slot) + s.committed[slot]);
-  s.committed[slot] += entry.num_new;
+  if (!host_lanes_) {  // else a draft on the host has it by now
+    std::copy_n(entry.token_ids, entry.num_new, s.tokens(slot) + s.committed[slot]);
+    s.committed[slot] += entry.num_new;
+  }
   s.fed[slot] = s.prompt_len[slot];
   s.draft_fed[slot] = s.gamma[slot] > 0 ? s.committed[slot] : s.draft_prompt(slot);
   s.make_known(slot, false);

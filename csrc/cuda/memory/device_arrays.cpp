@@ -48,8 +48,10 @@ DeviceArrays::DeviceArrays(const std::map<std::string, CUdeviceptr>& addresses, 
     if (!field.exists(sizes)) continue;
     const std::string name = field.name;
     const auto found = addresses.find(name);
-    // Nothing lies in the arrays of a window where there is no draft: torch gives them no address.
-    const bool is_empty = sizes.gamma_max == 0 && (name == "draft_token_ids" || name == "draft_logits");
+    // Torch gives no address to the arrays of a window where there is no draft, nor to rows that certain
+    // drafts have not got.
+    const bool is_empty = (sizes.gamma_max == 0 && name == "draft_token_ids") ||
+                          (sizes.gamma_max * sizes.draft_vocab_size == 0 && name == "draft_logits");
     if (found == addresses.end() || (found->second == 0 && !is_empty)) {
       refuse("array '" + name + "' has no address; all of pearl_rt/state.py and the lane's chunk are needed");
     }
@@ -265,7 +267,7 @@ std::vector<Copy> DeviceArrays::window_from(State* state, bool keep_logits) {
     host_lengths_[b] = length + (is_bad ? 1 : 0);
     std::copy_n(s.window(b), length, host_windows_ + b * gamma);
     if (is_bad) host_windows_[b * gamma + length] = kPlaceholderTokenId;  // as a draft on a device says it
-    if (!keep_logits) continue;
+    if (!keep_logits || vocab == 0) continue;
     const int64_t first = s.committed[b] + s.pending[b];
     for (int j = 0; j < length; ++j) {
       float* const row = host_logits_ + (b * gamma + j) * vocab;

@@ -90,7 +90,7 @@ void GpuAdmission::use_yield() {
     if (!in_flight_->runs(slot)) state.release(slot);
   }
   reserve_slot();
-  if (slot_ >= 0 && state.prompt_len[slot_] > 1) feeding = slot_;
+  if (slot_ >= 0 && state.prompt_len[slot_] > 1 && state.draft_caches) feeding = slot_;
 }
 
 void GpuAdmission::reserve_slot() {
