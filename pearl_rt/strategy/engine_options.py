@@ -36,8 +36,8 @@ class EngineOptions:
                    seed and the target alone)
     drafter        what drafts: "model" (a draft model was given), "self" (the target without skip_layers, on
                    the CPU; no weights), "lookup" (what followed the last tokens when they stood before in
-                   prompt or answer; no weights), "none"; "auto" is the draft model if one is given, else
-                   "lookup" on the CPU, else "none"
+                   prompt or answer; no weights; on the host, whatever the device), "none"; "auto" is the
+                   draft model if one is given, else "lookup" on the CPU, else "none"
     skip_layers    layers that drafter "self" leaves out; None: those that `python -m pearl_rt search-skip`
                    has found for this target
     draft_stop     where a window of a draft model ends before gamma, on the CPU: "auto" where the planner

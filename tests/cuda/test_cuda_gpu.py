@@ -99,6 +99,17 @@ def test_a_draft_elsewhere(draft_device: str) -> None:
             assert answers(engine, strategy=strategy, gamma=gamma) == expected("bfloat16"), (strategy, gamma)
 
 
+@pytest.mark.parametrize("form", ["events", "eager"])
+def test_a_lookup_on_the_host(form: str) -> None:
+    """Twice: the second time the answers are found among the earlier ones."""
+    pair = pair_of("bfloat16")
+    shape: dict[str, Any] = {"max_model_len": MAX_LEN, "judge": "coupled", "form": form}
+    with Engine(pair.config, pair.target, drafter="lookup", device="cuda", **shape) as engine:
+        for _ in range(2):
+            assert answers(engine, strategy="sd", gamma=4) == expected("bfloat16")
+        assert engine.stats()["drafter"]["tokens_per_round"] > 1.5
+
+
 @pytest.mark.parametrize("form", ["events", "graph"])
 def test_log_probabilities_are_those_of_eager(form: str) -> None:
     """The same bits; ar's rounds go round the ring."""

@@ -73,6 +73,8 @@ def test_the_text_is_that_of_plain_decoding(pair: Pair, params: SamplingParams) 
         [plain] = engine.generate(PROMPT, params, strategy="ar", judge="coupled")
         first, second = (told(engine, params, "coupled") for _ in range(2))
         assert first[0] == second[0] == plain.token_ids
+        [ahead] = engine.generate(PROMPT, params, strategy="pearl", judge="coupled")
+        assert ahead.token_ids == plain.token_ids and ahead.metrics.accepted > 3
         assert second[1] < plain.metrics.rounds / 2
         drafter = engine.stats()["drafter"]
         assert (drafter["kind"], engine.stats()["device"]["draft"]) == ("lookup", "cpu")
@@ -208,7 +210,7 @@ def test_any_schedule(fake: Any, prefix_caching: bool, seed: int) -> None:
         text = [token for result in results for token in result.token_ids]
         stood += sum(result.accept_len for result in results)
         assert text == (wanted[: len(text)] if number in crowd.cancelled else wanted), request
-    assert stood > 40 and crowd.joins > 10
+    assert stood > 10 and crowd.joins > 5
 
 
 def tokens_of_rounds(rounds: Any) -> list[int]:

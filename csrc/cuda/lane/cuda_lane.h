@@ -121,7 +121,7 @@ class CudaLane : public Lane {
   CudaLane* peer_ = nullptr;
   bool has_host_peer_ = false;
   bool has_host_cache_ = false;  // the peer's
-  bool is_last_ = true;  // of the coordinator's CUDA lanes: its submit starts the run
+  bool is_last_ = true;          // of the coordinator's CUDA lanes: its submit starts the run
 
   // Set by submit, then by the launcher's thread.
   LaneProgram program_;
