@@ -60,7 +60,8 @@ class EngineOptions:
                    greedy or judge="coupled"; 0: none
     device         "cpu", "cuda", "cuda:N"; "auto": a GPU that the kernels run on, if there is one and nothing
                    of the CPU's own was asked for; "interpret": the kernels in their interpreter, for tests
-    draft_device   for the draft of a target on a GPU: another GPU ("cuda:N") or "cpu"; None: the target's
+    draft_device   for the draft of a target on a GPU: another GPU ("cuda:N") or "cpu"; None: the target's,
+                   as "self" and an exit layer have it
     dtype          of weights and KV cache; "auto" is each checkpoint's own, but bfloat16 for float16 on
                    the CPU (and float32 on "interpret")
     weights        of the target's matrices: "int8" or "int4" rounds what is wider to 8 or 4 bits

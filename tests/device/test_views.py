@@ -20,6 +20,7 @@ from tiny_pairs import SMALL, TINY, byte_tokenizer, random_tensors
 
 from pearl_rt import ConfigError, DevicePair, Engine, Request, RequestOutput, ResourceError, SamplingParams
 from pearl_rt.checkpoint.loader import save_checkpoint
+from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.checkpoint.source import pair_sources
 from pearl_rt.checkpoint.views.exit_layer import ExitConfig, exit_shapes, save_exit
 from pearl_rt.device.kv_pool import KvPool
@@ -234,6 +235,44 @@ def test_low_level_calls(tmp_path: Path, kind: str) -> None:
         sum(row.accept_len for row in rows),
         sum(row.accept_len < row.num_judged for row in rows),
     )
+
+
+def test_a_layer_that_is_narrower_than_its_targets() -> None:
+    """Buffers are as wide as the widest."""
+    narrow = replace(EXIT, intermediate_size=8)
+    config = narrow.draft_config(TARGET)
+    own = {n: t for n, t in random_tensors(config, 1).items() if n in exit_shapes(config)}
+    options: dict[str, Any] = {"dtype": "float32", "max_model_len": MAX_LEN, "gamma_max": 1}
+    pair = DevicePair.from_tensors(TARGET, tensors(), narrow, own, **options)
+    pair.start([Request(prompt_ids=PROMPTS[1], max_tokens=2, gamma=1)])
+    pair.prefill()
+    pair.verify()
+    pair.draft()
+    pair.score()
+    pair.verify()
+    assert pair.wait(0).token_ids + pair.wait(1).token_ids == executed("exit")[0][0][1][:2]
+
+
+def test_buffers_are_for_the_widest_layer() -> None:
+    """A narrow layer behind wide ones has what they need, and a wide one behind narrow ones too."""
+    from pearl_rt.model.llama import Buffers, LlamaWeights, Sizes
+
+    sizes = Sizes(step_tokens=17, prefill_chunk=256, logit_rows=17, max_sequences=1, max_model_len=64)
+
+    def needed(width: int, *others: int) -> tuple[int, int]:
+        """Of a model that has a layer of each width, by the configuration of the first."""
+        config = replace(TARGET, hidden_size=1024, intermediate_size=width, num_hidden_layers=1 + len(others))
+        made = {}
+        for layer, inner in enumerate((width, *others)):
+            shapes = tensor_shapes(replace(config, intermediate_size=inner))
+            made |= {n: torch.empty(s, device="meta") for n, s in shapes.items() if f".{layer}." in n}
+        made |= {n: torch.empty(s, device="meta") for n, s in shapes.items() if "layers" not in n}
+        packed = LlamaWeights.pack(config, made, dtype=torch.float32, device=torch.device("meta"))
+        own = Buffers(config, sizes, packed, vocab_size=32)
+        return own.activated.nbytes, own.workspace.nbytes
+
+    assert needed(64) < needed(8192) and needed(64)[1] < needed(8192)[1]
+    assert needed(64, 8192) == needed(8192, 64) == needed(8192)
 
 
 @pytest.fixture
