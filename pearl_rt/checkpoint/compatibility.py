@@ -100,14 +100,14 @@ def check_view(draft: ModelSource) -> None:
     if draft.ids is not None:
         raise ConfigError(
             f"the exit layer drafts {draft.ids.num_shared} ids of the target (draft_vocab_size, d2t), which "
-            "runs on the CPU only so far: pass device='cpu', or train one of all ids: `python -m "
-            "recipes.train exit` without --ids, in a checkout"
+            "runs on the CPU only so far: pass device='cpu' to an Engine, or train one of all ids: `python "
+            "-m recipes.train exit` without --ids, in a checkout"
         )
     if draft.config.pard_token is not None:
         raise ConfigError(
             f"the draft has a pard_token ({draft.config.pard_token}), and windows of one pass run on the CPU "
-            "only so far: pass draft_parallel=False (--no-draft-parallel) for drafts token by token, or "
-            "device='cpu'"
+            "only so far: pass draft_parallel=False (--no-draft-parallel) to an Engine for drafts token by "
+            "token, or device='cpu'"
         )
 
 
