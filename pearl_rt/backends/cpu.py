@@ -306,7 +306,9 @@ class CpuBackend(Backend):
 
     def dtype(self, model: ModelSource) -> str:
         """Raises ConfigError for what the executor does not compute in."""
-        return own_dtype(model.name, choice("dtype", model.dtype, DTYPES, ConfigError), model.config)
+        is_own = model.shared is None and model.head is None
+        dtype = choice("dtype", model.dtype, DTYPES, ConfigError)
+        return own_dtype(model.name if is_own else None, dtype, model.config)
 
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
         """Every placement has its own KV caches, of the pool's blocks, and logits."""

@@ -100,7 +100,7 @@ class CudaBackend(Backend):
             remedies = ["lower max_num_seqs"] if self.num_slots > 1 else []
             remedies += ["pass dtype='bfloat16'"] if any(m.dtype == "float32" for m in held) else []
             remedies += ["pass weights='int8' or 'int4'"] if any(m.weights == "auto" for m in held) else []
-            if len(held) > 1:
+            if len(held) > 1 and held[1].shared is None:
                 remedies.append("put the draft elsewhere with draft_device")
             check_gpu_memory(
                 gpu,
@@ -113,15 +113,14 @@ class CudaBackend(Backend):
         """Weights as the kernels read them, or the CPU's executor."""
         if model.name == "draft" and self._cpu is not None:
             return self._cpu.pack(model, max_model_len)
-        device = self._gpu_of(model).device
-        return DeviceModel.pack(
-            model.config,
-            model.tensors,
-            device=device,
-            dtype=model.dtype,
-            name=model.name,
-            weights=model.weights,
-        )
+        return DeviceModel.of_source(model, self._gpu_of(model).device)
+
+    def pack_beside(self, model: ModelSource, max_model_len: int, target: PackedModel) -> DeviceModel | Model:
+        """A model of its own, or a view in the target's memory."""
+        if model.shared is None:
+            return self.pack(model, max_model_len)
+        assert isinstance(target, DeviceModel)
+        return target.view(model)
 
     def lanes(
         self, placement: str, target: PackedModel, draft: PackedModel | None, pool: KvPool

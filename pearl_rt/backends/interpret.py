@@ -56,14 +56,14 @@ class InterpretBackend(Backend):
 
     def pack(self, model: ModelSource, max_model_len: int) -> DeviceModel:
         """Weights as the kernels read them."""
-        return DeviceModel.pack(
-            model.config,
-            model.tensors,
-            device=self._gpu.device,
-            dtype=model.dtype,
-            name=model.name,
-            weights=model.weights,
-        )
+        return DeviceModel.of_source(model, self._gpu.device)
+
+    def pack_beside(self, model: ModelSource, max_model_len: int, target: PackedModel) -> DeviceModel:
+        """A model of its own, or a view in the target's memory."""
+        if model.shared is None:
+            return self.pack(model, max_model_len)
+        assert isinstance(target, DeviceModel)
+        return target.view(model)
 
     def lanes(
         self, placement: str, target: PackedModel, draft: PackedModel | None, pool: KvPool

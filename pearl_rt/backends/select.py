@@ -15,6 +15,7 @@ from pearl_rt.strategy.engine_options import (
     CHAINED_DRAFTERS,
     GPU_NAME,
     MODEL_DRAFTERS,
+    VIEW_DRAFTERS,
     EngineOptions,
 )
 from pearl_rt.types.values import rule_of
@@ -89,7 +90,7 @@ def drafter_name(options: EngineOptions, device: str, made_for: str | None) -> s
     if made_for is not None and kind not in ("auto", "model"):
         raise ConfigError(f"drafter {kind!r} was asked for, and a draft model was given: drop one of them")
     kind = made_for or kind
-    if kind in ("self", "exit", "eagle3") and device != "cpu":
+    if kind == "eagle3" and device != "cpu":
         raise ConfigError(
             f"draft {kind!r} runs on the CPU only so far, and the target is on {device!r}: pass "
             "device='cpu', a draft model, or draft='none'"
@@ -155,8 +156,13 @@ def backend(options: EngineOptions, made_for: str | None) -> tuple[Backend, str]
     has_draft = made_for is not None
     environment = Environment.read()
     device = device_name(options, environment)
-    draft_device = draft_device_name(options, device, has_draft)
+    draft_device = draft_device_name(options, device, has_draft or options.drafter == "self")
     drafter = drafter_name(options, device, made_for)
+    if draft_device is not None and drafter in VIEW_DRAFTERS:
+        raise ConfigError(
+            f"draft_device {draft_device!r} was given with draft {drafter!r}, whose weights are the target's "
+            f"on {device!r}: drop it, or take a draft model"
+        )
     check_weights(options, has_draft)
     if options.draft_lookup:
         check_lookup(drafter, device)

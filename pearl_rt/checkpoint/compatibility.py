@@ -16,18 +16,21 @@ from pearl_rt.errors import ConfigError
 DEFAULT_MAX_MODEL_LEN = 4096  # the KV cache is allocated at load: more has to be asked for
 
 
-def own_dtype(name: str, dtype: str, config: ModelConfig) -> str:
-    """What a model computes in: "auto" is what its checkpoint is stored in, bfloat16 for float16."""
+def own_dtype(name: str | None, dtype: str, config: ModelConfig) -> str:
+    """What a model computes in: "auto" is what its checkpoint is stored in, bfloat16 for float16, with a
+    warning by its name. None: no warning, of a view of a model that was warned of.
+    """
     if dtype != "auto":
         return dtype
-    if config.torch_dtype == "float16":
+    if config.torch_dtype != "float16":
+        return config.torch_dtype
+    if name is not None:
         warnings.warn(
             f"the {name}'s checkpoint is float16, and runs as bfloat16, which rounds its weights: "
             "dtype='float32' is exact, and takes twice the memory",
             stacklevel=2,
         )
-        return "bfloat16"
-    return config.torch_dtype
+    return "bfloat16"
 
 
 def max_length(asked: object, configs: Sequence[ModelConfig]) -> int:
@@ -63,6 +66,8 @@ def with_draft_ids(
     whether its lane can run one. Padding is harmless. Raises ConfigError for a draft that does not fit.
     """
     target, draft = sources[0], sources[-1]
+    if draft.shared is not None and not translates:
+        check_view(draft)
     if draft.name != "draft" or draft.shared is not None or draft.head is not None:
         return list(sources)
     if tokenizer is None or draft_tokenizer is None:
@@ -88,6 +93,22 @@ def with_draft_ids(
         stacklevel=3,
     )
     return [*sources[:-1], replace(draft, ids=ids)]
+
+
+def check_view(draft: ModelSource) -> None:
+    """Raises ConfigError for a view of its target that the kernels cannot run."""
+    if draft.ids is not None:
+        raise ConfigError(
+            f"the exit layer drafts {draft.ids.num_shared} ids of the target (draft_vocab_size, d2t), which "
+            "runs on the CPU only so far: pass device='cpu' to an Engine, or train one of all ids: `python "
+            "-m recipes.train exit` without --ids, in a checkout"
+        )
+    if draft.config.pard_token is not None:
+        raise ConfigError(
+            f"the draft has a pard_token ({draft.config.pard_token}), and windows of one pass run on the CPU "
+            "only so far: pass draft_parallel=False (--no-draft-parallel) to an Engine for drafts token by "
+            "token, or device='cpu'"
+        )
 
 
 def check_tokenizer(target: ModelConfig, tokenizer: Tokenizer | None) -> None:

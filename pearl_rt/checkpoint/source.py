@@ -136,8 +136,6 @@ def _view(
     weights: str,
 ) -> ModelSource:
     """A draft that begins with these layers of the target. It computes in what the target does."""
-    if config.torch_dtype == "float16":  # what that runs as, the target says
-        config = replace(config, torch_dtype="bfloat16")
     return ModelSource("draft", config, dtype, tensors, weights, tuple(shared))
 
 

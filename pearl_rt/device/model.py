@@ -14,7 +14,7 @@ import torch
 from pearl_rt.checkpoint.config import OF_WEIGHTS, Environment, ModelConfig
 from pearl_rt.checkpoint.loader import loading_bar
 from pearl_rt.checkpoint.shapes import weight_bytes
-from pearl_rt.checkpoint.source import stored_forms
+from pearl_rt.checkpoint.source import ModelSource, stored_forms
 from pearl_rt.errors import ConfigError, ResourceError, gib
 from pearl_rt.types.values import choice
 
@@ -142,3 +142,35 @@ class DeviceModel:
                 config, tensors, dtype=DTYPES[chosen], device=device, weights=weights, advance=advance
             )
         return cls(config, chosen, packed)
+
+    @classmethod
+    def of_source(cls, model: ModelSource, device: torch.device) -> "DeviceModel":
+        """A model of its own, packed as its source says."""
+        return cls.pack(
+            model.config,
+            model.tensors,
+            device=device,
+            dtype=model.dtype,
+            name=model.name,
+            weights=model.weights,
+        )
+
+    def view(self, draft: ModelSource) -> "DeviceModel":
+        """A draft of this model's own tensors, in the same memory, and behind its shared layers those of the
+        source, packed in this model's dtype: a model that skips layers, or that is left early.
+        """
+        from pearl_rt.model.llama import LlamaWeights
+
+        assert draft.shared is not None, "a model of its own is packed by itself"
+        device = self.weights.device
+        with memory_errors(device, "the draft's own layer"):
+            packed = LlamaWeights.pack(
+                draft.config,
+                draft.tensors,
+                dtype=self.weights.dtype,
+                device=device,
+                weights=draft.weights,
+                target=self.weights,
+                shared=draft.shared,
+            )
+        return DeviceModel(draft.config, self.dtype, packed)

@@ -108,23 +108,35 @@ class PairSizes:
             return kind(llama, own)
 
     def memory(self, models: Sequence[ModelSource]) -> dict[str, int]:
-        """What these models hold on one GPU -> bytes."""
+        """What these models hold on one GPU -> bytes. A view is behind its target; what it has of that counts
+        once, as the target's.
+        """
         state = DeviceState(self.state, META)
         held: list[object] = [LogitsProcessors(state)]
         parts: dict[str, int] = {}
         caches: list[object] = []
         buffers: list[object] = []
+        packed: list[LlamaWeights] = []
         for model in models:
             name, config, own = model.name, model.config, DTYPES[model.dtype]
-            forms = stored_forms(model.tensors)
+            forms, is_view = stored_forms(model.tensors), model.shared is not None
+            shapes = {key: tuple(part.shape) for key, part in model.tensors.items()} if is_view else {}
             tensors = {
                 key: Outline((shape[0], shape[1]), forms[key])
                 if key in forms
                 else torch.empty(shape, dtype=own, device=META)
-                for key, shape in tensor_shapes(config).items()
+                for key, shape in (shapes if is_view else tensor_shapes(config)).items()
             }
-            weights = LlamaWeights.pack(config, tensors, dtype=own, device=META, weights=model.weights)
-            parts[f"the {name}'s weights"] = held_bytes(weights)
+            weights = LlamaWeights.pack(
+                *(config, tensors),
+                dtype=own,
+                device=META,
+                weights=model.weights,
+                target=packed[0] if is_view else None,
+                shared=model.shared or (),
+            )
+            parts[f"the {name}'s weights"] = held_bytes(*packed, weights) - held_bytes(*packed)
+            packed.append(weights)
             kind = TargetSteps if name == "target" else DraftSteps
             steps = self.steps(kind, DeviceModel(config, model.dtype, weights), state)
             caches.append(steps.model.kv_cache)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from pearl_rt.checkpoint.compatibility import check_vocabularies, max_length
+from pearl_rt.checkpoint.compatibility import check_view, check_vocabularies, max_length
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.shapes import WEIGHT_BITS
 from pearl_rt.checkpoint.source import load_pair, pair_sources
@@ -144,13 +144,14 @@ class DevicePair:
         cls,
         target_config: ModelConfig,
         target_tensors: Mapping[str, torch.Tensor],
-        draft_config: ModelConfig | None = None,
+        draft_config: ModelConfig | ExitConfig | None = None,
         draft_tensors: Mapping[str, torch.Tensor] | None = None,
         *,
         device: str = "auto",
         dtype: str = "auto",
         weights: str = "auto",
         draft_weights: str = "auto",
+        skip_layers: Sequence[int] | None = None,
         max_model_len: int | None = None,
         **sizes: Any,
     ) -> "DevicePair":
@@ -159,6 +160,7 @@ class DevicePair:
         device    "auto" (a GPU if there is one, else "cpu"), "cuda", "cuda:N", or "cpu", interpreted
         dtype     "auto": each checkpoint's own, and float32 on "cpu"
         weights, draft_weights   "int8", "int4": what wider matrices are rounded to; "auto": none is
+        skip_layers   the target drafts for itself without these layers; None: the draft that is given, if any
         sizes     those of of_models; max_model_len None: as an engine chooses it
 
         Raises ConfigError, or ResourceError for what this machine has not got.
@@ -167,22 +169,25 @@ class DevicePair:
         for name, value in (("weights", weights), ("draft_weights", draft_weights)):
             choice(name, value, tuple(WEIGHT_BITS), ConfigError)
         given = target_config, target_tensors, draft_config, draft_tensors
-        sources = pair_sources(*given, dtype=dtype, weights=weights, draft_weights=draft_weights)
-        if draft_config is not None:
+        sources = pair_sources(
+            *given,
+            dtype=dtype,
+            weights=weights,
+            draft_weights=draft_weights,
+            drafter="auto" if skip_layers is None else "self",
+            skip_layers=skip_layers,
+        )
+        if sources[-1].shared is not None:
+            check_view(sources[-1])
+        elif isinstance(draft_config, ModelConfig):
             check_vocabularies(target_config, draft_config)
         length = max_length(max_model_len, [source.config for source in sources])
-        packed = [
-            DeviceModel.pack(
-                *(source.config, source.tensors),
-                device=where,
-                dtype=dtype,
-                name=source.name,
-                weights=source.weights,
-            )
-            for source in sources
+        target = DeviceModel.of_source(sources[0], where)
+        drafts = [
+            DeviceModel.of_source(source, where) if source.shared is None else target.view(source)
+            for source in sources[1:]
         ]
-        draft = packed[1] if len(packed) > 1 else None
-        return cls.of_models(packed[0], draft, max_model_len=length, **sizes)
+        return cls.of_models(target, drafts[0] if drafts else None, max_model_len=length, **sizes)
 
     @classmethod
     def from_pretrained(
@@ -193,13 +198,12 @@ class DevicePair:
     ) -> "DevicePair":
         """From checkpoint directories in the Hugging Face layout; options and errors as in from_tensors."""
         target_config, target_tensors, draft_config, draft_tensors = load_pair(target, draft)
-        if isinstance(draft_config, ExitConfig | Eagle3Config):
-            kind = "an exit layer" if isinstance(draft_config, ExitConfig) else "an EAGLE-3 head"
+        if isinstance(draft_config, Eagle3Config):
             raise ConfigError(
-                f"{draft} is {kind}, which drafts on the CPU only so far: use an Engine with "
+                f"{draft} is an EAGLE-3 head, which drafts on the CPU only so far: use an Engine with "
                 "device='cpu', or take a draft model"
             )
-        if draft is not None:
+        if draft is not None and isinstance(draft_config, ModelConfig):
             Tokenizer.from_pretrained(target).check_draft(Tokenizer.from_pretrained(draft))
         return cls.from_tensors(target_config, target_tensors, draft_config, draft_tensors, **options)
 

@@ -18,8 +18,8 @@ layers over blocks of MAX_ROWS, but for a prefill chunk, which always has the sa
 torch.mm as one. Matrices of codes have blocks there too.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypedDict
 
 import torch
@@ -90,12 +90,16 @@ class LlamaWeights:
         device: torch.device,
         weights: str = "auto",
         advance: Callable[[int], object] = lambda _: None,
+        target: "LlamaWeights | None" = None,
+        shared: Sequence[int] = (),
     ) -> "LlamaWeights":
         """From Hugging Face's tensors, which may be dropped afterwards. What has codes keeps them; rows that
         are packed as one have one form, or none if one of them has none.
 
         weights: what wider matrices are rounded to. advance: called with the bytes of each layer once the
-        layer is there. Raises CheckpointError for weights that cannot be rounded.
+        layer is there. target: of a view, which begins with its layers `shared` and has its embedding, its
+        head, and its norm if `tensors` have none: the same tensors, which are not copied; only what is behind
+        these layers is packed. Raises CheckpointError for weights that cannot be rounded.
         """
         forms = stored_forms(tensors)
 
@@ -132,6 +136,11 @@ class LlamaWeights:
             advance(sum(t.nbytes for t in vars(packed).values() if t is not None))
             return packed
 
+        if target is not None:
+            own = tuple(layer(index) for index in range(len(shared), config.num_hidden_layers))
+            norm = tensor("model.norm.weight") if "model.norm.weight" in tensors else target.norm
+            layers = tuple(target.layers[index] for index in shared) + own
+            return cls(target.embed_tokens, layers, norm, target.lm_head)
         embed_tokens = matrix("model.embed_tokens.weight")
         advance(embed_tokens.nbytes)
         layers = tuple(layer(index) for index in range(config.num_hidden_layers))
@@ -167,7 +176,8 @@ class Buffers:
 
     def __init__(self, config: ModelConfig, sizes: Sizes, weights: LlamaWeights, *, vocab_size: int) -> None:
         heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
-        rows, hidden, inner = sizes.max_tokens, config.hidden_size, config.intermediate_size
+        rows, hidden = sizes.max_tokens, config.hidden_size
+        inners = {layer.down_proj.shape[1] for layer in weights.layers}  # an exit layer's may be another
 
         def empty(*shape: int, dtype: torch.dtype = weights.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=weights.device)
@@ -178,8 +188,9 @@ class Buffers:
         self.qkv = empty(rows, (heads + 2 * kv_heads) * head_dim, dtype=torch.float32)
         self.q = empty(rows, heads, head_dim)
         self.attended = empty(rows, heads, head_dim)
-        self.activated = empty(rows, inner)
-        num_bytes = workspace_bytes(config, sizes, vocab_size=vocab_size)
+        self.activated = empty(rows * max(inners))  # rows of a layer, as wide as that is
+        widths = [replace(config, intermediate_size=inner) for inner in inners]
+        num_bytes = max(workspace_bytes(each, sizes, vocab_size=vocab_size) for each in widths)
         self.workspace = empty(max(num_bytes, 16), dtype=torch.uint8)
         # Of attention, which leaves them at 0: all layers, captured or not, run one after another.
         self.counters = torch.zeros(rows * heads, dtype=torch.int32, device=weights.device)
@@ -277,7 +288,7 @@ class Llama:
             )
         own, weights, eps = self.buffers, self.weights, self.config.rms_norm_eps
         residual, qkv, q = own.residual[:rows], own.qkv[:rows], own.q[:rows]
-        attended, activated = own.attended[:rows], own.activated[:rows]
+        attended = own.attended[:rows]
         flat, scaled, squares = attended.view(rows, -1), own.scaled[:rows], own.squares[:rows]
         is_chunk = batch.max_q_len > MAX_ROWS
         norms = [*(layer.input_layernorm for layer in weights.layers), weights.norm]
@@ -331,6 +342,8 @@ class Llama:
             self._attention(q, k_cache, v_cache, batch, attended, own.workspace, own.counters)
             add(flat, layer.o_proj, layer.post_attention_layernorm)
             held, form = operands(layer.gate_up_proj)
+            inner = layer.down_proj.shape[1]
+            activated = own.activated[: rows * inner].view(rows, inner)
             for block in blocks(layer.gate_up_proj):
                 gate_up_silu(
                     *(scaled[block], held, activated[block], own.workspace, num_live),

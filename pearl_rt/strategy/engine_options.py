@@ -21,6 +21,7 @@ DTYPES = ("auto", "bfloat16", "float32", "float16")
 DRAFTERS = ("auto", "model", "self", "lookup", "none")
 # That draft by rows of a model, with a KV cache; and of these, what can fill several windows of a sequence.
 MODEL_DRAFTERS = ("model", "parallel", "diffusion", "self", "exit", "eagle3")
+VIEW_DRAFTERS = ("self", "exit")  # whose weights are the target's, all or but for a layer
 BRANCHING_DRAFTERS = ("model", "self", "exit")
 CHAINED_DRAFTERS = ("model", "parallel", "self", "exit", "eagle3")  # that a lookup may be in front of
 
@@ -34,8 +35,8 @@ class EngineOptions:
     gamma          drafts per window, 1 to 16; None: the planner's choice
     judge          at temperature > 0: "rejection" (highest acceptance) or "coupled" (tokens depend on the
                    seed and the target alone)
-    drafter        what drafts: "model" (a draft model was given), "self" (the target without skip_layers, on
-                   the CPU; no weights), "lookup" (what followed the last tokens when they stood before in
+    drafter        what drafts: "model" (a draft model was given), "self" (the target without skip_layers;
+                   no weights of its own), "lookup" (what followed the last tokens when they stood before in
                    prompt or answer; no weights; on the host, whatever the device), "none"; "auto" is the
                    draft model if one is given, else "lookup" on the CPU, else "none"
     skip_layers    layers that drafter "self" leaves out; None: those that `python -m pearl_rt search-skip`
@@ -59,7 +60,8 @@ class EngineOptions:
                    greedy or judge="coupled"; 0: none
     device         "cpu", "cuda", "cuda:N"; "auto": a GPU that the kernels run on, if there is one and nothing
                    of the CPU's own was asked for; "interpret": the kernels in their interpreter, for tests
-    draft_device   for the draft of a target on a GPU: another GPU ("cuda:N") or "cpu"; None: the target's
+    draft_device   for the draft of a target on a GPU: another GPU ("cuda:N") or "cpu"; None: the target's,
+                   as "self" and an exit layer have it
     dtype          of weights and KV cache; "auto" is each checkpoint's own, but bfloat16 for float16 on
                    the CPU (and float32 on "interpret")
     weights        of the target's matrices: "int8" or "int4" rounds what is wider to 8 or 4 bits

@@ -93,7 +93,7 @@ class ExitConfig:
                 f"{target.num_hidden_layers}: an exit leaves at least one out"
             )
         return replace(
-            target,
+            target.without_masks(),
             num_hidden_layers=self.exit_layer + 1,
             intermediate_size=self.intermediate_size,
             pard_token=self.pard_token,

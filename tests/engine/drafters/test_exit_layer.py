@@ -85,6 +85,12 @@ def test_with_a_mask_token_a_window_is_one_pass(tmp_path: Path, at_once: bool) -
         Engine(TARGET, TENSORS, replace(EXIT, pard_token=288), own_layer(), **SHAPE)
 
 
+def test_masks_of_the_target_are_not_the_layers() -> None:
+    """A target that has a mask token was trained for masks; a layer without one goes token by token."""
+    for masks in ({"pard_token": 31}, {"diffusion_mask_token": 31, "diffusion_passes": 2}):
+        assert EXIT.draft_config(replace(TARGET, **masks)) == EXIT.draft_config(TARGET)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -129,8 +135,8 @@ def test_tensors_that_are_missing_or_too_many(tmp_path: Path) -> None:
 
 def test_where_it_cannot_run(tmp_path: Path) -> None:
     target, draft = save(tmp_path)
-    with pytest.raises(ConfigError, match=r"'exit' runs on the CPU only so far, and the target is on"):
-        Engine.from_pretrained(target, draft, device="interpret")
+    with pytest.raises(ConfigError, match=r"draft_device 'cpu' is for a target on a GPU, .* on 'interpret'"):
+        Engine.from_pretrained(target, draft, device="interpret", draft_device="cpu")
     with pytest.raises(ConfigError, match="drafter 'self' was asked for, and a draft model was given"):
         Engine.from_pretrained(target, draft, drafter="self", skip_layers=[1])
     with pytest.raises(ConfigError, match="pass both, or neither"):

@@ -101,8 +101,8 @@ def test_options_that_do_not_go_with_it(target: Pair) -> None:
         Engine(*both, skip_layers=[1])
     with pytest.raises(ConfigError, match="draft_weights 'int4' was given with draft 'self'"):
         engine_of(target, skip_layers=[1], draft_weights="int4")
-    with pytest.raises(ConfigError, match=r"'self' runs on the CPU only so far, and the target is on"):
-        engine_of(target, skip_layers=[1], device="interpret", num_threads=None)
+    with pytest.raises(ConfigError, match=r"draft_device 'cpu' is for a target on a GPU, .* on 'interpret'"):
+        engine_of(target, skip_layers=[1], device="interpret", num_threads=None, draft_device="cpu")
 
 
 def test_layers_that_a_search_has_found(
