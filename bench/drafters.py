@@ -132,7 +132,7 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     for gamma in options.gammas or GAMMAS[LOOKUP]:
         add(LOOKUP, gamma)
     add(EARLIER, max(options.gammas or GAMMAS[LOOKUP]))
-    asked = {MODEL: options.draft, SELF: options.skip_layers} | directories(options)
+    asked = {MODEL: options.draft, SELF: options.skip_layers is not None} | directories(options)
     for kind, is_asked in asked.items():
         for gamma in (options.gammas or GAMMAS[kind]) if is_asked else ():
             add(kind, gamma)
@@ -179,7 +179,7 @@ def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
     }
     if options.draft:
         kinds[MODEL] = {"lookup_pool": 0}
-    if options.skip_layers:
+    if options.skip_layers is not None:
         kinds[SELF] = {"draft": SELF}
     for kind, directory in directories(options).items():
         if directory is not None:
@@ -329,7 +329,12 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--stops", nargs="+", default=[], help="rules that end windows of --draft early")
     parser.add_argument("--candidates", type=int, nargs="+", default=[], help="windows of --draft, 2 to 8")
-    parser.add_argument("--skip-layers", type=int, nargs="+", help="that the target leaves out as a draft")
+    parser.add_argument(
+        "--skip-layers",
+        type=int,
+        nargs="*",
+        help="that the target leaves out as a draft; none: of a target with a mask token",
+    )
     parser.add_argument("--exit", type=Path, help="an exit layer of the target: token by token")
     parser.add_argument("--parallel", type=Path, help="a draft with a pard_token")
     parser.add_argument("--diffusion", type=Path, help="a draft with a diffusion_mask_token")
