@@ -468,8 +468,8 @@ class LlamaWeights:
     ) -> LlamaWeights:
         """
         A head for this model (EAGLE-3): one layer that is fed a token and tap_size numbers of the row
-        before it. config: a model's, and tap_size, num_tap_norms, logits_size, norm_before_residual and
-        norm_output; the embedding is this model's where tensors have none.
+        before it. config: a model's, and tap_size, num_tap_norms, logits_size, norm_before_residual,
+        norm_output and attention_window, positions that a row attends to (0: all); the embedding is this model's where tensors have none.
         """
     def view(
         self,

@@ -120,7 +120,7 @@ class Engine:
         check_tokenizer(target_config, tokenizer)
         followers = sources[:1] if capabilities.outlives_draft else sources
         self.max_model_len = max_length(options.max_model_len, [source.config for source in followers])
-        lengths = [min(self.max_model_len, source.config.default_max_model_len) for source in sources[1:]]
+        lengths = [source.longest(self.max_model_len) for source in sources[1:]]
         self._draft_max_model_len = lengths[0] if lengths else None
         self._shares = sources[-1].shares
         self._kv_pool = kv_pool = self._backend.kv_pool(self.max_model_len)

@@ -118,8 +118,9 @@ void bind_executor(py::module_& m) {
              const Sources& tensors, int bits) { return head_from(self, config, tensors, bits); },
           py::arg("config"), py::arg("tensors"), py::kw_only(), py::arg("bits") = 0,
           "A head for this model (EAGLE-3): one layer that is fed a token and tap_size numbers of the row\n"
-          "before it. config: a model's, and tap_size, num_tap_norms, logits_size, norm_before_residual and\n"
-          "norm_output; the embedding is this model's where tensors have none.")
+          "before it. config: a model's, and tap_size, num_tap_norms, logits_size, norm_before_residual,\n"
+          "norm_output and attention_window, positions that a row attends to (0: all); the embedding is this "
+          "model's where tensors have none.")
       .def_property_readonly("isa", [](const LlamaWeights& w) { return w.kernels().isa; })
       .def_property_readonly("weight_bytes", method(&LlamaWeights::step_bytes))
       .def_property_readonly("memory_bytes", method(&LlamaWeights::memory_bytes));

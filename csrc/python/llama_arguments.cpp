@@ -212,6 +212,8 @@ std::shared_ptr<LlamaWeights> head_from(const std::shared_ptr<LlamaWeights>& tar
   c.tap_size = number("tap_size");
   c.num_tap_norms = number("num_tap_norms");
   c.logits_size = number("logits_size");
+  c.attention_window = number("attention_window");
+  check_between("attention_window", c.attention_window, 0, kMostTokens);
   c.norm_before_residual = flag("norm_before_residual");
   c.norm_output = flag("norm_output");
   if (c.tap_size < 1) refuse("tap_size is " + std::to_string(c.tap_size) + "; a head is fed 1 or more");

@@ -43,6 +43,10 @@ class ModelSource:
         """What a draft has of its target: layers, None for a model of its own; and ids, None for all."""
         return {"shared_layers": self.shared, "shared_ids": self.ids and self.ids.num_shared}
 
+    def longest(self, max_model_len: int) -> int:
+        """Tokens of a sequence that a draft can follow, of so many: a head attends to the last ones only."""
+        return max_model_len if self.head else min(max_model_len, self.config.default_max_model_len)
+
     def num_bytes(self, *, keeps_codes: bool = True) -> int:
         """Of the weights that are its own, once packed. keeps_codes: whether codes are packed as codes."""
         stored = stored_forms(self.tensors) if keeps_codes else {}

@@ -2,9 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 
 namespace pearl {
 namespace {
+
+constexpr float kNoScore = -1e30f;  // of a position in front of a row's window: far below any other
 
 // Hugging Face's rotate-half: dimensions i and i + head_dim / 2 turn by the same angle.
 void rope(const float* x, const float* cos, const float* sin, int half, float* out) {
@@ -85,15 +88,19 @@ void attend(const AttentionStep& s, const AttentionScratch& scratch, const Atten
     visible[m] = static_cast<int>(piece.start) + (is_open ? piece.num_rows : token + 1);
   }
   const int context = visible[rows - 1];
+  const auto hidden = [&](int row) {  // positions in front of its window
+    return c.attention_window > 0 ? std::max(0, visible[row] - c.attention_window) : 0;
+  };
   const int64_t query = (int64_t{kv_head} * s.capacity + piece.first_row) * group + first;
   const int block_size = s.cache.block_size(), num_blocks = (context + block_size - 1) / block_size;
+  const int first_block = hidden(0) / block_size, begin = first_block * block_size;  // none attends before
   const auto keys = [&](int block) { return s.cache.keys(s.layer, piece.block_table[block], kv_head); };
   const auto values = [&](int block) { return s.cache.values(s.layer, piece.block_table[block], kv_head); };
   const auto positions = [&](int block) { return std::min(block_size, context - block * block_size); };
 
   // Of several blocks the next is fetched whole while one is read: no hardware sees where it lies. In fp32,
   // where they are twice as large, that costs more than it saves.
-  const bool from_memory = s.from_memory || (num_blocks > 1 && dtype == DType::kBfloat16);
+  const bool from_memory = s.from_memory || (num_blocks - first_block > 1 && dtype == DType::kBfloat16);
 
   MatmulArgs qk{};
   qk.x_stride = dim;
@@ -102,7 +109,7 @@ void attend(const AttentionStep& s, const AttentionScratch& scratch, const Atten
   qk.from_memory = from_memory;
   qk.epilogue = Epilogue::kStore;
   qk.out_stride = scratch.stride();
-  for (int block = 0, blind = 0; block < num_blocks; ++block) {
+  for (int block = first_block, blind = 0; block < num_blocks; ++block) {
     while (visible[blind] <= block * block_size) ++blind;
     qk.x = element_at(s.queries, (query + blind) * dim, query_dtype);
     qk.rows = rows - blind;
@@ -116,16 +123,25 @@ void attend(const AttentionStep& s, const AttentionScratch& scratch, const Atten
   }
 
   float inverse_sum[kTileRows];
+  int in_blocks[kTileRows];  // positions from `begin` on
+  for (int m = 0; m < rows; ++m) {
+    in_blocks[m] = visible[m] - begin;
+    std::fill_n(scratch.scores() + m * scratch.stride() + begin, std::max(0, hidden(m) - begin), kNoScore);
+  }
   SoftmaxArgs softmax{};
-  softmax.scores = scratch.scores();
-  softmax.p = scratch.probabilities();
+  softmax.scores = scratch.scores() + begin;
+  softmax.p = element_at(scratch.probabilities(), begin, query_dtype);
   softmax.stride = scratch.stride();
   softmax.rows = rows;
-  softmax.visible = visible;
-  softmax.num_positions = context;
+  softmax.visible = in_blocks;
+  softmax.num_positions = context - begin;
   softmax.scale = 1.0f / std::sqrt(static_cast<float>(dim));
   softmax.inverse_sum = inverse_sum;
   s.kernels.softmax(softmax);
+  for (int m = 0; m < rows && hidden(rows - 1) > begin; ++m) {
+    void* const first_p = element_at(scratch.probabilities(), m * scratch.stride() + begin, query_dtype);
+    std::memset(first_p, 0, std::max(0, hidden(m) - begin) * size_of(query_dtype));
+  }
 
   const int64_t padded_dim = int64_t{s.cache.value_tiles()} * kLanes;
   MatmulArgs pv{};
@@ -136,7 +152,7 @@ void attend(const AttentionStep& s, const AttentionScratch& scratch, const Atten
   pv.from_memory = from_memory;
   pv.epilogue = Epilogue::kStore;
   pv.out_stride = padded_dim;
-  for (int block = 0, blind = 0; block < num_blocks; ++block) {
+  for (int block = first_block, blind = 0; block < num_blocks; ++block) {
     while (visible[blind] <= block * block_size) ++blind;
     const bool last = block + 1 == num_blocks;
     pv.x = element_at(scratch.probabilities(), blind * scratch.stride() + block * block_size, query_dtype);
@@ -146,7 +162,7 @@ void attend(const AttentionStep& s, const AttentionScratch& scratch, const Atten
     pv.out = scratch.sums() + blind * padded_dim;
     pv.next_w = last ? s.next_w : values(block + 1);
     pv.next_w_stride = last ? s.next_w_stride : pv.w_stride;
-    pv.continues = block > 0;
+    pv.continues = block > first_block;
     s.kernels.matmul_any_k(pv);
   }
 

@@ -26,6 +26,7 @@ struct LlamaConfig {
   bool mlp_bias;        // on gate, up and down
   bool qk_norm;         // RMSNorm of each head's q and k before rope (Qwen3)
   bool tie_word_embeddings;
+  int attention_window = 0;  // positions that a row attends to, its own and those before it; 0: all
 
   // Of a head: numbers of a row of taps that it is fed with, and how many norms these have, each over an
   // equal part; rows of lm_head, of vocab_size if 0. norm_before_residual: the feature that the layer adds to

@@ -197,6 +197,11 @@ class Head:
         """Raises as check_eagle3()."""
         return cls(config, config.taps_of(target), check_eagle3(tensors, config, target, source))
 
+    @property
+    def attention_window(self) -> int:
+        """Positions that a row attends to, its own and those before it: as many as it was trained on."""
+        return self.config.layer.default_max_model_len
+
     def num_bytes(self, num_sequences: int) -> int:
         """Of the taps that are kept of so many sequences."""
         return 4 * num_sequences * ROWS_KEPT * self.config.tap_size
@@ -206,6 +211,7 @@ class Head:
         config = self.config
         flags = {"norm_before_residual": config.norm_before_residual, "norm_output": config.norm_output}
         sizes = {"tap_size": config.tap_size, "num_tap_norms": config.num_norms}
+        sizes |= {"attention_window": self.attention_window}
         return {**sizes, **flags, "logits_size": config.draft_vocab_size}
 
 

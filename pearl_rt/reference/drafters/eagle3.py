@@ -38,6 +38,7 @@ class EagleHead:
     num_norms: int = 0
     norm_before_residual: bool = False
     norm_output: bool = False
+    attention_window: int = 0  # positions that a row attends to, its own and those before it; 0: all
 
     def _norm(self, x: Floats, name: str) -> Floats:
         return rms_norm(x, self.weights[f"{name}.weight"], self.eps)
@@ -72,7 +73,8 @@ class EagleHead:
         v = (x @ w[f"{attention}v_proj.weight"].T).reshape(count, self.num_kv_heads, -1)
         k, v = (np.repeat(part, self.num_heads // self.num_kv_heads, axis=1) for part in (k, v))
         scores = np.einsum("ihd,jhd->hij", q, k) / np.float32(q.shape[-1]) ** np.float32(0.5)
-        scores[:, ~np.tri(count, dtype=bool)] = -np.inf
+        seen = np.tri(count, dtype=bool) & ~np.tri(count, k=-(self.attention_window or count), dtype=bool)
+        scores[:, ~seen] = -np.inf
         chances = np.exp(scores - scores.max(axis=-1, keepdims=True))
         chances /= chances.sum(axis=-1, keepdims=True)
         attended = np.einsum("hij,jhd->ihd", chances, v).reshape(count, -1)

@@ -195,8 +195,8 @@ def test_requests_that_join_and_leave() -> None:
         assert [handle.result(60).token_ids for handle in handles[1:]] == want[1:]
 
 
-def test_sequences_that_the_head_cannot_follow() -> None:
-    """The target goes on alone behind the head's positions, and from the start with a longer prompt."""
+def test_sequences_that_are_longer_than_the_heads_positions() -> None:
+    """It attends to as many of the last ones as it has, and drafts on."""
     config, tensors = planted_head(layer=replace(HEAD.layer, max_position_embeddings=64))
     with planted_engine((config, tensors), judge="coupled") as engine:
         longer = replace(GREEDY, max_tokens=100)
@@ -204,8 +204,8 @@ def test_sequences_that_the_head_cannot_follow() -> None:
             [want] = engine.generate(prompt, longer, strategy="ar")
             [got] = engine.generate(prompt, longer, strategy="sd", gamma=4)
             assert got.token_ids == want.token_ids
-            assert (got.metrics.accepted > 0) == (len(prompt) < 64)
-        assert engine.stats()["draft_max_model_len"] == 64
+            assert got.metrics.accepted > got.metrics.rounds / 4
+        assert engine.stats()["draft_max_model_len"] == engine.max_model_len
 
 
 def test_answers_of_a_form(tmp_path: Path) -> None:

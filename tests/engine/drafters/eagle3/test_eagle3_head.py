@@ -24,6 +24,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"norm_before_fc": True, "norm_output": True},
     {"fc_norm": True, "norm_before_residual": True, "norm_output": True},
     {"layer": QWEN3, "taps": (0, 4)},
+    {"layer": replace(HEAD.layer, sliding_window=40)},
+    {"layer": replace(QWEN3, max_position_embeddings=101, sliding_window=1000), "norm_output": True},
+    {"layer": replace(HEAD.layer, sliding_window=1)},
 ]
 
 
@@ -74,9 +77,12 @@ def test_taps_are_the_inputs_of_layers() -> None:
     assert np.abs(rows - last * scale @ TENSORS["lm_head.weight"].numpy().T).max() < 1e-3
 
 
-def test_rows_do_not_depend_on_others() -> None:
+@pytest.mark.parametrize("window", [None, 1, 33, 64])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_do_not_depend_on_others(dtype: str, window: int | None) -> None:
     """Alone, or behind another cut: the same bits."""
-    target, head, _ = models(HEAD, "bfloat16")
+    config = replace(HEAD, layer=replace(HEAD.layer, sliding_window=window))
+    target, head, _ = models(config, dtype)
     taps = target.forward_taps(0, TOKENS, 0)
     want = head.forward_head(0, TOKENS[1:], 0, taps[:-1])
     for place in range(149):

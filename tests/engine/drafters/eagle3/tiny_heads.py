@@ -54,6 +54,7 @@ def definition(
         config.num_norms,
         config.norm_before_residual,
         config.norm_output,
+        config.layer.default_max_model_len,
     )
 
 
