@@ -216,7 +216,7 @@ def engine_options(options: argparse.Namespace) -> dict[str, Any]:
     if options.device == "cpu":
         pool = getattr(options, "lookup_pool", 0)
         if getattr(options, "draft", None) == "self":
-            shared["skip_layers"] = options.skip_layers
+            shared["skip_layers"] = options.skip_layers or None  # of a target with a mask token none
         shared["draft_parallel"] = getattr(options, "in_one_pass", True)
         shared["draft_stop"] = getattr(options, "draft_stop", "none")
         shared["draft_lookup"] = getattr(options, "draft_lookup", None)

@@ -227,9 +227,11 @@ def _layer_of(content: Json, is_nested: bool) -> ModelConfig:
         raise CheckpointError(f"num_hidden_layers {shown(number)}: an EAGLE-3 head of one layer is needed")
     if kind == "mistral":  # its default is a window
         own.setdefault("sliding_window", None)
-    return ModelConfig.from_dict(
+    layer = ModelConfig.from_dict(
         own | {"model_type": kind, "num_hidden_layers": 1, "tie_word_embeddings": False}, source="layer"
     )
+    # A Llama as a model has no window; as a head it may.
+    return replace(layer, sliding_window=own.get("sliding_window")) if kind == "llama" else layer
 
 
 def _size(d: Json, key: str, default: int) -> int:

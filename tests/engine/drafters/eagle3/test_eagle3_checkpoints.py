@@ -89,6 +89,16 @@ def as_pickled(path: Path) -> Path:
     return path
 
 
+def test_a_window_of_a_head() -> None:
+    """A Llama's too, which has none as a model."""
+    content = HEAD.to_dict() | {"sliding_window": 40}
+    assert Eagle3Config.from_dict(content).layer.sliding_window == 40
+    assert Eagle3Config.from_dict(HEAD.to_dict()).layer.sliding_window is None
+    for wrong in (0, -3, "40", 1.5, True):
+        with pytest.raises(CheckpointError, match="sliding_window"):
+            Eagle3Config.from_dict(content | {"sliding_window": wrong})
+
+
 @pytest.mark.parametrize("layout", [saved, as_vllm, as_speculators, as_pickled])
 def test_every_layout_is_the_same_head(tmp_path: Path, layout: Callable[[Path], Path]) -> None:
     path = layout(saved(tmp_path))
