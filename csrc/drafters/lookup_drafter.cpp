@@ -30,9 +30,7 @@ int64_t LookupDrafter::bytes() const {
 }
 
 void LookupDrafter::set_costs(StepCosts costs) {
-  for (const auto* times : {&costs.scores, &costs.windows}) {
-    for (const int32_t time : *times) check_between("a cost", time, 1, 1'000'000'000);
-  }
+  costs.check();
   costs_ = std::move(costs);
 }
 

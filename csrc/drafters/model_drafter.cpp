@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <span>
 #include <utility>
 
 #include "core/checks.h"
@@ -22,6 +23,12 @@ ModelDrafter::ModelDrafter(std::shared_ptr<Executor> executor, std::optional<int
   if (mask_token && !ids_.draft_of.empty()) {
     refuse("mask_token and draft_ids: a draft with a vocabulary of its own goes token by token");
   }
+}
+
+void ModelDrafter::set_branch_costs(StepCosts costs) {
+  if (costs.scores.empty() != costs.windows.empty()) refuse("costs of scores and of windows belong together");
+  costs.check();
+  branch_costs_ = std::move(costs);
 }
 
 void ModelDrafter::attach(const std::string& lane, const State& state) const {
@@ -49,7 +56,7 @@ void ModelDrafter::start(State* state, Run* run) {
   stops_.assign(state->num_slots, {});
   end_.assign(state->num_slots, 0);
   drafted_.assign(state->num_slots, 0);
-  firsts_.resize(state->candidates);
+  branched_.assign(state->candidates > 1 ? state->num_slots : 0, {});
   fed_.assign(state->num_slots, 0);
   feed_.resize(state->num_slots * (Feeder::kChunk + state->gamma_max));
 }
@@ -67,11 +74,14 @@ void ModelDrafter::draft_but(const std::vector<char>& has_window) {
   State& s = *state_;
   const int vocab = std::min(s.vocab_size, s.draft_vocab_size);
   bool drafts = false;
+  branch_costs_.num_running = 0;
+  for (int b = 0; b < s.num_slots; ++b) branch_costs_.num_running += s.running(b) ? 1 : 0;
   feeder_->segments.clear();
   for (int b = 0; b < s.num_slots; ++b) {
     window_len_[b] = most_[b] = drafted_[b] = 0;
     fed_[b] = -1;
     if (!s.running(b)) continue;
+    if (s.candidates > 1) learn_ranks(b);
     s.num_windows[b] = 1;
     const int64_t end = end_[b] = s.committed[b] + s.pending[b];
     const bool drafts_here = has_window.empty() || !has_window[b];
@@ -194,11 +204,35 @@ bool ModelDrafter::take_rows(const Segment& segment, int vocab) {
 
 void ModelDrafter::branch_off(int b, int vocab) {
   State& s = *state_;
-  if (s.candidates == 1) return;
+  if (s.candidates == 1 || !may_branch_) return;
   const int64_t position = end_[b];
-  s.num_windows[b] = draw_candidates(s.draft_row(b, position), vocab, s.temperature[b], s.seed[b], position,
-                                     draft_purpose(s.judge), s.window(b)[0], s.candidates, firsts_.data());
-  for (int number = 1; number < s.num_windows[b]; ++number) s.window(b, number)[0] = firsts_[number];
+  Branches& own = branched_[b];
+  const bool weighs = s.adapts[b] && branch_costs_.known();
+  const int count = weighs ? own.ranks.count(branch_costs_, s.candidates, window_len_[b]) : s.candidates;
+  if (weighs && !own.ranks.looks(count)) return;
+  own.candidates.resize(s.candidates);
+  const int found =
+      draw_candidates(s.draft_row(b, position), vocab, s.temperature[b], s.seed[b], position,
+                      draft_purpose(s.judge), s.window(b)[0], s.candidates, own.candidates.data());
+  own.candidates.resize(found);
+  own.position = position;
+  s.num_windows[b] = std::min(found, count);
+  for (int number = 1; number < s.num_windows[b]; ++number) s.window(b, number)[0] = own.candidates[number];
+}
+
+void ModelDrafter::learn_ranks(int b) {
+  State& s = *state_;
+  Branches& own = branched_[b];
+  if (own.request_id != s.request_id[b]) {
+    own = {};
+    own.request_id = s.request_id[b];
+  }
+  if (own.position < 0 || s.committed[b] <= own.position) return;
+  const std::span<const int32_t> text(s.tokens(b) + own.position, s.tokens(b) + s.committed[b]);
+  own.ranks.learn(text, own.candidates, s.num_windows[b], [&](int number) {
+    return std::span<const int32_t>(s.window(b, number), s.num_draft_tokens[b]);
+  });
+  own.position = -1;
 }
 
 void ModelDrafter::push_branches(int b) {

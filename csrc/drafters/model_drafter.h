@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "coordinator/feeder.h"
@@ -13,6 +14,7 @@
 #include "drafters/drafter.h"
 #include "drafters/step_costs.h"
 #include "drafters/stop_rule.h"
+#include "sampling/candidates/ranks.h"
 #include "sampling/transform.h"
 
 namespace pearl {
@@ -46,6 +48,13 @@ class ModelDrafter : public Drafter {
 
   // Whether a pass follows each verdict, with a window of its own or without.
   virtual bool is_fed_each_round() const { return false; }
+
+  // Between runs. Of a slot that adapts as many windows lie beside one another as have the most tokens for
+  // their time. Without scores, as at first: as many as there may be.
+  // Throws Failure(kRequest) for a time that is none, and for one table without the other.
+  void set_branch_costs(StepCosts costs);
+  // For measurements, between runs: whether there may be more than one.
+  void set_branches(bool branches) { may_branch_ = branches; }
 
   // What the rule kAuto weighs windows by; it outlives this.
   void weigh_by(const StepCosts* costs) { costs_ = costs; }
@@ -95,6 +104,8 @@ class ModelDrafter : public Drafter {
   // The token at a position of a window whose logits are in `row`, which is transformed in place first: what
   // was sampled from is what is judged. `drafted` tokens of the window stand before it.
   int32_t sample_draft(int slot, int number, int64_t position, int drafted, float* row, int vocab);
+  // From the verdict on the windows of a slot: which candidate stood.
+  void learn_ranks(int slot);
   // Behind window 0's first token: those of the other windows. Then what a pass feeds for these, and what
   // they take of it.
   void branch_off(int slot, int vocab);
@@ -106,13 +117,21 @@ class ModelDrafter : public Drafter {
   const std::optional<int32_t> mask_token_;
   const int head_rows_;
   const StepCosts* costs_ = nullptr;
+  StepCosts branch_costs_;
+  bool may_branch_ = true;
 
   // Set by start.
   Run* run_ = nullptr;
   std::vector<int32_t> most_;      // [B] of window_len_, with forced tokens
   std::vector<WindowStop> stops_;  // [B]
-  std::vector<int32_t> firsts_;    // [K] the first token of each window
-  std::vector<float> rows_;        // [B, rows of a pass, head_rows_], if ids differ
+  struct Branches {
+    uint64_t request_id = 0;
+    CandidateRanks ranks;
+    int64_t position = -1;  // of the candidates, or -1: their verdict is known, or there were none
+    std::vector<int32_t> candidates{};  // for it, those without a window too
+  };
+  std::vector<Branches> branched_;  // [B]
+  std::vector<float> rows_;         // [B, rows of a pass, head_rows_], if ids differ
   int rows_of_a_pass_ = 1;
   std::vector<int64_t> fed_;  // [B] draft_fed once this op's passes are done; -1: its window says
   std::vector<int32_t>

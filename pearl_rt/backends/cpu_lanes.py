@@ -70,12 +70,13 @@ class CpuLanes(Lanes):
         super().__init__(placement, target.config, draft.config if draft is not None else None, pool)
         self._lookup: _C.LookupDrafter | None = None
         self._chain: _C.ChainDrafter | None = None
+        self._branching: _C.ModelDrafter | None = None  # what has several windows of a sequence
         self._stop = stop
         # Counted in weights that are read and never in seconds, so that a seed stays a text.
         read = 0 if draft is None else draft.weights.weight_bytes
         self._draft_cost = read / target.weights.weight_bytes
         self._measures = False  # whole windows
-        self._most_rows = num_slots * (MAX_GAMMA + 1)  # of a score
+        self._most_rows = num_slots * candidates * (MAX_GAMMA + 1)  # of a score
         self.overlaps = placement == "split"
         self.target_cores, self.draft_cores = list(cores), list(cores)
         if placement == "split":
@@ -110,6 +111,7 @@ class CpuLanes(Lanes):
             if filled is not None:
                 passes = draft.config.diffusion_passes or DEFAULT_PASSES
                 model, drafter = None, _C.DiffusionDrafter(own, mask_token=filled, num_passes=passes)
+        self._branching = model if candidates > 1 else None
         if lookup_tokens is not None and model is not None:
             drafter = self._chain = _C.ChainDrafter(
                 model, pool_tokens=lookup_tokens, cost=self._draft_cost, for_all=looks_up_for_all
@@ -148,6 +150,8 @@ class CpuLanes(Lanes):
             self._chain.set_looks_up(False)
         if self._lookup is not None:
             self._lookup.set_fills(True)
+        if self._branching is not None:
+            self._branching.set_branches(False)
         try:
             times = super().measure()
         finally:
@@ -156,10 +160,16 @@ class CpuLanes(Lanes):
                 self._chain.set_looks_up(True)
             if self._lookup is not None:
                 self._lookup.set_fills(False)
+            if self._branching is not None:
+                self._branching.set_branches(True)
         if self._lookup is not None:
             self._lookup.set_costs(costs_of(times.target, times, self._most_rows))
-        if self._chain is not None and not self.overlaps:  # beside the target a window has no time of its own
-            assert times.window is not None
-            windows = costs_of(times.window, times, MAX_GAMMA)
-            self._chain.set_costs(costs_of(times.target, times, self._most_rows), windows)
+        if (
+            times.window is not None and not self.overlaps
+        ):  # beside the target a window has no time of its own
+            costs = costs_of(times.target, times, self._most_rows), costs_of(times.window, times, MAX_GAMMA)
+            if self._chain is not None:
+                self._chain.set_costs(*costs)
+            if self._branching is not None:
+                self._branching.set_branch_costs(*costs)
         return times

@@ -16,7 +16,7 @@ The law is kept: given those that fell, the next one is drawn from what q is the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from pearl_rt.reference.judge import ReferenceJudge, WordsFn, residual_token, sa
 from pearl_rt.reference.noise import Floats, Purpose
 from pearl_rt.reference.processors import inverse_temperature, scaled, total, usable
 from pearl_rt.reference.round import PLACEHOLDER_TOKEN_ID, LogitsFn, RoundPlan, Verdict, Window
+from pearl_rt.reference.step_costs import StepCosts
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,76 @@ def choose(
     return Choice(-1, token)
 
 
+PRIOR_ROUNDS, PRIOR_STOOD, MOST_ROUNDS = 16, 4, 64  # half of the counts go when there are MOST_ROUNDS
+HOPES = (8, 2, 1, 1, 1, 1, 1, 1)  # of PRIOR_ROUNDS: in how many the candidate of each rank stood
+ALWAYS, SELDOM = 16, 8  # candidates without a window are looked at in the first rounds, then in each eighth
+
+
+@dataclass
+class Ranks:
+    """How many windows lie beside one another: as many as have the most tokens for their time, by counts of
+    which candidates of earlier rounds stood, in their order. The definition that
+    csrc/sampling/candidates/ranks.h matches, of one request alone.
+
+    The law is kept: the number follows from final tokens, and from candidates for places that are final.
+    """
+
+    costs: StepCosts
+    asked: int = 0
+    rounds: int = 0  # whose candidates were looked at
+    hits: list[int] = field(default_factory=lambda: [0] * len(HOPES))  # in how many each rank stood, or would
+    stood: int = 0  # windows whose first draft stood
+    behind: int = 0  # drafts behind these that did
+    last: tuple[int, list[int], list[list[int]]] | None = None  # position, candidates, windows
+
+    def count(self, most: int, length: int) -> int:
+        """Of `most` windows of `length` drafts."""
+        best, best_tokens, best_time, stands = 1, 0, 1, 0
+        rounds = self.rounds + PRIOR_ROUNDS
+        for windows in range(1, most + 1):
+            stands += self.hits[windows - 1] + HOPES[windows - 1]
+            run = self.stood + self.behind + 2 * PRIOR_STOOD
+            tokens = rounds * (self.stood + PRIOR_STOOD) + stands * run
+            pass_time = self.costs.window(length) * self.costs.score(windows - 1) // self.costs.score(0)
+            time = self.costs.score(windows * (length + 1) - 1) + pass_time
+            if windows == 1 or tokens * best_time > best_tokens * time:
+                best, best_tokens, best_time = windows, tokens, time
+        return best
+
+    def looks(self, count: int) -> bool:
+        """Whether candidates without a window are looked at, which costs a search of the row."""
+        self.asked += 1
+        return count > 1 or self.asked <= ALWAYS or (self.asked - 1) % SELDOM == 0
+
+    def learn(self, tokens: Sequence[int]) -> None:
+        """From final tokens, behind the verdict on the last windows."""
+        if self.last is None:
+            return
+        (position, candidates, windows), self.last = self.last, None
+        text = tokens[position:]
+        self.rounds += 1
+        if text[0] in candidates:
+            rank = candidates.index(text[0])
+            self.hits[rank] += 1
+            if rank < len(windows):
+                drafts = windows[rank]
+                length = min(len(drafts), len(text))
+                stood = next((i for i in range(1, length) if drafts[i] != text[i]), length)
+                self.stood, self.behind = self.stood + 1, self.behind + stood - 1
+        if self.rounds == MOST_ROUNDS:
+            self.rounds, self.stood, self.behind = self.rounds // 2, self.stood // 2, self.behind // 2
+            self.hits = [hits // 2 for hits in self.hits]
+
+
 @dataclass(frozen=True)
 class Candidates:
-    """Windows that begin with different drafts, as `pearl_rt.reference.round.decode` asks for them."""
+    """Windows that begin with different drafts, as `pearl_rt.reference.round.decode` asks for them. ranks:
+    says how many there are, at most `count`; None: as many.
+    """
 
     judge: ReferenceJudge
     count: int
+    ranks: Ranks | None = None
 
     def windows(
         self, draft_fn: LogitsFn[Floats], window: Window[Floats], tokens: Sequence[int]
@@ -129,7 +194,13 @@ class Candidates:
         assert row is not None
         purpose = Purpose.TARGET if own.kind == "coupled" else Purpose.DRAFT
         settings = own.temperature, own.seed, len(tokens), purpose, self.count, own.words
-        for first in draw(own.row(row, tokens), *settings)[1:]:
+        count, looks = self.count, True
+        if self.ranks is not None:
+            self.ranks.learn(tokens)
+            count = self.ranks.count(self.count, len(window[0]))
+            looks = self.ranks.looks(count)
+        candidates = draw(own.row(row, tokens), *settings) if looks else []
+        for first in candidates[1:count]:
             ids, rows = [first], [row]
             while len(ids) < len(window[0]):
                 seen = [*tokens, *ids]
@@ -138,6 +209,8 @@ class Candidates:
                 assert token is not None
                 ids.append(token)
             found.append((ids, [*rows]))
+        if self.ranks is not None and looks:
+            self.ranks.last = len(tokens), candidates, [ids for ids, _ in found]
         return found
 
     def verdict(

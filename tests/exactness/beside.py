@@ -11,14 +11,22 @@ from random_requests import random_models, random_request
 from scripted import Bench, logits_after, rounds_of, tokens_of
 
 from pearl_rt import _C
-from pearl_rt.reference.candidates import Candidates
+from pearl_rt.reference.candidates import Candidates, Ranks
 from pearl_rt.reference.round import decode
+from pearl_rt.reference.step_costs import StepCosts
 from pearl_rt.strategy.program import CORE_PLACEMENTS
 
 
 def random_branches(rng: random.Random) -> dict[str, Any]:
     """Windows of a sequence, and blocks of which their rows fill one or more."""
-    return {"candidates": rng.choice([2, 3, 4, 8]), "block_size": rng.choice([16, 32, 64])}
+    own = {"candidates": rng.choice([2, 3, 4, 8]), "block_size": rng.choice([16, 32, 64])}
+    if rng.random() < 0.5:
+        return own
+    costs = [1000]
+    while len(costs) < rng.randint(1, 40):
+        costs.append(costs[-1] + rng.choice([0, 0, 10, 60, 300]))
+    windows = [rng.randint(1, 400) for _ in range(rng.randint(1, 9))]
+    return own | {"costs": costs, "window_costs": windows}
 
 
 def without_stop(request: dict[str, Any]) -> dict[str, Any]:
@@ -44,7 +52,8 @@ def candidates_say_what_ar_says(first: int, runs: int) -> None:
             **random_branches(rng),
         )
         for _ in range(2):
-            requests = [without_stop(random_request(rng)) for _ in range(rng.randint(1, 5))]
+            adapts = {"adapts": rng.random() < 0.7}
+            requests = [without_stop(random_request(rng)) | adapts for _ in range(rng.randint(1, 5))]
             results = batch.run("sd", *(_C.Request(**request) for request in requests))
             for slot, request in enumerate(requests):
                 want = tokens_of(alone.run("ar", _C.Request(**request | {"gamma": 0})))
@@ -59,12 +68,15 @@ def candidates_are_the_rules(first: int, runs: int) -> None:
         target, draft = random_models(rng)
         requests = [without_stop(random_request(rng)) for _ in range(rng.randint(1, 3))]
         kind, own = rng.choice(["rejection", "coupled"]), random_branches(rng)
+        if "costs" in own:  # of one slot alone, as the definition has them
+            requests = [requests[0] | {"adapts": True, "max_tokens": 90}]
         bench = Bench.build(rng.choice(CORE_PLACEMENTS), target=target, draft=draft, num_slots=3, **own)
         results = bench.run("sd", *(_C.Request(**request) for request in requests), judge=kind)
         rules = logits_after(**target), logits_after(**draft)
         for slot, request in enumerate(requests):
             limits, judge = limits_of(request), judge_of(request, kind)
-            several = Candidates(judge, own["candidates"])
+            ranks = Ranks(StepCosts(own["costs"], own["window_costs"])) if "costs" in own else None
+            several = Candidates(judge, own["candidates"], ranks)
             shape = request["prompt_ids"], "sd", request["gamma"], limits, judge
             want = decode(*rules, *shape, several=several)
             assert rounds_of(results, slot) == want, (number, kind, slot, request, own)

@@ -273,6 +273,9 @@ CHAIN_COST = 0.5  # with windows of 1 to 3 tokens both of a chain draft in law_i
 # Of a chain of 32 slots whose windows are weighed: some are refused, some are the model's.
 CHAIN_TIMES = [time for time in (10, 14, 15, 16) for _ in range(32)], [1, 2, 3]
 
+# Of one slot with windows of three, whose number is weighed: one, until a second candidate has stood.
+BRANCH_TIMES = [1000] * 4 + [1140] * 4 + [1200] * 64, [1]
+
 # The law of three tokens over eight, filters and penalties on.
 
 
@@ -291,7 +294,11 @@ def coordinator_of(case: Case, slots: int, gamma: int, drafter: str, candidates:
         sizes: dict[str, Any] = {"num_slots": slots, "gamma_max": gamma}
         extra = _C.Coordinator.branch_blocks(**sizes, block_size=16, candidates=candidates)
         shape = {"num_slots": slots * candidates, "num_blocks": slots + extra, "block_size": 16}
-        lanes = [_C.CpuLane(name, case.executor(name, **shape), device) for name in ("target", "draft")]
+        model = _C.ModelDrafter(case.executor("draft", **shape))
+        if drafter == "weighed model":
+            model.set_branch_costs(*BRANCH_TIMES)
+        target = case.executor("target", **shape)
+        lanes = [_C.CpuLane("target", target, device), _C.CpuLane("draft", model, device)]
         sizes |= {"capacity": 16, "vocab_size": case.vocab, "candidates": candidates}
         return _C.Coordinator(lanes, **sizes, num_blocks=slots)
     drafts = _C.LookupDrafter() if drafter == "lookup" else case.executor("draft", slots)
@@ -339,7 +346,7 @@ def ragged_answers(
                 max_tokens=case.length,
                 temperature=case.temperature,
                 seed=first_seed + first + slot,
-                adapts=drafter == "weighed chain",
+                adapts=drafter.startswith("weighed"),
                 **case.processors,
                 **(STOPS[stop] if drafter != "weighed chain" else {"draft_stop": "auto"}),
             )

@@ -88,6 +88,11 @@ def test_with_several_windows(temperature: float, candidates: int) -> None:
     law_is_kept(temperature, "sd", 3, 5_000, slots=32, first_seed=first_seed, candidates=candidates)
 
 
+def test_with_windows_whose_number_is_weighed() -> None:
+    """By which candidates stood before. Four draws more, as above."""
+    law_is_kept(1.5, "sd", 3, 5_000, slots=1, first_seed=49 * 10**6, drafter="weighed model", candidates=3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["sd", "pearl"])
 def test_with_windows_that_end_by_chance(strategy: str) -> None:

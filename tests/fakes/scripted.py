@@ -110,7 +110,7 @@ class Bench:
     ) -> "Bench":
         """target, draft: arguments of their scripts. lookup_pool: the draft lane looks up and has no script;
         so many tokens of earlier answers are kept, and windows are weighed with `costs`, beside
-        those of a model with `window_costs`. mask_token: the draft fills a window in one pass, or in
+        those of a model with `window_costs`; so is the number of candidates. mask_token: the draft fills a window in one pass, or in
         so many `passes`, whose rows see each other.
         chain_cost: the draft lane has a script and looks up before it; of a pass, in steps of the target.
         head_ids: the draft is a head that is fed the target's taps, and has these ids. num_blocks,
@@ -130,7 +130,10 @@ class Bench:
         device = _C.Device([], spin_us)
         draft_device = device if placement == "shared" else _C.Device([], spin_us)
         drafts = draft_executor if lookup_pool is None else _C.LookupDrafter(pool_tokens=lookup_pool)
-        if costs and chain_cost is None:
+        if candidates > 1 and costs:
+            drafts = _C.ModelDrafter(draft_executor)
+            drafts.set_branch_costs(list(costs), list(window_costs))
+        elif costs and chain_cost is None:
             drafts.set_costs(list(costs))
         if mask_token is not None:
             drafts = _C.ModelDrafter(draft_executor, mask_token=mask_token)

@@ -54,7 +54,17 @@ void bind_drafters(py::module_& m) {
            py::arg("target_ids") = std::vector<int32_t>{}, py::arg("draft_ids") = std::vector<int32_t>{},
            "mask_token: of a model that fills a window in one pass; None: token by token. target_ids: the\n"
            "target's id of each row of the model's head, -1 for one that the target has not got. draft_ids:\n"
-           "what the model is fed for each id of the target. Both: none where ids are the same.");
+           "what the model is fed for each id of the target. Both: none where ids are the same.")
+      .def(
+          "set_branch_costs",
+          [](ModelDrafter& drafter, std::vector<int32_t> scores, std::vector<int32_t> windows) {
+            drafter.set_branch_costs({std::move(scores), std::move(windows)});
+          },
+          py::arg("scores"), py::arg("windows"),
+          "Between runs, for several candidates: of a request that adapts as many windows lie beside one\n"
+          "another as have the most tokens for their time. scores, windows: see ChainDrafter.set_costs.")
+      .def("set_branches", method(&ModelDrafter::set_branches), py::arg("branches"),
+           "For measurements, between runs: whether a sequence may have more than one window.");
 
   py::class_<ChainDrafter, Drafter, std::shared_ptr<ChainDrafter>>(
       m, "ChainDrafter", "Drafts by lookup where that is worth more than a window of the model, else by it.")
