@@ -74,6 +74,7 @@ class CudaLanes(Lanes):
         if placement != "devices":
             self.pair = DevicePair(self.target_steps, self.draft_steps)
         self._claim = -1
+        self.drafts_at_once = draft is not None and draft.config.pard_token is not None
         self._draft_on_host = isinstance(draft, Model)
         used = gpus if isinstance(draft, DeviceModel) else gpus[:1]
         self._gpus = list({gpu.ordinal: gpu for gpu in used}.values())
@@ -82,6 +83,7 @@ class CudaLanes(Lanes):
         self._issuer.form = options.form if self._captures else "events"
         self._issuer.timed = not self._captures
         self._issuer.rounds_ahead = options.rounds_ahead
+        self._issuer.drafts_at_once = self.drafts_at_once
         self._capture = self._native(target, draft, draft_cores)
         # However this ends: first what launches, then what is launched, then the memory that it uses.
         self._end = weakref.finalize(self, shut, self.coordinator, self._capture)
@@ -222,7 +224,8 @@ class CudaLanes(Lanes):
             cores = list(draft_cores)
             processors.kept_thresholds.fill_(-float("inf"))  # its rows come as they were sampled, cut already
             executor = draft.executor(cores, self._room.num_slots, self._sizes.pool)
-            lanes.append(_C.CpuLane("draft", executor, _C.Device()))
+            drafter = _C.ModelDrafter(executor, mask_token=draft.config.pard_token)
+            lanes.append(_C.CpuLane("draft", drafter, _C.Device()))
         room, draft_size = self._room, None
         if draft is not None:
             draft_size = draft.config.vocab_size if isinstance(draft, Model) else room.draft_vocab_size

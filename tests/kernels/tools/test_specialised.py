@@ -62,6 +62,7 @@ def test_another_window_compiles_nothing(
     compiled_python: Callable[[str], CompletedProcess[str]],
 ) -> None:
     """Behind one of two tokens, which merges attention in one launch, and one of eight, in a second one.
+    With both kinds of drafts: one that fills a window in one pass samples as many rows as that has.
     `ar`, which has no window, is among the later ones.
 
     16 divides the vocabulary, as it divides all shipped ones: with another, the address of a slot's draft
