@@ -25,7 +25,7 @@ from pearl_rt.lowlevel.pair import DevicePair
 from pearl_rt.strategy.engine_options import CAPTURED_FORMS
 from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.strategy.program import program
-from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, NOMINAL_TIMES, measure
+from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, NOMINAL_AT_ONCE, NOMINAL_TIMES, measure
 from pearl_rt.types.json import Json
 from pearl_rt.types.request import FILTERS, PROCESSORS, Request, check_stop_ids
 
@@ -129,7 +129,7 @@ class CudaLanes(Lanes):
         "eager" has nominal ones: its own say nothing of a device.
         """
         if not self._captures:
-            return NOMINAL_TIMES
+            return NOMINAL_AT_ONCE if self.drafts_at_once else NOMINAL_TIMES
         form, self._issuer.form = self._issuer.form, "events"  # where each step is a launch, with times
         self._issuer.timed = True
         try:

@@ -19,11 +19,14 @@ from pearl_rt.backends.interpret import InterpretBackend
 from pearl_rt.device.host_gpu import HostStream
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import DeviceModel
+from pearl_rt.strategy.planner import plan
+from pearl_rt.strategy.step_timing import NOMINAL_TIMES
 from pearl_rt.types.request import Request
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled in this process")
 MASK = 29  # behind which drafts stand more often than not
 CONFIG = replace(PAIR.config, pard_token=MASK)
+HEAD = "lm_head.weight"
 WHOLE = Request(ONE, gamma=4, max_tokens=10**6)  # to the end of what there is room for
 
 
@@ -42,9 +45,9 @@ def models() -> tuple[DeviceModel, DeviceModel]:
     )
 
 
-def lanes_of(num_slots: int = 2, prefix_caching: bool = False) -> CudaLanes:
-    pool = KvPool(16, 3 * num_slots, MAX_LEN, prefix_caching)
-    return InterpretBackend(num_slots).lanes("shared", *models(), pool)
+def lanes_of(prefix_caching: bool = False, draft: DeviceModel | None = None) -> CudaLanes:
+    target, own = models()
+    return InterpretBackend(2).lanes("shared", target, draft or own, KvPool(16, 6, MAX_LEN, prefix_caching))
 
 
 def run(lanes: CudaLanes, strategy: str, judge: str, *requests: Request) -> list[list[Any]]:
@@ -64,7 +67,6 @@ def test_rounds_are_the_executors(executor: Engine, strategy: str, gamma: int, j
     first = replace(WHOLE, gamma=gamma, max_tokens=23 if gamma > 1 else 6)
     second = replace(WHOLE, prompt_ids=LONG, gamma=gamma, temperature=0.8, seed=2)
     lanes = lanes_of()
-    assert lanes.drafts_at_once
     both = run(lanes, strategy, judge, first, second)
     for found, request in zip(both, (first, second), strict=True):
         expected = alone(executor, request, strategy, judge)
@@ -73,6 +75,30 @@ def test_rounds_are_the_executors(executor: Engine, strategy: str, gamma: int, j
         tokens = [[token for one in rounds for token in one.token_ids] for rounds in (found, plain)]
         assert tokens[0] == tokens[1] or judge == "rejection"
     assert max(one.accept_len for one in both[0]) == gamma  # pending tokens and a new one
+
+
+def test_a_mask_that_the_target_has_no_id_for(executor: Engine) -> None:
+    """The draft's vocabulary is one longer, as `recipes.train parallel` makes it. The new id is read as MASK
+    is, and is never said.
+    """
+    size = PAIR.config.vocab_size
+    config, wider = replace(CONFIG, vocab_size=size + 1, pard_token=size), dict(PAIR.draft)
+    for name, row in (("model.embed_tokens.weight", wider["model.embed_tokens.weight"][MASK]), (HEAD, 9.0)):
+        wider[name] = torch.cat((wider[name], torch.zeros(1, config.hidden_size) + row))
+    draft = DeviceModel.pack(config, wider, device=torch.device("cpu"), name="draft")
+    request = replace(WHOLE, max_tokens=9)
+    [found] = run(lanes_of(draft=draft), "sd", "coupled", request)
+    expected = alone(executor, request, "sd", "coupled")
+    assert list(map(round_of, found)) == list(map(round_of, expected))
+
+
+def test_the_planner_takes_a_window_for_one_pass() -> None:
+    """So that with drafts that stand a longer one is better, and by token it is not always."""
+    times, by_token = lanes_of().measure(), NOMINAL_TIMES
+    assert times.drafts_at_once and times.window is not None and by_token.window is not None
+    for strategy in ("sd", "pearl"):
+        found, other = (plan(strategy, 16, "shared", own, 0.9) for own in (times, by_token))
+        assert found.seconds_per_round == pytest.approx(1.2) and other.seconds_per_round > 4
 
 
 @pytest.mark.slow
