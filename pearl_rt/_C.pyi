@@ -589,6 +589,14 @@ class CudaIssuer:
     """
     def __init__(self, driver: CudaDriver, spin_us: int = 50) -> None: ...
     @property
+    def drafts_at_once(self) -> bool:
+        """
+        Whether one pass of the draft has all rows of a window: its cache then has rows of mask tokens at
+        the end of the text, which others must not find.
+        """
+    @drafts_at_once.setter
+    def drafts_at_once(self, arg1: bool) -> None: ...
+    @property
     def form(self) -> str:
         """
         'events': a launch for each op; 'graph': one for each round, where none of it is on the host.

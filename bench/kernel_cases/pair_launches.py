@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
@@ -98,7 +98,7 @@ class Launches:
 
 
 class PairLaunches:
-    """The steps of a bf16 pair of one layer each."""
+    """The steps of a bf16 pair of one layer each, and of a draft that fills a window in one pass."""
 
     def __init__(self, vocab: int, gamma_max: int, pdl: bool = False) -> None:
         self.launches, self.pdl = Launches(), pdl
@@ -107,10 +107,20 @@ class PairLaunches:
             sizes = Sizes(gamma_max + 2, 256, gamma_max + 2, 1, CAPACITY)
             self.target = TargetSteps(self._model(vocab, sizes, 256, 4, 1), state)
             self.draft = DraftSteps(self._model(vocab, sizes, 192, 3, 3), state)
+            at_once = replace(sizes, step_tokens=2 * gamma_max)
+            self.parallel = DraftSteps(self._model(vocab, at_once, 192, 3, 3, pard_token=0), state)
             self.processors = LogitsProcessors(state, captured=True, pdl=pdl)
             self.ring = LogprobRing(state, pdl)
 
-    def _model(self, vocab: int, sizes: Sizes, hidden: int, heads: int, kv_heads: int) -> Llama:
+    def _model(
+        self,
+        vocab: int,
+        sizes: Sizes,
+        hidden: int,
+        heads: int,
+        kv_heads: int,
+        pard_token: int | None = None,
+    ) -> Llama:
         config = ModelConfig(
             model_type="llama",
             vocab_size=vocab,
@@ -122,6 +132,7 @@ class PairLaunches:
             head_dim=hidden // heads,
             max_position_embeddings=CAPACITY,
             torch_dtype="bfloat16",
+            pard_token=pard_token,
         )
         shapes = tensor_shapes(config).items()
         tensors = {name: torch.empty(shape, dtype=DTYPE, device=META) for name, shape in shapes}
@@ -148,7 +159,8 @@ class PairLaunches:
                     self.target.verify(gamma, judge, processors)
                     self.target.verify(gamma, judge, processors, joining=True)
                     if gamma:
-                        self.draft.draft(gamma, judge, judge == "rejection", processors)
+                        for steps in (self.draft, self.parallel):
+                            steps.draft(gamma, judge, judge == "rejection", processors)
 
     def publish(self, gamma: int) -> None:
         """The log-probabilities of a round."""

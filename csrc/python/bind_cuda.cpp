@@ -83,6 +83,12 @@ void bind_cuda(py::module_& m) {
           "timed", [](const CudaIssuer& self) { return self.options().timed; },
           [](CudaIssuer& self, bool value) { set_option(self, &IssuerOptions::timed, value); },
           "Whether trace() has rows: ops are then timed on the device.")
+      .def_property(
+          "drafts_at_once", [](const CudaIssuer& self) { return self.options().drafts_at_once; },
+          [](CudaIssuer& self, bool value) { set_option(self, &IssuerOptions::drafts_at_once, value); },
+          "Whether one pass of the draft has all rows of a window: its cache then has rows of mask tokens "
+          "at\n"
+          "the end of the text, which others must not find.")
       .def_property_readonly(
           "host_ns_per_round", method(&CudaIssuer::host_ns_per_round),
           "What the last run cost this thread for each round, its prompt included; not idle looks.");

@@ -8,24 +8,30 @@ One ragged batch: of sequence b the count[b] tokens from position start[b] on, p
     SCORE_WINDOW    committed - 1                     pending + num_draft_tokens + 1
     DRAFT_FIRST     committed + pending - 2           2, if the window is not empty
     DRAFT_NEXT      committed + pending + step - 1    1, if step < num_draft_tokens
+    DRAFT_WINDOW    committed + pending - TEXT        TEXT + num_draft_tokens - 1, if the window is not empty
 
 But for PREFILL, a sequence that does not run (finish_reason != RUNNING) has count 0. Scores stop at
-max_total_len: count <= max_total_len - committed. DRAFT_FIRST sets num_draft_tokens = min(gamma,
-max_total_len - committed - pending), the length of the window. The token of position p is token_ids[b, p],
-and from p = committed + pending on, in SCORE_WINDOW and DRAFT_NEXT, window[b, p - committed - pending].
+max_total_len: count <= max_total_len - committed. DRAFT_FIRST and DRAFT_WINDOW set num_draft_tokens =
+min(gamma, max_total_len - committed - pending), the length of the window. TEXT is max_q_len - L + 1 tokens,
+but none before the last of the prompt: what is before it a prefill has fed. The token of position p is
+token_ids[b, p], and from p = committed + pending on, in SCORE_WINDOW and DRAFT_NEXT, window[b, p - committed
+- pending]; in DRAFT_WINDOW mask_token.
 
-    committed 5, pending 1, SCORE      -> positions 4 5, whose logits are those of positions 5 6
-    committed 5, pending 1, DRAFT_NEXT -> step 2: position 7, the window's token 1; samples position 8
+    committed 5, pending 1, SCORE        -> positions 4 5, whose logits are those of positions 5 6
+    committed 5, pending 1, DRAFT_NEXT   -> step 2: position 7, the window's token 1; samples position 8
+    committed 5, pending 1, DRAFT_WINDOW -> 2 of the text, window of 3: positions 4 5 and masks at 6 7; the
+                                            logits of 5 6 7, which are those of positions 6 7 8
 
 Grid: (B + 1,). Program b writes the rows of sequence b, program B the padding rows behind them.
 Shapes: token_ids [B, C]; window [B, G], any strides; chunk [B, 2]; block_table [B, MB]; committed, pending,
-max_total_len, gamma, finish_reason [B]; all int32.
+max_total_len, gamma, finish_reason, prompt_len [B]; all int32.
 Out: input_ids, positions [T] int32, slot_mapping [T] int64 (padding: 0, 0, -1); cu_seqlens_q [B + 1],
 context_lens [B] int32 (0 if count is 0); logit_rows [B, L] int32: the batch's row whose logits are row l of
-sequence b, its l-th in a score (the last one again behind the last), its last one otherwise; num_rows [B]
-int32: count, in a score; num_draft_tokens [B] int32, in DRAFT_FIRST; sample_positions [B] int64: committed +
-pending + step, and ring_rows [B] int64: b * ring_size + that % ring_size, in a draft; behind the end of a
-short window too these are not the rows of pending tokens.
+sequence b, its l-th in a score, and in DRAFT_WINDOW of its last num_draft_tokens (the last one again behind
+the last), its last one otherwise; num_rows [B] int32: count, in a score; num_draft_tokens [B] int32, in
+DRAFT_FIRST and DRAFT_WINDOW; sample_positions [B, S] int64: committed + pending + step + s, and ring_rows
+[B, S] int64: b * ring_size + that % ring_size, in a draft; behind the end of a short window too these are not
+the rows of pending tokens.
 Requires contiguous tensors (but for window) on one device and the sum of counts <= T: with T = B * max_q_len
 it always is, since no count passes max_q_len. Mutates what is listed under Out.
 """
@@ -42,8 +48,8 @@ from ..base import interpreter  # noqa: F401
 from ..base.dependent import await_previous, dependent
 from ..base.library import operator
 
-PREFILL, SCORE, SCORE_WINDOW, DRAFT_FIRST, DRAFT_NEXT = range(5)
-KINDS = ("PREFILL", "SCORE", "SCORE_WINDOW", "DRAFT_FIRST", "DRAFT_NEXT")
+PREFILL, SCORE, SCORE_WINDOW, DRAFT_FIRST, DRAFT_NEXT, DRAFT_WINDOW = range(6)
+KINDS = ("PREFILL", "SCORE", "SCORE_WINDOW", "DRAFT_FIRST", "DRAFT_NEXT", "DRAFT_WINDOW")
 MAX_SEQUENCES = 1024  # each program adds up the counts of all
 
 
@@ -56,6 +62,7 @@ class Sequences(NamedTuple):
     max_total_len: Annotated[Tensor, "int32 [B]"]
     gamma: Annotated[Tensor, "int32 [B]"]
     finish_reason: Annotated[Tensor, "int32 [B]"]
+    prompt_len: Annotated[Tensor, "int32 [B]"]
     window: Annotated[Tensor, "int32 [B, G] strided"]
     chunk: Annotated[Tensor, "int32 [B, 2]"]
     block_table: Annotated[Tensor, "int32 [B, MB]"]
@@ -72,14 +79,14 @@ class Fed(NamedTuple):
     logit_rows: Annotated[Tensor, "int32 [B, L] out"]
     num_rows: Annotated[Tensor, "int32 [B] out"]
     num_draft_tokens: Annotated[Tensor, "int32 [B] out"]
-    sample_positions: Annotated[Tensor, "int64 [B] out"]
-    ring_rows: Annotated[Tensor, "int64 [B] out"]
+    sample_positions: Annotated[Tensor, "int64 [B, S] out"]
+    ring_rows: Annotated[Tensor, "int64 [B, S] out"]
 
 
 @triton.jit(
     do_not_specialize=[
-        *("num_tokens", "window_stride_b", "window_stride_g", "num_logits", "max_q_len", "ring_size", "step"),
-        "kind",
+        *("num_tokens", "window_stride_b", "window_stride_g", "num_logits", "num_samples", "max_q_len"),
+        *("ring_size", "step", "kind", "mask_token"),
     ]
 )  # one binary for all kinds and windows
 def feed_kernel(
@@ -93,10 +100,12 @@ def feed_kernel(
     window_stride_b,
     window_stride_g,
     num_logits,
+    num_samples,
     max_q_len,
     ring_size,
     step,
-    kind,  # 0 PREFILL, 1 SCORE, 2 SCORE_WINDOW, 3 DRAFT_FIRST, 4 DRAFT_NEXT
+    kind,  # 0 PREFILL, 1 SCORE, 2 SCORE_WINDOW, 3 DRAFT_FIRST, 4 DRAFT_NEXT, 5 DRAFT_WINDOW
+    mask_token,
     BLOCK_B: tl.constexpr,  # power of two, >= num_sequences
     BLOCK: tl.constexpr,  # rows at a time
     PDL: tl.constexpr,
@@ -110,17 +119,23 @@ def feed_kernel(
     room = tl.load(of.max_total_len + slots, mask=here, other=0) - committed
     runs = tl.load(of.finish_reason + slots, mask=here, other=0) == 1
     is_prefill, is_score, is_draft = kind == 0, (kind == 1) | (kind == 2), kind >= 3
+    begins, has_masks = (kind == 3) | (kind == 5), kind == 5
     begin = tl.load(of.chunk + 2 * slots, mask=here & is_prefill, other=0)
     end = tl.load(of.chunk + 2 * slots + 1, mask=here & is_prefill, other=0)
-    gamma = tl.load(of.gamma + slots, mask=here & (kind == 3), other=0)
+    gamma = tl.load(of.gamma + slots, mask=here & begins, other=0)
+    prompt_len = tl.load(of.prompt_len + slots, mask=here & has_masks, other=0)
     has_window = (kind == 2) | (kind == 4)
     known_len = tl.load(fed.num_draft_tokens + slots, mask=here & has_window, other=0)
-    window_len = tl.where(kind == 3, tl.minimum(gamma, room - pending), known_len)
-    tl.store(fed.num_draft_tokens + slots, window_len, mask=here & runs & (slots == own) & (kind == 3))
+    window_len = tl.where(begins, tl.minimum(gamma, room - pending), known_len)
+    tl.store(fed.num_draft_tokens + slots, window_len, mask=here & runs & (slots == own) & begins)
     scored = tl.minimum(pending + window_len + 1, room)  # window_len is 0 in SCORE
-    drafted = tl.where(kind == 3, tl.where(window_len > 0, 2, 0), tl.where(step < window_len, 1, 0))
+    base = committed + pending
+    first_text = tl.maximum(base - (max_q_len - num_logits + 1), prompt_len - 1)
+    text_len = tl.where(has_masks, base - first_text, 2)
+    drafted = tl.where(begins, text_len + tl.where(has_masks, window_len - 1, 0), 1)
+    drafted = tl.where(step < window_len, drafted, 0)
     start = committed - 1
-    start = tl.where(is_draft, committed + pending + tl.where(kind == 3, -2, step - 1), start)
+    start = tl.where(is_draft, base + tl.where(begins, -text_len, step - 1), start)
     start = tl.where(is_prefill, begin, start)
     count = tl.where(runs, tl.where(is_draft, drafted, scored), 0)
     count = tl.where(is_prefill, end - begin, count)
@@ -142,7 +157,8 @@ def feed_kernel(
     own_start = tl.sum(tl.where(is_own, start, 0))
     own_count = tl.sum(tl.where(is_own, count, 0))
     own_end = tl.sum(tl.where(is_own, ends, 0))
-    own_base = tl.sum(tl.where(is_own, committed + pending, 0))
+    own_base = tl.sum(tl.where(is_own, base, 0))
+    own_window = tl.sum(tl.where(is_own & (count > 0), window_len, 0))
     own_begin = own_end - own_count
     tl.store(fed.cu_seqlens_q + own + 1, own_end)
     tl.store(fed.context_lens + own, tl.where(own_count > 0, own_start + own_count, 0))
@@ -152,8 +168,10 @@ def feed_kernel(
         row = first + tl.arange(0, BLOCK)
         is_fed = row < own_count
         position = own_start + row
-        is_drafted = has_window & (position >= own_base)
-        token = tl.load(row_of_tokens + position, mask=is_fed & (is_drafted == 0), other=0)
+        is_behind = position >= own_base
+        is_drafted, is_mask = has_window & is_behind, has_masks & is_behind
+        token = tl.load(row_of_tokens + position, mask=is_fed & (is_drafted == 0) & (is_mask == 0), other=0)
+        token = tl.where(is_mask, mask_token, token)
         place = own * window_stride_b + (position - own_base) * window_stride_g
         token = tl.where(is_drafted, tl.load(of.window + place, mask=is_fed & is_drafted, other=0), token)
         page = tl.load(of.block_table + own * max_blocks + position // block_size, mask=is_fed, other=0)
@@ -166,11 +184,17 @@ def feed_kernel(
     for first in range(0, num_logits, BLOCK):
         logit = first + tl.arange(0, BLOCK)
         source = tl.where(is_score, own_begin + tl.minimum(logit, own_count - 1), own_end - 1)
+        in_window = own_end - own_window + tl.minimum(logit, own_window - 1)
+        source = tl.where(has_masks, in_window, source)
         source = tl.maximum(tl.minimum(source, num_tokens - 1), 0)
         tl.store(fed.logit_rows + own * num_logits + logit, source, mask=logit < num_logits)
-    sampled = (own_base + step).to(tl.int64)
-    tl.store(fed.sample_positions + own, sampled, mask=is_draft)
-    tl.store(fed.ring_rows + own, own.to(tl.int64) * ring_size + sampled % ring_size, mask=is_draft)
+    for first in range(0, num_samples, BLOCK):
+        sample = first + tl.arange(0, BLOCK)
+        is_sampled = is_draft & (sample < num_samples)
+        sampled = (own_base + step + sample).to(tl.int64)
+        ring_row = own.to(tl.int64) * ring_size + sampled % ring_size
+        tl.store(fed.sample_positions + own * num_samples + sample, sampled, mask=is_sampled)
+        tl.store(fed.ring_rows + own * num_samples + sample, ring_row, mask=is_sampled)
 
 
 @operator
@@ -182,6 +206,7 @@ def feed(
     max_q_len: int,
     ring_size: int,
     fed: Fed,
+    mask_token: int = 0,
     pdl: bool = False,
 ) -> None:
     """Fills the batch of one forward pass. pdl: see kernels/base/dependent.py."""
@@ -199,10 +224,15 @@ def feed(
         raise ValueError(
             f"feed: step {step}, ring_size {ring_size}, block_size {block_size}: expected >= 0, >= 1 and >= 1"
         )
-    num_logits = fed.logit_rows.shape[1]
+    num_logits, num_samples = fed.logit_rows.shape[1], fed.sample_positions.shape[1]
+    if kind == DRAFT_WINDOW and not num_logits == num_samples <= max_q_len:
+        raise ValueError(
+            f"feed: {num_logits} logit rows and {num_samples} sample positions of a window, max_q_len "
+            f"{max_q_len}: expected as many of both, and no more than rows"
+        )
     feed_kernel[(num_sequences + 1,)](
         *(of, fed, num_sequences, num_tokens, capacity, of.block_table.shape[1], block_size),
-        *(*of.window.stride(), num_logits, max_q_len, ring_size, step, kind),
+        *(*of.window.stride(), num_logits, num_samples, max_q_len, ring_size, step, kind, mask_token),
         BLOCK_B=triton.next_power_of_2(num_sequences),
         BLOCK=128,
         **dependent("feed", pdl),

@@ -168,7 +168,7 @@ def is_usable(top):
     return (top > -INFINITY) & (top < INFINITY)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["R"])  # one binary for a row of each slot, and for all rows of their windows
 def scan_kernel(
     logits_ptr,  # [R, V], rows at `stride`
     stride,
@@ -200,7 +200,7 @@ def scan_kernel(
     tl.store(at_ptr + row * T + tile, at, mask=live)
 
 
-@triton.jit(do_not_specialize=["purpose"])  # one binary for all purposes
+@triton.jit(do_not_specialize=["R", "purpose"])  # and for all purposes
 def key_kernel(
     logits_ptr,  # [R, V], rows at `stride`
     stride,
@@ -243,7 +243,7 @@ def key_kernel(
     tl.store(key_at_ptr + row * KT + tile, at, mask=live)
 
 
-@triton.jit(do_not_specialize=["out_ptr", "out_stride"])  # one binary for the steps of all windows
+@triton.jit(do_not_specialize=["R", "out_ptr", "out_stride"])  # one binary for the steps of all windows
 def pick_kernel(
     temperature_ptr,  # [R] fp32
     top_ptr,  # [R, T] fp32

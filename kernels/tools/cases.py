@@ -232,18 +232,19 @@ def embedding_launches(record: Recorder) -> None:
 
 def feed_launches(record: Recorder) -> None:
     """Every kind, for one sequence with a window of 16, and for 32 of them."""
-    fed = {"PREFILL": (256, 1), "SCORE": (16, 16), "SCORE_WINDOW": (32, 32)}
+    fed = {"PREFILL": (256, 1), "SCORE": (16, 16), "SCORE_WINDOW": (32, 32), "DRAFT_WINDOW": (32, 16)}
     for kind, word in enumerate(feed_kernels.KINDS):
         for B in (1, 32):
             q, num_logits = fed.get(word, (2 if word == "DRAFT_FIRST" else 1, 1))
             T, one = q if word == "PREFILL" else q * B, tensor(I32, B)
+            places = tensor(I64, B, num_logits if word == "DRAFT_WINDOW" else 1)
             of = feed_kernels.Sequences(
-                *(tensor(I32, B, 1023), one, one, one, one, one, tensor(I32, B, 17)),
+                *(tensor(I32, B, 1023), one, one, one, one, one, one, tensor(I32, B, 17)),
                 *(tensor(I32, B, 2), tensor(I32, B, 65)),
             )
             fed_to = feed_kernels.Fed(
                 *(tensor(I32, T), tensor(I32, T), tensor(I64, T), tensor(I32, B + 1), one),
-                *(tensor(I32, B, num_logits), one, one, tensor(I64, B), tensor(I64, B)),
+                *(tensor(I32, B, num_logits), one, one, places, places),
             )
             with record(f"{word} B{B}"):
                 feed_kernels.feed(kind, 0, of, 17, q, 33, fed_to)

@@ -25,7 +25,13 @@ from pearl_rt.lowlevel.pair import DevicePair
 from pearl_rt.strategy.engine_options import CAPTURED_FORMS
 from pearl_rt.strategy.planner import StepTimes
 from pearl_rt.strategy.program import program
-from pearl_rt.strategy.step_timing import MEASURED_GAMMAS, NOMINAL_LOOKUP, NOMINAL_TIMES, measure
+from pearl_rt.strategy.step_timing import (
+    MEASURED_GAMMAS,
+    NOMINAL_AT_ONCE,
+    NOMINAL_LOOKUP,
+    NOMINAL_TIMES,
+    measure,
+)
 from pearl_rt.types.json import Json
 from pearl_rt.types.request import FILTERS, PROCESSORS, Request, check_stop_ids
 
@@ -80,6 +86,7 @@ class CudaLanes(Lanes):
         if placement != "devices" or self._lookup is not None:
             self.pair = DevicePair(self.target_steps, self.draft_steps)
         self._claim = -1
+        self.drafts_at_once = draft is not None and draft.config.pard_token is not None
         self._draft_on_host = isinstance(draft, Model)
         used = gpus if isinstance(draft, DeviceModel) else gpus[:1]
         self._gpus = list({gpu.ordinal: gpu for gpu in used}.values())
@@ -88,6 +95,7 @@ class CudaLanes(Lanes):
         self._issuer.form = options.form if self._captures else "events"
         self._issuer.timed = not self._captures
         self._issuer.rounds_ahead = options.rounds_ahead
+        self._issuer.drafts_at_once = self.drafts_at_once
         self._capture = self._native(target, draft, draft_cores)
         # However this ends: first what launches, then what is launched, then the memory that it uses.
         self._end = weakref.finalize(self, shut, self.coordinator, self._capture)
@@ -133,7 +141,9 @@ class CudaLanes(Lanes):
         "eager" has nominal ones: its own say nothing of a device.
         """
         if not self._captures:
-            return NOMINAL_TIMES if self._lookup is None else NOMINAL_LOOKUP
+            if self._lookup is not None:
+                return NOMINAL_LOOKUP
+            return NOMINAL_AT_ONCE if self.drafts_at_once else NOMINAL_TIMES
         form, self._issuer.form = self._issuer.form, "events"  # where each step is a launch, with times
         self._issuer.timed = True
         if self._lookup is not None:
@@ -232,7 +242,8 @@ class CudaLanes(Lanes):
             cores = list(draft_cores)
             processors.kept_thresholds.fill_(-float("inf"))  # its rows come as they were sampled, cut already
             executor = draft.executor(cores, self._room.num_slots, self._sizes.pool)
-            lanes.append(_C.CpuLane("draft", executor, _C.Device()))
+            drafter = _C.ModelDrafter(executor, mask_token=draft.config.pard_token)
+            lanes.append(_C.CpuLane("draft", drafter, _C.Device()))
         elif self._lookup is not None:
             lanes.append(_C.CpuLane("draft", self._lookup, _C.Device()))
         room = self._room

@@ -95,12 +95,11 @@ def drafter_name(options: EngineOptions, device: str, made_for: str | None) -> s
             f"draft {kind!r} runs on the CPU only so far, and the target is on {device!r}: pass "
             "device='cpu', a draft model, or draft='none'"
         )
-    if kind in ("parallel", "diffusion") and device != "cpu":
-        key = "pard_token" if kind == "parallel" else "diffusion_mask_token"
+    if kind == "diffusion" and device != "cpu":
         raise ConfigError(
-            f"draft {kind!r} (the draft has a {key}) runs on the CPU only so far, and the target is on "
-            f"{device!r}: pass draft_parallel=False (--no-draft-parallel) for drafts token by token, or "
-            "device='cpu'"
+            f"draft {kind!r} (the draft has a diffusion_mask_token) runs on the CPU only so far, and the "
+            f"target is on {device!r}: pass draft_parallel=False (--no-draft-parallel) for drafts token by "
+            "token, or device='cpu'"
         )
     return kind
 

@@ -103,12 +103,6 @@ def check_view(draft: ModelSource) -> None:
             "runs on the CPU only so far: pass device='cpu' to an Engine, or train one of all ids: `python "
             "-m recipes.train exit` without --ids, in a checkout"
         )
-    if draft.config.pard_token is not None:
-        raise ConfigError(
-            f"the draft has a pard_token ({draft.config.pard_token}), and windows of one pass run on the CPU "
-            "only so far: pass draft_parallel=False (--no-draft-parallel) to an Engine for drafts token by "
-            "token, or device='cpu'"
-        )
 
 
 def check_tokenizer(target: ModelConfig, tokenizer: Tokenizer | None) -> None:

@@ -5,7 +5,7 @@ taken: what will be made is made on torch's meta device.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -38,6 +38,7 @@ class PairSizes:
     pool: KvPool
     state: StateSizes
     lane: Sizes
+    draft_tokens: int  # of a sequence that a pass of the draft is fed, but for its prompt
 
     @classmethod
     def of(
@@ -58,6 +59,7 @@ class PairSizes:
         """
         gamma_max = gamma_max if draft is not None or looks_up else 0
         draft_vocab_size = min(target.vocab_size, draft.vocab_size) if draft is not None else 1
+        at_once = draft is not None and draft.pard_token is not None
         return cls(
             pool,
             StateSizes(
@@ -79,6 +81,7 @@ class PairSizes:
                 block_size=pool.block_size,
                 num_blocks=pool.num_blocks,
             ),
+            max(2 * gamma_max if at_once else 0, gamma_max + 1, 2),
         )
 
     def steps(
@@ -96,11 +99,14 @@ class PairSizes:
         Raises ResourceError where memory is short.
         """
         device = model.weights.device
-        columns = self.state.vocab_size if kind is TargetSteps else self.state.draft_vocab_size
+        columns, lane = self.state.vocab_size, self.lane
+        if kind is not TargetSteps:
+            columns = self.state.draft_vocab_size
+            lane = replace(lane, step_tokens=self.state.num_slots * self.draft_tokens)
         with memory_errors(device, "caches and buffers"):
             own = DeviceState(self.state, device) if state is None else state
             llama = Llama(
-                *(model.config, model.weights, self.lane),
+                *(model.config, model.weights, lane),
                 backend=attention_backend,
                 vocab_size=columns,
                 pdl=pdl,

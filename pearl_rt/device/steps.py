@@ -9,13 +9,22 @@ slot) alone, read nothing back and allocate nothing, so that each of them is cap
 often as is needed: which tokens a chunk feeds stands in `chunk`, on the device.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from pearl_rt.device.logits_processors import LogitsProcessors
 from pearl_rt.device.state import DeviceState
 from pearl_rt.errors import ConfigError
 from pearl_rt.kernels.forward import feed as feeding
-from pearl_rt.kernels.forward.feed import DRAFT_FIRST, DRAFT_NEXT, PREFILL, SCORE, SCORE_WINDOW
+from pearl_rt.kernels.forward.feed import (
+    DRAFT_FIRST,
+    DRAFT_NEXT,
+    DRAFT_WINDOW,
+    PREFILL,
+    SCORE,
+    SCORE_WINDOW,
+)
 from pearl_rt.kernels.sampling.sample import sample
 from pearl_rt.kernels.sampling.sample import workspace_size as sample_workspace
 from pearl_rt.kernels.verify.verify import verify
@@ -44,8 +53,14 @@ class LaneSteps:
         self.batch = ForwardBatch.empty(model.sizes.max_tokens, 1, state.block_table)
         self.chunk = torch.zeros(slots, 2, dtype=torch.int32, device=device)
         self.logit_rows = torch.zeros(model.sizes.logit_rows, dtype=torch.int32, device=device)
-        self.sample_positions = torch.zeros(slots, dtype=torch.int64, device=device)
-        self.ring_rows = torch.zeros(slots, dtype=torch.int64, device=device)
+        places = slots * self.window_rows(model, state.sizes.gamma_max)
+        self.sample_positions = torch.zeros(places, dtype=torch.int64, device=device)
+        self.ring_rows = torch.zeros(places, dtype=torch.int64, device=device)
+
+    @staticmethod
+    def window_rows(model: Llama, gamma_max: int) -> int:
+        """Rows of a sequence that one pass samples from."""
+        return 1
 
     def prefill_chunks(self, length: int) -> list[tuple[int, int]]:
         """[start, end) of the passes that feed the first `length` tokens: cut at multiples of the chunk."""
@@ -70,17 +85,20 @@ class LaneSteps:
         """Fills the batch; the rows of its logits, [B * num_logits]."""
         slots = self.state.sizes.num_slots
         rows = self.logit_rows[: slots * num_logits]
+        num_samples = num_logits if kind == DRAFT_WINDOW else 1
+        places = slice(slots * num_samples)
         of = feeding.Sequences(
             *(state.token_ids, state.committed, state.pending, state.max_total_len, state.gamma),
-            *(state.finish_reason, window, self.chunk, batch.block_table),
+            *(state.finish_reason, state.prompt_len, window, self.chunk, batch.block_table),
         )
         fed = feeding.Fed(
             *(batch.input_ids, batch.positions, batch.slot_mapping, batch.cu_seqlens_q, batch.context_lens),
             *(rows.view(slots, num_logits), state.num_rows, state.num_draft_tokens),
-            *(self.sample_positions, self.ring_rows),
+            *(self.sample_positions[places].view(slots, -1), self.ring_rows[places].view(slots, -1)),
         )
         block_size, ring_size = self.model.kv_cache.shape.block_size, state.draft_logits.shape[1]
-        feeding.feed(kind, step, of, block_size, batch.max_q_len, ring_size, fed, self.model.pdl)
+        mask = self.model.config.pard_token or 0
+        feeding.feed(kind, step, of, block_size, batch.max_q_len, ring_size, fed, mask, self.model.pdl)
         return rows
 
 
@@ -146,15 +164,38 @@ class TargetSteps(LaneSteps):
         )
 
 
+@dataclass(frozen=True)
+class Windows:
+    """What a draft is asked for."""
+
+    gamma: int  # tokens of a window at most
+    state: State  # windowed
+    purpose: Purpose  # of the noise that tokens are drawn with
+    kept: Tensor | None  # [B * 2 * gamma, Vd]: rows that a judge reads
+    processors: LogitsProcessors | None
+
+
 class DraftSteps(LaneSteps):
     """The draft's lane: prefill and draft."""
 
     def __init__(self, model: Llama, state: DeviceState) -> None:
         super().__init__(model, state)
         slots, device = state.sizes.num_slots, model.weights.device
-        self.step_logits = torch.empty(slots, model.vocab_size, dtype=torch.float32, device=device)
-        num_bytes = sample_workspace(slots, model.vocab_size)
-        self.workspace = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+        rows = slots * self.window_rows(model, state.sizes.gamma_max)
+        self.step_logits = torch.empty(rows, model.vocab_size, dtype=torch.float32, device=device)
+        self.workspace = torch.empty(
+            sample_workspace(rows, model.vocab_size), dtype=torch.uint8, device=device
+        )
+        # Of a window in one pass: what its slots have, for each row; and the places of one row of each slot.
+        self.row_temperature = torch.zeros(rows, dtype=torch.float32, device=device)
+        self.row_seed, self.step_positions, self.step_ring_rows = (
+            torch.zeros(size, dtype=torch.int64, device=device) for size in (rows, slots, slots)
+        )
+
+    @staticmethod
+    def window_rows(model: Llama, gamma_max: int) -> int:
+        """Rows of a sequence that one pass samples from: with a mask token those of a window."""
+        return max(gamma_max, 1) if model.config.pard_token is not None else 1
 
     def prefill(self, slot: int, prompt_len: int) -> None:
         """Feeds a prompt but for its last token, which the first window feeds."""
@@ -167,33 +208,94 @@ class DraftSteps(LaneSteps):
     ) -> None:
         """Fills the windows, of gamma tokens at most, that follow token committed + pending.
 
-        The first step feeds the last two tokens that it continues from: after a bonus token the cache lacks
-        both, else one row is written again unchanged. keep_logits: for judge "rejection" at temperature > 0.
-        processors: what requests do to rows before tokens are sampled from them.
+        keep_logits: for judge "rejection" at temperature > 0. processors: what requests do to rows before
+        tokens are sampled from them.
         """
-        state, slots = self.state.windowed(gamma), self.state.sizes.num_slots
+        state = self.state.windowed(gamma)
         kept = state.draft_logits.view(-1, self.model.vocab_size) if keep_logits else None
-        purpose = int(Purpose.TARGET if judge == "coupled" else Purpose.DRAFT)
-        for step in range(gamma):
+        purpose = Purpose.TARGET if judge == "coupled" else Purpose.DRAFT
+        asked = Windows(gamma, state, purpose, kept, processors)
+        if self.model.config.pard_token is not None:
+            self._draft_at_once(asked)
+        else:
+            self._draft_by_token(asked)
+
+    def _draft_by_token(self, asked: Windows) -> None:
+        """A pass for each token. The first one feeds the last two tokens that it continues from: after a
+        bonus token the cache lacks both, else one row is written again unchanged.
+        """
+        state, slots = asked.state, self.state.sizes.num_slots
+        logits, positions, ring_rows = (
+            tensor[:slots] for tensor in (self.step_logits, self.sample_positions, self.ring_rows)
+        )
+        for step in range(asked.gamma):
             fed = 2 if step == 0 else 1
             batch = self.batch.first(slots * fed, fed)
             kind = DRAFT_FIRST if step == 0 else DRAFT_NEXT
             rows = self._feed(kind, step, batch, state, state.draft_token_ids, num_logits=1)
             self.model.forward(batch, batch.num_live)
-            self.model.logits(rows, self.step_logits, batch.num_live)
-            thresholds = None
-            if processors is not None:
-                thresholds = processors.draft(gamma, step, self.step_logits, self.ring_rows)
-            sample(
-                self.step_logits,
-                state.temperature,
-                state.seed,
-                self.sample_positions,
-                purpose,
-                state.draft_token_ids[:, step],
-                thresholds,
-                self.workspace,
-                kept,
-                self.ring_rows if keep_logits else None,
-                self.model.pdl,
-            )
+            self.model.logits(rows, logits, batch.num_live)
+            self._sample_step(asked, step, logits, positions, ring_rows)
+
+    def _draft_at_once(self, asked: Windows) -> None:
+        """One pass for a window: the last gamma + 1 tokens that it continues from, then mask tokens. The
+        cache lacks at most so many: where it holds rows of the last window's masks, the text has grown by
+        that window and a bonus token. Other rows are written again unchanged.
+
+        Without processors all rows are sampled at once; else one by one, as each sees the tokens before it.
+        """
+        state, gamma, slots = asked.state, asked.gamma, self.state.sizes.num_slots
+        batch, places = self.batch.first(slots * 2 * gamma, 2 * gamma), slice(slots * gamma)
+        rows = self._feed(DRAFT_WINDOW, 0, batch, state, state.draft_token_ids, num_logits=gamma)
+        logits = self.step_logits[places]
+        self.model.forward(batch, batch.num_live)
+        self.model.logits(rows, logits, batch.num_live)
+        positions, ring_rows = self.sample_positions[places], self.ring_rows[places]
+        if asked.processors is None:
+            temperature, seed = self.row_temperature[places], self.row_seed[places]
+            temperature.view(slots, gamma).copy_(state.temperature[:, None])
+            seed.view(slots, gamma).copy_(state.seed[:, None])
+            out = state.draft_token_ids.view(-1)
+            self._sample(asked, logits, temperature, seed, positions, ring_rows, out)
+            return
+        for step in range(gamma):
+            self.step_positions.copy_(positions.view(slots, gamma)[:, step])
+            self.step_ring_rows.copy_(ring_rows.view(slots, gamma)[:, step])
+            own = logits.view(slots, gamma, -1)[:, step]
+            self._sample_step(asked, step, own, self.step_positions, self.step_ring_rows)
+
+    def _sample_step(
+        self, asked: Windows, step: int, logits: Tensor, positions: Tensor, ring_rows: Tensor
+    ) -> None:
+        """Token `step` of each window, from rows [B, Vd]."""
+        state, thresholds = asked.state, None
+        if asked.processors is not None:
+            thresholds = asked.processors.draft(asked.gamma, step, logits, ring_rows)
+        out = state.draft_token_ids[:, step]
+        self._sample(asked, logits, state.temperature, state.seed, positions, ring_rows, out, thresholds)
+
+    def _sample(
+        self,
+        asked: Windows,
+        logits: Tensor,
+        temperature: Tensor,
+        seed: Tensor,
+        positions: Tensor,
+        ring_rows: Tensor,
+        out: Tensor,
+        thresholds: Tensor | None = None,
+    ) -> None:
+        """A token of each row into out, and the rows into those of `kept`, if they are kept."""
+        sample(
+            logits,
+            temperature,
+            seed,
+            positions,
+            int(asked.purpose),
+            out,
+            thresholds,
+            self.workspace,
+            asked.kept,
+            ring_rows if asked.kept is not None else None,
+            self.model.pdl,
+        )

@@ -49,8 +49,8 @@ class EngineOptions:
                    than it costs, C steps of the target (weights read, unless given); "thompson" by chance,
                    with the chance that drafts stood so far; "none"
     draft_parallel  whether a draft that was made for it fills a window in one pass (pard_token in its
-                   config.json, PARD) or in a few (diffusion_mask_token, SpecDiff), on the CPU; else it drafts
-                   token by token
+                   config.json, PARD) or, on the CPU, in a few (diffusion_mask_token, SpecDiff); else it
+                   drafts token by token
     draft_lookup   whether a lookup drafts in front of the draft model (or exit layer, head, "self"), on the
                    CPU: a window is the lookup's where what it expects of it is worth more than the model's
                    windows have been; None: for requests whose windows the planner chooses, where it can

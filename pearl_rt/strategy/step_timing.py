@@ -12,6 +12,7 @@ from typing import Protocol
 import pearl_rt._C as _C
 from pearl_rt.errors import NumericsError
 from pearl_rt.strategy.planner import StepTimes, seconds
+from pearl_rt.strategy.program import MAX_GAMMA
 from pearl_rt.types.metrics import TraceRow
 from pearl_rt.types.request import Request
 
@@ -20,6 +21,7 @@ POLL_MS = 50  # how long a wait may keep Python from seeing Ctrl-C
 # Of lanes whose own times say nothing of a device: a pass of the target takes as long as five of the draft.
 NOMINAL_TIMES = replace(StepTimes.constant(1.0, 0.2, overlaps=False), is_measured=False)
 NOMINAL_LOOKUP = replace(StepTimes.constant(1.0, 0.001, overlaps=False), is_measured=False)
+NOMINAL_AT_ONCE = replace(NOMINAL_TIMES, window={1: 0.2, MAX_GAMMA: 0.2}, drafts_at_once=True)
 
 
 class TimedLanes(Protocol):

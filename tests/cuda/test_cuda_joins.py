@@ -340,3 +340,43 @@ def test_a_fault_during_a_join_is_one_exception(placement: str, form: str) -> No
             del bench, crowd
             assert fake.violations() == [] and fake.live_handles() == [], (call, nth)
     assert failed > 10
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("prefix_caching", [False, True])
+def test_a_lookup_on_the_host_in_any_schedule(fake: Any, prefix_caching: bool, seed: int) -> None:
+    """Requests come, are cancelled and end; most of them ask for one of a few things, so that windows are
+    found among earlier answers. Each has its own text, or the front of it.
+    """
+    rng = random.Random(seed)
+    options = {"prefix_caching": prefix_caching}
+    bench = CudaBench.build(
+        "lookup",
+        target=TARGET,
+        num_slots=3,
+        gammas=[0, 6],
+        gamma_max=6,
+        judges=("coupled",),
+        coordinator=options,
+    )
+    known = [drawn(rng, processed=False) | {"gamma": 6, "stop_ids": []} for _ in range(5)]
+    crowd = Crowd(bench, "sd", "coupled")
+    crowd.start(known[0] | {"max_tokens": 40})
+    for _ in range(40):
+        crowd.add(rng.choice(known))
+        crowd.read()
+        if rng.random() < 0.2:
+            crowd.cancel(rng.choice(sorted(crowd.asked)))
+    crowd.finish()
+    clean(bench)
+    assert bench.coordinator.num_free_blocks == bench.coordinator.num_blocks
+    rule = logits_after(**TARGET)
+    stood = 0
+    for number, request in crowd.asked.items():
+        results = crowd.results.get(number, [])
+        rounds = expected_rounds("ar", rule, rule, request, "coupled")
+        wanted = [token for one in rounds for token in one.token_ids]
+        text = [token for result in results for token in result.token_ids]
+        stood += sum(result.accept_len for result in results)
+        assert text == (wanted[: len(text)] if number in crowd.cancelled else wanted), request
+    assert stood > 10 and crowd.joins > 5

@@ -32,6 +32,7 @@ MAX_LEN = 24
 TARGET = replace(TINY, **SMALL | {"num_hidden_layers": 3})
 EXIT = ExitConfig(hidden_size=16, vocab_size=32, exit_layer=2, intermediate_size=32)
 KINDS = ("self", "exit")
+AT_ONCE = ("self, masks", "exit, masks")  # windows of one pass; the target then keeps all of its layers
 PROMPTS = [[7], list(range(3, 21))]  # the second one crosses a prefill chunk and a page
 GREEDY, LOUD = SamplingParams(max_tokens=5), SamplingParams(temperature=0.9, max_tokens=5, seed=3)
 needs_fake = pytest.mark.skipif(not fake_cuda.has_compiler(), reason="no C++ compiler")
@@ -59,11 +60,13 @@ def own_layer() -> dict[str, torch.Tensor]:
 
 
 def engine_of(kind: str, device: str, **options: Any) -> Engine:
-    draft = (EXIT, own_layer()) if kind == "exit" else ()
-    chosen = {"drafter": "self", "skip_layers": [1]} if kind == "self" else {}
+    is_masked = kind in AT_ONCE
+    draft = (replace(EXIT, pard_token=31 if is_masked else None), own_layer()) if "exit" in kind else ()
+    target = replace(TARGET, pard_token=31) if kind == "self, masks" else TARGET
+    chosen: dict[str, Any] = {} if draft else {"drafter": "self", "skip_layers": None if is_masked else [1]}
     shape = {"max_model_len": MAX_LEN, "max_num_seqs": 2, "device": device, "judge": "coupled"}
     shape |= {"num_threads": 1, "placement": "shared"} if device == "cpu" else {}
-    return Engine(TARGET, tensors(), *draft, **shape | chosen | options)
+    return Engine(target, tensors(), *draft, **shape | chosen | options)
 
 
 def drafted(outputs: list[RequestOutput]) -> list[tuple[list[int], int, int, int]]:
@@ -87,7 +90,7 @@ def run(engine: Engine, strategy: str, gamma: int, params: SamplingParams, judge
     return engine.generate(PROMPTS, params, strategy=strategy, gamma=gamma, judge=judge)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, *AT_ONCE])
 def test_drafts_are_the_executors(kind: str) -> None:
     """A batch. Greedy and coupled tokens are those of ar; which drafts stand says that layers are the right
     ones.
@@ -100,7 +103,8 @@ def test_drafts_are_the_executors(kind: str) -> None:
             assert found == wanted, each
             assert each[3] == "rejection" or [one[0] for one in found] == tokens
         stats = engine.stats()["drafter"]
-    assert (stats["kind"], stats["shared_layers"]) == (kind, (0, 2) if kind == "self" else (0, 1))
+    layers = {"self": (0, 2), "self, masks": (0, 1, 2)}.get(kind, (0, 1))
+    assert (stats["kind"], stats["shared_layers"]) == (kind.partition(",")[0], layers)
 
 
 def test_rounded_weights_do_not_change_the_text() -> None:
@@ -179,24 +183,13 @@ def test_a_view_computes_in_what_its_target_does() -> None:
 
 
 def test_what_the_kernels_cannot_run() -> None:
-    masked, some = replace(EXIT, pard_token=31), replace(EXIT, draft_vocab_size=20)
+    some = replace(EXIT, draft_vocab_size=20)
     offsets = own_layer() | {"d2t": torch.zeros(20, dtype=torch.int64)}
-    named = (
-        r"a pard_token \(31\), and windows of one pass run on the CPU only so far: pass draft_parallel=False"
-    )
-    with pytest.raises(ConfigError, match=named):
-        Engine(TARGET, tensors(), masked, own_layer(), device="interpret")
-    with pytest.raises(ConfigError, match=named):
-        Engine(replace(TARGET, pard_token=31), tensors(), drafter="self", device="interpret")
     named = r"drafts 20 ids of the target \(draft_vocab_size, d2t\), which runs on the CPU only so far: pass"
     with pytest.raises(ConfigError, match=named):
         Engine(TARGET, tensors(), some, offsets, device="interpret")
     with pytest.raises(ConfigError, match=named):
         DevicePair.from_tensors(TARGET, tensors(), some, offsets)
-    options: dict[str, Any] = {"device": "interpret", "max_model_len": MAX_LEN, "draft_parallel": False}
-    with Engine(TARGET, tensors(), masked, own_layer(), **options) as engine:
-        [output] = engine.generate([7], SamplingParams(max_tokens=2), strategy="sd", gamma=1)
-    assert output.token_ids == executed("exit")[0][0][0][:2]
 
 
 @pytest.mark.parametrize(("kind", "draft_device"), list(product(KINDS, ("cpu", "cuda:1"))))

@@ -110,8 +110,8 @@ class Bench:
     ) -> "Bench":
         """target, draft: arguments of their scripts. lookup_pool: the draft lane looks up and has no script;
         so many tokens of earlier answers are kept, and windows are weighed with `costs`, beside
-        those of a model with `window_costs`; so is the number of candidates. mask_token: the draft fills a window in one pass, or in
-        so many `passes`, whose rows see each other.
+        those of a model with `window_costs`; so is the number of candidates. mask_token: the draft fills a
+        window in one pass, or in so many `passes`, whose rows see each other.
         chain_cost: the draft lane has a script and looks up before it; of a pass, in steps of the target.
         head_ids: the draft is a head that is fed the target's taps, and has these ids. num_blocks,
         block_size: of both KV caches. candidates: windows of a sequence."""

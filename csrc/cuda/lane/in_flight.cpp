@@ -7,13 +7,14 @@
 namespace pearl {
 
 InFlight::InFlight(State* state, Run* run, VerdictRing ring, LogprobRing logprobs, int64_t rounds_ahead,
-                   bool host_lanes, int num_events, std::vector<std::vector<int>> recorded)
+                   bool host_lanes, int64_t draft_lag, int num_events, std::vector<std::vector<int>> recorded)
     : state_(state),
       run_(run),
       ring_(ring),
       logprobs_(logprobs),
       rounds_ahead_(rounds_ahead),
       host_lanes_(host_lanes),
+      draft_lag_(draft_lag),
       recorded_by_target_(std::move(recorded)),
       events_(num_events),
       slots_(state->num_slots) {
@@ -206,8 +207,10 @@ void InFlight::apply(int slot, const VerdictEntry& entry, int64_t round) {
 }
 
 // What is final can be found by others: its rows are written, in both caches where a draft has windows, and
-// rounds in flight write from the last token but one on. A prompt that begins in them is fed behind these
-// rounds, on the same streams.
+// rounds in flight write from the last token but one on. A draft that fills a window in one pass has rows of
+// mask tokens where the last window's tokens are, and writes the last gamma + 1 rows in its next pass; none
+// before the last token of the prompt. A prompt that begins in them is fed behind these rounds, on the same
+// streams.
 void InFlight::keep(int slot, const VerdictEntry& entry) {
   State& s = *state_;
   if (entry.finish_reason == FinishReason::kError) return;
@@ -216,7 +219,8 @@ void InFlight::keep(int slot, const VerdictEntry& entry) {
     s.committed[slot] += entry.num_new;
   }
   s.fed[slot] = s.prompt_len[slot];
-  s.draft_fed[slot] = s.gamma[slot] > 0 ? s.committed[slot] : s.draft_prompt(slot);
+  const int64_t prompt = s.draft_prompt(slot);
+  s.draft_fed[slot] = s.gamma[slot] > 0 ? std::max(s.committed[slot] - draft_lag_, prompt) : prompt;
   s.make_known(slot, false);
 }
 

@@ -41,9 +41,11 @@ enum class RequestState {
 class InFlight {
  public:
   // host_lanes: whether a lane on the host reads verdicts, in `state`, and waits for the target's events.
-  // recorded: [2] the events that the target's lane records in its prologue and in its body.
+  // draft_lag: rows of the draft at the end of the final tokens that a window may write yet, behind the
+  // prompt; 0: no more than make_known knows of. recorded: [2] the events that the target's lane records in
+  // its prologue and in its body.
   InFlight(State* state, Run* run, VerdictRing ring, LogprobRing logprobs, int64_t rounds_ahead,
-           bool host_lanes, int num_events, std::vector<std::vector<int>> recorded);
+           bool host_lanes, int64_t draft_lag, int num_events, std::vector<std::vector<int>> recorded);
 
   // A draft on the host yields the state while it waits for a verdict. use_yield is called once for each
   // round that was read, before that draft goes on; not for the prologue, where the draft may still read
@@ -134,6 +136,7 @@ class InFlight {
   const LogprobRing logprobs_;
   const int64_t rounds_ahead_;
   const bool host_lanes_;
+  const int64_t draft_lag_;
   const std::vector<std::vector<int>> recorded_by_target_;
   std::vector<Recorded> events_;     // [num_events]
   std::vector<SlotProgress> slots_;  // [B]

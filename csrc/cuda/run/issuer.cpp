@@ -45,13 +45,16 @@ std::vector<int> recorded_events(const std::vector<Op>& ops) {
   return events;
 }
 
-InFlight make_in_flight(const std::vector<CudaLane*>& lanes, State* state, Run* run, int64_t rounds_ahead) {
+InFlight make_in_flight(const std::vector<CudaLane*>& lanes, State* state, Run* run,
+                        const IssuerOptions& options) {
   const CudaLane& target = *lanes.front();
   const ArraySizes& sizes = target.arrays().sizes();
   const VerdictRing ring(target.arrays().ring(), sizes.ring_size, sizes.num_slots, state->longest_gamma);
   const LaneProgram& program = target.program();
-  return InFlight(state, run, ring, target.arrays().logprob_ring(), rounds_ahead, target.has_host_draft(),
-                  run->num_events(), {recorded_events(program.prologue), recorded_events(program.body)});
+  const int64_t draft_lag = options.drafts_at_once ? state->longest_gamma + 1 : 0;
+  return InFlight(state, run, ring, target.arrays().logprob_ring(), options.rounds_ahead,
+                  target.has_host_draft(), draft_lag, run->num_events(),
+                  {recorded_events(program.prologue), recorded_events(program.body)});
 }
 
 }  // namespace
@@ -167,7 +170,7 @@ void CudaIssuer::relax_capture_mode() const {
 
 void CudaIssuer::run(const Work& work) {
   relax_capture_mode();
-  InFlight in_flight = make_in_flight(work.lanes, work.state, work.run, work.options.rounds_ahead);
+  InFlight in_flight = make_in_flight(work.lanes, work.state, work.run, work.options);
   const bool several_devices =
       work.lanes.size() > 1 && work.lanes[0]->context()->ordinal() != work.lanes[1]->context()->ordinal();
   for (CudaLane* lane : work.lanes) lane->begin(in_flight, work.options.timed, several_devices);

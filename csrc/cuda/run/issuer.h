@@ -28,7 +28,8 @@ struct IssuerOptions {
   Form form = Form::kEvents;
   // Rounds queued past the last verdict read; at most half of the verdict ring.
   int64_t rounds_ahead = 2;
-  bool timed = false;  // whether ops are timed for trace()
+  bool timed = false;           // whether ops are timed for trace()
+  bool drafts_at_once = false;  // whether one pass of the draft has all rows of a window
 };
 
 class CudaIssuer : public Launcher {

@@ -2,11 +2,20 @@
 
 from typing import Any
 
-PREFILL, SCORE, SCORE_WINDOW, DRAFT_FIRST, DRAFT_NEXT = range(5)
+PREFILL, SCORE, SCORE_WINDOW, DRAFT_FIRST, DRAFT_NEXT, DRAFT_WINDOW = range(6)
 RUNNING = 1
 
 
-def feed(kind: int, step: int, of: Any, block_size: int, max_q_len: int, ring_size: int, fed: Any) -> None:
+def feed(
+    kind: int,
+    step: int,
+    of: Any,
+    block_size: int,
+    max_q_len: int,
+    ring_size: int,
+    fed: Any,
+    mask_token: int = 0,
+) -> None:
     """Fills the batch of one forward pass, sequence after sequence."""
     fed.input_ids.zero_()
     fed.positions.zero_()
@@ -17,7 +26,7 @@ def feed(kind: int, step: int, of: Any, block_size: int, max_q_len: int, ring_si
         base = int(of.committed[b] + of.pending[b])
         room = int(of.max_total_len[b] - of.committed[b])
         runs = int(of.finish_reason[b]) == RUNNING
-        if kind == DRAFT_FIRST and runs:
+        if kind in (DRAFT_FIRST, DRAFT_WINDOW) and runs:
             fed.num_draft_tokens[b] = min(int(of.gamma[b]), room - int(of.pending[b]))
         window_len = int(fed.num_draft_tokens[b])
         if kind == PREFILL:
@@ -28,6 +37,9 @@ def feed(kind: int, step: int, of: Any, block_size: int, max_q_len: int, ring_si
             count = min(int(of.pending[b]) + 1 + (window_len if kind == SCORE_WINDOW else 0), room)
         elif kind == DRAFT_FIRST:
             start, count = base - 2, 2 if window_len > 0 else 0
+        elif kind == DRAFT_WINDOW:
+            start = max(base - (max_q_len - fed.logit_rows.shape[1] + 1), int(of.prompt_len[b]) - 1)
+            count = base + window_len - 1 - start if window_len > 0 else 0
         else:
             start, count = base + step - 1, 1 if step < window_len else 0
         if kind != PREFILL and not runs:
@@ -36,17 +48,26 @@ def feed(kind: int, step: int, of: Any, block_size: int, max_q_len: int, ring_si
         for i in range(count):
             p = start + i
             from_window = p >= base and kind in (SCORE_WINDOW, DRAFT_NEXT)
-            fed.input_ids[row + i] = of.window[b, p - base] if from_window else of.token_ids[b, p]
+            if p >= base and kind == DRAFT_WINDOW:
+                fed.input_ids[row + i] = mask_token
+            else:
+                fed.input_ids[row + i] = of.window[b, p - base] if from_window else of.token_ids[b, p]
             fed.positions[row + i] = p
             fed.slot_mapping[row + i] = int(of.block_table[b, p // block_size]) * block_size + p % block_size
         for i in range(fed.logit_rows.shape[1]):
-            last = kind in (PREFILL, DRAFT_FIRST, DRAFT_NEXT) or i >= count
-            fed.logit_rows[b, i] = min(max(row + (count - 1 if last else i), 0), len(fed.input_ids) - 1)
+            place = min(i, count - 1)
+            if kind in (PREFILL, DRAFT_FIRST, DRAFT_NEXT):
+                place = count - 1
+            elif kind == DRAFT_WINDOW:
+                rows = window_len if count > 0 else 0
+                place = count - rows + min(i, rows - 1)
+            fed.logit_rows[b, i] = min(max(row + place, 0), len(fed.input_ids) - 1)
         row += count
         fed.cu_seqlens_q[b + 1] = row
         fed.context_lens[b] = start + count if count > 0 else 0
         if kind in (SCORE, SCORE_WINDOW):
             fed.num_rows[b] = count
-        if kind in (DRAFT_FIRST, DRAFT_NEXT):
-            fed.sample_positions[b] = base + step
-            fed.ring_rows[b] = b * ring_size + (base + step) % ring_size
+        if kind in (DRAFT_FIRST, DRAFT_NEXT, DRAFT_WINDOW):
+            for i in range(fed.sample_positions.shape[1]):
+                fed.sample_positions[b, i] = base + step + i
+                fed.ring_rows[b, i] = b * ring_size + (base + step + i) % ring_size

@@ -180,11 +180,7 @@ def test_a_config_keeps_its_mask() -> None:
 
 
 def test_where_it_cannot_run(pair: Pair, tmp_path: Path) -> None:
-    """Not on the kernels; token by token it can."""
     paths = save(tmp_path, pair, pard_token=MASK)
-    named = r"'parallel' .*runs on the CPU only so far.*'interpret': pass draft_parallel=False"
-    with pytest.raises(ConfigError, match=named):
-        Engine.from_pretrained(*paths, device="interpret")
     with pytest.raises(ConfigError, match="drafter 'lookup' was asked for, and a draft model was given"):
         Engine.from_pretrained(*paths, drafter="lookup")
     with pytest.raises(ConfigError, match="draft_parallel"):

@@ -8,6 +8,7 @@ import torch
 from pearl_rt.kernels.forward.feed import (
     DRAFT_FIRST,
     DRAFT_NEXT,
+    DRAFT_WINDOW,
     KINDS,
     PREFILL,
     SCORE,
@@ -18,7 +19,7 @@ from pearl_rt.kernels.forward.feed import (
 from pearl_rt.kernels.reference.forward import feed as reference
 
 feed = torch.ops.pearl_rt.feed
-CAPACITY, MAX_BLOCKS, BLOCK_SIZE, GAMMA = 48, 3, 16, 5
+CAPACITY, MAX_BLOCKS, BLOCK_SIZE, GAMMA, MASK = 48, 3, 16, 5, 999
 POISON_ID, POISON_PAGE, CANARY = -777, 2147480000, -99
 RUNNING = 1
 OUT = (
@@ -44,8 +45,9 @@ def arguments(kind: int, step: int, num_slots: int, seed: int, device: torch.dev
         tokens[b, base:] = POISON_ID
         pages[b, -(-(base + GAMMA) // BLOCK_SIZE) :] = POISON_PAGE
     chunk[num_slots // 2] = torch.tensor([0, int(committed[num_slots // 2])])
-    max_q_len = {PREFILL: 32, SCORE: GAMMA, SCORE_WINDOW: 2 * GAMMA, DRAFT_FIRST: 2, DRAFT_NEXT: 1}[kind]
-    num_logits = max_q_len if kind in (SCORE, SCORE_WINDOW) else 1
+    max_q_len = {PREFILL: 32, SCORE: GAMMA, DRAFT_FIRST: 2, DRAFT_NEXT: 1}.get(kind, 2 * GAMMA)
+    num_logits = max_q_len if kind in (SCORE, SCORE_WINDOW) else GAMMA if kind == DRAFT_WINDOW else 1
+    places = num_slots, num_logits if kind == DRAFT_WINDOW else 1
     num_tokens = max_q_len if kind == PREFILL else num_slots * max_q_len
 
     def fresh(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -58,6 +60,7 @@ def arguments(kind: int, step: int, num_slots: int, seed: int, device: torch.dev
         "max_total_len": max_total_len,
         "gamma": draw(1, GAMMA + 1),
         "finish_reason": torch.where(draw(0, 4) > 0, RUNNING, draw(0, 5)),
+        "prompt_len": torch.maximum(committed - draw(1, 2 * GAMMA), torch.tensor(1, dtype=torch.int32)),
         "window": draw(0, 1000, num_slots, GAMMA),
         "chunk": chunk,
         "block_table": pages,
@@ -69,11 +72,11 @@ def arguments(kind: int, step: int, num_slots: int, seed: int, device: torch.dev
         "logit_rows": fresh(num_slots, num_logits),
         "num_rows": fresh(num_slots),
         "num_draft_tokens": torch.minimum(draw(0, GAMMA + 1), max_total_len - committed - pending),
-        "sample_positions": fresh(num_slots, dtype=torch.int64),
-        "ring_rows": fresh(num_slots, dtype=torch.int64),
+        "sample_positions": fresh(*places, dtype=torch.int64),
+        "ring_rows": fresh(*places, dtype=torch.int64),
     }
     tensors = {name: tensor.to(device) for name, tensor in found.items()}
-    numbers = {"block_size": BLOCK_SIZE, "max_q_len": max_q_len, "ring_size": 2 * GAMMA}
+    numbers = {"block_size": BLOCK_SIZE, "max_q_len": max_q_len, "ring_size": 2 * GAMMA, "mask_token": MASK}
     return {"kind": kind, "step": step, **tensors, **numbers}
 
 
@@ -106,19 +109,35 @@ def test_feed_is_its_definition(kind: int, num_slots: int, device: torch.device)
 
 
 def test_the_example_of_the_docstring(device: torch.device) -> None:
-    for kind, step, positions, sampled in ((SCORE, 0, [4, 5], None), (DRAFT_NEXT, 2, [7], 8)):
+    for kind, step, positions, sampled in (
+        (SCORE, 0, [4, 5], None),
+        (DRAFT_NEXT, 2, [7], [8]),
+        (DRAFT_WINDOW, 0, [4, 5, 6, 7], [6, 7, 8]),
+    ):
         args = arguments(kind, step, 1, 0, device)
         for name, value in (("committed", 5), ("pending", 1), ("max_total_len", 40), ("num_draft_tokens", 4)):
             args[name].fill_(value)
         args["finish_reason"].fill_(RUNNING)
+        if kind == DRAFT_WINDOW:
+            args["gamma"].fill_(3)
+            args["prompt_len"].fill_(1)
+            args |= {name: args[name][:, :3].contiguous() for name in ("logit_rows", "sample_positions")}
+            args |= {"ring_rows": args["ring_rows"][:, :3].contiguous(), "max_q_len": 4}
         feed(**args)
-        assert args["positions"][: len(positions)].tolist() == positions
+        fed = len(positions)
+        assert args["positions"][:fed].tolist() == positions and args["cu_seqlens_q"].tolist() == [0, fed]
         if sampled is not None:
-            assert args["input_ids"][0] == args["window"][0, step - 1]
             assert args["sample_positions"].tolist() == [sampled]
+        if kind == DRAFT_NEXT:
+            assert args["input_ids"][0] == args["window"][0, step - 1]
+        if kind == DRAFT_WINDOW:
+            assert args["input_ids"][:fed].tolist() == [*args["token_ids"][0, 4:6].tolist(), MASK, MASK]
+            assert args["logit_rows"].tolist() == [[1, 2, 3]] and args["num_draft_tokens"].tolist() == [3]
 
 
-@pytest.mark.parametrize(("kind", "step"), [(DRAFT_FIRST, 0), (DRAFT_NEXT, 1), (DRAFT_NEXT, GAMMA - 1)])
+@pytest.mark.parametrize(
+    ("kind", "step"), [(DRAFT_FIRST, 0), (DRAFT_NEXT, 1), (DRAFT_NEXT, GAMMA - 1), (DRAFT_WINDOW, 0)]
+)
 def test_a_window_that_ends_early_keeps_the_logits_of_pending_drafts(
     kind: int, step: int, device: torch.device
 ) -> None:
@@ -133,7 +152,22 @@ def test_a_window_that_ends_early_keeps_the_logits_of_pending_drafts(
         feed(**args)
         assert args["context_lens"].tolist() == [0]
         kept = {(committed + i) % (2 * GAMMA) for i in range(pending)}
-        assert int(args["ring_rows"][0]) not in kept
+        assert kept.isdisjoint(args["ring_rows"][0].tolist())
+
+
+def test_a_window_feeds_no_prompt_that_a_prefill_has_fed(device: torch.device) -> None:
+    """Its rows may be other requests' too. Behind it all of the last gamma + 1 tokens are fed."""
+    for answer in range(1, 2 * GAMMA):
+        args = arguments(DRAFT_WINDOW, 0, 1, 0, device)
+        args["pending"].zero_()
+        args["prompt_len"].copy_(args["committed"] - answer)
+        args["max_total_len"].copy_(args["committed"] + GAMMA)
+        args["gamma"].fill_(GAMMA)
+        args["finish_reason"].fill_(RUNNING)
+        feed(**args)
+        base, text_len = int(args["committed"][0]), min(answer + 1, GAMMA + 1)
+        assert args["positions"][0] == base - text_len
+        assert args["cu_seqlens_q"].tolist() == [0, text_len + GAMMA - 1]
 
 
 def test_a_window_may_be_strided(device: torch.device) -> None:
@@ -148,7 +182,7 @@ def test_a_window_may_be_strided(device: torch.device) -> None:
 def test_refusals_name_the_argument(device: torch.device) -> None:
     args = arguments(SCORE, 0, 2, 0, device)
     for change, message in (
-        ({"kind": 9}, r"kind 9 is not one of 0 to 4 \(PREFILL"),
+        ({"kind": 9}, r"kind 9 is not one of 0 to 5 \(PREFILL"),
         ({"max_q_len": 6}, r"input_ids has 10 rows, 2 sequences of 6 may need 12"),
         ({"committed": args["committed"].long()}, r"committed is torch.int64"),
         ({"block_table": args["block_table"][:1]}, r"block_table has shape \[1, 3\]"),
@@ -156,8 +190,13 @@ def test_refusals_name_the_argument(device: torch.device) -> None:
     ):
         with pytest.raises(ValueError, match=message):
             feed(**args | change)
+    args = arguments(DRAFT_WINDOW, 0, 2, 0, device)
+    with pytest.raises(ValueError, match=r"5 logit rows and 1 sample positions of a window, max_q_len 10"):
+        feed(**args | {name: args[name][:, :1].contiguous() for name in ("sample_positions", "ring_rows")})
+    with pytest.raises(ValueError, match=r"5 logit rows and 5 sample positions of a window, max_q_len 4"):
+        feed(**args | {"max_q_len": 4})
 
 
-@pytest.mark.parametrize("kind", [SCORE_WINDOW, DRAFT_FIRST], ids=["SCORE_WINDOW", "DRAFT_FIRST"])
+@pytest.mark.parametrize("kind", [SCORE_WINDOW, DRAFT_FIRST, DRAFT_WINDOW], ids=KINDS.__getitem__)
 def test_op(kind: int, device: torch.device) -> None:
     torch.library.opcheck(torch.ops.pearl_rt.feed, (), arguments(kind, 0, 2, 3, device))

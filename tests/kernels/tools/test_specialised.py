@@ -47,13 +47,14 @@ def test_every_launch_of_the_steps_compiles_as_it_is_specialised(
 WINDOWS = """
 from bench.kernel_cases.pair_launches import PairLaunches
 
-pair, counts = PairLaunches(4992, 8), []
+pair, counts = PairLaunches(4992, 16), []
 pair.prefill(2)
-for gamma in (2, 8, 0, 1, 3, 4, 5, 6, 7):
+for gamma in (2, 8, 0, 1, 3, 4, 5, 6, 7, 16):
     pair.rounds(gamma, ("coupled", "rejection"), (False, True))
     counts.append(len(pair.launches.variants))
 print(*counts)
 print(*(name for name, _ in list(pair.launches.variants)[counts[0]:]))
+print(*sorted({name for name, _ in list(pair.launches.variants)[counts[-2]:]}))
 """
 
 
@@ -62,15 +63,17 @@ def test_another_window_compiles_nothing(
     compiled_python: Callable[[str], CompletedProcess[str]],
 ) -> None:
     """Behind one of two tokens, which merges attention in one launch, and one of eight, in a second one.
+    With both kinds of drafts: one that fills a window in one pass samples as many rows as that has.
     `ar`, which has no window, is among the later ones.
 
     16 divides the vocabulary, as it divides all shipped ones: with another, the address of a slot's draft
-    rows is a second case when 8 divides gamma.
+    rows is a second case when 8 divides gamma. A window of 16 is one for the judges, and no other kernel.
     """
     done = compiled_python(WINDOWS)
     assert done.returncode == 0, done.stdout[-3000:]
-    counts, later = done.stdout.splitlines()
-    first, second, *others = map(int, counts.split())
+    counts, later, of_16 = done.stdout.splitlines()
+    first, second, *others, _ = map(int, counts.split())
+    assert of_16 == "coupled_kernel rejection_kernel"
     assert 34 <= first < 60 and second <= first + 1, later
     assert others == [second] * 7, later
 

@@ -6,7 +6,6 @@ The text is that of plain decoding; by rejection it is the definition's.
 from __future__ import annotations
 
 import gc
-import random
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,10 +15,7 @@ from typing import Any
 import fake_cuda
 import pytest
 from fake_gpu import FakeWorld, fresh
-from scripted import expected_rounds, logits_after
-from scripted_cuda import TARGET, CudaBench, clean, clean_world
 from table_pairs import table_of, table_pair
-from test_cuda_joins import Crowd, drawn
 from tiny_pairs import Pair
 
 from pearl_rt import ConfigError, Engine, RequestError, RequestOutput, SamplingParams
@@ -165,53 +161,3 @@ def test_requests_that_join_on_a_gpu(world: FakeWorld, pair: Pair, form: str) ->
     for one, wanted in zip([*found, again], [*alone, alone[1]], strict=True):
         assert (one.token_ids, one.finish_reason) == (wanted.token_ids, wanted.finish_reason)
     assert again.metrics.rounds < alone[1].metrics.rounds / 2
-
-
-@pytest.fixture
-def fake() -> Iterator[Any]:
-    """Two devices without delays; at the end nothing may have been illegal, and nothing be left."""
-    yield from clean_world()
-
-
-@needs_compiler
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("prefix_caching", [False, True])
-def test_any_schedule(fake: Any, prefix_caching: bool, seed: int) -> None:
-    """Requests come, are cancelled and end; most of them ask for one of a few things, so that windows are
-    found among earlier answers. Each has its own text, or the front of it.
-    """
-    rng = random.Random(seed)
-    options = {"prefix_caching": prefix_caching}
-    bench = CudaBench.build(
-        "lookup",
-        target=TARGET,
-        num_slots=3,
-        gammas=[0, 6],
-        gamma_max=6,
-        judges=("coupled",),
-        coordinator=options,
-    )
-    known = [drawn(rng, processed=False) | {"gamma": 6, "stop_ids": []} for _ in range(5)]
-    crowd = Crowd(bench, "sd", "coupled")
-    crowd.start(known[0] | {"max_tokens": 40})
-    for _ in range(40):
-        crowd.add(rng.choice(known))
-        crowd.read()
-        if rng.random() < 0.2:
-            crowd.cancel(rng.choice(sorted(crowd.asked)))
-    crowd.finish()
-    clean(bench)
-    assert bench.coordinator.num_free_blocks == bench.coordinator.num_blocks
-    rule = logits_after(**TARGET)
-    stood = 0
-    for number, request in crowd.asked.items():
-        results = crowd.results.get(number, [])
-        wanted = tokens_of_rounds(expected_rounds("ar", rule, rule, request, "coupled"))
-        text = [token for result in results for token in result.token_ids]
-        stood += sum(result.accept_len for result in results)
-        assert text == (wanted[: len(text)] if number in crowd.cancelled else wanted), request
-    assert stood > 10 and crowd.joins > 5
-
-
-def tokens_of_rounds(rounds: Any) -> list[int]:
-    return [token for one in rounds for token in one.token_ids]
