@@ -172,6 +172,17 @@ class ModelDrafter(Drafter):
         target's id of each row of the model's head, -1 for one that the target has not got. draft_ids:
         what the model is fed for each id of the target. Both: none where ids are the same.
         """
+    def set_branch_costs(
+        self, scores: collections.abc.Sequence[int], windows: collections.abc.Sequence[int]
+    ) -> None:
+        """
+        Between runs, for several candidates: of a request that adapts as many windows lie beside one
+        another as have the most tokens for their time. scores, windows: see ChainDrafter.set_costs.
+        """
+    def set_branches(self, branches: bool) -> None:
+        """
+        For measurements, between runs: whether a sequence may have more than one window.
+        """
 
 class ChainDrafter(Drafter):
     """

@@ -54,7 +54,8 @@ class EngineOptions:
     draft_lookup   whether a lookup drafts in front of the draft model (or exit layer, head, "self"), on the
                    CPU: a window is the lookup's where what it expects of it is worth more than the model's
                    windows have been; None: for requests whose windows the planner chooses, where it can
-    candidates     windows of a sequence that begin with different tokens and are judged together, 1 to 8:
+    candidates     windows of a sequence that begin with different tokens and are judged together, 1 to 8;
+                   fewer, where the planner chooses windows and fewer are worth more for their time:
                    of a draft model, "self" or an exit layer, by strategy "sd", on the CPU
     lookup_pool    tokens of earlier answers that lookup reads too, where drafts cannot change the text:
                    greedy or judge="coupled"; 0: none

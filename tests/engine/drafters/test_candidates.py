@@ -5,12 +5,13 @@ more of it stands in a round.
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import pytest
 from tiny_pairs import Pair
 
-from pearl_rt import ConfigError, Engine, RequestError, SamplingParams
+from pearl_rt import ConfigError, Engine, Request, RequestError, SamplingParams
 from pearl_rt.types.outputs import RequestOutput
 from pearl_rt.types.structured_outputs import StructuredOutputsParams
 
@@ -77,6 +78,38 @@ def test_the_program_is_chosen_among_those_that_can_run(pair: Pair) -> None:
         [output] = engine.generate(PROMPTS[1], GREEDY)
         assert output.metrics.strategy in ("ar", "sd") and len(output.token_ids) == 40
         assert set(engine.lanes) == {"shared"}
+
+
+@pytest.mark.parametrize(("step", "more"), [(10**6, False), (0, True)], ids=["dear", "free"])
+def test_their_number_is_weighed(pair: Pair, step: int, more: bool) -> None:
+    """Where the planner chooses windows: rows that cost much leave one of each sequence, and rows that cost
+    nothing all of them.
+    """
+    found = []
+    for candidates in (1, 8):
+        with pair.engine(**SHAPE, candidates=candidates, draft_lookup=False) as engine:
+            lanes = engine.lanes["shared"]
+            if candidates > 1:
+                costs = [1000 + step * rows for rows in range(80)]
+                lanes._branching.set_branch_costs(costs, [1])  # type: ignore[attr-defined]
+            texts = []
+            for prompt in PROMPTS:
+                asked = {"max_tokens": 60, "temperature": 0.8, "seed": 3, "adapts": True, "shares": False}
+                lanes.start("sd", Request(prompt, gamma=4, **asked), "coupled")
+                texts.append([result.token_ids for result in results_of(lanes)])
+            found.append(texts)
+    one, several = ([list(chain.from_iterable(text)) for text in texts] for texts in found)
+    assert one == several
+    one_count, count = (sum(map(len, texts)) for texts in found)
+    assert count < 0.9 * one_count if more else count == one_count, (count, one_count)
+
+
+def results_of(lanes: Any) -> list[Any]:
+    """All of a run."""
+    results: list[Any] = []
+    while (some := lanes.next(20_000)) is not None:
+        results += some
+    return results
 
 
 @pytest.mark.parametrize("candidates", [0, -1, 9, 1.5, "2", None])
