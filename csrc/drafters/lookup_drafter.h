@@ -9,10 +9,10 @@
 #include <string>
 #include <vector>
 
+#include "core/step_costs.h"
 #include "drafters/drafter.h"
 #include "drafters/lookup_index.h"
 #include "drafters/rate.h"
-#include "drafters/step_costs.h"
 
 namespace pearl {
 

@@ -10,9 +10,9 @@
 
 #include "coordinator/feeder.h"
 #include "core/executor.h"
+#include "core/step_costs.h"
 #include "drafters/draft_ids.h"
 #include "drafters/drafter.h"
-#include "drafters/step_costs.h"
 #include "drafters/stop_rule.h"
 #include "sampling/candidates/ranks.h"
 #include "sampling/transform.h"

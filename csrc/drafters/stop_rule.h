@@ -9,8 +9,8 @@
 
 #include "coordinator/request.h"
 #include "coordinator/state.h"
+#include "core/step_costs.h"
 #include "drafters/rate.h"
-#include "drafters/step_costs.h"
 
 namespace pearl {
 

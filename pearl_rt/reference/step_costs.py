@@ -1,5 +1,5 @@
 """What windows are weighed by: how long steps take. They are measured before the run, and constants of it.
-csrc/drafters/step_costs.h has the same for several sequences.
+csrc/core/step_costs.h has the same for several sequences.
 """
 
 from collections.abc import Sequence

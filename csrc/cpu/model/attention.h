@@ -80,8 +80,8 @@ void rope_and_store(const AttentionStep& step, const AttentionScratch& scratch, 
                     int kv_head, int first, int last);
 
 // softmax(q k^T / sqrt(head_dim)) v over positions <= the row's own, or the piece's last for an open row,
-// the last attention_window of them, block by block, with the bits of a cache in one piece. The keys and values that the item reads must have
-// been stored.
+// the last attention_window of them, block by block, with the bits of a cache in one piece. The keys and
+// values that the item reads must have been stored.
 void attend(const AttentionStep& step, const AttentionScratch& scratch, const AttentionItem& item);
 
 }  // namespace pearl

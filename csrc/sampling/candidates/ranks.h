@@ -8,7 +8,7 @@
 #include <span>
 #include <vector>
 
-#include "drafters/step_costs.h"
+#include "core/step_costs.h"
 
 namespace pearl {
 
