@@ -13,9 +13,9 @@
 
 A row is a kind of draft and its window: none (`ar`), lookup in prompt and answer, lookup in earlier answers
 too, the model of --draft, with windows that end early by each of --stops too, and with each of --candidates
-windows of a sequence, the target without --skip-layers, the exit layer of --exit, the draft of --parallel,
-each of these behind a lookup too, the draft of --diffusion, the head of --eagle3, and what `auto` chooses
-beside each of them. Peers write the same prompts greedily, plain and with what they look up; their tokens
+windows of a sequence, the target without --skip-layers, the exit layer of --exit, the drafts of --parallel
+and --diffusion, each of these behind a lookup too, the head of --eagle3, and what `auto` chooses beside each
+of them. Peers write the same prompts greedily, plain and with what they look up; their tokens
 may differ, and how far they are ours is said. Columns: memory beside the target; tokens that a round makes
 final; of the windows, the share that was looked up; of the drafts judged at each place of a window, the
 share that stood; milliseconds of a round to draft and to score and judge; and how many times faster than
@@ -136,7 +136,7 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
     for kind, is_asked in asked.items():
         for gamma in (options.gammas or GAMMAS[kind]) if is_asked else ():
             add(kind, gamma)
-        if is_asked and kind not in (DIFFUSION, EAGLE3):
+        if is_asked and kind != EAGLE3:
             add(chained(kind), max(options.gammas or GAMMAS[kind]))
     for stop in options.stops:
         add(stopped(stop), max(options.gammas or [LONGEST]))
@@ -184,7 +184,7 @@ def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
     for kind, directory in directories(options).items():
         if directory is not None:
             kinds[kind] = {"draft": directory, "in_one_pass": kind != EXIT}
-    behind = [kind for kind in (MODEL, SELF, EXIT, PARALLEL) if kind in kinds]
+    behind = [kind for kind in (MODEL, SELF, EXIT, PARALLEL, DIFFUSION) if kind in kinds]
     kinds |= {chained(kind): kinds[kind] | {"draft_lookup": True} for kind in behind}
     kinds |= {stopped(stop): {"draft_stop": stop} for stop in options.stops}
     kinds |= {beside(count): {"several": count} for count in options.candidates}

@@ -214,7 +214,7 @@ class ChainDrafter(Drafter):
         Of the lookup's indices; between runs.
         """
 
-class DiffusionDrafter(Drafter):
+class DiffusionDrafter(ModelDrafter):
     """
     Drafts by a model that fills a window of masks in a few passes.
     """

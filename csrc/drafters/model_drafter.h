@@ -28,7 +28,10 @@ class ModelDrafter : public Drafter {
 
   int block_size() const override { return executor_->block_size(); }
   bool branches() const override { return !mask_token_ && ids_.target_of.empty(); }
-  bool drafts_at_once() const { return mask_token_.has_value(); }
+  // Passes that fill a window, at most; 0: one for each draft.
+  virtual int num_passes() const { return mask_token_ ? 1 : 0; }
+  // Whether a StopRule may end its windows.
+  virtual bool ends_windows() const { return true; }
   void attach(const std::string& lane, const State& state) const override;
   void start(State* state, Run* run) override;
   void prefill() override;

@@ -34,7 +34,7 @@ from pearl_rt.checkpoint.views.eagle3 import Head
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.errors import ConfigError, PearlError, ResourceError, gib
 from pearl_rt.reference.groups import Groups
-from pearl_rt.strategy.engine_options import CHAINED_DRAFTERS
+from pearl_rt.strategy.engine_options import MODEL_DRAFTERS
 from pearl_rt.strategy.program import CORE_PLACEMENTS, MAX_GAMMA
 from pearl_rt.strategy.program_choice import Capabilities
 from pearl_rt.types.json import Json
@@ -300,7 +300,7 @@ class CpuBackend(Backend):
             outlives_draft=True,
             ends_windows=True,
             translates_ids=True,
-            looks_up=self._looks_up and drafter in CHAINED_DRAFTERS,
+            looks_up=self._looks_up and drafter in MODEL_DRAFTERS,
             candidates=self._candidates,
         )
 

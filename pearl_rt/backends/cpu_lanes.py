@@ -110,13 +110,13 @@ class CpuLanes(Lanes):
             )
             if filled is not None:
                 passes = draft.config.diffusion_passes or DEFAULT_PASSES
-                model, drafter = None, _C.DiffusionDrafter(own, mask_token=filled, num_passes=passes)
-        self._branching = model if candidates > 1 else None
+                drafter = model = _C.DiffusionDrafter(own, mask_token=filled, num_passes=passes)
+        self._branching = model if candidates > 1 and isinstance(model, _C.ModelDrafter) else None
         if lookup_tokens is not None and model is not None:
             drafter = self._chain = _C.ChainDrafter(
                 model, pool_tokens=lookup_tokens, cost=self._draft_cost, for_all=looks_up_for_all
             )
-        elif lookup_tokens is not None and drafter is None:
+        elif lookup_tokens is not None:
             drafter = self._lookup = _C.LookupDrafter(pool_tokens=lookup_tokens)
             self.has_draft = True
         if drafter is not None:

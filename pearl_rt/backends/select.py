@@ -12,7 +12,6 @@ from pearl_rt.checkpoint.config import Environment
 from pearl_rt.errors import ConfigError
 from pearl_rt.strategy.engine_options import (
     BRANCHING_DRAFTERS,
-    CHAINED_DRAFTERS,
     GPU_NAME,
     MODEL_DRAFTERS,
     VIEW_DRAFTERS,
@@ -111,11 +110,6 @@ def check_lookup(kind: str, device: str) -> None:
             f"draft_lookup looks up in front of a draft model, and the drafter is {kind!r}: pass "
             "draft=DIRECTORY or draft='self', or drop it"
         )
-    if kind == "diffusion":
-        raise ConfigError(
-            "draft_lookup has no place in front of a draft 'diffusion' so far: drop it, or pass "
-            "draft_parallel=False (--no-draft-parallel) for drafts token by token"
-        )
     if device != "cpu":
         raise ConfigError(
             f"draft_lookup runs on the CPU only so far, and the target is on {device!r}: pass device='cpu', "
@@ -173,7 +167,7 @@ def backend(options: EngineOptions, made_for: str | None) -> tuple[Backend, str]
     num_threads = environment.num_threads if options.num_threads is None else options.num_threads
     isa = options.isa or environment.isa
     if device == "cpu":
-        by_default = options.draft_lookup is None and options.candidates == 1 and drafter in CHAINED_DRAFTERS
+        by_default = options.draft_lookup is None and options.candidates == 1 and drafter in MODEL_DRAFTERS
         looks_up = drafter == "lookup" or options.draft_lookup or by_default
         lookup_tokens = options.lookup_pool if looks_up else None
         ends = options.draft_stop, options.candidates

@@ -205,7 +205,7 @@ def decode(
     the answer has next, which a model need not draft: they come on top of gamma, as long as a window is
     shorter than `longest`. stop: ends a model's windows. mask_token: the model fills a window in one pass;
     each row but the first is behind mask tokens, in place of the tokens that were sampled from the rows
-    before it (PARD, arXiv 2504.18583). first: is asked before the model. several: of "sd" and a model alone,
+    before it (PARD, arXiv 2504.18583). first: is asked before it. several: of "sd" and a model alone,
     windows that begin with different drafts. Raises ValueError where a judge finds logits that cannot be
     used.
     """
@@ -214,7 +214,8 @@ def decode(
     tokens = list(prompt)
     pending: list[int] = []
     pending_logits: list[Row | None] = []
-    drafter = first if draft_fn is None or callable(draft_fn) else draft_fn
+    certain = None if draft_fn is None or callable(draft_fn) else draft_fn
+    told = first or certain
     rounds: list[RoundResult] = []
 
     def run(windows: list[Window[Row]], todo: RoundPlan) -> Verdict:
@@ -233,8 +234,8 @@ def decode(
         kept, reason = cut(new, len(tokens), limits)
         rounds.append(RoundResult(tuple(new[:kept]), verdict.accept_len, len(judged), len(pending), reason))
         tokens.extend(new[:kept])
-        if drafter is not None and verdict.next_token >= 0:
-            drafter.told(tokens, verdict.next_token, rows[verdict.accept_len + 1 :])
+        if told is not None and verdict.next_token >= 0:
+            told.told(tokens, verdict.next_token, rows[verdict.accept_len + 1 :])
         return verdict
 
     run([([], [])], RoundPlan(window=0, num_draft_tokens=0, has_bonus=True))
@@ -242,16 +243,20 @@ def decode(
         state = RoundState(len(tokens), len(pending))
         candidates, candidate_logits = list(pending), list(pending_logits)
         todo = plan(strategy, state, gamma, limits.max_total_len)
-        if drafter is not None and strategy != "ar":
-            candidates += drafter.window(tokens, pending, todo.window)
-            candidate_logits += [None] * (len(candidates) - len(pending))
-        is_drafted = drafter is not None and (first is None or first.rests or len(candidates) > len(pending))
+        drawn: list[tuple[int, int]] = []  # by the model, but for forced ones
+        window = first.window(tokens, pending, todo.window) if first and strategy != "ar" else []
+        by_model = not window and (first is None or not first.rests)
+        if certain is not None and by_model and strategy != "ar":
+            window = certain.window(tokens, pending, todo.window)
+            drawn = list(enumerate(window, len(tokens) + len(pending)))
+        candidates += window
+        candidate_logits += [None] * len(window)
         if stop is not None:
             stop.begin(tokens, len(pending), todo.window)
         room = limits.max_total_len - len(tokens) - len(pending)
         window_len, most = todo.window, max(todo.window, min(longest - 1, room))
         passed, behind = tokens, 0  # with masks: what a pass feeds before them, and the place behind its rows
-        while not is_drafted and todo.window > 0:
+        while certain is None and by_model and todo.window > 0:
             seen = tokens + candidates
             if sure := list(forced(seen))[: most - len(candidates) + len(pending)]:
                 candidates += sure
@@ -275,9 +280,8 @@ def decode(
                 stop.add(len(seen), token)
             candidate_logits.append(row)
             candidates.append(token)
-        if first is not None and not is_drafted:
-            places = range(len(pending), len(candidates))
-            drawn = [(len(tokens) + i, candidates[i]) for i in places if candidate_logits[i] is not None]
+            drawn.append((len(seen), token))
+        if first is not None and by_model:
             first.model_drafted(drawn, not pending, stop is not None and stop.has_refused)
         todo = plan(strategy, state, len(candidates) - len(pending), limits.max_total_len)
         windows = [(candidates, candidate_logits)]

@@ -19,11 +19,11 @@ CAPTURED_FORMS = ("events", "graph")
 FORMS = (*CAPTURED_FORMS, "eager")
 DTYPES = ("auto", "bfloat16", "float32", "float16")
 DRAFTERS = ("auto", "model", "self", "lookup", "none")
-# That draft by rows of a model, with a KV cache; and of these, what can fill several windows of a sequence.
+# That draft by rows of a model, with a KV cache, and perhaps behind a lookup; and of these, what can fill
+# several windows of a sequence.
 MODEL_DRAFTERS = ("model", "parallel", "diffusion", "self", "exit", "eagle3")
 VIEW_DRAFTERS = ("self", "exit")  # whose weights are the target's, all or but for a layer
 BRANCHING_DRAFTERS = ("model", "self", "exit")
-CHAINED_DRAFTERS = ("model", "parallel", "self", "exit", "eagle3")  # that a lookup may be in front of
 
 
 @dataclass(frozen=True)

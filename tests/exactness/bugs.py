@@ -260,6 +260,15 @@ BUGS = {
         CHAINED,
         Edit(LOOKUP, "if (!reads_words) return;", "if (!ON && !reads_words) return;"),
     ),
+    "windows that were filled not counted by a chain": bug(
+        "lookup_rounds_are_the_rules",
+        RULES | {"drafter": "diffusion chain"},
+        Edit.expression(
+            CHAIN,
+            "s.kind(b, end + i) == DraftKind::kForced",
+            "s.kind(b, end + i) != DraftKind::kSampled",
+        ),
+    ),
     "a row of d2t off by one": bug(
         "rounds_are_the_rules",
         HEAD,

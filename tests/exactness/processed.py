@@ -12,8 +12,22 @@ from typing import Any
 import numpy as np
 from chi_square import FALSE_ALARM, p_value
 from law import CASES, SLOTS, Case, coordinator_counts
-from random_requests import FIELDS, FILTERS, PENALTIES, STOPS, random_models, random_request, random_script
-from scripted import CAPACITY, VOCAB, Bench, Logits, logits_after, rounds_of, tokens_of, window_rows_after
+from random_requests import (
+    FIELDS,
+    FILTERS,
+    PENALTIES,
+    STOPS,
+    lookup_requests,
+    random_chain,
+    random_costs,
+    random_ids,
+    random_mask,
+    random_models,
+    random_passes,
+    random_request,
+    random_script,
+)
+from scripted import CAPACITY, Bench, Logits, logits_after, rounds_of, tokens_of, window_rows_after
 
 from pearl_rt import _C, _testing
 from pearl_rt.reference.drafters.chain import Chain
@@ -47,11 +61,12 @@ def chain_of(request: dict[str, Any], kind: str, chain: dict[str, Any]) -> Chain
     """The definition's lookup in front of a model, from the arguments of Bench.build."""
     if not chain:
         return None
-    cost, at_once = chain["chain_cost"], chain["mask_token"] is not None
+    cost, passes = chain["chain_cost"], chain["passes"] or int(chain["mask_token"] is not None)
     is_free = request["temperature"] == 0 or kind == "coupled"
     times, follows = costs_of(chain), "head_ids" in chain
-    ends_early = request.get("draft_stop", "none") not in ("none", *(() if times.scores else ("auto",)))
-    return Chain(round(cost * ONE), is_free, at_once, ends_early, times, follows)
+    no_rules = ("none", *(() if times.scores else ("auto",)))
+    ends_early = chain["passes"] is None and request.get("draft_stop", "none") not in no_rules
+    return Chain(round(cost * ONE), is_free, passes, ends_early, times, follows)
 
 
 def costs_of(chain: dict[str, Any]) -> StepCosts:
@@ -72,51 +87,9 @@ def stop_of(
     return Stop(*shape, at_once=at_once, costs=costs)
 
 
-def lookup_requests(rng: random.Random, vocab: int, most: int) -> list[dict[str, Any]]:
-    """Requests for a vocabulary of any size, whose processors name its tokens only."""
-    requests = [random_request(rng, vocab) for _ in range(rng.randint(1, most))]
-    for request in requests:
-        request["logit_bias"] = [
-            (token, bias) for token, bias in request.get("logit_bias", []) if token < vocab
-        ]
-        if len({*request["eos_ids"], *request["stop_ids"]}) == vocab:  # min_tokens would forbid everything
-            request["min_tokens"] = 0
-    return requests
-
-
-def random_costs(rng: random.Random) -> list[int]:
-    """Of scores over 1, 2, .. rows: none, or a step for some of them."""
-    if rng.random() < 0.7:
-        return []
-    steps = [rng.choice([0, 0, 30, 300, 600]) for _ in range(rng.randint(0, 9))]
-    return [1000 + sum(steps[:rows]) for rows in range(len(steps) + 1)]
-
-
-def random_chain(rng: random.Random, drafter: str, target: dict[str, Any]) -> dict[str, Any]:
-    """What Bench.build makes a chain of: a draft that agrees with the target often, seldom or by chance."""
-    if not drafter.endswith("chain"):
-        return {}
-    draft: dict[str, Any] = target | {"divergence": rng.choice([0.1, 0.5, 1.0])}
-    masks = [None, None, rng.randrange(draft["vocab_size"])]
-    of_head: dict[str, Any] = {}
-    if drafter == "eagle3 chain":
-        size = target["vocab_size"]
-        masks, of_head = [None], {"head_ids": rng.sample(range(size), rng.choice([1, size]))}
-    costs = random_costs(rng)
-    longest = rng.choice([100, 2000])
-    windows = [rng.randint(1, longest) for _ in range(rng.randint(1, 9))] if costs else []
-    return of_head | {
-        "draft": draft,
-        "mask_token": rng.choice(masks),
-        "chain_cost": rng.choice([0.0, 0.05, 0.3]),
-        "costs": costs,
-        "window_costs": windows,
-    }
-
-
 def lookup_tokens_are_those_of_ar(first: int, runs: int, drafter: str = "lookup") -> None:
     """Coupled and greedy, with earlier answers: in a batch a request says what `ar` says alone. drafter:
-    "lookup", or "chain" in front of a model, or "eagle3 chain" in front of a head.
+    "lookup", or "chain" before a model, "eagle3 chain" of a head, "diffusion chain" of a diffusion draft.
     """
     for number in range(first, first + runs):
         rng = random.Random(number)
@@ -128,7 +101,7 @@ def lookup_tokens_are_those_of_ar(first: int, runs: int, drafter: str = "lookup"
         own = chain or {"costs": random_costs(rng)}
         batch = Bench.build("shared", target=target, lookup_pool=64, num_slots=5, **own)
         for _ in range(2):  # the second time there are earlier answers
-            requests = lookup_requests(rng, target["vocab_size"], 5)
+            requests = lookup_requests(rng, target["vocab_size"], 5, drafter)
             strategy = "sd" if "head_ids" in chain else rng.choice(["sd", "pearl"])
             results = batch.run(strategy, *(_C.Request(**r | shared) for r in requests))
             for slot, request in enumerate(requests):
@@ -144,7 +117,7 @@ def lookup_rounds_are_the_rules(first: int, runs: int, drafter: str = "lookup") 
     for number in range(first, first + runs):
         rng = random.Random(number)
         target = random_script(rng)
-        requests = lookup_requests(rng, target["vocab_size"], 3)
+        requests = lookup_requests(rng, target["vocab_size"], 3, drafter)
         strategy, kind = rng.choice(["sd", "pearl"]), rng.choice(["rejection", "coupled"])
         strategy = "sd" if drafter == "eagle3 chain" else strategy
         chain = random_chain(rng, drafter, target)
@@ -155,39 +128,23 @@ def lookup_rounds_are_the_rules(first: int, runs: int, drafter: str = "lookup") 
         bench = Bench.build("shared", target=target, lookup_pool=0, num_slots=3, **shape_of)
         results = bench.run(strategy, *(_C.Request(**request) for request in requests), judge=kind)
         rule, mask = logits_after(**target), chain.get("mask_token")
-        model = rows_of_head(logits_after(**chain["draft"]), chain.get("head_ids")) if chain else None
         for slot, request in enumerate(requests):
             limits, judge = limits_of(request), judge_of(request, kind)
             shape = request["prompt_ids"], strategy, request["gamma"], limits, judge
             own: dict[str, Any] = {"first": chain_of(request, kind, chain)}
-            costs = costs_of(chain)
-            own |= {"stop": stop_of(request, judge, mask is not None, costs)} if chain else {}
-            want = decode(rule, model or Lookup(costs=shape_of["costs"]), *shape, mask_token=mask, **own)
+            drafts: Any = Lookup(costs=shape_of["costs"])
+            if chain:
+                drafts = draft_of(
+                    chain["draft"], chain.get("head_ids"), mask, chain["passes"], request, judge
+                )
+                stop = stop_of(request, judge, mask is not None, costs_of(chain))
+                own |= {"stop": stop if chain["passes"] is None else None}
+            want = decode(rule, drafts, *shape, mask_token=mask, **own)
             assert rounds_of(results, slot) == want, (number, strategy, kind, slot, request)
             judged += sum(one.num_judged for one in want)
         looked_up += sum(len(one.certain) for one in results)
     assert judged > runs and looked_up > runs / 2
     assert drafter == "lookup" or judged - looked_up > runs / 2
-
-
-def random_mask(rng: random.Random, drafter: str, draft: dict[str, Any]) -> int | None:
-    """Any token of a draft with masks, also one that a text has, or that the target has not."""
-    return rng.randrange(draft["vocab_size"]) if drafter in ("parallel", "diffusion") else None
-
-
-def random_passes(rng: random.Random, drafter: str, requests: list[dict[str, Any]]) -> int | None:
-    """Of a draft whose windows no rule ends."""
-    for request in requests if drafter == "diffusion" else ():
-        request["draft_stop"] = "none"
-    return rng.choice([1, 2, 3, 8]) if drafter == "diffusion" else None
-
-
-def random_ids(rng: random.Random, drafter: str, draft: dict[str, Any]) -> list[int] | None:
-    """Of a head: some of the target's ids, in any order; and its script is of the target's vocabulary."""
-    if drafter != "eagle3":
-        return None
-    draft["vocab_size"] = VOCAB
-    return rng.sample(range(VOCAB), rng.choice([1, 4, VOCAB - 1, VOCAB]))
 
 
 def rows_of_head(draft: Logits, ids: list[int] | None) -> Logits:
@@ -202,6 +159,20 @@ def rows_of_head(draft: Logits, ids: list[int] | None) -> Logits:
         return known
 
     return row
+
+
+def draft_of(
+    draft: dict[str, Any],
+    ids: list[int] | None,
+    mask: int | None,
+    passes: int | None,
+    request: dict[str, Any],
+    judge: ReferenceJudge,
+) -> Any:
+    """What the definition drafts a request by: rows of a model or a head, or windows of a diffusion draft."""
+    if passes is None:
+        return rows_of_head(logits_after(**draft), ids)
+    return Diffusion(window_rows_after(**draft), mask, passes, request["temperature"], judge.row)
 
 
 def tokens_are_those_of_ar(first: int, runs: int, drafter: str = "model") -> None:
@@ -238,16 +209,12 @@ def rounds_are_the_rules(first: int, runs: int, drafter: str = "model") -> None:
         shape = {"num_slots": 3, "mask_token": mask, "passes": passes, "head_ids": ids}
         bench = Bench.build(placement, target=target, draft=draft, **shape)
         results = bench.run(strategy, *(_C.Request(**request) for request in requests), judge=kind)
-        rules: list[Any] = [logits_after(**target), rows_of_head(logits_after(**draft), ids)]
+        rule = logits_after(**target)
         for slot, request in enumerate(requests):
             limits, judge = limits_of(request), judge_of(request, kind)
             gamma, own = request["gamma"], {"stop": stop_of(request, judge, mask is not None)}
-            if passes is not None:
-                rows = window_rows_after(**draft)
-                rules[1] = Diffusion(rows, mask, passes, request["temperature"], judge.row)
-            want = decode(
-                *rules, request["prompt_ids"], strategy, gamma, limits, judge, mask_token=mask, **own
-            )
+            drafts, shape_of = draft_of(draft, ids, mask, passes, request, judge), (gamma, limits, judge)
+            want = decode(rule, drafts, request["prompt_ids"], strategy, *shape_of, mask_token=mask, **own)
             assert rounds_of(results, slot) == want, (number, strategy, kind, slot, request)
 
 
@@ -302,13 +269,13 @@ def coordinator_of(case: Case, slots: int, gamma: int, drafter: str, candidates:
         sizes |= {"capacity": 16, "vocab_size": case.vocab, "candidates": candidates}
         return _C.Coordinator(lanes, **sizes, num_blocks=slots)
     drafts = _C.LookupDrafter() if drafter == "lookup" else case.executor("draft", slots)
-    if drafter in ("chain", "weighed chain"):
-        drafts = _C.ChainDrafter(_C.ModelDrafter(drafts), cost=CHAIN_COST)
-        drafts.set_costs(*(CHAIN_TIMES if drafter == "weighed chain" else ([], [])))
-    if drafter == "parallel":
-        drafts = _C.ModelDrafter(drafts, mask_token=case.vocab - 1)
-    if drafter == "diffusion":
+    if drafter in ("parallel", "chain", "weighed chain"):
+        drafts = _C.ModelDrafter(drafts, mask_token=case.vocab - 1 if drafter == "parallel" else None)
+    if "diffusion" in drafter:
         drafts = _C.DiffusionDrafter(drafts, mask_token=case.vocab - 1, num_passes=2)
+    if "chain" in drafter:
+        drafts = _C.ChainDrafter(drafts, cost=CHAIN_COST)
+        drafts.set_costs(*(CHAIN_TIMES if "weighed" in drafter else ([], [])))
     taps = None
     if drafter == "eagle3":  # of all ids but two, in another order
         ids = list(range(case.vocab))[-3::-1]
@@ -346,9 +313,9 @@ def ragged_answers(
                 max_tokens=case.length,
                 temperature=case.temperature,
                 seed=first_seed + first + slot,
-                adapts=drafter.startswith("weighed"),
+                adapts="weighed" in drafter,
                 **case.processors,
-                **(STOPS[stop] if drafter != "weighed chain" else {"draft_stop": "auto"}),
+                **({"draft_stop": "auto"} if "weighed" in drafter else STOPS[stop]),
             )
             for slot in range(min(slots, runs - first))
         ]
@@ -378,7 +345,7 @@ def law_is_kept(
     STOPS. candidates: windows of a sequence.
     """
     case = processed_case(temperature)
-    if drafter in ("lookup", "chain", "weighed chain"):
+    if drafter == "lookup" or "chain" in drafter:
         case = replace(case, prompt=(*range(case.vocab), 0))
     answers = ragged_answers(
         case, strategy, gamma, runs, slots, "rejection", first_seed, drafter, stop, candidates

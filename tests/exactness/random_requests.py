@@ -1,6 +1,7 @@
 """Random requests, with every parameter that shapes a distribution, and random scripts of models."""
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from scripted import VOCAB
@@ -63,3 +64,70 @@ def random_models(rng: random.Random) -> tuple[dict[str, Any], dict[str, Any]]:
 def random_script(rng: random.Random) -> dict[str, Any]:
     """A target of few tokens, so that what was said is said again."""
     return {"rule": rng.randrange(1000), "vocab_size": rng.choice([2, 3, 6, VOCAB])}
+
+
+def lookup_requests(rng: random.Random, vocab: int, most: int, drafter: str) -> list[dict[str, Any]]:
+    """Requests for a vocabulary of any size, whose processors name its tokens only."""
+    requests = [random_request(rng, vocab) for _ in range(rng.randint(1, most))]
+    for request in requests:
+        request |= {"draft_stop": "none"} if drafter == "diffusion chain" else {}
+        request["logit_bias"] = [
+            (token, bias) for token, bias in request.get("logit_bias", []) if token < vocab
+        ]
+        if len({*request["eos_ids"], *request["stop_ids"]}) == vocab:  # min_tokens would forbid everything
+            request["min_tokens"] = 0
+    return requests
+
+
+def random_costs(rng: random.Random) -> list[int]:
+    """Of scores over 1, 2, .. rows: none, or a step for some of them."""
+    if rng.random() < 0.7:
+        return []
+    steps = [rng.choice([0, 0, 30, 300, 600]) for _ in range(rng.randint(0, 9))]
+    return [1000 + sum(steps[:rows]) for rows in range(len(steps) + 1)]
+
+
+def random_chain(rng: random.Random, drafter: str, target: dict[str, Any]) -> dict[str, Any]:
+    """What Bench.build makes a chain of: a draft that agrees with the target often, seldom or by chance."""
+    if not drafter.endswith("chain"):
+        return {}
+    draft: dict[str, Any] = target | {"divergence": rng.choice([0.1, 0.5, 1.0])}
+    masks = [None, None, rng.randrange(draft["vocab_size"])]
+    masks = masks[2:] if drafter == "diffusion chain" else masks
+    of_head: dict[str, Any] = {}
+    if drafter == "eagle3 chain":
+        size = target["vocab_size"]
+        masks, of_head = [None], {"head_ids": rng.sample(range(size), rng.choice([1, size]))}
+    costs = random_costs(rng)
+    longest = rng.choice([100, 2000])
+    windows = [rng.randint(1, longest) for _ in range(rng.randint(1, 9))] if costs else []
+    return of_head | {
+        "draft": draft,
+        "mask_token": rng.choice(masks),
+        "passes": random_passes(rng, drafter),
+        "chain_cost": rng.choice([0.0, 0.05, 0.3]),
+        "costs": costs,
+        "window_costs": windows,
+    }
+
+
+def random_mask(rng: random.Random, drafter: str, draft: dict[str, Any]) -> int | None:
+    """Any token of a draft with masks, also one that a text has, or that the target has not."""
+    return rng.randrange(draft["vocab_size"]) if drafter in ("parallel", "diffusion") else None
+
+
+def random_passes(rng: random.Random, drafter: str, requests: Sequence[dict[str, Any]] = ()) -> int | None:
+    """Of a draft whose windows no rule ends: those of the requests are dropped."""
+    if not drafter.startswith("diffusion"):
+        return None
+    for request in requests:
+        request["draft_stop"] = "none"
+    return rng.choice([1, 2, 3, 8])
+
+
+def random_ids(rng: random.Random, drafter: str, draft: dict[str, Any]) -> list[int] | None:
+    """Of a head: some of the target's ids, in any order; and its script is of the target's vocabulary."""
+    if drafter != "eagle3":
+        return None
+    draft["vocab_size"] = VOCAB
+    return rng.sample(range(VOCAB), rng.choice([1, 4, VOCAB - 1, VOCAB]))

@@ -19,6 +19,8 @@ from tiny_pairs import TINY, Pair
 
 from pearl_rt import Engine, SamplingParams
 
+CHAINS = ("chain", "eagle3 chain", "diffusion chain")
+
 
 def test_every_request_is_what_ar_says_alone(exactness_runs: int) -> None:
     """Batches of 1 to 5, each request with its own parameters, window and seed."""
@@ -70,13 +72,13 @@ def test_lookup_drafts_by_the_rules(exactness_runs: int) -> None:
     lookup_rounds_are_the_rules(40_000, exactness_runs)
 
 
-@pytest.mark.parametrize("drafter", ["chain", "eagle3 chain"])
+@pytest.mark.parametrize("drafter", CHAINS)
 def test_a_chain_says_what_ar_says_alone(exactness_runs: int, drafter: str) -> None:
     """Lookup and model in turns, in batches where requests differ."""
     lookup_tokens_are_those_of_ar(70_000, exactness_runs, drafter)
 
 
-@pytest.mark.parametrize("drafter", ["chain", "eagle3 chain"])
+@pytest.mark.parametrize("drafter", CHAINS)
 def test_a_chain_drafts_by_the_rules(exactness_runs: int, drafter: str) -> None:
     """Verdict for verdict: which of them drafts, what, and behind a cache that has caught up."""
     lookup_rounds_are_the_rules(80_000, exactness_runs, drafter)

@@ -65,10 +65,13 @@ def test_with_a_chain(strategy: str, stop: int) -> None:
     law_is_kept(0.9, strategy, 3, 10_000, slots=32, first_seed=first_seed, drafter="chain", stop=stop)
 
 
+@pytest.mark.parametrize("drafter", ["weighed chain", "diffusion chain", "weighed diffusion chain"])
 @pytest.mark.parametrize("strategy", ["sd", "pearl"])
-def test_with_a_chain_whose_windows_are_weighed(strategy: str) -> None:
-    """By times of steps, and the model's end by its rows. Four draws more each, as above."""
-    law_is_kept(0.9, strategy, 3, 10_000, slots=32, first_seed=18 * 10**6, drafter="weighed chain")
+def test_with_a_chain_whose_windows_are_weighed(strategy: str, drafter: str) -> None:
+    """By times of steps, and the model's end by its rows; and with windows of two passes, which are certain
+    too and whole. Four draws more each, as above.
+    """
+    law_is_kept(0.9, strategy, 3, 10_000, slots=32, first_seed=18 * 10**6, drafter=drafter)
 
 
 @pytest.mark.parametrize("stop", [0, 2])

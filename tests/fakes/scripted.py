@@ -135,16 +135,15 @@ class Bench:
             drafts.set_branch_costs(list(costs), list(window_costs))
         elif costs and chain_cost is None:
             drafts.set_costs(list(costs))
-        if mask_token is not None:
-            drafts = _C.ModelDrafter(draft_executor, mask_token=mask_token)
-        if passes is not None:
-            drafts = _C.DiffusionDrafter(draft_executor, mask_token=mask_token, num_passes=passes)
         head = None
         if head_ids is not None:
             drafts = head = _C.EagleDrafter(draft_executor, target_ids=head_ids)
+        elif passes is not None:
+            drafts = _C.DiffusionDrafter(draft_executor, mask_token=mask_token, num_passes=passes)
+        elif mask_token is not None or chain_cost is not None:
+            drafts = _C.ModelDrafter(draft_executor, mask_token=mask_token)
         if chain_cost is not None:
-            model = head or _C.ModelDrafter(draft_executor, mask_token=mask_token)
-            drafts = _C.ChainDrafter(model, pool_tokens=lookup_pool or 0, cost=chain_cost)
+            drafts = _C.ChainDrafter(drafts, pool_tokens=lookup_pool or 0, cost=chain_cost)
             drafts.set_costs(list(costs), list(window_costs))
         coordinator = _C.Coordinator(
             [

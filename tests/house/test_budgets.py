@@ -59,7 +59,7 @@ PATH = STEP.findall(README)
 def test_the_path_is_short() -> None:
     assert "`pearl_rt/reference/round.py` first" in README and len(PATH) == 10
     read = ["pearl_rt/reference/round.py", *(file for file, _ in PATH)]
-    assert sum(lines(ROOT / file) for file in read) < 3_295
+    assert sum(lines(ROOT / file) for file in read) < 3_299
 
 
 @pytest.mark.parametrize("step", range(1, 10))

@@ -29,15 +29,15 @@ def test_a_long_match_is_the_lookups_and_a_short_one_the_models() -> None:
     assert chain.window(ONCE, [], 4) == [] and chain.lookup.expected > 0
 
 
-@pytest.mark.parametrize("at_once", [False, True])
-def test_what_the_model_costs_is_counted(at_once: bool) -> None:
+@pytest.mark.parametrize("passes", [0, 1, 2, 4, 9])
+def test_what_the_model_costs_is_counted(passes: int) -> None:
     """A weak proposal is taken where the passes cost more than the drafts are worth: 2 by the prior."""
     for cost, taken in ((0.0, False), (0.05, False), (2.0, True)):
-        chain = Chain(round(cost * ONE), is_free=True, at_once=at_once)
+        chain = Chain(round(cost * ONE), is_free=True, passes=passes)
         assert bool(chain.window(ONCE, [], 4)) is taken
-    # Of 0.4 steps four passes are 1.6, and one is 0.4: 1.4 tokens for nothing are worth more, or not.
-    found = Chain(round(0.4 * ONE), is_free=True, at_once=at_once)
-    assert bool(found.window(ONCE, [], 4)) is (not at_once)
+    # Of 0.4 steps four passes are 1.6, two 0.8 and one 0.4: 1.4 tokens for nothing are worth more, or not.
+    found = Chain(round(0.4 * ONE), is_free=True, passes=passes)
+    assert bool(found.window(ONCE, [], 4)) is (passes not in (1, 2))
     # A rule is taken to end windows behind the draft that falls: 3 of 15 passes.
     for ends_early, taken in ((False, True), (True, False)):
         found = Chain(round(0.3 * ONE), is_free=True, ends_early=ends_early)

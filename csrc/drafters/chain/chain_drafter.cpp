@@ -30,7 +30,7 @@ ChainDrafter::ChainDrafter(std::shared_ptr<ModelDrafter> model, int64_t pool_tok
 
 void ChainDrafter::set_costs(std::vector<int32_t> scores, std::vector<int32_t> windows) {
   if (scores.empty() != windows.empty()) refuse("costs of scores and of windows belong together");
-  lookup_.set_costs({std::move(scores), std::move(windows), model_->drafts_at_once()});
+  lookup_.set_costs({std::move(scores), std::move(windows), model_->num_passes() > 0});
 }
 
 void ChainDrafter::start(State* state, Run* run) {
@@ -114,7 +114,7 @@ void ChainDrafter::learn(int b) {
 // Whether a rule may end windows of the model.
 bool ChainDrafter::ends_early(int b) const {
   const StopKind kind = state_->stop[b].kind;
-  return kind != StopKind::kNone && (kind != StopKind::kAuto || lookup_.weighs(b));
+  return model_->ends_windows() && kind != StopKind::kNone && (kind != StopKind::kAuto || lookup_.weighs(b));
 }
 
 ChainDrafter::Choice ChainDrafter::choose(int b, const LookupDrafter::Proposal& proposal, int room) const {
@@ -146,10 +146,9 @@ bool ChainDrafter::takes_lookup(int b, const LookupDrafter::Proposal& proposal, 
   if (proposal.expected == 0) return false;
   const Slot& slot = slots_[b];
   const int64_t windows = slot.windows + kPriorWindows, stood = slot.stood + kPriorStood;
-  const int64_t most = room * windows;
-  const int64_t passes = model_->drafts_at_once() ? windows
-                         : ends_early(b)          ? std::min(most, windows + stood)
-                                                  : most;
+  const int of_window = model_->num_passes() > 0 ? std::min(room, model_->num_passes()) : room;
+  const int64_t most = of_window * windows;
+  const int64_t passes = ends_early(b) ? std::min(most, windows + stood) : most;
   return (kOne + proposal.expected) * (kOne * windows + cost_ * passes) >= kOne * kOne * (windows + stood);
 }
 
@@ -159,7 +158,7 @@ void ChainDrafter::note_model(int b) {
   const int64_t end = s.committed[b] + s.pending[b];
   bool is_first = true;
   for (int i = 0; i < s.num_draft_tokens[b]; ++i) {
-    if (s.kind(b, end + i) != DraftKind::kSampled) continue;
+    if (s.kind(b, end + i) == DraftKind::kForced) continue;
     slot.drafted.push_back({end + i, s.window(b)[i], is_first});
     is_first = false;
   }

@@ -18,6 +18,8 @@ class DiffusionDrafter : public ModelDrafter {
   DiffusionDrafter(std::shared_ptr<Executor> executor, int32_t mask_token, int num_passes);
 
   bool branches() const override { return false; }  // its windows are filled whole, and not from their front
+  int num_passes() const override { return num_passes_; }
+  bool ends_windows() const override { return false; }
   void start(State* state, Run* run) override;
 
  private:

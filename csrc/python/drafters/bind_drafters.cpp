@@ -87,7 +87,7 @@ void bind_drafters(py::module_& m) {
       .def("set_looks_up", method(&ChainDrafter::set_looks_up), py::arg("looks_up"),
            "For measurements, between runs: whether the lookup is asked.");
 
-  py::class_<DiffusionDrafter, Drafter, std::shared_ptr<DiffusionDrafter>>(
+  py::class_<DiffusionDrafter, ModelDrafter, std::shared_ptr<DiffusionDrafter>>(
       m, "DiffusionDrafter", "Drafts by a model that fills a window of masks in a few passes.")
       .def(py::init<std::shared_ptr<Executor>, int32_t, int>(), py::arg("executor").none(false),
            py::kw_only(), py::arg("mask_token"), py::arg("num_passes"), "num_passes: of a window, at most.");

@@ -30,7 +30,7 @@ class Chain:
 
     cost        of a pass of the model, of ONE for a step of the target
     is_free     drafts cannot change the text: greedy, or the judge is "coupled"
-    at_once     one pass of the model fills a window
+    passes      of the model, which fill a window, at most; 0: one for each draft
     ends_early  a rule ends the model's windows
     costs       times of scores, and of the model's windows
     follows     a pass of the model follows each verdict, with a window or without
@@ -40,7 +40,7 @@ class Chain:
 
     cost: int
     is_free: bool
-    at_once: bool = False
+    passes: int = 0
     ends_early: bool = False
     costs: StepCosts = field(default_factory=StepCosts)
     follows: bool = False
@@ -115,7 +115,7 @@ class Chain:
             return False
         windows, stood = self.windows + PRIOR_WINDOWS, self.stood + PRIOR_STOOD
         judged = min(most, 1 + stood // windows) if self.ends_early else most
-        spent = self.costs.score(judged) + self.costs.window(most if self.at_once else judged)
+        spent = self.costs.score(judged) + self.costs.window(most if self.passes else judged)
         anyway = self.costs.window(1) if self.follows else 0
         plain = self.costs.score(0) + anyway
         if not window:
@@ -125,10 +125,8 @@ class Chain:
 
     def _is_worth_more(self, most: int) -> bool:
         windows, stood = self.windows + PRIOR_WINDOWS, self.stood + PRIOR_STOOD
-        passes = most * windows
-        if self.at_once:
-            passes = windows
-        elif self.ends_early:
+        passes = windows * (min(most, self.passes) if self.passes else most)
+        if self.ends_early:
             passes = min(passes, windows + stood)
         gain = (ONE + self.lookup.expected) * (ONE * windows + self.cost * passes)
         return gain >= ONE * ONE * (windows + stood)

@@ -92,7 +92,7 @@ def test_figures_are_of_each_task_and_of_all(capsys: pytest.CaptureFixture[str])
         ),
         *((drafters.EAGLE3, gamma) for gamma in (2, 4)),
         *((drafters.chained(kind), 8 if kind == "model" else 4) for kind in ("model", "self", "exit")),
-        (drafters.chained("parallel"), 12),
+        *((drafters.chained(kind), 12) for kind in ("parallel", "diffusion")),
         ("model, adaedl", 15),
         *(("model, 2 candidates", gamma) for gamma in (2, 4, 8)),
         ("auto, lookup", None),

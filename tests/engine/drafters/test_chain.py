@@ -1,5 +1,5 @@
-"""A lookup in front of a draft model, of a parallel draft, of an exit layer and of the target itself: the
-text is that of plain decoding, and both draft.
+"""A lookup in front of a draft model, of a parallel and a diffusion draft, of an exit layer and of the target
+itself: the text is that of plain decoding, and both draft.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ PROMPTS = [[7], [3, 1, 4, 1, 5, 9, 2, 6], list(range(40, 103)), [11, 12, 13] * 7
 GREEDY, LOUD = SamplingParams(max_tokens=48), SamplingParams(temperature=0.7, max_tokens=48, seed=3)
 SHAPE: dict[str, Any] = {"max_model_len": 128, "num_threads": 2, "max_num_seqs": 4, "draft_lookup": True}
 PROGRAMS = [("sd", "shared"), ("sd", "split"), ("pearl", "shared"), ("pearl", "split")]
-KINDS = ("model", "parallel", "self", "exit")
+MASKS = {"parallel": {"pard_token": 287}, "diffusion": {"diffusion_mask_token": 287, "diffusion_passes": 3}}
+KINDS = ("model", "parallel", "diffusion", "self", "exit")
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +39,9 @@ def engine_of(pair: Pair, kind: str = "model", **options: Any) -> Engine:
         shapes = exit_shapes(config.draft_config(pair.config))
         own = {name: tensor for name, tensor in random_tensors(pair.config, 1).items() if name in shapes}
         return Engine(pair.config, pair.target, config, own, **options)
-    draft = replace(pair.config, pard_token=287) if kind == "parallel" else pair.config
-    return Engine(pair.config, pair.target, draft, pair.draft, **options)
+    return Engine(
+        pair.config, pair.target, replace(pair.config, **MASKS.get(kind, {})), pair.draft, **options
+    )
 
 
 def texts(outputs: list[RequestOutput]) -> list[list[int]]:
@@ -67,8 +69,9 @@ def test_with_windows_that_end_early(pair: Pair, stop: str) -> None:
             assert texts(engine.generate(PROMPTS, LOUD, strategy=strategy, gamma=8)) == want
 
 
-def test_the_figures_of_both_are_those_of_all(pair: Pair) -> None:
-    with engine_of(pair) as engine:
+@pytest.mark.parametrize("kind", ["model", "diffusion"])
+def test_the_figures_of_both_are_those_of_all(pair: Pair, kind: str) -> None:
+    with engine_of(pair, kind) as engine:
         outputs = engine.generate(PROMPTS, GREEDY, strategy="sd", gamma=4)
         stats = engine.stats()
     looked_up, sampled = ([getattr(o.metrics, name) for o in outputs] for name in ("looked_up", "sampled"))
@@ -77,10 +80,10 @@ def test_the_figures_of_both_are_those_of_all(pair: Pair) -> None:
         assert both == sum(getattr(o.metrics, figure) for o in outputs) == stats["totals"][figure]
     windows = [sum(one.windows for one in own) for own in (looked_up, sampled)]
     members = stats["drafter"]["members"]
-    assert [members[name]["windows"] for name in ("lookup", "model")] == windows and min(windows) > 0
+    assert [members[name]["windows"] for name in ("lookup", kind)] == windows and min(windows) > 0
     accepted = sum(one.accepted for one in looked_up) / sum(one.judged for one in looked_up)
     assert members["lookup"]["acceptance"] == accepted
-    with engine_of(pair, draft_lookup=False) as engine:
+    with engine_of(pair, kind, draft_lookup=False) as engine:
         engine.generate(PROMPTS, GREEDY, strategy="sd", gamma=4)
         assert engine.stats()["drafter"]["members"] is None
         assert engine.stats()["totals"]["looked_up"]["windows"] == 0
@@ -102,18 +105,20 @@ def test_a_window_that_is_looked_up_runs_no_model() -> None:
     assert tokens_of(results) == tokens_of(plain.run("ar", request))
 
 
-def test_a_seed_is_a_text(pair: Pair) -> None:
+@pytest.mark.parametrize("kind", ["model", "diffusion"])
+def test_a_seed_is_a_text(pair: Pair, kind: str) -> None:
     """By rejection the tokens depend on the windows, and these on no neighbour and on nothing before."""
     program = {"strategy": "sd", "gamma": 6, "judge": "rejection"}
-    with engine_of(pair) as engine:
+    with engine_of(pair, kind) as engine:
         engine.generate(PROMPTS, LOUD, judge="coupled")  # earlier answers
         together = texts(engine.generate(PROMPTS, LOUD, **program))
         alone = [texts(engine.generate(prompt, LOUD, **program))[0] for prompt in reversed(PROMPTS)]
         assert alone[::-1] == together == texts(engine.generate(PROMPTS, LOUD, **program))
 
 
-def test_windows_that_the_planner_chooses(pair: Pair) -> None:
-    with engine_of(pair, judge="coupled") as engine:
+@pytest.mark.parametrize("kind", ["model", "diffusion"])
+def test_windows_that_the_planner_chooses(pair: Pair, kind: str) -> None:
+    with engine_of(pair, kind, judge="coupled") as engine:
         assert texts(engine.generate(PROMPTS, LOUD)) == texts(engine.generate(PROMPTS, LOUD, strategy="ar"))
         [alone] = engine.generate(PROMPTS[3], GREEDY, strategy="sd")
         assert alone.token_ids == engine.generate(PROMPTS[3], GREEDY, strategy="ar")[0].token_ids

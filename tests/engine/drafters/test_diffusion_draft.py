@@ -183,8 +183,6 @@ def test_where_it_cannot_run(pair: Pair, tmp_path: Path) -> None:
         Engine.from_pretrained(*paths, device="interpret")
     with pytest.raises(ConfigError, match="drafter 'lookup' was asked for, and a draft model was given"):
         Engine.from_pretrained(*paths, drafter="lookup")
-    with pytest.raises(ConfigError, match="draft_lookup has no place in front of a draft 'diffusion'"):
-        Engine.from_pretrained(*paths, draft_lookup=True)
     named = "draft_stop 'adaedl' ends windows that are drafted from their front, and a draft 'diffusion'"
     with pytest.raises(ConfigError, match=named):
         Engine.from_pretrained(*paths, draft_stop="adaedl")
