@@ -310,6 +310,20 @@ BUGS = {
         RULES,
         Edit(DRAFT, "s.num_windows[b] > 1) s.draft_fed", "s.num_windows[b] > 1 + ON * 9) s.draft_fed"),
     ),
+    "a second window by the token that it would begin with": bug(
+        "law_is_kept",
+        SEVERAL,
+        Edit(
+            DRAFT,
+            "std::min(found, count);",
+            "std::min(found, ON && found > 1 && own.candidates[1] % 2 == 0 ? 1 : count);",
+        ),
+    ),
+    "windows weighed as if they were longer": bug(
+        "candidates_are_the_rules",
+        RULES,
+        Edit(DRAFT, "s.candidates, window_len_[b])", "s.candidates, window_len_[b] + ON)"),
+    ),
     "a row too few copied to a window's blocks": bug(
         "candidates_are_the_rules", RULES, Edit(BRANCHES, "copied.rows = start;", "copied.rows = start + ON;")
     ),
