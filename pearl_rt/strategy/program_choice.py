@@ -97,7 +97,7 @@ class Capabilities:
                 f"{self.candidates} are windows of which the next one must know which stood: pass "
                 "strategy='sd' and placement='shared', or candidates=1"
             )
-        beside = placement in ("split", "devices") and placement not in self.placements
+        beside = placement in ("split", "devices") and placement not in self.everything.placements
         if self.drafter not in MODEL_DRAFTERS and beside:
             raise error(f"placement {placement!r} needs a draft model: pass draft=..., or placement='shared'")
         if placement not in (None, "auto", *self.placements):

@@ -22,10 +22,9 @@ def random_branches(rng: random.Random) -> dict[str, Any]:
     own = {"candidates": rng.choice([2, 3, 4, 8]), "block_size": rng.choice([16, 32, 64])}
     if rng.random() < 0.5:
         return own
-    costs = [1000]
-    while len(costs) < rng.randint(1, 40):
-        costs.append(costs[-1] + rng.choice([0, 0, 10, 60, 300]))
-    windows = [rng.randint(1, 400) for _ in range(rng.randint(1, 9))]
+    slope = rng.randint(1, 40)  # a window more is worth it, or not, by what has stood
+    costs = [1000 + slope * row + rng.randint(0, 5) for row in range(rng.choice([1, 20, 80]))]
+    windows = [rng.randint(1, 60) for _ in range(rng.randint(1, 9))]
     return own | {"costs": costs, "window_costs": windows}
 
 

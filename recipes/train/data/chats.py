@@ -14,6 +14,7 @@ from pearl_rt import Engine, SamplingParams
 from pearl_rt.checkpoint.chat_template import ChatTemplate
 from pearl_rt.errors import RequestError
 
+JUDGE = "coupled"  # by which a seed is a text, whatever is drafted
 _TOGETHER = 64  # conversations that are written, and then kept, at a time
 _PASSAGE = 1200  # characters of an earlier answer that a question may be about
 ABOUT_A_PASSAGE = (
@@ -61,7 +62,9 @@ def write_chats(
                 SamplingParams(temperature=1.0, top_p=0.95, max_tokens=question_tokens, seed=seed + number)
                 for number in numbers
             ]
-            questions = [output.text.strip() for output in engine.generate([before] * len(numbers), asked)]
+            questions = [
+                output.text.strip() for output in engine.generate([before] * len(numbers), asked, judge=JUDGE)
+            ]
             for i, number in enumerate(numbers):
                 if number % 3 == 2 and passages[number % len(passages)]:
                     form = ABOUT_A_PASSAGE[number // 3 % len(ABOUT_A_PASSAGE)]
@@ -73,7 +76,7 @@ def write_chats(
                 )
                 for number in numbers
             ]
-            outputs = engine.generate(prompts, params)
+            outputs = engine.generate(prompts, params, judge=JUDGE)
             for number, prompt, output in zip(numbers, prompts, outputs, strict=True):
                 partial = _file(directory, number).with_suffix(".partial")
                 partial.write_text(prompt + output.text, encoding="utf-8")
