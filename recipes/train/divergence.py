@@ -52,7 +52,7 @@ def row_acceptance(target: Tensor, draft: Tensor) -> Tensor:
 
 
 def negative_log_acceptance(target: Tensor, draft: Tensor) -> Tensor:
-    """-log sum min(p, q). It is summed in logarithms: rows that share less than fp32 can hold have their exact
+    """-log sum min(p, q), summed in logarithms: rows that share less than fp32 can hold have their exact
     value and a gradient. Each min(p, q) counts as exp(LEAST_LOG) at least.
     """
     log_p, log_q = _logs(target, draft)
