@@ -16,12 +16,12 @@ too, the model of --draft, with windows that end early by each of --stops too, a
 windows of a sequence, the target without --skip-layers, the exit layer of --exit, the drafts of --parallel
 and --diffusion, each of these behind a lookup too, the head of --eagle3, and what `auto` chooses beside each
 of them. Peers write the same prompts greedily, plain and with what they look up; their tokens
-may differ, and how far they are ours is said. Columns: memory beside the target; tokens that a round makes
-final; of the windows, the share that was looked up; of the drafts judged at each place of a window, the
-share that stood; milliseconds of a round to draft and to score and judge; and how many times faster than
-`ar` text is written behind its first token, over all prompts, and with the tokens a round over those of a
-task. All rows must write the tokens of `ar` (sampled: by judge `coupled`), or no figure is printed and the
-status is 1. The last line is the same as JSON.
+may differ, and how far they are ours is said. Columns: memory beside the target; the draft's minutes of
+training, where a training.json has them; tokens that a round makes final; of the windows, the share that was
+looked up; of the drafts judged at each place of a window, the share that stood; milliseconds of a round to
+draft and to score and judge; and how many times faster than `ar` text is written behind its first token, over
+all prompts, and with the tokens a round over those of a task. All rows must write the tokens of `ar`
+(sampled: by judge `coupled`), or no figure is printed and the status is 1. The last line is the same as JSON.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ from bench.harness.measure import (
 from bench.harness.peers import OUTSIDE, Peer, Peered, PeerGroup
 from bench.harness.run import agreement_text, peer_agreement
 from bench.harness.table import format_table
+from bench.model_pairs.minutes import trained_minutes
 from bench.model_pairs.model_pair import ModelPair, open_pair, report_environment
 from bench.model_pairs.published import DRAFTS, UnreachableError, published_model
 from bench.outside.setup import outside_peers
@@ -80,6 +81,7 @@ COLUMNS = (
     ("name", "draft", "s"),
     ("gamma", "gamma", "d"),
     ("extra_mb", "MB", ".2f"),
+    ("minutes", "minutes trained", ".0f"),
     ("tokens_per_round", "tok/round", ".2f"),
     ("by_lookup", "by lookup", ".2f"),
     ("accepted_at", "stood at place 1, 2, ..", "s"),
@@ -105,6 +107,7 @@ class Engines:
     """A pair for each kind of draft, on the same target and prompts."""
 
     pairs: dict[str, ModelPair] = field(default_factory=dict)
+    minutes: dict[str, float | None] = field(default_factory=dict)  # of training
     peers: PeerGroup | None = None
 
     def run(self, program: Program, workload: Workload, prompt: int) -> list[Sample]:
@@ -189,8 +192,10 @@ def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
     kinds |= {stopped(stop): {"draft_stop": stop} for stop in options.stops}
     kinds |= {beside(count): {"several": count} for count in options.candidates}
     for kind, own in kinds.items():
-        engines.pairs[kind] = open_pair(argparse.Namespace(**vars(options) | own))
-        stack.enter_context(engines.pairs[kind].engine)
+        pair = engines.pairs[kind] = open_pair(argparse.Namespace(**vars(options) | own))
+        stack.enter_context(pair.engine)
+        drafts = (pair.checkpoints or ())[1:]
+        engines.minutes[kind] = trained_minutes(drafts[0]) if drafts else None
     return engines
 
 
@@ -211,8 +216,9 @@ def milliseconds(metrics: Sequence[RequestMetrics], lane: str, ops: Sequence[str
     return spent * 1e-6 / rounds if rounds else None
 
 
-def figures_of(result: Measured, ar: Measured, tasks: Sequence[str], extra_bytes: int) -> dict[str, Any]:
+def figures_of(result: Measured, ar: Measured, engines: Engines) -> dict[str, Any]:
     """One row, all prompts and each task."""
+    tasks = engines.pairs[LOOKUP].tasks
     everything, places = range(len(tasks)), places_of(tasks)
     metrics = result.metrics
     shares = by_position(metrics)
@@ -231,7 +237,8 @@ def figures_of(result: Measured, ar: Measured, tasks: Sequence[str], extra_bytes
     return {
         "name": row.name,
         "gamma": row.gamma or None,
-        "extra_mb": extra_bytes / 1e6,
+        "extra_mb": engines.extra_bytes(row) / 1e6,
+        "minutes": engines.minutes.get(row.kind_of_draft),
         "by_lookup": looked_up / (looked_up + sampled) if looked_up + sampled else None,
         "accepted_at": " ".join(f"{share:.2f}" for share in shares[:PLACES]) or None,
         "accepted_per_position": shares,
@@ -286,8 +293,7 @@ def section(
     theirs: list[dict[str, Any]] = []
     if difference is None:
         for result in results:
-            assert isinstance(result.program, Row)
-            rows.append(figures_of(result, results[0], tasks, engines.extra_bytes(result.program)))
+            rows.append(figures_of(result, results[0], engines))
         theirs = [peer_row(result, results[0], tasks) for result in others]
         columns = [*COLUMNS, *((task, task, "s") for task in dict.fromkeys(tasks))]
         unknown = dict.fromkeys(name for name, _, _ in COLUMNS)

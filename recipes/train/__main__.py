@@ -222,7 +222,7 @@ def run_diffusion(arguments: argparse.Namespace) -> None:
     known = _remembered(arguments, target.config)
 
     def loss_of(rows: LearntRows) -> Tensor:
-        return diffusion_loss(target, draft, rows, settings.divergence, windows)
+        return diffusion_loss(target, draft, rows, settings.divergence, windows, settings.run_length)
 
     run = distill(
         target, draft, tokenised, machine, settings, loss_of=loss_of, remembered=known, **_where(arguments)
@@ -240,7 +240,7 @@ def run_eagle3(arguments: argparse.Namespace) -> None:
     settings = _distilling(arguments)
 
     def loss_of(rows: LearntRows) -> Tensor:
-        return eagle3_loss(target, draft, rows, settings.divergence, arguments.steps)
+        return eagle3_loss(target, draft, rows, settings.divergence, arguments.steps, settings.run_length)
 
     layers = draft.config.taps_of(target.config)
     known = _remembered(arguments, target.config)

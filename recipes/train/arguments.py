@@ -45,6 +45,17 @@ def _add_masks(parser: argparse.ArgumentParser) -> None:
     """Of a draft that learns at mask tokens: how many places have them."""
     parser.add_argument("--keep", type=float, help="share of the places with a d-th mask that have one more")
     parser.add_argument("--least", type=float, help="share of all places that has every mask, at least")
+    _add_run_length(parser)
+
+
+def _add_run_length(parser: argparse.ArgumentParser) -> None:
+    """Of a draft that learns to fill windows."""
+    parser.add_argument(
+        "--run-length",
+        action="store_true",
+        default=None,
+        help="a row of a window counts by the chance that all places before it stand",
+    )
 
 
 def build_parser(description: str | None) -> argparse.ArgumentParser:
@@ -125,6 +136,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     sub.add_argument(
         "--least", type=float, default=0.2, help="share of all places that has every one, at least"
     )
+    _add_run_length(sub)
     _add_learning(sub, ("text", "target"))
 
     sub = command("eagle3", "teach a head to draft from what its target computed")
@@ -132,6 +144,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     sub.add_argument("--tap", type=int, action="append", help="a layer whose input is read; given in order")
     sub.add_argument("--draft-vocab", type=int, help="ids that it drafts, the most frequent ones; 32000")
     sub.add_argument("--steps", type=int, default=4, help="rows in a row that go on from the head's own")
+    _add_run_length(sub)
     sub.add_argument("--bits", type=int, choices=(16, 8), default=16, help="of the matrices in --out")
     _add_learning(sub, ("text", "target"))
 

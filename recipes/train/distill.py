@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
 from torch import Tensor
 from tqdm import tqdm
@@ -25,10 +24,11 @@ from recipes.train.data.tokenised_corpus import TokenisedCorpus
 from recipes.train.divergence import DIVERGENCES
 from recipes.train.drafts.eagle3 import Eagle3Model
 from recipes.train.drafts.parallel import MaskRows, mask_rows
+from recipes.train.loss import mean_loss
 from recipes.train.model.export import export
 from recipes.train.model.llama import LlamaForCausalLM
 from recipes.train.model.sampler import sample_rows
-from recipes.train.model.session import LOGIT_ROWS, Machine, compile_layers
+from recipes.train.model.session import Machine, compile_layers
 from recipes.train.optimizer import Optimizers, Schedule
 from recipes.train.pretrain import BAR_FORMAT
 from recipes.train.run import Run
@@ -40,6 +40,7 @@ SOURCES = ("text", "draft", "target")
 class DistillSettings:
     """A step's rows are text (share `text_share`), or begin as text and go on as `samples_from` writes.
     masks, keep, least: of a draft that fills windows in one pass, see mask_rows(); 0: it goes token by token.
+    run_length: rows of windows count by run_length_weights().
     """
 
     divergence: str = "forward_kl"
@@ -58,6 +59,7 @@ class DistillSettings:
     masks: int = 0
     keep: float = 0.7
     least: float = 0.2
+    run_length: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -87,8 +89,7 @@ class DistillSettings:
         if not self.masks:
             return None
         chance = torch.Generator().manual_seed(self.seed + step)
-        made = mask_rows(length, self.masks, self.keep, self.least, chance)
-        return MaskRows(made.positions.to(device), made.visible.to(device))
+        return mask_rows(length, self.masks, self.keep, self.least, chance).to(device)
 
 
 def check_pair(target: LlamaForCausalLM, draft: LlamaForCausalLM) -> None:
@@ -111,10 +112,11 @@ def distillation_loss(
     masked: MaskRows | None = None,
     states: Tensor | None = None,
     ids: Tensor | None = None,
+    run_length: bool = False,
 ) -> Tensor:
-    """Mean over positions of (1 - c) * divergence(p, q) - c * log q(next token), c = `cross_entropy`. masked:
-    over the draft's rows of T tokens and of masks beside them, each against the target's at its position.
-    states: the target's [B, T, hidden] where they are known. ids: p and q are of these alone, [n] int64.
+    """mean_loss() of all positions. masked: of the draft's rows of T tokens and of masks beside them, each
+    against the target's at its position. states: the target's [B, T, hidden] where they are known. ids: p and
+    q are of these alone, [n] int64. run_length: rows of `masked` count by run_length_weights().
     """
     inputs, wanted = rows[:, :-1], rows[:, 1:]
     if states is None:
@@ -127,20 +129,11 @@ def distillation_loss(
         fed = masked.fed(inputs, draft.config.pard_token)
         own = draft.hidden_states(fed, positions=masked.positions, visible=masked.visible)
         states, wanted = states[:, masked.positions], wanted[:, masked.positions]
-    states, own, wanted = states.flatten(0, 1), own.flatten(0, 1), wanted.flatten()
     heads = target.head_weight, draft.head_weight[: target.config.vocab_size]
     if ids is not None:
         heads = heads[0][ids], heads[1][ids]
-    total = own.new_zeros((), dtype=torch.float32)
-    parts = (x.split(LOGIT_ROWS) for x in (states, own, wanted))
-    for theirs, ours, token in zip(*parts, strict=True):
-        with torch.no_grad():
-            p = F.linear(theirs, heads[0])
-        q = F.linear(ours, heads[1])
-        total = total + (1 - cross_entropy) * DIVERGENCES[divergence](p, q).sum()
-        if cross_entropy:
-            total = total + cross_entropy * F.cross_entropy(q.float(), token, reduction="sum")
-    return total / wanted.numel()
+    places = masked.places if masked is not None and run_length else None
+    return mean_loss(states, own, wanted, heads, divergence, cross_entropy, places)
 
 
 def distill(
@@ -163,6 +156,10 @@ def distill(
     to `out` as write() does. loss_of: what is descended instead of distillation_loss(). remembered: where all
     rows come from, with the inputs of `layers`. ids: of the loss, see distillation_loss().
     """
+    if settings.run_length and not settings.masks and loss_of is None:
+        raise RequestError(
+            "--run-length: a draft that goes token by token fills no windows; give --masks too"
+        )
     if isinstance(draft, LlamaForCausalLM):
         check_pair(target, draft)
     target.requires_grad_(False)
@@ -208,7 +205,15 @@ def distill(
                 else:
                     assert isinstance(draft, LlamaForCausalLM)
                     loss = distillation_loss(
-                        target, draft, rows, settings.divergence, weight, masked, known.states, ids
+                        target,
+                        draft,
+                        rows,
+                        settings.divergence,
+                        weight,
+                        masked,
+                        known.states,
+                        ids,
+                        settings.run_length,
                     )
             loss.backward()
             multiplier = settings.schedule.multiplier(run.step, run.progress)

@@ -14,7 +14,9 @@ from recipes.train.divergence import (
     DIVERGENCES,
     forward_kl,
     jensen_shannon,
+    negative_log_acceptance,
     reverse_kl,
+    row_acceptance,
     total_variation,
 )
 from recipes.train.evaluate import acceptance, text_loss
@@ -49,6 +51,67 @@ class TestDivergence:
         m = 0.375
         half = 0.5 * math.log(0.5 / m) + 0.25 * math.log(0.25 / m)
         assert jensen_shannon(p.log(), q.log()).item() == pytest.approx(half, abs=1e-6)
+        assert row_acceptance(p.log(), q.log()).item() == pytest.approx(0.75)
+        assert negative_log_acceptance(p.log(), q.log()).item() == pytest.approx(-math.log(0.75), abs=1e-6)
+
+    @pytest.mark.parametrize("name", DIVERGENCES)
+    def test_gradients_are_of_the_draft_only(self, name: str) -> None:
+        torch.manual_seed(0)
+        p, q = torch.randn(2, 5, 11, requires_grad=True).unbind()
+        p.retain_grad(), q.retain_grad()
+        DIVERGENCES[name](p, q).sum().backward()
+        assert p.grad is None and q.grad is not None and q.grad.abs().max() > 1e-3
+        assert not row_acceptance(p, q).requires_grad
+
+
+def plain_nla(target: np.ndarray, draft: np.ndarray) -> float:
+    """-log sum min(p, q) of a row, in fp64."""
+    p, q = (np.exp(row - row.max()) for row in (target.astype(np.float64), draft.astype(np.float64)))
+    p, q = p / p.sum(), q / q.sum()
+    return -math.log(sum(min(a, b) for a, b in zip(p, q, strict=True)))
+
+
+class TestNegativeLogAcceptance:
+    @pytest.mark.parametrize("scale", [0.1, 1.0, 8.0])
+    def test_value_and_gradient_are_those_of_the_definition(self, scale: float) -> None:
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            self.check(*(scale * rng.standard_normal((2, 13))).astype(np.float32))
+
+    def test_rows_that_share_almost_nothing(self) -> None:
+        """sum min(p, q) is e^-100 or e^-250: no number of fp32 in the second case."""
+        for size, draft in ((100, [0, 50, 100, 99]), (250, [0, 250, 125, 250])):
+            self.check(np.array([size, 0, 0, 1], np.float32), np.array(draft, np.float32))
+
+    @staticmethod
+    def check(target: np.ndarray, draft: np.ndarray) -> None:
+        q = torch.tensor(draft, requires_grad=True)
+        value = negative_log_acceptance(torch.tensor(target)[None], q[None])
+        assert value.item() == pytest.approx(plain_nla(target, draft), rel=1e-5, abs=1e-6)
+        value.sum().backward()
+        draft, step = draft.astype(np.float64), 1e-5
+        want = [
+            (plain_nla(target, draft + step * one) - plain_nla(target, draft - step * one)) / (2 * step)
+            for one in np.eye(len(draft))
+        ]
+        np.testing.assert_allclose(q.grad, want, atol=2e-4)
+
+    def test_equal_rows_have_neither_loss_nor_gradient(self) -> None:
+        p = torch.randn(6, 1000, generator=torch.Generator().manual_seed(0))
+        q = p.clone().requires_grad_()
+        value = negative_log_acceptance(p, q)
+        value.sum().backward()
+        assert value.abs().max() < 1e-6 and q.grad is not None and q.grad.abs().max() < 1e-6
+
+    def test_disjoint_rows_are_finite(self) -> None:
+        none = -math.inf
+        for far in (1e30, math.inf):
+            p = torch.tensor([[0.0, none, none], [0.0, 0.0, -far]])
+            q = torch.tensor([[none, 0.0, 0.0], [-far, -far, 0.0]], requires_grad=True)
+            value = negative_log_acceptance(p, q)
+            value.sum().backward()
+            assert value.min() > 1000 and value.isfinite().all()
+            assert q.grad is not None and q.grad.isfinite().all()
 
 
 def test_greedy_samples_are_the_likeliest_tokens() -> None:

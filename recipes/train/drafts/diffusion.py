@@ -10,17 +10,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from pearl_rt.errors import RequestError
 from pearl_rt.strategy.program import MAX_GAMMA
 from pearl_rt.types.config_keys import MOST_PASSES
 from recipes.train.data.remembered import LearntRows
-from recipes.train.divergence import DIVERGENCES
 from recipes.train.drafts.parallel import MaskRows, mask_rows, parallel_model
+from recipes.train.drafts.run_length import WindowPlaces
+from recipes.train.loss import mean_loss
 from recipes.train.model.llama import LlamaForCausalLM
-from recipes.train.model.session import LOGIT_ROWS
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,16 @@ class WindowRows:
     has_token: Tensor  # [L] bool: it is fed the text's token, and no mask
     learns: Tensor  # [rows that learn] int64: all of the text, and those whose next place has no token
 
+    @property
+    def places(self) -> WindowPlaces:
+        """Of the rows that learn."""
+        every = self.rows.places
+        return WindowPlaces(every.starts[self.learns], every.depths[self.learns])
+
+    def to(self, device: torch.device) -> WindowRows:
+        """The same on another device."""
+        return WindowRows(self.rows.to(device), self.has_token.to(device), self.learns.to(device))
+
     def fed(self, text: Tensor, mask_token: int) -> Tensor:
         """text [B, T] int64 -> [B, L]."""
         return torch.where(self.has_token, text[:, self.rows.positions], mask_token)
@@ -60,8 +69,7 @@ def window_rows(length: int, windows: Windows, generator: torch.Generator) -> Wi
     most = windows.length - 1
     rows = mask_rows(length, most, windows.keep, windows.least, generator, sees_later=True)
     total = len(rows.positions)
-    places = rows.visible[:, :length].sum(dim=1) - 1
-    depths = rows.positions - places  # 0: a row of the text
+    places, depths = rows.places.starts, rows.depths
     # [places, depths] which window rows there are, and an order of them by chance, whose first one is fixed.
     exists = torch.zeros(length, most + 1, dtype=torch.bool)
     exists[places, depths] = True
@@ -81,30 +89,31 @@ def window_rows(length: int, windows: Windows, generator: torch.Generator) -> Wi
 
 
 def diffusion_loss(
-    target: LlamaForCausalLM, draft: LlamaForCausalLM, rows: LearntRows, divergence: str, windows: Windows
+    target: LlamaForCausalLM,
+    draft: LlamaForCausalLM,
+    rows: LearntRows,
+    divergence: str,
+    windows: Windows,
+    run_length: bool = False,
 ) -> Tensor:
-    """Of texts: the mean divergence of the draft's rows that learn from the target's at their
-    positions. Which windows there are follows from the texts, so that a run that goes on has the same ones.
+    """Of texts: the mean divergence of the draft's rows that learn from the target's at their positions.
+    Which windows there are follows from the texts, so that a run that goes on has the same ones. run_length:
+    rows count by run_length_weights(); a place that has its token stands.
     """
-    inputs = rows.tokens[:, :-1]
+    inputs, wanted = rows.tokens[:, :-1], rows.tokens[:, 1:]
     chance = torch.Generator().manual_seed(int(rows.tokens.sum()))
-    made = window_rows(inputs.shape[1], windows, chance)
-    positions, visible, learns = (
-        tensor.to(inputs.device) for tensor in (made.rows.positions, made.rows.visible, made.learns)
-    )
+    made = window_rows(inputs.shape[1], windows, chance).to(inputs.device)
+    learnt = made.rows.positions[made.learns]
     assert draft.config.diffusion_mask_token is not None
     with torch.no_grad():
-        whole = target.hidden_states(inputs) if rows.states is None else rows.states
-        states = whole[:, positions[learns]].flatten(0, 1)
-    fed = made.fed(inputs.cpu(), draft.config.diffusion_mask_token).to(inputs.device)
-    own = draft.hidden_states(fed, positions=positions, visible=visible)[:, learns].flatten(0, 1)
-    head = draft.head_weight[: target.config.vocab_size]
-    total = own.new_zeros((), dtype=torch.float32)
-    for theirs, ours in zip(states.split(LOGIT_ROWS), own.split(LOGIT_ROWS), strict=True):
-        with torch.no_grad():
-            p = F.linear(theirs, target.head_weight)
-        total = total + DIVERGENCES[divergence](p, F.linear(ours, head)).sum()
-    return total / len(own)
+        states = target.hidden_states(inputs) if rows.states is None else rows.states
+    fed = made.fed(inputs, draft.config.diffusion_mask_token)
+    own = draft.hidden_states(fed, positions=made.rows.positions, visible=made.rows.visible)
+    heads = target.head_weight, draft.head_weight[: target.config.vocab_size]
+    places = made.places if run_length else None
+    return mean_loss(
+        states[:, learnt], own[:, made.learns], wanted[:, learnt], heads, divergence, places=places
+    )
 
 
 def diffusion_model(draft: LlamaForCausalLM, mask_token: int | None, passes: int) -> LlamaForCausalLM:

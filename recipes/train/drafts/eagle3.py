@@ -25,7 +25,8 @@ from pearl_rt.checkpoint.views.eagle3 import Eagle3Config, save_eagle3
 from pearl_rt.errors import RequestError
 from recipes.train.data.remembered import LearntRows
 from recipes.train.data.tokenised_corpus import frequent_ids
-from recipes.train.divergence import DIVERGENCES
+from recipes.train.divergence import DIVERGENCES, row_acceptance
+from recipes.train.drafts.run_length import WindowPlaces, run_length_mean
 from recipes.train.model.llama import DecoderLayer, LlamaForCausalLM, RMSNorm, rotate
 from recipes.train.model.taps import taps_of
 
@@ -117,11 +118,34 @@ def seen_rows(count: int, number: int) -> list[Tensor]:
     return [back >= number, *(back == number - step for step in range(1, number + 1))]
 
 
+def _mean_of_steps(losses: Sequence[Tensor]) -> Tensor:
+    """Of the means of each step's rows, [B, T - n] for step n; each counts DECAY of the one before it."""
+    weights = [DECAY**number for number in range(len(losses))]
+    total = losses[0].new_zeros(())
+    for weight, far in zip(weights, losses, strict=True):
+        total = total + weight * far.mean()
+    return total / sum(weights)
+
+
+def step_places(counts: Sequence[int], device: torch.device) -> WindowPlaces:
+    """Of the rows of all steps, which have so many rows each: row i of a step is of the window that starts
+    at i.
+    """
+    starts = [torch.arange(count, device=device) for count in counts]
+    depths = [torch.full_like(start, number) for number, start in enumerate(starts)]
+    return WindowPlaces(torch.cat(starts), torch.cat(depths))
+
+
 def eagle3_loss(
-    target: LlamaForCausalLM, draft: Eagle3Model, rows: LearntRows, divergence: str, steps: int
+    target: LlamaForCausalLM,
+    draft: Eagle3Model,
+    rows: LearntRows,
+    divergence: str,
+    steps: int,
+    run_length: bool = False,
 ) -> Tensor:
     """Of texts: the mean divergence of each step from what the target says among the head's ids, weighted by
-    DECAY a step.
+    DECAY a step. run_length: the mean over the rows of all steps, by run_length_weights() in place of DECAY.
     """
     inputs, taps, states = rows.tokens[:, :-1], rows.taps, rows.states
     if taps is None or states is None:
@@ -132,14 +156,20 @@ def eagle3_loss(
         p = F.linear(states[:, 1:], target.head_weight[draft.target_ids])
     features = draft.fc(taps[:, :-1].to(embedded.dtype))
     past: list[tuple[Tensor, Tensor]] = []
-    total, weights = features.new_zeros((), dtype=torch.float32), 0.0
+    losses: list[Tensor] = []
+    accepted: list[Tensor] = []
     for number in range(steps):
         outputs = draft.rows(embedded, features, past)
         q = draft.lm_head(draft.model.norm(outputs))
-        far = DIVERGENCES[divergence](p[:, number:].flatten(0, 1), q[:, number:].flatten(0, 1)).mean()
-        total, weights = total + DECAY**number * far, weights + DECAY**number
+        both = p[:, number:], q[:, number:]
+        losses.append(DIVERGENCES[divergence](*both))
+        if run_length:
+            accepted.append(row_acceptance(*both))
         features = torch.cat((features[:, :1], outputs[:, :-1]), dim=1)
-    return total / weights
+    if not run_length:
+        return _mean_of_steps(losses)
+    places = step_places([far.shape[1] for far in losses], features.device)
+    return run_length_mean(torch.cat(losses, dim=1), torch.cat(accepted, dim=1), places)
 
 
 def eagle3_model(

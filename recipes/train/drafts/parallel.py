@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pearl_rt.errors import RequestError
+from recipes.train.drafts.run_length import WindowPlaces
 from recipes.train.model.llama import LlamaForCausalLM
 
 
@@ -22,6 +23,16 @@ class MaskRows:
 
     positions: Tensor  # [L] int64: 0 .. T - 1, then those of the masks, all below T
     visible: Tensor  # [L, L] bool: row i attends to row j
+    depths: Tensor  # [L] int64: 0 of the text, d of the d-th mask behind a place
+
+    @property
+    def places(self) -> WindowPlaces:
+        """A row of the text says what the first place of a window has."""
+        return WindowPlaces(self.positions - self.depths, self.depths)
+
+    def to(self, device: torch.device) -> MaskRows:
+        """The same on another device."""
+        return MaskRows(self.positions.to(device), self.visible.to(device), self.depths.to(device))
 
     def fed(self, text: Tensor, mask_token: int) -> Tensor:
         """text [B, T] int64 -> [B, L], masks behind it."""
@@ -58,7 +69,7 @@ def mask_rows(
     sees_masks = depth[None, :] <= depth[:, None]
     if sees_later:
         sees_masks |= ~is_text[:, None] & ~is_text[None, :]
-    return MaskRows(place + depth, sees_text | (sees_masks & (place[None, :] == place[:, None])))
+    return MaskRows(place + depth, sees_text | (sees_masks & (place[None, :] == place[:, None])), depth)
 
 
 def parallel_model(draft: LlamaForCausalLM, mask_token: int | None = None) -> LlamaForCausalLM:

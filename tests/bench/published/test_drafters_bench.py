@@ -53,7 +53,8 @@ class FakeEngines(drafters.Engines):
     """With a window of 7 maths is twice as fast as by `ar`, and code as fast; `liar` writes other tokens."""
 
     def __init__(self, liar: str = "") -> None:
-        super().__init__({drafters.LOOKUP: SimpleNamespace(tasks=TASKS)})  # type: ignore[dict-item]
+        pairs = {drafters.LOOKUP: SimpleNamespace(tasks=TASKS)}
+        super().__init__(pairs, {drafters.PARALLEL: 1234.4})  # type: ignore[arg-type]
         self.liar = liar
 
     def run(self, program: m.Program, workload: m.Workload, prompt: int) -> list[m.Sample]:
@@ -112,6 +113,20 @@ def test_figures_are_of_each_task_and_of_all(capsys: pytest.CaptureFixture[str])
     assert (fast["draft_ms"], fast["extra_mb"]) == (pytest.approx(2), 2.5)
     assert fast["accepted_at"] == "0.67 1.00" and "0.67 1.00" in text and "maths" in text
     assert "tokens of ar" in text and found["difference"] is None
+
+
+def test_the_minutes_of_a_draft_are_in_each_of_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the memory; of a row of another draft, or of none, there are none."""
+    found, text = run(FakeEngines(), capsys)
+    has = {"parallel", "auto, parallel"}
+    for row in found["rows"]:  # type: ignore[attr-defined]
+        assert row["minutes"] == (1234.4 if row["name"] in has else None), row["name"]
+    lines = [[cell.strip() for cell in line.split(" | ")] for line in text.splitlines() if " | " in line]
+    place = lines[0].index("minutes trained")
+    assert lines[0][place - 1] == "MB" and len(lines) == 1 + len(found["rows"])  # type: ignore[arg-type]
+    assert {(line[0], line[place]) for line in lines[1:]} == {
+        (line[0], "1234" if line[0] in has else "-") for line in lines[1:]
+    }
 
 
 def test_peers_have_rows_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,3 +217,7 @@ def test_the_pair_from_command_line_to_json(capsys: pytest.CaptureFixture[str]) 
         assert 0 < rows["lookup"]["extra_mb"] < rows["model"]["extra_mb"]
         assert rows["model"]["draft_ms"] > rows["lookup"]["draft_ms"] > 0
         assert all(row["verify_ms"] > 0 for row in rows.values())
+        has_minutes = {"model", "model, marginal", "lookup, then model", "auto, model"}
+        assert {name: row["minutes"] for name, row in rows.items()} == {
+            name: 28 if name in has_minutes else None for name in rows
+        }
