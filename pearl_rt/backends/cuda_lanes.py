@@ -20,7 +20,7 @@ from pearl_rt.device.logprob_ring import LogprobRing
 from pearl_rt.device.model import DeviceModel, memory_errors
 from pearl_rt.device.pair_sizes import PairSizes
 from pearl_rt.device.steps import DraftSteps, TargetSteps
-from pearl_rt.errors import ConfigError
+from pearl_rt.errors import ConfigError, RequestError
 from pearl_rt.lowlevel.pair import DevicePair
 from pearl_rt.strategy.engine_options import CAPTURED_FORMS
 from pearl_rt.strategy.planner import StepTimes
@@ -106,6 +106,7 @@ class CudaLanes(Lanes):
         """Starts a program, once its steps are captured. A run has one window."""
         for request in requests:
             self._check(request)
+            self._check_judge(request, judge)
         if self.pair is not None and not self.coordinator.running:
             if self.pair.claims != self._claim:  # other calls have used the slots, on other streams
                 self._synchronize()
@@ -214,6 +215,19 @@ class CudaLanes(Lanes):
     def _check(self, request: Request) -> None:
         check_stop_ids(request, self._room.max_stop_ids)
         check_biased(request)
+        if self._sizes.candidates > 1 and {*PROCESSORS, *FILTERS} & set(request.asked()):
+            raise RequestError(
+                f"filters and penalties are for one window of a sequence on this device, and candidates is "
+                f"{self._sizes.candidates}: leave them out, or build the engine with candidates=1"
+            )
+
+    def _check_judge(self, request: Request, judge: str) -> None:
+        if self._sizes.candidates > 1 and judge == "rejection" and request.temperature > 0:
+            raise RequestError(
+                f"judge 'rejection' above temperature 0 is for one window of a sequence on this device, and "
+                f"candidates is {self._sizes.candidates}: pass judge='coupled', or build the engine with "
+                "candidates=1"
+            )
 
     def _synchronize(self) -> None:
         for gpu in self._gpus:

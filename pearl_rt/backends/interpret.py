@@ -31,9 +31,13 @@ class InterpretBackend(Backend):
         pdl: bool = False,
         prefix_caching: bool = False,
         lookup_tokens: int | None = None,
+        candidates: int = 1,
     ) -> None:
-        """See Backend. pdl: as on a GPU; it does nothing in the interpreter. lookup_tokens: see CudaLanes."""
+        """See Backend. pdl: as on a GPU; it does nothing in the interpreter. lookup_tokens, candidates:
+        see CudaLanes.
+        """
         self._gpu, self._pdl, self._lookup_tokens = HostGpu(), pdl, lookup_tokens
+        self._candidates = candidates
         prepare_kernels(self._gpu.device)
         if pdl:
             check_dependent_launches(self._gpu)
@@ -43,7 +47,8 @@ class InterpretBackend(Backend):
         """Both placements, which differ in the order of their prefills only; beside a lookup, which is on the
         host, another one.
         """
-        return Capabilities(drafter, ("devices",) if drafter == "lookup" else CORE_PLACEMENTS)
+        placements = ("devices",) if drafter == "lookup" else CORE_PLACEMENTS
+        return Capabilities(drafter, placements, candidates=self._candidates)
 
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
         """Whatever an interpreter can finish fits."""
@@ -80,6 +85,7 @@ class InterpretBackend(Backend):
             num_slots=self.num_slots,
             prefill_chunk=PREFILL_CHUNKS[self._gpu.device.type],
             looks_up=self._lookup_tokens is not None,
+            candidates=self._candidates,
         )
         gpus = self._gpu, self._gpu
         return CudaLanes(placement, target, draft, options, sizes, gpus, lookup_tokens=self._lookup_tokens)

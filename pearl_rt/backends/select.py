@@ -120,10 +120,10 @@ def check_lookup(kind: str, device: str) -> None:
 def check_candidates(options: EngineOptions, kind: str, device: str) -> None:
     """Raises ConfigError for several windows of a sequence where one is all that there is."""
     asked = f"candidates {options.candidates}"
-    if device != "cpu":
+    if device not in ("cpu", "interpret"):
         raise ConfigError(
-            f"{asked}: several windows of a sequence are on the CPU only so far, and the target is on "
-            f"{device!r}: pass device='cpu', or candidates=1"
+            f"{asked}: several windows of a sequence are not captured for a GPU so far, and the target is on "
+            f"{device!r}: pass device='cpu' or 'interpret', or candidates=1"
         )
     if options.draft_lookup:
         raise ConfigError(
@@ -193,6 +193,7 @@ def backend(options: EngineOptions, made_for: str | None) -> tuple[Backend, str]
                 pdl=options.pdl,
                 prefix_caching=options.prefix_caching,
                 lookup_tokens=options.lookup_pool if drafter == "lookup" else None,
+                candidates=options.candidates,
             )
             return interpreted, drafter
         from pearl_rt.backends.cuda import CudaBackend

@@ -20,6 +20,7 @@ from pearl_rt.device.logprob_ring import LogprobRing
 from pearl_rt.device.model import DTYPES, DeviceModel, memory_errors
 from pearl_rt.device.state import DeviceState, StateSizes
 from pearl_rt.device.steps import DraftSteps, LaneSteps, TargetSteps
+from pearl_rt.device.windows_beside import BesideDraftSteps, BesideState, BesideTargetSteps, pages_beside
 from pearl_rt.errors import ResourceError, gib
 from pearl_rt.model.llama import Llama, LlamaWeights, Sizes
 from pearl_rt.reference.groups import Outline
@@ -39,6 +40,7 @@ class PairSizes:
     state: StateSizes
     lane: Sizes
     draft_tokens: int  # of a sequence that a pass of the draft is fed, but for its prompt
+    candidates: int = 1  # windows of a sequence
 
     @classmethod
     def of(
@@ -50,16 +52,18 @@ class PairSizes:
         num_slots: int,
         prefill_chunk: int,
         looks_up: bool = False,
+        candidates: int = 1,
         gamma_max: int = MAX_GAMMA,
         max_stop_ids: int = 32,
         ring_size: int = 64,
     ) -> "PairSizes":
         """pool: the blocks of each model's KV cache. looks_up: windows come from a lookup on the host, whose
-        drafts have no rows. The others as in DevicePair.of_models.
+        drafts have no rows. candidates: windows of a sequence. The others as in DevicePair.of_models.
         """
         gamma_max = gamma_max if draft is not None or looks_up else 0
         draft_vocab_size = min(target.vocab_size, draft.vocab_size) if draft is not None else 1
         at_once = draft is not None and draft.pard_token is not None
+        num_windows = num_slots * candidates
         return cls(
             pool,
             StateSizes(
@@ -73,15 +77,16 @@ class PairSizes:
                 pool.block_size,
             ),
             Sizes(
-                step_tokens=num_slots * max(gamma_max + 1, 2),
+                step_tokens=num_windows * max(gamma_max + 1, 2),
                 prefill_chunk=prefill_chunk,
-                logit_rows=num_slots * (gamma_max + 1),
-                max_sequences=num_slots,
+                logit_rows=num_windows * (gamma_max + 1),
+                max_sequences=num_windows,
                 max_model_len=pool.max_model_len,
                 block_size=pool.block_size,
-                num_blocks=pool.num_blocks,
+                num_blocks=pool.num_blocks + pages_beside(num_slots, candidates, gamma_max, pool.block_size),
             ),
             max(2 * gamma_max if at_once else 0, gamma_max + 1, 2),
+            candidates,
         )
 
     def steps(
@@ -102,16 +107,24 @@ class PairSizes:
         columns, lane = self.state.vocab_size, self.lane
         if kind is not TargetSteps:
             columns = self.state.draft_vocab_size
-            lane = replace(lane, step_tokens=self.state.num_slots * self.draft_tokens)
+            lane = replace(lane, step_tokens=lane.max_sequences * self.draft_tokens)
         with memory_errors(device, "caches and buffers"):
-            own = DeviceState(self.state, device) if state is None else state
+            own = self._state(device) if state is None else state
             llama = Llama(
                 *(model.config, model.weights, lane),
                 backend=attention_backend,
                 vocab_size=columns,
                 pdl=pdl,
             )
-            return kind(llama, own)
+            if self.candidates == 1:
+                return kind(llama, own)
+            several = BesideTargetSteps if kind is TargetSteps else BesideDraftSteps
+            return several(llama, own)  # type: ignore[return-value]  # of that kind
+
+    def _state(self, device: torch.device) -> DeviceState:
+        if self.candidates == 1:
+            return DeviceState(self.state, device)
+        return BesideState(self.state, self.candidates, self.pool.num_blocks, device)
 
     def memory(self, models: Sequence[ModelSource]) -> dict[str, int]:
         """What these models hold on one GPU -> bytes. A view is behind its target; what it has of that counts

@@ -56,7 +56,7 @@ class EngineOptions:
                    windows have been; None: for requests whose windows the planner chooses, where it can
     candidates     windows of a sequence that begin with different tokens and are judged together, 1 to 8;
                    fewer, where the planner chooses windows and fewer are worth more for their time:
-                   of a draft model, "self" or an exit layer, by strategy "sd", on the CPU
+                   of a draft model, "self" or an exit layer, by strategy "sd", on "cpu" or "interpret"
     lookup_pool    tokens of earlier answers that lookup reads too, where drafts cannot change the text:
                    greedy or judge="coupled"; 0: none
     device         "cpu", "cuda", "cuda:N"; "auto": a GPU that the kernels run on, if there is one and nothing
