@@ -233,6 +233,20 @@ def test_chooser_passes_over_a_program_that_is_slower_than_expected() -> None:
     assert chooser.choose(candidates, "greedy").tokens_per_second < chosen.tokens_per_second
 
 
+@pytest.mark.parametrize("looks_up", [False, True])
+def test_lanes_that_are_slower_side_by_side_than_expected_are_left(looks_up: bool) -> None:
+    """A lookup in front of the model or not: else the planner would stay on lanes that lose."""
+    tables = {1: 10.0, 17: 10.0}, {1: 3.0, 15: 45.0}
+    chooser = Chooser()
+    chooser.times = {"shared": StepTimes(*tables), "split": StepTimes(*tables, *tables)}
+    candidates = ProgramChoice(("ar", "sd", "pearl"), ("shared", "split"), planner.GAMMAS, looks_up=looks_up)
+    chosen = chooser.choose(candidates, "greedy")
+    assert (chosen.strategy, chosen.placement) == ("pearl", "split")
+    for _ in range(8):
+        chooser.learn(chosen, "greedy", request(chosen.tokens_per_second / 2, 70, 30), looks_up=looks_up)
+    assert chooser.choose(candidates, "greedy").strategy == "sd"
+
+
 # several sequences
 
 
