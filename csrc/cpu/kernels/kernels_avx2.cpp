@@ -31,6 +31,9 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 // b where either is NaN
 inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
 inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+#include "cpu/kernels/eight_lanes_body.h"
+inline float sum_lanes(Vec a) { return sum_of_eight(_mm256_add_ps(a.low, a.high)); }
+inline float max_lanes(Vec a) { return max_of_eight(_mm256_max_ps(a.low, a.high)); }
 inline Vec first_lanes(Vec a, int n, float fill) {
   const __m256i count = _mm256_set1_epi32(n);
   const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

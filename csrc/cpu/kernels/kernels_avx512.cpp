@@ -23,6 +23,13 @@ inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // b where either is NaN
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+#include "cpu/kernels/eight_lanes_body.h"
+inline float sum_lanes(Vec a) {
+  return sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)));
+}
+inline float max_lanes(Vec a) {
+  return max_of_eight(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)));
+}
 inline Vec first_lanes(Vec a, int n, float fill) {
   return _mm512_mask_mov_ps(set1(fill), static_cast<__mmask16>((1u << n) - 1), a);
 }

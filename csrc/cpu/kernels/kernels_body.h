@@ -1,7 +1,8 @@
 // The kernels themselves, once for every instruction set: included inside the anonymous namespace of a
-// kernels_*.cpp, which has defined Vec (16 fp32 lanes), its arithmetic, Weights, kIsa, kMaxRows and
-// blocks_of. Nothing in here may have external linkage: the linker would keep one copy, for one instruction
-// set, for all. (No #pragma once, no #include: it is a body.)
+// kernels_*.cpp, which has defined Vec (16 fp32 lanes), its arithmetic, sum_lanes (a fixed tree: lanes 8
+// apart, then 4, 2 and 1), max_lanes (any lane, where one is NaN), Weights, kIsa, kMaxRows and blocks_of.
+// Nothing in here may have external linkage: the linker would keep one copy, for one instruction set, for
+// all. (No #pragma once, no #include: it is a body.)
 
 #if defined(__GNUC__)
 // Keeps the compiler from making a register of each row's address.
@@ -21,24 +22,6 @@ inline Vec keep_exp(T* p, Vec a, T) {
 
 constexpr int pair_of(const uint16_t*) { return 2; }  // elements of K in one step
 constexpr int pair_of(const float*) { return 1; }
-
-// A fixed tree over the lanes.
-inline float sum_lanes(Vec a) {
-  float lane[kLanes];
-  store(lane, a);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  }
-  return lane[0];
-}
-
-inline float max_lanes(Vec a) {
-  float lane[kLanes];
-  store(lane, a);
-  float best = lane[0];
-  for (int i = 1; i < kLanes; ++i) best = lane[i] > best ? lane[i] : best;
-  return best;
-}
 
 // exp(x) of N vectors to 2 ulp, for x up to 88; 0 < result from x = -87 down (clamped there). NaN stays NaN.
 // Step by step for all: a chain is longer than what a processor looks ahead.

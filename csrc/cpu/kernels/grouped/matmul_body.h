@@ -3,8 +3,6 @@
 // (sums over a group of 32 with codes of 4 bits, which int16 holds two inputs at a time: 8 steps of at most
 // 2 * 15 * 127), and kGroupedRows. (No #pragma once, no #include: it is a body.)
 
-static_assert(kCodeRows % kGroupedRows == 0 && (kGroupedRows & (kGroupedRows - 1)) == 0);
-
 constexpr int64_t kFetchAhead = 16384;  // bytes between what is used and what is fetched
 
 // One column block of some rows, and what is fetched meanwhile.
@@ -86,14 +84,11 @@ void grouped_block(const GroupedBlock& a) {
   for (int m = 0; m < ROWS; ++m) store(a.sums + m * kPanel * kLanes, total[m]);
 }
 
-// grouped_block for 1..ROWS rows known only now: for the next power of two.
+// grouped_block for 1..ROWS rows known only now.
 template <int BITS, int GROUP, bool MINIMUMS, int ROWS>
 inline void grouped_rows(int rows, const GroupedBlock& block) {
   if constexpr (ROWS > 1) {
-    if (rows <= ROWS / 2) {
-      grouped_rows<BITS, GROUP, MINIMUMS, ROWS / 2>(rows, block);
-      return;
-    }
+    if (rows < ROWS) return grouped_rows<BITS, GROUP, MINIMUMS, ROWS - 1>(rows, block);
   }
   grouped_block<BITS, GROUP, MINIMUMS, ROWS>(block);
 }
@@ -117,10 +112,11 @@ void grouped_matmul(const GroupedMatmulArgs& a) {
   const MatmulArgs& out = a.out;
   const int64_t block_bytes = out.k / kRecordDepth * a.form.record_bytes();
   const char* end = a.w + out.num_blocks * block_bytes;
+  const int tiles = (out.rows + kGroupedRows - 1) / kGroupedRows;  // of about the same height
   for (int first = 0; first < out.num_blocks; first += kPanel) {
     const int blocks = out.num_blocks - first < kPanel ? out.num_blocks - first : kPanel;
-    for (int row = 0; row < out.rows; row += kGroupedRows) {
-      const int rows = out.rows - row < kGroupedRows ? out.rows - row : kGroupedRows;
+    for (int t = 0; t < tiles; ++t) {
+      const int row = out.rows * t / tiles, rows = out.rows * (t + 1) / tiles - row;
       for (int b = 0; b < blocks; ++b) {
         body(rows, {a.x + row * a.x_stride, a.x_stride, a.w + (first + b) * block_bytes, out.k, end,
                     static_cast<const char*>(out.next_w), tile + b * kLanes});
