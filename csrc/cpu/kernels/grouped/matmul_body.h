@@ -3,7 +3,9 @@
 // (sums over a group of 32 with codes of 4 bits, which int16 holds two inputs at a time: 8 steps of at most
 // 2 * 15 * 127), and kGroupedRows. (No #pragma once, no #include: it is a body.)
 
-constexpr int64_t kFetchAhead = 16384;  // bytes between what is used and what is fetched
+// Bytes between what is used and what is fetched: into the second-level cache, as a first-level cache has too
+// few places for lines on their way, and each line would wait for one.
+constexpr int64_t kFetchAhead = 16384;
 
 // One column block of some rows, and what is fetched meanwhile.
 struct GroupedBlock {
@@ -31,7 +33,7 @@ void grouped_block(const GroupedBlock& a) {
   for (int from = 0; from < a.k; from += kRecordDepth) {
     const char* ahead = w + kFetchAhead;
     if (ahead >= a.end) ahead = a.next ? a.next + (ahead - a.end) : a.w;
-    for (int64_t line = 0; line < form.record_bytes(); line += 64) prefetch_near(ahead + line);
+    for (int64_t line = 0; line < form.record_bytes(); line += 64) prefetch(ahead + line);
 #pragma GCC unroll 1
     for (int g = 0; g < kRecordDepth / GROUP; ++g) {
       const int group = from / GROUP + g;
