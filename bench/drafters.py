@@ -2,6 +2,7 @@
 
     python bench/drafters.py                                          SmolLM2-135M-Instruct, models/smollm2
     python bench/drafters.py --target models/target --draft models/draft       and a draft model of its own
+        --bits 8                                                      weights of 8 or 16 bits, not 4
     python bench/drafters.py --prompts FILE                           prompts of Spec-Bench, HumanEval, ..
         --skip-layers 2 3 --exit models/exit --stops adaedl marginal  more rows
         --parallel models/parallel                                    a draft that fills windows in one pass
@@ -58,7 +59,7 @@ from bench.harness.run import agreement_text, peer_agreement
 from bench.harness.table import format_table
 from bench.model_pairs.minutes import trained_minutes
 from bench.model_pairs.model_pair import ModelPair, open_pair, report_environment
-from bench.model_pairs.published import DRAFTS, UnreachableError, published_model
+from bench.model_pairs.published import DRAFTS, WIDER, UnreachableError, published_model, widened
 from bench.outside.setup import outside_peers
 from pearl_rt.errors import CheckpointError
 from pearl_rt.strategy.engine_options import EngineOptions
@@ -347,6 +348,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--eagle3", type=Path, help="an EAGLE-3 head of the target")
     parser.add_argument("--peers", nargs="+", choices=("hf", *OUTSIDE), default=[], help="greedy rows too")
     parser.add_argument("--plot", type=Path, help="PNG of the greedy rows; needs matplotlib")
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=(4, *WIDER),
+        default=4,
+        help="of SmolLM2's weights, where no target is named",
+    )
     options = parser.parse_args(argv)
     if options.draft and not options.target:
         parser.error("--draft wants --target too")
@@ -362,6 +370,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     if options.target is None:
         try:
             options.target = published_model()
+            if options.bits in WIDER:
+                options.target = widened(options.target, options.bits)
         except UnreachableError as error:
             shipped = "--target models/target --draft models/draft"
             raise CheckpointError(f"{error}: pass {shipped} to measure the pair in models/") from None
