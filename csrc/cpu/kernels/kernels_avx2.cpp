@@ -171,6 +171,11 @@ inline Vec load_half(const char* p) {
   const __m128i* at = reinterpret_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
 }
+inline bool any_not_finite(Vec a) {  // a - a is NaN there
+  const Vec zero = sub(a, a);
+  const __m256 low = _mm256_cmp_ps(zero.low, zero.low, _CMP_UNORD_Q);
+  return _mm256_movemask_ps(_mm256_or_ps(low, _mm256_cmp_ps(zero.high, zero.high, _CMP_UNORD_Q))) != 0;
+}
 inline void store_low_bytes(char* p, Vec a) {
   const __m256i bytes = _mm256_set1_epi32(0xFF);
   const __m256i low = _mm256_and_si256(_mm256_castps_si256(a.low), bytes);

@@ -77,6 +77,7 @@ inline Vec to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
 inline Vec load_half(const char* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+inline bool any_not_finite(Vec a) { return _mm512_fpclass_ps_mask(a, 0x99) != 0; }  // NaN, infinity
 inline void store_low_bytes(char* p, Vec a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(a)));
 }

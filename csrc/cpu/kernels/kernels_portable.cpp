@@ -183,6 +183,11 @@ inline Vec load_half(const char* p) {
   }
   return r;
 }
+inline bool any_not_finite(const Vec& a) {
+  bool found = false;
+  PEARL_EACH found |= a.lane[i] - a.lane[i] != 0.0f;
+  return found;
+}
 inline void store_low_bytes(char* p, const Vec& a) {
   PEARL_EACH p[i] = static_cast<char>(__builtin_bit_cast(uint32_t, a.lane[i]) & 0xFF);
 }
