@@ -5,9 +5,9 @@
     residual[t, :] = feature, or norm(feature) * feature_norm if keeps_norm
     norm(v) = v / sqrt(mean(v^2) + eps)
 
-With places [T] the feature of row t is features[places[t]], and a row with a place below 0 is padding, which
-is not written. With ends [F + 1] there is a feature for each sequence: that of sequence b is features[b], for
-row ends[b], if ends[b + 1] > ends[b]; no other row is written.
+With places [T] the feature of row t is features[places[t]], and of padding, whose place is below 0, it is 0.
+With ends [F + 1] there is a feature for each sequence: that of sequence b is features[b], for row ends[b], if
+ends[b + 1] > ends[b]; no other row is written.
 
 Grid (T,), or (F,) with ends. A program takes one row as a whole, in registers.
 
@@ -68,22 +68,22 @@ def head_input_kernel(
         is_fed = tl.load(ends_ptr + own + 1).to(tl.int64) > row
     h = tl.arange(0, BLOCK_H)
     inside = h < H
-    keep = inside & is_fed
+    is_written = inside & (is_fed | (places_ptr is not None))
     token = tl.load(input_ids_ptr + row, mask=is_fed, other=0)
     token = tl.minimum(tl.maximum(token, 0), vocab_size - 1).to(tl.int64)
     if FORM is None:
         embedded = tl.load(weight_ptr + token * H + h, mask=inside, other=0.0).to(tl.float32)
     else:
         embedded = load_coded_row(weight_ptr, scales_ptr, scales_stride, token, h, H, FORM)
-    feature = tl.load(features_ptr + source * H + h, mask=keep, other=0.0).to(tl.float32)
+    feature = tl.load(features_ptr + source * H + h, mask=inside & is_fed, other=0.0).to(tl.float32)
     embedded_norm = tl.load(embedded_norm_ptr + h, mask=inside, other=0.0).to(tl.float32)
     feature_norm = tl.load(feature_norm_ptr + h, mask=inside, other=0.0).to(tl.float32)
     embedded *= tl.rsqrt(tl.sum(embedded * embedded, 0) / H + eps) * embedded_norm
     normed = feature * tl.rsqrt(tl.sum(feature * feature, 0) / H + eps) * feature_norm
     to = x_ptr + row * 2 * H + h
-    tl.store(to, embedded.to(x_ptr.dtype.element_ty), mask=keep)
-    tl.store(to + H, normed.to(x_ptr.dtype.element_ty), mask=keep)
-    tl.store(residual_ptr + row * H + h, normed if KEEPS_NORM else feature, mask=keep)
+    tl.store(to, embedded.to(x_ptr.dtype.element_ty), mask=is_written)
+    tl.store(to + H, normed.to(x_ptr.dtype.element_ty), mask=is_written)
+    tl.store(residual_ptr + row * H + h, normed if KEEPS_NORM else feature, mask=is_written)
 
 
 @operator

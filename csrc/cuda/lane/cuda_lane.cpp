@@ -29,8 +29,6 @@ CudaLane::CudaLane(std::string name, std::shared_ptr<Launcher> launcher, std::sh
       reads_target_(reads_target),
       device_trace_(context_, stream_) {}
 
-CudaLane::~CudaLane() { join(); }
-
 void CudaLane::add_step(const StepKey& key, Step step) {
   const std::lock_guard<std::mutex> lock(steps_mutex_);
   if (launcher_->is_running(this))

@@ -25,7 +25,7 @@ class CudaLane : public Lane {
   // reads_target: its passes read what the target's left of the same tokens, and come behind them.
   CudaLane(std::string name, std::shared_ptr<Launcher> launcher, std::shared_ptr<CudaStream> stream,
            std::shared_ptr<DeviceArrays> arrays, bool reads_target = false);
-  ~CudaLane() override;
+  ~CudaLane() override { join(); }
 
   // A captured step; one with the same key takes its place. Not while a run is in flight.
   void add_step(const StepKey& key, Step step);

@@ -27,15 +27,15 @@ def head_input(
         return row * (row.square().mean() + eps).rsqrt() * norm.float()
 
     if places is not None:
-        fed = [(row, int(place)) for row, place in enumerate(places) if place >= 0]
+        fed = list(enumerate(places.tolist()))
     else:
         assert ends is not None
         fed = [(int(ends[b]), b) for b in range(len(features)) if ends[b + 1] > ends[b]]
     for row, source in fed:
-        token = int(input_ids[row].clamp(0, weight.shape[0] - 1))
+        token = int(input_ids[row].clamp(0, weight.shape[0] - 1)) if source >= 0 else 0
         picked = None if scales is None else scales[:, token : token + 1]
         embedded = values_of(weight[token : token + 1], picked, group, hidden)[0].float()
-        feature = features[source].float()
+        feature = features[source].float() if source >= 0 else torch.zeros_like(features[0]).float()
         own = normed(feature, feature_norm)
         x[row, :hidden] = normed(embedded, embedded_norm).to(x.dtype)
         x[row, hidden:] = own.to(x.dtype)
