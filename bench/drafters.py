@@ -2,6 +2,7 @@
 
     python bench/drafters.py                                          SmolLM2-135M-Instruct, models/smollm2
     python bench/drafters.py --target models/target --draft models/draft       and a draft model of its own
+        --bits 8                                                      weights of 8 or 16 bits, not 4
     python bench/drafters.py --prompts FILE                           prompts of Spec-Bench, HumanEval, ..
         --skip-layers 2 3 --exit models/exit --stops adaedl marginal  more rows
         --parallel models/parallel                                    a draft that fills windows in one pass
@@ -15,13 +16,14 @@ A row is a kind of draft and its window: none (`ar`), lookup in prompt and answe
 too, the model of --draft, with windows that end early by each of --stops too, and with each of --candidates
 windows of a sequence, the target without --skip-layers, the exit layer of --exit, the drafts of --parallel
 and --diffusion, each of these behind a lookup too, the head of --eagle3, and what `auto` chooses beside each
-of them. Peers write the same prompts greedily, plain and with what they look up; their tokens
-may differ, and how far they are ours is said. Columns: memory beside the target; the draft's minutes of
-training, where a training.json has them; tokens that a round makes final; of the windows, the share that was
-looked up; of the drafts judged at each place of a window, the share that stood; milliseconds of a round to
-draft and to score and judge; and how many times faster than `ar` text is written behind its first token, over
-all prompts, and with the tokens a round over those of a task. All rows must write the tokens of `ar`
-(sampled: by judge `coupled`), or no figure is printed and the status is 1. The last line is the same as JSON.
+of them, which looks up earlier answers too. Peers write the same prompts greedily, plain and with what they
+look up; their tokens may differ, and how far they are ours is said. Columns: memory beside the target; the
+draft's minutes of training, where a training.json has them; tokens that a round makes final; of the windows,
+the share that was looked up; of the drafts judged at each place of a window, the share that stood;
+milliseconds of a round to draft and to score and judge; and how many times faster than `ar` text is written
+behind its first token, over all prompts, and with the tokens a round over those of a task. All rows must
+write the tokens of `ar` (sampled: by judge `coupled`), or no figure is printed and the status is 1. The last
+line is the same as JSON.
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ from bench.harness.run import agreement_text, peer_agreement
 from bench.harness.table import format_table
 from bench.model_pairs.minutes import trained_minutes
 from bench.model_pairs.model_pair import ModelPair, open_pair, report_environment
-from bench.model_pairs.published import DRAFTS, UnreachableError, published_model
+from bench.model_pairs.published import DRAFTS, WIDER, UnreachableError, published_model, widened
 from bench.outside.setup import outside_peers
 from pearl_rt.errors import CheckpointError
 from pearl_rt.strategy.engine_options import EngineOptions
@@ -148,7 +150,7 @@ def rows_of(options: argparse.Namespace) -> list[Row]:
             add(beside(count), gamma)
     with_auto = [kind for kind, is_asked in asked.items() if is_asked and kind != SELF]
     for kind in (LOOKUP, *with_auto):
-        rows.append(Row("auto", "auto", kind_of_draft=kind, name=f"auto, {kind}"))
+        rows.append(Row("auto", "auto", kind_of_draft=chosen(kind), name=chosen(kind)))
     return rows
 
 
@@ -172,6 +174,11 @@ def beside(count: int) -> str:
     return f"{MODEL}, {count} candidates"
 
 
+def chosen(kind: str) -> str:
+    """What `auto` chooses beside a kind, with earlier answers, as an engine has them by default."""
+    return f"{AUTO}, {kind}"
+
+
 def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
     """One for each kind: an engine has one drafter. Earlier answers are those of its own row alone."""
     engines = Engines()
@@ -191,6 +198,8 @@ def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:
     kinds |= {chained(kind): kinds[kind] | {"draft_lookup": True} for kind in behind}
     kinds |= {stopped(stop): {"draft_stop": stop} for stop in options.stops}
     kinds |= {beside(count): {"several": count} for count in options.candidates}
+    with_auto = [kind for kind in (LOOKUP, MODEL, *directories(options)) if kind in kinds]
+    kinds |= {chosen(kind): kinds[kind] | {"lookup_pool": pool} for kind in with_auto}
     for kind, own in kinds.items():
         pair = engines.pairs[kind] = open_pair(argparse.Namespace(**vars(options) | own))
         stack.enter_context(pair.engine)
@@ -347,6 +356,13 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--eagle3", type=Path, help="an EAGLE-3 head of the target")
     parser.add_argument("--peers", nargs="+", choices=("hf", *OUTSIDE), default=[], help="greedy rows too")
     parser.add_argument("--plot", type=Path, help="PNG of the greedy rows; needs matplotlib")
+    parser.add_argument(
+        "--bits",
+        type=int,
+        choices=(4, *WIDER),
+        default=4,
+        help="of SmolLM2's weights, where no target is named",
+    )
     options = parser.parse_args(argv)
     if options.draft and not options.target:
         parser.error("--draft wants --target too")
@@ -362,6 +378,8 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     if options.target is None:
         try:
             options.target = published_model()
+            if options.bits in WIDER:
+                options.target = widened(options.target, options.bits)
         except UnreachableError as error:
             shipped = "--target models/target --draft models/draft"
             raise CheckpointError(f"{error}: pass {shipped} to measure the pair in models/") from None

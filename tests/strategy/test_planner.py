@@ -11,6 +11,7 @@ from pearl_rt.strategy import planner
 from pearl_rt.strategy.chooser import Chooser
 from pearl_rt.strategy.planner import STRATEGIES, Acceptance, Chances, StepTimes, plan, plans
 from pearl_rt.strategy.program_choice import ProgramChoice
+from pearl_rt.strategy.step_timing import bounded
 from pearl_rt.types.metrics import RequestMetrics
 
 ACCEPTANCES = (0.0, 0.3, 0.7, 0.95, 1.0)
@@ -231,6 +232,27 @@ def test_chooser_passes_over_a_program_that_is_slower_than_expected() -> None:
     [slowdown] = chooser.described(candidates)["slowdowns"]
     assert slowdown["factor"] == pytest.approx(2, abs=0.15)
     assert chooser.choose(candidates, "greedy").tokens_per_second < chosen.tokens_per_second
+
+
+def test_a_pass_over_fewer_rows_takes_no_longer() -> None:
+    disturbed = {4: 5.0, 1: 4.0, 16: 9.0, 2: 6.5, 8: 5.5}
+    assert bounded(disturbed) == {1: 4.0, 2: 5.0, 4: 5.0, 8: 5.5, 16: 9.0}
+    assert list(bounded(disturbed)) == [1, 2, 4, 8, 16]
+    assert bounded({}) == {}
+
+
+@pytest.mark.parametrize("looks_up", [False, True])
+def test_lanes_that_are_slower_side_by_side_than_expected_are_left(looks_up: bool) -> None:
+    """A lookup in front of the model or not: else the planner would stay on lanes that lose."""
+    tables = {1: 10.0, 17: 10.0}, {1: 3.0, 15: 45.0}
+    chooser = Chooser()
+    chooser.times = {"shared": StepTimes(*tables), "split": StepTimes(*tables, *tables)}
+    candidates = ProgramChoice(("ar", "sd", "pearl"), ("shared", "split"), planner.GAMMAS, looks_up=looks_up)
+    chosen = chooser.choose(candidates, "greedy")
+    assert (chosen.strategy, chosen.placement) == ("pearl", "split")
+    for _ in range(8):
+        chooser.learn(chosen, "greedy", request(chosen.tokens_per_second / 2, 70, 30), looks_up=looks_up)
+    assert chooser.choose(candidates, "greedy").strategy == "sd"
 
 
 # several sequences

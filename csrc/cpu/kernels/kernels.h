@@ -17,7 +17,6 @@ enum class DType { kBfloat16, kFloat32 };
 constexpr int kLanes = 16;       // columns of a packed block; positions of keys in one
 constexpr int kPanel = 4;        // column blocks between two epilogues
 constexpr int kTileRows = 16;    // rows that AMX always reads: activation buffers have a multiple of it
-constexpr int kCodeRows = 8;     // rows of codes that are read together, or a power of two below
 constexpr int kDepthAlign = 32;  // K of a packed matrix and row length of an activation buffer
 
 enum class Epilogue {
@@ -57,7 +56,7 @@ struct MatmulArgs {
 struct GroupedMatmulArgs {
   GroupForm form;
   const char* x;     // [out.rows] rows as quantize_row writes them, 4-byte aligned; as many as the next
-                     // multiple of kCodeRows may be read, and of kTileRows if there are more than kCodeRows
+                     // multiple of kTileRows may be read if there are more than 8
   int64_t x_stride;  // bytes from row to row
   const char* w;     // [out.num_blocks][out.k / 64] records
   // Epilogue and outputs, with rows, k and blocks; x, w and `continues` are not read. next_w is fetched when

@@ -31,6 +31,9 @@ inline Vec fma(Vec a, Vec b, Vec c) {
 // b where either is NaN
 inline Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)}; }
 inline Vec min(Vec a, Vec b) { return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)}; }
+#include "cpu/kernels/eight_lanes_body.h"
+inline float sum_lanes(Vec a) { return sum_of_eight(_mm256_add_ps(a.low, a.high)); }
+inline float max_lanes(Vec a) { return max_of_eight(_mm256_max_ps(a.low, a.high)); }
 inline Vec first_lanes(Vec a, int n, float fill) {
   const __m256i count = _mm256_set1_epi32(n);
   const __m256i low = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -167,6 +170,11 @@ inline Vec to_floats(const Ints& a) { return {_mm256_cvtepi32_ps(a.low), _mm256_
 inline Vec load_half(const char* p) {
   const __m128i* at = reinterpret_cast<const __m128i*>(p);
   return {_mm256_cvtph_ps(_mm_loadu_si128(at)), _mm256_cvtph_ps(_mm_loadu_si128(at + 1))};
+}
+inline bool any_not_finite(Vec a) {  // a - a is NaN there
+  const Vec zero = sub(a, a);
+  const __m256 low = _mm256_cmp_ps(zero.low, zero.low, _CMP_UNORD_Q);
+  return _mm256_movemask_ps(_mm256_or_ps(low, _mm256_cmp_ps(zero.high, zero.high, _CMP_UNORD_Q))) != 0;
 }
 inline void store_low_bytes(char* p, Vec a) {
   const __m256i bytes = _mm256_set1_epi32(0xFF);

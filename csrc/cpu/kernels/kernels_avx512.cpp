@@ -23,6 +23,13 @@ inline Vec div(Vec a, Vec b) { return _mm512_div_ps(a, b); }
 inline Vec fma(Vec a, Vec b, Vec c) { return _mm512_fmadd_ps(a, b, c); }
 inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // b where either is NaN
 inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }
+#include "cpu/kernels/eight_lanes_body.h"
+inline float sum_lanes(Vec a) {
+  return sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)));
+}
+inline float max_lanes(Vec a) {
+  return max_of_eight(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1)));
+}
 inline Vec first_lanes(Vec a, int n, float fill) {
   return _mm512_mask_mov_ps(set1(fill), static_cast<__mmask16>((1u << n) - 1), a);
 }
@@ -70,6 +77,7 @@ inline Vec to_floats(Ints a) { return _mm512_cvtepi32_ps(a); }
 inline Vec load_half(const char* p) {
   return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
 }
+inline bool any_not_finite(Vec a) { return _mm512_fpclass_ps_mask(a, 0x99) != 0; }  // NaN, infinity
 inline void store_low_bytes(char* p, Vec a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(_mm512_castps_si512(a)));
 }

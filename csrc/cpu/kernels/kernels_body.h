@@ -1,7 +1,8 @@
 // The kernels themselves, once for every instruction set: included inside the anonymous namespace of a
-// kernels_*.cpp, which has defined Vec (16 fp32 lanes), its arithmetic, Weights, kIsa, kMaxRows and
-// blocks_of. Nothing in here may have external linkage: the linker would keep one copy, for one instruction
-// set, for all. (No #pragma once, no #include: it is a body.)
+// kernels_*.cpp, which has defined Vec (16 fp32 lanes), its arithmetic, sum_lanes (a fixed tree: lanes 8
+// apart, then 4, 2 and 1), max_lanes (any lane, where one is NaN), Weights, kIsa, kMaxRows and blocks_of.
+// Nothing in here may have external linkage: the linker would keep one copy, for one instruction set, for
+// all. (No #pragma once, no #include: it is a body.)
 
 #if defined(__GNUC__)
 // Keeps the compiler from making a register of each row's address.
@@ -21,24 +22,6 @@ inline Vec keep_exp(T* p, Vec a, T) {
 
 constexpr int pair_of(const uint16_t*) { return 2; }  // elements of K in one step
 constexpr int pair_of(const float*) { return 1; }
-
-// A fixed tree over the lanes.
-inline float sum_lanes(Vec a) {
-  float lane[kLanes];
-  store(lane, a);
-  for (int width = kLanes / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  }
-  return lane[0];
-}
-
-inline float max_lanes(Vec a) {
-  float lane[kLanes];
-  store(lane, a);
-  float best = lane[0];
-  for (int i = 1; i < kLanes; ++i) best = lane[i] > best ? lane[i] : best;
-  return best;
-}
 
 // exp(x) of N vectors to 2 ulp, for x up to 88; 0 < result from x = -87 down (clamped there). NaN stays NaN.
 // Step by step for all: a chain is longer than what a processor looks ahead.
@@ -82,11 +65,17 @@ struct Width {
   static constexpr int kBlocks = BLOCKS;
 };
 
-// Raw sums of ROWS rows and BLOCKS column blocks, tile[m][16 b ..]; from what the tile holds on if
-// `continues`.
+// Where raw sums go, row m from at + m * stride on; `continues`: they go on from what is there.
+struct Sums {
+  float* at;
+  int64_t stride;
+  bool continues;
+};
+
+// Raw sums of ROWS rows and BLOCKS column blocks.
 template <int ROWS, int BLOCKS, bool NEAR, class T>
 inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, const T* next,
-                       int64_t next_stride, bool continues, float* tile) {
+                       int64_t next_stride, const Sums& sums) {
   constexpr int kStep = pair_of(static_cast<const T*>(nullptr));
   constexpr int kLine = kStep * kLanes;  // elements of w in one step: 64 bytes
   Vec sum[ROWS][BLOCKS];
@@ -95,11 +84,11 @@ inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_strid
 #pragma GCC unroll 4
     for (int b = 0; b < BLOCKS; ++b) sum[m][b] = set1(0.0f);
   }
-  if (continues) {
+  if (sums.continues) {
 #pragma GCC unroll 16
     for (int m = 0; m < ROWS; ++m) {
 #pragma GCC unroll 4
-      for (int b = 0; b < BLOCKS; ++b) sum[m][b] = load(tile + m * kPanel * kLanes + b * kLanes);
+      for (int b = 0; b < BLOCKS; ++b) sum[m][b] = load(sums.at + m * sums.stride + b * kLanes);
     }
   }
   const T* x8 = x + 8 * x_stride;
@@ -147,7 +136,7 @@ inline void accumulate(const T* x, int64_t x_stride, const T* w, int64_t w_strid
 #pragma GCC unroll 16
   for (int m = 0; m < ROWS; ++m) {
 #pragma GCC unroll 4
-    for (int b = 0; b < BLOCKS; ++b) store(tile + m * kPanel * kLanes + b * kLanes, sum[m][b]);
+    for (int b = 0; b < BLOCKS; ++b) store(sums.at + m * sums.stride + b * kLanes, sum[m][b]);
   }
 }
 
@@ -159,7 +148,7 @@ constexpr int panel_blocks(int64_t k, int64_t element_bytes) {
 // The raw sums of one panel, ROWS rows, in the widest tiles that fit.
 template <int ROWS, bool NEAR, class T>
 void panel(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, int num_blocks,
-           const Ahead<T>& ahead, bool continues, float* tile) {
+           const Ahead<T>& ahead, const Sums& sums) {
   constexpr int kBlocks = blocks_of(ROWS);
   int b = 0;
   const auto tiles = [&](auto width) {
@@ -167,7 +156,7 @@ void panel(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, in
     for (; b + kWidth <= num_blocks; b += kWidth) {
       const T* next = ahead.next + b * (NEAR ? ahead.stride : int64_t{k} * kLanes);
       accumulate<ROWS, kWidth, NEAR>(x, x_stride, w + b * w_stride, w_stride, k, next, ahead.stride,
-                                     continues, tile + b * kLanes);
+                                     {sums.at + b * kLanes, sums.stride, sums.continues});
     }
   };
   tiles(Width<kBlocks>{});
@@ -178,20 +167,20 @@ void panel(const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k, in
 // panel for 1..ROWS rows known only now.
 template <int ROWS, class T>
 inline void panel_of(int rows, const T* x, int64_t x_stride, const T* w, int64_t w_stride, int k,
-                     int num_blocks, const Ahead<T>& ahead, bool continues, float* tile) {
+                     int num_blocks, const Ahead<T>& ahead, const Sums& sums) {
   if constexpr (ROWS > 1) {
     if (rows < ROWS) {
-      panel_of<ROWS - 1>(rows, x, x_stride, w, w_stride, k, num_blocks, ahead, continues, tile);
+      panel_of<ROWS - 1>(rows, x, x_stride, w, w_stride, k, num_blocks, ahead, sums);
       return;
     }
   }
   if constexpr (ROWS <= kNearRows) {
     if (ahead.near) {
-      panel<ROWS, true>(x, x_stride, w, w_stride, k, num_blocks, ahead, continues, tile);
+      panel<ROWS, true>(x, x_stride, w, w_stride, k, num_blocks, ahead, sums);
       return;
     }
   }
-  panel<ROWS, false>(x, x_stride, w, w_stride, k, num_blocks, ahead, continues, tile);
+  panel<ROWS, false>(x, x_stride, w, w_stride, k, num_blocks, ahead, sums);
 }
 
 // The epilogue of raw sums, tile[m][16 kPanel].
@@ -230,23 +219,19 @@ void finish(const MatmulArgs& a, const float* tile, int first_row, int rows, int
   }
 }
 
-// The sums that a call goes on from: finish, backwards.
-inline void resume(const MatmulArgs& a, int first_row, int rows, int first_block, int num_blocks,
-                   float* tile) {
-  for (int m = 0; m < rows; ++m) {
-    const float* out = static_cast<const float*>(a.out) + (first_row + m) * a.out_stride;
-    for (int b = 0; b < num_blocks; ++b) {
-      store(tile + (m * kPanel + b) * kLanes, load(out + (first_block + b) * kLanes));
-    }
-  }
+// Whether raw sums are the outputs, with no epilogue.
+inline bool stores_sums(const MatmulArgs& a) {
+  return a.epilogue == Epilogue::kStore && !a.bias && !a.out_rows && a.num_blocks * kLanes <= a.num_cols;
 }
 
+// `continues` is for sums that are the outputs.
 template <class T>
 void matmul(const MatmulArgs& a) {
   alignas(64) float tile[kMaxRows * kPanel * kLanes];
   const T* x = static_cast<const T*>(a.x);
   const T* w = static_cast<const T*>(a.w);
   const bool packed = a.w_stride == int64_t{a.k} * kLanes;  // else memory order is not the order of use
+  const bool direct = stores_sums(a);
   const int width = panel_blocks(a.k, sizeof(T));
   for (int first = 0; first < a.num_blocks; first += width) {
     const int blocks = a.num_blocks - first < width ? a.num_blocks - first : width;
@@ -258,10 +243,13 @@ void matmul(const MatmulArgs& a) {
       const bool again = row > 0 || after == nullptr;  // nothing more to fetch than what is here
       const Ahead<T> ahead = {again ? here : after, !again && last ? a.next_w_stride : a.w_stride,
                               !a.from_memory};
-      if (a.continues) resume(a, row, rows, first, blocks, tile);
-      panel_of<kMaxRows>(rows, x + row * a.x_stride, a.x_stride, here, a.w_stride, a.k, blocks, ahead,
-                         a.continues, tile);
-      finish<T>(a, tile, row, rows, first, blocks);
+      Sums sums{tile, kPanel * kLanes, false};
+      if (direct) {
+        float* const out = static_cast<float*>(a.out) + row * a.out_stride + first * kLanes;
+        sums = {out, a.out_stride, a.continues};
+      }
+      panel_of<kMaxRows>(rows, x + row * a.x_stride, a.x_stride, here, a.w_stride, a.k, blocks, ahead, sums);
+      if (!direct) finish<T>(a, tile, row, rows, first, blocks);
     }
   }
 }

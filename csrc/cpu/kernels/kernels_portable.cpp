@@ -53,6 +53,17 @@ inline Vec max(const Vec& a, const Vec& b) {
   PEARL_EACH r.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
   return r;
 }
+inline float sum_lanes(Vec a) {
+  for (int width = kLanes / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) a.lane[i] += a.lane[i + width];
+  }
+  return a.lane[0];
+}
+inline float max_lanes(const Vec& a) {
+  float best = a.lane[0];
+  for (int i = 1; i < kLanes; ++i) best = a.lane[i] > best ? a.lane[i] : best;
+  return best;
+}
 inline Vec min(const Vec& a, const Vec& b) {
   Vec r;
   PEARL_EACH r.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
@@ -171,6 +182,11 @@ inline Vec load_half(const char* p) {
     r.lane[i] = float_of_half(half);
   }
   return r;
+}
+inline bool any_not_finite(const Vec& a) {
+  bool found = false;
+  PEARL_EACH found |= a.lane[i] - a.lane[i] != 0.0f;
+  return found;
 }
 inline void store_low_bytes(char* p, const Vec& a) {
   PEARL_EACH p[i] = static_cast<char>(__builtin_bit_cast(uint32_t, a.lane[i]) & 0xFF);

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from tqdm import tqdm
@@ -54,7 +56,8 @@ class FakeEngines(drafters.Engines):
 
     def __init__(self, liar: str = "") -> None:
         pairs = {drafters.LOOKUP: SimpleNamespace(tasks=TASKS)}
-        super().__init__(pairs, {drafters.PARALLEL: 1234.4})  # type: ignore[arg-type]
+        minutes = dict.fromkeys((drafters.PARALLEL, drafters.chosen(drafters.PARALLEL)), 1234.4)
+        super().__init__(pairs, minutes)  # type: ignore[arg-type]
         self.liar = liar
 
     def run(self, program: m.Program, workload: m.Workload, prompt: int) -> list[m.Sample]:
@@ -221,3 +224,26 @@ def test_the_pair_from_command_line_to_json(capsys: pytest.CaptureFixture[str]) 
         assert {name: row["minutes"] for name, row in rows.items()} == {
             name: 28 if name in has_minutes else None for name in rows
         }
+
+
+def test_earlier_answers_are_looked_up_where_an_engine_does_by_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An engine of its own for each such row: no other one has written the same answers."""
+    pools = {}
+
+    def opened(options: Any) -> Any:
+        pools[getattr(options, "draft", None), options.lookup_pool, len(pools)] = True
+        return SimpleNamespace(engine=nullcontext(), checkpoints=None)
+
+    monkeypatch.setattr(drafters, "open_pair", opened)
+    asked = SimpleNamespace(**vars(OPTIONS) | {"lookup_pool": 0, "candidates": [], "stops": []})
+    with ExitStack() as stack:
+        engines = drafters.open_engines(asked, stack)  # type: ignore[arg-type]
+    rows = drafters.rows_of(asked)  # type: ignore[arg-type]
+    assert {row.kind_of_draft for row in rows} <= set(engines.pairs), "each row has an engine"
+    chosen = [row.kind_of_draft for row in rows if row.strategy == "auto"]
+    assert len(set(chosen)) == len(chosen) == 6
+    by_kind = dict(zip(engines.pairs, [pool for _, pool, _ in pools], strict=True))
+    default = drafters.EngineOptions().lookup_pool
+    assert {kind for kind, pool in by_kind.items() if pool == default} == {drafters.EARLIER, *chosen}

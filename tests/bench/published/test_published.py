@@ -141,7 +141,7 @@ def test_8_bits_hold_the_values_of_4(tmp_path: Path) -> None:
     source = tmp_path / published.FILE
     values = small_model(source, gguf)
     path = published.widened(source)
-    assert path.name == published.WIDER and path.parent == tmp_path
+    assert path.name == published.FILE.replace("Q4_1", "Q8_0") and path.parent == tmp_path
     reader = gguf.GGUFReader(path)
     kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
     assert kinds == {
@@ -166,3 +166,20 @@ def test_8_bits_hold_the_values_of_4(tmp_path: Path) -> None:
     made = path.stat().st_mtime_ns
     assert published.widened(source) == path and path.stat().st_mtime_ns == made, "it is made once"
     assert sorted(one.name for one in tmp_path.iterdir() if one.is_file()) == sorted((path.name, source.name))
+
+
+def test_16_bits_hold_the_values_of_8(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    source = tmp_path / published.FILE
+    small_model(source, gguf)
+    paths = [published.widened(source, bits) for bits in (8, 16)]
+    assert [path.name for path in paths] == [
+        published.FILE.replace("Q4_1", name) for name in ("Q8_0", "BF16")
+    ]
+    eight, sixteen = ({one.name: one for one in gguf.GGUFReader(path).tensors} for path in paths)
+    for name, tensor in sixteen.items():
+        assert tensor.tensor_type.name == ("F32" if name == "output_norm.weight" else "BF16")
+        found, wanted = (gguf.quants.dequantize(one.data, one.tensor_type) for one in (tensor, eight[name]))
+        assert np.abs(found - wanted).max() <= np.abs(wanted).max() / 256, (
+            "a code times a scale, rounded once"
+        )

@@ -1,11 +1,11 @@
 // The matmul over weights in groups, once for every instruction set: included by kernels_body.h. The file
 // around it has defined Ints (16 int32 sums), Codes (4 inputs of 16 columns) and their arithmetic, HalfSums
 // (sums over a group of 32 with codes of 4 bits, which int16 holds two inputs at a time: 8 steps of at most
-// 2 * 15 * 127), and kGroupedRows. (No #pragma once, no #include: it is a body.)
+// 2 * 15 * 127), any_not_finite, and kGroupedRows. (No #pragma once, no #include: it is a body.)
 
-static_assert(kCodeRows % kGroupedRows == 0 && (kGroupedRows & (kGroupedRows - 1)) == 0);
-
-constexpr int64_t kFetchAhead = 16384;  // bytes between what is used and what is fetched
+// Bytes between what is used and what is fetched: into the second-level cache, as a first-level cache has too
+// few places for lines on their way, and each line would wait for one.
+constexpr int64_t kFetchAhead = 16384;
 
 // One column block of some rows, and what is fetched meanwhile.
 struct GroupedBlock {
@@ -33,7 +33,7 @@ void grouped_block(const GroupedBlock& a) {
   for (int from = 0; from < a.k; from += kRecordDepth) {
     const char* ahead = w + kFetchAhead;
     if (ahead >= a.end) ahead = a.next ? a.next + (ahead - a.end) : a.w;
-    for (int64_t line = 0; line < form.record_bytes(); line += 64) prefetch_near(ahead + line);
+    for (int64_t line = 0; line < form.record_bytes(); line += 64) prefetch(ahead + line);
 #pragma GCC unroll 1
     for (int g = 0; g < kRecordDepth / GROUP; ++g) {
       const int group = from / GROUP + g;
@@ -86,14 +86,11 @@ void grouped_block(const GroupedBlock& a) {
   for (int m = 0; m < ROWS; ++m) store(a.sums + m * kPanel * kLanes, total[m]);
 }
 
-// grouped_block for 1..ROWS rows known only now: for the next power of two.
+// grouped_block for 1..ROWS rows known only now.
 template <int BITS, int GROUP, bool MINIMUMS, int ROWS>
 inline void grouped_rows(int rows, const GroupedBlock& block) {
   if constexpr (ROWS > 1) {
-    if (rows <= ROWS / 2) {
-      grouped_rows<BITS, GROUP, MINIMUMS, ROWS / 2>(rows, block);
-      return;
-    }
+    if (rows < ROWS) return grouped_rows<BITS, GROUP, MINIMUMS, ROWS - 1>(rows, block);
   }
   grouped_block<BITS, GROUP, MINIMUMS, ROWS>(block);
 }
@@ -117,10 +114,11 @@ void grouped_matmul(const GroupedMatmulArgs& a) {
   const MatmulArgs& out = a.out;
   const int64_t block_bytes = out.k / kRecordDepth * a.form.record_bytes();
   const char* end = a.w + out.num_blocks * block_bytes;
+  const int tiles = (out.rows + kGroupedRows - 1) / kGroupedRows;  // of about the same height
   for (int first = 0; first < out.num_blocks; first += kPanel) {
     const int blocks = out.num_blocks - first < kPanel ? out.num_blocks - first : kPanel;
-    for (int row = 0; row < out.rows; row += kGroupedRows) {
-      const int rows = out.rows - row < kGroupedRows ? out.rows - row : kGroupedRows;
+    for (int t = 0; t < tiles; ++t) {
+      const int row = out.rows * t / tiles, rows = out.rows * (t + 1) / tiles - row;
       for (int b = 0; b < blocks; ++b) {
         body(rows, {a.x + row * a.x_stride, a.x_stride, a.w + (first + b) * block_bytes, out.k, end,
                     static_cast<const char*>(out.next_w), tile + b * kLanes});
@@ -130,41 +128,51 @@ void grouped_matmul(const GroupedMatmulArgs& a) {
   }
 }
 
+// The first `count` of 16 elements, then zeros.
 template <class T>
-void quantize_row(const void* elements, int n, const GroupedRow& row, char* out) {
-  const T* x = static_cast<const T*>(elements);
+inline Vec load_some(const T* x, int count) {
+  if (count >= kLanes) return load_as(x);
+  T rest[kLanes] = {};
+  for (int i = 0; i < count; ++i) rest[i] = x[i];
+  return load_as(rest);
+}
+
+// quantize_row for groups of 16 VECTORS inputs.
+template <class T, int VECTORS>
+void quantize_groups(const T* x, int n, const GroupedRow& row, char* out) {
   float* scales = const_cast<float*>(row.scales(out));
   int32_t* offsets = const_cast<int32_t*>(row.offsets(out));
   float* sums = const_cast<float*>(row.sums(out));
   const Vec magic = set1(0x1.8p+23f);  // adding 1.5 * 2^23 rounds to an integer, which the low bits then are
-  for (int g = 0; g < row.num_groups(); ++g) {
-    Vec value[2] = {set1(0.0f), set1(0.0f)};
-    Vec largest = set1(0.0f), spoilt = set1(0.0f);
-    const int vectors = row.group / kLanes;
-    for (int v = 0; v < vectors; ++v) {
-      const int from = g * row.group + v * kLanes;
-      if (from + kLanes <= n) {
-        value[v] = load_as(x + from);
-      } else if (from < n) {
-        T rest[kLanes] = {};
-        for (int i = 0; from + i < n; ++i) rest[i] = x[from + i];
-        value[v] = load_as(rest);
-      }
+  const int64_t num_groups = row.num_groups();
+  for (int64_t g = 0; g < num_groups; ++g) {
+    const int from = static_cast<int>(g) * VECTORS * kLanes;
+    Vec value[VECTORS], largest = set1(0.0f), sum = set1(0.0f);
+    bool is_bad = false;
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; ++v) {
+      value[v] = load_some(x + from + v * kLanes, n - from - v * kLanes);
       largest = max(largest, max(value[v], sub(set1(0.0f), value[v])));
-      spoilt = add(spoilt, sub(value[v], value[v]));  // NaN where a value is NaN or infinite
+      is_bad |= any_not_finite(value[v]);
     }
-    const float most = max_lanes(largest), bad = sum_lanes(spoilt);
-    const bool used = bad == 0.0f && most >= 0x1p-100f;
+    const float most = max_lanes(largest);
+    const bool used = !is_bad && most >= 0x1p-100f;
     const Vec inverse = set1(used ? 127.0f / most : 0.0f);
-    Vec sum = set1(0.0f);
-    for (int v = 0; v < vectors; ++v) {
+#pragma GCC unroll 2
+    for (int v = 0; v < VECTORS; ++v) {
       const Vec shifted = used ? add(mul(value[v], inverse), magic) : magic;
       sum = add(sum, sub(shifted, magic));
-      store_low_bytes(out + g * row.group + v * kLanes, shifted);
+      store_low_bytes(out + from + v * kLanes, shifted);
     }
     const float total = sum_lanes(sum);
-    scales[g] = bad == 0.0f ? (used ? most * (1.0f / 127.0f) : 0.0f) : __builtin_nanf("");
+    scales[g] = is_bad ? __builtin_nanf("") : used ? most * (1.0f / 127.0f) : 0.0f;
     offsets[g] = -128 * static_cast<int32_t>(total);
     sums[g] = scales[g] * total;
   }
+}
+
+template <class T>
+void quantize_row(const void* elements, int n, const GroupedRow& row, char* out) {
+  const T* x = static_cast<const T*>(elements);
+  row.group == kLanes ? quantize_groups<T, 1>(x, n, row, out) : quantize_groups<T, 2>(x, n, row, out);
 }
