@@ -1,4 +1,4 @@
-"""The launches of the operators in kernels/head that are compiled ahead of time: see kernels/tools/cases.py."""
+"""The launches of a head's operators that are compiled ahead of time: see kernels/tools/cases.py."""
 
 from __future__ import annotations
 

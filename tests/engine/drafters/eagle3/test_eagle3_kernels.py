@@ -1,5 +1,5 @@
-"""An EAGLE-3 head on the kernels, in the interpreter: the text is plain decoding's, rounds are those of the CPU
-executor, and each drafted token is the definition's.
+"""An EAGLE-3 head on the kernels, in the interpreter: the text is plain decoding's, rounds are those of the
+CPU executor, and each drafted token is the definition's.
 
 The CPU feeds the head what was committed; a step on the device always feeds as many rows.
 """
@@ -53,11 +53,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "all ids": {"draft_vocab_size": VOCAB},
     "the last row": {"taps": (0, 3, 4)},
 }
+NARROW = "its own embedding"
 
 
 @cache
 def head_of(variant: str) -> tuple[Eagle3Config, Tensors]:
-    """Planted; "its own embedding" is random, and narrower than its target."""
+    """Planted; the one with its own embedding is random, and narrower than its target."""
     if variant in VARIANTS:
         changes = VARIANTS[variant]
         if variant == "all ids":
@@ -86,7 +87,11 @@ def rounds(engine: Engine, params: SamplingParams, gamma: int) -> list[tuple[Any
 RUNS = ((GREEDY, 3), (LOUD, 2), (SHAPED, 1))
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, "its own embedding"])
+OFTEN = ("plain", "its own norms")
+SELDOM = [pytest.param(one, marks=pytest.mark.slow) for one in (*VARIANTS, NARROW) if one not in OFTEN]
+
+
+@pytest.mark.parametrize("variant", [*OFTEN, *SELDOM])
 def test_rounds_are_the_executors(variant: str) -> None:
     runs = RUNS if variant == "plain" else RUNS[:1]
     with engine_of(variant, "cpu") as engine:
@@ -99,12 +104,12 @@ def test_rounds_are_the_executors(variant: str) -> None:
             assert found == wanted
         stats = engine.stats()
     assert stats["drafter"]["kind"] == "eagle3" and not stats["prefix_cache"]["is_on"]
-    if variant in ("plain", "its own norms"):
+    if variant in OFTEN:
         accepted, judged = (sum(one[i] for one in expected[0]) for i in (2, 3))
         assert 0 < accepted < judged
 
 
-@pytest.mark.parametrize("weights", ["int8", "int4"])
+@pytest.mark.parametrize("weights", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
 def test_codes_are_read(weights: str) -> None:
     """Of the target's embedding, which the head has none of, and of the head."""
     with engine_of("plain", "interpret", weights=weights, draft_weights=weights) as engine:
@@ -146,7 +151,7 @@ def definition_of(variant: str) -> Callable[[list[int], int], Any]:
 
 @pytest.mark.parametrize(
     ("variant", "gamma"),
-    [("plain", 3), ("plain", 1), ("its own norms", 3), ("a norm of each tap", 3), ("its own embedding", 2)],
+    [("plain", 3), ("plain", 1), ("its own norms", 3), ("a norm of each tap", 3), (NARROW, 2)],
 )
 def test_windows_are_the_definitions(variant: str, gamma: int) -> None:
     """Each row and token, also behind a draft that falls, and behind a whole window and a bonus token. An id
@@ -211,9 +216,9 @@ def test_what_is_refused(tmp_path: Path) -> None:
         ConfigError, match="max_model_len 48 is more than the draft's max_position_embeddings"
     ):
         Engine(TARGET, PLANTED, short, tensors, device="interpret", max_model_len=MAX_LEN)
-    with engine_of("plain", "interpret") as engine:
-        with pytest.raises(ConfigError, match="this engine's draft is an EAGLE-3 head: call generate"):
-            engine.round("sd", 2)
+    named = "this engine's draft is an EAGLE-3 head: call generate"
+    with engine_of("plain", "interpret") as engine, pytest.raises(ConfigError, match=named):
+        engine.round("sd", 2)
     save_checkpoint(tmp_path / "target", TARGET, PLANTED)
     save_eagle3(tmp_path / "head", config, tensors, TARGET)
     with pytest.raises(ConfigError, match="is an EAGLE-3 head, which drafts for an Engine only so far"):
