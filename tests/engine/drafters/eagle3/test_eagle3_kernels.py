@@ -109,6 +109,16 @@ def test_rounds_are_the_executors(variant: str) -> None:
         assert 0 < accepted < judged
 
 
+def test_rejection_has_the_rows_that_were_drawn_from() -> None:
+    """Rounds are the executor's, whose law is tested: with the same noise, q and p say what stands."""
+    found = []
+    for device in ("cpu", "interpret"):
+        with engine_of("plain", device, judge="rejection") as engine:
+            found.append([rounds(engine, replace(LOUD, seed=seed, top_k=9), 2) for seed in (5, 6)])
+    assert found[0] == found[1]
+    assert sum(accepted for own in found[0] for _, _, accepted, _ in own) > 0
+
+
 @pytest.mark.parametrize("weights", [pytest.param("int8", marks=pytest.mark.slow), "int4"])
 def test_codes_are_read(weights: str) -> None:
     """Of the target's embedding, which the head has none of, and of the head."""
