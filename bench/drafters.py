@@ -62,22 +62,27 @@ from bench.model_pairs.minutes import trained_minutes
 from bench.model_pairs.model_pair import ModelPair, open_pair, report_environment
 from bench.model_pairs.published import DRAFTS, WIDER, UnreachableError, published_model, widened
 from bench.outside.setup import outside_peers
+from bench.rounds.draft_rows import (
+    DIFFUSION,
+    EAGLE3,
+    EARLIER,
+    EXIT,
+    LOOKUP,
+    MODEL,
+    PARALLEL,
+    SELF,
+    Row,
+    beside,
+    chained,
+    chosen,
+    directories,
+    rows_of,
+    stopped,
+)
 from pearl_rt.errors import CheckpointError
 from pearl_rt.strategy.engine_options import EngineOptions
 from pearl_rt.types.metrics import RequestMetrics
 
-NONE, LOOKUP, EARLIER, MODEL, AUTO = "none", "lookup", "lookup, earlier answers", "model", "auto"
-SELF, EXIT, PARALLEL, DIFFUSION, EAGLE3 = "self", "exit", "parallel", "diffusion", "eagle3"
-GAMMAS = {
-    LOOKUP: (3, 7, 15),
-    MODEL: (2, 4, 8),
-    SELF: (2, 4),
-    EXIT: (2, 4),
-    PARALLEL: (3, 6, 12),
-    DIFFUSION: (4, 8, 12),
-    EAGLE3: (2, 4),
-}
-LONGEST = 15  # window of a draft that ends its windows itself
 PLACES = 5  # of a window that the table shows
 COLUMNS = (
     ("name", "draft", "s"),
@@ -91,17 +96,6 @@ COLUMNS = (
     ("verify_ms", "verify ms", ".2f"),
     ("x_ar", "x ar", ".2f"),
 )
-
-
-@dataclass(frozen=True)
-class Row(Program):
-    """A program on the engine of one kind of draft."""
-
-    kind_of_draft: str = NONE  # whose engine runs it
-    name: str = NONE
-
-    def __str__(self) -> str:
-        return f"{self.name} gamma {self.gamma}" if self.gamma else self.name
 
 
 @dataclass
@@ -125,58 +119,6 @@ class Engines:
         draft = pair.engine.draft
         weights = 0 if draft is None else int(draft.weights.memory_bytes)  # type: ignore[attr-defined]
         return weights + sum(lanes.drafter_bytes for lanes in pair.lanes())
-
-
-def rows_of(options: argparse.Namespace) -> list[Row]:
-    """`ar` first, to which all are compared."""
-    rows = [Row("ar", kind_of_draft=LOOKUP, name=NONE)]
-
-    def add(kind: str, gamma: int) -> None:
-        rows.append(Row("sd", "shared", gamma, kind_of_draft=kind, name=kind))
-
-    for gamma in options.gammas or GAMMAS[LOOKUP]:
-        add(LOOKUP, gamma)
-    add(EARLIER, max(options.gammas or GAMMAS[LOOKUP]))
-    asked = {MODEL: options.draft, SELF: options.skip_layers is not None} | directories(options)
-    for kind, is_asked in asked.items():
-        for gamma in (options.gammas or GAMMAS[kind]) if is_asked else ():
-            add(kind, gamma)
-        if is_asked and kind != EAGLE3:
-            add(chained(kind), max(options.gammas or GAMMAS[kind]))
-    for stop in options.stops:
-        add(stopped(stop), max(options.gammas or [LONGEST]))
-    for count in options.candidates:
-        for gamma in options.gammas or GAMMAS[MODEL]:
-            add(beside(count), gamma)
-    with_auto = [kind for kind, is_asked in asked.items() if is_asked and kind != SELF]
-    for kind in (LOOKUP, *with_auto):
-        rows.append(Row("auto", "auto", kind_of_draft=chosen(kind), name=chosen(kind)))
-    return rows
-
-
-def directories(options: argparse.Namespace) -> dict[str, Path | None]:
-    """Of the kinds that are a checkpoint beside the target."""
-    return {kind: getattr(options, kind) for kind in (EXIT, PARALLEL, DIFFUSION, EAGLE3)}
-
-
-def chained(kind: str) -> str:
-    """A kind behind a lookup."""
-    return f"{LOOKUP}, then {kind}"
-
-
-def stopped(stop: str) -> str:
-    """The kind of a draft model whose windows end by a rule."""
-    return f"{MODEL}, {stop}"
-
-
-def beside(count: int) -> str:
-    """The kind of a draft model that fills so many windows of a sequence."""
-    return f"{MODEL}, {count} candidates"
-
-
-def chosen(kind: str) -> str:
-    """What `auto` chooses beside a kind, with earlier answers, as an engine has them by default."""
-    return f"{AUTO}, {kind}"
 
 
 def open_engines(options: argparse.Namespace, stack: ExitStack) -> Engines:

@@ -17,6 +17,7 @@ from bench.harness import measure as m
 from bench.harness.bars import best_of_each, draw_bars
 from bench.harness.peers import Peer, PeerGroup
 from bench.model_pairs.model_pair import open_pair
+from bench.rounds import draft_rows
 from pearl_rt.types.metrics import RequestMetrics, TraceRow
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -55,13 +56,13 @@ class FakeEngines(drafters.Engines):
     """With a window of 7 maths is twice as fast as by `ar`, and code as fast; `liar` writes other tokens."""
 
     def __init__(self, liar: str = "") -> None:
-        pairs = {drafters.LOOKUP: SimpleNamespace(tasks=TASKS)}
-        minutes = dict.fromkeys((drafters.PARALLEL, drafters.chosen(drafters.PARALLEL)), 1234.4)
+        pairs = {draft_rows.LOOKUP: SimpleNamespace(tasks=TASKS)}
+        minutes = dict.fromkeys((draft_rows.PARALLEL, draft_rows.chosen(draft_rows.PARALLEL)), 1234.4)
         super().__init__(pairs, minutes)  # type: ignore[arg-type]
         self.liar = liar
 
     def run(self, program: m.Program, workload: m.Workload, prompt: int) -> list[m.Sample]:
-        assert isinstance(program, drafters.Row)
+        assert isinstance(program, draft_rows.Row)
         is_fast = program.gamma == 7 and TASKS[prompt] == "maths"
         metrics = metrics_of(program, [4] * 2 if is_fast else [1] * 8, 0.01 / (2 if is_fast else 1))
         ids = [prompt * 100 + i for i in range(9)]
@@ -69,7 +70,7 @@ class FakeEngines(drafters.Engines):
             ids[3] = -1
         return [m.Sample(prompt, ids, metrics.token_times[-1], metrics.ttft, metrics.tpot, metrics)]
 
-    def extra_bytes(self, row: drafters.Row) -> int:
+    def extra_bytes(self, row: draft_rows.Row) -> int:
         return 0 if row.strategy == "ar" else 2_500_000
 
 
@@ -85,24 +86,24 @@ def test_figures_are_of_each_task_and_of_all(capsys: pytest.CaptureFixture[str])
     rows = {(row["name"], row["gamma"]): row for row in found["rows"]}  # type: ignore[attr-defined]
     assert set(rows) == {
         ("none", None),
-        *((drafters.LOOKUP, gamma) for gamma in (3, 7, 15)),
-        (drafters.EARLIER, 15),
-        *((drafters.MODEL, gamma) for gamma in (2, 4, 8)),
-        *((kind, gamma) for kind in (drafters.SELF, drafters.EXIT) for gamma in (2, 4)),
+        *((draft_rows.LOOKUP, gamma) for gamma in (3, 7, 15)),
+        (draft_rows.EARLIER, 15),
+        *((draft_rows.MODEL, gamma) for gamma in (2, 4, 8)),
+        *((kind, gamma) for kind in (draft_rows.SELF, draft_rows.EXIT) for gamma in (2, 4)),
         *(
             (kind, gamma)
-            for kind, gammas in ((drafters.PARALLEL, (3, 6, 12)), (drafters.DIFFUSION, (4, 8, 12)))
+            for kind, gammas in ((draft_rows.PARALLEL, (3, 6, 12)), (draft_rows.DIFFUSION, (4, 8, 12)))
             for gamma in gammas
         ),
-        *((drafters.EAGLE3, gamma) for gamma in (2, 4)),
-        *((drafters.chained(kind), 8 if kind == "model" else 4) for kind in ("model", "self", "exit")),
-        *((drafters.chained(kind), 12) for kind in ("parallel", "diffusion")),
+        *((draft_rows.EAGLE3, gamma) for gamma in (2, 4)),
+        *((draft_rows.chained(kind), 8 if kind == "model" else 4) for kind in ("model", "self", "exit")),
+        *((draft_rows.chained(kind), 12) for kind in ("parallel", "diffusion")),
         ("model, adaedl", 15),
         *(("model, 2 candidates", gamma) for gamma in (2, 4, 8)),
         ("auto, lookup", None),
         *((f"auto, {kind}", None) for kind in ("model", "exit", "parallel", "diffusion", "eagle3")),
     }
-    plain, fast = rows["none", None], rows[drafters.LOOKUP, 7]
+    plain, fast = rows["none", None], rows[draft_rows.LOOKUP, 7]
     assert plain["x_ar"] == 1 and plain["draft_ms"] is None and plain["extra_mb"] == 0
     assert plain["verify_ms"] == pytest.approx(4) and plain["by_lookup"] is None
     assert [fast["by_task"][task]["x_ar"] for task in ("maths", "code")] == [
@@ -153,13 +154,13 @@ def test_peers_have_rows_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixt
     assert peer["agreement"]["equal"] == 0 and "slow ngram" in text and "openvino: not here" in text
     rows = found["rows"] + found["peers"]  # type: ignore[operator]
     best = {row["name"]: row["gamma"] for row in best_of_each(rows)}
-    assert len(best) == len({row["name"] for row in rows}) - 1 and best[drafters.LOOKUP] == 7
+    assert len(best) == len({row["name"] for row in rows}) - 1 and best[draft_rows.LOOKUP] == 7
     pytest.importorskip("matplotlib")
     draw_bars(tmp_path / "bars.png", rows)
     assert (tmp_path / "bars.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("liar", [drafters.MODEL, "auto, lookup"])
+@pytest.mark.parametrize("liar", [draft_rows.MODEL, "auto, lookup"])
 def test_no_figures_over_other_tokens(liar: str, capsys: pytest.CaptureFixture[str]) -> None:
     found, text = run(FakeEngines(liar), capsys)
     assert found["rows"] == [] and "prompt 1, token 3" in str(found["difference"])
@@ -211,7 +212,7 @@ def test_the_pair_from_command_line_to_json(capsys: pytest.CaptureFixture[str]) 
         early = {"model, marginal"}
         autos = {"auto, lookup", "auto, model"}
         chains = {"lookup, then model", "lookup, then self"}
-        assert set(rows) == {"none", "lookup", drafters.EARLIER, "model", "self"} | early | autos | chains
+        assert set(rows) == {"none", "lookup", draft_rows.EARLIER, "model", "self"} | early | autos | chains
         assert rows["lookup"]["by_lookup"] == 1 and rows["model"]["by_lookup"] == 0
         assert rows["lookup, then model"]["by_lookup"] is not None
         assert rows["lookup, then model"]["extra_mb"] >= rows["model"]["extra_mb"]
@@ -240,10 +241,10 @@ def test_earlier_answers_are_looked_up_where_an_engine_does_by_default(
     asked = SimpleNamespace(**vars(OPTIONS) | {"lookup_pool": 0, "candidates": [], "stops": []})
     with ExitStack() as stack:
         engines = drafters.open_engines(asked, stack)  # type: ignore[arg-type]
-    rows = drafters.rows_of(asked)  # type: ignore[arg-type]
+    rows = draft_rows.rows_of(asked)  # type: ignore[arg-type]
     assert {row.kind_of_draft for row in rows} <= set(engines.pairs), "each row has an engine"
     chosen = [row.kind_of_draft for row in rows if row.strategy == "auto"]
     assert len(set(chosen)) == len(chosen) == 6
     by_kind = dict(zip(engines.pairs, [pool for _, pool, _ in pools], strict=True))
     default = drafters.EngineOptions().lookup_pool
-    assert {kind for kind, pool in by_kind.items() if pool == default} == {drafters.EARLIER, *chosen}
+    assert {kind for kind, pool in by_kind.items() if pool == default} == {draft_rows.EARLIER, *chosen}
