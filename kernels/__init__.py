@@ -13,6 +13,7 @@ from importlib import import_module
 MODULES = (
     *(f"forward.{name}" for name in ("rms_norm", "linear", "gate_up_silu", "qkv_rope_store", "attention")),
     *(f"forward.{name}" for name in ("attention_prefill", "embedding", "feed")),
+    *(f"head.{name}" for name in ("keep_rows", "head_input")),
     *(f"sampling.{name}" for name in ("penalties", "filters", "sample", "logprobs")),
     *(f"verify.{name}" for name in ("judge", "verify", "publish_logprobs", "rollback")),
 )

@@ -686,9 +686,18 @@ class CudaLane(Lane):
     """
     A lane on a GPU: a stream and its captured steps.
     """
-    def __init__(self, name: str, issuer: CudaIssuer, stream: CudaStream, arrays: DeviceArrays) -> None:
+    def __init__(
+        self,
+        name: str,
+        issuer: CudaIssuer,
+        stream: CudaStream,
+        arrays: DeviceArrays,
+        *,
+        reads_target: bool = False,
+    ) -> None:
         """
-        stream: for this lane alone, on whose device it runs.
+        stream: for this lane alone, on whose device it runs. reads_target: its passes read what the
+        target's left of the same tokens, and come behind them.
         """
     def add_step(
         self,

@@ -355,6 +355,11 @@ class Engine:
         for lanes in self._batch.lanes.values():
             if lanes.pair is not None:
                 return lanes.pair, lanes.gpu
+        if self._drafter == "eagle3":
+            raise ConfigError(
+                "a round is launched with a draft model, and this engine's draft is an EAGLE-3 head: call "
+                "generate(), or take a draft model"
+            )
         where = self._batch.described()["device"]
         raise ConfigError(
             f"a round is launched on one GPU, and this engine's lanes are on {where}: build it with "

@@ -142,12 +142,15 @@ void bind_cuda(py::module_& m) {
   py::class_<CudaLane, Lane, std::shared_ptr<CudaLane>>(m, "CudaLane",
                                                         "A lane on a GPU: a stream and its captured steps.")
       .def(py::init([](std::string name, std::shared_ptr<CudaIssuer> issuer,
-                       std::shared_ptr<CudaStream> stream, std::shared_ptr<DeviceArrays> arrays) {
+                       std::shared_ptr<CudaStream> stream, std::shared_ptr<DeviceArrays> arrays,
+                       bool reads_target) {
              return std::make_shared<CudaLane>(std::move(name), std::move(issuer), std::move(stream),
-                                               std::move(arrays));
+                                               std::move(arrays), reads_target);
            }),
            py::arg("name"), py::arg("issuer").none(false), py::arg("stream").none(false),
-           py::arg("arrays").none(false), "stream: for this lane alone, on whose device it runs.")
+           py::arg("arrays").none(false), py::kw_only(), py::arg("reads_target") = false,
+           "stream: for this lane alone, on whose device it runs. reads_target: its passes read what the\n"
+           "target's left of the same tokens, and come behind them.")
       .def(
           "add_step",
           [](CudaLane& self, std::string op, int gamma, std::string judge, std::optional<bool> keep_logits,

@@ -9,18 +9,23 @@ One ragged batch: of sequence b the count[b] tokens from position start[b] on, p
     DRAFT_FIRST     committed + pending - 2           2, if the window is not empty
     DRAFT_NEXT      committed + pending + step - 1    1, if step < num_draft_tokens
     DRAFT_WINDOW    committed + pending - TEXT        TEXT + num_draft_tokens - 1, if the window is not empty
+    HEAD_PREFILL    chunk[b, 0]                       chunk[b, 1] - chunk[b, 0]
+    HEAD_FIRST      committed + pending - 1 - TEXT    TEXT, if the window is not empty
+    HEAD_NEXT       committed + pending + step - 2    1, if step < num_draft_tokens
 
-But for PREFILL, a sequence that does not run (finish_reason != RUNNING) has count 0. Scores stop at
-max_total_len: count <= max_total_len - committed. DRAFT_FIRST and DRAFT_WINDOW set num_draft_tokens =
-min(gamma, max_total_len - committed - pending), the length of the window. TEXT is max_q_len - L + 1 tokens,
-but none before the last of the prompt: what is before it a prefill has fed. The token of position p is
-token_ids[b, p], and from p = committed + pending on, in SCORE_WINDOW and DRAFT_NEXT, window[b, p - committed
-- pending]; in DRAFT_WINDOW mask_token.
+But for a prefill, a sequence that does not run (finish_reason != RUNNING) has count 0. Scores stop at
+max_total_len: count <= max_total_len - committed. DRAFT_FIRST, DRAFT_WINDOW and HEAD_FIRST set
+num_draft_tokens = min(gamma, max_total_len - committed - pending), the length of the window. TEXT is
+max_q_len - L + 1 tokens, but none before the last of the prompt: what is before it a prefill has fed. The
+token of position p is token_ids[b, p], and from p = committed + pending on, in SCORE_WINDOW, DRAFT_NEXT and
+HEAD_NEXT, window[b, p - committed - pending]; in DRAFT_WINDOW mask_token. A row of a head (HEAD_*) is fed the
+token of the position behind its own.
 
     committed 5, pending 1, SCORE        -> positions 4 5, whose logits are those of positions 5 6
     committed 5, pending 1, DRAFT_NEXT   -> step 2: position 7, the window's token 1; samples position 8
     committed 5, pending 1, DRAFT_WINDOW -> 2 of the text, window of 3: positions 4 5 and masks at 6 7; the
                                             logits of 5 6 7, which are those of positions 6 7 8
+    committed 6, pending 0, HEAD_FIRST   -> max_q_len 3: prompt of 1: positions 2 3 4, fed tokens 3 4 5
 
 Grid: (B + 1,). Program b writes the rows of sequence b, program B the padding rows behind them.
 Shapes: token_ids [B, C]; window [B, G], any strides; chunk [B, 2]; block_table [B, MB]; committed, pending,
@@ -29,7 +34,7 @@ Out: input_ids, positions [T] int32, slot_mapping [T] int64 (padding: 0, 0, -1);
 context_lens [B] int32 (0 if count is 0); logit_rows [B, L] int32: the batch's row whose logits are row l of
 sequence b, its l-th in a score, and in DRAFT_WINDOW of its last num_draft_tokens (the last one again behind
 the last), its last one otherwise; num_rows [B] int32: count, in a score; num_draft_tokens [B] int32, in
-DRAFT_FIRST and DRAFT_WINDOW; sample_positions [B, S] int64: committed + pending + step + s, and ring_rows
+the three that set it; sample_positions [B, S] int64: committed + pending + step + s, and ring_rows
 [B, S] int64: b * ring_size + that % ring_size, in a draft; behind the end of a short window too these are not
 the rows of pending tokens.
 Requires contiguous tensors (but for window) on one device and the sum of counts <= T: with T = B * max_q_len
@@ -49,7 +54,12 @@ from ..base.dependent import await_previous, dependent
 from ..base.library import operator
 
 PREFILL, SCORE, SCORE_WINDOW, DRAFT_FIRST, DRAFT_NEXT, DRAFT_WINDOW = range(6)
-KINDS = ("PREFILL", "SCORE", "SCORE_WINDOW", "DRAFT_FIRST", "DRAFT_NEXT", "DRAFT_WINDOW")
+HEAD_PREFILL, HEAD_FIRST, HEAD_NEXT = range(6, 9)
+KINDS = (
+    *("PREFILL", "SCORE", "SCORE_WINDOW", "DRAFT_FIRST", "DRAFT_NEXT", "DRAFT_WINDOW"),
+    *("HEAD_PREFILL", "HEAD_FIRST", "HEAD_NEXT"),
+)
+PREFILLS = (PREFILL, HEAD_PREFILL)
 MAX_SEQUENCES = 1024  # each program adds up the counts of all
 
 
@@ -104,7 +114,7 @@ def feed_kernel(
     max_q_len,
     ring_size,
     step,
-    kind,  # 0 PREFILL, 1 SCORE, 2 SCORE_WINDOW, 3 DRAFT_FIRST, 4 DRAFT_NEXT, 5 DRAFT_WINDOW
+    kind,  # index in KINDS
     mask_token,
     BLOCK_B: tl.constexpr,  # power of two, >= num_sequences
     BLOCK: tl.constexpr,  # rows at a time
@@ -118,24 +128,27 @@ def feed_kernel(
     pending = tl.load(of.pending + slots, mask=here, other=0)
     room = tl.load(of.max_total_len + slots, mask=here, other=0) - committed
     runs = tl.load(of.finish_reason + slots, mask=here, other=0) == 1
-    is_prefill, is_score, is_draft = kind == 0, (kind == 1) | (kind == 2), kind >= 3
-    begins, has_masks = (kind == 3) | (kind == 5), kind == 5
+    is_prefill, is_score = (kind == 0) | (kind == 6), (kind == 1) | (kind == 2)
+    is_draft = (kind >= 3) & (kind != 6)
+    has_masks, feeds_head = kind == 5, kind == 7
+    ahead = tl.where(kind >= 6, 1, 0)  # of its position, a row's token
+    begins = (kind == 3) | has_masks | feeds_head
     begin = tl.load(of.chunk + 2 * slots, mask=here & is_prefill, other=0)
     end = tl.load(of.chunk + 2 * slots + 1, mask=here & is_prefill, other=0)
     gamma = tl.load(of.gamma + slots, mask=here & begins, other=0)
-    prompt_len = tl.load(of.prompt_len + slots, mask=here & has_masks, other=0)
-    has_window = (kind == 2) | (kind == 4)
+    prompt_len = tl.load(of.prompt_len + slots, mask=here & (has_masks | feeds_head), other=0)
+    has_window = (kind == 2) | (kind == 4) | (kind == 8)
     known_len = tl.load(fed.num_draft_tokens + slots, mask=here & has_window, other=0)
     window_len = tl.where(begins, tl.minimum(gamma, room - pending), known_len)
     tl.store(fed.num_draft_tokens + slots, window_len, mask=here & runs & (slots == own) & begins)
     scored = tl.minimum(pending + window_len + 1, room)  # window_len is 0 in SCORE
     base = committed + pending
-    first_text = tl.maximum(base - (max_q_len - num_logits + 1), prompt_len - 1)
-    text_len = tl.where(has_masks, base - first_text, 2)
+    first_text = tl.maximum(base - ahead - (max_q_len - num_logits + 1), prompt_len - 1)
+    text_len = tl.where(has_masks | feeds_head, base - ahead - first_text, 2)
     drafted = tl.where(begins, text_len + tl.where(has_masks, window_len - 1, 0), 1)
     drafted = tl.where(step < window_len, drafted, 0)
     start = committed - 1
-    start = tl.where(is_draft, base + tl.where(begins, -text_len, step - 1), start)
+    start = tl.where(is_draft, base - ahead + tl.where(begins, -text_len, step - 1), start)
     start = tl.where(is_prefill, begin, start)
     count = tl.where(runs, tl.where(is_draft, drafted, scored), 0)
     count = tl.where(is_prefill, end - begin, count)
@@ -168,12 +181,14 @@ def feed_kernel(
         row = first + tl.arange(0, BLOCK)
         is_fed = row < own_count
         position = own_start + row
-        is_behind = position >= own_base
+        place = position + ahead - own_base  # of its token in the window
+        is_behind = place >= 0
         is_drafted, is_mask = has_window & is_behind, has_masks & is_behind
-        token = tl.load(row_of_tokens + position, mask=is_fed & (is_drafted == 0) & (is_mask == 0), other=0)
+        in_text = is_fed & (is_drafted == 0) & (is_mask == 0)
+        token = tl.load(row_of_tokens + position + ahead, mask=in_text, other=0)
         token = tl.where(is_mask, mask_token, token)
-        place = own * window_stride_b + (position - own_base) * window_stride_g
-        token = tl.where(is_drafted, tl.load(of.window + place, mask=is_fed & is_drafted, other=0), token)
+        drafted_at = of.window + own * window_stride_b + place * window_stride_g
+        token = tl.where(is_drafted, tl.load(drafted_at, mask=is_fed & is_drafted, other=0), token)
         page = tl.load(of.block_table + own * max_blocks + position // block_size, mask=is_fed, other=0)
         slot = page.to(tl.int64) * block_size + position % block_size
         tl.store(fed.input_ids + own_begin + row, token, mask=is_fed)
@@ -215,7 +230,7 @@ def feed(
         raise ValueError(f"feed: kind {kind} is not one of 0 to {len(KINDS) - 1} ({', '.join(KINDS)})")
     if not 1 <= num_sequences <= MAX_SEQUENCES:
         raise ValueError(f"feed: {num_sequences} sequences, expected 1 to {MAX_SEQUENCES}: split the batch")
-    if kind != PREFILL and num_tokens < num_sequences * max_q_len:
+    if kind not in PREFILLS and num_tokens < num_sequences * max_q_len:
         raise ValueError(
             f"feed: input_ids has {num_tokens} rows, {num_sequences} sequences of {max_q_len} may need "
             f"{num_sequences * max_q_len}: pass longer buffers"

@@ -35,6 +35,7 @@ from ..verify import verify as verify_kernels
 from ..verify.phases import KINDS
 from ..verify.rollback import rollback
 from .compile import CompileCase
+from .head_cases import head_input_launches, keep_rows_launches
 from .record import META, Recorder, tensor
 
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -232,11 +233,12 @@ def embedding_launches(record: Recorder) -> None:
 
 def feed_launches(record: Recorder) -> None:
     """Every kind, for one sequence with a window of 16, and for 32 of them."""
-    fed = {"PREFILL": (256, 1), "SCORE": (16, 16), "SCORE_WINDOW": (32, 32), "DRAFT_WINDOW": (32, 16)}
+    fed = {"SCORE": (16, 16), "SCORE_WINDOW": (32, 32), "DRAFT_WINDOW": (32, 16), "HEAD_FIRST": (17, 1)}
+    fed |= {"PREFILL": (256, 1), "HEAD_PREFILL": (256, 1)}
     for kind, word in enumerate(feed_kernels.KINDS):
         for B in (1, 32):
             q, num_logits = fed.get(word, (2 if word == "DRAFT_FIRST" else 1, 1))
-            T, one = q if word == "PREFILL" else q * B, tensor(I32, B)
+            T, one = q if word.endswith("PREFILL") else q * B, tensor(I32, B)
             places = tensor(I64, B, num_logits if word == "DRAFT_WINDOW" else 1)
             of = feed_kernels.Sequences(
                 *(tensor(I32, B, 1023), one, one, one, one, one, one, tensor(I32, B, 17)),
@@ -366,6 +368,7 @@ LAUNCHES: dict[str, Callable[[Recorder], None]] = {
     for function in (
         *(rms_norm_launches, linear_launches, gate_up_silu_launches, qkv_rope_store_launches),
         *(attention_launches, attention_prefill_launches, embedding_launches, feed_launches),
+        *(keep_rows_launches, head_input_launches),
         *(penalties_launches, filters_launches, sample_launches, judge_launches, verify_launches),
         *(logprobs_launches, publish_logprobs_launches, rollback_launches),
     )

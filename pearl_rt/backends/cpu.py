@@ -306,9 +306,8 @@ class CpuBackend(Backend):
 
     def dtype(self, model: ModelSource) -> str:
         """Raises ConfigError for what the executor does not compute in."""
-        is_own = model.shared is None and model.head is None
         dtype = choice("dtype", model.dtype, DTYPES, ConfigError)
-        return own_dtype(model.name if is_own else None, dtype, model.config)
+        return own_dtype(None if model.is_view else model.name, dtype, model.config)
 
     def check_memory(self, models: Sequence[ModelSource], pool: KvPool, *, num_placements: int) -> None:
         """Every placement has its own KV caches, of the pool's blocks, and logits."""
@@ -356,7 +355,7 @@ class CpuBackend(Backend):
 
     def pack_beside(self, model: ModelSource, max_model_len: int, target: PackedModel) -> Model:
         """A model of its own, a view of the target, or a head."""
-        if model.shared is None and model.head is None:
+        if not model.is_view:
             return replace(self.pack(model, max_model_len), ids=model.ids)
         assert isinstance(target, Model)
         if model.head is not None:

@@ -100,7 +100,7 @@ class CudaBackend(Backend):
             remedies = ["lower max_num_seqs"] if self.num_slots > 1 else []
             remedies += ["pass dtype='bfloat16'"] if any(m.dtype == "float32" for m in held) else []
             remedies += ["pass weights='int8' or 'int4'"] if any(m.weights == "auto" for m in held) else []
-            if len(held) > 1 and held[1].shared is None:
+            if len(held) > 1 and not held[1].is_view:
                 remedies.append("put the draft elsewhere with draft_device")
             check_gpu_memory(
                 gpu,
@@ -117,7 +117,7 @@ class CudaBackend(Backend):
 
     def pack_beside(self, model: ModelSource, max_model_len: int, target: PackedModel) -> DeviceModel | Model:
         """A model of its own, or a view in the target's memory."""
-        if model.shared is None:
+        if not model.is_view:
             return self.pack(model, max_model_len)
         assert isinstance(target, DeviceModel)
         return target.view(model)

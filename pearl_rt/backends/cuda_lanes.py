@@ -18,7 +18,7 @@ from pearl_rt.device.gpu import DRAFT_PRIORITY, TARGET_PRIORITY, Gpu
 from pearl_rt.device.logits_processors import MAX_BIASED, LogitsProcessors, check_biased
 from pearl_rt.device.logprob_ring import LogprobRing
 from pearl_rt.device.model import DeviceModel, memory_errors
-from pearl_rt.device.pair_sizes import PairSizes
+from pearl_rt.device.pair_sizes import PairSizes, draft_steps_of
 from pearl_rt.device.steps import DraftSteps, TargetSteps
 from pearl_rt.errors import ConfigError, RequestError
 from pearl_rt.lowlevel.pair import DevicePair
@@ -73,17 +73,20 @@ class CudaLanes(Lanes):
         self.measured_gammas = options.gammas
         self._sizes, self._room = sizes, sizes.state
         self.draft_steps: DraftSteps | None = None
+        self._has_head = isinstance(draft, DeviceModel) and draft.head is not None
         with self.gpu.current():
-            self.target_steps = sizes.steps(TargetSteps, target, pdl=options.pdl)
+            features = sizes.features(target, draft, pdl=options.pdl)
+            self.target_steps = sizes.steps(TargetSteps, target, features=features, pdl=options.pdl)
         if isinstance(draft, DeviceModel):
             shared = self.target_steps.state if placement != "devices" else None
             with self._draft_gpu.current():
-                self.draft_steps = sizes.steps(DraftSteps, draft, shared, pdl=options.pdl)
+                kind = draft_steps_of(draft)
+                self.draft_steps = sizes.steps(kind, draft, shared, features=features, pdl=options.pdl)
         self._lookup = None if lookup_tokens is None else _C.LookupDrafter(pool_tokens=lookup_tokens)
         if self._lookup is not None:
             self.has_draft, self.overlaps = True, False
         # What others may launch of these models (pearl_rt.lowlevel.round): on two devices there is none.
-        if placement != "devices" or self._lookup is not None:
+        if (placement != "devices" or self._lookup is not None) and not self._has_head:
             self.pair = DevicePair(self.target_steps, self.draft_steps)
         self._claim = -1
         self.drafts_at_once = draft is not None and draft.config.pard_token is not None
@@ -310,5 +313,6 @@ class CudaLanes(Lanes):
             staging=staging.numpy(),
             owner=(steps, processors, ring, staging),
         )
-        native = _C.CudaLane(name, self._issuer, stream.native, arrays)
+        reads_target = name == "draft" and self._has_head
+        native = _C.CudaLane(name, self._issuer, stream.native, arrays, reads_target=reads_target)
         return LaneGraphs(name, steps, stream, native, processors, ring)

@@ -65,7 +65,7 @@ class InterpretBackend(Backend):
 
     def pack_beside(self, model: ModelSource, max_model_len: int, target: PackedModel) -> DeviceModel:
         """A model of its own, or a view in the target's memory."""
-        if model.shared is None:
+        if not model.is_view:
             return self.pack(model, max_model_len)
         assert isinstance(target, DeviceModel)
         return target.view(model)

@@ -89,11 +89,6 @@ def drafter_name(options: EngineOptions, device: str, made_for: str | None) -> s
     if made_for is not None and kind not in ("auto", "model"):
         raise ConfigError(f"drafter {kind!r} was asked for, and a draft model was given: drop one of them")
     kind = made_for or kind
-    if kind == "eagle3" and device != "cpu":
-        raise ConfigError(
-            f"draft {kind!r} runs on the CPU only so far, and the target is on {device!r}: pass "
-            "device='cpu', a draft model, or draft='none'"
-        )
     if kind == "diffusion" and device != "cpu":
         raise ConfigError(
             f"draft {kind!r} (the draft has a diffusion_mask_token) runs on the CPU only so far, and the "
@@ -151,6 +146,11 @@ def backend(options: EngineOptions, made_for: str | None) -> tuple[Backend, str]
     device = device_name(options, environment)
     draft_device = draft_device_name(options, device, has_draft or options.drafter == "self")
     drafter = drafter_name(options, device, made_for)
+    if draft_device is not None and drafter == "eagle3":
+        raise ConfigError(
+            f"draft_device {draft_device!r} was given with draft 'eagle3', which reads what the target "
+            f"computes on {device!r}: drop it, or take a draft model"
+        )
     if draft_device is not None and drafter in VIEW_DRAFTERS:
         raise ConfigError(
             f"draft_device {draft_device!r} was given with draft {drafter!r}, whose weights are the target's "
@@ -164,6 +164,7 @@ def backend(options: EngineOptions, made_for: str | None) -> tuple[Backend, str]
     if options.pdl and device == "cpu":
         raise ConfigError("pdl is how kernels are launched on a GPU, and the target is on 'cpu': drop it")
     num_slots, kv_cache_tokens = options.max_num_seqs, options.kv_cache_tokens
+    caches = options.prefix_caching and drafter != "eagle3"  # of a prompt that is found there are no taps
     num_threads = environment.num_threads if options.num_threads is None else options.num_threads
     isa = options.isa or environment.isa
     if device == "cpu":
@@ -173,7 +174,6 @@ def backend(options: EngineOptions, made_for: str | None) -> tuple[Backend, str]
         ends = options.draft_stop, options.candidates
         num_slots = num_slots or DEFAULT_NUM_SEQS
         sizes = num_slots, kv_cache_tokens, lookup_tokens, not by_default, *ends
-        caches = options.prefix_caching and drafter != "eagle3"  # of a prompt that is found there are no taps
         return CpuBackend(num_threads, isa, *sizes, prefix_caching=caches), drafter
     if device == "interpret":
         Environment.interpret_kernels()
@@ -191,7 +191,7 @@ def backend(options: EngineOptions, made_for: str | None) -> tuple[Backend, str]
             interpreted = InterpretBackend(
                 *(num_slots or 1, kv_cache_tokens),
                 pdl=options.pdl,
-                prefix_caching=options.prefix_caching,
+                prefix_caching=caches,
                 lookup_tokens=options.lookup_pool if drafter == "lookup" else None,
                 candidates=options.candidates,
             )
@@ -213,7 +213,7 @@ def backend(options: EngineOptions, made_for: str | None) -> tuple[Backend, str]
         cpu=CpuBackend(num_threads, isa, num_slots or 1, kv_cache_tokens) if draft_device == "cpu" else None,
         num_slots=num_slots or 1,
         kv_cache_tokens=kv_cache_tokens,
-        prefix_caching=options.prefix_caching,
+        prefix_caching=caches,
         lookup_tokens=options.lookup_pool if drafter == "lookup" else None,
     )
     return on_gpu, drafter

@@ -68,7 +68,7 @@ def with_draft_ids(
     target, draft = sources[0], sources[-1]
     if draft.shared is not None and not translates:
         check_view(draft)
-    if draft.name != "draft" or draft.shared is not None or draft.head is not None:
+    if draft.name != "draft" or draft.is_view:
         return list(sources)
     if tokenizer is None or draft_tokenizer is None:
         check_vocabularies(target.config, draft.config)

@@ -43,6 +43,11 @@ class ModelSource:
         """What a draft has of its target: layers, None for a model of its own; and ids, None for all."""
         return {"shared_layers": self.shared, "shared_ids": self.ids and self.ids.num_shared}
 
+    @property
+    def is_view(self) -> bool:
+        """Whether a draft has something of its target's: layers, or what a head lacks."""
+        return self.shared is not None or self.head is not None
+
     def longest(self, max_model_len: int) -> int:
         """Tokens of a sequence that a draft can follow, of so many: a head attends to the last ones only."""
         return max_model_len if self.head else min(max_model_len, self.config.default_max_model_len)
@@ -50,7 +55,7 @@ class ModelSource:
     def num_bytes(self, *, keeps_codes: bool = True) -> int:
         """Of the weights that are its own, once packed. keeps_codes: whether codes are packed as codes."""
         stored = stored_forms(self.tensors) if keeps_codes else {}
-        if self.shared is None and self.head is None:
+        if not self.is_view:
             return weight_bytes(self.config, self.dtype, self.weights, stored)
         shapes = {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
         return sum(

@@ -20,6 +20,7 @@ from pearl_rt.types.values import choice
 
 if TYPE_CHECKING:
     from pearl_rt.model.coded_matrix import Part
+    from pearl_rt.model.head_weights import HeadWeights
     from pearl_rt.model.llama import LlamaWeights
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -104,6 +105,15 @@ def prepare_kernels(device: torch.device) -> None:
         )
 
 
+def check_biases(config: ModelConfig, name: str) -> None:
+    """Raises ConfigError for biases that no kernel adds."""
+    if config.output_bias or config.mlp_bias:
+        raise ConfigError(
+            f"the {name} has a bias on o_proj or in its MLP (output_bias={config.output_bias}, "
+            f"mlp_bias={config.mlp_bias}), which the kernels do not add: pass device='cpu'"
+        )
+
+
 @dataclass(frozen=True)
 class DeviceModel:
     """A model's weights as the kernels read them, shared by all lanes and pairs on their device."""
@@ -111,6 +121,7 @@ class DeviceModel:
     config: ModelConfig
     dtype: str
     weights: "LlamaWeights"
+    head: "HeadWeights | None" = None  # of a head that reads its target's passes
 
     @classmethod
     def pack(
@@ -126,11 +137,7 @@ class DeviceModel:
         """`tensors`, by their Hugging Face names, may be dropped then. `name` labels the progress bar.
         weights: what wider matrices are rounded to.
         """
-        if config.output_bias or config.mlp_bias:
-            raise ConfigError(
-                f"the {name} has a bias on o_proj or in its MLP (output_bias={config.output_bias}, "
-                f"mlp_bias={config.mlp_bias}), which the kernels do not add: pass device='cpu'"
-            )
+        check_biases(config, name)
         chosen = device_dtype(dtype, config, device)
         prepare_kernels(device)
         from pearl_rt.model.llama import LlamaWeights
@@ -156,21 +163,27 @@ class DeviceModel:
         )
 
     def view(self, draft: ModelSource) -> "DeviceModel":
-        """A draft of this model's own tensors, in the same memory, and behind its shared layers those of the
-        source, packed in this model's dtype: a model that skips layers, or that is left early.
+        """A draft of this model's own tensors, in the same memory, and of those of the source, packed in this
+        model's dtype: a model that skips layers, one that is left early, or a head.
         """
+        from pearl_rt.model.head_weights import HeadWeights
         from pearl_rt.model.llama import LlamaWeights
+        from pearl_rt.model.packing import Packing
 
-        assert draft.shared is not None, "a model of its own is packed by itself"
-        device = self.weights.device
+        check_biases(draft.config, draft.name)
+        own, device = self.weights.dtype, self.weights.device
         with memory_errors(device, "the draft's own layer"):
             packed = LlamaWeights.pack(
                 draft.config,
                 draft.tensors,
-                dtype=self.weights.dtype,
+                dtype=own,
                 device=device,
                 weights=draft.weights,
                 target=self.weights,
-                shared=draft.shared,
+                shared=draft.shared or (),
             )
-        return DeviceModel(draft.config, self.dtype, packed)
+            if draft.head is None:
+                return DeviceModel(draft.config, self.dtype, packed)
+            packing = Packing(draft.tensors, own, device, draft.weights)
+            head = HeadWeights.pack(draft.head, draft.config, packing)
+        return DeviceModel(draft.config, self.dtype, packed, head)

@@ -14,6 +14,7 @@ from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.checkpoint.source import ModelSource, stored_forms
 from pearl_rt.device.gpu import Gpu
+from pearl_rt.device.head_steps import HeadSteps
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.logits_processors import LogitsProcessors
 from pearl_rt.device.logprob_ring import LogprobRing
@@ -22,6 +23,8 @@ from pearl_rt.device.state import DeviceState, StateSizes
 from pearl_rt.device.steps import DraftSteps, LaneSteps, TargetSteps
 from pearl_rt.device.windows_beside import BesideDraftSteps, BesideState, BesideTargetSteps, pages_beside
 from pearl_rt.errors import ResourceError, gib
+from pearl_rt.model.eagle_head import EagleHead
+from pearl_rt.model.features import Features
 from pearl_rt.model.llama import Llama, LlamaWeights, Sizes
 from pearl_rt.reference.groups import Outline
 from pearl_rt.strategy.program import MAX_GAMMA
@@ -95,11 +98,12 @@ class PairSizes:
         model: DeviceModel,
         state: DeviceState | None = None,
         *,
+        features: Features | None = None,
         attention_backend: str = "triton",
         pdl: bool = False,
     ) -> Steps:
-        """The steps of one lane where its model is, over the other lane's state or one of their own. pdl: of
-        Llama.
+        """The steps of one lane where its model is, over the other lane's state or one of their own.
+        features: of a target beside a head, and of that head. pdl: of Llama.
 
         Raises ResourceError where memory is short.
         """
@@ -110,14 +114,15 @@ class PairSizes:
             lane = replace(lane, step_tokens=lane.max_sequences * self.draft_tokens)
         with memory_errors(device, "caches and buffers"):
             own = self._state(device) if state is None else state
-            llama = Llama(
-                *(model.config, model.weights, lane),
-                backend=attention_backend,
-                vocab_size=columns,
-                pdl=pdl,
-            )
+            given = model.config, model.weights
+            if model.head is None:
+                llama = Llama(*given, lane, backend=attention_backend, vocab_size=columns, pdl=pdl)
+            else:
+                llama = EagleHead(
+                    *(*given, model.head, lane), backend=attention_backend, vocab_size=columns, pdl=pdl
+                )
             if self.candidates == 1:
-                return kind(llama, own)
+                return kind(llama, own, features)
             several = BesideTargetSteps if kind is TargetSteps else BesideDraftSteps
             return several(llama, own)  # type: ignore[return-value]  # of that kind
 
@@ -126,6 +131,15 @@ class PairSizes:
             return DeviceState(self.state, device)
         return BesideState(self.state, self.candidates, self.pool.num_blocks, device)
 
+    def features(self, target: DeviceModel, draft: object, *, pdl: bool = False) -> Features | None:
+        """What a head reads of its target; None where the draft is none. Raises ResourceError where memory is
+        short.
+        """
+        if not isinstance(draft, DeviceModel) or draft.head is None:
+            return None
+        with memory_errors(target.weights.device, "what the head reads"):
+            return Features(draft.head, target.config, self.lane, pdl=pdl)
+
     def memory(self, models: Sequence[ModelSource]) -> dict[str, int]:
         """What these models hold on one GPU -> bytes. A view is behind its target; what it has of that counts
         once, as the target's.
@@ -133,38 +147,46 @@ class PairSizes:
         state = DeviceState(self.state, META)
         held: list[object] = [LogitsProcessors(state)]
         parts: dict[str, int] = {}
+        packed: list[DeviceModel] = []
+        for model in models:
+            packed.append(self._outlined(model, packed))
+            parts[f"the {model.name}'s weights"] = held_bytes(*packed) - held_bytes(*packed[:-1])
+        features = self.features(packed[0], packed[-1])
+        if features is not None:
+            parts["what the head reads"] = held_bytes(*packed, features) - held_bytes(*packed)
         caches: list[object] = []
         buffers: list[object] = []
-        packed: list[LlamaWeights] = []
-        for model in models:
-            name, config, own = model.name, model.config, DTYPES[model.dtype]
-            forms, is_view = stored_forms(model.tensors), model.shared is not None
-            shapes = {key: tuple(part.shape) for key, part in model.tensors.items()} if is_view else {}
-            tensors = {
-                key: Outline((shape[0], shape[1]), forms[key])
-                if key in forms
-                else torch.empty(shape, dtype=own, device=META)
-                for key, shape in (shapes if is_view else tensor_shapes(config)).items()
-            }
-            weights = LlamaWeights.pack(
-                *(config, tensors),
-                dtype=own,
-                device=META,
-                weights=model.weights,
-                target=packed[0] if is_view else None,
-                shared=model.shared or (),
-            )
-            parts[f"the {name}'s weights"] = held_bytes(*packed, weights) - held_bytes(*packed)
-            packed.append(weights)
-            kind = TargetSteps if name == "target" else DraftSteps
-            steps = self.steps(kind, DeviceModel(config, model.dtype, weights), state)
+        for model, on_device in zip(models, packed, strict=True):
+            kind: type[LaneSteps] = TargetSteps if model.name == "target" else draft_steps_of(on_device)
+            steps = self.steps(kind, on_device, state, features=features)
             caches.append(steps.model.kv_cache)
             buffers += [steps.model.buffers, steps.model.cos, steps.model.sin]
-            held += [steps, LogprobRing(state)] if name == "target" else [steps]
+            held += [steps, LogprobRing(state)] if model.name == "target" else [steps]
         parts[f"{self.pool.num_tokens} tokens of KV cache"] = held_bytes(*caches)
         activations = held_bytes(*buffers)
         parts["logits and state"] = held_bytes(*held) - sum(parts.values()) - activations
         return parts | {"activations": activations, "kernels and graphs (a guess)": ALLOWANCE}
+
+    @staticmethod
+    def _outlined(model: ModelSource, before: Sequence[DeviceModel]) -> DeviceModel:
+        """A model as it will be packed, on torch's meta device. before: the target of a view."""
+        dtype, forms = DTYPES[model.dtype], stored_forms(model.tensors)
+        own = {key: tuple(part.shape) for key, part in model.tensors.items()} if model.is_view else None
+        tensors = {
+            key: Outline((shape[0], shape[1]), forms[key])
+            if key in forms
+            else torch.empty(shape, dtype=dtype, device=META)
+            for key, shape in (tensor_shapes(model.config) if own is None else own).items()
+        }
+        if model.is_view:
+            return before[0].view(replace(model, tensors=tensors))  # type: ignore[arg-type]
+        weights = LlamaWeights.pack(*(model.config, tensors), dtype=dtype, device=META, weights=model.weights)
+        return DeviceModel(model.config, model.dtype, weights)
+
+
+def draft_steps_of(draft: DeviceModel) -> type[DraftSteps]:
+    """What drafts by a model."""
+    return DraftSteps if draft.head is None else HeadSteps
 
 
 def held_bytes(*owners: object) -> int:

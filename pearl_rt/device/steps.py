@@ -29,6 +29,7 @@ from pearl_rt.kernels.sampling.sample import sample
 from pearl_rt.kernels.sampling.sample import workspace_size as sample_workspace
 from pearl_rt.kernels.verify.verify import verify
 from pearl_rt.kernels.verify.verify import workspace_size as verify_workspace
+from pearl_rt.model.features import Features
 from pearl_rt.model.forward_batch import ForwardBatch
 from pearl_rt.model.llama import Llama
 from pearl_rt.reference.noise import Purpose
@@ -41,9 +42,13 @@ Tensor = torch.Tensor
 class LaneSteps:
     """What both lanes do: feed prompts."""
 
-    def __init__(self, model: Llama, state: DeviceState) -> None:
+    prefill_kind = PREFILL
+
+    def __init__(self, model: Llama, state: DeviceState, features: Features | None = None) -> None:
+        """features: what the target's passes leave for a head, and its own read; None: there is no head."""
         self.model = model
         self.state = state
+        self.features = features
         cache, slots, device = model.kv_cache.shape, state.sizes.num_slots, model.weights.device
         if cache.block_size != (expected := state.sizes.block_size):
             raise ConfigError(
@@ -76,8 +81,13 @@ class LaneSteps:
     def prefill_chunk(self) -> None:
         """Feeds the tokens chunk[b, 0]..chunk[b, 1] of the one slot that has any, alone in its pass."""
         batch = self.batch.first(self.model.sizes.prefill_chunk, self.model.sizes.prefill_chunk)
-        self._feed(PREFILL, 0, batch, self.state.whole, self.state.whole.draft_token_ids, num_logits=1)
-        self.model.forward(batch)
+        state = self.state.whole
+        self._feed(self.prefill_kind, 0, batch, state, state.draft_token_ids, num_logits=1)
+        self._pass(batch)
+
+    def _pass(self, batch: ForwardBatch, num_live: Tensor | None = None) -> None:
+        """The model's, of a batch that was fed."""
+        self.model.forward(batch, num_live)
 
     def _feed(
         self, kind: int, step: int, batch: ForwardBatch, state: State, window: Tensor, num_logits: int
@@ -105,8 +115,8 @@ class LaneSteps:
 class TargetSteps(LaneSteps):
     """The target's lane: prefill, score, verify."""
 
-    def __init__(self, model: Llama, state: DeviceState) -> None:
-        super().__init__(model, state)
+    def __init__(self, model: Llama, state: DeviceState, features: Features | None = None) -> None:
+        super().__init__(model, state, features)
         sizes = state.sizes
         num_bytes = max(
             verify_workspace(sizes.num_slots, sizes.gamma_max, sizes.vocab_size, kind) for kind in JUDGES
@@ -120,6 +130,13 @@ class TargetSteps(LaneSteps):
             self.next_chunk(slot, start, end)
             self.prefill_chunk()
         self.prefill_logits(gamma, slot)
+
+    def _pass(self, batch: ForwardBatch, num_live: Tensor | None = None) -> None:
+        if self.features is None:
+            self.model.forward(batch, num_live)
+            return
+        self.model.forward(batch, num_live, self.features.keep)
+        self.features.store(batch, num_live)
 
     def prefill_logits(self, gamma: int, slot: int) -> None:
         """Row 0 of a slot from the last token of the chunk that was fed last, which is the slot's."""
@@ -139,7 +156,10 @@ class TargetSteps(LaneSteps):
         kind = SCORE_WINDOW if include_window else SCORE
         rows = self._feed(kind, 0, batch, state, state.draft_token_ids, num_logits=gamma + 1)
         logits = state.target_logits.view(slots * (gamma + 1), -1)
-        self.model.forward(batch, batch.num_live)
+        if include_window:
+            self._pass(batch, batch.num_live)
+        else:  # no head drafts behind it
+            self.model.forward(batch, batch.num_live)
         self.model.logits(rows, logits, batch.num_live)
 
     def verify(
@@ -178,8 +198,8 @@ class Windows:
 class DraftSteps(LaneSteps):
     """The draft's lane: prefill and draft."""
 
-    def __init__(self, model: Llama, state: DeviceState) -> None:
-        super().__init__(model, state)
+    def __init__(self, model: Llama, state: DeviceState, features: Features | None = None) -> None:
+        super().__init__(model, state, features)
         slots, device = state.sizes.num_slots, model.weights.device
         rows = slots * self.window_rows(model, state.sizes.gamma_max)
         self.step_logits = torch.empty(rows, model.vocab_size, dtype=torch.float32, device=device)
@@ -224,18 +244,23 @@ class DraftSteps(LaneSteps):
         """A pass for each token. The first one feeds the last two tokens that it continues from: after a
         bonus token the cache lacks both, else one row is written again unchanged.
         """
-        state, slots = asked.state, self.state.sizes.num_slots
         logits, positions, ring_rows = (
-            tensor[:slots] for tensor in (self.step_logits, self.sample_positions, self.ring_rows)
+            tensor[: self.state.sizes.num_slots]
+            for tensor in (self.step_logits, self.sample_positions, self.ring_rows)
         )
         for step in range(asked.gamma):
-            fed = 2 if step == 0 else 1
-            batch = self.batch.first(slots * fed, fed)
-            kind = DRAFT_FIRST if step == 0 else DRAFT_NEXT
-            rows = self._feed(kind, step, batch, state, state.draft_token_ids, num_logits=1)
-            self.model.forward(batch, batch.num_live)
+            batch, rows = self._step(asked, step)
             self.model.logits(rows, logits, batch.num_live)
             self._sample_step(asked, step, logits, positions, ring_rows)
+
+    def _step(self, asked: Windows, step: int) -> tuple[ForwardBatch, Tensor]:
+        """The pass of token `step` -> its batch, and the rows of its logits."""
+        state, slots, fed = asked.state, self.state.sizes.num_slots, 2 if step == 0 else 1
+        batch = self.batch.first(slots * fed, fed)
+        kind = DRAFT_FIRST if step == 0 else DRAFT_NEXT
+        rows = self._feed(kind, step, batch, state, state.draft_token_ids, num_logits=1)
+        self.model.forward(batch, batch.num_live)
+        return batch, rows
 
     def _draft_at_once(self, asked: Windows) -> None:
         """One pass for a window: the last gamma + 1 tokens that it continues from, then mask tokens. The

@@ -200,8 +200,8 @@ class DevicePair:
         target_config, target_tensors, draft_config, draft_tensors = load_pair(target, draft)
         if isinstance(draft_config, Eagle3Config):
             raise ConfigError(
-                f"{draft} is an EAGLE-3 head, which drafts on the CPU only so far: use an Engine with "
-                "device='cpu', or take a draft model"
+                f"{draft} is an EAGLE-3 head, which drafts for an Engine only so far: use one, or take a "
+                "draft model"
             )
         if draft is not None and isinstance(draft_config, ModelConfig):
             Tokenizer.from_pretrained(target).check_draft(Tokenizer.from_pretrained(draft))

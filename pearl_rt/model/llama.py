@@ -26,9 +26,6 @@ import torch
 
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.rope import rope_tables
-from pearl_rt.checkpoint.shapes import bits_of
-from pearl_rt.checkpoint.source import stored_forms
-from pearl_rt.checkpoint.stored_tensors import StoredTensors
 from pearl_rt.kernels.forward.attention import MAX_Q_LEN
 from pearl_rt.kernels.forward.attention import workspace_size as attention_workspace
 from pearl_rt.kernels.forward.embedding import embedding
@@ -38,13 +35,14 @@ from pearl_rt.kernels.forward.linear import MAX_ROWS, linear, num_parts
 from pearl_rt.kernels.forward.linear import workspace_size as linear_workspace
 from pearl_rt.kernels.forward.qkv_rope_store import qkv_rope_store
 from pearl_rt.model.attention_backends import attention_backend
-from pearl_rt.model.coded_matrix import CodedMatrix, Part, values_of
+from pearl_rt.model.coded_matrix import CodedMatrix, Part
 from pearl_rt.model.forward_batch import ForwardBatch
 from pearl_rt.model.kv_cache import CacheShape, PagedKVCache
-from pearl_rt.reference.groups import GroupForm
+from pearl_rt.model.packing import Matrix, Packing
 
 Tensor = torch.Tensor
-Matrix: TypeAlias = Tensor | CodedMatrix
+Keep: TypeAlias = Callable[[int, Tensor], None]  # is given a layer, and the rows that it is fed
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 @dataclass(frozen=True)
@@ -93,31 +91,15 @@ class LlamaWeights:
         target: "LlamaWeights | None" = None,
         shared: Sequence[int] = (),
     ) -> "LlamaWeights":
-        """From Hugging Face's tensors, which may be dropped afterwards. What has codes keeps them; rows that
-        are packed as one have one form, or none if one of them has none.
+        """From Hugging Face's tensors, which may be dropped afterwards. See Packing for codes.
 
         weights: what wider matrices are rounded to. advance: called with the bytes of each layer once the
         layer is there. target: of a view, which begins with its layers `shared` and has its embedding, its
         head, and its norm if `tensors` have none: the same tensors, which are not copied; only what is behind
         these layers is packed. Raises CheckpointError for weights that cannot be rounded.
         """
-        forms = stored_forms(tensors)
-
-        def part(name: str, bits: int) -> Part:
-            if isinstance(tensors, StoredTensors) and name in forms and forms[name].keeps_codes(bits):
-                return tensors.groups(name) or tensors[name]
-            return tensors[name]
-
-        def tensor(*names: str) -> Tensor:
-            parts = [values_of(tensors[name]).to(device, dtype) for name in names]
-            return (torch.cat(parts) if len(parts) > 1 else parts[0].clone()).contiguous()
-
-        def matrix(*names: str) -> Matrix:
-            bits = bits_of(names[0], weights)
-            form = GroupForm.joined([forms.get(name) for name in names], bits)
-            if form is None:
-                return tensor(*names)
-            return CodedMatrix.pack({name: part(name, bits) for name in names}, form, bits, device)
+        packing = Packing(tensors, dtype, device, weights)
+        tensor, matrix = packing.tensor, packing.matrix
 
         def layer(index: int) -> LayerWeights:
             prefix = f"model.layers.{index}"
@@ -139,12 +121,16 @@ class LlamaWeights:
         if target is not None:
             own = tuple(layer(index) for index in range(len(shared), config.num_hidden_layers))
             norm = tensor("model.norm.weight") if "model.norm.weight" in tensors else target.norm
+            embedding, head = (
+                matrix(name) if name in tensors else its
+                for name, its in ((EMBEDDING, target.embed_tokens), (HEAD, target.lm_head))
+            )
             layers = tuple(target.layers[index] for index in shared) + own
-            return cls(target.embed_tokens, layers, norm, target.lm_head)
-        embed_tokens = matrix("model.embed_tokens.weight")
+            return cls(embedding, layers, norm, head)
+        embed_tokens = matrix(EMBEDDING)
         advance(embed_tokens.nbytes)
         layers = tuple(layer(index) for index in range(config.num_hidden_layers))
-        lm_head = embed_tokens if config.tie_word_embeddings else matrix("lm_head.weight")
+        lm_head = embed_tokens if config.tie_word_embeddings else matrix(HEAD)
         return cls(embed_tokens, layers, tensor("model.norm.weight"), lm_head)
 
 
@@ -190,18 +176,21 @@ class Buffers:
         self.attended = empty(rows, heads, head_dim)
         self.activated = empty(rows * max(inners))  # rows of a layer, as wide as that is
         widths = [replace(config, intermediate_size=inner) for inner in inners]
-        num_bytes = max(workspace_bytes(each, sizes, vocab_size=vocab_size) for each in widths)
+        fed = max(layer.qkv_proj.shape[1] for layer in weights.layers)  # a head's layer is fed twice as much
+        num_bytes = max(workspace_bytes(each, sizes, vocab_size=vocab_size, fed=fed) for each in widths)
         self.workspace = empty(max(num_bytes, 16), dtype=torch.uint8)
         # Of attention, which leaves them at 0: all layers, captured or not, run one after another.
         self.counters = torch.zeros(rows * heads, dtype=torch.int32, device=weights.device)
 
 
-def workspace_bytes(config: ModelConfig, sizes: Sizes, *, vocab_size: int) -> int:
-    """What the hungriest launch of a pass needs; they run one after another and share it."""
+def workspace_bytes(config: ModelConfig, sizes: Sizes, *, vocab_size: int, fed: int) -> int:
+    """What the hungriest launch of a pass needs; they run one after another and share it. fed: columns that
+    qkv_proj reads.
+    """
     heads, kv_heads, head_dim = config.num_attention_heads, config.num_key_value_heads, config.head_dim
     hidden, inner = config.hidden_size, config.intermediate_size
     linears = (
-        ((heads + 2 * kv_heads) * head_dim, hidden),
+        ((heads + 2 * kv_heads) * head_dim, fed),
         (hidden, heads * head_dim),
         (hidden, inner),
     )
@@ -234,6 +223,16 @@ def operands(weight: Matrix) -> tuple[Tensor, Codes]:
 def row_blocks(num_rows: int) -> "list[slice[int, int, None]]":
     """Rows in blocks that the linear kernel takes: it computes more than MAX_ROWS with other bits."""
     return [slice(at, min(at + MAX_ROWS, num_rows)) for at in range(0, num_rows, MAX_ROWS)]
+
+
+def blocks_of(weight: Matrix, batch: ForwardBatch) -> "list[slice[int, int, None]]":
+    """Rows of a pass as a linear layer takes them: a prefill chunk is one block, where there are no codes."""
+    is_chunk = batch.max_q_len > MAX_ROWS
+    return (
+        [slice(0, batch.num_tokens)]
+        if is_chunk and isinstance(weight, Tensor)
+        else row_blocks(batch.num_tokens)
+    )
 
 
 class Llama:
@@ -274,42 +273,51 @@ class Llama:
         cos, sin = rope_tables(config, sizes.max_model_len)
         self.cos, self.sin = cos.contiguous().to(weights.device), sin.contiguous().to(weights.device)
 
-    def forward(self, batch: ForwardBatch, num_live: Tensor | None = None) -> Tensor:
+    def forward(
+        self, batch: ForwardBatch, num_live: Tensor | None = None, keep: Keep | None = None
+    ) -> Tensor:
         """The residual stream behind the last layer, [T, H] fp32, in a buffer that the next pass overwrites,
         and for `logits` what the head reads.
 
         Stores keys and values by slot_mapping. Rows of padding hold garbage. num_live: the batch's, of a
-        step that may be launched after all sequences have ended; no weights are read then.
+        step that may be launched after all sequences have ended; no weights are read then. keep: is called
+        with the residual stream [T, H] before each layer, and with their number behind the last.
+        """
+        self._check_rows(batch)
+        own, rows = self.buffers, batch.num_tokens
+        scaled, squares = own.scaled[:rows], own.squares[:rows]
+        held, form = operands(self.weights.embed_tokens)
+        first_norm = self.weights.layers[0].input_layernorm
+        residual = own.residual[:rows]
+        embedding(batch.input_ids, held, residual, first_norm, scaled, squares, self.pdl, **form)
+        return self._layers(batch, scaled, squares, num_live, keep)
+
+    def _check_rows(self, batch: ForwardBatch) -> None:
+        rows, most = batch.num_tokens, self.sizes.max_tokens
+        if rows > most:
+            raise ValueError(f"the batch has {rows} rows, the buffers {most}: build larger ones")
+
+    def _layers(
+        self,
+        batch: ForwardBatch,
+        x: Tensor,
+        sums: Tensor | None,
+        num_live: Tensor | None,
+        keep: Keep | None = None,
+    ) -> Tensor:
+        """x [T, K]: what the first layer reads; sums: with the squares of its rows, or None if they are
+        normed. The residual stream is in its buffer.
         """
         rows = batch.num_tokens
-        if rows > self.sizes.max_tokens:
-            raise ValueError(
-                f"the batch has {rows} rows, the buffers {self.sizes.max_tokens}: build larger ones"
-            )
         own, weights, eps = self.buffers, self.weights, self.config.rms_norm_eps
         residual, qkv, q = own.residual[:rows], own.qkv[:rows], own.q[:rows]
         attended = own.attended[:rows]
         flat, scaled, squares = attended.view(rows, -1), own.scaled[:rows], own.squares[:rows]
-        is_chunk = batch.max_q_len > MAX_ROWS
-        norms = [*(layer.input_layernorm for layer in weights.layers), weights.norm]
-
-        def blocks(weight: Matrix) -> "list[slice[int, int, None]]":
-            return [slice(0, rows)] if is_chunk and isinstance(weight, Tensor) else row_blocks(rows)
-
-        def read(weight: Matrix, out: Tensor, bias: Tensor | None) -> None:
-            held, form = operands(weight)
-            for block in blocks(weight):
-                linear(
-                    *(scaled[block], held, out[block], bias, None, own.workspace, num_live),
-                    squares=squares[block],
-                    eps=eps,
-                    pdl=self.pdl,
-                    **form,
-                )
+        norms = [*(layer.input_layernorm for layer in weights.layers[1:]), weights.norm]
 
         def add(x: Tensor, weight: Matrix, next_norm: Tensor) -> None:
             held, form = operands(weight)
-            for block in blocks(weight):
+            for block in blocks_of(weight, batch):
                 linear(
                     *(x[block], held, None, None, residual[block], own.workspace, num_live),
                     next_norm=next_norm,
@@ -319,32 +327,30 @@ class Llama:
                     **form,
                 )
 
-        held, form = operands(weights.embed_tokens)
-        embedding(batch.input_ids, held, residual, norms[0], scaled, squares, self.pdl, **form)
-        for layer, next_norm, k_cache, v_cache in zip(
-            weights.layers, norms[1:], self.kv_cache.keys, self.kv_cache.values, strict=True
+        for index, (layer, next_norm, k_cache, v_cache) in enumerate(
+            zip(weights.layers, norms, self.kv_cache.keys, self.kv_cache.values, strict=True)
         ):
-            read(layer.qkv_proj, qkv, layer.qkv_bias)
+            if keep is not None:
+                keep(index, residual)
+            held, form = operands(layer.qkv_proj)
+            for block in blocks_of(layer.qkv_proj, batch):
+                linear(
+                    *(x[block], held, qkv[block], layer.qkv_bias, None, own.workspace, num_live),
+                    squares=None if sums is None else sums[block],
+                    eps=eps,
+                    pdl=self.pdl,
+                    **form,
+                )
             qkv_rope_store(
-                qkv,
-                batch.positions,
-                self.cos,
-                self.sin,
-                batch.slot_mapping,
-                q,
-                k_cache,
-                v_cache,
-                layer.q_norm,
-                layer.k_norm,
-                eps,
-                self.pdl,
+                *(qkv, batch.positions, self.cos, self.sin, batch.slot_mapping, q, k_cache, v_cache),
+                *(layer.q_norm, layer.k_norm, eps, self.pdl),
             )
             self._attention(q, k_cache, v_cache, batch, attended, own.workspace, own.counters)
             add(flat, layer.o_proj, layer.post_attention_layernorm)
             held, form = operands(layer.gate_up_proj)
             inner = layer.down_proj.shape[1]
             activated = own.activated[: rows * inner].view(rows, inner)
-            for block in blocks(layer.gate_up_proj):
+            for block in blocks_of(layer.gate_up_proj, batch):
                 gate_up_silu(
                     *(scaled[block], held, activated[block], own.workspace, num_live),
                     squares=squares[block],
@@ -353,6 +359,9 @@ class Llama:
                     **form,
                 )
             add(activated, layer.down_proj, next_norm)
+            x, sums = scaled, squares
+        if keep is not None:
+            keep(len(weights.layers), residual)
         return residual
 
     def logits(self, rows: Tensor, out: Tensor, num_live: Tensor | None = None) -> None:

@@ -31,6 +31,8 @@ OPERATORS = [
     f"{KERNELS}/forward/test_coded_weights.py::test_gate_up_silu_is_the_definition[17-63-200-q4]",
     f"{KERNELS}/forward/test_coded_weights.py::test_embedding_has_each_value[q8-63]",
     f"{KERNELS}/forward/test_rms_norm.py::test_rounds_bf16_once[576]",
+    f"{KERNELS}/head/test_head_kernels.py::test_rows_are_kept_as_defined[63-both-normed]",
+    f"{KERNELS}/head/test_head_kernels.py::test_what_a_layer_reads_is_as_defined[96-True-4]",
     *(
         f"{KERNELS}/forward/test_attention.py::test_matches_the_definition_in_bf16[{q_len}-(9, 3, 64)-63]"
         for q_len in (8, 200)

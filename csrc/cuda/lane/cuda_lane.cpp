@@ -19,16 +19,15 @@ const char* step_name(OpKind kind) {
 }  // namespace
 
 CudaLane::CudaLane(std::string name, std::shared_ptr<Launcher> launcher, std::shared_ptr<CudaStream> stream,
-                   std::shared_ptr<DeviceArrays> arrays)
+                   std::shared_ptr<DeviceArrays> arrays, bool reads_target)
     : name_(std::move(name)),
       launcher_(std::move(launcher)),
       own_stream_(std::move(stream)),
       context_(own_stream_->context()),
       stream_(own_stream_->get()),
       arrays_(std::move(arrays)),
+      reads_target_(reads_target),
       device_trace_(context_, stream_) {}
-
-CudaLane::~CudaLane() { join(); }
 
 void CudaLane::add_step(const StepKey& key, Step step) {
   const std::lock_guard<std::mutex> lock(steps_mutex_);

@@ -22,9 +22,10 @@ namespace pearl {
 class CudaLane : public Lane {
  public:
   // stream: for this lane alone, and for the capture of its steps. It lives as long as the lane.
+  // reads_target: its passes read what the target's left of the same tokens, and come behind them.
   CudaLane(std::string name, std::shared_ptr<Launcher> launcher, std::shared_ptr<CudaStream> stream,
-           std::shared_ptr<DeviceArrays> arrays);
-  ~CudaLane() override;
+           std::shared_ptr<DeviceArrays> arrays, bool reads_target = false);
+  ~CudaLane() override { join(); }
 
   // A captured step; one with the same key takes its place. Not while a run is in flight.
   void add_step(const StepKey& key, Step step);
@@ -37,8 +38,10 @@ class CudaLane : public Lane {
   void join() override;
   bool admits() const override { return true; }
   int block_size() const override { return arrays_->sizes().block_size; }
-  // Beside a draft on the host that has a KV cache each prompt is fed whole.
-  bool finds_prefixes() const override { return !has_host_cache_; }
+  // Beside a draft on the host that has a KV cache, or one that reads the target's passes, each prompt is fed
+  // whole.
+  bool finds_prefixes() const override { return !has_host_cache_ && !reads_target_; }
+  bool reads_target() const { return reads_target_; }
   Admission::Terms terms(const LaneProgram& program, const State& state) const override;
   void check_joiner(const Request& request) const override {
     arrays_->check_request(request, name_);
@@ -113,6 +116,7 @@ class CudaLane : public Lane {
   const std::shared_ptr<Context> context_;
   const CUstream stream_;
   const std::shared_ptr<DeviceArrays> arrays_;
+  const bool reads_target_;
   mutable std::mutex steps_mutex_;
   StepTable steps_;  // guarded by steps_mutex_
 

@@ -145,8 +145,16 @@ bool GpuAdmission::feed() {
   const int64_t end = target_->arrays().sizes().pass_end(fed_, length);
   if (is_last_pass() && !may_judge()) return false;
   const int64_t context = std::min(end, length - 1);  // the first window feeds the last token
-  if (draft_ != nullptr && fed_ < context) draft_->feed(copies_[1].pass(slot_, block_, fed_, context));
+  const auto feed_draft = [&] {
+    if (draft_ != nullptr && fed_ < context) draft_->feed(copies_[1].pass(slot_, block_, fed_, context));
+  };
+  const bool reads_target = draft_ != nullptr && draft_->reads_target();
+  if (!reads_target) feed_draft();
   target_->feed(copies_[0].pass(slot_, block_, fed_, end));
+  if (reads_target) {
+    draft_->wait_for(target_);
+    feed_draft();
+  }
   mark();
   fed_ = end;
   return true;

@@ -9,8 +9,11 @@ from pearl_rt.kernels.forward.feed import (
     DRAFT_FIRST,
     DRAFT_NEXT,
     DRAFT_WINDOW,
+    HEAD_FIRST,
+    HEAD_NEXT,
     KINDS,
     PREFILL,
+    PREFILLS,
     SCORE,
     SCORE_WINDOW,
     Fed,
@@ -44,11 +47,12 @@ def arguments(kind: int, step: int, num_slots: int, seed: int, device: torch.dev
         base = int(committed[b] + pending[b])
         tokens[b, base:] = POISON_ID
         pages[b, -(-(base + GAMMA) // BLOCK_SIZE) :] = POISON_PAGE
-    chunk[num_slots // 2] = torch.tensor([0, int(committed[num_slots // 2])])
-    max_q_len = {PREFILL: 32, SCORE: GAMMA, DRAFT_FIRST: 2, DRAFT_NEXT: 1}.get(kind, 2 * GAMMA)
+    chunk[num_slots // 2] = torch.tensor([0, int(committed[num_slots // 2]) - (kind != PREFILL)])
+    lengths = dict.fromkeys(PREFILLS, 32) | {SCORE: GAMMA, DRAFT_FIRST: 2, HEAD_FIRST: GAMMA + 1}
+    max_q_len = (lengths | dict.fromkeys((DRAFT_NEXT, HEAD_NEXT), 1)).get(kind, 2 * GAMMA)
     num_logits = max_q_len if kind in (SCORE, SCORE_WINDOW) else GAMMA if kind == DRAFT_WINDOW else 1
     places = num_slots, num_logits if kind == DRAFT_WINDOW else 1
-    num_tokens = max_q_len if kind == PREFILL else num_slots * max_q_len
+    num_tokens = max_q_len if kind in PREFILLS else num_slots * max_q_len
 
     def fresh(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
         return torch.full(shape, CANARY, dtype=dtype)
@@ -95,7 +99,7 @@ def copied(args: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("kind", range(len(KINDS)), ids=KINDS)
 def test_feed_is_its_definition(kind: int, num_slots: int, device: torch.device) -> None:
     for seed in range(4):
-        args = arguments(kind, seed if kind == DRAFT_NEXT else 0, num_slots, seed, device)
+        args = arguments(kind, seed if kind in (DRAFT_NEXT, HEAD_NEXT) else 0, num_slots, seed, device)
         expected = copied(args)
         feed(**args)
         reference.feed(**grouped(expected))
@@ -182,7 +186,7 @@ def test_a_window_may_be_strided(device: torch.device) -> None:
 def test_refusals_name_the_argument(device: torch.device) -> None:
     args = arguments(SCORE, 0, 2, 0, device)
     for change, message in (
-        ({"kind": 9}, r"kind 9 is not one of 0 to 5 \(PREFILL"),
+        ({"kind": 9}, r"kind 9 is not one of 0 to 8 \(PREFILL"),
         ({"max_q_len": 6}, r"input_ids has 10 rows, 2 sequences of 6 may need 12"),
         ({"committed": args["committed"].long()}, r"committed is torch.int64"),
         ({"block_table": args["block_table"][:1]}, r"block_table has shape \[1, 3\]"),
@@ -200,3 +204,19 @@ def test_refusals_name_the_argument(device: torch.device) -> None:
 @pytest.mark.parametrize("kind", [SCORE_WINDOW, DRAFT_FIRST, DRAFT_WINDOW], ids=KINDS.__getitem__)
 def test_op(kind: int, device: torch.device) -> None:
     torch.library.opcheck(torch.ops.pearl_rt.feed, (), arguments(kind, 0, 2, 3, device))
+
+
+def test_a_head_is_fed_the_token_behind_its_feature(device: torch.device) -> None:
+    """Behind a prompt of 4 tokens: rows of the prompt are not fed again, nor more than max_q_len."""
+    for committed, positions in ((5, [3]), (7, [3, 4, 5]), (12, [5, 6, 7, 8, 9, 10])):
+        args = arguments(HEAD_FIRST, 0, 1, 0, device)
+        args["token_ids"].copy_(torch.arange(100, 100 + CAPACITY)[None])
+        for name, value in (("pending", 0), ("prompt_len", 4), ("max_total_len", 40), ("gamma", 3)):
+            args[name].fill_(value)
+        args["committed"].fill_(committed)
+        args["finish_reason"].fill_(RUNNING)
+        feed(**args)
+        fed = len(positions)
+        assert args["positions"][:fed].tolist() == positions and args["cu_seqlens_q"].tolist() == [0, fed]
+        assert args["input_ids"][:fed].tolist() == [101 + position for position in positions]
+        assert args["sample_positions"].tolist() == [[committed]] and args["num_draft_tokens"].tolist() == [3]

@@ -1,0 +1,1 @@
+"""The definitions of the operators in kernels/head: see kernels/reference."""
