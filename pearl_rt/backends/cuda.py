@@ -40,10 +40,11 @@ class CudaBackend(Backend):
         pdl: bool = False,
         prefix_caching: bool = False,
         lookup_tokens: int | None = None,
+        candidates: int = 1,
     ) -> None:
         """cpu: of a draft on the CPU, beside which no blocks are found again. num_slots: sequences at a
         time, in steps for the next of BATCHES. kv_cache_tokens, prefix_caching: see Backend. gamma: the one
-        window that is in use; None: many. pdl: of all kernels. lookup_tokens: see CudaLanes.
+        window that is in use; None: many. pdl: of all kernels. lookup_tokens, candidates: see CudaLanes.
         """
         super().__init__(num_slots, kv_cache_tokens, prefix_caching=prefix_caching and cpu is None)
         self.block_size = self.block_size if cpu is None else cpu.block_size
@@ -52,7 +53,7 @@ class CudaBackend(Backend):
         if draft_device is not None and cpu is None:
             other = find_gpu(draft_device)
             self._draft_gpu = self._gpu if other.ordinal == self._gpu.ordinal else other
-        self._cpu, self._lookup_tokens = cpu, lookup_tokens
+        self._cpu, self._lookup_tokens, self._candidates = cpu, lookup_tokens, candidates
         if pdl:
             check_dependent_launches(self._gpu, self._draft_gpu)
         if form == "eager" and self._has_two_memories:
@@ -78,7 +79,9 @@ class CudaBackend(Backend):
             one = "placement 'shared' is one device for both models: drop draft_device, or pass 'devices'"
             return Capabilities(drafter, ("devices",), {"split": cores, "shared": one})
         two = "placement 'devices' needs a second device: pass draft_device='cuda:N' or 'cpu'"
-        return Capabilities(drafter, ("shared",), {"split": cores, "devices": two})
+        return Capabilities(
+            drafter, ("shared",), {"split": cores, "devices": two}, candidates=self._candidates
+        )
 
     def dtype(self, model: ModelSource) -> str:
         """What a model computes in: its checkpoint's own dtype, or the one that was asked for."""
@@ -159,4 +162,5 @@ class CudaBackend(Backend):
             num_slots=self._options.num_slots,
             prefill_chunk=chunk,
             looks_up=self._lookup_tokens is not None,
+            candidates=self._candidates,
         )

@@ -73,6 +73,7 @@ class CudaLanes(Lanes):
         self.measured_gammas = options.gammas
         self._sizes, self._room = sizes, sizes.state
         self.draft_steps: DraftSteps | None = None
+        self.overlaps = sizes.candidates == 1  # else windows wait for the verdict on the last ones
         self._has_head = isinstance(draft, DeviceModel) and draft.head is not None
         with self.gpu.current():
             features = sizes.features(target, draft, pdl=options.pdl)

@@ -112,13 +112,13 @@ def check_lookup(kind: str, device: str) -> None:
         )
 
 
-def check_candidates(options: EngineOptions, kind: str, device: str) -> None:
+def check_candidates(options: EngineOptions, kind: str, draft_device: str | None) -> None:
     """Raises ConfigError for several windows of a sequence where one is all that there is."""
     asked = f"candidates {options.candidates}"
-    if device not in ("cpu", "interpret"):
+    if draft_device is not None:
         raise ConfigError(
-            f"{asked}: several windows of a sequence are not captured for a GPU so far, and the target is on "
-            f"{device!r}: pass device='cpu' or 'interpret', or candidates=1"
+            f"{asked}: several windows of a sequence need both models on one device, and draft_device is "
+            f"{draft_device!r}: drop it, or pass candidates=1"
         )
     if options.draft_lookup:
         raise ConfigError(
@@ -160,7 +160,7 @@ def backend(options: EngineOptions, made_for: str | None) -> tuple[Backend, str]
     if options.draft_lookup:
         check_lookup(drafter, device)
     if options.candidates > 1:
-        check_candidates(options, drafter, device)
+        check_candidates(options, drafter, draft_device)
     if options.pdl and device == "cpu":
         raise ConfigError("pdl is how kernels are launched on a GPU, and the target is on 'cpu': drop it")
     num_slots, kv_cache_tokens = options.max_num_seqs, options.kv_cache_tokens
@@ -215,5 +215,6 @@ def backend(options: EngineOptions, made_for: str | None) -> tuple[Backend, str]
         kv_cache_tokens=kv_cache_tokens,
         prefix_caching=caches,
         lookup_tokens=options.lookup_pool if drafter == "lookup" else None,
+        candidates=options.candidates,
     )
     return on_gpu, drafter

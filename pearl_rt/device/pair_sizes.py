@@ -144,7 +144,7 @@ class PairSizes:
         """What these models hold on one GPU -> bytes. A view is behind its target; what it has of that counts
         once, as the target's.
         """
-        state = DeviceState(self.state, META)
+        state = self._state(META)
         held: list[object] = [LogitsProcessors(state)]
         parts: dict[str, int] = {}
         packed: list[DeviceModel] = []

@@ -129,8 +129,8 @@ def test_numbers_that_are_none(pair: Pair, candidates: Any) -> None:
         ({"strategy": "pearl"}, r"strategy 'pearl' .*candidates 2 .*pass strategy='sd'"),
         ({"placement": "split"}, r"placement 'split' .*candidates 2 .*placement='shared', or candidates=1"),
         (
-            {"device": "cuda"},
-            r"candidates 2: .*not captured for a GPU so far, and the target is on 'cuda'.*or 'interpret'",
+            {"device": "cuda", "draft_device": "cuda:1"},
+            r"candidates 2: .* need both models on one device, and draft_device is 'cuda:1': drop it",
         ),
     ],
     ids=lambda value: next(iter(value.values())) if isinstance(value, dict) else "",

@@ -17,7 +17,7 @@ from pearl_rt.backends.interpret import InterpretBackend
 from pearl_rt.device.host_gpu import HostStream
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import DeviceModel
-from pearl_rt.device.windows_beside import BesideState, pages_beside, pages_of_window
+from pearl_rt.device.windows_beside import pages_beside, pages_of_window
 from pearl_rt.types.request import Request
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled in this process")
@@ -45,8 +45,8 @@ def lanes_of(candidates: int) -> CudaLanes:
         for name, tensors in (("target", PAIR.target), ("draft", PAIR.draft))
     ]
     lanes = InterpretBackend(2, candidates=candidates).lanes("shared", *models, KvPool(16, 6, MAX_LEN))
-    state = lanes.target_steps.state
-    for cache in state.caches if isinstance(state, BesideState) else ():
+    assert lanes.draft_steps is not None
+    for cache in (lanes.target_steps.model.kv_cache, lanes.draft_steps.model.kv_cache):
         for pages in (*cache.keys, *cache.values):
             pages.fill_(float("nan"))
     return lanes
