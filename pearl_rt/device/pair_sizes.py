@@ -13,15 +13,20 @@ import torch
 from pearl_rt.checkpoint.config import ModelConfig
 from pearl_rt.checkpoint.shapes import tensor_shapes
 from pearl_rt.checkpoint.source import ModelSource, stored_forms
+from pearl_rt.device.drafts.head_steps import HeadSteps
+from pearl_rt.device.drafts.windows_beside import (
+    BesideDraftSteps,
+    BesideState,
+    BesideTargetSteps,
+    pages_beside,
+)
 from pearl_rt.device.gpu import Gpu
-from pearl_rt.device.head_steps import HeadSteps
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.logits_processors import LogitsProcessors
 from pearl_rt.device.logprob_ring import LogprobRing
 from pearl_rt.device.model import DTYPES, DeviceModel, memory_errors
 from pearl_rt.device.state import DeviceState, StateSizes
 from pearl_rt.device.steps import DraftSteps, LaneSteps, TargetSteps
-from pearl_rt.device.windows_beside import BesideDraftSteps, BesideState, BesideTargetSteps, pages_beside
 from pearl_rt.errors import ResourceError, gib
 from pearl_rt.model.eagle_head import EagleHead
 from pearl_rt.model.features import Features

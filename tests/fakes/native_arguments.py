@@ -343,7 +343,7 @@ MAKERS: dict[str, Maker] = {
     "step_us": choice(0.0, 20.0, odd=(-1.0, NAN, 2e6)),
     "delay_us": choice((0, 0), (0, 20), odd=((20, 0), (-1, -1), (0, 2**31 - 1))),
     **named(choice(True, False), "ignore_eos", "adapts", "processed", "logprobs", "host_logits", "timed"),
-    **named(choice(True, False), "for_all", "looks_up", "branches", "drafts_at_once"),
+    **named(choice(True, False), "for_all", "looks_up", "branches", "drafts_at_once", "reads_target"),
     **named(choice(True, False), "shares", "fills", "is_certain", "prefix_caching", "is_pinned", "has_taps"),
     "grammar": choice(None, AnyToken()),
     "keep_logits": choice(None, True, False),

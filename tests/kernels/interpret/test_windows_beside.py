@@ -14,10 +14,10 @@ from tiny_pairs import SMALL, Pair
 from pearl_rt import Engine, RequestError, SamplingParams
 from pearl_rt.backends.cuda_lanes import CudaLanes
 from pearl_rt.backends.interpret import InterpretBackend
+from pearl_rt.device.drafts.windows_beside import pages_beside, pages_of_window
 from pearl_rt.device.host_gpu import HostStream
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.model import DeviceModel
-from pearl_rt.device.windows_beside import pages_beside, pages_of_window
 from pearl_rt.types.request import Request
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are compiled in this process")

@@ -19,9 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pearl_rt import ConfigError, Engine, RequestError, SamplingParams
 from pearl_rt.checkpoint.source import ModelSource
+from pearl_rt.device.drafts.windows_beside import BesideState, pages_of_window
 from pearl_rt.device.kv_pool import KvPool
 from pearl_rt.device.pair_sizes import PairSizes
-from pearl_rt.device.windows_beside import BesideState, pages_of_window
 from pearl_rt.strategy.program import MAX_GAMMA
 from pearl_rt.strategy.step_timing import NOMINAL_TIMES
 
