@@ -1,1 +1,1 @@
-"""Steps of drafts that are more than one window of a model: a head of the target, several windows of a sequence."""
+"""Steps of drafts that are more than one window of a model: a head of the target, several windows."""
