@@ -11,9 +11,10 @@ KERNELS = Path(__file__).resolve().parents[3] / "kernels"
 BELOW = {
     "base": set(),
     "forward": {"base"},
+    "head": {"base", "forward"},
     "sampling": {"base"},
     "verify": {"base", "sampling"},
-    "tools": {"base", "forward", "sampling", "verify"},
+    "tools": {"base", "forward", "head", "sampling", "verify"},
     "reference": set(),
 }
 
